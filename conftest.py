@@ -1,0 +1,26 @@
+"""Strict everywhere: 8 host devices, no silent promotion of dtypes or ranks."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+collect_ignore = ["tests/reference/make_reference.py"]  # wants torch, and writes fixtures
+SHARED = pathlib.Path(__file__).parent / "../shared/data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of development texts and models beside the checkout, where there is one."""
+    if not SHARED.exists():
+        pytest.skip("wants ../shared/data, which is not beside this checkout")
+    return SHARED

@@ -1,0 +1,81 @@
+"""Writes the README's table of measured results, and its picture, from the JSON beside this file.
+
+python experiments/readme_table.py
+"""
+
+import json
+import pathlib
+
+HERE = pathlib.Path(__file__).parent
+START, END = "<!-- table: written by experiments/readme_table.py -->\n", "<!-- end -->"
+LABELS = {163_000_000: "163 MB", 122_000_000: "122 MB", 102_000_000: "102 MB"}
+
+
+def read(name):
+    return json.loads((HERE / name).read_text())
+
+
+def quality():
+    """(limit, budget's row, best uniform row) for each size."""
+    rows = read("fit_smollm2.json")["rows"]
+    for limit in LABELS:
+        here = [r for r in rows if r["limit_bytes"] == limit]
+        plan = next(r for r in here if r["plan"] == "weights only")
+        uniform = [r for r in here if r["plan"].startswith("uniform")]
+        yield limit, plan, min(uniform, key=lambda r: r["kl"]["mean"])
+
+
+def table():
+    lines = ["| SmolLM2-135M, rotated | bytes | perplexity | KL to dense |", "|---|---|---|---|"]
+    row = read("fit_smollm2.json")["rows"][0]
+    weights = round(8 * row["bytes"] / row["bits_per_weight"])
+    lines.append(
+        f"| dense, float32 | {4 * weights:,} | {row['dense_perplexity']['mean']:.2f} | 0 |"
+    )
+    show = lambda r: f"{r['bytes']:,} | {r['perplexity']['mean']:.2f} | {r['kl']['mean']:.4f} |"
+    for limit, plan, uniform in quality():
+        lines.append(f"| `budget`, {LABELS[limit]}, no data | {show(plan)}")
+        lines.append(f"| best uniform rounding at no fewer | {show(uniform)}")
+    lines += ["", "| CPU decode, one token at a time | bytes | speed against dense f32 |"]
+    lines.append("|---|---|---|")
+    for name in sorted(p.name for p in HERE.glob("cpu_decode.*.json")):
+        found = read(name)
+        for r in found["rows"][1:]:
+            label = f"{r['encoding']}, jax {found['jax']}"
+            lines.append(f"| {label} | {r['bytes']:,} | {r['times_dense']:.2f}× |")
+    lines += ["", "| TPU v5e, by its compiler: linen, width 2048, decode | arguments | temp |"]
+    lines.append("|---|---|---|")
+    for r in read("tpu_memory.json")["rows"]:
+        if r["model"].startswith("linen") and r["task"].startswith("decode"):
+            sizes = f"{r['arguments_mib']:,.1f} MiB | {r['temp_mib']:,.1f} MiB"
+            lines.append(f"| {r['encoding']} | {sizes} |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    found = list(quality())
+    for at, label, mark in ((1, "budget, no data", "o-"), (2, "best uniform rounding", "s--")):
+        points = sorted((row[at]["bytes"] / 1e6, row[at]["kl"]["mean"]) for row in found)
+        axes.plot(*zip(*points), mark, label=label)
+    axes.set(yscale="log", xlabel="MB", ylabel="KL to the dense model, nats")
+    axes.set_title("SmolLM2-135M, rotated (dense float32: 651 MB)", fontsize=10)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def main():
+    readme = HERE.parent / "README.md"
+    before, rest = readme.read_text().split(START)
+    readme.write_text(before + START + table() + END + rest.split(END)[1])
+    picture(HERE.parent / "docs" / "quality.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Fit any language model into the memory you have, and prove it before you rent the machine."""
+
+from . import models as models
+from .budgeting import budget as budget
+from .codecs import Cast as Cast
+from .codecs import Chain as Chain
+from .codecs import Int as Int
+from .codecs import Keep as Keep
+from .codecs import LowRank as LowRank
+from .compiling import CompileError as CompileError
+from .curvature import fisher as fisher
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluate as evaluate
+from .footprint import Memory as Memory
+from .footprint import memory as memory
+from .leaf import Encoded as Encoded
+from .leaf import decode as decode
+from .leaf import is_encoded as is_encoded
+from .leaf import nbytes as nbytes
+from .lifting import dot_general as dot_general
+from .lifting import lift as lift
+from .planning import Plan as Plan
+from .planning import choose as choose
+from .planning import encode as encode
+from .reporting import Report as Report
+from .reporting import report as report
+from .select import merge as merge
+from .select import paths as paths
+from .select import split as split
+from .statistics import Moments as Moments
+from .statistics import stats as stats
+from .store import load as load
+from .store import save as save
+from .usage import Use as Use
+from .usage import uses as uses

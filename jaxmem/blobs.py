@@ -1,0 +1,74 @@
+"""write, read_into: numbers as bytes of a file and their CRC-32, sub-byte numbers packed.
+
+A number of 1, 2 or 4 bits shares its byte with its neighbours, the first in the low bits; others
+take whole bytes, low byte first. CRC-32 finds every change within 32 bits.
+"""
+
+import zlib
+from typing import BinaryIO
+
+import jax
+import numpy as np
+
+CHUNK = 1 << 24  # bytes in memory that are packed at a time
+
+
+def stored_bytes(size: int, dtype: np.dtype) -> int:
+    """Bytes that `size` numbers take in a file.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> stored_bytes(5, jnp.dtype("int4")), stored_bytes(5, jnp.dtype("bfloat16"))
+        (3, 10)
+    """
+    return -(-size * _stored_bits(dtype) // 8)
+
+
+def write(file: BinaryIO, piece: np.ndarray | jax.Array) -> int:
+    """Writes an array where the file stands; returns the CRC-32 of its bytes."""
+    if isinstance(piece, jax.Array):
+        piece = piece.copy()  # or the host's copy would stay cached on the caller's array
+    flat = np.ascontiguousarray(piece, np.dtype(piece.dtype.name)).reshape(-1).view(np.uint8)
+    bits, crc = _stored_bits(piece.dtype), 0
+    for i in range(0, flat.size, CHUNK):
+        part = flat[i : i + CHUNK]
+        raw = part if bits >= 8 else _pack(part, bits)
+        crc = zlib.crc32(raw, crc)
+        file.write(raw)
+    return crc
+
+
+def read_into(file: BinaryIO, piece: np.ndarray, size: int) -> int:
+    """Fills `piece` from the next `size` bytes of the file; returns their CRC-32."""
+    bits, crc = _stored_bits(piece.dtype), 0
+    flat, per = piece.reshape(-1).view(np.uint8), max(1, 8 // bits)
+    for i in range(0, size, CHUNK // per):
+        part = flat[i * per : i * per + CHUNK]
+        raw = part if per == 1 else np.empty(-(-part.size // per), np.uint8)
+        file.readinto(raw)
+        crc = zlib.crc32(raw, crc)
+        if per > 1:
+            _unpack(raw, part, bits)
+    return crc
+
+
+def _pack(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """A sub-byte number a byte -> 8 // bits of them a byte, the first in the low bits."""
+    per = 8 // bits
+    packed = np.zeros(-(-numbers.size // per), np.uint8)
+    for i in range(per):
+        row = numbers[i::per]
+        packed[: row.size] |= (row & (2**bits - 1)) << (bits * i)
+    return packed
+
+
+def _unpack(packed: np.ndarray, numbers: np.ndarray, bits: int) -> None:
+    per = 8 // bits
+    for i in range(per):
+        row = numbers[i::per]
+        row[...] = packed[: row.size] >> (bits * i) & (2**bits - 1)
+
+
+def _stored_bits(dtype: np.dtype) -> int:
+    bits = jax.dtypes.itemsize_bits(dtype)
+    return bits if bits in (1, 2, 4) else 8 * dtype.itemsize

@@ -1,0 +1,35 @@
+"""Where jaxmem keeps what it would rather not make twice, and how a file there is written whole."""
+
+import os
+import pathlib
+
+
+def cache_dir(part: str) -> pathlib.Path:
+    """The folder for `part` of the cache, made if it is missing.
+
+    The root is the environment's JAXMEM_CACHE, else `jaxmem` in XDG_CACHE_HOME, else in ~/.cache.
+
+    Example:
+        >>> import os, tempfile
+        >>> from unittest import mock
+        >>> with mock.patch.dict(os.environ, JAXMEM_CACHE=tempfile.mkdtemp()):
+        ...     cache_dir("compiled").name
+        'compiled'
+    """
+    root = os.environ.get("JAXMEM_CACHE")
+    if not root:
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        root = pathlib.Path(home) / "jaxmem"
+    folder = pathlib.Path(root).expanduser() / part
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_whole(path: pathlib.Path, data: bytes) -> None:
+    """Writes `data` to `path` so that a reader sees all of it or what was there before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,72 @@
+"""The library from a shell: `jaxmem demo | inspect | fit | eval | generate`."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+
+_DESCRIPTION = """Fit any language model into the memory you have.
+
+A MODEL is smollm2-135m or minilm-l6 (fetched once), llama-1b, llama-8b or llama-70b (shapes only),
+a directory with config.json and safetensors, a .safetensors, .gguf or llama2.c .bin file,
+hf://org/name, or a directory that `jaxmem fit` wrote.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; `args` is what follows `jaxmem` on the line.
+
+    0: done. 1: it could not be done (a download, a missing package, a full disk). 2: the input is
+    wrong. 130: interrupted. Findings go to stdout and progress to stderr; with `--json` one JSON
+    object is alone on stdout. Errors are one line; JAXMEM_TRACEBACK=1 shows where they came from.
+
+    Raises:
+        SystemExit: the line itself is wrong (2), or asks for help (0).
+    """
+    try:
+        import tyro
+
+        from .commands import Command, Output
+    except ModuleNotFoundError as error:
+        if error.name.split(".")[0] not in ("tyro", "rich"):
+            raise
+        return _failed(f'the command line wants {error.name}: pip install "jaxmem[demo]"', 1)
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    command = tyro.cli(Command, prog="jaxmem", description=_DESCRIPTION, args=args, config=flags)
+    expected = () if os.environ.get("JAXMEM_TRACEBACK") else (Exception,)
+    try:
+        with _terminable():
+            found = command.run(Output(json=command.json))
+    except KeyboardInterrupt:
+        return _failed("interrupted; nothing was left half-written", 130)
+    except expected as error:
+        if isinstance(error, ValueError | TypeError | FileNotFoundError | IsADirectoryError):
+            return _failed(error, 2)
+        if isinstance(error, ImportError | OSError):  # ConnectionError and a full disk are OSError
+            return _failed(error, 1)
+        raise
+    if command.json:
+        print(json.dumps(found, indent=1))
+    return 0
+
+
+def _failed(message: object, code: int) -> int:
+    line = " ".join(str(message).split()) or type(message).__name__
+    print(f"jaxmem: {line}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """A termination ends like Ctrl-C, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,71 @@
+"""Cast: the weight in a narrower float type, converted where it is used."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..leaf import Encoded, is_encoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Cast:
+    """Rounds to the nearest value of a float `dtype`: bfloat16, float16 or an 8-bit float.
+
+    Error: half a unit in the last place, |w| · 2^-8 for bfloat16, |w| · 2^-11 for float16 (and
+    2^-25, where it ends). Micikevicius et al., 2018 (float16), 2022 (8-bit floats).
+
+    Raises:
+        ValueError: not a float type.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> jm.nbytes(Cast("bfloat16").encode(jnp.ones((8, 8))))
+        128
+    """
+
+    dtype: str
+
+    def __post_init__(self):
+        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
+            raise ValueError(f"Cast takes a float type, got {self.dtype}")
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
+
+    def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "CastArray":
+        if is_encoded(w):
+            return w.map(self.encode)
+        return CastArray(jnp.asarray(w).astype(self.dtype), jnp.dtype(w.dtype))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CastArray(Encoded):
+    """An array in a narrower type than the one it stands for."""
+
+    values: Array
+    dtype: Any = dataclasses.field(metadata=dict(static=True))
+
+    shape = property(lambda self: self.values.shape)
+    stack = property(lambda self: self.values.shape[:-2])
+
+    def decode(self):
+        return self.values.astype(self.dtype)
+
+    def astype(self, dtype):
+        return dataclasses.replace(self, dtype=jnp.dtype(dtype))
+
+    def dot(self, x, dims, preferred_element_type=None, precision=None):
+        w = self.values.astype(x.dtype)  # fuses into the product on an accelerator
+        y = lax.dot_general(x, w, dims, precision, preferred_element_type=jnp.float32)
+        return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
+
+    def take(self, rows):
+        return self.values[rows].astype(self.dtype)
+
+    def transpose(self, axes):
+        return dataclasses.replace(self, values=self.values.transpose(axes))
+
+    def reshape(self, shape):
+        return dataclasses.replace(self, values=self.values.reshape(shape))

@@ -1,0 +1,32 @@
+"""Chain: one codec after another, each on the float arrays that the last one left."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """`Chain((LowRank(8), Int(8)))` factorises, then quantizes both factors.
+
+    Raises:
+        TypeError: a codec is not last and leaves no float arrays to encode.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> leaf = jm.Chain((jm.LowRank(4), jm.Int(8))).encode(jnp.ones((64, 32)))
+        >>> leaf.shape, jm.nbytes(leaf)
+        ((64, 32), 456)
+    """
+
+    codecs: tuple
+
+    def __post_init__(self):
+        if not self.codecs:
+            raise ValueError("Chain takes at least one codec, got none")
+        object.__setattr__(self, "codecs", tuple(self.codecs))
+
+    def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> Any:
+        for codec in self.codecs:
+            w = codec.encode(w, axes, stats)
+            stats = None  # the next codec's weights are fed something else
+        return w

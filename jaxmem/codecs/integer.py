@@ -1,0 +1,254 @@
+"""Int: w ≈ scale · (code − zero), codes of 2 to 8 bits, one scale a row or a group of a row."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..folding import UNROLLED, Fold, Folded, by_tiles, decoded_product
+from ..leaf import is_encoded
+from .packing import WIDTHS, interleave, pack, shifts, slices, unpack, unpack_rows
+
+FEW_ROWS = 32  # up to here the CPU's integer product beats decoding (experiments/cpu_decode.py)
+FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
+_LEAST = 2.0**-14  # f16 scales below are coarse
+_LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Int:
+    """Round-to-nearest integers of `bits` bits (2 to 8), truly packed, with 16-bit scales.
+
+    One scale for each output channel, or for each `group` weights along the summed axes (the last
+    group is short where they do not divide). `symmetric=False` adds a zero point of `bits` bits.
+
+    Error: |w − decode| ≤ scale/2, or with a zero point scale · (1/2 + 2^(bits−10)).
+    A weight may be at most 65,504 · (2^(bits−1) − 1) in size. Jacob et al., 2018.
+
+    Raises:
+        ValueError: bits outside 2 to 8, or a group below 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w = jnp.array([[1.1], [2.2], [3.3], [4.4], [5.5]])
+        >>> [round(float(x), 2) for x in Int(8).encode(w).decode()[:, 0]]
+        [1.08, 2.21, 3.29, 4.42, 5.5]
+    """
+
+    bits: int
+    _: dataclasses.KW_ONLY
+    group: int | None = None
+    symmetric: bool = True
+
+    def __post_init__(self):
+        if self.bits not in range(2, 9):
+            raise ValueError(f"Int takes 2 to 8 bits, got {self.bits}")
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"Int takes a group of at least 1 weight, got {self.group}")
+
+    def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "IntArray":
+        if is_encoded(w):
+            return w.map(self.encode)
+        return _encode(self, w, tuple(axes))
+
+    def fit(self, matrix: Array, fold: Fold, dtype: Any) -> "IntArray":
+        """The leaf of a matrix (*stack, n, k), each group rounded to the range it spans."""
+        k = matrix.shape[-1]
+        g = min(self.group or k, k) or 1
+        groups = -(-k // g)
+        padded = jnp.pad(matrix, [(0, 0)] * (matrix.ndim - 1) + [(0, groups * g - k)])
+        padded = padded.reshape(*matrix.shape[:-1], groups, g)
+        scale, zero = self.range(padded.min(-1, initial=0.0), padded.max(-1, initial=0.0))
+        return self.round(matrix, scale, zero, fold, dtype)
+
+    def range(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """The f16 scale and integer zero point that span [low, high], which holds 0."""
+        if self.symmetric:
+            top = 2 ** (self.bits - 1) - 1
+            high = jnp.maximum(-low, high)
+            return _scale(high, top, up=True), jnp.full(high.shape, 2 ** (self.bits - 1))
+        span, top = high - low, 2**self.bits - 1
+        scale = _scale(span, top, up=span < top * _LEAST)  # down, so that the ends are codes
+        zero = jnp.round(-low / _divisor(scale)).astype(jnp.int32)
+        return scale, jnp.clip(zero, 0, top)
+
+    def round(self, matrix, scale, zero, fold, dtype) -> "IntArray":
+        """The leaf with the nearest codes, given scale and zero (*stack, n, groups)."""
+        k = matrix.shape[-1]
+        g = min(self.group or k, k) or 1
+        spread = lambda a: jnp.repeat(a, g, -1)[..., :k]
+        codes = jnp.round(matrix / spread(_divisor(scale))) + spread(zero).astype(jnp.float32)
+        least = 1 if self.symmetric else 0
+        codes = jnp.clip(codes, least, 2**self.bits - 1).astype(jnp.uint8)
+        zeros = None if self.symmetric else pack(zero.mT.astype(jnp.uint8), self.bits, axis=-1)
+        codes = pack(codes, self.bits, axis=-2)
+        return IntArray(codes, scale.mT, zeros, self.bits, g, fold, jnp.dtype(dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _encode(codec, w, axes):
+    """Compiled, since step by step it would hold several copies of the weight in f32."""
+    matrix, fold = Fold.of(w, axes)
+    return codec.fit(matrix.astype(jnp.float32), fold, w.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IntArray(Folded):
+    """Integer codes packed along n, scales (*stack, groups, n), zero points packed likewise."""
+
+    codes: tuple[Array, ...]  # bit fields, each (*stack, n·width/8, k) uint8; int8 when 8 bits
+    scale: Array  # (*stack, groups, n) f16
+    zero: tuple[Array, ...] | None  # bit fields, each (*stack, groups, n·width/8)
+    bits: int = dataclasses.field(metadata=dict(static=True))
+    group: int = dataclasses.field(metadata=dict(static=True))
+    fold: Fold = dataclasses.field(metadata=dict(static=True))
+    dtype: Any = dataclasses.field(metadata=dict(static=True))
+
+    lead = property(lambda self: self.scale.shape[:-2])
+
+    def zeros(self) -> Array | int:
+        """What a code stands for 0, in the codes' own integers: (*stack, groups, n), or one."""
+        if self.zero is None:
+            return 0 if self.bits == 8 else 2 ** (self.bits - 1)
+        return unpack(self.zero, self.bits, self.scale.shape[-1], axis=-1).astype(jnp.int32)
+
+    def rows(self):
+        n, k = self.scale.shape[-1], self.codes[0].shape[-1]
+        spread = lambda a: jnp.repeat(a.mT, self.group, -1)[..., :k] if a.shape[-2] > 1 else a.mT
+        codes = unpack(self.codes, self.bits, n, axis=-2).astype(jnp.float32)
+        zeros = self.zeros()
+        zeros = zeros if self.zero is None else spread(zeros.astype(jnp.float32))
+        return (codes - zeros) * spread(self.scale.astype(jnp.float32))
+
+    def narrow(self, start, size):
+        def cut(a, axis, width):
+            at = start * width // 8
+            return lax.dynamic_slice_in_dim(a, at, -(-size * width // 8), axis)
+
+        widths = WIDTHS[self.bits]
+        codes = tuple(cut(a, 0, w) for a, w in zip(self.codes, widths))
+        zero = self.zero and tuple(cut(a, 1, w) for a, w in zip(self.zero, widths))
+        scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
+        return dataclasses.replace(self, codes=codes, scale=scale, zero=zero)
+
+    def pick(self, index):
+        at = index.reshape(-1)
+        codes = unpack_rows(self.codes, self.bits, at).astype(jnp.float32)  # (rows, k)
+        spread = lambda a: jnp.repeat(a[:, at].T, self.group, -1)[:, : codes.shape[-1]]
+        zeros = self.zeros()
+        zeros = zeros if self.zero is None else spread(zeros).astype(jnp.float32)
+        rows = (codes - zeros) * spread(self.scale).astype(jnp.float32)
+        return rows.reshape(*index.shape, codes.shape[-1])
+
+    def matmul(self, x, precision=None):
+        return _shared_matmul(x, self, precision)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _matmul(x, leaf, precision):
+    """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
+    m, groups, n = x.shape[0], *leaf.scale.shape[-2:]
+    decoded = functools.partial(decoded_product, precision=precision)
+    on_cpu = _by_digits if m * groups <= FEW_ROWS else decoded
+    if groups == 1 and (leaf.bits == 8 or m * n <= FEW_SUMS):
+        elsewhere = functools.partial(_scaled_after, precision=precision)
+    else:
+        elsewhere = functools.partial(decoded, unrolled=UNROLLED)
+    return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
+
+
+@_matmul.defjvp
+def _matmul_jvp(precision, primals, tangents):
+    decoded = functools.partial(decoded_product, precision=precision)
+    return _matmul(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
+
+
+_shared_matmul = jax.jit(_matmul, static_argnums=2)  # layers of one shape trace and lower it once
+
+
+def _centred(leaf):
+    """(weight, parts) of each field: codes less the middle when symmetric, so they need no zero."""
+    for field, (width, shift) in zip(leaf.codes, shifts(leaf.bits)):
+        parts = slices(field, width)
+        if leaf.zero is None and width + shift == leaf.bits < 8:
+            parts = [part - (1 << width - 1) for part in parts]
+        yield 1 << shift, parts
+
+
+def _codes_product(x, leaf, dot):
+    """x . codes^T (m, n), a dot for each interleaved part of each field."""
+    n = leaf.scale.shape[-1]
+    return sum(
+        interleave([dot(x, part) for part in parts], -1)[:, :n] * weight
+        for weight, parts in _centred(leaf)
+    )
+
+
+def _scaled_after(x, leaf, precision):
+    """(x . codes) · scale: the accelerator reads packed codes and nothing is materialised."""
+
+    def dot(x, w):
+        w = w.astype(x.dtype)
+        return lax.dot_general(x, w, _LAST, precision, preferred_element_type=jnp.float32)
+
+    y = _codes_product(x, leaf, dot)
+    if leaf.zero is not None:
+        y -= dot(x, jnp.ones((1, x.shape[1]), x.dtype)) * leaf.zeros().astype(jnp.float32)
+    return y * leaf.scale.astype(jnp.float32)
+
+
+def _by_digits(x, leaf):
+    """int8 x int8 products of three base-254 digits of x: f32's accuracy at int8's speed.
+
+    A CPU's integer product reads the codes as they are; f32 would have to unpack them first.
+    """
+    groups, m = leaf.scale.shape[-2], x.shape[0]
+    digits, steps = _digits(x.astype(jnp.float32), 3)  # (3, m, k), (3, m, 1)
+    if groups > 1:  # a row of x for each group, zero outside it
+        inside = jnp.arange(x.shape[1])[None] // leaf.group == jnp.arange(groups)[:, None]
+        digits = digits[None] * inside[:, None, None, :].astype(jnp.int8)
+    digits = digits.reshape(groups * 3 * m, x.shape[1])
+    dot = functools.partial(
+        lax.dot_general, dimension_numbers=_LAST, preferred_element_type=jnp.int32
+    )
+
+    def product(digits, part):
+        y = _codes_product(digits, part, dot)
+        y = y.reshape(groups, 3, m, y.shape[-1])
+        if part.zero is not None:
+            sums = digits.astype(jnp.int32).sum(-1).reshape(groups, 3, m, 1)
+            y -= sums * part.zeros()[:, None, None, :]
+        y = (y.astype(jnp.float32) * steps[None]).sum(1)  # (groups, m, n)
+        return (y * part.scale.astype(jnp.float32)[:, None, :]).sum(0)
+
+    return product(digits, leaf) if leaf.bits == 8 else by_tiles(product, digits, leaf)
+
+
+def _digits(x, count):
+    """x (m, k) ~ sum of digit · step, digits int8 in [-127, 127]."""
+    step = _divisor(jnp.abs(x).max(-1, keepdims=True, initial=0.0) / 127)
+    digits, steps = [], []
+    for _ in range(count):
+        digit = jnp.round(x / step)
+        x = x - digit * step
+        digits.append(digit.astype(jnp.int8))
+        steps.append(step)
+        step = step / 254  # what is left is at most half a step
+    return jnp.stack(digits), jnp.stack(steps)
+
+
+def _scale(span, top, up):
+    """span / top in f16, rounded up or down."""
+    near = (span / top).astype(jnp.float16)
+    gap = near.astype(jnp.float32) * top - span
+    higher, lower = (jnp.nextafter(near, jnp.float16(end)) for end in (jnp.inf, 0))
+    return jnp.where(up, jnp.where(gap < 0, higher, near), jnp.where(gap > 0, lower, near))
+
+
+def _divisor(scale):
+    scale = scale.astype(jnp.float32)
+    return jnp.where(scale == 0, 1.0, scale)

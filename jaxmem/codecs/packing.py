@@ -1,0 +1,94 @@
+"""Packing: b-bit codes as bit fields of 8, 4, 2 and 1 bits, so that no bit is wasted.
+
+3 bits are a field of 2 and one of 1; 5, 6 and 7 likewise. A field of width w holds 8/w neighbours
+along one axis in a byte, lowest bits first. 8-bit codes are kept as int8 (code − 128), which
+integer products read as they are.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+WIDTHS = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+
+
+def shifts(bits: int) -> list[tuple[int, int]]:
+    """(width, how far its bits stand to the left) of each field, lowest first.
+
+    Example:
+        >>> shifts(7)
+        [(4, 0), (2, 4), (1, 6)]
+    """
+    widths = WIDTHS[bits]
+    return [(w, sum(widths[:i])) for i, w in enumerate(widths)]
+
+
+def pack(codes: Array, bits: int, axis: int) -> tuple[Array, ...]:
+    """Codes (uint8, below 2^bits) as bit fields; `axis` (negative) shrinks by 8/width.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> pack(jnp.array([1, 2, 3, 4], jnp.uint8), 4, axis=-1)[0]
+        Array([33, 67], dtype=uint8)
+    """
+    if bits == 8:
+        return ((codes ^ 128).astype(jnp.int8),)
+    at, fields = codes.ndim + axis, []
+    for width, shift in shifts(bits):
+        per_byte = 8 // width
+        short = -codes.shape[at] % per_byte
+        field = jnp.pad(codes, [(0, short if a == at else 0) for a in range(codes.ndim)])
+        count = field.shape[at] // per_byte
+        field = field.reshape(*codes.shape[:at], count, per_byte, *codes.shape[at + 1 :])
+        parts = (lax.index_in_dim(field, j, at + 1, keepdims=False) for j in range(per_byte))
+        mask = (1 << width) - 1
+        fields.append(sum((part >> shift & mask) << j * width for j, part in enumerate(parts)))
+    return tuple(fields)
+
+
+def slices(field: Array, width: int) -> list[Array]:
+    """The 8/width interleaved parts of a field, as int8."""
+    if width == 8:
+        return [field]
+    mask = (1 << width) - 1
+    return [(field >> width * j & mask).astype(jnp.int8) for j in range(8 // width)]
+
+
+def interleave(parts: list[Array], axis: int) -> Array:
+    """Undoes `slices`: part j holds every len(parts)-th element from j on."""
+    if len(parts) == 1:
+        return parts[0]
+    together = jnp.stack(parts, axis)  # the new axis follows the split one
+    at = together.ndim + axis
+    shape = together.shape
+    return together.reshape(*shape[: at - 1], shape[at - 1] * shape[at], *shape[at + 1 :])
+
+
+def unpack(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> Array:
+    """The codes, n along `axis`: uint8 values as int8, or int8 (code − 128) when 8 bits.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> codes = jnp.arange(6, dtype=jnp.uint8)
+        >>> unpack(pack(codes, 3, axis=-1), 3, 6, axis=-1)
+        Array([0, 1, 2, 3, 4, 5], dtype=int8)
+    """
+    codes = None
+    for field, (width, shift) in zip(fields, shifts(bits)):
+        part = interleave(slices(field, width), axis) << shift
+        # each field is padded to whole bytes by itself
+        part = jnp.take(part, jnp.arange(n), axis) if part.shape[axis] != n else part
+        codes = part if codes is None else codes | part
+    return codes
+
+
+def unpack_rows(fields: tuple[Array, ...], bits: int, index: Array) -> Array:
+    """Rows `index` (m,) of codes packed along their first axis: (m, k) int8."""
+    codes = 0
+    for field, (width, shift) in zip(fields, shifts(bits)):
+        if width == 8:
+            return field[index]
+        per_byte = 8 // width
+        place = (index % per_byte * width).astype(jnp.uint8)[:, None]
+        part = field[index // per_byte] >> place & (1 << width) - 1
+        codes = codes | part.astype(jnp.int8) << shift
+    return codes

@@ -1,0 +1,174 @@
+"""fit: a model in a number of bytes, as a directory that every command and `load` read."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Annotated, Any
+
+import jax
+from tyro.conf import arg
+
+import jaxmem as jm
+
+from ..models import Model, load, rotate
+from ..models.model import RECORD
+from ..select import is_whole
+from . import options
+from .evaluating import as_data, measure
+from .inspecting import shapes
+from .output import Output
+from .sizes import Size, show
+
+CALIBRATION_WINDOWS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Encodes a model into a number of bytes, with the least harm, and saves it.
+
+    Without --text and --calibrate the weights are read a layer at a time, and the dense model is
+    never held.
+    """
+
+    model: options.ModelName
+    _: dataclasses.KW_ONLY
+    nbytes: Annotated[Size, arg(name="bytes")]
+    """The most that the weights may take: 100MB, 95MiB, 1.5GB or a number of bytes."""
+    out: Annotated[str, arg(metavar="DIR")]
+    """A directory to write; it appears whole or not at all."""
+    calibrate: options.TextFile = None
+    """A text of the kind the model will read, to weigh the errors with."""
+    text: options.TextFile = None
+    """A text to compare the result with the original on; not the one it was calibrated with."""
+    windows: options.Count = None
+    """Windows of 1,024 tokens of --text to read; all of them unless given."""
+    rotate: bool = False
+    """Turn the residual stream first: the same function, its outliers spread."""
+    force: bool = False
+    """Replace DIR when it was written by `jaxmem fit`."""
+    json: options.Json = False
+
+    def run(self, output: Output) -> dict:
+        """What was done, which `output` shows."""
+        out = pathlib.Path(self.out)
+        check_out(out, self.force)
+        texts = {path: options.read(path) for path in (self.text, self.calibrate) if path}
+        if self.text and self.text == self.calibrate:
+            raise ValueError(f"{self.text} is both --text and --calibrate, expected two texts")
+        model = load(self.model)
+        check_dense(model)
+        if self.text:  # before the work, not after it
+            options.tokens(model, texts[self.text], self.windows)
+        model = rotate(model) if self.rotate else model
+        stats = None
+        if self.calibrate:
+            with output.step(f"calibrating on {self.calibrate}"):
+                stats = calibrate(model, texts[self.calibrate])
+        plan, encoded = encode_within(output, model, self.nbytes, stats)
+        # errors are taken where the dense model is held anyway: a decoded embedding is large
+        held = shapes(model) if stats is None and not self.text else model.params
+        report = jm.report(held, encoded)
+        show_report(output, plan, report)
+        evaluation = None
+        if self.text:
+            small = dataclasses.replace(model, tensors=encoded)
+            how = {"windows": self.windows, "reference": model}
+            evaluation = measure(output, small, texts[self.text], **how)
+            output.say(evaluation)
+        with output.step("saving"):
+            model.save(out, encoded)
+        found = sizes(model, encoded) | {
+            "limit_bytes": self.nbytes,
+            "out": str(out),
+            "file_bytes": sum(file.stat().st_size for file in out.iterdir()),
+        }
+        output.say(summary(found))
+        return found | {
+            "source": model.source,
+            "plan": json.loads(plan.to_json()),
+            "report": json.loads(report.to_json()),
+            "evaluation": None if evaluation is None else as_data(evaluation),
+        }
+
+
+def check_out(path: pathlib.Path, force: bool) -> None:
+    """Refuses, before any work, to write to a place that is taken.
+
+    Raises:
+        ValueError: it is not a directory that `fit` wrote, or it is and `force` was not given.
+    """
+    if not path.exists():
+        return
+    if not (path / RECORD).is_file():
+        raise ValueError(f"{path} exists and was not written by jaxmem fit; choose another --out")
+    if not force:
+        raise ValueError(f"{path} exists; --force replaces it")
+
+
+def check_dense(model: Model) -> None:
+    """Refuses a model without weights, or whose weights are encoded.
+
+    Raises:
+        ValueError: it is one.
+    """
+    for leaf in jax.tree.leaves(model.tensors, is_leaf=is_whole):
+        if isinstance(leaf, jax.ShapeDtypeStruct) or jm.is_encoded(leaf):
+            raise ValueError(f"{model.source}: expected a model with dense weights")
+
+
+def calibrate(model: Model, text: str) -> dict:
+    """Second moments of what each weight is fed, over the first windows of a text.
+
+    Raises:
+        ValueError: the text is shorter than one window.
+    """
+    ids, length = options.tokens(model, text), options.window(model)
+    count = min(len(ids) // length, CALIBRATION_WINDOWS)
+    rows = ids[: count * length].reshape(count, 1, length)
+    return jm.stats(model.apply, model.params, [(row,) for row in rows], moments="diag")
+
+
+def encode_within(
+    output: Output, model: Model, nbytes: int, stats: dict | None = None
+) -> tuple[jm.Plan, Any]:
+    """The plan that fits `nbytes`, and the tensors encoded by it."""
+    uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
+    with output.step(f"planning {show(nbytes)}"):
+        plan = jm.budget(model.tensors, nbytes=nbytes, uses=uses, stats=stats)
+    with output.step("encoding"):
+        return plan, jm.encode(model.tensors, plan, uses=uses, stats=stats)
+
+
+def show_report(output: Output, plan: jm.Plan, report: Any) -> None:
+    """A row a weight: what it became, and how far that is from what it was."""
+    rows = [
+        (
+            row.path,
+            plan.get(row.path, "kept"),
+            show(row.encoded),
+            f"{row.bits_per_weight:.2f}",
+            "" if row.error is None else f"{row.error:.4f}",
+        )
+        for row in report.rows
+    ]
+    output.table("", ("weight", "codec", "bytes", "bits/weight", "error"), rows)
+
+
+def sizes(model: Model, encoded: Any) -> dict:
+    """Bytes before and after, and bits per weight over all weights."""
+    leaves = jax.tree.leaves(model.tensors, is_leaf=is_whole)
+    weights = sum(math.prod(x.shape) for x in leaves)
+    dense = sum(jm.nbytes(jax.ShapeDtypeStruct(x.shape, x.dtype)) for x in leaves)
+    size = jm.nbytes(encoded)
+    bits = 8 * size / weights
+    return {"weights": weights, "dense_bytes": dense, "bytes": size, "bits_per_weight": bits}
+
+
+def summary(found: dict) -> str:
+    """One line of what a fit did."""
+    return (
+        f"{found['weights']:,} weights in {found['bytes']:,} bytes of {found['limit_bytes']:,}, "
+        f"{found['bits_per_weight']:.2f} bits each ({found['dense_bytes']:,} bytes dense); "
+        f"written to {found['out']}, {found['file_bytes']:,} bytes"
+    )

@@ -1,0 +1,137 @@
+"""inspect: how many bytes each part of a model takes, and what it would take in fewer bits."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxmem as jm
+
+from ..models import Model, load
+from ..select import is_whole
+from .options import Json, ModelName, inputs
+from .output import Output
+from .sizes import show
+
+PARTS = ("embeddings", "attention", "mlp", "norms", "head", "other")
+MEMORIES = (8, 16, 24, 40, 80)  # GiB: laptops, TPU v5e and T4, L4, A100, H100
+TOKENS = 2048  # of KV cache that has to fit beside the weights
+SPARE = 0.9  # the share of a memory that they may take
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Shows the bytes of each part of a model, and which memories would hold it in fewer bits.
+
+    Reads no weights, but from a directory that `jaxmem fit` wrote.
+    """
+
+    model: ModelName
+    json: Json = False
+
+    def run(self, output: Output) -> dict:
+        """The figures, which `output` shows as tables."""
+        model = load(self.model)
+        parts, formats = by_part(model), as_formats(model)
+        output.say(model.source)
+        rows = [(name, *_row(part)) for name, part in parts.items()]
+        heads = ("part", "weights", "bytes", "", "bits/weight")
+        output.table("", heads, rows, _tied(model))
+        cache = cache_bytes(model, 1)
+        note = f"✓: weights and {TOKENS} tokens of KV cache take at most {SPARE:.0%} of the memory"
+        output.table(
+            "What would fit" + (f" (KV cache: {cache:,} bytes a token)" if cache else ""),
+            ("in", "size", "bits/weight", *(f"{gib} GiB" for gib in MEMORIES)),
+            [
+                (f["format"], show(f["bytes"]), f"{f['bits_per_weight']:.2f}", *_ticks(f))
+                for f in formats
+            ],
+            note if cache else note.replace(f" and {TOKENS} tokens of KV cache", ""),
+        )
+        return {
+            "source": model.source,
+            "config": model.config.to_dict(),
+            "parts": parts,
+            "cache_bytes_per_token": cache,
+            "formats": formats,
+        }
+
+
+def by_part(model: Model) -> dict[str, dict]:
+    """{part: {weights, bytes, bits_per_weight}}, and the `total`."""
+    leaves = dict(zip(jm.paths(model.tensors), jax.tree.leaves(model.tensors, is_leaf=is_whole)))
+    found = {}
+    for part in (*PARTS, "total"):
+        here = [x for path, x in leaves.items() if part in ("total", part_of(path))]
+        if here:
+            found[part] = _sizes(sum(math.prod(x.shape) for x in here), sum(map(held, here)))
+    return found
+
+
+def part_of(path: str) -> str:
+    """Which of `PARTS` the weight at `path` belongs to.
+
+    Example:
+        >>> part_of("layers/attn/q/kernel"), part_of("final_norm/scale"), part_of("embed/embedding")
+        ('attention', 'norms', 'embeddings')
+    """
+    names = path.split("/")
+    if any("norm" in name for name in names):
+        return "norms"
+    known = {"attn": "attention", "mlp": "mlp", "head": "head", "embedding": "embeddings"}
+    return next((known[name] for name in names if name in known), "other")
+
+
+def held(leaf: Any) -> int:
+    """Bytes of a leaf in memory: as it is, or once it is read."""
+    return jm.nbytes(leaf if jm.is_encoded(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+
+
+def shapes(model: Model, dtype: Any = jnp.float32) -> dict:
+    """The dense tree that the tensors stand for, abstract."""
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, dtype)
+    return jax.tree.map(shape, model.tensors, is_leaf=is_whole)
+
+
+def as_formats(model: Model) -> list[dict]:
+    """The model's bytes dense and in round-to-nearest integers, each with the memories it fits."""
+    dense = shapes(model)
+    weights = sum(math.prod(x.shape) for x in jax.tree.leaves(dense))
+    uses = jm.uses(model.apply, dense, *inputs(model))
+    sizes = {"f32": jm.nbytes(dense), "bf16": jm.nbytes(shapes(model, jnp.bfloat16))}
+    for bits in (8, 6, 5, 4):
+        plan = jm.choose(dense, {".*/(kernel|embedding)": jm.Int(bits)})
+        sizes[f"{bits} bits"] = jm.nbytes(jm.encode(dense, plan, uses=uses))
+    cache = cache_bytes(model, TOKENS) or 0
+    return [
+        {"format": name}
+        | _sizes(weights, size)
+        | {"fits_gib": [gib for gib in MEMORIES if size + cache <= SPARE * gib * 2**30]}
+        for name, size in sizes.items()
+    ]
+
+
+def cache_bytes(model: Model, length: int) -> int | None:
+    """Bytes of a bf16 KV cache of `length` tokens; None for an encoder."""
+    if not hasattr(model.config, "cache"):
+        return None
+    return jm.nbytes(jax.eval_shape(lambda: model.config.cache(1, length, jnp.bfloat16)))
+
+
+def _sizes(weights: int, size: int) -> dict:
+    return {"weights": weights, "bytes": size, "bits_per_weight": 8 * size / weights}
+
+
+def _row(part: dict) -> tuple:
+    size = part["bytes"]
+    return f"{part['weights']:,}", f"{size:,}", show(size), f"{part['bits_per_weight']:.2f}"
+
+
+def _ticks(found: dict) -> list[str]:
+    return ["✓" if gib in found["fits_gib"] else "-" for gib in MEMORIES]
+
+
+def _tied(model: Model) -> str:
+    return "the head is the embedding" if getattr(model.config, "tied", False) else ""

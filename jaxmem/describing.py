@@ -1,0 +1,175 @@
+"""describe, rebuild: a tree as plain JSON and a list of arrays, and back, with no template.
+
+Only data is described. A class stands in the JSON by name, and a name means a frozen dataclass of
+jaxmem, one of a few classes of flax, or one that the caller hands over: nothing is imported,
+unpickled or run because a file says so.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def describe(x: Any, arrays: list, at: str = "") -> Any:
+    """The JSON of the tree `x`; its arrays are appended to `arrays` and stand in it by number.
+
+    Raises:
+        TypeError: something that is no array, encoded leaf, container or plain value, and where.
+
+    Example:
+        >>> import numpy as np
+        >>> arrays = []
+        >>> describe({"w": np.ones(3), "steps": (1, None)}, arrays), len(arrays)
+        ({'dict': [['w', {'array': 0}], ['steps', {'tuple': [1, None]}]]}, 1)
+    """
+    if x is None or type(x) in (bool, int, str):
+        return x
+    if type(x) in (list, tuple, dict):
+        pairs = x.items() if type(x) is dict else enumerate(x)
+        parts = [describe(v, arrays, f"{at}/{k}" if at else str(k)) for k, v in pairs]
+        if type(x) is dict:
+            return {"dict": [[describe(k, arrays, at), part] for k, part in zip(x, parts)]}
+        return parts if type(x) is list else {"tuple": parts}
+    if isinstance(x, np.ndarray | jax.Array) and not isinstance(x, jax.core.Tracer):
+        _check_numbers(x.dtype, at)
+        arrays.append(x)
+        return {"array": len(arrays) - 1}
+    return _describe_value(x, at) or _describe_object(x, arrays, at)
+
+
+def _describe_value(x: Any, at: str) -> Any:
+    if type(x) is float:
+        return {"float": repr(x)}
+    if isinstance(x, np.dtype) or (isinstance(x, type) and hasattr(x, "dtype")):  # jnp.float32
+        return {"dtype": _check_numbers(np.dtype(x), at)}
+    if isinstance(x, np.generic):
+        return {"scalar": _check_numbers(x.dtype, at), "hex": x.tobytes().hex()}
+    return None
+
+
+def _describe_object(x: Any, arrays: list, at: str) -> Any:
+    kind = {"class": class_name(type(x))}
+    if type(x) in _flax_mappings():
+        content = x.unfreeze() if hasattr(x, "unfreeze") else x.raw_mapping
+        return kind | {"of": describe(content, arrays, at)}
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if f.init}
+    elif isinstance(x, tuple) and hasattr(x, "_asdict"):
+        fields = x._asdict()
+    elif type(x) in _flax_variables():
+        fields = {"value": x.get_value()} | x.get_metadata()
+    else:
+        raise TypeError(
+            f"cannot save {at!r}: a {type(x).__name__}; expected arrays, encoded leaves, dicts, "
+            "lists, tuples, None and plain values"
+        )
+    return kind | {"fields": {k: describe(v, arrays, f"{at}/{k}") for k, v in fields.items()}}
+
+
+def rebuild(node: Any, arrays: list, classes: dict[str, type]) -> Any:
+    """The tree that `describe` put down, with `arrays` for the arrays.
+
+    Raises:
+        ValueError: a class that is not in `classes`, or does not take these fields.
+    """
+    again = lambda part: rebuild(part, arrays, classes)
+    match node:
+        case list(items):
+            node = [again(v) for v in items]
+        case {"tuple": items}:
+            node = tuple(again(v) for v in items)
+        case {"dict": items}:
+            node = {again(k): again(v) for k, v in items}
+        case {"array": number}:
+            node = arrays[number]
+        case {"float": text}:
+            node = float(text)
+        case {"dtype": name}:
+            node = named_dtype(name)
+        case {"scalar": name, "hex": text}:
+            node = np.frombuffer(bytes.fromhex(text), named_dtype(name))[0]
+        case {"class": name, "of": content}:
+            node = _class(name, classes)(again(content))
+        case {"class": name, "fields": fields}:
+            fields = {k: again(v) for k, v in fields.items()}
+            try:
+                node = _class(name, classes)(**fields)
+            except TypeError as error:
+                raise ValueError(f"it holds a {name} of other fields: {error}") from error
+        case {}:
+            raise ValueError(f"its manifest holds {list(node)}, which this jaxmem does not know")
+    return node
+
+
+def _class(name: str, classes: dict[str, type]) -> type:
+    if name not in classes:
+        raise ValueError(
+            f"it holds a {name}, which is no class of this jaxmem; add yours to classes=[...]"
+        )
+    return classes[name]
+
+
+def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
+    """The classes a file may name: jaxmem's frozen dataclasses, some of flax, and `classes`.
+
+    Raises:
+        TypeError: one of `classes` is neither a dataclass nor a named tuple.
+        ValueError: two of `classes` have one name.
+    """
+    known = {class_name(cls): cls for cls in _flax_mappings() | _flax_variables()}
+    for module in [m for name, m in sys.modules.items() if name.split(".")[0] == "jaxmem"]:
+        for cls in vars(module).values():
+            if dataclasses.is_dataclass(cls) and isinstance(cls, type) and _is_ours(cls):
+                known[class_name(cls)] = cls
+    for cls in classes:
+        if not (dataclasses.is_dataclass(cls) or hasattr(cls, "_asdict")):
+            raise TypeError(f"classes holds {cls!r}; expected dataclasses and named tuples")
+        if known.setdefault(class_name(cls), cls) is not cls:
+            raise ValueError(f"classes holds two classes named {class_name(cls)}")
+    return known
+
+
+def class_name(cls: type) -> str:
+    """How a file names `cls`: files of ours may move within the package, so no module is named."""
+    package = cls.__module__.split(".")[0]
+    return f"{package}.{cls.__qualname__}" if package in ("jaxmem", "flax") else cls.__qualname__
+
+
+def _check_numbers(dtype: Any, at: str) -> str:
+    """The name of a dtype of numbers: not of objects, text, dates, records or random keys."""
+    if isinstance(dtype, np.dtype) and hasattr(jnp, dtype.name):
+        return dtype.name
+    raise TypeError(f"cannot save {at!r}: its dtype is {dtype}, expected numbers")
+
+
+def named_dtype(name: str) -> np.dtype:
+    """The dtype of numbers that has this name.
+
+    Raises:
+        ValueError: there is none in this jax.
+    """
+    if not (hasattr(jnp, name) and isinstance(getattr(jnp, name), type)):
+        raise ValueError(f"it holds dtype {name}, which this jax does not know")
+    return np.dtype(name)
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.split(".")[0] == "jaxmem" and cls.__dataclass_params__.frozen
+
+
+def _flax_mappings() -> set[type]:
+    from flax import nnx
+    from flax.core import FrozenDict
+
+    return {FrozenDict, nnx.State}
+
+
+def _flax_variables() -> set[type]:
+    from flax import nnx
+
+    return {nnx.Variable, nnx.Param, nnx.BatchStat, nnx.Cache, nnx.Intermediate}

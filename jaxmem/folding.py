@@ -1,0 +1,245 @@
+"""Fold: a weight of any shape as a matrix (*stack, n, k): k holds the summed axes, n the others.
+
+Codecs that work on rows (`Int` and its kin) encode that matrix; `Folded` gives them every
+structural law in return: transpose, reshape, row look-up, stacks, any `dot_general`.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .leaf import Encoded
+
+TILE = 1024  # rows decoded at a time: 1,024 x 2,048 f32 is 8 MiB, the L2 of two cores
+UNROLLED = 16  # tiles that an accelerator spells out, so that each stays on the chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """How a weight's trailing axes lie in the matrix (n, k); leading stack axes are not named.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> q = jnp.zeros((12, 64, 8, 16))  # layers, d, heads, head dim
+        >>> matrix, how = Fold.of(q, (-3,))
+        >>> matrix.shape, how
+        ((12, 128, 64), Fold(kept=(8, 16), summed=(64,), order=(-1, -3, -2)))
+        >>> how.unfold(matrix).shape
+        (12, 64, 8, 16)
+    """
+
+    kept: tuple[int, ...]
+    summed: tuple[int, ...]
+    order: tuple[int, ...]  # for each trailing axis of the weight, its axis in (*kept, *summed)
+
+    @classmethod
+    def of(cls, w: Any, axes: tuple[int, ...]) -> tuple[Array, "Fold"]:
+        """The matrix (*stack, n, k) of `w` summed over `axes`, and the way back.
+
+        Axes before the first summed one are the stack, except that a weight which ends in its
+        summed axes (an embedding) keeps the one before.
+
+        Raises:
+            ValueError: `axes` are not axes of `w`.
+        """
+        ndim = w.ndim
+        axes = tuple(sorted(a - ndim if a >= 0 else a for a in axes))
+        if not axes or axes[0] < -ndim or axes[-1] >= 0 or len(set(axes)) < len(axes):
+            raise ValueError(f"axes {axes} are not distinct axes of a weight of shape {w.shape}")
+        kept = tuple(a for a in range(axes[0], 0) if a not in axes)
+        if not kept and ndim > -axes[0]:
+            kept = (axes[0] - 1,)
+        layout = (*kept, *axes)
+        r = len(layout)
+        moved = jnp.transpose(w, (*range(ndim - r), *(a + ndim for a in layout)))
+        order = tuple(layout.index(a) - r for a in range(-r, 0))
+        size = lambda part: tuple(w.shape[a] for a in part)
+        fold = cls(size(kept), size(axes), order)
+        return moved.reshape(*w.shape[: ndim - r], fold.n, fold.k), fold
+
+    n = property(lambda self: math.prod(self.kept))
+    k = property(lambda self: math.prod(self.summed))
+
+    def shape(self, stack: tuple[int, ...]) -> tuple[int, ...]:
+        """The weight's shape, given the matrix's leading axes."""
+        inner = (*stack, *self.kept, *self.summed)
+        return tuple(inner[a] for a in self.full_order(len(inner)))
+
+    def full_order(self, ndim: int) -> tuple[int, ...]:
+        return (*range(-ndim, -len(self.order)), *self.order)
+
+    def unfold(self, matrix: Array) -> Array:
+        """The weight of a matrix (*stack, n, k)."""
+        inner = matrix.reshape((*matrix.shape[:-2], *self.kept, *self.summed))
+        return inner.transpose([a + inner.ndim for a in self.full_order(inner.ndim)])
+
+    def permuted(self, axes: tuple[int, ...]) -> "Fold":
+        order = self.full_order(len(axes))
+        order = tuple(order[a] for a in axes)
+        inner = len(self.kept) + len(self.summed)
+        while len(order) > inner and order[0] == -len(order):
+            order = order[1:]
+        return dataclasses.replace(self, order=order)
+
+    def regrouped(self, old: tuple[int, ...], new: tuple[int, ...]):
+        """The fold of the weight reshaped from `old` to `new`; NotImplemented across the sides."""
+        if 0 in old:
+            return NotImplemented
+        order = self.full_order(len(old))
+        first_summed = -len(self.summed)
+        stack_end = first_summed - len(self.kept)
+        pieces = {}  # (axis of the matrix, position in it) -> length, in the new weight's order
+        for i, j in _segments(old, new):
+            axes = order[i]
+            run = axes and axes == tuple(range(axes[0], axes[0] + len(axes)))
+            moved = old[i] != new[j]
+            if not run or axes[0] < first_summed <= axes[-1] or (moved and axes[0] < stack_end):
+                return NotImplemented
+            pieces |= {(axes[0], at): length for at, length in enumerate(new[j])}
+        lead = [p for p in pieces if p[0] < stack_end]
+        if list(pieces)[: len(lead)] != sorted(lead):
+            return NotImplemented
+        inner = sorted(p for p in pieces if p[0] >= stack_end)
+        return Fold(
+            tuple(pieces[p] for p in inner if p[0] < first_summed),
+            tuple(pieces[p] for p in inner if p[0] >= first_summed),
+            tuple(inner.index(p) - len(inner) for p in list(pieces)[len(lead) :]),
+        )
+
+
+class Folded(Encoded):
+    """An encoded weight that holds its matrix (*stack, n, k) row by row.
+
+    A subclass has a static field `fold`, and says `rows`, `narrow`, `pick` and `lead`,
+    and `matmul` where it has a faster way. The first axes of every array inside are the stack.
+    """
+
+    fold: Fold
+    dtype: Any
+
+    @abc.abstractmethod
+    def rows(self) -> Array:
+        """The matrix (*stack, n, k) in f32."""
+
+    @abc.abstractmethod
+    def narrow(self, start: Array, size: int) -> Self:
+        """Rows [start, start + size) of an unstacked leaf; `start` is a multiple of 8."""
+
+    @abc.abstractmethod
+    def pick(self, index: Array) -> Array:
+        """Rows (*index.shape, k) in f32 of an unstacked leaf."""
+
+    def matmul(self, x: Array, precision=None) -> Array:
+        """x (m, k) times the rows of an unstacked leaf: (m, n) in f32."""
+        return decoded_product(x, self, precision)
+
+    @property
+    @abc.abstractmethod
+    def lead(self) -> tuple[int, ...]:
+        """The matrix's stack axes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.fold.shape(self.lead)
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        return self.shape[: self.ndim - len(self.fold.order)]
+
+    def decode(self) -> Array:
+        return self.fold.unfold(self.rows()).astype(self.dtype)
+
+    def astype(self, dtype) -> Self:
+        return dataclasses.replace(self, dtype=jnp.dtype(dtype))
+
+    def transpose(self, axes):
+        return dataclasses.replace(self, fold=self.fold.permuted(axes))
+
+    def reshape(self, shape):
+        fold = self.fold.regrouped(self.shape, shape)
+        return fold if fold is NotImplemented else dataclasses.replace(self, fold=fold)
+
+    def take(self, rows):
+        fold = self.fold
+        whole = tuple(range(-len(fold.summed) - 1, 0))
+        if self.lead or len(fold.kept) != 1 or fold.order != whole:
+            return NotImplemented
+        return self.pick(rows).reshape(*rows.shape, *fold.summed).astype(self.dtype)
+
+    def dot(self, x, dims, preferred_element_type=None, precision=None):
+        (xc, wc), (xb, wb) = dims
+        place = [a + self.ndim for a in self.fold.full_order(self.ndim)]  # weight -> matrix axis
+        n_stack = len(self.lead)
+        sums = {place[w]: x for w, x in zip(wc, xc)}
+        batch = {place[w]: x for w, x in zip(wb, xb)}
+        if sorted(sums) != list(range(n_stack + len(self.fold.kept), self.ndim)):
+            return NotImplemented  # a part of the sum, or a sum over other axes
+        if any(i >= n_stack for i in batch):
+            return NotImplemented
+        free = [a for a in range(x.ndim) if a not in (*xc, *xb)]
+        sizes = [x.shape[a] for a in free]
+        x = x.transpose(
+            [*(batch[i] for i in sorted(batch)), *free, *(sums[i] for i in sorted(sums))]
+        )
+        x = x.reshape(*x.shape[: len(batch)], math.prod(sizes), self.fold.k)
+        run = lambda x, leaf: leaf.matmul(x, precision)
+        for i in reversed(range(n_stack)):
+            run = jax.vmap(run, (0 if i in batch else None, 0))
+        y = run(x, self).reshape(*self.lead, *sizes, *self.fold.kept)
+        after = lambda i: i if i < n_stack else i + len(free)  # x's free axes follow the stack
+        rest = [after(place[w]) for w in range(self.ndim) if w not in (*wc, *wb)]
+        middle = range(n_stack, n_stack + len(free))
+        y = y.transpose([*(place[w] for w in wb), *middle, *rest])
+        return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
+
+
+def decoded_product(x: Array, leaf: Folded, precision=None, *, unrolled: int = 0) -> Array:
+    """x (m, k) . rows^T as (m, n) f32, some rows decoded at a time: never a dense weight."""
+
+    @jax.checkpoint  # the gradient decodes again instead of keeping every tile
+    def product(x, part):
+        w = part.rows().astype(x.dtype)
+        dims = (((1,), (1,)), ((), ()))
+        return lax.dot_general(x, w, dims, precision, preferred_element_type=jnp.float32)
+
+    return by_tiles(product, x, leaf, unrolled=unrolled)
+
+
+def by_tiles(product, x: Any, leaf: Folded, *, unrolled: int = 0) -> Array:
+    """`product(x, part)` (m, rows of part) over parts of `leaf`, joined: (m, n).
+
+    A loop, which keeps the program small; up to `unrolled` tiles one after the other, since a TPU
+    copies what a loop reads to its own memory first (experiments/tpu_memory.json).
+    """
+    n = leaf.fold.n
+    size = next((t for t in range(TILE, TILE // 8, -8) if n % t == 0), TILE)
+    if n <= size:
+        return product(x, leaf)
+    part = lambda start, size=size: product(x, leaf.narrow(start, size))
+    if n <= size * unrolled:
+        return jnp.concatenate([part(i, min(size, n - i)) for i in range(0, n, size)], 1)
+    even = n - n % size
+    y = lax.map(part, jnp.arange(0, even, size, dtype=jnp.int32))  # (tiles, m, size)
+    y = jnp.moveaxis(y, 0, 1).reshape(y.shape[1], even)
+    return y if even == n else jnp.concatenate([y, part(even, n - even)], 1)
+
+
+def _segments(old, new):
+    """Slices of `old` and `new` in step: the shortest runs of axes of equal size."""
+    i = j = 0
+    while i < len(old) and j < len(new):
+        a, b, p, q = i + 1, j + 1, old[i], new[j]
+        while p != q:
+            if p < q:
+                a, p = a + 1, p * old[a]
+            else:
+                b, q = b + 1, q * new[b]
+        yield slice(i, a), slice(j, b)
+        i, j = a, b
+    if i < len(old) or j < len(new):
+        yield slice(i, None), slice(j, None)  # axes of length 1

@@ -1,0 +1,106 @@
+"""Encoded: a weight held in another form, which still says what it stands for."""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+from jax import Array
+from jax.typing import DTypeLike
+
+
+class Encoded(abc.ABC):
+    """Stands for an array of `shape` and `dtype`; holds fewer bytes.
+
+    A subclass is a frozen dataclass registered as a pytree, so `jit`, sharding, `optax` and
+    `orbax` see its arrays and nothing else. Stacked layers are leading axes of those arrays; a
+    static field never mentions them, and so `vmap` and `scan` slice a stack with no code here.
+
+    There is no `__jax_array__` on purpose: a leaf that reaches JAX outside `lift` is an error,
+    never a silent dense copy.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> leaf = jm.Int(8).encode(jnp.ones((16, 32)))
+        >>> jm.is_encoded(leaf), leaf.shape, str(leaf.dtype)
+        (True, (16, 32), 'float32')
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    ndim = property(lambda self: len(self.shape))
+    size = property(lambda self: math.prod(self.shape))
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The leading axes that every array inside shares, and that may be sliced off."""
+        return ()
+
+    @abc.abstractmethod
+    def decode(self) -> Array:
+        """The array this stands for."""
+
+    @abc.abstractmethod
+    def astype(self, dtype: DTypeLike) -> Self:
+        """The same bytes, standing for an array of another dtype."""
+
+    def map(self, fn: Callable[[Array], Any]) -> Self:
+        """Applies `fn` to the float arrays inside: how one codec follows another."""
+        raise TypeError(f"{type(self).__name__} holds no float weights: in a Chain it comes last")
+
+    # Faster ways than decode(). NotImplemented means: this way cannot, decode me.
+    def dot(self, x: Array, dims, preferred_element_type=None, precision=None) -> Array:
+        """`lax.dot_general(x, self, dims)`."""
+        return NotImplemented
+
+    def take(self, rows: Array) -> Array:
+        """`self[rows]`, for an integer array of any shape."""
+        return NotImplemented
+
+    def transpose(self, axes: tuple[int, ...]) -> Self:
+        """The leaf that stands for the transposed array."""
+        return NotImplemented
+
+    def reshape(self, shape: tuple[int, ...]) -> Self:
+        """The leaf that stands for the reshaped array."""
+        return NotImplemented
+
+
+def is_encoded(x: Any) -> bool:
+    """Whether `x` is an encoded leaf; made to be passed as `is_leaf`.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> jm.is_encoded(1.0)
+        False
+    """
+    return isinstance(x, Encoded)
+
+
+def decode(tree: Any) -> Any:
+    """The tree with every encoded leaf replaced by the array it stands for.
+
+    Inside `jit` this makes every weight dense at once: to run a model use `lift`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> jm.decode({"w": jm.Int(8).encode(jnp.ones((4, 4))), "b": 2.0})["w"].shape
+        (4, 4)
+    """
+    return jax.tree.map(lambda x: x.decode() if is_encoded(x) else x, tree, is_leaf=is_encoded)
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes the arrays of `tree` take on a device, concrete or abstract.
+
+    Counted in bits, since the `.nbytes` of a sub-byte array counts a whole byte an element.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> jm.nbytes(jax.ShapeDtypeStruct((8, 8), jnp.int4))
+        32
+    """
+    arrays = jax.tree.leaves(tree)
+    bits = (math.prod(x.shape) * jax.dtypes.itemsize_bits(x.dtype) for x in arrays)
+    return sum(-(-b // 8) for b in bits)

@@ -1,0 +1,438 @@
+"""lift: run any JAX function on encoded leaves. The one file that reads jaxprs."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .leaf import Encoded, decode, is_encoded
+from .select import paths
+
+OnDecode = Literal["allow", "error"] | Callable[[str, str], None]
+
+
+def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
+    """Makes `fn` accept encoded leaves wherever it takes arrays.
+
+    `fn` is traced on the shapes that the leaves stand for, so it needs no change; each operation
+    that meets an encoded leaf is then handed to it (`dot`, `take`, ...), or to its decoded array
+    where it has no faster way. Compose freely with `jit`, `grad`, `vmap` and `remat`. A leaf that
+    `fn` returns as it came stays encoded.
+
+    `on_decode` says what happens when an operation needs the dense array: "allow" decodes that one
+    weight under `jax.checkpoint`, "error" refuses, and a function is told (primitive, path).
+
+    Raises:
+        TypeError: with `on_decode="error"`, an operation has no encoded form; names both.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> model = lambda params, x: jax.nn.relu(x @ params["w"])
+        >>> enc = {"w": jm.Int(8).encode(jnp.eye(4))}
+        >>> jax.jit(jm.lift(model, on_decode="error"))(enc, jnp.ones((2, 4))).round(2)[0]
+        Array([1., 1., 1., 1.], dtype=float32)
+    """
+
+    @functools.wraps(fn)
+    def lifted(*args, **kwargs):
+        leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_encoded)
+        traced = [is_encoded(x) or isinstance(x, (jax.Array, np.ndarray)) for x in leaves]
+        values = [x for x, t in zip(leaves, traced) if t]
+
+        def flat(*arrays):
+            it = iter(arrays)
+            a, k = tree.unflatten([next(it) if t else x for x, t in zip(leaves, traced)])
+            return fn(*a, **k)
+
+        stand_ins = [
+            jax.ShapeDtypeStruct(x.shape, x.dtype) if is_encoded(x) else jax.typeof(x)
+            for x in values
+        ]
+        jaxpr, out = jax.make_jaxpr(flat, return_shape=True)(*stand_ins)
+        arguments = (*args, *(kwargs[k] for k in sorted(kwargs)))
+        names = [path for argument in arguments for path in paths(argument)]
+        held = [
+            _Held(x, path or "the argument") if is_encoded(x) else x
+            for x, path, t in zip(leaves, names, traced)
+            if t
+        ]
+        outs = _Reader(on_decode).run(jaxpr.jaxpr, jaxpr.consts, *held)
+        return jax.tree.structure(out).unflatten([_open(v) for v in outs])
+
+    return lifted
+
+
+def dot_general(x: Any, w: Any, dims: Any, **kwargs) -> Array:
+    """`lax.dot_general` where either side may be encoded; what leaves made of leaves call.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> w = jm.Int(8).encode(jnp.eye(4))
+        >>> jm.dot_general(jnp.ones((2, 4)), w, (((1,), (0,)), ((), ()))).shape
+        (2, 4)
+    """
+    y = _dot(x, w, dims, **kwargs)
+    return _decoded(lambda x, w: lax.dot_general(x, w, dims, **kwargs), x, w) if y is None else y
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """An encoded leaf on its way through a jaxpr, with the path it came by."""
+
+    leaf: Encoded
+    path: str
+
+
+def _open(v):
+    return v.leaf if isinstance(v, _Held) else v
+
+
+def _close(value, like):
+    """`value` held under the path of `like`, or under the first held path of a list."""
+    paths = [v.path for v in like if isinstance(v, _Held)]
+    return _Held(value, paths[0]) if is_encoded(value) and paths else value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Replays a jaxpr with held leaves in place of arrays."""
+
+    on_decode: OnDecode
+
+    def run(self, jaxpr, consts, *args):
+        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
+        read = lambda v: v.val if isinstance(v, jex.Literal) else env[v]
+        for eqn in jaxpr.eqns:
+            out = self.step(eqn, [read(v) for v in eqn.invars])
+            env.update(zip(eqn.outvars, out))
+        return [read(v) for v in jaxpr.outvars]
+
+    def step(self, eqn, vals) -> list:
+        name = eqn.primitive.name
+        as_list = list if eqn.primitive.multiple_results else lambda out: [out]
+
+        def bind(*vals):
+            with eqn.ctx.manager:  # such as "compute on the host"
+                return as_list(_bind(eqn.primitive, eqn.params, *vals))
+
+        if not any(isinstance(v, _Held) for v in vals):
+            return bind(*vals)
+        if name in _CALLS:
+            return _CALLS[name](self, vals, **eqn.params)
+        if name in _RULES:
+            out = _RULES[name](*map(_open, vals), **eqn.params)
+            if out is not NotImplemented:
+                return [_close(o, vals) for o in as_list(out)]
+        for v in vals:
+            if isinstance(v, _Held):
+                self.decodes(name, v.path)
+        return _decoded(bind, *map(_open, vals))
+
+    def decodes(self, primitive: str, path: str):
+        if self.on_decode == "error":
+            raise TypeError(f"{primitive} has no encoded form for {path!r} and would decode it")
+        if callable(self.on_decode):
+            self.on_decode(primitive, path)
+
+    def dense(self, why: str, vals) -> list:
+        """The values decoded, where a control flow primitive must carry or return arrays."""
+        for v in vals:
+            if isinstance(v, _Held):
+                self.decodes(why, v.path)
+        return decode([_open(v) for v in vals])
+
+
+def _bind(primitive, params, *vals):
+    return primitive.bind(*vals, **primitive.get_bind_params(params))
+
+
+def _decoded(op, *vals):
+    """`op` on the decoded values, so that `grad` keeps the encoded weight and not the dense one."""
+    return jax.checkpoint(lambda *vals: op(*decode(_tied(vals))))(*vals)
+
+
+def _tied(vals):
+    """Ties the weights to the other operands: else XLA may decode every layer up front."""
+    return lax.optimization_barrier(vals) if len(vals) > 1 else vals
+
+
+def _dot(x, w, dims, **kwargs):
+    """The encoded side's own product; None where it has none."""
+    if is_encoded(x) == is_encoded(w):
+        return None
+    left = is_encoded(x)
+    if left:  # put the weight on the right, then the axes back
+        x, w, dims = w, x, tuple(pair[::-1] for pair in dims)
+
+    @jax.checkpoint  # the gradient keeps the weight that came in, which a scan need not copy
+    def product(x, w):
+        x, w = _tied((x, w))
+        y = w.dot(x, dims, **kwargs)
+        return None if y is NotImplemented else y
+
+    y = product(x, w)
+    if y is None or not left:
+        return y
+    first = len(dims[1][0])
+    middle = first + x.ndim - len(dims[0][0]) - first
+    return jnp.moveaxis(y, range(middle, y.ndim), range(first, first + y.ndim - middle))
+
+
+def _dot_rule(x, w, *, dimension_numbers, precision, preferred_element_type, **_):
+    y = _dot(
+        x, w, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type
+    )
+    return NotImplemented if y is None else y
+
+
+def _on_stack(leaf, axes):
+    """Whether all of `axes` are stack axes of the leaf."""
+    return is_encoded(leaf) and all(a < len(leaf.stack) for a in axes)
+
+
+def _each(fn, leaf):
+    """`fn` on every array inside, on the stack axes they share."""
+    return jax.tree.map(fn, leaf)
+
+
+def _gather(w, index, *, dimension_numbers, slice_sizes, mode, fill_value, **_):
+    d = dimension_numbers
+    if not is_encoded(w) or is_encoded(index):
+        return NotImplemented
+    if (
+        d.operand_batching_dims
+        or d.start_index_map != d.collapsed_slice_dims
+        or index.shape[-1] != 1
+    ):
+        return NotImplemented
+    rows = index.ndim - 1
+    whole = slice_sizes == (1, *w.shape[1:]) and d.start_index_map == (0,)
+    if not whole or d.offset_dims != tuple(range(rows, rows + w.ndim - 1)):
+        return NotImplemented
+    rows, fills = index[..., 0], mode is lax.GatherScatterMode.FILL_OR_DROP
+    fill_value = jnp.nan if fill_value is None else fill_value
+    if _on_stack(w, (0,)) and (math.isnan(fill_value) or not fills):  # NaN can fill each array
+        take = lambda a: a.at[rows].get(mode=mode, wrap_negative_indices=False)
+        return _each(take, w)
+    got = w.take(jnp.clip(rows, 0, w.shape[0] - 1))
+    if got is NotImplemented or not fills:
+        return got
+    inside = ((rows >= 0) & (rows < w.shape[0])).reshape(*rows.shape, *(1,) * (w.ndim - 1))
+    return jnp.where(inside, got, fill_value)
+
+
+def _convert(w, *, new_dtype, **_):
+    return w.astype(new_dtype) if jnp.issubdtype(new_dtype, jnp.floating) else NotImplemented
+
+
+def _slice(w, *, start_indices, limit_indices, strides):
+    strides = strides or (1,) * w.ndim
+    cut = [
+        i
+        for i in range(w.ndim)
+        if (start_indices[i], limit_indices[i], strides[i]) != (0, w.shape[i], 1)
+    ]
+    if not _on_stack(w, cut):
+        return _one_row(w, cut, limit_indices[0] - start_indices[0], start_indices[0])
+    index = tuple(slice(*t) for t in zip(start_indices, limit_indices, strides))
+    return _each(lambda a: a[index[: len(w.stack)]], w)
+
+
+def _dynamic_slice(w, *starts, slice_sizes, **_):
+    cut = [i for i in range(w.ndim) if slice_sizes[i] != w.shape[i]]
+    if any(map(is_encoded, starts)):
+        return NotImplemented
+    if not _on_stack(w, cut):
+        return _one_row(w, cut, slice_sizes[0], starts[0])
+    s = len(w.stack)
+    zero = [jnp.zeros((), jnp.asarray(starts[0]).dtype)] if starts else []
+    return _each(
+        lambda a: lax.dynamic_slice(
+            a, [*starts[:s], *zero * (a.ndim - s)], (*slice_sizes[:s], *a.shape[s:])
+        ),
+        w,
+    )
+
+
+def _one_row(w, cut, size, start):
+    """A slice that is a look-up; a longer one might be nearly all, and that is a decode."""
+    if cut != [0] or size != 1:
+        return NotImplemented
+    return w.take(jnp.clip(jnp.asarray(start), 0, w.shape[0] - 1)[None])
+
+
+def _squeeze(w, *, dimensions):
+    if not _on_stack(w, dimensions):
+        return w.reshape(tuple(d for i, d in enumerate(w.shape) if i not in dimensions))
+    return _each(lambda a: lax.squeeze(a, dimensions), w)
+
+
+def _broadcast(w, *dyn, shape, broadcast_dimensions, **_):
+    s, core = len(w.stack), w.ndim - len(w.stack)
+    n = len(shape) - core
+    keeps = tuple(broadcast_dimensions[s:]) == tuple(range(n, len(shape)))
+    if dyn or not keeps or tuple(shape[n:]) != w.shape[s:]:
+        return NotImplemented
+
+    def widen(a):
+        dims = (*broadcast_dimensions[:s], *range(n, n + a.ndim - s))
+        return lax.broadcast_in_dim(a, (*shape[:n], *a.shape[s:]), dims)
+
+    return _each(widen, w)
+
+
+def _reshape(w, *dyn, new_sizes, dimensions=None, **_):
+    s = len(w.stack)
+    n = len(new_sizes) - w.ndim + s
+    if dyn or dimensions is not None:
+        return NotImplemented
+    if n >= 0 and new_sizes[n:] == w.shape[s:] and math.prod(new_sizes[:n]) == math.prod(w.stack):
+        return _each(lambda a: a.reshape(*new_sizes[:n], *a.shape[s:]), w)
+    return w.reshape(tuple(new_sizes))
+
+
+def _joined(join, ws, is_inside):
+    """Leaves of equal structure joined along their stacks."""
+    if not all(map(is_encoded, ws)) or len({jax.tree.structure(w) for w in ws}) > 1:
+        return NotImplemented
+    return jax.tree.map(join, *ws) if is_inside else NotImplemented
+
+
+def _concatenate(*ws, dimension):
+    join = lambda *arrays: lax.concatenate(arrays, dimension)
+    return _joined(join, ws, _on_stack(ws[0], (dimension,)))
+
+
+def _stack(*ws, axis):
+    return _joined(lambda *arrays: jnp.stack(arrays, axis), ws, _on_stack(ws[0], range(axis)))
+
+
+def _split(w, *, sizes, axis):
+    if not _on_stack(w, (axis,)):
+        return NotImplemented
+    ends = np.cumsum(sizes)
+    cut = lambda end, size: _each(lambda a: lax.slice_in_dim(a, end - size, end, axis=axis), w)
+    return [cut(int(end), int(size)) for end, size in zip(ends, sizes)]
+
+
+_RULES = {
+    "dot_general": _dot_rule,
+    "convert_element_type": _convert,
+    "transpose": lambda w, *, permutation: w.transpose(tuple(permutation)),
+    "reshape": _reshape,
+    "squeeze": _squeeze,
+    "broadcast_in_dim": _broadcast,
+    "slice": _slice,
+    "dynamic_slice": _dynamic_slice,
+    "concatenate": _concatenate,
+    "stack": _stack,
+    "split": _split,
+    "gather": _gather,
+    "sharding_constraint": lambda w, **_: w,
+    "copy": lambda w, **_: w,
+    "copy_p": lambda w, **_: w,
+    "name": lambda w, **_: w,
+}
+
+
+def _inline(reader, vals, *, jaxpr, **_):
+    return reader.run(jaxpr.jaxpr, jaxpr.consts, *vals)
+
+
+def _barrier(reader, vals, **_):
+    out = lax.optimization_barrier([_open(v) for v in vals])
+    return [_close(new, [old]) for new, old in zip(out, vals)]
+
+
+def _traced(reader, jaxpr, consts, vals, why):
+    """(function of the opened values that returns arrays, the opened values)."""
+
+    def run(*opened):
+        held = [_close(new, [old]) for new, old in zip(opened, vals)]
+        return reader.dense(why, reader.run(jaxpr, consts, *held))
+
+    return run, [_open(v) for v in vals]
+
+
+def _remat(reader, vals, *, jaxpr, policy, prevent_cse, **_):
+    run, opened = _traced(reader, jaxpr, (), vals, "remat")
+    return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)(*opened)
+
+
+def _cond(reader, vals, *, branches, **_):
+    index, *vals = vals
+    runs = [_traced(reader, b.jaxpr, b.consts, vals, "cond")[0] for b in branches]
+    return lax.switch(_open(index), runs, *map(_open, vals))
+
+
+def _constant_carry(jaxpr, n_before, carry):
+    """Which carries a loop's body hands on as they came: those may stay encoded."""
+    ins, outs = jaxpr.invars[n_before : n_before + len(carry)], jaxpr.outvars[: len(carry)]
+    return [i is o for i, o in zip(ins, outs)]
+
+
+def _scan(reader, vals, *, jaxpr, length, reverse, unroll, **params):
+    if "ft_in" in params:  # jax 0.12 packs the arity here
+        n_const, n_carry = (len(p) for p in params["ft_in"].unpack()[:2])
+    else:  # jax 0.10, 0.11
+        n_const, n_carry = params["num_consts"], params["num_carry"]
+    const, carry, xs = vals[:n_const], vals[n_const : n_const + n_carry], vals[n_const + n_carry :]
+    whole = lambda x: isinstance(x, _Held) and not x.leaf.stack  # its arrays have no such axis
+    xs = [reader.dense("scan", [x])[0] if whole(x) else x for x in xs]
+    fixed = _constant_carry(jaxpr.jaxpr, n_const, carry)
+    moving = [v for v, f in zip(carry, fixed) if not f]
+
+    def body(state, xs_now):
+        it = iter(state)
+        now = [v if f else next(it) for v, f in zip(carry, fixed)]
+        held = [_close(new, [old]) for new, old in zip(xs_now, xs)]
+        out = reader.run(jaxpr.jaxpr, jaxpr.consts, *const, *now, *held)
+        state = [v for v, f in zip(out[:n_carry], fixed) if not f]
+        return reader.dense("scan", state), reader.dense("scan", out[n_carry:])
+
+    start = reader.dense("scan", moving)
+    end, ys = lax.scan(body, start, [_open(v) for v in xs], length, reverse, unroll)
+    it = iter(end)
+    return [*(v if f else next(it) for v, f in zip(carry, fixed)), *ys]
+
+
+def _while(reader, vals, *, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr, **_):
+    n = cond_nconsts + body_nconsts
+    cond_const, body_const, carry = vals[:cond_nconsts], vals[cond_nconsts:n], vals[n:]
+    fixed = _constant_carry(body_jaxpr.jaxpr, body_nconsts, carry)
+
+    def whole(state):
+        it = iter(state)
+        return [v if f else next(it) for v, f in zip(carry, fixed)]
+
+    def going(state):
+        return reader.run(cond_jaxpr.jaxpr, cond_jaxpr.consts, *cond_const, *whole(state))[0]
+
+    def body(state):
+        out = reader.run(body_jaxpr.jaxpr, body_jaxpr.consts, *body_const, *whole(state))
+        return reader.dense("while", [v for v, f in zip(out, fixed) if not f])
+
+    start = reader.dense("while", [v for v, f in zip(carry, fixed) if not f])
+    return whole(lax.while_loop(going, body, start))
+
+
+_CALLS = {
+    "jit": _inline,
+    "pjit": _inline,
+    "closed_call": _inline,
+    "core_call": _inline,
+    "optimization_barrier": _barrier,
+    "remat2": _remat,
+    "remat": _remat,
+    "checkpoint": _remat,
+    "cond": _cond,
+    "scan": _scan,
+    "while": _while,
+}

@@ -1,0 +1,6 @@
+"""Readable Flax models that load real checkpoints."""
+
+from jaxmem.models.generation import generate as generate
+from jaxmem.models.loading import load as load
+from jaxmem.models.model import Model as Model
+from jaxmem.models.rotating import rotate as rotate

@@ -1,0 +1,224 @@
+"""BERT: an encoder; every token sees every other, and a layer norm follows each sum."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxmem.models.layers import Embed, LayerNorm, Linear, attend, merge_heads, split_heads
+from jaxmem.models.recipe import Recipe, same
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The sizes of a BERT.
+
+    Example:
+        >>> from jaxmem.models.bert import Config
+        >>> config = Config(vocab=64, width=32, ffn=48, layers=2, heads=4)
+        >>> Config(**config.to_dict()) == config
+        True
+
+    Raises:
+        ValueError: a size is not positive, or the width does not divide into heads.
+    """
+
+    vocab: int
+    width: int
+    ffn: int
+    layers: int
+    heads: int
+    context: int = 512
+    types: int = 2
+    eps: float = 1e-12
+    family: str = "bert"
+
+    def __post_init__(self):
+        for name in ("vocab", "width", "ffn", "layers", "heads", "context", "types"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        if self.family != "bert":
+            raise ValueError(f"family is {self.family!r}, expected 'bert'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `Config(**d)` is the way back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_hf(cls, hf: dict) -> "Config":
+        """The config of a Hugging Face checkpoint's `config.json`.
+
+        Raises:
+            ValueError: not a BERT, a missing size, or an option that is not computed here.
+        """
+        if hf.get("model_type") != "bert":
+            raise ValueError(f"model_type is {hf.get('model_type')!r}, expected 'bert'")
+        expected = {
+            "hidden_act": "gelu",
+            "position_embedding_type": "absolute",
+            "is_decoder": False,
+        }
+        for option, value in expected.items():
+            if hf.get(option, value) != value:
+                raise ValueError(f"{option} is {hf[option]!r}, expected {value!r}")
+        names = {
+            "vocab": "vocab_size",
+            "width": "hidden_size",
+            "ffn": "intermediate_size",
+            "layers": "num_hidden_layers",
+            "heads": "num_attention_heads",
+        }
+        missing = [name for name in names.values() if name not in hf]
+        if missing:
+            raise ValueError(f"config.json has no {missing[0]!r}")
+        return cls(
+            **{ours: hf[theirs] for ours, theirs in names.items()},
+            context=hf.get("max_position_embeddings", 512),
+            types=hf.get("type_vocab_size", 2),
+            eps=hf.get("layer_norm_eps", 1e-12),
+        )
+
+
+def embed(hidden: Array, mask: Array) -> Array:
+    """One unit vector a sentence: the mean of its tokens' hidden vectors (Reimers, 2019).
+
+    Shapes: hidden (B, T, d), mask (B, T) to (B, d), in f32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmem.models import bert
+        >>> hidden = jnp.asarray([[[3.0, 4.0], [9.0, 9.0]]])
+        >>> bert.embed(hidden, jnp.asarray([[True, False]]))
+        Array([[0.6, 0.8]], dtype=float32)
+    """
+    kept = mask.astype(jnp.float32)[..., None]
+    mean = (hidden.astype(jnp.float32) * kept).sum(1) / jnp.maximum(kept.sum(1), 1.0)
+    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+
+def module(config: Config) -> "Bert":
+    """The Flax module of `config`; run it as `module(config).apply({"params": params}, ids, mask)`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxmem.models import bert
+        >>> net = bert.module(bert.Config(vocab=64, width=32, ffn=48, layers=2, heads=4))
+        >>> ids, mask = jnp.zeros((1, 5), jnp.int32), jnp.ones((1, 5), bool)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), ids, mask)[0].shape
+        (1, 5, 32)
+    """
+    return Bert(config)
+
+
+class Bert(nn.Module):
+    """ids (B, T) and a mask of the real tokens to hidden (B, T, d) (Devlin et al., 2018).
+
+    All tokens are of the first segment type.
+    """
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, ids: Array, mask: Array | None = None) -> Array:
+        c = self.config
+        x = Embed(c.vocab, c.width, name="embed")(ids)
+        steps = jnp.arange(ids.shape[1], dtype=jnp.int32)
+        x = x + Embed(c.context, c.width, name="positions")(steps)[None]
+        x = x + Embed(c.types, c.width, name="types")(jnp.zeros((1, 1), jnp.int32))
+        x = LayerNorm(c.eps, name="embed_norm")(x)
+        allowed = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
+        layers = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=c.layers,
+        )
+        x, _ = layers(c, name="layers")(x, allowed[:, None, None, None])
+        return x
+
+
+class Block(nn.Module):
+    """One layer: attention, then two linears; a layer norm after each sum."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, allowed: Array):
+        c = self.config
+        y = Attention(c, name="attn")(x, allowed)
+        x = LayerNorm(c.eps, name="attn_norm")(x + checkpoint_name(y, "attn_out"))
+        y = MLP(c, name="mlp")(x)
+        return LayerNorm(c.eps, name="mlp_norm")(x + checkpoint_name(y, "mlp_out")), None
+
+
+class Attention(nn.Module):
+    """Multi-head attention over the real tokens, in both directions."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, allowed: Array) -> Array:
+        c = self.config
+        q, k, v = (split_heads(Linear(c.width, bias=True, name=name)(x), c.heads) for name in "qkv")
+        y = attend(q, k, v, allowed, (c.width // c.heads) ** -0.5)
+        return Linear(c.width, bias=True, name="out")(merge_heads(y))
+
+
+class MLP(nn.Module):
+    """down(gelu(up(x))), with the exact GELU."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = jax.nn.gelu(Linear(self.config.ffn, bias=True, name="up")(x), approximate=False)
+        return Linear(self.config.width, bias=True, name="down")(y)
+
+
+def weights(config: Config) -> dict[str, Recipe]:
+    """Where in a Hugging Face checkpoint each parameter comes from.
+
+    Example:
+        >>> from jaxmem.models import bert
+        >>> config = bert.Config(vocab=64, width=32, ffn=48, layers=1, heads=4)
+        >>> bert.weights(config)["layers/mlp/up/kernel"].names
+        ('encoder.layer.0.intermediate.dense.weight',)
+    """
+    d, f = config.width, config.ffn
+    out = {
+        "embed/embedding": Recipe(("embeddings.word_embeddings.weight",), (config.vocab, d)),
+        "positions/embedding": Recipe(
+            ("embeddings.position_embeddings.weight",), (config.context, d)
+        ),
+        "types/embedding": Recipe(("embeddings.token_type_embeddings.weight",), (config.types, d)),
+        "embed_norm/scale": Recipe(("embeddings.LayerNorm.weight",), (d,)),
+        "embed_norm/bias": Recipe(("embeddings.LayerNorm.bias",), (d,)),
+    }
+
+    def stack(path, name, *shape, fn=same):
+        names = tuple(f"encoder.layer.{i}.{name}" for i in range(config.layers))
+        out[f"layers/{path}"] = Recipe(names, (config.layers, *shape), fn, stacked=True)
+
+    linears = {
+        "attn/q": ("attention.self.query", d, d),
+        "attn/k": ("attention.self.key", d, d),
+        "attn/v": ("attention.self.value", d, d),
+        "attn/out": ("attention.output.dense", d, d),
+        "mlp/up": ("intermediate.dense", d, f),
+        "mlp/down": ("output.dense", f, d),
+    }
+    for path, (name, k, n) in linears.items():
+        stack(f"{path}/kernel", f"{name}.weight", k, n, fn=np.transpose)
+        stack(f"{path}/bias", f"{name}.bias", n)
+    for path, name in {"attn_norm": "attention.output", "mlp_norm": "output"}.items():
+        stack(f"{path}/scale", f"{name}.LayerNorm.weight", d)
+        stack(f"{path}/bias", f"{name}.LayerNorm.bias", d)
+    return out

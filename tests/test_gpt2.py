@@ -1,0 +1,55 @@
+"""GPT-2 computes what transformers computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from reference_models import reference
+
+from jaxmem.models import gpt2
+
+
+@pytest.fixture(scope="module")
+def model():
+    return reference("gpt2", gpt2, prefix="transformer.")
+
+
+def test_logits_equal_the_reference(model):
+    config, params, file = model
+    logits = jax.jit(gpt2.module(config).apply)({"params": params}, file["ids"])
+    assert np.abs(logits - file["logits"]).max() <= 1e-4
+
+
+def test_a_cache_filled_in_pieces_gives_the_same_logits(model):
+    config, params, file = model
+    step = jax.jit(gpt2.module(config).apply)
+    cache, logits = config.cache(batch=2, length=30), []
+    for start in range(0, 24, 8):
+        piece = file["ids"][:, start : start + 8]
+        out, cache = step({"params": params}, piece, cache, jnp.int32(start))
+        logits.append(out)
+    assert np.abs(np.concatenate(logits, axis=1) - file["logits"]).max() <= 1e-4
+
+
+def test_recipes_name_every_parameter_with_its_shape(model):
+    config, _, file = model
+    init = jax.eval_shape(gpt2.module(config).init, jax.random.key(0), file["ids"])["params"]
+    shapes = {path: x.shape for path, x in flatten_dict(init, sep="/").items()}
+    assert shapes == {path: r.shape for path, r in gpt2.weights(config).items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "gptj"},
+        {"activation_function": "relu"},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"n_head": 7},
+    ],
+)
+def test_what_is_not_computed_is_refused(change):
+    hf = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    assert gpt2.Config.from_hf(hf).ffn == 128
+    with pytest.raises(ValueError, match=r"expected|does not"):
+        gpt2.Config.from_hf(hf | change)

@@ -1,0 +1,88 @@
+"""Int: the product of every target is that of the decoded weight; the range is used to its ends."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+
+import jaxmem as jm
+from jaxmem.codecs.integer import _by_digits, _scaled_after
+from jaxmem.folding import decoded_product
+
+CODECS = [jm.Int(bits, symmetric=s) for bits in range(2, 9) for s in (True, False)]
+GROUPED = [jm.Int(4, group=10), jm.Int(3, group=16, symmetric=False)]
+W = jax.random.normal(jax.random.key(0), (48, 40))
+X = jax.random.normal(jax.random.key(1), (4, 48))
+PRODUCTS = {
+    "cpu, few rows": _by_digits,
+    "cpu, many rows": decoded_product,
+    "accelerator, per channel": functools.partial(_scaled_after, precision=None),
+    "accelerator, groups": functools.partial(decoded_product, unrolled=2),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("codec", CODECS + GROUPED, ids=str)
+def test_every_product_is_that_of_the_decoded_weight(codec, name):
+    product = PRODUCTS[name if codec.group is None else name.replace("per channel", "groups")]
+    leaf = jit(codec.encode)(W)
+    got, want = jit(lambda x, leaf: (product(x, leaf), x @ leaf.rows().T))(X, leaf)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
+def test_half_precision_inputs_are_summed_in_full_precision(product):
+    leaf, x = jit(jm.Int(8).encode)(W), X.astype(jnp.bfloat16)
+    got = jit(product)(x, leaf)
+    assert got.dtype == jnp.float32
+    exact = np.asarray(x, np.float64) @ np.asarray(leaf.decode(), np.float64)
+    np.testing.assert_allclose(got, exact, rtol=1e-2, atol=1e-1)
+
+
+def test_digits_keep_an_input_with_an_outlier():
+    leaf, x = jit(jm.Int(8).encode)(W), X.at[0, 3].set(3000.0)
+    got = jit(_by_digits)(x, leaf)
+    exact = np.asarray(x, np.float64) @ np.asarray(leaf.decode(), np.float64)
+    assert np.abs(got - exact).max() <= 3000 * 2**-22 * np.abs(leaf.decode()).sum(0).max()
+
+
+def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other():
+    leaf = jit(jm.Int(8).encode)(W)
+    got = jit(_by_digits)(X.at[1, 0].set(jnp.nan).at[2, 0].set(jnp.inf), leaf)
+    assert np.isfinite(got).all(1).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=str)
+def test_the_ends_of_the_range_are_codes(codec):
+    leaf = jit(codec.encode)(W)
+    spread = leaf.decode() / leaf.scale.astype(jnp.float32)  # in steps
+    if codec.symmetric:
+        assert (jnp.abs(spread).max(0).round() == 2 ** (codec.bits - 1) - 1).all()
+    else:
+        assert (jnp.ptp(spread, axis=0).round() >= 2**codec.bits - 2).all()
+
+
+@pytest.mark.parametrize(
+    "make, wrong",
+    [
+        (lambda: jm.Int(1), "got 1"),
+        (lambda: jm.Int(9), "got 9"),
+        (lambda: jm.Int(4, group=0), "got 0"),
+        (lambda: jm.Cast("int8"), "got int8"),
+        (lambda: jm.LowRank(0), "got 0"),
+        (lambda: jm.Chain(()), "got none"),
+        (lambda: jm.LowRank(9).encode(jnp.ones((16, 16))), "saves nothing on a 16 x 16"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(make, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        make()
+
+
+@pytest.mark.parametrize("codecs", [(jm.Int(8), jm.Int(4)), (jm.Cast("bfloat16"), jm.Int(4))])
+def test_a_codec_that_leaves_no_floats_must_come_last(codecs):
+    with pytest.raises(TypeError, match="comes last"):
+        jm.Chain(codecs).encode(W)

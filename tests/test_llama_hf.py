@@ -1,0 +1,99 @@
+"""Published `config.json` files, in the words of transformers 4, become our Config."""
+
+import pytest
+
+from jaxmem.models.llama import Config
+
+GEMMA3_1B = {
+    "model_type": "gemma3_text",
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "vocab_size": 262144,
+    "eos_token_id": [1, 106],
+}
+LLAMA31_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "vocab_size": 128256,
+    "eos_token_id": 128009,
+}
+QWEN25 = {
+    **LLAMA31_8B,
+    "model_type": "qwen2",
+    "rope_scaling": None,
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+    "max_window_layers": 21,
+}
+
+
+def test_gemma_has_five_sliding_layers_to_each_full_one():
+    config = Config.from_hf(GEMMA3_1B)
+    assert config.local == tuple(i % 6 != 5 for i in range(26))
+    assert (config.window, config.theta, config.local_theta) == (512, 1e6, 1e4)
+    assert (config.tied, config.eos, config.embed_scale) == (True, (1, 106), 1152**0.5)
+
+
+def test_the_text_part_of_a_multimodal_gemma_is_read():
+    inner = {k: GEMMA3_1B[k] for k in ("model_type", "hidden_size", "intermediate_size")}
+    config = Config.from_hf({"model_type": "gemma3", "text_config": inner | {
+        "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    }})  # fmt: skip
+    assert (config.heads, config.kv_heads, config.vocab) == (8, 4, 262_208)
+    assert config.rope_scaling == (8.0,)
+
+
+def test_llama_keeps_its_rope_scaling():
+    config = Config.from_hf(LLAMA31_8B)
+    assert config.rope_scaling == (8.0, 1.0, 4.0, 8192.0)
+    assert (config.head_dim, config.tied, config.eos) == (128, False, (128009,))
+
+
+def test_qwen_slides_only_when_told_to_and_from_the_layer_it_names():
+    assert Config.from_hf(QWEN25).local == ()
+    sliding = Config.from_hf(QWEN25 | {"use_sliding_window": True})
+    assert sliding.local == tuple(i >= 21 for i in range(32))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "mamba"},
+        {"attention_bias": True},
+        {"hidden_act": "relu"},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+    ],
+)
+def test_what_is_not_computed_is_refused(change):
+    with pytest.raises(ValueError, match=r"expected one of|does not compute"):
+        Config.from_hf(LLAMA31_8B | change)
+
+
+def test_a_missing_size_is_named():
+    with pytest.raises(ValueError, match="hidden_size"):
+        Config.from_hf({k: v for k, v in LLAMA31_8B.items() if k != "hidden_size"})

@@ -1,0 +1,55 @@
+"""Model.save, and what load makes of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpoints import random_tensors, write_single
+
+from jaxmem.codecs import Int
+from jaxmem.leaf import decode, nbytes
+from jaxmem.models import load
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return random_tensors()
+
+
+def test_a_saved_model_comes_back_whole(tensors, tmp_path):
+    model = load(write_single(tmp_path, tensors))
+    model.save(tmp_path / "out")
+    model.save(tmp_path / "out")  # replaces its own
+    again = load(tmp_path / "out")
+    assert again.config == model.config and str(model.source) in again.source
+    assert sorted(p.name for p in tmp_path.iterdir() if "out" in p.name) == ["out"]
+    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+
+
+@pytest.mark.slow
+def test_an_encoded_model_is_saved_loaded_and_run(tensors, tmp_path):
+    model, ids = load(write_single(tmp_path, tensors)), jnp.arange(6, dtype=jnp.int32)[None]
+    down = lambda path, x: Int(8).encode(x) if "down" in jax.tree_util.keystr(path) else x
+    encoded = jax.tree.map_with_path(down, model.params)
+    model.save(tmp_path / "out", encoded)
+    again = load(tmp_path / "out")
+    assert nbytes(again.params) == nbytes(encoded) < nbytes(model.params)
+    expected = jax.jit(model.apply)(decode(encoded), ids)
+    found = jax.jit(again.apply)(again.params, ids)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_saving_over_something_else_is_refused(tensors, tmp_path):
+    model = load(write_single(tmp_path, tensors))
+    with pytest.raises(ValueError, match="was not written by jaxmem"):
+        model.save(tmp_path)
+    assert load(tmp_path).config == model.config
+
+
+@pytest.mark.parametrize(
+    "record", ["{}", '{"format": 1}', '{"format": 1, "source": "", "config": {"family": "os"}}']
+)
+def test_a_record_that_is_not_ours_is_one_clear_error(record, tmp_path):
+    (tmp_path / "jaxmem.json").write_text(record)
+    with pytest.raises(ValueError, match=r"jaxmem\.json"):
+        load(tmp_path)

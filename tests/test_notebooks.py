@@ -1,0 +1,51 @@
+"""The notebooks are valid, hold no outputs, and run: here on a tiny model, with no network."""
+
+import json
+import pathlib
+
+import pytest
+import tokenizers
+from checkpoints import HF, random_tensors, write_single
+from tokenizers import decoders, pre_tokenizers
+
+NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "colab").glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code(path):
+    """The notebook's Python, without the cells that only a notebook understands."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return "\n".join(source for source in sources if not source.startswith("%"))
+
+
+@each_notebook
+def test_a_notebook_compiles_and_holds_no_output(path):
+    compile(code(path), path.name, "exec")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    assert not any(cell.get("outputs") for cell in cells)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A folder with a random Llama and a tokenizer that knows every byte."""
+    write_single(tmp_path, random_tensors())
+    (tmp_path / "config.json").write_text(json.dumps(HF | {"max_position_embeddings": 2048}))
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+@pytest.mark.slow
+@each_notebook
+def test_a_notebook_runs(path, tiny, monkeypatch, capsys):
+    monkeypatch.chdir(tiny)
+    names = {}
+    exec(compile(code(path).replace('"smollm2-135m"', '"."'), path.name, "exec"), names)
+    shown = capsys.readouterr().out
+    assert shown.count("tpu v5e:1x1: fits") == 2 and "dense_perplexity" in shown
+    assert (tiny / "smaller").is_dir() and names["written"].text in shown

@@ -1,0 +1,103 @@
+"""Rotation: another basis, the same function."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmem.lazy import Lazy, is_lazy
+from jaxmem.models import Model, load, rotate
+from jaxmem.models import llama as family
+from jaxmem.models.rotating import orthogonal
+
+SIZES = family.Config(vocab=96, width=48, ffn=80, layers=2, heads=4, kv_heads=2, head_dim=16)
+IDS = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
+
+
+def random_model(lazy=False, **changes):
+    config = dataclasses.replace(SIZES, **changes)
+    shapes = jax.eval_shape(family.module(config).init, jax.random.key(0), IDS)["params"]
+    rng = np.random.default_rng(0)
+    tree = jax.tree.map(lambda s: rng.normal(0.5, 0.3, s.shape).astype(np.float32), shapes)
+    if lazy:
+        tree = jax.tree.map_with_path(as_lazy, tree)
+    return Model(config, tree, None, "a random model")
+
+
+def as_lazy(path, w):
+    read = lambda i: w if i is None else w[i]
+    return Lazy(w.shape, w.dtype, read, stacked=path[0].key == "layers")
+
+
+@pytest.mark.parametrize(
+    ("lazy", "changes"),
+    [(True, {"tied": True}), (False, {"tied": False}), (True, {"qkv_bias": True})],
+)
+def test_a_rotated_model_is_the_same_function(lazy, changes):
+    model = random_model(lazy, **changes)
+    turned = rotate(model)
+    expected, found = (jax.jit(m.apply)(m.params, IDS) for m in (model, turned))
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=0)
+
+
+def test_gains_become_ones_and_every_matrix_of_the_stream_changes():
+    model = random_model(tied=True)
+    turned = rotate(model)
+    assert not turned.config.tied
+    for norm in (turned.params["final_norm"], turned.params["layers"]["mlp_norm"]):
+        assert (norm["scale"] == 1).all()
+    for part, name in [("attn", "q"), ("attn", "out"), ("mlp", "up"), ("mlp", "down")]:
+        before, after = (m.params["layers"][part][name]["kernel"] for m in (model, turned))
+        assert float(jnp.abs(before - after).max()) > 0.1
+
+
+def test_lazy_tensors_stay_lazy_and_the_model_is_left_alone():
+    model = random_model(lazy=True, tied=True)
+    before = jax.tree.map(id, model.tensors, is_leaf=is_lazy)
+    turned = rotate(model)
+    assert all(map(is_lazy, jax.tree.leaves(turned.tensors, is_leaf=is_lazy)))
+    assert before == jax.tree.map(id, model.tensors, is_leaf=is_lazy)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not():
+    model = random_model(tied=True)
+    one, same, other = (rotate(model, seed=s).params["head"]["kernel"] for s in (0, 0, 1))
+    assert (one == same).all()
+    assert not jnp.allclose(one, other)
+
+
+def test_shapes_alone_can_be_rotated():
+    turned = rotate(load("llama-1b"))
+    assert turned.params["head"]["kernel"].shape == (2048, 128_256)
+    assert jax.eval_shape(turned.apply, turned.params, IDS).shape == (2, 6, 128_256)
+
+
+def test_the_matrix_is_orthogonal_to_the_last_digits():
+    q = orthogonal(64, 3)
+    np.testing.assert_allclose(q @ q.T, np.eye(64), atol=1e-14)
+
+
+@pytest.mark.parametrize("changes", [{"post_norms": True}, {"norm_offset": 1.0}])
+def test_norms_that_a_rotation_does_not_pass_are_refused(changes):
+    with pytest.raises(ValueError, match="cannot be rotated"):
+        rotate(random_model(**changes))
+
+
+@pytest.mark.slow
+def test_smollm2_is_the_same_function_rotated():
+    model = load("smollm2-135m")
+    turned = rotate(model)
+    text = (
+        "The lighthouse keeper wrote to his sister every winter, and she answered in spring. " * 6
+    )
+    ids = jnp.array([model.tokenizer.encode(text).ids], jnp.int32)
+    dense, other = (jax.jit(m.apply)(m.params, ids) for m in (model, turned))
+    assert float(jnp.abs(dense - other).max()) < 1e-3
+    losses = [
+        -jnp.take_along_axis(jax.nn.log_softmax(y[0, :-1]), ids[0, 1:, None], 1).mean()
+        for y in (dense, other)
+    ]
+    assert float(jnp.abs(losses[0] - losses[1])) < 1e-5
