@@ -57,7 +57,7 @@ def _describe_object(x: Any, arrays: list, at: str) -> Any:
     if type(x) in _flax_mappings():
         content = x.unfreeze() if hasattr(x, "unfreeze") else x.raw_mapping
         return kind | {"of": describe(content, arrays, at)}
-    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+    if dataclasses.is_dataclass(type(x)) and not _is_of_a_model(type(x)):
         fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if f.init}
     elif isinstance(x, tuple) and hasattr(x, "_asdict"):
         fields = x._asdict()
@@ -159,7 +159,13 @@ def named_dtype(name: str) -> np.dtype:
 
 
 def _is_ours(cls: type) -> bool:
-    return cls.__module__.split(".")[0] == "jaxmem" and cls.__dataclass_params__.frozen
+    ours = cls.__module__.split(".")[0] == "jaxmem" and cls.__dataclass_params__.frozen
+    return ours and not _is_of_a_model(cls)
+
+
+def _is_of_a_model(cls: type) -> bool:
+    """No part of a tree: each family of models has a class named `Config`."""
+    return cls.__module__.startswith("jaxmem.models.")
 
 
 def _flax_mappings() -> set[type]:
