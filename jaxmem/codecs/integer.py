@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..folding import UNROLLED, Fold, Folded, by_tiles, decoded_product
+from ..kernels.choosing import on_one_chip
+from ..kernels.grouped import LANES, grouped_product, suits
 from ..leaf import is_encoded
 from .packing import WIDTHS, interleave, pack, shifts, slices, unpack, unpack_rows
 
@@ -157,7 +159,7 @@ def _matmul(x, leaf, precision):
     if groups == 1 and (leaf.bits == 8 or m * n <= FEW_SUMS):
         elsewhere = functools.partial(_scaled_after, precision=precision)
     else:
-        elsewhere = functools.partial(decoded, unrolled=UNROLLED)
+        elsewhere = functools.partial(_elsewhere, precision=precision)
     return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
 
 
@@ -226,6 +228,22 @@ def _by_digits(x, leaf):
         return (y * part.scale.astype(jnp.float32)[:, None, :]).sum(0)
 
     return product(digits, leaf) if leaf.bits == 8 else by_tiles(product, digits, leaf)
+
+
+def _elsewhere(x, leaf, precision):
+    """x (m, k) . rows^T on an accelerator: by tiles, or by a kernel that unpacks on the chip."""
+    tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED)
+    k = x.shape[1]
+    group = leaf.group if leaf.scale.shape[-2] > 1 else -(-k // LANES) * LANES
+    if not suits(k, group):
+        return tiles(x, leaf)
+
+    def kernel(x, leaf):
+        zero = None if leaf.zero is None else leaf.zeros().astype(jnp.int8)
+        how = dict(shifts=tuple(shifts(leaf.bits)), group=group, precision=precision)
+        return grouped_product(x, leaf.codes, leaf.scale, zero, **how)
+
+    return on_one_chip(kernel, tiles, x, leaf)
 
 
 def _digits(x, count):

@@ -1,0 +1,77 @@
+"""Kernels equal the XLA forms they stand beside, and are chosen only where they can run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmem as jm
+from jaxmem.codecs.packing import shifts
+from jaxmem.kernels.choosing import on_one_chip
+from jaxmem.kernels.grouped import COLUMNS, LANES, grouped_product, suits
+
+
+def by_kernel(x, leaf):
+    zero = None if leaf.zero is None else leaf.zeros().astype(jnp.int8)
+    group = leaf.group if leaf.scale.shape[-2] > 1 else -(-x.shape[1] // LANES) * LANES
+    how = dict(shifts=tuple(shifts(leaf.bits)), group=group, interpret=True)
+    return grouped_product(x, leaf.codes, leaf.scale, zero, **how)
+
+
+@pytest.mark.parametrize(
+    "bits, group, k, n, symmetric",
+    [
+        (4, 128, 256, 384, True),
+        (3, 64, 192, 200, True),  # half a block of columns, a short block of rows
+        (4, 128, 192, 40, False),  # a short group
+        (7, 32, 128, 256, False),
+        (8, 64, 128, 256, True),
+        (8, 128, 128, 256, False),
+        (2, 256, 512, 256, True),
+        (4, None, 200, 264, True),
+    ],
+)
+def test_the_grouped_kernel_is_the_product_with_the_decoded_weight(bits, group, k, n, symmetric):
+    w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(k, n), (8, k)]))
+    leaf = jm.Int(bits, group=group, symmetric=symmetric).encode(w)
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=3e-4)
+
+
+def test_the_grouped_kernel_splits_long_rows_and_many_inputs():
+    k = 2 * COLUMNS
+    w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(k, 32), (130, k)]))
+    leaf = jm.Int(4, group=512).encode(w)
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=1e-2)
+
+
+def test_scales_below_the_least_normal_half_are_read_right():
+    leaf = jm.Int(4, group=128).encode(jnp.full((128, 256), 1e-4) * jnp.arange(256.0)[None])
+    assert 0 < leaf.scale[0, 1] < jnp.finfo(jnp.float16).tiny
+    x = jnp.ones((8, 128))
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "k, group, fits", [(576, 64, True), (14336, 128, True), (576, 96, False), (9000, 128, False)]
+)
+def test_the_grouped_kernel_says_which_shapes_it_suits(k, group, fits):
+    assert suits(k, group) == fits
+
+
+@pytest.mark.parametrize("axes", [(None, 0), (0, None)])
+def test_a_choice_maps_like_the_function_it_chooses(axes):
+    either = lambda x, w: on_one_chip(jnp.matmul, jnp.matmul, x, w)
+    x, w = (jnp.ones(s) if a is None else jnp.ones((2, *s)) for s, a in zip([(3, 4), (4, 5)], axes))
+    np.testing.assert_array_equal(jax.vmap(either, axes)(x, w), jax.vmap(jnp.matmul, axes)(x, w))
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_kernel_is_lowered_for_one_chip_only(count):
+    leaf = jm.Int(4, group=128).encode(jnp.ones((256, 256)))
+    mesh = Mesh(np.array(jax.devices()[:count]), "d")
+    x = jax.device_put(jnp.ones((8, 256)), NamedSharding(mesh, P("d")))
+    leaf = jax.device_put(leaf, NamedSharding(mesh, P()))
+    exported = jax.export.export(jax.jit(jm.lift(jnp.matmul)), platforms=["tpu"])(x, leaf)
+    assert ("tpu_custom_call" in exported.mlir_module()) == (count == 1)
