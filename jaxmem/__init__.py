@@ -4,9 +4,16 @@ from . import models as models
 from .budgeting import budget as budget
 from .codecs import Cast as Cast
 from .codecs import Chain as Chain
+from .codecs import Codebook as Codebook
+from .codecs import DoubleQuant as DoubleQuant
+from .codecs import Float as Float
 from .codecs import Int as Int
 from .codecs import Keep as Keep
+from .codecs import KMeans as KMeans
 from .codecs import LowRank as LowRank
+from .codecs import Planes as Planes
+from .codecs import Sum as Sum
+from .codecs import at_bits as at_bits
 from .compiling import CompileError as CompileError
 from .curvature import fisher as fisher
 from .evaluation import Evaluation as Evaluation

@@ -2,6 +2,13 @@
 
 from .casting import Cast as Cast
 from .chaining import Chain as Chain
+from .codebook import Codebook as Codebook
+from .doubling import DoubleQuant as DoubleQuant
+from .floating import Float as Float
 from .integer import Int as Int
 from .keeping import Keep as Keep
+from .kmeans import KMeans as KMeans
 from .lowrank import LowRank as LowRank
+from .planes import Planes as Planes
+from .planes import at_bits as at_bits
+from .summing import Sum as Sum

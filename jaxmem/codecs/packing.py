@@ -8,7 +8,7 @@ integer products read as they are.
 import jax.numpy as jnp
 from jax import Array, lax
 
-WIDTHS = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
 def shifts(bits: int) -> list[tuple[int, int]]:

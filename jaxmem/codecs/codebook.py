@@ -1,0 +1,82 @@
+"""Codebook: w ≈ scale · level[code], sixteen fixed levels: NF4 and FP4."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .scaled import Scaled, ScaledArray, divisor, half_above, packed, selected, spread
+
+# Dettmers et al., 2023, appendix E: quantiles of the normal distribution, with an exact zero
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+# e2m1 over its largest number, as a sorted table with one zero
+_MAGNITUDES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+FP4 = (*(-m / 6 for m in reversed(_MAGNITUDES)), 0.0, *(m / 6 for m in _MAGNITUDES))
+LEVELS = {"nf4": NF4, "fp4": FP4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Codebook(Scaled):
+    """The nearest of a table's levels in [−1, 1], under an f16 scale: the largest weight.
+
+    "nf4" holds quantiles of the normal distribution, "fp4" the numbers of e2m1 over 6. One scale
+    for each output channel, or for each `group` weights along the summed axes.
+
+    Error: |w − decode| ≤ scale · half the widest gap between levels: 0.152 (nf4), 1/6 (fp4).
+    Dettmers et al., 2023 (QLoRA). See `DoubleQuant` for its quantized scales.
+
+    Raises:
+        ValueError: an unknown table, or a group below 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w = jnp.array([[2.0], [0.2], [-0.7], [0.0]])
+        >>> [round(float(x), 3) for x in Codebook("nf4").encode(w).decode()[:, 0]]
+        [2.0, 0.159, -0.79, 0.0]
+    """
+
+    levels: str
+    _: dataclasses.KW_ONLY
+    group: int | None = None
+
+    def __post_init__(self):
+        if self.levels not in LEVELS:
+            raise ValueError(f"Codebook takes one of {', '.join(LEVELS)}, got {self.levels!r}")
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"Codebook takes a group of at least 1 weight, got {self.group}")
+
+    def range(self, low, high):
+        return half_above(jnp.maximum(-low, high)).astype(jnp.float32), None
+
+    def round(self, matrix, scale, zero, fold, dtype):
+        group = min(self.group or fold.k, fold.k) or 1
+        stored = scale.astype(jnp.float16)
+        codes = nearest_level(matrix / spread(divisor(stored), group, fold.k), LEVELS[self.levels])
+        dtype = jnp.dtype(dtype)
+        return CodebookArray(packed(codes, 4), stored.mT, 4, group, fold, dtype, self.levels)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CodebookArray(ScaledArray):
+    """4-bit codes packed along n, f16 scales, the name of the table."""
+
+    levels: str = dataclasses.field(metadata=dict(static=True))
+
+    def values(self, codes):
+        return selected(codes, LEVELS[self.levels])
+
+
+def nearest_level(x: Array, levels: tuple[float, ...]) -> Array:
+    """The code (uint8) of the level nearest to x; levels are sorted, and x may be f32."""
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(levels)]
+    above = lambda y, middle: y + (x > middle).astype(jnp.uint8)
+    return functools.reduce(above, middles, jnp.zeros(x.shape, jnp.uint8))

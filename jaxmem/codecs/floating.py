@@ -1,0 +1,199 @@
+"""Float: w ≈ scale · float, floats of 8 or 4 bits: fp8, fp4 and the block formats MX and NVFP4."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .scaled import Scaled, ScaledArray, divisor, half_above, packed, spread
+
+
+class _Format(NamedTuple):
+    kind: str  # of the values
+    group: int | None  # None: the caller's
+    scale: str
+
+
+_FORMATS = {
+    "e4m3": _Format("e4m3", None, "f16"),
+    "e5m2": _Format("e5m2", None, "f16"),
+    "e2m1": _Format("e2m1", None, "f16"),
+    "mxfp8": _Format("e4m3", 32, "e8m0"),
+    "mxfp4": _Format("e2m1", 32, "e8m0"),
+    "nvfp4": _Format("e2m1", 16, "e4m3"),
+}
+
+
+class _Kind(NamedTuple):
+    bits: int
+    fraction: int  # bits after the point
+    least: int  # exponent of the smallest normal number
+    top: float  # the largest number
+
+
+_KINDS = {
+    "e4m3": _Kind(8, 3, -6, 448.0),
+    "e5m2": _Kind(8, 2, -14, 57344.0),
+    "e2m1": _Kind(4, 1, 0, 6.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Float(Scaled):
+    """Rounds to the nearest float of a `format`, ties to even, under a shared scale.
+
+    "e4m3", "e5m2" (fp8) and "e2m1" (fp4) have an f16 scale for each output channel or `group`
+    along the summed axes, rounded up so that nothing is clipped. "mxfp8" (e4m3) and "mxfp4" (e2m1)
+    have blocks of 32 with a power of two, 2^(⌊log2 absmax⌋ − ⌊log2 largest⌋), in a byte; "nvfp4"
+    (e2m1) has blocks of 16 with an e4m3 scale, and an f32 scale a matrix.
+
+    Error: |w − decode| ≤ max(|w| · 2^−(f+1), scale · 2^(e−f−1)), with f bits after the point and
+    the least exponent e: (3, −6) in e4m3, (2, −14) in e5m2, (1, 0) in e2m1. Under "mxfp8", whose
+    scale may clip the largest, |w| · 2^−3. Micikevicius et al., 2022; Open Compute Project,
+    Microscaling Formats 1.0, 2023; NVIDIA, 2025 (nvfp4).
+
+    Raises:
+        ValueError: an unknown format, a group below 1, or a group for a format that has its own.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> w = jnp.array([[0.1], [0.26], [0.9], [3.1], [-6.0]])
+        >>> Float("e2m1").encode(w).decode()[:, 0].tolist()
+        [0.0, 0.5, 1.0, 3.0, -6.0]
+        >>> jm.nbytes(Float("mxfp4").encode(jnp.ones((64, 16)))) * 8 / (64 * 16)
+        4.25
+    """
+
+    format: str
+    _: dataclasses.KW_ONLY
+    group: int | None = None
+
+    def __post_init__(self):
+        if self.format not in _FORMATS:
+            raise ValueError(f"Float takes one of {', '.join(_FORMATS)}, got {self.format!r}")
+        own = _FORMATS[self.format].group
+        if own is not None and self.group not in (None, own):
+            raise ValueError(f"{self.format} has groups of {own}, got a group of {self.group}")
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"Float takes a group of at least 1 weight, got {self.group}")
+        object.__setattr__(self, "group", own or self.group)
+
+    def range(self, low, high):
+        _, _, kind = _FORMATS[self.format]
+        largest, top = jnp.maximum(-low, high), _KINDS[_FORMATS[self.format].kind].top
+        if kind == "e8m0":
+            e = exponent(largest) - exponent(jnp.float32(top))
+            return power(jnp.clip(e, -100, 120)), None  # so that scale · step is a normal f32
+        if kind == "f16":
+            unit = _unit(self.format)
+            return half_above(largest, top * unit).astype(jnp.float32) * unit, None
+        return largest / top, None
+
+    def round(self, matrix, scale, zero, fold, dtype):
+        kind, _, how = _FORMATS[self.format]
+        whole = None
+        if how == "f16":
+            stored = (scale / _unit(self.format)).astype(jnp.float16)
+        elif how == "e8m0":
+            stored = (exponent(scale) + 127).astype(jnp.uint8)
+        else:
+            scale = _short(scale, 20)  # as it was, should it have been decoded before
+            whole = _whole(scale.max((-2, -1), keepdims=True, initial=0.0))
+            whole = jnp.where(whole == 0, 1.0, whole)
+            part = nearest(scale / whole, "e4m3").clip(2.0**-9)
+            stored = _bits(part, jnp.float8_e4m3fn)
+        group = min(self.group or fold.k, fold.k) or 1
+        leaf = FloatArray(
+            (), stored.mT, _KINDS[kind].bits, group, fold, jnp.dtype(dtype), whole, self.format
+        )
+        ratio = matrix / spread(divisor(leaf.scales().mT), group, fold.k)
+        return dataclasses.replace(leaf, codes=packed(_to_codes(ratio, kind), leaf.bits))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FloatArray(ScaledArray):
+    """Float codes packed along n; scales f16, e8m0 or e4m3 (the last two as their bits)."""
+
+    whole: Array | None  # (*stack, 1, 1) f32, nvfp4 only
+    format: str = dataclasses.field(metadata=dict(static=True))
+
+    def scales(self):
+        how = _FORMATS[self.format].scale
+        if how == "f16":
+            return self.scale.astype(jnp.float32) * _unit(self.format)
+        if how == "e8m0":
+            return power(self.scale.astype(jnp.int32) - 127)
+        part = jax.lax.bitcast_convert_type(self.scale, jnp.float8_e4m3fn)
+        return part.astype(jnp.float32) * self.whole
+
+    def values(self, codes):
+        kind = _FORMATS[self.format].kind
+        if kind == "e2m1":
+            size = codes & 7  # 0, 0.5, 1, 1.5, 2, 3, 4, 6
+            twice = jnp.where(size < 4, size, jnp.where(size < 6, 2 * size - 4, 4 * size - 16))
+            return jnp.where(codes & 8, -twice, twice).astype(jnp.float32) * 0.5
+        raw = jax.lax.bitcast_convert_type(codes, jnp.uint8) ^ jnp.uint8(128)
+        narrow = jnp.float8_e4m3fn if kind == "e4m3" else jnp.float8_e5m2
+        return jax.lax.bitcast_convert_type(raw, narrow).astype(jnp.float32)
+
+
+def nearest(x: Array, kind: str) -> Array:
+    """The nearest numbers of "e4m3", "e5m2" or "e2m1", ties to even, clipped to the largest: f32.
+
+    In integer steps, since XLA's own conversion may round twice (f32 to f16 to f8).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> nearest(jnp.array([0.8, 2.5, 100.0]), "e2m1").tolist()
+        [1.0, 2.0, 6.0]
+    """
+    _, fraction, least, top = _KINDS[kind]
+    step = power(jnp.maximum(exponent(x), least) - fraction)
+    return jnp.clip(jnp.round(x / step) * step, -top, top)
+
+
+def exponent(x: Array) -> Array:
+    """⌊log2 |x|⌋ of f32 numbers as int32; -127 for 0 and below 2^-126."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return (bits >> 23 & 255) - 127
+
+
+def power(e: Array) -> Array:
+    """2^e in f32 for int32 e in [-126, 127]."""
+    return jax.lax.bitcast_convert_type(e + 127 << 23, jnp.float32)
+
+
+def _unit(format: str) -> float:
+    """What f16 scales are held over, so that they are as large as the weights and not subnormal."""
+    return 2.0 ** -(math.frexp(_KINDS[_FORMATS[format].kind].top)[1] - 1)
+
+
+def _to_codes(x, kind):
+    near = nearest(x, kind)
+    if kind != "e2m1":
+        return _bits(near, jnp.float8_e4m3fn if kind == "e4m3" else jnp.float8_e5m2)
+    twice = jnp.abs(near * 2).astype(jnp.uint8)  # 0, 1, 2, 3, 4, 6, 8, 12
+    size = jnp.where(twice < 4, twice, jnp.where(twice < 8, twice // 2 + 2, twice // 4 + 4))
+    return size | jnp.where(near < 0, jnp.uint8(8), jnp.uint8(0))
+
+
+def _bits(x, narrow: Any):
+    return jax.lax.bitcast_convert_type(x.astype(narrow), jnp.uint8)
+
+
+def _whole(largest):
+    """A scale of 11 bits, whose products with codes are exact: largest / 448 or a bit more."""
+    near = _short(largest / 448, 11)
+    more = jax.lax.bitcast_convert_type(near, jnp.int32) + (1 << 13)
+    return jnp.where(near * 448 < largest, jax.lax.bitcast_convert_type(more, jnp.float32), near)
+
+
+def _short(x, bits):
+    """x (f32, not negative) rounded to a number of bits."""
+    drop = 24 - bits
+    raw = jax.lax.bitcast_convert_type(x, jnp.int32) + (1 << drop - 1)
+    return jax.lax.bitcast_convert_type(raw >> drop << drop, jnp.float32)

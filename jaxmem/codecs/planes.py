@@ -1,0 +1,154 @@
+"""Planes: w ≈ low + (⌊code / 2^(8−b)⌋ + ½) · Δ · 2^(8−b): 8-bit codes whose upper b bits serve."""
+
+import dataclasses
+import functools
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..folding import UNROLLED, Fold, Folded, decoded_product
+from ..leaf import is_encoded
+from .packing import pack, unpack, unpack_rows
+from .scaled import divisor, half_above
+
+_WIDTHS = (2, 1, 1, 1, 1, 1, 1)  # of the planes, from the highest bits down
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Planes:
+    """Uniform 8-bit codes kept as nested bit planes; `at_bits` leaves some out.
+
+    A group's range [a, b] is cut into 2^8 cells of Δ = (b − a)/2^8, and the code of x is
+    ⌊(x − a)/Δ⌋: its upper bits are the codes of 2^2 to 2^7 cells. A weight stands for the middle of
+    its cell. Δ and a are f16, one pair for each output channel or `group` of its weights.
+
+    Error: |w − decode| ≤ Δ · 2^(8−bits) / 2, and f16's |a| · 2^-11. Park et al., 2024
+    (Any-Precision LLM); Nair et al., 2025 (MatQuant).
+
+    Raises:
+        ValueError: a group below 1.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> w = jnp.array([[-1.0], [0.8], [1.0]])
+        >>> enc = jm.Planes().encode(w)  # .8 lies in [.796875, .8046875)
+        >>> [float(jm.at_bits(enc, b).decode()[1, 0]) for b in (8, 4, 2)]
+        [0.80078125, 0.8125, 0.75]
+    """
+
+    _: dataclasses.KW_ONLY
+    group: int | None = None
+
+    def __post_init__(self):
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"Planes takes a group of at least 1 weight, got {self.group}")
+
+    def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "PlanesArray":
+        if is_encoded(w):
+            return w.map(self.encode)
+        return _encode(self, w, tuple(axes))
+
+
+def at_bits(tree: T, bits: int) -> T:
+    """The tree with every leaf of `Planes` cut to its upper `bits` (2 to 8): no array is copied.
+
+    Raises:
+        ValueError: bits outside 2 to 8, more than a leaf has, or a tree without such a leaf.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> enc = {"w": jm.Planes().encode(jnp.ones((64, 64)))}
+        >>> jm.nbytes(enc), jm.nbytes(jm.at_bits(enc, 3))
+        (4352, 1792)
+    """
+    if bits not in range(2, 9):
+        raise ValueError(f"at_bits takes 2 to 8 bits, got {bits}")
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_encoded)
+    held = [x for x in leaves if isinstance(x, PlanesArray)]
+    if not held:
+        raise ValueError("at_bits found no leaf of Planes in the tree")
+    least = min(x.bits for x in held)
+    if bits > least:
+        raise ValueError(f"at_bits was asked for {bits} bits of a leaf that has {least}")
+    cut = lambda x: dataclasses.replace(x, planes=x.planes[: bits - 1])
+    return structure.unflatten([cut(x) if isinstance(x, PlanesArray) else x for x in leaves])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _encode(codec, w, axes):
+    """Compiled, since step by step it would hold several copies of the weight in f32."""
+    matrix, fold = Fold.of(w, axes)
+    k = fold.k
+    group = min(codec.group or k, k) or 1
+    x = matrix.astype(jnp.float32)
+    short = [(0, 0)] * (x.ndim - 1) + [(0, -k % group)]
+    parts = jnp.pad(x, short, mode="edge").reshape(*x.shape[:-1], -1, group)
+    low = parts.min(-1).astype(jnp.float16)
+    step = half_above((parts.max(-1) - low.astype(jnp.float32)).clip(0), 256.0)
+    spread = lambda a: jnp.repeat(a.astype(jnp.float32), group, -1)[..., :k]
+    codes = jnp.clip((x - spread(low)) / spread(divisor(step)), 0, 255).astype(jnp.uint8)
+    planes, shift = [], 8
+    for width in _WIDTHS:
+        shift -= width
+        (plane,) = pack(codes >> shift & (1 << width) - 1, width, axis=-2)
+        planes.append(plane)
+    return PlanesArray(tuple(planes), step.mT, low.mT, group, fold, jnp.dtype(w.dtype))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PlanesArray(Folded):
+    """Bit planes packed along n, highest first; Δ and the least weight of each group."""
+
+    planes: tuple[Array, ...]  # each (*stack, n·width/8, k) uint8
+    step: Array  # (*stack, groups, n) f16
+    low: Array  # (*stack, groups, n) f16
+    group: int = dataclasses.field(metadata=dict(static=True))
+    fold: Fold = dataclasses.field(metadata=dict(static=True))
+    dtype: Any = dataclasses.field(metadata=dict(static=True))
+
+    lead = property(lambda self: self.step.shape[:-2])
+    bits = property(lambda self: len(self.planes) + 1)
+
+    def _joined(self, read):
+        """Codes of the planes that are there, as f32 middles of 8-bit cells."""
+        codes = 0
+        for plane, width in zip(self.planes, _WIDTHS):
+            codes = (codes << width) + read((plane,), width).astype(jnp.int32)
+        return (codes.astype(jnp.float32) + 0.5) * 2.0 ** (8 - self.bits)
+
+    def _values(self, middles, step, low):
+        spread = lambda a: jnp.repeat(a.mT.astype(jnp.float32), self.group, -1)
+        k = middles.shape[-1]
+        return middles * spread(step)[..., :k] + spread(low)[..., :k]
+
+    def rows(self):
+        n = self.step.shape[-1]
+        middles = self._joined(lambda plane, width: unpack(plane, width, n, axis=-2))
+        return self._values(middles, self.step, self.low)
+
+    def narrow(self, start, size):
+        cut = lax.dynamic_slice_in_dim
+        planes = tuple(
+            cut(a, start * width // 8, -(-size * width // 8), 0)
+            for a, width in zip(self.planes, _WIDTHS)
+        )
+        step, low = (cut(a, start, size, 1) for a in (self.step, self.low))
+        return dataclasses.replace(self, planes=planes, step=step, low=low)
+
+    def pick(self, index):
+        at = index.reshape(-1)
+        middles = self._joined(lambda plane, width: unpack_rows(plane, width, at))
+        rows = self._values(middles, self.step[:, at], self.low[:, at])
+        return rows.reshape(*index.shape, rows.shape[-1])
+
+    def matmul(self, x, precision=None):
+        return lax.platform_dependent(
+            x,
+            self,
+            cpu=functools.partial(decoded_product, precision=precision),
+            default=functools.partial(decoded_product, precision=precision, unrolled=UNROLLED),
+        )

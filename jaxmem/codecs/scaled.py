@@ -1,0 +1,172 @@
+"""Scaled: w ≈ scale · value(code), what float and codebook formats share.
+
+Codes are packed along n like those of `Int`; a scale is shared by a row or a group of a row.
+"""
+
+import abc
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..folding import UNROLLED, Fold, Folded, decoded_product
+from ..leaf import is_encoded
+from .packing import WIDTHS, interleave, pack, slices, unpack, unpack_rows
+
+_LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
+
+
+class Scaled(abc.ABC):
+    """A codec that rounds each group of a row to the values it has, times a scale."""
+
+    group: int | None
+
+    @abc.abstractmethod
+    def range(self, low: Array, high: Array) -> tuple[Array, None]:
+        """The f32 scale of groups whose weights lie in [low, high]; (*stack, n, groups)."""
+
+    @abc.abstractmethod
+    def round(self, matrix, scale, zero, fold, dtype) -> "ScaledArray":
+        """The leaf with the nearest codes, given scales (*stack, n, groups); there is no zero."""
+
+    def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "ScaledArray":
+        if is_encoded(w):
+            return w.map(self.encode)
+        return _encode(self, w, tuple(axes))
+
+    def fit(self, matrix: Array, fold: Fold, dtype: Any) -> "ScaledArray":
+        """The leaf of a matrix (*stack, n, k), each group scaled to its largest weight."""
+        parts = grouped(matrix, self.group)
+        scale, _ = self.range(parts.min(-1, initial=0.0), parts.max(-1, initial=0.0))
+        return self.round(matrix, scale, None, fold, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _encode(codec, w, axes):
+    """Compiled, since step by step it would hold several copies of the weight in f32."""
+    matrix, fold = Fold.of(w, axes)
+    return codec.fit(matrix.astype(jnp.float32), fold, w.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledArray(Folded):
+    """Codes packed along n and scales (*stack, groups, n); a subclass says what a code means."""
+
+    codes: tuple[Array, ...]  # bit fields, each (*stack, n·width/8, k)
+    scale: Array  # (*stack, groups, n)
+    bits: int = dataclasses.field(metadata=dict(static=True))
+    group: int = dataclasses.field(metadata=dict(static=True))
+    fold: Fold = dataclasses.field(metadata=dict(static=True))
+    dtype: Any = dataclasses.field(metadata=dict(static=True))
+
+    lead = property(lambda self: self.scale.shape[:-2])
+
+    @abc.abstractmethod
+    def values(self, codes: Array) -> Array:
+        """What unpacked codes (int8, as `unpack` gives them) stand for, in f32."""
+
+    def scales(self) -> Array:
+        """(*stack, groups, n) in f32."""
+        return self.scale.astype(jnp.float32)
+
+    def rows(self):
+        n, k = self.scale.shape[-1], self.codes[0].shape[-1]
+        return self.values(unpack(self.codes, self.bits, n, axis=-2)) * self._spread(k)
+
+    def _spread(self, k):
+        scale = self.scales().mT
+        return scale if scale.shape[-1] == 1 else jnp.repeat(scale, self.group, -1)[..., :k]
+
+    def narrow(self, start, size):
+        def cut(field, width):
+            return lax.dynamic_slice_in_dim(field, start * width // 8, -(-size * width // 8), 0)
+
+        codes = tuple(cut(a, w) for a, w in zip(self.codes, WIDTHS[self.bits]))
+        scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
+        return dataclasses.replace(self, codes=codes, scale=scale)
+
+    def pick(self, index):
+        at = index.reshape(-1)
+        codes = unpack_rows(self.codes, self.bits, at)
+        own = dataclasses.replace(self, scale=self.scale[:, at])
+        rows = self.values(codes) * own._spread(codes.shape[-1])
+        return rows.reshape(*index.shape, codes.shape[-1])
+
+    def matmul(self, x, precision=None):
+        return _shared_matmul(x, self, precision)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _matmul(x, leaf, precision):
+    """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
+    decoded = functools.partial(decoded_product, precision=precision)
+    whole = leaf.scale.shape[-2] == 1
+    after = functools.partial(_scaled_after, precision=precision)
+    elsewhere = after if whole else functools.partial(decoded, unrolled=UNROLLED)
+    return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
+
+
+@_matmul.defjvp
+def _matmul_jvp(precision, primals, tangents):
+    decoded = functools.partial(decoded_product, precision=precision)
+    return _matmul(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
+
+
+_shared_matmul = jax.jit(_matmul, static_argnums=2)  # layers of one shape trace and lower it once
+
+
+def _scaled_after(x, leaf, precision):
+    """(x . values) · scale: the accelerator reads packed codes and nothing is materialised."""
+
+    def dot(codes):
+        w = leaf.values(codes).astype(x.dtype)
+        return lax.dot_general(x, w, _LAST, precision, preferred_element_type=jnp.float32)
+
+    (field,), n = leaf.codes, leaf.scale.shape[-1]
+    return interleave([dot(part) for part in slices(field, leaf.bits)], -1)[:, :n] * leaf.scales()
+
+
+def grouped(matrix: Array, group: int | None) -> Array:
+    """The matrix (*stack, n, k) as (*stack, n, groups, group), the last group padded with zeros."""
+    k = matrix.shape[-1]
+    g = min(group or k, k) or 1
+    short = [(0, 0)] * (matrix.ndim - 1) + [(0, -k % g)]
+    return jnp.pad(matrix, short).reshape(*matrix.shape[:-1], -(-k // g), g)
+
+
+def spread(groups: Array, group: int | None, k: int) -> Array:
+    """One number a group (*stack, n, groups), for each weight (*stack, n, k)."""
+    return jnp.repeat(groups, min(group or k, k) or 1, -1)[..., :k]
+
+
+def divisor(scale: Array) -> Array:
+    """The scale in f32, 1 where it is 0."""
+    scale = scale.astype(jnp.float32)
+    return jnp.where(scale == 0, 1.0, scale)
+
+
+def half_above(x: Array, top: float = 1.0) -> Array:
+    """The least f16 whose product with `top` (of at most 13 bits) is no less than x, f32."""
+    near = (x / top).astype(jnp.float16)
+    short = near.astype(jnp.float32) * top < x
+    return jnp.where(short, jnp.nextafter(near, jnp.float16(jnp.inf)), near)
+
+
+def packed(codes: Array, bits: int) -> tuple[Array, ...]:
+    """Codes (*stack, n, k) as bit fields along n."""
+    return pack(codes.astype(jnp.uint8), bits, axis=-2)
+
+
+def selected(codes: Array, levels) -> Array:
+    """levels[codes] as a chain of selections: a TPU takes 1 GiB for the gather of one matrix.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> selected(jnp.array([1, 0, 2], jnp.int8), (0.5, 1.5, 4.0)).tolist()
+        [1.5, 0.5, 4.0]
+    """
+    pick = lambda y, pair: jnp.where(codes == pair[0], pair[1], y)
+    return functools.reduce(pick, enumerate(levels[1:], 1), jnp.full(codes.shape, levels[0], "f4"))
