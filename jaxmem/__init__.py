@@ -1,11 +1,13 @@
 """Fit any language model into the memory you have, and prove it before you rent the machine."""
 
 from . import models as models
+from .activations import static as static
 from .budgeting import budget as budget
 from .codecs import Cast as Cast
 from .codecs import Chain as Chain
 from .codecs import Codebook as Codebook
 from .codecs import DoubleQuant as DoubleQuant
+from .codecs import Dynamic as Dynamic
 from .codecs import Float as Float
 from .codecs import Int as Int
 from .codecs import Keep as Keep

@@ -198,6 +198,42 @@ class Folded(Encoded):
         return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
 
 
+class Wrapped(Folded):
+    """A leaf that holds another, `inner`, and is as it is but for what a subclass says."""
+
+    inner: Folded
+
+    fold = property(lambda self: self.inner.fold)
+    dtype = property(lambda self: self.inner.dtype)
+    lead = property(lambda self: self.inner.lead)
+
+    def opened(self) -> Folded:
+        """The leaf inside, ready for use."""
+        return self.inner
+
+    def rows(self):
+        return self.opened().rows()
+
+    def narrow(self, start, size):
+        return self.opened().narrow(start, size)
+
+    def pick(self, index):
+        return self.opened().pick(index)
+
+    def matmul(self, x, precision=None):
+        return self.opened().matmul(x, precision)
+
+    def astype(self, dtype):
+        return dataclasses.replace(self, inner=self.inner.astype(dtype))
+
+    def transpose(self, axes):
+        return dataclasses.replace(self, inner=self.inner.transpose(axes))
+
+    def reshape(self, shape):
+        inner = self.inner.reshape(shape)
+        return inner if inner is NotImplemented else dataclasses.replace(self, inner=inner)
+
+
 def decoded_product(x: Array, leaf: Folded, precision=None, *, unrolled: int = 0) -> Array:
     """x (m, k) . rows^T as (m, n) f32, some rows decoded at a time: never a dense weight."""
 

@@ -1,5 +1,6 @@
 """Codecs: one file, one formula. A codec is a frozen dataclass whose `encode` makes a leaf."""
 
+from .activating import Dynamic as Dynamic
 from .casting import Cast as Cast
 from .chaining import Chain as Chain
 from .codebook import Codebook as Codebook

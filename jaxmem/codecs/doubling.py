@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..folding import Folded
+from ..folding import Wrapped
 from ..leaf import decode, is_encoded
 
 
@@ -44,37 +44,10 @@ class DoubleQuant:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DoubleQuantArray(Folded):
+class DoubleQuantArray(Wrapped):
     """A leaf whose scale is an encoded leaf; it decodes the scale and does as the leaf does."""
 
     inner: Any
 
-    fold = property(lambda self: self.inner.fold)
-    dtype = property(lambda self: self.inner.dtype)
-    lead = property(lambda self: self.inner.lead)
-
-    def single(self) -> Folded:
-        """The leaf with its scale decoded."""
+    def opened(self):
         return dataclasses.replace(self.inner, scale=decode(self.inner.scale))
-
-    def rows(self):
-        return self.single().rows()
-
-    def narrow(self, start, size):
-        return self.single().narrow(start, size)
-
-    def pick(self, index):
-        return self.single().pick(index)
-
-    def matmul(self, x, precision=None):
-        return self.single().matmul(x, precision)
-
-    def astype(self, dtype):
-        return dataclasses.replace(self, inner=self.inner.astype(dtype))
-
-    def transpose(self, axes):
-        return dataclasses.replace(self, inner=self.inner.transpose(axes))
-
-    def reshape(self, shape):
-        inner = self.inner.reshape(shape)
-        return inner if inner is NotImplemented else dataclasses.replace(self, inner=inner)

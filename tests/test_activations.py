@@ -1,0 +1,109 @@
+"""Dynamic and static: what a weight multiplies is rounded too, in integers where it can be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+
+import jaxmem as jm
+from jaxmem.codecs.activating import rounded
+
+INNER = [
+    jm.Int(8),
+    jm.Int(4),
+    jm.Int(8, symmetric=False),
+    jm.Int(4, group=16),
+    jm.Int(3, group=20, symmetric=False),  # the last group is short
+    jm.Codebook("nf4", group=16),
+]
+each_inner = pytest.mark.parametrize("inner", INNER, ids=str)
+
+
+def weight(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@each_inner
+@pytest.mark.parametrize("to", ["int8", "e4m3"])
+@pytest.mark.parametrize("n", [24, 1040])
+def test_a_product_is_that_of_the_rounded_input_and_the_decoded_weight(inner, to, n):
+    leaf, x = jm.Dynamic(inner, to).encode(weight(48, n)), weight(5, 48, seed=1) + 0.5
+    got = jit(jm.lift(jnp.matmul, on_decode="error"))(x, leaf)
+    np.testing.assert_allclose(got, rounded(x, leaf) @ leaf.decode(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("to", ["int8", "e4m3"])
+@pytest.mark.parametrize("shift", [-9.0, 0.0, 2.0])
+def test_the_input_is_within_its_stated_bound(to, shift):
+    leaf, x = jm.Dynamic(jm.Int(8), to).encode(weight(48, 8)), weight(40, 48, seed=1) + shift
+    low, high = (f(x, -1, keepdims=True) for f in (jnp.min, jnp.max))
+    limit = (jnp.maximum(high, 0) - jnp.minimum(low, 0)) / 510
+    limit = limit if to == "int8" else jnp.maximum(jnp.abs(x) / 16, limit / 100)
+    assert (jnp.abs(rounded(x, leaf) - x) <= limit * (1 + 1e-4)).all()
+
+
+def test_a_stack_is_scanned_over_and_a_batch_is_mapped():
+    leaf, x = jm.Dynamic(jm.Int(4, group=16)).encode(weight(3, 32, 24)), weight(5, 32, seed=1)
+    dot = jm.lift(jnp.matmul, on_decode="error")
+    run = lambda x, leaf: jax.lax.scan(lambda x, w: (x, dot(x, w)), x, leaf)[1]
+    got, want = jit(run)(x, leaf), jit(jax.vmap(dot, (None, 0)))(x, leaf)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_the_gradient_goes_straight_through():
+    leaf, x = jm.Dynamic(jm.Int(8)).encode(weight(32, 24)), weight(5, 32, seed=1)
+    got = jax.grad(lambda x: jm.lift(jnp.matmul)(x, leaf).sum())(x)
+    np.testing.assert_allclose(got, jnp.ones((5, 24)) @ leaf.decode().T, rtol=1e-5, atol=1e-5)
+
+
+def test_a_token_of_zeros_gives_zeros():
+    leaf = jm.Dynamic(jm.Int(8)).encode(weight(32, 24))
+    assert (jm.lift(jnp.matmul)(jnp.zeros((2, 32)), leaf) == 0).all()
+
+
+def model(params, x):
+    step = lambda x, w: (jnp.tanh(x @ w), None)
+    return jax.lax.scan(step, x, params["layers"])[0] @ params["head"]
+
+
+def test_static_ranges_are_those_that_the_layers_see():
+    params = {"layers": weight(3, 16, 16) / 4, "head": weight(16, 4)}
+    codec = jm.Dynamic(jm.Int(8))
+    enc = jm.encode(params, {"layers": codec, "head": codec})
+    batches = [(weight(8, 16, seed=s),) for s in (1, 2)]
+    fixed = jm.static(enc, model, batches, method="minmax")
+    assert fixed["layers"].limits.shape == (3, 2)
+    xs = jnp.concatenate([x for (x,) in batches])
+    np.testing.assert_allclose(fixed["layers"].limits[0], [xs.min(), xs.max()], rtol=1e-6)
+    assert (jnp.abs(fixed["layers"].limits[1:]) <= 1).all()
+    np.testing.assert_allclose(jm.lift(model)(fixed, xs), jm.lift(model)(enc, xs), atol=0.2)
+    assert jm.nbytes(fixed) == jm.nbytes(enc) + 4 * 2 * 4
+
+
+def test_clipped_ranges_leave_out_what_is_rare():
+    x = weight(512, 64, seed=1).at[0, 0].set(500.0)
+    enc = jm.Dynamic(jm.Int(8)).encode(weight(64, 8))
+    run = lambda w, x: x @ w
+    ends = {
+        m: jm.static(enc, run, [(x,)], method=m).limits for m in ("minmax", "percentile", "mse")
+    }
+    assert ends["minmax"][1] == 500 and 3.5 < ends["percentile"][1] < 5
+    assert 400 < ends["mse"][1] < 500
+    assert ends["minmax"][0] == x.min()
+
+
+@pytest.mark.parametrize(
+    "tree, method, words",
+    [({"w": 1.0}, "mse", "no leaf of Dynamic"), ({}, "median", "expected minmax")],
+)
+def test_what_static_cannot_do_is_refused(tree, method, words):
+    with pytest.raises(ValueError, match=words):
+        jm.static(tree, lambda p: 0.0, [()], method=method)
+
+
+def test_dynamic_refuses_what_it_cannot_round():
+    with pytest.raises(ValueError, match="int8"):
+        jm.Dynamic(jm.Int(8), "int4")
+    with pytest.raises(TypeError, match="codec of rows"):
+        jm.Dynamic(jm.Cast("bfloat16")).encode(jnp.ones((4, 4)))
