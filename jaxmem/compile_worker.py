@@ -1,18 +1,21 @@
-"""Compiles one exported program for a TPU that is not here, and says what it takes.
+"""Compiles one exported program for a TPU or GPU that is not here, and says what it takes.
 
 A process of its own, started by `compiling` as a script, because libtpu may abort the process it
-is in. Reads from standard input a line of JSON (`topology`, its `options`, `donated` arguments,
-`compiler_options`) and then the exported program; writes one line of JSON with one of
+is in. Reads from standard input a line of JSON (`platform`, `topology`, its `options`, `donated`
+arguments, `compiler_options`) and then the exported program; writes one line of JSON with one of
 
-    sizes     what the program takes, in bytes a device
+    sizes     what the program takes, in bytes a device, and `compiled`, its text
     invalid   what is wrong with the request
     failed    the compiler's message, out of memory included
 
-Imports nothing of jaxmem, so that a start costs what importing jax costs.
+and beside `sizes` and `failed` the `program`, its text before it was compiled. Texts are zlib in
+base 64. Imports nothing of jaxmem, so that a start costs what importing jax costs.
 """
 
+import base64
 import json
 import sys
+import zlib
 
 import jax
 import jax.export
@@ -36,6 +39,11 @@ def sizes(compiled: jax.stages.Compiled) -> dict[str, int]:
     }
 
 
+def packed(text: str) -> str:
+    """A program's text in a twentieth of its size."""
+    return base64.b64encode(zlib.compress(text.encode())).decode()
+
+
 def main() -> None:
     request = json.loads(sys.stdin.buffer.readline())
     exported = jax.export.deserialize(bytearray(sys.stdin.buffer.read()))
@@ -45,17 +53,19 @@ def main() -> None:
 def _answer(request: dict, exported: jax.export.Exported) -> dict:
     try:
         devices = topologies.get_topology_desc(
-            platform="tpu", topology_name=request["topology"], **request["options"]
+            platform=request["platform"], topology_name=request["topology"], **request["options"]
         ).devices
     except jax.errors.JaxRuntimeError as e:
         return {"invalid": str(e)}
     if exported.nr_devices not in (1, len(devices)):
         return {"invalid": f"a mesh of {exported.nr_devices} devices on {len(devices)}"}
     lowered = _lower(exported, devices, request["donated"])
+    program = packed(lowered.as_text("hlo"))
     try:
-        return {"sizes": sizes(lowered.compile(compiler_options=request["compiler_options"]))}
+        compiled = lowered.compile(compiler_options=request["compiler_options"])
     except jax.errors.JaxRuntimeError as e:
-        return {"failed": str(e)}
+        return {"failed": str(e), "program": program}
+    return {"sizes": sizes(compiled), "compiled": packed(compiled.as_text()), "program": program}
 
 
 def _lower(exported: jax.export.Exported, devices, donated: list[int]) -> jax.stages.Lowered:

@@ -1,5 +1,6 @@
-"""Compiles for a TPU that is not here: in a process of its own, once for each program."""
+"""Compiles for a TPU or GPU that is not here: in a process of its own, once for each program."""
 
+import base64
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -9,14 +10,17 @@ import pathlib
 import re
 import subprocess
 import sys
+import zlib
 from typing import Any
 
 import jax
 import jax.export
 
 from .caching import cache_dir, write_whole
+from .chips import Target
 
 _WORKER = pathlib.Path(__file__).with_name("compile_worker.py")
+PACKAGES = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-plugin"]}  # each platform's compiler
 _ENV = {  # libtpu on a machine without TPU, beside other processes that use it, and quiet
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_X64": "1",
@@ -28,6 +32,11 @@ _ENV = {  # libtpu on a machine without TPU, beside other processes that use it,
 }
 
 
+def unpacked(text: str) -> str:
+    """A program's text, as the worker packed it."""
+    return zlib.decompress(base64.b64decode(text)).decode()
+
+
 class CompileError(RuntimeError):
     """The target's compiler refused the program, died or ran out of time; not out of memory."""
 
@@ -36,56 +45,60 @@ def versions(*names: str) -> dict[str, str]:
     """The installed versions of packages.
 
     Raises:
-        ImportError: one is missing that the extra `tpu` brings.
+        ImportError: one is missing that the extra `tpu` or `gpu` brings.
     """
     try:
         return {name: importlib.metadata.version(name) for name in names}
     except importlib.metadata.PackageNotFoundError as e:
-        raise ImportError(f'compiling for TPU needs {e.name}: pip install "jaxmem[tpu]"') from e
+        extra = "gpu" if "cuda" in e.name else "tpu"
+        what = f"compiling for {extra.upper()} needs {e.name}"
+        raise ImportError(f'{what}: pip install "jaxmem[{extra}]"') from e
 
 
-def compile_for_tpu(
+def compile_for(
+    target: Target,
     jitted: jax.stages.Wrapped,
     args: tuple,
     *,
-    topology: str,
-    options: dict[str, Any],
     limit: int | None,
     timeout: float,
 ) -> dict[str, Any]:
     """`{"sizes": {...}}` of the compiled program, or `{"needed": bytes}` where it does not fit.
 
-    The program is exported here and compiled there, so `jitted` may be anything that traces.
+    Beside them are the packed texts: `program`, and `compiled` where it was (see `unpacked`), and
+    `hash`, which names the program, the target and the versions. The program is exported here and
+    compiled there, so `jitted` may be anything that traces.
 
     Args:
-        topology: as libtpu names it, "v5e:2x4"; `options` are what else it wants to be told.
-        limit: the bytes the compiler believes it has; None for what the chip has.
+        limit: the bytes the compiler believes it has; None for what the chip has. GPUs take none.
         timeout: seconds.
 
     Raises:
         ValueError: the topology is not one, or not one for the mesh of the arguments.
         TypeError: an argument's dtype has no exported form (int2).
-        ImportError: the extra `tpu` is not installed.
+        ImportError: the extra `tpu` or `gpu` is not installed.
         CompileError: the compiler refused the program, died, or ran out of time.
     """
-    installed = versions("jax", "jaxlib", "libtpu", "flatbuffers")
-    exported = jax.export.export(jitted, platforms=["tpu"])(*args)
+    installed = versions("jax", "jaxlib", *PACKAGES[target.platform], "flatbuffers")
+    exported = jax.export.export(jitted, platforms=[target.platform])(*args)
     arguments = jax.tree.leaves(jitted.trace(*args).args_info)
+    budget = {"xla_tpu_max_hbm_size_mib": str(limit // 2**20)} if limit else {}
     request = {
-        "topology": topology,
-        "options": options,
+        "platform": target.platform,
+        "topology": target.topology,
+        "options": target.options,
         "donated": [i for i, argument in enumerate(arguments) if argument.donated],
-        "compiler_options": {"xla_tpu_max_hbm_size_mib": str(limit // 2**20)} if limit else {},
+        "compiler_options": budget if target.platform == "tpu" else {},
     }
     flags = [os.environ.get(name) for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
     program = re.sub(r'^#loc.*\n| loc\((#loc\d*|"[^"]*")\)', "", exported.mlir_module(), flags=re.M)
     identity = json.dumps([_WORKER.read_text(), installed, flags, request, program])
-    path = cache_dir("compiled") / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    found = _result(_ask(request, exported, timeout))
-    write_whole(path, json.dumps(found).encode())
-    return found
+    name = hashlib.sha256(identity.encode()).hexdigest()
+    path = cache_dir("compiled") / f"{name}.json"
+    if not path.exists():
+        found = _result(_ask(request, exported, timeout))
+        write_whole(path, json.dumps(found).encode())
+    return json.loads(path.read_text()) | {"hash": name}
 
 
 def _result(answer: dict) -> dict:
@@ -94,8 +107,8 @@ def _result(answer: dict) -> dict:
     if "invalid" in answer:
         raise ValueError(f"this program is not for that device: {answer['invalid']}")
     if (needed := needed_bytes(answer["failed"])) is None:
-        raise CompileError(f"the TPU compiler refused: {answer['failed']}")
-    return {"needed": needed}
+        raise CompileError(f"the compiler refused: {answer['failed']}")
+    return {"needed": needed, "program": answer["program"]}
 
 
 def needed_bytes(message: str) -> int | None:
@@ -129,11 +142,11 @@ def _ask(request: dict, exported: jax.export.Exported, timeout: float) -> dict:
             timeout=timeout,
         )
     except subprocess.TimeoutExpired as e:
-        raise CompileError(f"the TPU compiler took more than {timeout} s") from e
+        raise CompileError(f"the compiler took more than {timeout} s") from e
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
         why = next((x for x in said if re.match(r"F\d{4} |\*\*\* SIG", x)), said[-1])
-        raise CompileError(f"the TPU compiler died (exit status {done.returncode}): {why}")
+        raise CompileError(f"the compiler died (exit status {done.returncode}): {why}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

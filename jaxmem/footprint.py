@@ -1,33 +1,22 @@
 """memory: arguments + outputs + temp - aliased, as the target's own compiler says."""
 
 import dataclasses
+import functools
 import json
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from . import hlo, traffic
+from .chips import Target, target
 from .compile_worker import sizes
-from .compiling import compile_for_tpu, versions
+from .compiling import PACKAGES, compile_for, unpacked, versions
 
 _MIB = 2**20
 _PROBE = 64 * _MIB  # too little for almost any program: the compiler says at once what is needed
-
-# Per device: GiB the compiler counts on (what it reserves is taken off), and what it wants to be
-# told besides the topology.
-_CHIPS = {
-    "v2": (7.48, {}),
-    "v3": (15.48, {}),
-    "v4": (30.75, {"chip_config_name": "megacore"}),
-    "v5e": (15.75, {}),
-    "v5p": (95.73, {}),
-    "v6e": (31.24, {}),
-    "tpu7x": (94.74, {}),
-}
-_KNOWN = f"'cpu' or 'tpu CHIP:TOPOLOGY' with CHIP one of {', '.join(_CHIPS)}, as 'tpu v5e:1x1'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +25,10 @@ class Memory:
 
     Where the compiler gave up, it names no parts, only what the program needs: then `exact` is
     False, the parts are None, and `estimate` holds its figure, which is 0.8 to 1.0 of the truth.
+
+    `flops` are the products' of the whole program, all devices together; `traffic` is what one
+    device reads from and writes to its main memory; `collectives` what it receives, by kind. All
+    are counted in the program's text, loops as often as they run.
 
     Example:
         >>> m = Memory("tpu v5e:1x1", 600, 200, 300, 100, 0, 9, limit=2000, fits=True)
@@ -55,7 +48,12 @@ class Memory:
     limit: int | None = None
     fits: bool = True
     estimate: int | None = None
+    flops: int | None = None
+    traffic: int | None = None
+    collectives: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
+    hash: str | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    text: str | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def exact(self) -> bool:
@@ -74,19 +72,52 @@ class Memory:
         """Bytes of device memory the program asks for: the peak."""
         return self.peak
 
+    @property
+    def seconds(self) -> float | None:
+        """An estimate of the time of one run: see `chips.Chip.seconds`; None on CPU.
+
+        Without a compiled program the traffic is taken to be the peak, read once.
+        """
+        on = target(self.device)
+        if on is None or self.flops is None:
+            return None
+        moved = self.peak if self.traffic is None else self.traffic
+        return on.chip.seconds(self.flops / on.count, moved, sum(self.collectives.values()))
+
+    @functools.cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Where these figures are known to mislead."""
+        found = []
+        if self.device == "cpu" and self.text and "Space.Host" in self.text:
+            found.append("CPU has one memory: what is offloaded to the host counts as device bytes")
+        if self.device.startswith("gpu") and self.host is not None:
+            found.append("host arguments count as device bytes on a GPU that is not here")
+            found.append("the GPU compiler is told no limit: fits compares the peak with it")
+        if self.device.startswith("gpu") and self.flops:
+            found.append("kernels were not tuned, which may change temp a little")
+        return tuple(found)
+
     def __str__(self) -> str:
         parts = ("arguments", "outputs", "temp", "aliased", "peak", "limit", "host", "code")
-        rows = [(name, getattr(self, name)) for name in parts]
+        rows = [(name, getattr(self, name)) for name in (*parts, "traffic")]
         lines = [_row(name, n) for name, n in rows if n is not None]
+        lines += [_row(kind, n) for kind, n in self.collectives.items()]
+        if self.flops is not None:
+            lines.append(f"  {'flops':<20}{self.flops:>18,}{'':18}")
+        if self.seconds is not None:
+            lines.append(f"  {'seconds, estimated':<20}{self.seconds:>18.6f}{'':18}")
         how = "compiled" if self.exact else "the compiler's estimate"
         versions = ", ".join(f"{k} {v}" for k, v in self.versions.items())
         verdict = "fits" if self.fits else "does not fit"
-        return "\n".join([f"{self.device}: {verdict} ({how}; {versions})", *lines])
+        notes = [f"  note: {note}" for note in self.notes]
+        return "\n".join([f"{self.device}: {verdict} ({how}; {versions})", *lines, *notes])
 
     def to_json(self) -> str:
-        """Every figure, with `peak` and `exact`, as JSON."""
+        """Every figure, with `peak`, `exact` and `seconds`, as JSON."""
         fields = dataclasses.asdict(self)
-        return json.dumps(fields | {"peak": self.peak, "exact": self.exact}, indent=2)
+        del fields["text"]
+        more = {"peak": self.peak, "exact": self.exact, "seconds": self.seconds}
+        return json.dumps(fields | more, indent=2)
 
 
 def memory(
@@ -104,20 +135,20 @@ def memory(
     devices, which may be an `AbstractMesh`; figures are for one device. `fn` may be jitted, and
     then its own donation and shardings hold.
 
-    The TPU compiler runs in a process of its own; what it found is kept in the cache (see
-    `caching`). It schedules by the memory it has, so ask with the limit you mean. On CPU `limit`
-    is only compared with the peak.
+    The compiler runs in a process of its own; what it found is kept in the cache (see
+    `caching`). It schedules by the memory it has, so ask with the limit you mean. On CPU and GPU
+    `limit` is only compared with the peak.
 
     Args:
-        device: "cpu", or "tpu v5e:1x1" and the like.
+        device: "cpu", "tpu v5e:1x1", "tpu v5e:2x4", "gpu h100" and the like (see `chips`).
         limit: bytes on one device; the chip's own by default.
         quick: stop at the TPU compiler's estimate, seconds instead of minutes for a train step.
-        timeout: seconds for the TPU compiler.
+        timeout: seconds for the compiler.
 
     Raises:
         ValueError: `device` is unknown, or cannot hold the mesh of the arguments.
         TypeError: an argument is int2, which has no exported form.
-        ImportError: the extra that compiles for TPU is not installed.
+        ImportError: the extra that compiles for the device is not installed.
         CompileError: the compiler refused the program, died, or ran out of time.
 
     Example:
@@ -127,46 +158,35 @@ def memory(
         >>> m.arguments, m.outputs
         (4096, 512)
     """
-    chip = _chip(device)
+    on = target(device)
     if limit is not None and limit < _MIB:
         raise ValueError(f"limit is {limit} bytes; expected at least {_MIB} (1 MiB)")
     donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
     own = isinstance(fn, jax.stages.Wrapped) and not donate
     jitted = fn if own else jax.jit(fn, donate_argnums=donate)
     args = jax.tree.map(_abstract, args)
-    if chip is None:
+    if on is None:
         return _on_cpu(jitted, args, limit)
-    budget = _PROBE if quick else limit
-    found = compile_for_tpu(
-        jitted, args, topology=chip.topology, options=chip.options, limit=budget, timeout=timeout
-    )
-    installed = versions("jax", "jaxlib", "libtpu")
-    limit = limit or chip.hbm
-    if "sizes" in found:
-        m = Memory(device, **found["sizes"], limit=limit, versions=installed)
-        return dataclasses.replace(m, fits=m.peak <= limit or not quick)
-    needed = found["needed"] if quick else max(found["needed"], limit + 1)
-    return Memory(device, limit=limit, fits=needed <= limit, estimate=needed, versions=installed)
+    quick = quick and on.platform == "tpu"  # a GPU's compiler is quick, and knows no limit
+    found = compile_for(on, jitted, args, limit=_PROBE if quick else limit, timeout=timeout)
+    return _measured(device, on, found, limit or on.chip.memory, quick)
 
 
-class _Chip(NamedTuple):
-    topology: str
-    options: dict[str, Any]
-    hbm: int
+def _measured(device: str, on: Target, found: dict, limit: int, quick: bool) -> Memory:
+    installed = versions("jax", "jaxlib", *PACKAGES[on.platform])
+    flops = traffic.flops(hlo.read(unpacked(found["program"])))
+    m = Memory(device, limit=limit, flops=flops, hash=found["hash"], versions=installed)
+    if "sizes" not in found:
+        needed = found["needed"] if quick else max(found["needed"], limit + 1)
+        return dataclasses.replace(m, fits=needed <= limit, estimate=needed)
+    m = dataclasses.replace(m, **found["sizes"], **_moved(unpacked(found["compiled"])))
+    return dataclasses.replace(m, fits=m.peak <= limit or not (quick or on.platform == "cuda"))
 
 
-def _chip(device: str) -> _Chip | None:
-    """What a TPU device's name means; None for the CPU."""
-    if device == "cpu":
-        return None
-    found = re.fullmatch(r"tpu (\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", device)
-    if not found or found[1] not in _CHIPS:
-        raise ValueError(f"unknown device {device!r}; expected {_KNOWN}")
-    gib, options = _CHIPS[found[1]]
-    sides = [int(n) for n in found[2].split("x")]
-    bounds = [min(2, sides[0]), min(2, sides[1]), 1]
-    options = options | {"chips_per_host_bounds": bounds}
-    return _Chip(f"{found[1]}:{found[2]}", options, int(gib * 2**30))
+def _moved(text: str) -> dict:
+    program = hlo.read(text)
+    collectives = traffic.collective_bytes(program)
+    return {"traffic": traffic.hbm_bytes(program), "collectives": collectives, "text": text}
 
 
 def _abstract(x: Any) -> Any:
@@ -182,10 +202,13 @@ def _abstract(x: Any) -> Any:
 
 def _on_cpu(jitted: jax.stages.Wrapped, args: tuple, limit: int | None) -> Memory:
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        found = sizes(jitted.lower(*args).compile())
-    m = Memory("cpu", **found, limit=limit, versions=versions("jax", "jaxlib"))
+        lowered = jitted.lower(*args)
+        compiled = lowered.compile()
+    flops = traffic.flops(hlo.read(lowered.as_text("hlo")))
+    found = sizes(compiled) | _moved(compiled.as_text())
+    m = Memory("cpu", **found, limit=limit, flops=flops, versions=versions("jax", "jaxlib"))
     return dataclasses.replace(m, fits=limit is None or m.peak <= limit)
 
 
 def _row(name: str, n: int) -> str:
-    return f"  {name:<10}{n:>18,}{n / _MIB:>14,.1f} MiB"
+    return f"  {name:<20}{n:>18,}{n / _MIB:>14,.1f} MiB"
