@@ -1,6 +1,7 @@
 """Readable Flax models that load real checkpoints."""
 
 from jaxmem.models.generation import generate as generate
+from jaxmem.models.kv import KVCache as KVCache
 from jaxmem.models.loading import load as load
 from jaxmem.models.model import Model as Model
 from jaxmem.models.rotating import rotate as rotate

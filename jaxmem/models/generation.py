@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxmem.leaf import is_encoded
+from jaxmem.models.kv import STEP, KVCache
 from jaxmem.models.model import Model
 
 _PROMPT_STEP, _CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often
@@ -49,6 +50,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    cache: KVCache | None = None,
     stream: Callable[[str], Any] | None = None,
 ) -> Generation:
     """Continues `prompt`: text, or token ids (tokens) or (batch, tokens).
@@ -59,7 +61,8 @@ def generate(
     new piece of text of a single prompt.
 
     The cache takes 2 * layers * batch * kv_heads * length * head_dim elements; it is donated from
-    step to step and never copied whole. Encoded parameters stay encoded.
+    step to step and never copied whole; `cache=KVCache(4)` holds it in few bits. Encoded parameters
+    stay encoded.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -84,10 +87,11 @@ def generate(
         raise ValueError(f"stream wants a tokenizer and a single prompt, not {len(ids)}")
     config, params, key = model.config, model.params, jax.random.key(seed)
     batch, length = ids.shape
-    padded = np.pad(ids, ((0, 0), (0, -length % _PROMPT_STEP)))
+    padded = np.pad(ids, ((0, 0), (0, -length % (STEP if cache else _PROMPT_STEP))))
     room = max(padded.shape[1], length + max_new_tokens)
+    room += -room % _CACHE_STEP
     dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
-    cache = config.cache(batch, room + -room % _CACHE_STEP, dtype)
+    held = cache.empty(config, batch, room, dtype) if cache else config.cache(batch, room, dtype)
 
     new: list[np.ndarray] = []
     times: list[float] = []
@@ -95,7 +99,7 @@ def generate(
     step, position, last = padded, 0, length - 1
     for i in range(max_new_tokens):
         start = time.perf_counter()
-        logits, cache = _run(config, params, step, cache, position, last=last)
+        logits, held = _run(config, params, step, held, position, last=last)
         token = _pick(logits, key, i, temperature=temperature, top_k=top_k, top_p=top_p)
         token = np.where(ended, new[-1] if new else 0, token).astype(np.int32)
         times.append(time.perf_counter() - start)
@@ -118,7 +122,7 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _run(config: Any, params: dict, ids: Array, cache: dict, position: Array, *, last: Array):
+def _run(config: Any, params: dict, ids: Array, cache: Any, position: Array, *, last: Array):
     """Logits (batch, vocab) after `ids[:, last]`, and the cache with `ids` in it.
 
     The configuration is the key and the weights are arguments, so that a compiled step holds no

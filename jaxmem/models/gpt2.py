@@ -6,21 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from jaxmem.models.layers import (
-    Embed,
-    LayerNorm,
-    Linear,
-    attend,
-    causal,
-    keep_layout,
-    merge_heads,
-    split_heads,
-    write,
-)
+from jaxmem.models.kv import attend_through
+from jaxmem.models.layers import Embed, LayerNorm, Linear, keep_layout, merge_heads, split_heads
 from jaxmem.models.recipe import Recipe
 
 
@@ -165,12 +157,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = keep_layout(k, v)
         q, k, v = (split_heads(y, c.heads) for y in (q, k, v))
-        start = 0
-        if cache is not None:
-            start = position
-            cache, k, v = write(cache, layer, position, k, v)
-        allowed = causal(q.shape[2], k.shape[2], start, k.shape[2])
-        y = attend(q, k, v, allowed, (c.width // c.heads) ** -0.5)
+        far, scale = np.iinfo(np.int32).max, (c.width // c.heads) ** -0.5
+        cache, y = attend_through(cache, layer, position, q, k, v, far, scale)
         return Linear(c.width, bias=True, name="out")(merge_heads(y)), cache
 
 

@@ -15,17 +15,15 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from jaxmem.models.kv import attend_through
 from jaxmem.models.layers import (
     Embed,
     Linear,
-    attend,
-    causal,
     keep_layout,
     merge_heads,
     rms_norm,
     rope,
     split_heads,
-    write,
 )
 from jaxmem.models.llama_hf import from_hf
 from jaxmem.models.llama_hf import weights as weights
@@ -194,11 +192,9 @@ class Attention(nn.Module):
         if c.qk_norm:
             q, k = Norm(c, name="q_norm")(q), Norm(c, name="k_norm")(k)
         q, k = (rope(y, layer["frequencies"], position) for y in (q, k))
-        if cache is not None:
-            cache, k, v = write(cache, layer["index"], position, k, v)
-        start = 0 if cache is None else position
-        allowed = causal(q.shape[2], k.shape[2], start, layer["window"])
-        y = attend(q, k, v, allowed, c.query_scale or c.head_dim**-0.5)
+        scale = c.query_scale or c.head_dim**-0.5
+        own = layer["index"], position
+        cache, y = attend_through(cache, *own, q, k, v, layer["window"], scale)
         return Linear(c.width, name="out")(merge_heads(y)), cache
 
 

@@ -1,0 +1,108 @@
+"""A cache in few bits: near the dense one, of the bytes it states, and updated in place."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+
+import jaxmem as jm
+from jaxmem.models import KVCache, Model, generate, gpt2, llama
+from jaxmem.models.kv import STEP, attend_through, hadamard
+
+CONFIG = llama.Config(
+    vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8, context=256
+)
+each_bits = pytest.mark.parametrize("bits", [8, 4, 2])
+
+
+@functools.cache
+def net(config=CONFIG):
+    module = llama.module(config) if config.family == "llama" else gpt2.module(config)
+    params = jit(module.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return Model(config, params, None, "random")
+
+
+def states(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), (1, 2, *shape))
+
+
+def error(bits, rotate=False):
+    """Of the attention of 8 steps after 2 · STEP tokens, against a dense cache."""
+    q, k, v = (states(2 * STEP + 8, 8, seed=s) for s in range(3))
+    k = k.at[..., 2].multiply(9)  # a large channel
+
+    @jit
+    def run(cache):
+        at = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, 1, 2)
+        first = (x[:, :, : 2 * STEP] for x in (q, k, v))
+        cache, _ = attend_through(cache, 1, 0, *first, 10**6, 0.3)
+        step = lambda c, i: attend_through(c, 1, i, *(at(x, i) for x in (q, k, v)), 10**6, 0.3)
+        return jax.lax.scan(step, cache, 2 * STEP + jnp.arange(8, dtype=jnp.int32))[1]
+
+    dense, cache = CONFIG.cache(1, 3 * STEP), KVCache(bits, rotate=rotate)
+    want, got = run(dense), run(cache.empty(CONFIG, 1, 3 * STEP, jnp.float32))
+    return float(jnp.abs(got - want).max())
+
+
+def test_more_bits_are_nearer_to_the_dense_cache():
+    errors = [error(bits) for bits in (8, 4, 2)]
+    assert errors[0] < 0.02 and errors == sorted(errors) and errors[1] < 0.3
+
+
+def test_a_rotated_cache_is_the_same_function():
+    assert error(8, rotate=True) < 0.05
+    h = hadamard(8)
+    np.testing.assert_allclose(h @ h.T, np.eye(8), atol=1e-6)
+
+
+@each_bits
+def test_its_bytes_are_those_it_states(bits):
+    cache = KVCache(bits).empty(CONFIG, 3, 2 * STEP, jnp.float32)
+    heads, width = CONFIG.layers * 3 * CONFIG.kv_heads, CONFIG.head_dim
+    ranges = 4 * width / STEP + 4
+    recent = STEP * width * 4
+    assert jm.nbytes(cache) == heads * (2 * STEP * (width * bits / 4 + ranges) + recent)
+
+
+@pytest.mark.parametrize("config", [CONFIG, gpt2.Config(vocab=64, width=32, layers=2, heads=4)])
+@pytest.mark.parametrize("prompt", [[3, 1, 4], list(range(60)), list(range(64))])
+def test_eight_bits_write_what_a_dense_cache_writes(config, prompt):
+    model = net(config)
+    how = dict(max_new_tokens=8)
+    got = generate(model, prompt, cache=KVCache(8), **how).ids
+    assert (got == generate(model, prompt, **how).ids).mean() > 0.8
+
+
+def test_reading_all_at_once_and_step_by_step_agree():
+    model, ids = net(), jax.random.randint(jax.random.key(1), (1, 2 * STEP), 0, 64)
+    empty = KVCache(8).empty(CONFIG, 1, 2 * STEP, jnp.float32)
+    apply = jit(model.apply)
+    whole = apply(model.params, ids)
+    got, cache = apply(model.params, ids[:, :STEP], empty, 0)
+    np.testing.assert_allclose(got, whole[:, :STEP], atol=0.05)
+    for i in range(STEP, STEP + 3):
+        got, cache = apply(model.params, ids[:, i : i + 1], cache, jnp.int32(i))
+        np.testing.assert_allclose(got[:, 0], whole[:, i], atol=0.05)
+
+
+def test_a_step_copies_no_cache():
+    cache = jax.eval_shape(lambda: KVCache(4).empty(CONFIG, 1, 8 * STEP, jnp.float32))
+    params = jax.eval_shape(lambda: net().params)
+    run = lambda params, ids, cache, at: net().apply(params, ids, cache, at)
+    ids, at = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((1, 1), ()))
+    step = jax.jit(run, donate_argnums=2).lower(params, ids, cache, at).compile()
+    assert step.memory_analysis().alias_size_in_bytes >= jm.nbytes(cache)
+
+
+def test_what_it_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="2, 4 or 8 bits, got 3"):
+        KVCache(3)
+    odd = llama.Config(**CONFIG.to_dict() | {"head_dim": 6})
+    with pytest.raises(ValueError, match="heads of width 6"):
+        KVCache(4, rotate=True).empty(odd, 1, STEP, jnp.float32)
+    cache = KVCache(4).empty(CONFIG, 1, STEP, jnp.float32)
+    with pytest.raises(ValueError, match="expected 1 or a multiple of 64"):
+        net().apply(net().params, jnp.zeros((1, 5), jnp.int32), cache, 0)
