@@ -69,6 +69,37 @@ def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
     return lifted
 
 
+def around_scans(
+    fn: Callable, wrap: Callable[[Callable], Callable], scan: Callable = lax.scan
+) -> Callable:
+    """`fn` with the body of each outermost scan wrapped: what runs a model's layers, from outside.
+
+    `wrap` takes the body, a function of (carry, slice) as `lax.scan` has it, and returns another,
+    such as `jax.checkpoint` of it; `scan` runs it in place of `lax.scan`. Arguments are arrays or
+    any pytree of them.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> fn = lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 3)[0]
+        >>> str(jax.make_jaxpr(around_scans(fn, jax.checkpoint))(1.0)).count("policy=")
+        1
+    """
+
+    @functools.wraps(fn)
+    def wrapped(*args, **kwargs):
+        leaves, tree = jax.tree.flatten((args, kwargs))
+
+        def flat(*leaves):
+            args, kwargs = tree.unflatten(leaves)
+            return fn(*args, **kwargs)
+
+        jaxpr, out = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+        outs = _Reader("allow", wrap, scan).run(jaxpr.jaxpr, jaxpr.consts, *leaves)
+        return jax.tree.structure(out).unflatten(outs)
+
+    return wrapped
+
+
 def dot_general(x: Any, w: Any, dims: Any, **kwargs) -> Array:
     """`lax.dot_general` where either side may be encoded; what leaves made of leaves call.
 
@@ -105,6 +136,8 @@ class _Reader:
     """Replays a jaxpr with held leaves in place of arrays."""
 
     on_decode: OnDecode
+    wrap: Callable | None = None  # what to do to the body of a scan
+    scan: Callable = lax.scan
 
     def run(self, jaxpr, consts, *args):
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
@@ -122,7 +155,7 @@ class _Reader:
             with eqn.ctx.manager:  # such as "compute on the host"
                 return as_list(_bind(eqn.primitive, eqn.params, *vals))
 
-        if not any(isinstance(v, _Held) for v in vals):
+        if not any(isinstance(v, _Held) for v in vals) and not (self.wrap and name in _ENTERED):
             return bind(*vals)
         if name in _CALLS:
             return _CALLS[name](self, vals, **eqn.params)
@@ -389,6 +422,10 @@ def _scan(reader, vals, *, jaxpr, length, reverse, unroll, **params):
     fixed = _constant_carry(jaxpr.jaxpr, n_const, carry)
     moving = [v for v, f in zip(carry, fixed) if not f]
 
+    wrap, run_scan = reader.wrap or (lambda body: body), reader.scan
+    reader = _Reader(reader.on_decode)  # scans inside the body are not wrapped
+
+    @wrap
     def body(state, xs_now):
         it = iter(state)
         now = [v if f else next(it) for v, f in zip(carry, fixed)]
@@ -398,7 +435,8 @@ def _scan(reader, vals, *, jaxpr, length, reverse, unroll, **params):
         return reader.dense("scan", state), reader.dense("scan", out[n_carry:])
 
     start = reader.dense("scan", moving)
-    end, ys = lax.scan(body, start, [_open(v) for v in xs], length, reverse, unroll)
+    how = dict(reverse=reverse, unroll=unroll)
+    end, ys = run_scan(body, start, [_open(v) for v in xs], length, **how)
     it = iter(end)
     return [*(v if f else next(it) for v, f in zip(carry, fixed)), *ys]
 
@@ -422,6 +460,8 @@ def _while(reader, vals, *, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr, 
     start = reader.dense("while", [v for v, f in zip(carry, fixed) if not f])
     return whole(lax.while_loop(going, body, start))
 
+
+_ENTERED = ("jit", "pjit", "closed_call", "core_call", "scan")
 
 _CALLS = {
     "jit": _inline,
