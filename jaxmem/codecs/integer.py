@@ -15,6 +15,8 @@ from ..leaf import is_encoded
 from .packing import WIDTHS, interleave, pack, shifts, slices, unpack, unpack_rows
 
 FEW_ROWS = 32  # up to here the CPU's integer product beats decoding (experiments/cpu_decode.py)
+FEW_GROUPED = 8  # and up to here where each group has a product of its own
+WIDE = 128  # columns of groups that share a product on a CPU
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
 _LEAST = 2.0**-14  # f16 scales below are coarse
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
@@ -155,7 +157,7 @@ def _matmul(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
     m, groups, n = x.shape[0], *leaf.scale.shape[-2:]
     decoded = functools.partial(decoded_product, precision=precision)
-    on_cpu = _by_digits if m * groups <= FEW_ROWS else decoded
+    on_cpu = _by_digits if m <= (FEW_ROWS if groups == 1 else FEW_GROUPED) else decoded
     if groups == 1 and (leaf.bits == 8 or m * n <= FEW_SUMS):
         elsewhere = functools.partial(_scaled_after, precision=precision)
     else:
@@ -206,28 +208,52 @@ def _scaled_after(x, leaf, precision):
 def _by_digits(x, leaf):
     """int8 x int8 products of three base-254 digits of x: f32's accuracy at int8's speed.
 
-    A CPU's integer product reads the codes as they are; f32 would have to unpack them first.
+    A CPU's integer product reads the codes as they are; f32 would have to unpack them first. A few
+    groups share a product: each has rows of its own, zero outside it. Sums over groups are spelt
+    out, for XLA is slow at reducing leading axes (jax 0.10.2: five times the whole product).
     """
-    groups, m = leaf.scale.shape[-2], x.shape[0]
+    groups, (m, k) = leaf.scale.shape[-2], x.shape
     digits, steps = _digits(x.astype(jnp.float32), 3)  # (3, m, k), (3, m, 1)
-    if groups > 1:  # a row of x for each group, zero outside it
-        inside = jnp.arange(x.shape[1])[None] // leaf.group == jnp.arange(groups)[:, None]
-        digits = digits[None] * inside[:, None, None, :].astype(jnp.int8)
-    digits = digits.reshape(groups * 3 * m, x.shape[1])
-    dot = functools.partial(
-        lax.dot_general, dimension_numbers=_LAST, preferred_element_type=jnp.int32
-    )
+    digits = digits.reshape(3 * m, k)
+    width = k if groups == 1 else max(leaf.group, WIDE // leaf.group * leaf.group)
+    rows = []  # for each run of groups (groups there · 3 · m, columns there)
+    for start in range(0, k, width):
+        here = digits[:, start : start + width]
+        group = jnp.arange(here.shape[1])[None] // leaf.group
+        inside = group == jnp.arange(-(-here.shape[1] // leaf.group))[:, None]
+        here = here[None] * inside[:, None, :].astype(jnp.int8)
+        rows.append(here.reshape(-1, here.shape[-1]))
+    product = lambda args, part: _digits_product(*args, part, width)
+    args = (rows, list(steps))
+    return product(args, leaf) if leaf.bits == 8 else by_tiles(product, args, leaf)
 
-    def product(digits, part):
-        y = _codes_product(digits, part, dot)
-        y = y.reshape(groups, 3, m, y.shape[-1])
-        if part.zero is not None:
-            sums = digits.astype(jnp.int32).sum(-1).reshape(groups, 3, m, 1)
-            y -= sums * part.zeros()[:, None, None, :]
-        y = (y.astype(jnp.float32) * steps[None]).sum(1)  # (groups, m, n)
-        return (y * part.scale.astype(jnp.float32)[:, None, :]).sum(0)
 
-    return product(digits, leaf) if leaf.bits == 8 else by_tiles(product, digits, leaf)
+def _digits_product(rows, steps, leaf, width):
+    """The product of `rows` as `_by_digits` lays them out: (m, rows of leaf) f32."""
+    n, m = leaf.scale.shape[-1], steps[0].shape[0]
+    total = 0.0
+    for i, (weight, parts) in enumerate(_centred(leaf)):
+        short = -n % len(parts)
+        every = lambda a, j: jnp.pad(a, ((0, 0), (0, short)))[:, j :: len(parts)]  # noqa: B023
+        ys = []
+        for j, part in enumerate(parts):
+            scale, group, y = every(leaf.scale.astype(jnp.float32), j), 0, 0.0
+            zeros = None if leaf.zero is None or i else every(leaf.zeros(), j)
+            for start, here in zip(range(0, part.shape[1], width), rows):
+                w = lax.slice_in_dim(part, start, start + here.shape[1], axis=1)
+                codes = lax.dot_general(here, w, _LAST, preferred_element_type=jnp.int32)
+                for at in range(0, len(here), 3 * m):
+                    digits = [slice(at + d * m, at + d * m + m) for d in range(3)]
+                    for rows_of_digit, step in zip(digits, steps):
+                        product = codes[rows_of_digit]
+                        if zeros is not None:
+                            sums = here[rows_of_digit].astype(jnp.int32).sum(1, keepdims=True)
+                            product -= sums * zeros[group][None]
+                        y += product.astype(jnp.float32) * (step * scale[group][None])
+                    group += 1
+            ys.append(y * weight)
+        total += interleave(ys, -1)[:, :n]
+    return total
 
 
 def _elsewhere(x, leaf, precision):
