@@ -1,0 +1,180 @@
+"""search: candidates in order, estimated and then compiled at the budget, until one fits.
+
+What is printed as fitting was compiled for the target under that many bytes; see `Candidate`.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .chips import target
+from .compiling import CompileError
+from .footprint import Memory, memory
+
+_SLACK = 1.05  # an estimate is a lower bound, printed with two digits: no more than this above
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One choice and what is known of it.
+
+    `memory` holds the most demanding of its programs. `status` is "fits" (compiled at the budget),
+    "too large" (by arithmetic, estimate or compile: `memory` says which, None for arithmetic),
+    "lost" (the compiler died or ran out of time) or "untried" (enough others fit).
+    """
+
+    knobs: Any
+    status: str
+    bound: int | None = None  # bytes by arithmetic
+    memory: Memory | None = None
+    seconds: float | None = None  # of all its programs but a prompt's, estimated
+    why: str = ""
+
+    @property
+    def peak(self) -> int | None:
+        """Bytes, compiled or else estimated."""
+        return self.memory.peak if self.memory else self.bound
+
+    def certificate(self) -> dict:
+        """What was proven: budget, bytes, program hash and versions."""
+        m = self.memory
+        return {
+            "device": m.device,
+            "budget_bytes": m.limit,
+            "peak_bytes": m.peak,
+            "program": m.hash,
+            "versions": m.versions,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Every candidate, in order of preference, and the one to take: the first that fits."""
+
+    device: str
+    limit: int
+    rows: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The first that fits; None if none does."""
+        return next((row for row in self.rows if row.status == "fits"), None)
+
+    @property
+    def smallest(self) -> int | None:
+        """The fewest bytes that any candidate was seen to need."""
+        seen = [row.peak for row in self.rows if row.peak is not None]
+        return min(seen, default=None)
+
+    def __str__(self) -> str:
+        lines = [f"{self.device}, {self.limit:,} bytes"]
+        for row in self.rows:
+            peak = "" if row.peak is None else f"{row.peak:,}"
+            time = "" if row.seconds is None else f"{row.seconds:.4g} s"
+            lines.append(f"  {row.status:<10}{peak:>18}  {time:>10}  {row.knobs}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The rows, each with its certificate where it fits."""
+        rows = [
+            {"knobs": repr(r.knobs), "status": r.status, "peak_bytes": r.peak, "seconds": r.seconds}
+            | ({"certificate": r.certificate()} if r.status == "fits" else {})
+            for r in self.rows
+        ]
+        return json.dumps({"device": self.device, "limit": self.limit, "rows": rows}, indent=1)
+
+
+def search(
+    build: Callable[..., tuple],
+    knobs: Mapping[str, Sequence],
+    *,
+    device: str,
+    limit: int | None = None,
+    most: int = 1,
+    timeout: float = 600.0,
+) -> Search:
+    """The knobs of your own step with which it fits, proven by the target's compiler.
+
+    `build(**knobs)` returns (fn, args) or (fn, args, donated argument numbers), args abstract.
+    Every combination is tried in order, the last knob turning fastest, so put first what you like
+    best; the search ends when `most` of them fit.
+
+    Raises:
+        ValueError: no combinations, or none fits: says the fewest bytes that were seen to do.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> x = lambda n: (jnp.sin, (jax.ShapeDtypeStruct((n, 2**18), jnp.float32),))
+        >>> found = jm.search(x, {"n": [8, 4, 2]}, device="cpu", limit=9 * 2**20)
+        >>> found.chosen.knobs, [row.status for row in found.rows]
+        ({'n': 4}, ['too large', 'fits', 'untried'])
+    """
+    names, values = list(knobs), list(knobs.values())
+    choices = [dict(zip(names, choice)) for choice in itertools.product(*values)]
+    if not choices:
+        raise ValueError(f"the knobs {dict(knobs)} have no combination")
+
+    def programs(choice):
+        fn, args, *donated = build(**choice)
+        return {"step": (fn, args, *donated)}
+
+    on = target(device)
+    limit = limit or (on.chip.memory if on else None)
+    if limit is None:
+        raise ValueError("the CPU has no limit of its own: give limit=, in bytes")
+    rows = prove(((c, None) for c in choices), programs, device, limit, most, timeout)
+    found = Search(device, limit, tuple(rows))
+    if found.chosen is None:
+        needs = found.smallest
+        least = "no candidate compiled" if needs is None else f"the smallest needs {needs:,}"
+        raise ValueError(f"nothing fits {limit:,} bytes on {device}: {least}")
+    return found
+
+
+def prove(
+    candidates: Iterable[tuple[Any, int | None]],
+    programs: Callable[[Any], Mapping[str, tuple]],
+    device: str,
+    limit: int,
+    most: int = 1,
+    timeout: float = 600.0,
+    tell: Callable[[Candidate], None] = lambda row: None,
+) -> list[Candidate]:
+    """The one loop: each (candidate, its bytes by arithmetic) in three stages, until enough fit.
+
+    Arithmetic costs nothing, the quick estimate seconds, the compile at the budget up to minutes;
+    each stage sees what the one before let through. A worker that dies costs its candidate only.
+    """
+    rows, fit = [], 0
+    for choice, bound in candidates:
+        if fit == most:
+            rows.append(Candidate(choice, "untried", bound))
+            continue
+        if bound is not None and bound > limit:
+            rows.append(Candidate(choice, "too large", bound, why="by arithmetic"))
+            continue
+        try:
+            row = _stages(choice, bound, programs(choice), device, limit, timeout)
+        except CompileError as error:
+            row = Candidate(choice, "lost", bound, why=str(error))
+        fit += row.status == "fits"
+        rows.append(row)
+        tell(row)
+    return rows
+
+
+def _stages(choice, bound, programs, device, limit, timeout) -> Candidate:
+    """A candidate by estimates of all its programs, and if those fit by their compiles."""
+    for quick in (True, False) if device.startswith("tpu") else (False,):
+        found = {}
+        for name, (fn, args, *donated) in programs.items():
+            how = dict(device=device, limit=limit, quick=quick, timeout=timeout)
+            m = memory(fn, *args, donate_argnums=donated[0] if donated else (), **how)
+            found[name] = m
+            if not (m.peak <= limit * _SLACK if quick else m.fits):
+                why = "by the compiler's estimate" if quick else "by the compiler"
+                return Candidate(choice, "too large", bound, m, m.seconds, f"{name}: {why}")
+    most = max(found.values(), key=lambda m: m.peak)
+    return Candidate(choice, "fits", bound, most, found["step"].seconds)

@@ -1,0 +1,381 @@
+"""build: a Recipe, plain data, as the step function it stands for and where its arrays lie."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from .chips import target
+from .leaf import is_encoded
+from .lifting import around_scans, dot_general, lift
+from .models import KVCache, Model, load
+from .models.model import family
+from .planning import Plan, encode
+from .runtime.offload import on_host, streamed
+from .runtime.remat import Remat, remat
+from .select import is_whole, match, paths
+from .train.accumulate import accumulate
+from .train.entropy import next_token_loss
+from .train.lora import adapters, attach
+from .train.rounding import apply_rounded, in_bfloat16, in_float32
+from .usage import uses
+
+TASKS = ("train", "lora", "serve")
+_WEIGHTS = ".*(kernel|embedding)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a step takes; JSON that `build` turns into the step.
+
+    Args:
+        model: what `models.load` takes.
+        device: what `memory` takes; its chips share the batch, the weights and the cache.
+        task: train (all weights, in bfloat16), lora (pairs beside frozen weights) or serve.
+        batch, seq: rows of a step, and tokens of a row (of the cache, to serve).
+        encoding: the codec of kernels and embeddings; None for bfloat16. Not to train.
+        cache_bits: of keys and values, 16 (bfloat16), 8, 4 or 2.
+        state: "float32" or "bfloat16", of the optimizer.
+        remat: what the backward pass keeps.
+        offload: whether the optimizer's state lies in host memory, and passes layer by layer.
+        micro: micro-batches, one in memory at a time.
+        chunk: positions whose logits exist at a time.
+        rank: of the adapters of lora.
+        prompt: tokens of the prompts read at a time, to serve.
+
+    Raises:
+        ValueError: values that do not go together.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> recipe = Recipe("llama-8b", "tpu v5e:1x1", "serve", 16, 4096, encoding=jm.Int(4))
+        >>> Recipe.from_json(recipe.to_json()) == recipe
+        True
+    """
+
+    model: str
+    device: str
+    task: str
+    batch: int
+    seq: int
+    encoding: Any = None
+    cache_bits: int = 16
+    state: str = "float32"
+    remat: Remat = Remat("full")  # noqa: RUF009  it is frozen
+    offload: bool = False
+    micro: int = 1
+    chunk: int = 512
+    rank: int = 16
+    prompt: int = 64
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"unknown task {self.task!r}; expected one of {', '.join(TASKS)}")
+        for name in ("batch", "seq", "micro", "chunk", "rank", "prompt"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.batch % self.micro:
+            raise ValueError(f"{self.micro} micro-batches of a batch of {self.batch}")
+        if self.state not in ("float32", "bfloat16"):
+            raise ValueError(f"state is {self.state!r}, expected float32 or bfloat16")
+        if self.task == "train" and self.encoding is not None:
+            raise ValueError(f"training moves every weight, and {self.encoding} cannot move: lora?")
+
+    def to_json(self) -> str:
+        """The recipe as JSON text."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields["encoding"] = self.encoding and json.loads(Plan({"": self.encoding}).to_json())[""]
+        return json.dumps(fields | {"remat": dataclasses.asdict(self.remat)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The recipe that `to_json` wrote.
+
+        Raises:
+            ValueError: not such a text.
+        """
+        try:
+            data = json.loads(text)
+            if data["encoding"]:
+                codec = Plan.from_json(json.dumps({"": data["encoding"]}))[""]
+                data["encoding"] = codec
+            return cls(**data | {"remat": Remat(**data["remat"])})
+        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            raise ValueError(f"not the JSON text of a Recipe: {e}") from e
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What `build` gives.
+
+    `step` is jitted and gives its first argument back changed, whose memory it takes over:
+
+        train  step(state, ids) -> (state, loss)
+        lora   step(state, params, ids) -> (state, loss)
+        serve  step(cache, params, ids (batch, 1), position) -> (cache, next ids (batch, 1))
+
+    `arguments` are its arguments, abstract, each with its sharding. `programs` holds every
+    program that runs, with its arguments: `step`, and to serve also `prompt`, which reads
+    `recipe.prompt` tokens a row. `init` makes the first argument and the encoded params of dense
+    ones: `init(params, key) -> (state or cache, params)`.
+    """
+
+    recipe: Recipe
+    step: Callable
+    arguments: tuple
+    programs: dict[str, tuple[Callable, tuple]]
+    init: Callable
+
+    @property
+    def shardings(self) -> tuple:
+        """Where each argument of `step` lies; None on one device."""
+        return jax.tree.map(lambda x: x.sharding, self.arguments)
+
+
+def build(
+    recipe: Recipe,
+    *,
+    model: Model | None = None,
+    mesh: Any = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Built:
+    """The step that a recipe stands for. Nothing is allocated.
+
+    Args:
+        model: in place of loading `recipe.model`; a Llama.
+        mesh: the devices, one axis "chips"; without it an abstract one, to compile for.
+        optimizer: `optax.adamw(1e-4)` by default. Its state is held as the recipe says.
+
+    Raises:
+        ValueError: a model of another family, or a batch that the chips cannot share.
+
+    Example:
+        >>> import jax, jaxmem as jm
+        >>> from jaxmem.models import Model, llama
+        >>> config = llama.Config(
+        ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
+        ... )
+        >>> tiny = Model(config, llama.module(config), None, "tiny")
+        >>> built = build(Recipe("tiny", "cpu", "train", 2, 16), model=tiny)
+        >>> [x.shape for x in jax.tree.leaves(built.arguments[1])]
+        [(2, 16)]
+    """
+    model = load(recipe.model) if model is None else model
+    if model.config.family != "llama":
+        raise ValueError(f"{model.source} is of family {model.config.family!r}, expected llama")
+    on = target(recipe.device)
+    count = on.count if on else 1
+    if count > 1 and mesh is None:
+        mesh = AbstractMesh((count,), ("chips",), axis_types=(AxisType.Auto,))
+    places = _Places(mesh, count)
+    if recipe.task != "serve" and recipe.batch // recipe.micro % count:
+        rows = recipe.batch // recipe.micro
+        raise ValueError(f"{rows} rows of a micro-batch on {count} chips, expected a multiple")
+    make = {"train": _train, "lora": _lora, "serve": _serve}[recipe.task]
+    return make(recipe, model, places, optimizer or optax.adamw(1e-4))
+
+
+def _train(recipe, model, places, optimizer):
+    optimizer = _held(recipe, optimizer)
+    params = places.shard(_dense(model))
+    loss = _loss(recipe, model.config, places)
+
+    def init(params, key=None):
+        params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+        return _state(params, optimizer), params
+
+    def step(state, ids):
+        value, slope = accumulate(loss, recipe.micro)(state["params"], ids)
+        return _apply(recipe, optimizer, state, slope), value
+
+    state = _placed(recipe, places, jax.eval_shape(lambda p: _state(p, optimizer), params))
+    step = jax.jit(step, donate_argnums=0)
+    arguments = (state, places.rows((recipe.batch, recipe.seq), jnp.int32))
+    return Built(recipe, step, arguments, {"step": (step, arguments)}, init)
+
+
+def _lora(recipe, model, places, optimizer):
+    optimizer = _held(recipe, optimizer)
+    frozen = places.shard(_encoded(recipe, model))
+    loss = _loss(recipe, model.config, places)
+    where = "layers/.*kernel"
+
+    def init(params, key):
+        params = _encode(recipe, model, params)
+        return _state(adapters(key, params, recipe.rank, where), optimizer), params
+
+    def step(state, params, ids):
+        joined = lambda pairs, ids: loss(attach(params, pairs), ids)
+        value, slope = accumulate(joined, recipe.micro)(state["params"], ids)
+        return _apply(recipe, optimizer, state, slope), value
+
+    pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, where), jax.random.key(0))
+    state = jax.eval_shape(lambda p: _state(p, optimizer), pairs)
+    step = jax.jit(step, donate_argnums=0)
+    ids = places.rows((recipe.batch, recipe.seq), jnp.int32)
+    arguments = (_placed(recipe, places, state), frozen, ids)
+    return Built(recipe, step, arguments, {"step": (step, arguments)}, init)
+
+
+def _serve(recipe, model, places, optimizer):
+    config, bits = model.config, recipe.cache_bits
+    params = places.shard(_encoded(recipe, model))
+    how = (recipe.batch, recipe.seq, jnp.bfloat16)
+    empty = lambda: config.cache(*how) if bits == 16 else KVCache(bits).empty(config, *how)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(cache, params, ids, position):
+        x, cache = _hidden(config, params, ids, cache, position)
+        logits = _logits(config, params, x[:, -1:])
+        return cache, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    cache = places.heads(jax.eval_shape(empty))
+    position = jax.ShapeDtypeStruct((), jnp.int32)
+    given = lambda n: (cache, params, places.rows((recipe.batch, n), jnp.int32), position)
+    programs = {"step": (step, given(1)), "prompt": (step, given(min(recipe.prompt, recipe.seq)))}
+    init = lambda params, key=None: (empty(), _encode(recipe, model, params))
+    return Built(recipe, step, given(1), programs, init)
+
+
+def _held(recipe, optimizer):
+    return (in_float32 if recipe.state == "float32" else in_bfloat16)(optimizer)
+
+
+def _state(params, optimizer):
+    return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+
+
+def _placed(recipe, places, state):
+    state = places.shard(state)
+    return state | {"opt": on_host(state["opt"])} if recipe.offload else state
+
+
+def _apply(recipe, optimizer, state, slope):
+    """The state after one step of the optimizer."""
+    count = state["step"] + 1
+
+    def update(params, opt, slope):
+        updates, opt = optimizer.update(slope, opt, params)
+        return apply_rounded(params, updates, count), opt
+
+    change = streamed(update) if recipe.offload else update
+    params, opt = change(state["params"], state["opt"], slope)
+    return {"params": params, "opt": opt, "step": count}
+
+
+def _loss(recipe, config, places):
+    body = lambda params, ids: _hidden(config, params, ids)
+    body = remat(around_scans(body, places.constrained), recipe.remat)
+
+    def loss(params, ids):
+        head, axis = _head(config, params)
+        x = places.constrain(body(params, ids))
+        return next_token_loss(x, head, ids, axis=axis, chunk=recipe.chunk)
+
+    return loss
+
+
+def _hidden(config, params, ids, *cache):
+    """What the model's head is given (B, T, width), and the cache if there is one."""
+    net = family(config).module(config)
+    last = lambda module, method: module.name == "final_norm" and method == "__call__"
+    how = {"capture_intermediates": last, "mutable": ["intermediates"]}
+
+    def run(params, ids, *cache):  # the logits are not used, and so not computed
+        out, seen = net.apply({"params": params}, ids, *cache, **how)
+        x = seen["intermediates"]["final_norm"]["__call__"][0]
+        return (x, out[1]) if cache else x
+
+    encoded = any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded)))
+    return (lift(run) if encoded else run)(params, ids, *cache)
+
+
+def _head(config, params):
+    """The matrix of the logits, and the axis of it that is summed over."""
+    tied = config.tied
+    return (params["embed"]["embedding"], 1) if tied else (params["head"]["kernel"], 0)
+
+
+def _logits(config, params, x: Array) -> Array:
+    head, axis = _head(config, params)
+    dims = (((2,), (axis,)), ((), ()))
+    return dot_general(x, head, dims, preferred_element_type=jnp.float32)
+
+
+def _dense(model):
+    narrow = lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16)
+    tensors = model.tensors
+    if not isinstance(tensors, dict):  # a module that was never initialised
+        ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        tensors = jax.eval_shape(tensors.init, jax.random.key(0), ids)["params"]
+    return jax.tree.map(narrow, tensors, is_leaf=is_whole)
+
+
+def _encoded(recipe, model):
+    return _encode(recipe, model, _dense(model))
+
+
+def _encode(recipe, model, params):
+    """The params as the recipe holds them."""
+    if recipe.encoding is None:
+        narrow = lambda w: w if isinstance(w, jax.ShapeDtypeStruct) else w.astype(jnp.bfloat16)
+        return jax.tree.map(narrow, params)
+    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    plan = Plan({path: recipe.encoding for path in match(paths(params), {_WEIGHTS: True})})
+    net = family(model.config).module(model.config)
+    found = uses(lambda p, ids: net.apply({"params": p}, ids), _dense(model), ids)
+    return encode(params, plan, uses=found)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where arrays lie on a mesh of one axis: each on its largest axis that the chips divide."""
+
+    mesh: Any
+    count: int
+
+    def put(self, x: Any, axis: int | None) -> Any:
+        if self.mesh is None:
+            return x
+        spec = PartitionSpec(*(["chips" if i == axis else None for i in range(x.ndim)]))
+        where = NamedSharding(self.mesh, spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    def shard(self, tree: Any) -> Any:
+        def one(x):
+            fits = [i for i in range(x.ndim) if x.shape[i] % self.count == 0]
+            inner = [i for i in fits if i or x.ndim < 3] or fits  # not the stack of layers
+            return self.put(x, max(inner, key=lambda i: x.shape[i], default=None))
+
+        return jax.tree.map(one, tree)
+
+    def heads(self, cache: Any) -> Any:
+        """(layers, batch, heads, ...) by heads, or by rows where the chips do not divide those."""
+        axis = lambda x: next((i for i in (2, 1) if x.shape[i] % self.count == 0), None)
+        return jax.tree.map(lambda x: self.put(x, axis(x)), cache)
+
+    def rows(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        x = jax.ShapeDtypeStruct(shape, dtype)
+        return self.put(x, 0 if shape[0] % self.count == 0 else None)
+
+    def constrain(self, x: Array) -> Array:
+        if self.mesh is None or x.ndim != 3 or x.shape[0] % self.count:
+            return x
+        where = NamedSharding(self.mesh, PartitionSpec("chips", None, None))
+        return jax.lax.with_sharding_constraint(x, where)
+
+    def constrained(self, body: Callable) -> Callable:
+        """A scan's body whose activations stay sharded by rows; else they would be replicated."""
+
+        def run(carry, xs):
+            carry, ys = body(jax.tree.map(self.constrain, carry), xs)
+            return jax.tree.map(self.constrain, carry), ys
+
+        return run if self.mesh is not None else body

@@ -1,0 +1,102 @@
+"""streamed: state in host memory passes through the device one layer at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import SingleDeviceSharding
+
+
+def on_host(tree: Any) -> Any:
+    """The arrays of `tree`, abstract or concrete, in the pinned memory of their device's host.
+
+    Scalars stay on the device. On CPU, which has one memory, their bytes count as the device's.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> on_host(jax.ShapeDtypeStruct((8,), jnp.float32)).sharding.memory_kind
+        'pinned_host'
+    """
+
+    def move(x):
+        if not x.ndim:
+            return x
+        place = getattr(x, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+        place = place.with_memory_kind("pinned_host")
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+        return jax.device_put(x, place)
+
+    return jax.tree.map(move, tree)
+
+
+def streamed(update: Callable) -> Callable:
+    """`update(params, state, grads) -> (params, state)` with a `state` that lies on the host.
+
+    `params` and `grads` have one structure, and the arrays of `state` the shapes of theirs, but
+    for scalars; `update` treats each array by itself, as Adam does. Weights with a common first
+    axis, the layers, are updated in a loop over it, so that the state of one layer is on the
+    device at a time; the others as they come.
+    """
+
+    def run(params, state, grads):
+        leaves = jax.tree.leaves(params)
+        stacks = [x.shape[0] for x in leaves if x.ndim > 1]
+        layers = max(set(stacks), key=stacks.count, default=0)
+        stacked = lambda x: x.ndim > 1 and x.shape[0] == layers
+        trees = (params, state, grads)
+        flat, structure = jax.tree.flatten(trees)
+        hosted = _hosted(state, len(leaves), flat, params)
+        inside = [i for i, x in enumerate(flat) if stacked(x)]
+        outside = [i for i in range(len(flat)) if i not in inside]
+        count = len(leaves), len(jax.tree.leaves(state))
+
+        def change(arrays, chosen):
+            """`update` of the chosen arrays alone; scalars belong to every choice."""
+            keep = set(chosen) | {i for i, x in enumerate(flat) if not x.ndim}
+            holes = structure.unflatten([x if i in keep else None for i, x in enumerate(arrays)])
+            new = update(*holes)
+            full = [None] * len(flat)
+            it = iter(jax.tree.leaves(new))
+            for i in range(sum(count)):
+                if i in keep:
+                    full[i] = next(it)
+            return full
+
+        def step(i, held):
+            now = list(flat)
+            for j, x in zip(inside, held):
+                now[j] = _device(lax.dynamic_index_in_dim(x, i, 0, keepdims=False), hosted[j])
+            new = change(now, inside)
+            put = lambda x, y, j: lax.dynamic_update_index_in_dim(x, _host(y, hosted[j]), i, 0)
+            return [x if j >= sum(count) else put(x, new[j], j) for j, x in zip(inside, held)]
+
+        here = [_device(x, hosted[i]) if i in outside else x for i, x in enumerate(flat)]
+        new = change(here, outside)
+        for j in outside:
+            if j < sum(count) and flat[j].ndim:
+                new[j] = _host(new[j], hosted[j])
+        if inside:
+            held = lax.fori_loop(0, layers, step, [flat[j] for j in inside])
+            for j, x in zip(inside, held):
+                new[j] = x
+        out = structure.unflatten(new[: sum(count)] + flat[sum(count) :])
+        return out[0], out[1]
+
+    return run
+
+
+def _hosted(state, offset, flat, params) -> list[bool]:
+    """Which of the flat arrays lie on the host: the state's, but for scalars."""
+    n = len(jax.tree.leaves(state))
+    return [offset <= i < offset + n and x.ndim > 0 for i, x in enumerate(flat)]
+
+
+def _device(x: Any, hosted: bool) -> Any:
+    return jax.device_put(x, jax.memory.Space.Device) if hosted else x
+
+
+def _host(x: Any, hosted: bool) -> Any:
+    return jax.device_put(jnp.asarray(x), jax.memory.Space.Host) if hosted else x

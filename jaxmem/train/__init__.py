@@ -1,0 +1,1 @@
+"""Training in less memory: losses, steps, adapters and optimizer states."""

@@ -1,0 +1,46 @@
+"""accumulate: the gradient of a batch as the mean over micro-batches, one in memory at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def accumulate(loss: Callable, count: int) -> Callable:
+    """(params, batch) -> (loss, gradient), of `loss(params, batch)` over `count` micro-batches.
+
+    Every array of `batch` has its rows first. The loss is summed in f32, the gradient in the
+    params' dtypes. With `count=1` this is `jax.value_and_grad(loss)`.
+
+    Raises:
+        ValueError: `count` does not divide the rows.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss = lambda w, x: ((x * w) ** 2).mean()
+        >>> value, slope = accumulate(loss, 2)(jnp.ones(()), jnp.array([1.0, 2.0, 3.0, 4.0]))
+        >>> float(value), float(slope)
+        (7.5, 15.0)
+    """
+    if count == 1:
+        return jax.value_and_grad(loss)
+
+    def slopes(params: Any, batch: Any) -> tuple[Array, Any]:
+        rows = {len(x) for x in jax.tree.leaves(batch)}
+        if any(n % count for n in rows):
+            raise ValueError(f"{count} micro-batches of {sorted(rows)} rows, expected a divisor")
+        # row i goes to micro-batch i mod count, so that a sharded batch stays where it is
+        cut = lambda x: jnp.moveaxis(x.reshape(len(x) // count, count, *x.shape[1:]), 1, 0)
+
+        def add(total, part):
+            found = jax.value_and_grad(loss)(params, part)
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
+
+        zero = lambda x: jnp.zeros(x.shape, x.dtype)
+        start = jnp.zeros((), jnp.float32), jax.tree.map(zero, params)
+        (value, slope), _ = lax.scan(add, start, jax.tree.map(cut, batch))
+        return value / count, jax.tree.map(lambda g: g / jnp.asarray(count, g.dtype), slope)
+
+    return slopes
