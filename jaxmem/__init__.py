@@ -10,8 +10,8 @@ from .codecs import DoubleQuant as DoubleQuant
 from .codecs import Dynamic as Dynamic
 from .codecs import Float as Float
 from .codecs import Int as Int
-from .codecs import Keep as Keep
 from .codecs import KMeans as KMeans
+from .codecs import Keep as Keep
 from .codecs import LowRank as LowRank
 from .codecs import Planes as Planes
 from .codecs import Sum as Sum
@@ -31,8 +31,13 @@ from .lifting import lift as lift
 from .planning import Plan as Plan
 from .planning import choose as choose
 from .planning import encode as encode
+from .proving import search as search
+from .recipes import Recipe as Recipe
+from .recipes import build as build
 from .reporting import Report as Report
 from .reporting import report as report
+from .runtime.remat import Remat as Remat
+from .runtime.remat import remat as remat
 from .select import merge as merge
 from .select import paths as paths
 from .select import split as split
