@@ -8,14 +8,16 @@ from .codecs import Chain as Chain
 from .codecs import Codebook as Codebook
 from .codecs import DoubleQuant as DoubleQuant
 from .codecs import Dynamic as Dynamic
+from .codecs import Fake as Fake
 from .codecs import Float as Float
 from .codecs import Int as Int
-from .codecs import KMeans as KMeans
 from .codecs import Keep as Keep
+from .codecs import KMeans as KMeans
 from .codecs import LowRank as LowRank
 from .codecs import Planes as Planes
 from .codecs import Sum as Sum
 from .codecs import at_bits as at_bits
+from .codecs import export as export
 from .compiling import CompileError as CompileError
 from .curvature import fisher as fisher
 from .evaluation import Evaluation as Evaluation
@@ -45,5 +47,6 @@ from .statistics import Moments as Moments
 from .statistics import stats as stats
 from .store import load as load
 from .store import save as save
+from .train.distilling import distillation as distillation
 from .usage import Use as Use
 from .usage import uses as uses

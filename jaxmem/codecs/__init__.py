@@ -5,6 +5,8 @@ from .casting import Cast as Cast
 from .chaining import Chain as Chain
 from .codebook import Codebook as Codebook
 from .doubling import DoubleQuant as DoubleQuant
+from .faking import Fake as Fake
+from .faking import export as export
 from .floating import Float as Float
 from .integer import Int as Int
 from .keeping import Keep as Keep

@@ -1,0 +1,136 @@
+"""Fake and distillation: weights learn through their rounding, and are exported as trained."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from quick import jit
+
+import jaxmem as jm
+
+CODECS = [
+    jm.Int(2),
+    jm.Int(3, group=8, symmetric=False),
+    jm.Float("nvfp4"),
+    jm.Codebook("nf4", group=16),
+    jm.KMeans(2),
+]
+each_codec = pytest.mark.parametrize("codec", CODECS, ids=str)
+LEARNED = [c for c in CODECS if hasattr(c, "range")]
+
+
+def weight(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def model(params, x):
+    return jnp.tanh(x @ params["up"]) @ params["down"]
+
+
+@functools.cache
+def task():
+    dense = {"up": weight(16, 32) / 4, "down": weight(32, 4, seed=1) / 6}
+    x = weight(256, 16, seed=2)
+    return dense, x, model(dense, x)
+
+
+def trained(codec, steps=100):
+    """(loss after / loss before, tree before, tree after): fits the dense model's outputs."""
+    dense, x, y = task()
+    tree = jm.encode(dense, jm.choose(dense, {"up|down": codec}))
+    loss = lambda tree: ((jm.lift(model)(tree, x) - y) ** 2).mean()
+    adam = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+
+    @jit
+    def step(tree, state):
+        slopes = jax.grad(loss)(tree)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in int32
+            updates, state = adam.update(slopes, state)
+        return optax.apply_updates(tree, updates), state
+
+    after, state = tree, adam.init(tree)
+    for _ in range(steps):
+        after, state = step(after, state)
+    return float(jit(loss)(after) / jit(loss)(tree)), tree, after
+
+
+@each_codec
+def test_training_through_the_rounding_lowers_the_loss(codec):
+    assert trained(jm.Fake(codec))[0] < 0.8
+
+
+@pytest.mark.parametrize("codec", LEARNED, ids=str)
+def test_scales_are_learned_too(codec):
+    ratio, before, after = trained(jm.Fake(codec, learn=True))
+    assert ratio < 0.8
+    assert (after["up"].scale != before["up"].scale).any()
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@each_codec
+def test_what_is_exported_is_what_was_trained(codec, learn):
+    if learn and codec not in LEARNED:
+        pytest.skip("it has no scales")
+    leaf = jit(jm.Fake(codec, learn=learn).encode)(weight(3, 32, 24))
+    out, *both = jit(lambda leaf: (jm.export(leaf), jm.export(leaf).decode(), leaf.decode()))(leaf)
+    np.testing.assert_allclose(*both, rtol=1e-6, atol=1e-6)
+    assert jm.nbytes(out) < jm.nbytes(leaf) / 2
+    assert type(out) is type(codec.encode(weight(32, 24)))
+
+
+def test_encode_takes_a_trained_leaf():
+    leaf = jm.Fake(jm.Int(4)).encode(weight(32, 24))
+    np.testing.assert_array_equal(
+        jm.encode({"w": leaf}, {"w": jm.Int(4)})["w"].decode(), jm.export(leaf).decode()
+    )
+    with pytest.raises(TypeError, match="expected jm"):
+        jm.Int(4).encode(jm.Fake(jm.Int(4), learn=True).encode(weight(32, 24)))
+
+
+def test_the_scale_has_the_gradient_of_lsq():
+    w, v = weight(8, 1), jnp.float32(0.5)
+    leaf = jm.Fake(jm.Int(3), learn=True).encode(w)
+    leaf = jax.tree.unflatten(jax.tree.structure(leaf), [w, jnp.full((1, 1), v)])
+    ratio = np.asarray(w)[:, 0] / 0.5
+    inside = np.abs(ratio) <= 3
+    each = np.where(inside, np.round(ratio) - ratio, 3 * np.sign(ratio))
+    got = jit(jax.grad(lambda leaf: leaf.decode().sum()))(leaf)
+    np.testing.assert_allclose(got.scale[0, 0], each.sum() / np.sqrt(8 * 3), rtol=1e-5)
+    np.testing.assert_array_equal(got.w[:, 0], inside)
+
+
+def test_a_stack_of_fake_layers_is_scanned_over():
+    tree = jm.Fake(jm.Int(3, group=8), learn=True).encode(weight(3, 16, 16))
+    step = lambda x, w: (jnp.tanh(x @ w), None)
+    run = jm.lift(lambda w, x: jax.lax.scan(step, x, w)[0])
+    x = weight(4, 16, seed=1)
+    np.testing.assert_allclose(
+        jit(run)(tree, x), jax.lax.scan(step, x, tree.decode())[0], rtol=1e-5, atol=1e-5
+    )
+    slopes = jit(jax.grad(lambda w: run(w, x).sum()))(tree)
+    assert jnp.isfinite(slopes.w).all() and (slopes.scale != 0).any()
+
+
+def test_the_teacher_learns_nothing_and_the_student_through_both_terms():
+    s, t, labels = weight(4, 8), weight(4, 8, seed=1), jnp.array([0, 3, 7, 1])
+    for alpha in (0.0, 1.0):
+        loss = functools.partial(jm.distillation, labels=labels, alpha=alpha, temperature=2.0)
+        own, other = jax.grad(loss, (0, 1))(s, t)
+        assert (other == 0).all() and (own != 0).all()
+        np.testing.assert_allclose(own.sum(-1), 0, atol=1e-6)
+
+
+def test_a_student_that_is_its_teacher_has_no_divergence():
+    s = weight(4, 8)
+    assert abs(jm.distillation(s, s, jnp.zeros(4, jnp.int32), alpha=1.0, temperature=3.0)) < 1e-6
+
+
+@pytest.mark.parametrize("how, words", [(dict(alpha=2), "alpha"), (dict(temperature=0), "temp")])
+def test_options_out_of_range_are_refused(how, words):
+    with pytest.raises(ValueError, match=words):
+        jm.distillation(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.zeros(1, jnp.int32), **how)
+    with pytest.raises(TypeError, match="no scales"):
+        jm.Fake(jm.KMeans(2), learn=True)
