@@ -1,0 +1,135 @@
+"""A KV cache in 8, 4 and 2 bits: KL to the dense cache, bytes, memory and speed at 2,048 tokens.
+
+    pip install -e ".[demo]"
+    python experiments/kv_cache.py --text wikitext2_valid.txt
+    python experiments/kv_cache.py --speed
+
+The model is smollm2-135m with dense f32 weights. The second half of TEXT measures, windows of 1,024
+tokens read through the cache. `--speed` times steps at position 2,047 with all before it in the
+cache; it wants a quiet machine. A row that is in the file already is not measured again.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmem as jm
+from jaxmem import models
+from jaxmem.models import KVCache, fetching
+from jaxmem.models.generation import _run
+
+CACHES = {"dense f32": None} | {
+    f"{bits} bits{', rotated' if rotate else ''}": KVCache(bits, rotate=rotate)
+    for bits in (8, 4, 2)
+    for rotate in (False, True)
+}
+LENGTH, STEPS, ROUNDS = 2048, 8, 5
+
+
+def empty(model, how, length):
+    if how is None:
+        return model.config.cache(1, length)
+    return how.empty(model.config, 1, length, jnp.float32)
+
+
+def quality(model, text, windows):
+    ids = np.asarray(model.tokenizer.encode(text, add_special_tokens=False).ids)
+    ids = ids[: windows * 1024].reshape(-1, 1024)
+    dense = jax.jit(model.apply)
+    known = jnp.stack([dense(model.params, w[None])[0] for w in ids])
+    look_up = lambda known, w: known["logits"][(known["ids"] == w).all(-1).argmax()][None]
+    reference = (look_up, {"ids": jnp.asarray(ids), "logits": known})
+    for name, how in CACHES.items():
+        run = lambda p, w, how=how: model.apply(p, w, empty(model, how, 1024), 0)[0]
+        found = jm.evaluate(run, model.params, ids.reshape(-1), reference=reference)
+        found = json.loads(found.to_json())
+        yield name, {k: found[k] for k in ("tokens", "perplexity", "kl", "agreement")}
+
+
+def memory(model):
+    for name, how in CACHES.items():
+        cache = jax.eval_shape(lambda how=how: empty(model, how, LENGTH))
+        ids, at = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((1, 1), ()))
+        m = jm.memory(model.apply, model.params, ids, cache, at, donate_argnums=2)
+        size = jm.nbytes(cache)
+        dense = jm.nbytes(jax.eval_shape(lambda: model.config.cache(1, LENGTH)))
+        yield (
+            name,
+            {
+                "cache_bytes": size,
+                "of_dense": round(size / dense, 4),
+                "step_temp_bytes": m.temp,
+                "step_peak_bytes": m.peak,
+                "cache_and_temp_bytes": size + m.temp,
+            },
+        )
+
+
+def speed(model):
+    """The caches take turns, so that a busy spell meets them all."""
+    ids, times = np.zeros((1, 1), np.int32), {name: [] for name in CACHES}
+    held = {name: empty(model, how, LENGTH) for name, how in CACHES.items()}
+    for turn in range(ROUNDS + 1):
+        for name in CACHES:
+            for step in range(STEPS):
+                start = time.perf_counter()
+                at = LENGTH - STEPS + step
+                logits, held[name] = _run(model.config, model.params, ids, held[name], at, last=0)
+                jax.block_until_ready(logits)
+                if turn:
+                    times[name].append(time.perf_counter() - start)
+    dense = float(np.median(times["dense f32"]))
+    for name, seconds in times.items():
+        middle = float(np.median(seconds))
+        yield (
+            name,
+            {"tokens_per_second": round(1 / middle, 2), "speed_ratio": round(dense / middle, 3)},
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=pathlib.Path)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--speed", action="store_true")
+    args = parser.parse_args()
+    path = pathlib.Path(__file__).with_suffix(".json")
+    model = models.load("smollm2-135m")
+    found = {
+        "command": " ".join(["python", "experiments/kv_cache.py", *sys.argv[1:]]),
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "model": model.source,
+        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "seed": None,
+        "windows": args.windows,
+        "length": LENGTH,
+        "rows": {name: {} for name in CACHES},
+    }
+    if path.exists():
+        old = json.loads(path.read_text())
+        found |= {"rows": old["rows"], "command": f"{old['command']}; {found['command']}"}
+
+    def add(rows):
+        for name, row in rows:
+            found["rows"][name] |= row
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            print(name, row, flush=True)
+
+    if args.speed:
+        add(speed(model))
+    if args.text:
+        text = args.text.read_text(encoding="utf-8")
+        add(memory(model))
+        add(quality(model, text[len(text) // 2 :], args.windows))
+
+
+if __name__ == "__main__":
+    main()
