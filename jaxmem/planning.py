@@ -170,19 +170,25 @@ def _encode_lazy(codec, leaf: Lazy, axes, stats):
     if not is_encoded(whole):
         return leaf.load()
     shapes, tree = jax.tree.flatten(whole)
-    arrays = [np.empty(s.shape, s.dtype) for s in shapes]
+    arrays = [jnp.zeros(s.shape, s.dtype) for s in shapes]
     filled = [0] * len(arrays)
     for piece, here in _pieces(codec, leaf, axes, stats):
         encoded = _encode(codec, jnp.asarray(piece), axes, here)
         for j, part in enumerate(jax.tree.leaves(encoded)):
             differ = [a for a, n in enumerate(part.shape) if n != arrays[j].shape[a]]
-            at = differ[0] if differ else 0  # the axis of the stack, or of the rows
-            end = filled[j] + part.shape[at] if part.ndim else None
-            arrays[j][(slice(None),) * at + (slice(filled[j], end),)] = part
-            filled[j] = end
-    for j, array in enumerate(arrays):  # one at a time: each is there twice for a moment
-        arrays[j] = jnp.asarray(array)
+            if not differ:
+                arrays[j] = part
+                continue
+            [at] = differ  # the axis of the stack, or of the rows
+            arrays[j] = _place(arrays[j], part, filled[j], at)
+            filled[j] += part.shape[at]
     return jax.tree.unflatten(tree, arrays)
+
+
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _place(whole, part, start, axis):
+    """`whole` with `part` at `start`, in the same memory."""
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
 
 
 def _pieces(codec, leaf: Lazy, axes, stats):

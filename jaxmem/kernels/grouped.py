@@ -11,8 +11,6 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 LANES = 128  # columns unpacked at a time: the width of the chip's registers and of its matrix unit
@@ -44,6 +42,9 @@ def grouped_product(
     neighbours of a column, lowest bits first, or for 8 bits code − 128 as int8; `scale` (groups, n)
     is f16, not negative; `zero` (groups, n) int8, or None for codes about the middle.
     """
+    from jax.experimental import pallas as pl  # a tenth of a second, so not with jaxmem
+    from jax.experimental.pallas import tpu as pltpu
+
     (m, k), (groups, n) = x.shape, scale.shape
     columns = _columns(k, group)
     blocks = -(-k // columns)
@@ -85,6 +86,8 @@ def _columns(k: int, group: int) -> int | None:
 
 
 def _body(x_ref, field_refs, scale_ref, *refs, k, shifts, group, centre, precision):
+    from jax.experimental import pallas as pl
+
     *zero_ref, y_ref, codes_ref, sum_ref = refs
     block = pl.program_id(2)
     scale = _from_half_bits(scale_ref[...])
