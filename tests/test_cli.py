@@ -186,7 +186,8 @@ def test_a_fit_that_fails_leaves_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_fit_that_is_interrupted_leaves_nothing(number, here):
-    source = "import sys; from jaxmem.cli import main; sys.exit(main())"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    source = f"{heard}; import sys; from jaxmem.cli import main; sys.exit(main())"
     line = "fit", "model", "--bytes", "60kB", "--out", "new", "--calibrate", "a.txt"
     command = [sys.executable, "-u", "-c", source, *line]
     before = sorted(here.iterdir())

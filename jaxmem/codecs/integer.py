@@ -155,9 +155,10 @@ class IntArray(Folded):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _matmul(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
-    m, groups, n = x.shape[0], *leaf.scale.shape[-2:]
+    (m, k), (groups, n) = x.shape, leaf.scale.shape[-2:]
     decoded = functools.partial(decoded_product, precision=precision)
-    on_cpu = _by_digits if m <= (FEW_ROWS if groups == 1 else FEW_GROUPED) else decoded
+    few = m <= (FEW_ROWS if groups == 1 else FEW_GROUPED)
+    on_cpu = _by_digits if few and k else decoded
     if groups == 1 and (leaf.bits == 8 or m * n <= FEW_SUMS):
         elsewhere = functools.partial(_scaled_after, precision=precision)
     else:
