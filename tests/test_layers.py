@@ -10,7 +10,17 @@ import jaxmem
 
 ROOT = pathlib.Path(jaxmem.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-CORE = ["leaf", "lazy", "select", "lifting", "folding", "codecs", "planning", "budgeting"]
+CORE = [
+    "leaf",
+    "lazy",
+    "select",
+    "lifting",
+    "folding",
+    "codecs",
+    "solvers",
+    "planning",
+    "budgeting",
+]
 
 
 def part(path):

@@ -1,0 +1,1 @@
+"""Solvers: one file, one algorithm that finds better numbers for a codec; each is a codec."""
