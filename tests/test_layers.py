@@ -14,6 +14,7 @@ CORE = [
     "leaf",
     "lazy",
     "select",
+    "operations",
     "lifting",
     "folding",
     "codecs",

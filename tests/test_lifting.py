@@ -93,6 +93,7 @@ RULES = {
     "concatenate": (lambda w: mul(X, jnp.concatenate([w, w[:2]])), STACK),
     "stack": (lambda w: mul(X, jnp.stack([w[0], w[3]])), STACK),
     "split": (lambda w: mul(X, jnp.split(w, 2)[1]), STACK),
+    "unstack": (lambda w: X @ list(w)[2], STACK),
     "barrier": (lambda w: X @ lax.optimization_barrier(w), W),
     "name": (lambda w: X @ checkpoint_name(w, "w"), W),
     "copy": (lambda w: X @ w.copy(), W),
