@@ -4,11 +4,14 @@ A number of 1, 2 or 4 bits shares its byte with its neighbours, the first in the
 take whole bytes, low byte first. CRC-32 finds every change within 32 bits.
 """
 
+import math
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import jax
 import numpy as np
+from jax import lax
 
 CHUNK = 1 << 24  # bytes in memory that are packed at a time
 
@@ -26,16 +29,28 @@ def stored_bytes(size: int, dtype: np.dtype) -> int:
 
 def write(file: BinaryIO, piece: np.ndarray | jax.Array) -> int:
     """Writes an array where the file stands; returns the CRC-32 of its bytes."""
-    if isinstance(piece, jax.Array):
-        piece = piece.copy()  # or the host's copy would stay cached on the caller's array
-    flat = np.ascontiguousarray(piece, np.dtype(piece.dtype.name)).reshape(-1).view(np.uint8)
     bits, crc = _stored_bits(piece.dtype), 0
-    for i in range(0, flat.size, CHUNK):
-        part = flat[i : i + CHUNK]
-        raw = part if bits >= 8 else _pack(part, bits)
+    for part in _parts(piece):
+        flat = np.ascontiguousarray(part, np.dtype(part.dtype.name)).reshape(-1).view(np.uint8)
+        raw = flat if bits >= 8 else _pack(flat, bits)
         crc = zlib.crc32(raw, crc)
         file.write(raw)
     return crc
+
+
+def _parts(piece: np.ndarray | jax.Array) -> Iterator[np.ndarray]:
+    """Runs of rows of about CHUNK bytes: no more of an array is copied to the host at a time."""
+    rows = len(piece) if piece.ndim else 1
+    each = max(1, piece.size // max(rows, 1))
+    unit = 8 // math.gcd(each, 8)  # rows that fill whole bytes
+    step = max(unit, CHUNK // each // unit * unit)
+    for start in range(0, rows, step):
+        if isinstance(piece, np.ndarray):
+            yield piece[start : start + step] if piece.ndim else piece
+        elif rows <= step:
+            yield np.asarray(piece.copy())  # or it would stay cached on the caller's array
+        else:  # compiled once, unlike piece[a:b]
+            yield np.asarray(lax.dynamic_slice_in_dim(piece, start, min(step, rows - start)))
 
 
 def read_into(file: BinaryIO, piece: np.ndarray, size: int) -> int:
