@@ -1,5 +1,6 @@
 """Fit any language model into the memory you have, and prove it before you rent the machine."""
 
+from . import layouts as layouts
 from . import models as models
 from .activations import static as static
 from .budgeting import budget as budget
@@ -20,6 +21,8 @@ from .codecs import at_bits as at_bits
 from .codecs import export as export
 from .compiling import CompileError as CompileError
 from .curvature import fisher as fisher
+from .dividing import Placement as Placement
+from .dividing import placement as placement
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .footprint import Memory as Memory
@@ -43,6 +46,10 @@ from .runtime.remat import remat as remat
 from .select import merge as merge
 from .select import paths as paths
 from .select import split as split
+from .sharding import mesh as mesh
+from .sharding import shard as shard
+from .sharding import shardings as shardings
+from .sharding import state_shardings as state_shardings
 from .statistics import Moments as Moments
 from .statistics import stats as stats
 from .store import load as load

@@ -78,6 +78,33 @@ class Fold:
         inner = matrix.reshape((*matrix.shape[:-2], *self.kept, *self.summed))
         return inner.transpose([a + inner.ndim for a in self.full_order(inner.ndim)])
 
+    def cut(self, side: str, parts: int) -> "Fold":
+        """The fold of one of `parts` runs of rows ("kept") or columns ("summed").
+
+        NotImplemented where `parts` does not divide the side's first axis.
+
+        Example:
+            >>> Fold((9, 64), (576,), (-1, -3, -2)).cut("kept", 3)
+            Fold(kept=(3, 64), summed=(576,), order=(-1, -3, -2))
+        """
+        sizes = getattr(self, side)
+        at = next((i for i, size in enumerate(sizes) if size > 1), None)
+        if at is None or sizes[at] % parts:
+            return NotImplemented
+        return dataclasses.replace(
+            self, **{side: (*sizes[:at], sizes[at] // parts, *sizes[at + 1 :])}
+        )
+
+    def side(self, axis: int) -> str | None:
+        """The side ("kept", "summed") whose runs are runs of the weight's `axis` (negative)."""
+        order = self.full_order(max(-axis, len(self.order)))
+        sides = (*self.kept, *self.summed)
+        at = order[axis] + len(sides)  # in kept, then summed
+        if at < 0:
+            return None
+        side, first = ("kept", 0) if at < len(self.kept) else ("summed", len(self.kept))
+        return side if all(size == 1 for size in sides[first:at]) else None
+
     def permuted(self, axes: tuple[int, ...]) -> "Fold":
         order = self.full_order(len(axes))
         order = tuple(order[a] for a in axes)
@@ -115,12 +142,14 @@ class Fold:
 class Folded(Encoded):
     """An encoded weight that holds its matrix (*stack, n, k) row by row.
 
-    A subclass has a static field `fold`, and says `rows`, `narrow`, `pick` and `lead`,
-    and `matmul` where it has a faster way. The first axes of every array inside are the stack.
+    A subclass has a static field `fold`, and says `rows`, `narrow`, `pick` and `lead`, `piece`
+    where it can be sharded, and `matmul` where it has a faster way. The first axes of every array
+    inside are the stack.
     """
 
     fold: Fold
     dtype: Any
+    splits_sums = True  # whether a product is the sum of its columns' products
 
     @abc.abstractmethod
     def rows(self) -> Array:
@@ -138,6 +167,22 @@ class Folded(Encoded):
         """x (m, k) times the rows of an unstacked leaf: (m, n) in f32."""
         return decoded_product(x, self, precision)
 
+    def piece(self, fold: Fold, side: str, parts: int) -> Self:
+        """The shapes of one of `parts` runs of rows ("kept") or columns ("summed").
+
+        `fold` is the piece's own. NotImplemented where the runs split a group or a byte.
+        """
+        return NotImplemented
+
+    def product(self, x: Array, precision=None) -> Array:
+        """x (..., k) times the rows of an unstacked leaf: (..., n) in f32."""
+        flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        return self.matmul(flat, precision).reshape(*x.shape[:-1], self.fold.n)
+
+    def mapped_over(self, axis: int) -> Any:
+        """Axes of a mesh that the matrix's stack axis (negative, among `lead`) lies over."""
+        return None
+
     @property
     @abc.abstractmethod
     def lead(self) -> tuple[int, ...]:
@@ -150,6 +195,14 @@ class Folded(Encoded):
     @property
     def stack(self) -> tuple[int, ...]:
         return self.shape[: self.ndim - len(self.fold.order)]
+
+    def part(self, axis, parts):
+        axis -= self.ndim if axis >= 0 else 0
+        if axis + self.ndim < len(self.stack):
+            return super().part(axis, parts)
+        side = self.fold.side(axis)
+        fold = NotImplemented if side is None else self.fold.cut(side, parts)
+        return fold if fold is NotImplemented else self.piece(fold, side, parts)
 
     def decode(self) -> Array:
         return self.fold.unfold(self.rows()).astype(self.dtype)
@@ -186,10 +239,11 @@ class Folded(Encoded):
         x = x.transpose(
             [*(batch[i] for i in sorted(batch)), *free, *(sums[i] for i in sorted(sums))]
         )
-        x = x.reshape(*x.shape[: len(batch)], math.prod(sizes), self.fold.k)
-        run = lambda x, leaf: leaf.matmul(x, precision)
+        x = x.reshape(*x.shape[: len(batch)], *sizes, self.fold.k)
+        run = lambda x, leaf: leaf.product(x, precision)
         for i in reversed(range(n_stack)):
-            run = jax.vmap(run, (0 if i in batch else None, 0))
+            over = self.mapped_over(i - n_stack)
+            run = jax.vmap(run, (0 if i in batch else None, 0), spmd_axis_name=over)
         y = run(x, self).reshape(*self.lead, *sizes, *self.fold.kept)
         after = lambda i: i if i < n_stack else i + len(free)  # x's free axes follow the stack
         rest = [after(place[w]) for w in range(self.ndim) if w not in (*wc, *wb)]
@@ -206,6 +260,7 @@ class Wrapped(Folded):
     fold = property(lambda self: self.inner.fold)
     dtype = property(lambda self: self.inner.dtype)
     lead = property(lambda self: self.inner.lead)
+    splits_sums = property(lambda self: self.inner.splits_sums)
 
     def opened(self) -> Folded:
         """The leaf inside, ready for use."""
@@ -222,6 +277,10 @@ class Wrapped(Folded):
 
     def matmul(self, x, precision=None):
         return self.opened().matmul(x, precision)
+
+    def piece(self, fold, side, parts):
+        inner = self.inner.piece(fold, side, parts)
+        return inner if inner is NotImplemented else dataclasses.replace(self, inner=inner)
 
     def astype(self, dtype):
         return dataclasses.replace(self, inner=self.inner.astype(dtype))

@@ -49,6 +49,25 @@ class Encoded(abc.ABC):
         """Applies `fn` to the float arrays inside: how one codec follows another."""
         raise TypeError(f"{type(self).__name__} holds no float weights: in a Chain it comes last")
 
+    def part(self, axis: int, parts: int) -> Self:
+        """The shapes of one of `parts` equal pieces along `axis`: how a device holds its share.
+
+        What stands along the axis is divided in each array, the rest stays whole, as a scale that
+        many share. NotImplemented: pieces would split a group, a packed byte or a block.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxmem as jm
+            >>> leaf = jm.Int(4, group=16).encode(jnp.ones((32, 24)))  # codes, then scales
+            >>> [x.shape for x in jax.tree.leaves(leaf.part(-2, 2))]
+            [(12, 16), (1, 24)]
+            >>> leaf.part(-2, 4)  # half a group
+            NotImplemented
+        """
+        axis += self.ndim if axis < 0 else 0
+        if axis >= len(self.stack):
+            return NotImplemented
+        return jax.tree.map(lambda a: shrunk(a, axis, parts), self)
+
     # Faster ways than decode(). NotImplemented means: this way cannot, decode me.
     def dot(self, x: Array, dims, preferred_element_type=None, precision=None) -> Array:
         """`lax.dot_general(x, self, dims)`."""
@@ -89,6 +108,25 @@ def decode(tree: Any) -> Any:
         (4, 4)
     """
     return jax.tree.map(lambda x: x.decode() if is_encoded(x) else x, tree, is_leaf=is_encoded)
+
+
+def shrunk(x: Any, axis: int, parts: int) -> Any:
+    """The shape of an array or encoded leaf with `axis` divided; an axis of one stays as it is.
+
+    NotImplemented where a leaf cannot be divided so.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> shrunk(jnp.ones((4, 6)), -1, 3).shape
+        (4, 2)
+    """
+    if x.shape[axis] == 1:
+        return x
+    if is_encoded(x):
+        return x.part(axis, parts)
+    sides = list(x.shape)
+    sides[axis] //= parts
+    return jax.ShapeDtypeStruct(tuple(sides), x.dtype)
 
 
 def nbytes(tree: Any) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from .leaf import Encoded, decode, is_encoded
+from .meshes import stand_in
 from .operations import RULES, decoded, dot
 from .select import paths
 
@@ -50,10 +51,7 @@ def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
             a, k = tree.unflatten([next(it) if t else x for x, t in zip(leaves, traced)])
             return fn(*a, **k)
 
-        stand_ins = [
-            jax.ShapeDtypeStruct(x.shape, x.dtype) if is_encoded(x) else jax.typeof(x)
-            for x in values
-        ]
+        stand_ins = [stand_in(x) if is_encoded(x) else jax.typeof(x) for x in values]
         jaxpr, out = jax.make_jaxpr(flat, return_shape=True)(*stand_ins)
         arguments = (*args, *(kwargs[k] for k in sorted(kwargs)))
         names = [path for argument in arguments for path in paths(argument)]

@@ -393,6 +393,23 @@ def test_sharded_gives_what_unsharded_gives(codec):
         assert_close(fn(jax.device_put(x, NamedSharding(mesh, P("d"))), weights), fn(x, leaf))
 
 
+@each_kind
+@pytest.mark.parametrize("axis, parts", [(0, 3), (1, 2), (2, 3)])
+def test_a_part_decodes_to_a_slice_of_what_the_whole_does(codec, axis, parts):
+    leaf = encoded(codec, "f32 stacked")
+    shapes = leaf.part(axis, parts)
+    if shapes is NotImplemented:  # half of groups of 10; outputs that share a scale of scales
+        assert axis == (2 if isinstance(codec, jm.DoubleQuant) else 1)
+        assert isinstance(codec, jm.DoubleQuant) or codec.group == 10
+        return
+    assert shapes.shape == tuple(n // (parts if i == axis else 1) for i, n in enumerate(leaf.shape))
+    last = lambda a, part: a[tuple(slice(m - n, m) for m, n in zip(a.shape, part.shape))]
+    arrays = map(last, jax.tree.leaves(leaf), jax.tree.leaves(shapes))
+    piece = jax.tree.structure(shapes).unflatten(arrays)
+    want = jnp.split(decoded(codec, "f32 stacked"), parts, axis)[-1]
+    assert_close(jit(lambda piece: piece.decode())(piece), want)
+
+
 @each_rounding
 @pytest.mark.parametrize("form", ["f32", pytest.param("bf16 stacked", marks=pytest.mark.slow)])
 def test_encoding_again_changes_nothing(codec, form):

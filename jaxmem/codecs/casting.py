@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..leaf import Encoded, is_encoded
+from ..leaf import Encoded, is_encoded, shrunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,9 @@ class CastArray(Encoded):
         w = self.values.astype(x.dtype)  # fuses into the product on an accelerator
         y = lax.dot_general(x, w, dims, precision, preferred_element_type=jnp.float32)
         return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
+
+    def part(self, axis, parts):
+        return dataclasses.replace(self, values=shrunk(self.values, axis, parts))
 
     def take(self, rows):
         return self.values[rows].astype(self.dtype)

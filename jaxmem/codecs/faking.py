@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..folding import Fold
-from ..leaf import Encoded, is_encoded
+from ..leaf import Encoded, is_encoded, shrunk
 from .scaled import divisor, grouped, spread
 
 T = TypeVar("T")
@@ -112,6 +112,15 @@ class FakeArray(Encoded):
 
     def astype(self, dtype):
         return dataclasses.replace(self, dtype=jnp.dtype(dtype))
+
+    def part(self, axis, parts):
+        w, scale = shrunk(self.w, axis, parts), self.scale
+        if scale is not None:
+            start = lambda w: _range(self.codec, Fold.of(w, self.axes)[0])[0].astype(scale.dtype)
+            own = jax.eval_shape(start, w)
+            divides = all(a in (b, b * parts) for a, b in zip(scale.shape, own.shape))
+            scale = own if divides else scale
+        return dataclasses.replace(self, w=w, scale=scale)
 
     def map(self, fn):
         if self.scale is not None:

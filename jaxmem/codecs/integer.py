@@ -12,7 +12,7 @@ from ..folding import UNROLLED, Fold, Folded, by_tiles, decoded_product
 from ..kernels.choosing import on_one_chip
 from ..kernels.grouped import LANES, grouped_product, suits
 from ..leaf import is_encoded
-from .packing import WIDTHS, interleave, pack, shifts, slices, unpack, unpack_rows
+from .packing import WIDTHS, divided, interleave, pack, shifts, slices, unpack, unpack_rows
 
 FEW_ROWS = 32  # up to here the CPU's integer product beats decoding (experiments/cpu_decode.py)
 FEW_GROUPED = 8  # and up to here where each group has a product of its own
@@ -138,6 +138,14 @@ class IntArray(Folded):
         zero = self.zero and tuple(cut(a, 1, w) for a, w in zip(self.zero, widths))
         scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
         return dataclasses.replace(self, codes=codes, scale=scale, zero=zero)
+
+    def piece(self, fold, side, parts):
+        how = dict(group=self.group, widths=WIDTHS[self.bits])
+        cut = divided(self.codes, (self.scale, self.zero), fold, side, parts, **how)
+        if cut is NotImplemented:
+            return cut
+        codes, (scale, zero) = cut
+        return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, fold=fold)
 
     def pick(self, index):
         at = index.reshape(-1)

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from ..folding import UNROLLED, Fold, Folded, decoded_product
 from ..leaf import is_encoded
-from .packing import WIDTHS, pack, unpack, unpack_rows
+from .packing import WIDTHS, divided, pack, unpack, unpack_rows
 from .scaled import selected
 
 STEPS = 16  # Lloyd's; more change the squared error by less than 1 %
@@ -145,6 +145,13 @@ class KMeansArray(Folded):
         codes = tuple(cut(a, w) for a, w in zip(self.codes, WIDTHS[self.bits]))
         levels = lax.dynamic_slice_in_dim(self.levels, start, size, 2)
         return dataclasses.replace(self, codes=codes, levels=levels)
+
+    def piece(self, fold, side, parts):
+        how = dict(group=self.group, widths=WIDTHS[self.bits])
+        cut = divided(self.codes, self.levels, fold, side, parts, **how)
+        if cut is NotImplemented:
+            return cut
+        return dataclasses.replace(self, codes=cut[0], levels=cut[1], fold=fold)
 
     def pick(self, index):
         at = index.reshape(-1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..folding import Fold, Folded
-from ..leaf import decode, is_encoded
+from ..leaf import decode, is_encoded, shrunk
 from ..lifting import dot_general
 
 
@@ -63,6 +63,13 @@ class LowRankArray(Folded):
     def narrow(self, start, size):
         u = jax.lax.dynamic_slice_in_dim(decode(self.u), start, size, 0)
         return dataclasses.replace(self, u=u)
+
+    def piece(self, fold, side, parts):
+        name, axis = ("u", -2) if side == "kept" else ("v", -1)
+        factor = shrunk(getattr(self, name), axis, parts)
+        if factor is NotImplemented:
+            return factor
+        return dataclasses.replace(self, fold=fold, **{name: factor})
 
     def pick(self, index):
         rows = self.u.take(index) if is_encoded(self.u) else self.u[index]

@@ -5,8 +5,14 @@ along one axis in a byte, lowest bits first. 8-bit codes are kept as int8 (code 
 integer products read as they are.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from ..folding import Fold
+from ..leaf import is_encoded, shrunk
 
 WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
@@ -43,6 +49,27 @@ def pack(codes: Array, bits: int, axis: int) -> tuple[Array, ...]:
         mask = (1 << width) - 1
         fields.append(sum((part >> shift & mask) << j * width for j, part in enumerate(parts)))
     return tuple(fields)
+
+
+def divided(fields: Any, groups: Any, fold: Fold, side: str, parts: int, *, group: int, widths):
+    """(fields, groups) as shapes of one of `parts` runs; NotImplemented where they split a unit.
+
+    `fields` are codes packed along n, (*stack, n·width/8, k); `groups` are arrays of a number for
+    each group and row, (..., groups, n). `fold` is the piece's. Runs of rows hold whole bytes, runs
+    of columns whole groups, but a group that is the whole row is shared.
+    """
+    arrays = jax.tree.leaves(groups, is_leaf=is_encoded)
+    if side == "kept":
+        whole, along, beside = all(fold.n * width % 8 == 0 for width in widths), -2, -1
+    else:
+        one = all(a.shape[-2] == 1 for a in arrays)
+        whole, along, beside = one or fold.k % group == 0, -1, -2
+    cut = lambda tree, axis: jax.tree.map(
+        lambda a: shrunk(a, axis, parts), tree, is_leaf=is_encoded
+    )
+    out = cut(fields, along), cut(groups, beside)
+    missing = any(x is NotImplemented for x in jax.tree.leaves(out, is_leaf=is_encoded))
+    return out if whole and not missing else NotImplemented
 
 
 def slices(field: Array, width: int) -> list[Array]:

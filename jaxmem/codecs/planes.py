@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from ..folding import UNROLLED, Fold, Folded, decoded_product
 from ..leaf import is_encoded
-from .packing import pack, unpack, unpack_rows
+from .packing import divided, pack, unpack, unpack_rows
 from .scaled import divisor, half_above
 
 _WIDTHS = (2, 1, 1, 1, 1, 1, 1)  # of the planes, from the highest bits down
@@ -138,6 +138,14 @@ class PlanesArray(Folded):
         )
         step, low = (cut(a, start, size, 1) for a in (self.step, self.low))
         return dataclasses.replace(self, planes=planes, step=step, low=low)
+
+    def piece(self, fold, side, parts):
+        how = dict(group=self.group, widths=_WIDTHS[: len(self.planes)])
+        cut = divided(self.planes, (self.step, self.low), fold, side, parts, **how)
+        if cut is NotImplemented:
+            return cut
+        planes, (step, low) = cut
+        return dataclasses.replace(self, planes=planes, step=step, low=low, fold=fold)
 
     def pick(self, index):
         at = index.reshape(-1)

@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from ..folding import UNROLLED, Fold, Folded, decoded_product
 from ..leaf import is_encoded
-from .packing import WIDTHS, interleave, pack, slices, unpack, unpack_rows
+from .packing import WIDTHS, divided, interleave, pack, slices, unpack, unpack_rows
 
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
 
@@ -87,6 +87,13 @@ class ScaledArray(Folded):
         codes = tuple(cut(a, w) for a, w in zip(self.codes, WIDTHS[self.bits]))
         scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
         return dataclasses.replace(self, codes=codes, scale=scale)
+
+    def piece(self, fold, side, parts):
+        how = dict(group=self.group, widths=WIDTHS[self.bits])
+        cut = divided(self.codes, self.scale, fold, side, parts, **how)
+        if cut is NotImplemented:
+            return cut
+        return dataclasses.replace(self, codes=cut[0], scale=cut[1], fold=fold)
 
     def pick(self, index):
         at = index.reshape(-1)

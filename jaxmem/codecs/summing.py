@@ -82,6 +82,9 @@ class SumArray(Encoded):
     def reshape(self, shape):
         return self._each(lambda p: p.reshape(shape))
 
+    def part(self, axis, parts):
+        return self._each(lambda p: p.part(axis, parts))
+
     def _each(self, move):
         parts = tuple(move(p) for p in self.parts)
         return NotImplemented if any(p is NotImplemented for p in parts) else SumArray(parts)

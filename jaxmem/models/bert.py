@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxmem.meshes import constrain
 from jaxmem.models.layers import Embed, LayerNorm, Linear, attend, merge_heads, split_heads
 from jaxmem.models.recipe import Recipe, same
 
@@ -132,7 +133,7 @@ class Bert(nn.Module):
         steps = jnp.arange(ids.shape[1], dtype=jnp.int32)
         x = x + Embed(c.context, c.width, name="positions")(steps)[None]
         x = x + Embed(c.types, c.width, name="types")(jnp.zeros((1, 1), jnp.int32))
-        x = LayerNorm(c.eps, name="embed_norm")(x)
+        x = constrain(LayerNorm(c.eps, name="embed_norm")(x))
         allowed = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
         layers = nn.scan(
             Block,
@@ -156,7 +157,8 @@ class Block(nn.Module):
         y = Attention(c, name="attn")(x, allowed)
         x = LayerNorm(c.eps, name="attn_norm")(x + checkpoint_name(y, "attn_out"))
         y = MLP(c, name="mlp")(x)
-        return LayerNorm(c.eps, name="mlp_norm")(x + checkpoint_name(y, "mlp_out")), None
+        y = LayerNorm(c.eps, name="mlp_norm")(x + checkpoint_name(y, "mlp_out"))
+        return constrain(y), None
 
 
 class Attention(nn.Module):

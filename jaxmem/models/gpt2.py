@@ -11,6 +11,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from jaxmem.meshes import constrain
 from jaxmem.models.kv import attend_through
 from jaxmem.models.layers import Embed, LayerNorm, Linear, keep_layout, merge_heads, split_heads
 from jaxmem.models.recipe import Recipe
@@ -114,7 +115,7 @@ class GPT2(nn.Module):
         c = self.config
         embed = Embed(c.vocab, c.width, name="embed")
         steps = position + jnp.arange(ids.shape[1], dtype=jnp.int32)
-        x = embed(ids) + Embed(c.context, c.width, name="positions")(steps)[None]
+        x = constrain(embed(ids) + Embed(c.context, c.width, name="positions")(steps)[None])
         layers = nn.scan(
             Block,
             variable_axes={"params": 0},
@@ -142,7 +143,7 @@ class Block(nn.Module):
         )
         x = x + checkpoint_name(y, "attn_out")
         y = MLP(c, name="mlp")(LayerNorm(c.eps, name="mlp_norm")(x))
-        return (x + checkpoint_name(y, "mlp_out"), cache), None
+        return (constrain(x + checkpoint_name(y, "mlp_out")), cache), None
 
 
 class Attention(nn.Module):

@@ -15,6 +15,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from jaxmem.meshes import constrain
 from jaxmem.models.kv import attend_through
 from jaxmem.models.layers import (
     Embed,
@@ -143,7 +144,7 @@ class Llama(nn.Module):
         c = self.config
         embed = Embed(c.vocab, c.width, name="embed")
         x = embed(ids)
-        x = x * jnp.asarray(c.embed_scale, x.dtype)
+        x = constrain(x * jnp.asarray(c.embed_scale, x.dtype))
         layers = nn.scan(
             Block,
             variable_axes={"params": 0},
@@ -173,7 +174,7 @@ class Block(nn.Module):
         y = MLP(c, name="mlp")(Norm(c, name="mlp_norm")(x))
         if c.post_norms:
             y = Norm(c, name="mlp_post_norm")(y)
-        return (x + checkpoint_name(y, "mlp_out"), cache), None
+        return (constrain(x + checkpoint_name(y, "mlp_out")), cache), None
 
 
 class Attention(nn.Module):

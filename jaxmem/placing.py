@@ -1,0 +1,184 @@
+"""ShardedArray: y = Σ over devices of x's columns · rows of a piece, each where the piece lies.
+
+A product of an encoded leaf loops over rows, gathers groups and may be a kernel, which a
+partitioner can only answer by gathering the weight. Under `shard_map` each device multiplies by
+the piece it holds, as one device alone would.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from .folding import Folded, Wrapped
+from .leaf import nbytes
+from .meshes import AXES, batch_spec, mesh_of
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ShardedArray(Wrapped):
+    """A leaf whose rows and columns lie over axes of a mesh, the one its arrays are seen on.
+
+    On an axis over which the batch lies too (`fsdp`), the packed pieces are gathered for the time
+    of the product, one layer's; on others (`tensor`) they stay, and sums over columns are added
+    up. Without such a mesh it does as the leaf inside does.
+    """
+
+    inner: Any
+    rows_over: tuple[str, ...] = dataclasses.field(metadata=dict(static=True))
+    columns_over: tuple[str, ...] = dataclasses.field(metadata=dict(static=True))
+    stack_over: tuple[tuple[str, ...], ...] = dataclasses.field(metadata=dict(static=True))
+
+    def mapped_over(self, axis):
+        names = self.stack_over[axis] if -axis <= len(self.stack_over) else ()
+        mesh = mesh_of(self.inner)
+        return tuple(n for n in names if mesh and mesh.shape.get(n, 1) > 1) or None
+
+    def product(self, x, precision=None):
+        moved = 4 * (x.size + x.size // max(x.shape[-1], 1) * self.fold.n)
+        mesh, batch, how = self._pieces(x.shape[:-1], moved)
+        if how is None:
+            return self.inner.product(x, precision)
+
+        def local(x, *arrays):
+            return lax.psum(how.leaf(arrays).product(x, precision), how.columns)
+
+        x_spec, y_spec = P(*batch, how.columns or None), P(*batch, how.rows or None)
+        return _mapped(local, mesh, (x_spec, *how.specs), y_spec)(x, *jax.tree.leaves(self.inner))
+
+    def pick(self, index):
+        mesh, batch, how = self._pieces(index.shape, 4 * index.size * self.fold.k)
+        if how is None:
+            return self.inner.pick(index)
+
+        def local(index, *arrays):
+            leaf = how.leaf(arrays)
+            start = lax.axis_index(how.rows) * leaf.fold.n if how.rows else 0
+            at = index - start
+            here = (at >= 0) & (at < leaf.fold.n)
+            rows = leaf.pick(jnp.clip(at, 0, leaf.fold.n - 1))
+            return lax.psum(jnp.where(here[..., None], rows, 0.0), how.rows)
+
+        y_spec = P(*batch, how.columns or None)
+        run = _mapped(local, mesh, (P(*batch), *how.specs), y_spec)
+        return run(index, *jax.tree.leaves(self.inner))
+
+    def _pieces(self, shape: tuple[int, ...], moved: int) -> tuple:
+        """(mesh, spec of the batch, what each device holds and multiplies by, or None).
+
+        Where `moved` bytes of activations are fewer than the weight's, they are gathered, and no
+        weight is.
+        """
+        mesh = mesh_of(self.inner)
+        if mesh is None:
+            return None, (), None
+        own = (*self.rows_over, *self.columns_over)
+        batch = batch_spec(mesh, shape, without=own if moved < nbytes(self.inner) else ())
+        return mesh, batch, self._divided(mesh, batch)
+
+    def _divided(self, mesh: AbstractMesh, batch: tuple) -> "_Pieces | None":
+        busy = {name for entry in batch for name in (entry or ())}
+        over = {
+            "kept": tuple(name for name in self.rows_over if mesh.shape.get(name, 1) > 1),
+            "summed": tuple(name for name in self.columns_over if mesh.shape.get(name, 1) > 1),
+        }
+        stays = {side: _before(names, busy) for side, names in over.items()}
+        if not self.inner.splits_sums:
+            stays["summed"] = ()
+        held, used = self.inner, self.inner
+        arrays = jax.tree.leaves(self.inner)
+        cut = [{} for _ in arrays]  # for each array, {its axis: (axes it lies over, gathered)}
+        for side, names in over.items():
+            small = _cut(held, side, math.prod(mesh.shape[n] for n in names))
+            used = _cut(used, side, math.prod(mesh.shape[n] for n in stays[side]))
+            if small is NotImplemented or used is NotImplemented:
+                return None
+            for axes, a, b in zip(cut, *map(jax.tree.leaves, (held, small))):
+                differ = [i for i, (m, n) in enumerate(zip(a.shape, b.shape)) if m != n]
+                axes |= {i: (names, names[len(stays[side]) :]) for i in differ}
+            held = small
+        return _Pieces(jax.tree.structure(used), cut, arrays, stays["kept"], stays["summed"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pieces:
+    """How the arrays of a leaf lie, and the leaf that a device makes of what it holds."""
+
+    structure: Any
+    cut: list[dict]
+    arrays: list
+    rows: tuple[str, ...]  # axes of the mesh over which the result's last axis lies
+    columns: tuple[str, ...]  # over which sums are in part
+
+    @property
+    def specs(self) -> tuple[P, ...]:
+        over = lambda axes, i: axes[i][0] if i in axes else None
+        return tuple(
+            P(*(over(axes, i) for i in range(a.ndim))) for axes, a in zip(self.cut, self.arrays)
+        )
+
+    def leaf(self, arrays: tuple[Array, ...]) -> Folded:
+        def gathered(a, axes):
+            for i, (_, names) in axes.items():
+                a = lax.all_gather(a, names, axis=i, tiled=True) if names else a
+            return a
+
+        return self.structure.unflatten(map(gathered, arrays, self.cut))
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """The tree with encoded leaves that know which axes of `AXES` they lie over."""
+    is_folded = lambda x: isinstance(x, Folded)
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_folded)
+    where = structure.flatten_up_to(shardings)
+    return structure.unflatten([_known(x, s) if is_folded(x) else x for x, s in zip(leaves, where)])
+
+
+def _known(leaf: Folded, where: Any) -> Folded:
+    if isinstance(leaf, ShardedArray):
+        leaf, where = leaf.inner, where.inner
+    specs = [tuple(s.spec) + (None,) * x.ndim for x, s in zip(*map(jax.tree.leaves, (leaf, where)))]
+    mesh = jax.tree.leaves(where)[0].mesh
+    rows, columns = (_over(leaf, specs, side, mesh) for side in ("kept", "summed"))
+    first = [specs[0][i] for i in range(len(leaf.lead))]
+    stack = tuple(() if e is None else e if isinstance(e, tuple) else (e,) for e in first)
+    used = {*rows, *columns, *(name for names in stack for name in names)}
+    if not used - {"stage"} or not used <= set(AXES):
+        return leaf
+    return ShardedArray(leaf, rows, columns, stack)
+
+
+def _over(leaf, specs, side, mesh) -> tuple[str, ...]:
+    """The axes over which a side of the matrix lies."""
+    for entry in {e for spec in specs for e in spec if e is not None}:
+        names = entry if isinstance(entry, tuple) else (entry,)
+        small = _cut(leaf, side, math.prod(mesh.shape[n] for n in names))
+        if small is NotImplemented:
+            continue
+        for spec, a, b in zip(specs, *map(jax.tree.leaves, (leaf, small))):
+            if any(m != n and e == entry for e, m, n in zip(spec, a.shape, b.shape)):
+                return names
+    return ()
+
+
+def _cut(leaf: Folded, side: str, parts: int) -> Any:
+    if parts == 1:
+        return leaf
+    fold = leaf.fold.cut(side, parts)
+    return fold if fold is NotImplemented else leaf.piece(fold, side, parts)
+
+
+def _before(names: tuple[str, ...], busy: set[str]) -> tuple[str, ...]:
+    """The names before the first busy one: pieces are gathered from the innermost axis outward."""
+    at = next((i for i, name in enumerate(names) if name in busy), len(names))
+    return names[:at]
+
+
+def _mapped(fn, mesh, in_specs, out_specs):
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -1,0 +1,185 @@
+"""shardings: where each array of a tree lies on a mesh, encoded leaves as their weights would."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from .chips import target
+from .lazy import is_lazy
+from .leaf import is_encoded
+from .meshes import AXES
+from .placing import placed
+from .select import is_whole, match, paths
+
+
+def mesh(
+    *,
+    stage: int = 1,
+    data: int = 1,
+    fsdp: int = 1,
+    sequence: int = 1,
+    expert: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    device: str | None = None,
+) -> Mesh | AbstractMesh:
+    """A mesh of the first devices with all six axes, most of length 1, so that rules fit any mesh.
+
+    Rows of a batch lie over `data` and `fsdp`, its positions over `sequence`; weights over `fsdp`
+    (gathered where they are used) and `tensor` (never gathered); stacks of experts over `expert`,
+    runs of layers over `stage`. Axes are Auto: the compiler partitions, models need no change.
+
+    Args:
+        devices: all that there are by default.
+        device: instead of devices that are here, chips to compile for, as `memory` takes it;
+            then the mesh is abstract.
+
+    Raises:
+        ValueError: an axis below 1, or a mesh larger than the devices.
+
+    Example:
+        >>> mesh(fsdp=4, tensor=2).shape["fsdp"]
+        4
+        >>> mesh(fsdp=64, tensor=4, device="tpu v5e:16x16").size
+        256
+    """
+    sizes = dict(zip(AXES, (stage, data, fsdp, sequence, expert, tensor)))
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"the mesh has {name}={size}, expected at least 1")
+    asked = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "one device"
+    count, how = math.prod(sizes.values()), dict(axis_types=(AxisType.Auto,) * len(AXES))
+    if device is not None:
+        on = target(device)
+        there = on.count if on else 1
+    else:
+        devices = jax.devices() if devices is None else devices
+        there = len(devices)
+    if count > there:
+        raise ValueError(f"a mesh of {asked} takes {count} devices, there are {there}")
+    if device is not None:
+        return AbstractMesh(tuple(sizes.values()), AXES, **how)
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices[:count], **how)
+
+
+def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> Any:
+    """The sharding of every array in `tree`, by the first rule that matches a leaf's whole path.
+
+    A rule's spec names axes of the *weight*; the arrays of an encoded leaf follow it, so that no
+    group, packed byte or block is split: along an axis where one would be, the leaf is replicated
+    (`placement` says what that costs). A leaf that no rule matches is replicated. The tree may be
+    abstract; the result has its structure, for `shard`, `load`, `device_put` and `jit`.
+
+    Raises:
+        ValueError: a rule matches no leaf; a spec is longer than a leaf has axes, names no axis of
+            the mesh or one twice, or does not divide the leaf. Names the path.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> params = {"w": jm.Int(4, group=32).encode(jnp.ones((64, 96))), "bias": jnp.ones(96)}
+        >>> where = shardings(params, jm.mesh(fsdp=8), {"w": P(None, "fsdp")})
+        >>> jax.tree.leaves(jax.tree.map(lambda s: s.spec, where))
+        [P(), P('fsdp', None), P(None, 'fsdp')]
+    """
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_whole)
+    names = paths(tree)
+    chosen = match(names, dict(rules))
+    out = [spread(mesh, x, chosen.get(n, P()), n)[0] for n, x in zip(names, leaves)]
+    return structure.unflatten(out)
+
+
+def shard(tree: Any, shardings: Any) -> Any:
+    """The tree on its devices; each encoded leaf then multiplies where its pieces lie.
+
+    Such a leaf, a `ShardedArray`, holds the same arrays, and remembers the names of the axes.
+
+    Raises:
+        ValueError: `shardings` has another structure.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> enc = {"w": jm.Int(8).encode(jnp.eye(16))}
+        >>> enc = shard(enc, jm.shardings(enc, jm.mesh(tensor=8), {"w": P(None, "tensor")}))
+        >>> jax.jit(jm.lift(lambda p, x: x @ p["w"]))(enc, jnp.ones((1, 16))).sharding.spec
+        P(None, 'tensor')
+    """
+    return placed(jax.device_put(tree, shardings), shardings)
+
+
+def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
+    """The shardings of an optimizer's state: of each leaf, those of the parameter it belongs to.
+
+    That is the one whose path ends the leaf's own, if it has its shape; others are replicated.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxmem as jm
+        >>> params = {"w": jnp.ones((8, 4)), "b": jnp.ones(4)}
+        >>> where = jm.shardings(params, jm.mesh(fsdp=8), {"w": P("fsdp")})
+        >>> state = jax.eval_shape(optax.adam(1e-3).init, params)
+        >>> state_shardings(state, params, where)[0].mu["w"].spec
+        P('fsdp',)
+    """
+    leaves = jax.tree.leaves(params, is_leaf=is_encoded)
+    structure = jax.tree.structure(params, is_leaf=is_encoded)
+    known = dict(zip(paths(params), zip(leaves, structure.flatten_up_to(shardings))))
+    whole = jax.tree.leaves(shardings)[0].mesh
+
+    def one(path, x):
+        parts = path.split("/")
+        tails = ("/".join(parts[i:]) for i in range(len(parts)))
+        weight, where = next((known[t] for t in tails if t in known), (None, None))
+        alike = lambda a, b: jax.tree.structure(a) == jax.tree.structure(b)
+        if weight is None or weight.shape != x.shape:
+            return spread(whole, x, P(), path)[0]
+        if alike(weight, x) and all(
+            a.shape == b.shape for a, b in zip(*map(jax.tree.leaves, (weight, x)))
+        ):
+            return where
+        return spread(whole, x, where.spec if not is_encoded(weight) else P(), path)[0]
+
+    found, tree = jax.tree.flatten(state, is_leaf=is_encoded)
+    return tree.unflatten([one(path, x) for path, x in zip(paths(state), found)])
+
+
+def spread(
+    mesh: Mesh | AbstractMesh, leaf: Any, spec: P, path: str = "the leaf"
+) -> tuple[Any, tuple[int, ...]]:
+    """(the shardings of one leaf's arrays, the axes that its encoding cannot divide as asked).
+
+    Raises:
+        ValueError: as `shardings`.
+    """
+    shape = tuple(leaf.shape)
+    if len(spec) > len(shape):
+        raise ValueError(f"{path} has shape {shape}, too few axes for {spec}")
+    over = [() if e is None else e if isinstance(e, tuple) else (e,) for e in spec]
+    used = [name for names in over for name in names]
+    for name in used:
+        if name not in mesh.shape or used.count(name) > 1:
+            why = "twice" if name in mesh.shape else f"expected one of {tuple(mesh.shape)}"
+            raise ValueError(f"{path}: {spec} names the axis {name!r}, {why}")
+    parts = lambda names: math.prod(mesh.shape[name] for name in names)
+    for size, names in zip(shape, over):
+        if size % parts(names):
+            raise ValueError(f"{path} has shape {shape}: {spec} cuts {size} in {parts(names)}")
+    arrays, structure = jax.tree.flatten(leaf, is_leaf=is_lazy)
+    if not is_encoded(leaf):
+        return structure.unflatten([NamedSharding(mesh, spec)]), ()
+    specs: list[list[Any]] = [[None] * x.ndim for x in arrays]
+    whole, piece = [], leaf
+    for axis, names in enumerate(over):
+        kept, small = names, piece
+        while parts(kept) > 1 and (small := piece.part(axis, parts(kept))) is NotImplemented:
+            kept, small = kept[:-1], piece  # the innermost is given up first
+        whole += [axis] if parts(kept) < parts(names) else []
+        for entries, a, b in zip(specs, *map(jax.tree.leaves, (piece, small))):
+            for i in range(len(entries)):
+                if a.shape[i] != b.shape[i]:
+                    entries[i] = kept if len(kept) > 1 else kept[0]
+        piece = small
+    where = [NamedSharding(mesh, P(*entries) if any(entries) else P()) for entries in specs]
+    return structure.unflatten(where), tuple(whole)
