@@ -33,6 +33,8 @@ from .leaf import is_encoded as is_encoded
 from .leaf import nbytes as nbytes
 from .lifting import dot_general as dot_general
 from .lifting import lift as lift
+from .planner import Planned as Planned
+from .planner import plan as plan
 from .planning import Plan as Plan
 from .planning import choose as choose
 from .planning import encode as encode

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from .compile_worker import sizes
 from .compiling import PACKAGES, compile_for, unpacked, versions
 
 _MIB = 2**20
+_UNTUNED = {"xla_backend_optimization_level": 0}  # buffers are placed before machine code is made
 _PROBE = 64 * _MIB  # too little for almost any program: the compiler says at once what is needed
 
 
@@ -203,10 +205,13 @@ def _abstract(x: Any) -> Any:
 def _on_cpu(jitted: jax.stages.Wrapped, args: tuple, limit: int | None) -> Memory:
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         lowered = jitted.lower(*args)
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=_UNTUNED)
     flops = traffic.flops(hlo.read(lowered.as_text("hlo")))
     found = sizes(compiled) | _moved(compiled.as_text())
-    m = Memory("cpu", **found, limit=limit, flops=flops, versions=versions("jax", "jaxlib"))
+    installed = versions("jax", "jaxlib")
+    identity = json.dumps([installed, lowered.as_text()])
+    how = {"hash": hashlib.sha256(identity.encode()).hexdigest(), "versions": installed}
+    m = Memory("cpu", **found, limit=limit, flops=flops, **how)
     return dataclasses.replace(m, fits=limit is None or m.peak <= limit)
 
 

@@ -20,31 +20,41 @@ _SLACK = 1.05  # an estimate is a lower bound, printed with two digits: no more 
 class Candidate:
     """One choice and what is known of it.
 
-    `memory` holds the most demanding of its programs. `status` is "fits" (compiled at the budget),
-    "too large" (by arithmetic, estimate or compile: `memory` says which, None for arithmetic),
-    "lost" (the compiler died or ran out of time) or "untried" (enough others fit).
+    `programs` holds what the compiler said of each program, up to the first that is too large.
+    `status` is "fits" (all were compiled at the budget), "too large" (`why` says by arithmetic,
+    estimate or compile), "lost" (the compiler died or ran out of time), "estimated" (may fit, and
+    was not asked to be compiled) or "untried" (enough others fit).
     """
 
     knobs: Any
     status: str
     bound: int | None = None  # bytes by arithmetic
-    memory: Memory | None = None
-    seconds: float | None = None  # of all its programs but a prompt's, estimated
+    programs: Mapping[str, Memory] = dataclasses.field(default_factory=dict, hash=False)
     why: str = ""
+
+    @property
+    def memory(self) -> Memory | None:
+        """Of the most demanding program."""
+        return max(self.programs.values(), key=lambda m: m.peak, default=None)
 
     @property
     def peak(self) -> int | None:
         """Bytes, compiled or else estimated."""
-        return self.memory.peak if self.memory else self.bound
+        return self.memory.peak if self.programs else self.bound
+
+    @property
+    def seconds(self) -> float | None:
+        """Of one step, estimated."""
+        return self.programs["step"].seconds if "step" in self.programs else None
 
     def certificate(self) -> dict:
-        """What was proven: budget, bytes, program hash and versions."""
+        """What was proven: budget, bytes, hashes of the programs, and versions."""
         m = self.memory
         return {
             "device": m.device,
             "budget_bytes": m.limit,
             "peak_bytes": m.peak,
-            "program": m.hash,
+            "programs": {name: m.hash for name, m in self.programs.items()},
             "versions": m.versions,
         }
 
@@ -141,11 +151,14 @@ def prove(
     most: int = 1,
     timeout: float = 600.0,
     tell: Callable[[Candidate], None] = lambda row: None,
+    *,
+    quick: bool = False,
 ) -> list[Candidate]:
     """The one loop: each (candidate, its bytes by arithmetic) in three stages, until enough fit.
 
     Arithmetic costs nothing, the quick estimate seconds, the compile at the budget up to minutes;
-    each stage sees what the one before let through. A worker that dies costs its candidate only.
+    each stage sees what the one before let through, and `quick` leaves out the last. A worker that
+    dies costs its candidate only.
     """
     rows, fit = [], 0
     for choice, bound in candidates:
@@ -156,7 +169,7 @@ def prove(
             rows.append(Candidate(choice, "too large", bound, why="by arithmetic"))
             continue
         try:
-            row = _stages(choice, bound, programs(choice), device, limit, timeout)
+            row = _stages(choice, bound, programs(choice), device, limit, timeout, quick)
         except CompileError as error:
             row = Candidate(choice, "lost", bound, why=str(error))
         fit += row.status == "fits"
@@ -165,16 +178,16 @@ def prove(
     return rows
 
 
-def _stages(choice, bound, programs, device, limit, timeout) -> Candidate:
+def _stages(choice, bound, programs, device, limit, timeout, quick) -> Candidate:
     """A candidate by estimates of all its programs, and if those fit by their compiles."""
-    for quick in (True, False) if device.startswith("tpu") else (False,):
+    stages = (True, False) if device.startswith("tpu") else (False,)
+    for estimated in stages[:1] if quick else stages:
         found = {}
         for name, (fn, args, *donated) in programs.items():
-            how = dict(device=device, limit=limit, quick=quick, timeout=timeout)
+            how = dict(device=device, limit=limit, quick=estimated, timeout=timeout)
             m = memory(fn, *args, donate_argnums=donated[0] if donated else (), **how)
             found[name] = m
-            if not (m.peak <= limit * _SLACK if quick else m.fits):
-                why = "by the compiler's estimate" if quick else "by the compiler"
-                return Candidate(choice, "too large", bound, m, m.seconds, f"{name}: {why}")
-    most = max(found.values(), key=lambda m: m.peak)
-    return Candidate(choice, "fits", bound, most, found["step"].seconds)
+            if not (m.peak <= limit * _SLACK if estimated else m.fits):
+                why = "by the compiler's estimate" if estimated else "by the compiler"
+                return Candidate(choice, "too large", bound, found, f"{name}: {why}")
+    return Candidate(choice, "estimated" if quick else "fits", bound, found)

@@ -177,7 +177,10 @@ def build(
     places = _Places(mesh, count)
     if recipe.task != "serve" and recipe.batch // recipe.micro % count:
         rows = recipe.batch // recipe.micro
-        raise ValueError(f"{rows} rows of a micro-batch on {count} chips, expected a multiple")
+        raise ValueError(
+            f"a batch of {recipe.batch} rows in {recipe.micro} micro-batches on {count} chips: "
+            f"{rows} rows at a time, expected a multiple of {count}"
+        )
     make = {"train": _train, "lora": _lora, "serve": _serve}[recipe.task]
     return make(recipe, model, places, optimizer or optax.adamw(1e-4))
 

@@ -42,6 +42,8 @@ def streamed(update: Callable) -> Callable:
     """
 
     def run(params, state, grads):
+        # an abstract argument's type does not say that it lies on the host
+        state = jax.tree.map(lambda x: _host(x, x.ndim > 0), state)
         leaves = jax.tree.leaves(params)
         stacks = [x.shape[0] for x in leaves if x.ndim > 1]
         layers = max(set(stacks), key=stacks.count, default=0)

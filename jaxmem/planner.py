@@ -1,0 +1,218 @@
+"""plan: the recipe of least price that the target's compiler proves to fit (see `pricing`)."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .chips import GIB, Chip, target
+from .codecs import Int
+from .compiling import CompileError
+from .footprint import Memory, memory
+from .models import Model, load
+from .pricing import arithmetic, noise, price
+from .proving import Candidate, prove
+from .recipes import Built, Recipe, build
+from .runtime.remat import Remat
+
+ENCODINGS = (None, Int(8), Int(4, group=128), Int(4))
+REMATS = (
+    Remat("none"),
+    Remat("dots_no_batch"),
+    Remat("named", ("attn_out",)),
+    Remat("full"),
+    Remat("nested"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What `plan` found: the recipe to take, the others that were tried, and the naive baseline.
+
+    A row that fits was compiled for the device at the limit; its certificate says by what. The
+    baseline is bfloat16 weights, f32 optimizer state, everything kept for the backward pass.
+    """
+
+    rows: tuple[Candidate, ...]
+    baseline: Memory
+    limit: int
+    took: float  # seconds
+
+    @property
+    def chosen(self) -> Candidate:
+        """The row of least price that fits."""
+        return min(self.fitting, key=lambda row: price(seconds(row), noise(row.knobs)))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe to `build`."""
+        return self.chosen.knobs
+
+    @property
+    def fitting(self) -> list[Candidate]:
+        """The rows that fit, as they were found."""
+        return [row for row in self.rows if row.status == "fits"]
+
+    @property
+    def pareto(self) -> list[Candidate]:
+        """The rows that fit and that no other beats in peak, seconds and noise at once."""
+        point = lambda row: (row.peak, seconds(row) or 0.0, noise(row.knobs))
+        worse = lambda a, b: a != b and all(x >= y for x, y in zip(a, b))
+        fit = self.fitting
+        return [row for row in fit if not any(worse(point(row), point(x)) for x in fit)]
+
+    def to_data(self) -> dict:
+        """`chosen`, `rows` and `baseline` as plain data."""
+        held = self.baseline
+        return {
+            "limit_bytes": self.limit,
+            "chosen": as_data(self.chosen),
+            "rows": [as_data(row) for row in self.rows],
+            "baseline": {"fits": held.fits, "needed_bytes": held.needed, "compiled": held.exact},
+            "versions": self.chosen.memory.versions,
+            "seconds_to_plan": round(self.took, 1),
+        }
+
+
+def plan(
+    model: str | Model,
+    *,
+    device: str,
+    task: str,
+    batch: int,
+    seq: int,
+    limit: int | None = None,
+    encodings: Sequence[Any] = ENCODINGS,
+    most: int = 2,
+    timeout: float = 600.0,
+    tell: Callable[[Candidate], None] = lambda row: None,
+) -> Planned:
+    """Chooses encoding, cache, optimizer state, remat, offload and micro-batches to fit `device`.
+
+    Three stages for each candidate, the cheapest first: bytes by arithmetic; the compiler's
+    estimate, in seconds; a compile of every program of the step at the limit, whose answer
+    counts. Recipes that differ in no more than remat and micro-batches are of a kind; a kind is
+    left out where its smallest is too large, and the search ends when `most` kinds fit.
+    Compilers run in processes of their own: one that dies or takes longer than `timeout` seconds
+    costs its candidate.
+
+    Args:
+        model: what `models.load` takes, or a `Model`, which may be abstract; a Llama.
+        task: "train" all weights, "lora" adapters beside frozen ones, or "serve".
+        batch, seq: rows of a step, and tokens of a row (of the cache, to serve).
+        limit: bytes on one device; the chip's own by default.
+        tell: is called with each candidate that was estimated or compiled.
+
+    Raises:
+        ValueError: nothing fits (says the fewest bytes that were seen to), an unknown device or
+            task, or a batch that the chips cannot share.
+        CompileError: the compiler was lost at every candidate.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> from jaxmem.models import Model, llama
+        >>> config = llama.Config(
+        ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
+        ... )
+        >>> tiny = Model(config, llama.module(config), None, "tiny")
+        >>> how = dict(device="cpu", task="serve", batch=1, seq=64, encodings=[jm.Int(8)])
+        >>> jm.plan(tiny, limit=2**24, most=1, **how).recipe.encoding
+        Int(bits=8, group=None, symmetric=True)
+    """
+    start = time.perf_counter()
+    on = target(device)
+    if on is None and limit is None:
+        raise ValueError("the CPU has no limit of its own: give limit=, in bytes")
+    limit = limit or on.chip.memory
+    name = model if isinstance(model, str) else model.source
+    plain = {"remat": Remat("none"), "chunk": max(seq, 1)}
+    first = Recipe(name, device, task, batch, seq, **plain)
+    model = load(model) if isinstance(model, str) else model
+    built = functools.lru_cache(maxsize=64)(lambda recipe: build(recipe, model=model))
+    naive = built(first)
+    chip, count = (on.chip, on.count) if on else (Chip(limit, 1e12, 1e11, 1e10), 1)  # a guess
+    guess = functools.cache(lambda r: arithmetic(r, model.config, built, chip, count))
+    dear = lambda recipe: price(guess(recipe)[1], noise(recipe))
+    programs = lambda recipe: built(recipe).programs
+    tried = functools.partial(
+        prove, programs=programs, device=device, limit=limit, timeout=timeout, tell=tell
+    )
+    rows: list[Candidate] = []
+    fit = 0
+    for kind in sorted(kinds(first, encodings, count), key=lambda kind: min(map(dear, kind))):
+        if fit == most:
+            break
+        choices = [(recipe, guess(recipe)[0]) for recipe in sorted(kind, key=dear)]
+        least = min(choices, key=lambda choice: choice[1])
+        found = tried([least], quick=True)
+        if found[0].status == "estimated":
+            found = tried(choices)
+        fit += any(row.status == "fits" for row in found)
+        rows += [row for row in found if row.status != "untried"]
+    if not fit:
+        raise _nothing(rows, built, device, limit)
+    fn, args = naive.programs["step"]
+    baseline = memory(fn, *args, device=device, limit=limit, quick=True)
+    return Planned(tuple(rows), baseline, limit, time.perf_counter() - start)
+
+
+def kinds(first: Recipe, encodings: Sequence, chips: int) -> Iterator[list[Recipe]]:
+    """Recipes in lists: within one, remat, micro-batches and chunks trade seconds for bytes."""
+    change = functools.partial(dataclasses.replace, first)
+    if first.task == "serve":
+        for codec, bits in itertools.product(encodings, (16, 8, 4)):
+            prompts = [n for n in (256, 64, 16) if n <= first.seq and (bits == 16 or n >= 64)]
+            yield [change(encoding=codec, cache_bits=bits, prompt=n) for n in prompts or [1]]
+        return
+    rows = first.batch // chips
+    micros = [n for n in range(1, rows + 1) if rows % n == 0]
+    chunk = next(n for n in range(min(512, first.seq), 0, -1) if first.seq % n == 0)
+    for codec in encodings if first.task == "lora" else (None,):
+        for state, offload in itertools.product(("float32", "bfloat16"), (False, True)):
+            knobs = dict(encoding=codec, state=state, offload=offload, chunk=chunk)
+            if offload and (first.task == "lora" or chips > 1):
+                continue  # an adapter's state is small; a sharded one is a chip's share
+            yield [change(**knobs, remat=r, micro=n) for r in REMATS for n in micros]
+
+
+def seconds(row: Candidate) -> float | None:
+    """Of a step, estimated; to serve, of reading one token of a prompt and writing one, a row."""
+    step, prompt = row.seconds, row.programs.get("prompt")
+    if step is None or prompt is None or prompt.seconds is None:
+        return step
+    return step + prompt.seconds / min(row.knobs.prompt, row.knobs.seq)
+
+
+def as_data(row: Candidate) -> dict:
+    """A row of `Planned` as plain data."""
+    return {
+        "status": row.status,
+        "peak_bytes": row.peak,
+        "compiled": row.status == "fits" or bool(row.programs and row.memory.exact),
+        "seconds_estimated": seconds(row),
+        "noise": noise(row.knobs),
+        "recipe": json.loads(row.knobs.to_json()),
+        "why": row.why,
+    } | ({"certificate": row.certificate()} if row.status == "fits" else {})
+
+
+def _nothing(rows: list[Candidate], built: Callable[[Recipe], Built], device, limit) -> Exception:
+    """Why there is no answer, with the compiler's word on the smallest candidates."""
+    known = [row for row in rows if row.status != "lost"]
+    if not known:
+        return CompileError(f"the compiler was lost at all of {len(rows)} recipes: {rows[0].why}")
+    smallest = sorted(known, key=lambda row: row.peak)[:3]
+    needs = min(_needed(built(row.knobs), device) for row in smallest)
+    return ValueError(
+        f"nothing fits {limit:,} bytes ({limit / GIB:.2f} GiB) on {device}: the smallest of "
+        f"{len(rows)} recipes needs {needs:,} ({needs / GIB:.2f} GiB)"
+    )
+
+
+def _needed(built: Built, device: str) -> int:
+    """Bytes of the most demanding program, by the compiler's estimate."""
+    found = (memory(fn, *a, device=device, quick=True) for fn, a in built.programs.values())
+    return max(m.needed for m in found)

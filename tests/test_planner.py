@@ -1,0 +1,103 @@
+import functools
+import json
+
+import pytest
+
+import jaxmem as jm
+from jaxmem.models import Model, llama
+from jaxmem.planner import as_data
+from jaxmem.pricing import noise, price
+from jaxmem.proving import Candidate, prove
+
+MIB = 2**20
+V5E = "tpu v5e:1x1"
+SIZES = dict(vocab=512, width=64, ffn=128, layers=2, heads=4, kv_heads=2, head_dim=16, tied=True)
+CONFIG = llama.Config(**SIZES)
+TINY = Model(CONFIG, llama.module(CONFIG), None, "tiny")
+PLAN = functools.partial(jm.plan, TINY, device="cpu", most=1, batch=2, seq=128)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXMEM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.parametrize(("task", "limit"), [("train", 5 * MIB), ("lora", 5 * MIB), ("serve", MIB)])
+def test_what_is_planned_is_what_the_compiler_says_of_the_recipe_built_again(task, limit):
+    found = PLAN(task=task, limit=limit)
+    recipe = jm.Recipe.from_json(json.dumps(found.to_data()["chosen"]["recipe"]))
+    programs = jm.build(recipe, model=TINY).programs.values()
+    assert max(jm.memory(fn, *args).peak for fn, args in programs) == found.chosen.peak <= limit
+    assert found.chosen.certificate()["programs"]["step"]
+    assert all(row.bound <= row.peak for row in found.rows)  # arithmetic is a lower bound
+    if task != "serve":
+        assert found.baseline.peak > limit
+        assert recipe.micro > 1 or recipe.remat.kind != "none"
+
+
+def test_a_limit_that_nothing_meets_says_what_would_do():
+    how = dict(task="serve", batch=8, seq=512, encodings=[None])
+    with pytest.raises(ValueError, match=r"nothing fits 1,048,576 bytes .* needs [\d,]+ ") as e:
+        PLAN(limit=MIB, **how)
+    needs = int(str(e.value).split(" needs ")[1].split()[0].replace(",", ""))
+    assert PLAN(limit=needs, **how).chosen.peak <= needs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(device="tpu v9:1x1"), "unknown device 'tpu v9:1x1'"),
+        (dict(limit=None), "the CPU has no limit"),
+        (dict(task="dream"), "unknown task 'dream'"),
+        (dict(batch=0), "batch is 0"),
+        (dict(device="tpu v5e:2x2", batch=6), "a batch of 6 rows .* on 4 chips"),
+    ],
+)
+def test_bad_input_is_one_clear_line(change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        PLAN(**dict(task="train", limit=MIB) | change)
+    assert "\n" not in str(error.value)
+
+
+def test_noise_grows_with_every_bit_that_goes():
+    serve = functools.partial(jm.Recipe, "tiny", "cpu", "serve", 1, 64)
+    held = [(None, 16), (None, 8), (jm.Int(8), 8), (jm.Int(4, group=128), 8), (jm.Int(4), 4)]
+    noises = [noise(serve(encoding=codec, cache_bits=bits)) for codec, bits in held]
+    assert noises == sorted(noises) and noises[0] == 0 and len(set(noises)) == 5
+    assert price(1.0, noises[-1]) > price(1.0, noises[0])
+
+
+def test_the_pareto_rows_are_beaten_by_none():
+    rows = []
+    for peak, state in ((300, "float32"), (200, "bfloat16"), (250, "bfloat16"), (200, "float32")):
+        recipe = jm.Recipe("tiny", "cpu", "train", 1, 64, state=state)
+        m = jm.Memory("cpu", peak, 0, 0, 0, 0, limit=400)
+        rows.append(Candidate(recipe, "fits", 0, {"step": m}))
+    found = jm.Planned((*rows, Candidate(recipe, "too large", 900)), m, 400, 1.0)
+    assert found.pareto == [rows[3]] and found.chosen is rows[0]
+    assert "certificate" not in as_data(found.rows[-1])
+
+
+def test_a_compiler_that_is_lost_costs_its_candidate_only():
+    def programs(n):
+        if n == 1:
+            raise jm.CompileError("it died")
+        return {
+            "step": jm.build(jm.Recipe("tiny", "cpu", "serve", 1, 64), model=TINY).programs["step"]
+        }
+
+    rows = prove([(1, None), (2, 2**40), (3, 5), (4, 5)], programs, "cpu", 2**30)
+    assert [row.status for row in rows] == ["lost", "too large", "fits", "untried"]
+    assert rows[2].peak == rows[2].programs["step"].peak
+
+
+@pytest.mark.slow
+def test_a_plan_for_a_tpu_was_compiled_for_it_at_the_limit():
+    pytest.importorskip("libtpu")
+    config = llama.Config(**SIZES | dict(vocab=4096, width=512, ffn=2048, head_dim=128))
+    model = Model(config, llama.module(config), None, "small")
+    found = jm.plan(model, device=V5E, task="lora", batch=2, seq=512, limit=70 * MIB, most=1)
+    assert found.chosen.memory.exact and found.chosen.peak <= 70 * MIB < found.baseline.needed
+    assert found.chosen.memory.versions["libtpu"]

@@ -1,0 +1,125 @@
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmem as jm
+from jaxmem.models import Model, llama
+
+SIZES = dict(vocab=64, width=32, ffn=64, layers=4, heads=4, kv_heads=2, head_dim=8, tied=True)
+CONFIG = llama.Config(**SIZES)
+NET = llama.module(CONFIG)
+IDS = np.asarray(jax.random.randint(jax.random.key(1), (8, 16), 0, 64, jnp.int32))
+SGD = optax.sgd(0.3)
+FAST = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture(scope="module")
+def model():
+    shapes = jax.eval_shape(NET.init, jax.random.key(0), IDS[:1])["params"]
+    draw = lambda x: np.random.default_rng(0).normal(0, 0.2, x.shape).astype(np.float32)
+    params = jax.tree.map(lambda x: draw(x) if x.ndim > 2 else np.ones(x.shape, x.dtype), shapes)
+    params["embed"]["embedding"] = draw(shapes["embed"]["embedding"])
+    return Model(CONFIG, params, None, "tiny")
+
+
+def recipe(task, **changes):
+    return jm.Recipe("tiny", "cpu", task, *changes.pop("size", (8, 16)), **changes)
+
+
+def losses(model, recipe, steps=4, optimizer=SGD):
+    built = jm.build(recipe, model=model, optimizer=optimizer)
+    state, params = built.init(model.params, jax.random.key(2))
+    rest = (params,) if recipe.task == "lora" else ()
+    step = built.step.lower(state, *rest, IDS).compile(compiler_options=FAST)
+    found = []
+    for _ in range(steps):
+        state, loss = step(state, *rest, IDS)
+        found.append(float(loss))
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    return losses(model, recipe("train", remat=jm.Remat("none"), chunk=16))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(remat=jm.Remat("named", ("attn_out",)), micro=4, chunk=4),
+        dict(remat=jm.Remat("nested"), state="bfloat16"),
+        dict(remat=jm.Remat("dots_no_batch"), offload=True),
+    ],
+    ids=str,
+)
+def test_a_cheaper_recipe_learns_as_the_plain_one_does(model, plain, changes):
+    assert plain[-1] < plain[0] - 0.1
+    np.testing.assert_allclose(losses(model, recipe("train", **changes)), plain, rtol=0.02)
+
+
+def test_adapters_learn_beside_weights_that_stay(model):
+    adam, how = optax.adam(1e-2), dict(encoding=jm.Int(4, group=8), rank=4)
+    found = losses(model, recipe("lora", **how), steps=6, optimizer=adam)
+    assert found[-1] < found[0] - 0.1
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_serving_continues_as_the_model_itself_does(model, bits):
+    built = jm.build(recipe("serve", size=(2, 64), cache_bits=bits, prompt=64), model=model)
+    cache, params = built.init(model.params)
+    (fn, _), step = built.programs["prompt"], built.step
+    ids = np.asarray(jax.random.randint(jax.random.key(3), (2, 64), 0, 64, jnp.int32))
+    cache, token = fn(cache, params, ids, 0) if bits == 8 else fn(cache, params, ids[:, :48], 0)
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), params)
+    logits = NET.apply({"params": wide}, ids if bits == 8 else ids[:, :48])[:, -1]
+    chosen = np.take_along_axis(np.asarray(logits), np.asarray(token), -1)[:, 0]
+    assert (np.asarray(logits).max(-1) - chosen < 0.02).all()  # the best, or as good in bfloat16
+    if bits == 16:
+        cache, token = step(cache, params, token, 48)
+        assert token.shape == (2, 1) and cache["k"].dtype == jnp.bfloat16
+
+
+def test_eight_chips_learn_what_one_does(model, plain):
+    mesh = jax.make_mesh((8,), ("chips",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = recipe("train", remat=jm.Remat("full"))
+    sharded = dataclasses.replace(sharded, device="tpu v5e:2x4")
+    built = jm.build(sharded, model=model, mesh=mesh, optimizer=SGD)
+    state, _ = built.init(model.params)
+    state, ids = jax.device_put((state, IDS), built.shardings)
+    step = built.step.lower(state, ids).compile(compiler_options=FAST)
+    found = []
+    for _ in range(4):
+        state, loss = step(state, ids)
+        found.append(float(loss))
+    np.testing.assert_allclose(found, plain, rtol=0.02)
+    kernel = state["params"]["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+
+
+def test_a_recipe_is_its_json():
+    found = recipe("lora", encoding=jm.Int(4, group=128), remat=jm.Remat("named", ("mlp_out",)))
+    assert jm.Recipe.from_json(found.to_json()) == found
+    data = json.loads(found.to_json())
+    for broken in ("{", json.dumps(data | {"colour": 1}), json.dumps([data])):
+        with pytest.raises(ValueError, match="not the JSON text of a Recipe"):
+            jm.Recipe.from_json(broken)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (functools.partial(recipe, "sing"), "unknown task"),
+        (functools.partial(recipe, "train", micro=3), "3 micro-batches of a batch of 8"),
+        (functools.partial(recipe, "train", encoding=jm.Int(4)), "training moves every weight"),
+        (functools.partial(recipe, "train", state="int3"), "state is 'int3'"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
