@@ -52,6 +52,7 @@ from .sharding import mesh as mesh
 from .sharding import shard as shard
 from .sharding import shardings as shardings
 from .sharding import state_shardings as state_shardings
+from .solvers import Search as Search
 from .statistics import Moments as Moments
 from .statistics import stats as stats
 from .store import load as load

@@ -21,8 +21,9 @@ from .folding import Fold
 from .lazy import is_lazy
 from .leaf import is_encoded
 from .leaf import nbytes as count_bytes
-from .planning import BY_ROW, Plan, summed_axes
+from .planning import Plan, summed_axes
 from .select import is_whole, match, paths
+from .solvers.solver import encodes_rows, needs_stats
 
 CANDIDATES = tuple(Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128))
 ROWS = 2048  # of a weight, evenly spaced over its layers, that an error is measured on
@@ -138,9 +139,12 @@ def _errors(leaf, axes, codecs, moments, white) -> np.ndarray:
     folded = jax.eval_shape(lambda w: Fold.of(w, axes)[0], _shape(leaf))
     stack = folded.shape[:-2]
     found = np.empty((*stack, len(codecs)))
+    for codec in codecs:
+        if moments is None and needs_stats(codec):
+            raise ValueError(f"{codec} wants the stats of what the weight is fed, got none")
     abstract = isinstance(leaf, jax.ShapeDtypeStruct)
     few = FEWEST_ROWS if abstract else max(ROWS // max(math.prod(stack), 1), FEWEST_ROWS)
-    count = lambda codec: few if isinstance(codec, BY_ROW) else None
+    count = lambda codec: few if encodes_rows(codec) else None
     for at, layer in _layers(leaf, len(stack)):
         here = jax.tree.map(lambda a: a[at], moments)  # noqa: B023
         rows = {n: _rows(layer, axes, n) for n in set(map(count, codecs))}

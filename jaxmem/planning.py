@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import codecs
+from . import codecs, solvers
 from .lazy import Lazy, is_lazy
 from .leaf import is_encoded
 from .select import is_whole, match, paths
+from .solvers.solver import encodes_rows, needs_stats
 
-BY_ROW = (codecs.Int, codecs.Cast)  # they encode each row of a matrix by itself
 BLOCK = 2**23  # weights of a large matrix that are dense at a time
 
 
@@ -73,7 +73,7 @@ class Plan(Mapping):
         """
         try:
             data = json.loads(text)
-            known = {**vars(codecs), **{c.__name__: c for c in classes}}
+            known = {**vars(codecs), **vars(solvers), **{c.__name__: c for c in classes}}
             return cls({path: _from_data(value, known) for path, value in data.items()})
         except (json.JSONDecodeError, AttributeError, TypeError) as e:
             raise ValueError(f"not the JSON text of a Plan: {e}") from e
@@ -148,6 +148,8 @@ def _encode(codec, leaf, axes, stats):
     if isinstance(leaf, (np.ndarray, jax.Array)) and not isinstance(leaf, jax.core.Tracer):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all()):
             raise ValueError("the weight holds NaN or infinity, expected finite numbers")
+        if stats is None and needs_stats(codec):
+            raise ValueError(f"{codec} wants the stats of what the weight is fed, got none")
         encoded = _compiled(codec, axes, leaf, stats)
         _check(encoded)
         return encoded
@@ -196,7 +198,7 @@ def _pieces(codec, leaf: Lazy, axes, stats):
     if leaf.stacked:
         for i, piece in enumerate(leaf.parts()):
             yield piece[None], jax.tree.map(lambda a: a[i : i + 1], stats)  # noqa: B023
-    elif isinstance(codec, BY_ROW) and axes in ((-1,), (-2,)) and leaf.ndim == 2:
+    elif encodes_rows(codec) and axes in ((-1,), (-2,)) and leaf.ndim == 2:
         stored = leaf.read(None)  # not yet in the leaf's dtype
         rows = stored if axes == (-1,) else stored.T
         step = max(8, BLOCK // max(1, rows.shape[1]) // 8 * 8)  # whole bytes of packed codes
@@ -216,7 +218,7 @@ def _check(encoded):
 def _to_data(value):
     if dataclasses.is_dataclass(value):
         fields = {f.name: _to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"codec": type(value).__name__, **fields}
+        return {type(value).__name__: fields}
     if isinstance(value, tuple):
         return [_to_data(v) for v in value]
     return value
@@ -227,8 +229,8 @@ def _from_data(value, known):
         return tuple(_from_data(v, known) for v in value)
     if not isinstance(value, dict):
         return value
-    made = known.get(value.get("codec"))
+    name, fields = next(iter(value.items()), (None, {}))
+    made = known.get(name)
     if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
-        raise ValueError(f"unknown codec {value.get('codec')!r}; name its class in classes=(...)")
-    fields = {k: _from_data(v, known) for k, v in value.items() if k != "codec"}
-    return made(**fields)
+        raise ValueError(f"unknown codec {name!r}; name its class in classes=(...)")
+    return made(**{k: _from_data(v, known) for k, v in fields.items()})

@@ -36,6 +36,7 @@ CODECS = [
     jm.DoubleQuant(jm.Codebook("nf4", group=8), jm.Int(8, group=16, symmetric=False)),
     jm.Planes(group=16),
     jm.Sum((jm.Int(4), jm.LowRank(4))),
+    jm.Search(jm.Int(4, group=10, symmetric=False)),
 ]
 KINDS = list({type(codec): codec for codec in CODECS}.values())  # one of each, for laws of shape
 ROUNDS = [codec for codec in CODECS if isinstance(codec, jm.Int | jm.Cast | jm.Float | jm.Codebook)]

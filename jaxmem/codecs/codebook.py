@@ -63,6 +63,10 @@ class Codebook(Scaled):
         dtype = jnp.dtype(dtype)
         return CodebookArray(packed(codes, 4), stored.mT, 4, group, fold, dtype, self.levels)
 
+    def snap(self, values, scale, zero=None):
+        levels = LEVELS[self.levels]
+        return selected(nearest_level(values / divisor(scale), levels), levels) * scale
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

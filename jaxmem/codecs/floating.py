@@ -112,6 +112,9 @@ class Float(Scaled):
         ratio = matrix / spread(divisor(leaf.scales().mT), group, fold.k)
         return dataclasses.replace(leaf, codes=packed(_to_codes(ratio, kind), leaf.bits))
 
+    def snap(self, values, scale, zero=None):
+        return nearest(values / divisor(scale), _FORMATS[self.format].kind) * scale
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

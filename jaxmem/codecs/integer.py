@@ -84,12 +84,19 @@ class Int:
         k = matrix.shape[-1]
         g = min(self.group or k, k) or 1
         spread = lambda a: jnp.repeat(a, g, -1)[..., :k]
-        codes = jnp.round(matrix / spread(_divisor(scale))) + spread(zero).astype(jnp.float32)
-        least = 1 if self.symmetric else 0
-        codes = jnp.clip(codes, least, 2**self.bits - 1).astype(jnp.uint8)
+        codes = self._codes(matrix, spread(scale), spread(zero)).astype(jnp.uint8)
         zeros = None if self.symmetric else pack(zero.mT.astype(jnp.uint8), self.bits, axis=-1)
         codes = pack(codes, self.bits, axis=-2)
         return IntArray(codes, scale.mT, zeros, self.bits, g, fold, jnp.dtype(dtype))
+
+    def snap(self, values: Array, scale: Array, zero: Array) -> Array:
+        """What the nearest codes stand for, in f32; `scale` and `zero` have the rank of values."""
+        codes = self._codes(values, scale, zero)
+        return (codes - zero.astype(jnp.float32)) * scale.astype(jnp.float32)
+
+    def _codes(self, values, scale, zero):
+        codes = jnp.round(values / _divisor(scale)) + zero.astype(jnp.float32)
+        return jnp.clip(codes, 1 if self.symmetric else 0, 2**self.bits - 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

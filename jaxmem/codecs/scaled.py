@@ -32,6 +32,10 @@ class Scaled(abc.ABC):
     def round(self, matrix, scale, zero, fold, dtype) -> "ScaledArray":
         """The leaf with the nearest codes, given scales (*stack, n, groups); there is no zero."""
 
+    @abc.abstractmethod
+    def snap(self, values: Array, scale: Array, zero: None = None) -> Array:
+        """What the nearest codes stand for, in f32, given scales as they are decoded."""
+
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "ScaledArray":
         if is_encoded(w):
             return w.map(self.encode)

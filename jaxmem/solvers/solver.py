@@ -1,0 +1,89 @@
+"""Solver: a codec that finds better numbers for another one, and leaves that one's leaves."""
+
+import abc
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..codecs import Cast, Int
+from ..codecs.scaled import Scaled
+from ..folding import Fold
+from ..leaf import is_encoded
+from ..statistics import Moments
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver(abc.ABC):
+    """Wraps a codec that rounds to scales: `Int`, `Float`, `Codebook`.
+
+    A subclass says how it finds the scales of the groups of a matrix, or the leaf itself.
+    """
+
+    codec: Any
+    calibrated: ClassVar[bool] = False  # whether it cannot do without stats
+
+    def __post_init__(self):
+        if not isinstance(self.codec, Int | Scaled):
+            name = type(self).__name__
+            raise TypeError(f"{name} takes an Int, Float or Codebook, got {self.codec}")
+
+    def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Moments | None = None) -> Any:
+        """The leaf of `w`, one layer of a stack at a time, as `Int.encode` and its kin give it."""
+        if is_encoded(w):
+            raise TypeError(f"{type(self).__name__} takes a dense weight: in a Chain it is first")
+        if stats is None and self.calibrated and not isinstance(w, jax.core.Tracer):
+            raise ValueError(f"{type(self).__name__} wants the stats of what the weight is fed")
+        return _encode(self, w, tuple(axes), stats)
+
+    def scales(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
+        """Scale and zero (n, groups) of a matrix (n, k) in f32."""
+        raise NotImplementedError(f"{type(self).__name__} finds no scales")
+
+    def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
+        """The leaf of a matrix (n, k) in f32."""
+        return self.codec.round(matrix, *self.scales(matrix, stats), fold, dtype)
+
+
+def needs_stats(codec: Any) -> bool:
+    """Whether a codec, or one inside it, cannot do without stats.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> needs_stats(jm.Search(jm.Int(4)))
+        False
+    """
+    return getattr(codec, "calibrated", False) or any(map(needs_stats, _inside(codec)))
+
+
+def encodes_rows(codec: Any) -> bool:
+    """Whether a codec encodes each row of a matrix by itself, so that some rows tell of all."""
+    if isinstance(codec, Solver):
+        return encodes_rows(codec.codec)
+    return isinstance(codec, Int | Cast)
+
+
+def _inside(codec):
+    if isinstance(codec, tuple):
+        return codec
+    if not dataclasses.is_dataclass(codec):
+        return ()
+    return [getattr(codec, field.name) for field in dataclasses.fields(codec)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _encode(solver, w, axes, stats):
+    """Maps over the stack, so that what is held in f32 is one layer."""
+    axes = tuple(a - w.ndim if a >= 0 else a for a in axes)
+    depth = jax.eval_shape(lambda w: Fold.of(w, axes)[0], w).ndim - 2
+
+    def layer(args):
+        matrix, fold = Fold.of(args[0], axes)
+        return solver.solve(matrix.astype(jnp.float32), fold, w.dtype, args[1])
+
+    for _ in range(depth):
+        layer = functools.partial(lax.map, layer)
+    return layer((w, stats))

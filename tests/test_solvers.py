@@ -1,0 +1,136 @@
+"""What every solver owes: the wrapped codec's leaves, in a plan, on any weight and statistic."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmem as jm
+
+INNER = [
+    jm.Int(3, group=10, symmetric=False),  # the last group is short
+    jm.Codebook("nf4", group=16),
+    jm.Float("nvfp4"),
+]
+SOLVERS = [jm.Search]
+PAIRS = [(solver, inner) for solver in SOLVERS for inner in INNER]
+each = pytest.mark.parametrize("solver, inner", PAIRS, ids=lambda x: getattr(x, "__name__", str(x)))
+each_solver = pytest.mark.parametrize("solver", SOLVERS)
+
+
+def weight(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def moments(x, *stack):
+    """Of rows x (rows, k), for each layer of a stack."""
+    found = jm.Moments(x.T @ x / len(x), x.mean(0), jnp.abs(x).max(0), jnp.float32(len(x)))
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (*stack, *a.shape)), found)
+
+
+def inputs(k, rows=100, seed=1):
+    """Rows of which one direction carries half of the energy."""
+    x = np.array(weight(rows, k, seed=seed))
+    return jnp.asarray(x + x[:, :1] * np.linspace(1, 2, k, dtype="f4"))
+
+
+def loss(codec, w, x):
+    """‖x · (w − ŵ)‖² relative to ‖x · w‖²."""
+    error = w - codec.encode(w, stats=moments(x)).decode()
+    return float(((x @ error) ** 2).sum() / ((x @ w) ** 2).sum())
+
+
+@each
+def test_a_solver_leaves_the_leaf_of_its_codec_for_each_layer_of_a_stack(solver, inner):
+    w, x = weight(2, 32, 24), inputs(32)
+    leaf = solver(inner).encode(w, stats=moments(x, 2))
+    abstract = jax.eval_shape(solver(inner).encode, w)
+    plain = jax.eval_shape(inner.encode, w)
+    assert jax.tree.structure(leaf) == jax.tree.structure(abstract) == jax.tree.structure(plain)
+    assert jm.nbytes(leaf) == jm.nbytes(abstract) == jm.nbytes(plain)
+    apart = solver(inner).encode(w[1], stats=moments(x))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda a: a[1], leaf), apart)
+
+
+@each
+@pytest.mark.parametrize("x", ["zero", "one column", "few rows", "huge"])
+@pytest.mark.parametrize("w", ["zero", "normal"])
+def test_any_statistic_gives_a_finite_leaf_that_is_no_worse_than_a_guess(solver, inner, w, x):
+    w = weight(24, 8) * float(w == "normal")
+    x = {
+        "zero": jnp.zeros((5, 24)),
+        "one column": jnp.zeros((5, 24)).at[:, 3].set(2.0),
+        "few rows": inputs(24, rows=3),
+        "huge": inputs(24) * 1e6,
+    }[x]
+    got = solver(inner).encode(w, stats=moments(x)).decode()
+    assert jnp.isfinite(got).all()
+    assert jnp.abs(got - w).max() <= jnp.abs(w).max()
+
+
+@each_solver
+def test_axes_may_be_any(solver):
+    codec, x = solver(jm.Int(4, group=8)), inputs(24)
+    w = weight(24, 3, 8)
+    there = codec.encode(w, (0,), moments(x)).decode()
+    turned = codec.encode(w.transpose(1, 0, 2), (1,), moments(x, 3))
+    assert there.shape == w.shape
+    np.testing.assert_allclose(there.transpose(1, 0, 2), turned.decode(), atol=1e-5)
+
+
+@each_solver
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (1, 1), (5, 1), (2, 0, 3)])
+def test_small_and_empty_weights_are_weights(solver, shape):
+    stats = moments(jnp.ones((3, shape[-2])), *shape[:-2])
+    leaf = solver(jm.Int(3, group=2)).encode(jnp.ones(shape), stats=stats)
+    np.testing.assert_allclose(leaf.decode(), jnp.ones(shape), rtol=1e-3)
+
+
+@each_solver
+def test_a_solver_is_in_plans_and_their_json(solver):
+    params = {"a": {"kernel": weight(24, 8)}, "bias": jnp.ones(8)}
+    plan = jm.choose(params, {".*kernel": solver(jm.Int(4, group=8))})
+    assert jm.Plan.from_json(plan.to_json()) == plan
+    stats = {"a/kernel": moments(inputs(24))}
+    leaf = jm.encode(params, plan, stats=stats)["a"]["kernel"]
+    same = plan["a/kernel"].encode(params["a"]["kernel"], stats=stats["a/kernel"])
+    np.testing.assert_allclose(leaf.decode(), same.decode(), rtol=1e-3, atol=1e-3)
+
+
+@each_solver
+@pytest.mark.parametrize("inner", [jm.Cast("bfloat16"), jm.LowRank(2), 4], ids=str)
+def test_a_codec_without_scales_is_refused(solver, inner):
+    with pytest.raises(TypeError, match=f"{solver.__name__} takes an Int, Float or Codebook"):
+        solver(inner)
+
+
+def test_search_is_no_worse_than_its_codec_by_what_it_weighs():
+    w, x = weight(48, 24), inputs(48) * jnp.linspace(0.01, 10, 48)[None]
+    energy = (x * x).mean(0)[:, None]
+    for inner in INNER[:2]:
+        plain, blind = inner.encode(w).decode(), jm.Search(inner).encode(w).decode()
+        seeing = jm.Search(inner).encode(w, stats=moments(x)).decode()
+        square = lambda got, by=1.0: float((by * (w - got) ** 2).sum())
+        assert square(blind) < square(plain)
+        assert square(seeing, energy) < square(blind, energy) < square(plain, energy)
+
+
+def test_search_finds_nearly_the_best_range_of_all():
+    w = weight(64, 200)
+    low, high = w.min(0), w.max(0)
+    codec = jm.Int(3, symmetric=False)
+    best = np.inf
+    for a in np.linspace(0.4, 1, 25, dtype="f4"):
+        for b in np.linspace(0.4, 1, 25, dtype="f4"):
+            scale, zero = codec.range(low * a, high * b)
+            error = ((w - codec.snap(w, scale[None], zero[None])) ** 2).sum(0)
+            best = np.minimum(best, error)
+    found = ((w - jm.Search(codec).encode(w).decode()) ** 2).sum(0)
+    assert found.sum() < 1.01 * best.sum()
+
+
+def test_budget_measures_a_solver_on_some_rows():
+    params = {"w": weight(32, 5000), "v": weight(32, 5000, seed=1)}
+    both = [jm.Search(jm.Int(b, group=16)) for b in (3, 4)]
+    plan = jm.budget(params, nbytes=180_000, candidates=both, sensitivity={"w": 1.0, "v": 3.0})
+    assert plan == {"w": both[0], "v": both[1]}
