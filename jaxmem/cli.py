@@ -1,4 +1,4 @@
-"""The library from a shell: `jaxmem demo | inspect | fit | eval | generate`."""
+"""The library from a shell: `jaxmem demo | inspect | fit | eval | plan | generate`."""
 
 import contextlib
 import json
@@ -19,9 +19,10 @@ hf://org/name, or a directory that `jaxmem fit` wrote.
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; `args` is what follows `jaxmem` on the line.
 
-    0: done. 1: it could not be done (a download, a missing package, a full disk). 2: the input is
-    wrong. 130: interrupted. Findings go to stdout and progress to stderr; with `--json` one JSON
-    object is alone on stdout. Errors are one line; JAXMEM_TRACEBACK=1 shows where they came from.
+    0: done. 1: it could not be done (a download, a missing package, a full disk, a dead compiler).
+    2: the input is wrong. 130: interrupted. Findings go to stdout and progress to stderr; with
+    `--json` one JSON object is alone on stdout. Errors are one line; JAXMEM_TRACEBACK=1 shows
+    where they came from.
 
     Raises:
         SystemExit: the line itself is wrong (2), or asks for help (0).
@@ -30,6 +31,7 @@ def main(args: Sequence[str] | None = None) -> int:
         import tyro
 
         from .commands import Command, Output
+        from .compiling import CompileError
     except ModuleNotFoundError as error:
         if error.name.split(".")[0] not in ("tyro", "rich"):
             raise
@@ -45,7 +47,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except expected as error:
         if isinstance(error, ValueError | TypeError | FileNotFoundError | IsADirectoryError):
             return _failed(error, 2)
-        if isinstance(error, ImportError | OSError):  # ConnectionError and a full disk are OSError
+        if isinstance(
+            error, ImportError | OSError | CompileError
+        ):  # ConnectionError and a full disk are OSError
             return _failed(error, 1)
         raise
     if command.json:

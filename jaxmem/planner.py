@@ -125,7 +125,7 @@ def plan(
     start = time.perf_counter()
     on = target(device)
     if on is None and limit is None:
-        raise ValueError("the CPU has no limit of its own: give limit=, in bytes")
+        raise ValueError("the CPU has no limit of its own: give a limit, in bytes")
     limit = limit or on.chip.memory
     name = model if isinstance(model, str) else model.source
     plain = {"remat": Remat("none"), "chunk": max(seq, 1)}
@@ -146,7 +146,7 @@ def plan(
         if fit == most:
             break
         choices = [(recipe, guess(recipe)[0]) for recipe in sorted(kind, key=dear)]
-        least = min(choices, key=lambda choice: choice[1])
+        least = min(reversed(choices), key=lambda choice: choice[1])
         found = tried([least], quick=True)
         if found[0].status == "estimated":
             found = tried(choices)

@@ -133,7 +133,7 @@ def search(
     on = target(device)
     limit = limit or (on.chip.memory if on else None)
     if limit is None:
-        raise ValueError("the CPU has no limit of its own: give limit=, in bytes")
+        raise ValueError("the CPU has no limit of its own: give a limit, in bytes")
     rows = prove(((c, None) for c in choices), programs, device, limit, most, timeout)
     found = Search(device, limit, tuple(rows))
     if found.chosen is None:

@@ -220,3 +220,30 @@ def test_the_demo_measures_a_real_model(tmp_path, monkeypatch):
     assert dense["kl"]["mean"] == 0 < fitted[0]["kl"]["mean"] < fitted[1]["kl"]["mean"]
     assert fitted[1]["kl"]["mean"] < fitted[2]["kl"]["mean"]
     assert (tmp_path / "jaxmem_demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_plan_writes_a_recipe_that_builds_into_what_it_measured(here, tmp_path):
+    line = "plan", here / "model", "--device", "cpu", "--task", "serve", "--batch", 1, "--seq", 64
+    code, out, err = run(*line, "--limit", "4MiB", "--out", tmp_path / "recipe.json", "--json")
+    assert code == 0, err
+    plan, recipe = json.loads(out), jm.Recipe.from_json((tmp_path / "recipe.json").read_text())
+    assert plan["chosen"]["compiled"] and plan["chosen"]["recipe"] == json.loads(recipe.to_json())
+    peaks = [jm.memory(fn, *args).peak for fn, args in jm.build(recipe).programs.values()]
+    assert plan["chosen"]["peak_bytes"] == max(peaks) <= plan["limit_bytes"] == 4 * 2**20
+    assert "fits" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--device", "tpu v9:1x1", "--limit", "4MiB"), "unknown device 'tpu v9:1x1'"),
+        (("--device", "cpu"), "the CPU has no limit of its own"),
+        (("--device", "tpu v5e:2x4", "--task", "train"), "a batch of 1 rows in 1 micro-batches on"),
+        (("--device", "cpu", "--limit", "4MiB", "--out", "no/where.json"), "no directory no"),
+    ],
+)
+def test_plan_refuses_in_a_line_what_it_cannot_plan(here, change, message):
+    line = "plan", here / "model", "--task", "serve", "--batch", 1, "--seq", 64
+    code, out, err = run(*line, *change)
+    assert (code, out) == (2, "") and message in err.splitlines()[-1]

@@ -10,11 +10,13 @@ from .fitting import Fit
 from .generating import Generate
 from .inspecting import Inspect
 from .output import Output as Output
+from .planning import Plan
 
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Inspect, subcommand("inspect")]
     | Annotated[Fit, subcommand("fit")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Plan, subcommand("plan")]
     | Annotated[Generate, subcommand("generate")]
 )

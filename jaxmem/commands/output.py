@@ -22,6 +22,10 @@ class Output:
         """Shows something found."""
         print(text, end=end, file=sys.stderr if self.json else sys.stdout, flush=True)
 
+    def note(self, text: str) -> None:
+        """Shows progress."""
+        _console(stderr=True).print(text)
+
     def table(self, title: str, heads: Iterable[str], rows: Iterable, caption: str = "") -> None:
         """Shows rows of text under their heads: the first column to the left, the rest right."""
         how = {"title_justify": "left", "caption_justify": "left", "padding": (0, 1, 0, 0)}
