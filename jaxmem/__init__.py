@@ -33,6 +33,7 @@ from .leaf import is_encoded as is_encoded
 from .leaf import nbytes as nbytes
 from .lifting import dot_general as dot_general
 from .lifting import lift as lift
+from .meshes import constrain as constrain
 from .planner import Planned as Planned
 from .planner import plan as plan
 from .planning import Plan as Plan
@@ -41,6 +42,7 @@ from .planning import encode as encode
 from .proving import search as search
 from .recipes import Recipe as Recipe
 from .recipes import build as build
+from .replication import replicated as replicated
 from .reporting import Report as Report
 from .reporting import report as report
 from .runtime.remat import Remat as Remat

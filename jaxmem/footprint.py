@@ -30,7 +30,8 @@ class Memory:
 
     `flops` are the products' of the whole program, all devices together; `traffic` is what one
     device reads from and writes to its main memory; `collectives` what it receives, by kind. All
-    are counted in the program's text, loops as often as they run.
+    are counted in the program's text, loops as often as they run. `program` is that text before it
+    was compiled, where shapes are those of all devices together, and `text` after.
 
     Example:
         >>> m = Memory("tpu v5e:1x1", 600, 200, 300, 100, 0, 9, limit=2000, fits=True)
@@ -55,6 +56,7 @@ class Memory:
     collectives: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
     hash: str | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    program: str | None = dataclasses.field(default=None, repr=False, compare=False)
     text: str | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -117,7 +119,7 @@ class Memory:
     def to_json(self) -> str:
         """Every figure, with `peak`, `exact` and `seconds`, as JSON."""
         fields = dataclasses.asdict(self)
-        del fields["text"]
+        del fields["text"], fields["program"]
         more = {"peak": self.peak, "exact": self.exact, "seconds": self.seconds}
         return json.dumps(fields | more, indent=2)
 
@@ -176,8 +178,9 @@ def memory(
 
 def _measured(device: str, on: Target, found: dict, limit: int, quick: bool) -> Memory:
     installed = versions("jax", "jaxlib", *PACKAGES[on.platform])
-    flops = traffic.flops(hlo.read(unpacked(found["program"])))
-    m = Memory(device, limit=limit, flops=flops, hash=found["hash"], versions=installed)
+    program = unpacked(found["program"])
+    known = {"program": program, "flops": traffic.flops(hlo.read(program)), "versions": installed}
+    m = Memory(device, limit=limit, hash=found["hash"], **known)
     if "sizes" not in found:
         needed = found["needed"] if quick else max(found["needed"], limit + 1)
         return dataclasses.replace(m, fits=needed <= limit, estimate=needed)
@@ -206,12 +209,11 @@ def _on_cpu(jitted: jax.stages.Wrapped, args: tuple, limit: int | None) -> Memor
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         lowered = jitted.lower(*args)
         compiled = lowered.compile(compiler_options=_UNTUNED)
-    flops = traffic.flops(hlo.read(lowered.as_text("hlo")))
-    found = sizes(compiled) | _moved(compiled.as_text())
-    installed = versions("jax", "jaxlib")
+    program, installed = lowered.as_text("hlo"), versions("jax", "jaxlib")
     identity = json.dumps([installed, lowered.as_text()])
-    how = {"hash": hashlib.sha256(identity.encode()).hexdigest(), "versions": installed}
-    m = Memory("cpu", **found, limit=limit, flops=flops, **how)
+    known = {"hash": hashlib.sha256(identity.encode()).hexdigest(), "versions": installed}
+    known |= {"program": program, "flops": traffic.flops(hlo.read(program))}
+    m = Memory("cpu", **known, **sizes(compiled), **_moved(compiled.as_text()), limit=limit)
     return dataclasses.replace(m, fits=limit is None or m.peak <= limit)
 
 

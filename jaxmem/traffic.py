@@ -12,8 +12,8 @@ import re
 from .hlo import Op, Program, dims, shapes, width
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
-_FREE |= {"partition-id", "replica-id", "opt-barrier", "custom-call-done"}
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
+FREE |= {"partition-id", "replica-id", "opt-barrier", "custom-call-done"}
 _SAME = {"bitcast", "copy", "reshape", "transpose", "convert"}  # a slice of it is a slice of that
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
@@ -62,6 +62,11 @@ def flops(program: Program) -> int:
     return total
 
 
+def reads_all(program: Program, computation: str, op: Op) -> bool:
+    """Whether anything reads all of a result, and not only slices of it."""
+    return _touched(program, computation, op.name, [(computation, op)]) >= op.elements
+
+
 def source(op: Op) -> str:
     """The operation's path in the traced function."""
     name = re.search(r'op_name="((?:[^"\\]|\\.)*)"', op.rest)
@@ -71,7 +76,7 @@ def source(op: Op) -> str:
 def _moved(program: Program, computation: str, op: Op) -> int:
     """Bytes of main memory that the operation reads and writes."""
     kind, stated = op.kind, _stated(op)
-    done = kind in _FREE or kind.endswith("-done")
+    done = kind in FREE or kind.endswith("-done")
     if done or kind.removesuffix("-start") in COLLECTIVES:
         return 0
     given = [program.ops.get((computation, name)) for name in op.operands]

@@ -1,0 +1,57 @@
+"""What each device holds whole is found in the compiled text, by name."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmem as jm
+from jaxmem.models import llama
+
+CONFIG = llama.Config(vocab=64, width=32, ffn=80, layers=2, heads=4, kv_heads=4, head_dim=16)
+IDS = (8, 24)
+RULES = {".*layers/.*/kernel": P(None, None, "fsdp")}
+
+
+def found(mesh, rules, rows):
+    """What the model's forward pass holds whole, of 1 KiB and more."""
+    net, ids = llama.module(CONFIG), jax.ShapeDtypeStruct(IDS, jnp.int32)
+    params = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
+    put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    params = jax.tree.map(put, params, jm.shardings(params, mesh, rules))
+    ids = put(ids, NamedSharding(mesh, rows))
+    return jm.replicated(
+        jm.memory(lambda p, i: net.apply({"params": p}, i), params, ids), least=1024
+    )
+
+
+def test_our_models_replicate_no_activation_and_without_constraints_they_do():
+    named = found(jm.mesh(fsdp=8), RULES, P("fsdp"))
+    assert {w.kind for w in named} == {"gathered"}
+    assert all(w.times == 2 and "layers/" in w.source for w in named)
+    unknown = Mesh(jax.devices(), "x")  # no axis that a model knows: it constrains nothing
+    whole = found(unknown, {".*layers/.*/kernel": P(None, None, "x")}, P("x"))
+    activations = [w for w in whole if w.kind == "replicated"]
+    assert (*IDS, CONFIG.width) in {w.shape for w in activations}
+    assert any("layers/mlp" in w.source for w in activations)
+
+
+def test_an_array_that_is_gathered_to_be_cut_again_is_named():
+    mesh = jm.mesh(fsdp=4, tensor=2)
+    lies = lambda x, *spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
+
+    def awkward(x):
+        return lies(jnp.sin(lies(jnp.sin(x), "tensor")).reshape(24, 80), None, "fsdp")
+
+    x = jax.ShapeDtypeStruct(
+        (48, 40), jnp.float32, sharding=NamedSharding(mesh, P("fsdp", "tensor"))
+    )
+    whole = jm.replicated(jm.memory(awkward, x), least=1)
+    assert ("rematerialised", (24, 80)) in {(w.kind, w.shape) for w in whole}
+    assert jm.replicated(jm.memory(jnp.sin, x), least=1) == []
+
+
+def test_what_was_not_compiled_cannot_be_read():
+    with pytest.raises(ValueError, match="nothing was compiled for tpu v5e:1x1"):
+        jm.replicated(jm.Memory("tpu v5e:1x1", estimate=1))
