@@ -4,9 +4,14 @@ from . import layouts as layouts
 from . import models as models
 from .activations import static as static
 from .budgeting import budget as budget
+from .codecs import NM as NM
+from .codecs import Bitmask as Bitmask
+from .codecs import Blocks as Blocks
 from .codecs import Cast as Cast
 from .codecs import Chain as Chain
 from .codecs import Codebook as Codebook
+from .codecs import Coo as Coo
+from .codecs import Csr as Csr
 from .codecs import DoubleQuant as DoubleQuant
 from .codecs import Dynamic as Dynamic
 from .codecs import Fake as Fake
@@ -16,9 +21,12 @@ from .codecs import Keep as Keep
 from .codecs import KMeans as KMeans
 from .codecs import LowRank as LowRank
 from .codecs import Planes as Planes
+from .codecs import Smallest as Smallest
 from .codecs import Sum as Sum
 from .codecs import at_bits as at_bits
 from .codecs import export as export
+from .codecs import from_bcoo as from_bcoo
+from .codecs import to_bcoo as to_bcoo
 from .compiling import CompileError as CompileError
 from .curvature import fisher as fisher
 from .dividing import Placement as Placement

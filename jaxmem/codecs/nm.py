@@ -1,0 +1,163 @@
+"""NM: n of every m neighbours, whose places p₀ < p₁ < … are one number, Σ C(pᵢ, i + 1)."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..leaf import shrunk
+from .packing import WIDTHS, pack, unpack, unpack_rows
+from .scaled import selected
+from .sparse import (
+    Sparse,
+    SparseArray,
+    compressed,
+    largest,
+    narrow_values,
+    pick_values,
+    value_rows,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class NM(Sparse):
+    """Keeps the `n` largest of every `m` weights along the summed axes: 2:4, 1:4, 4:8.
+
+    Which ones is the number of their pattern among C(m, n): 3 bits for 4 weights at 2:4 (two
+    indices of two bits would be 4), 2 bits for 4 at 1:4, 7 bits for 8 at 4:8. So 2:4 takes .5 of
+    f32 and .75 bits a weight. What stays is exact, or encoded by what follows in a `Chain`. A form
+    to store: a product decodes it some rows at a time. Mishra et al., 2021 (2:4).
+
+    Raises:
+        ValueError: not 0 < n < m, more than 256 patterns, or weights that m does not divide.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> w = jnp.array([[0.1], [-3.0], [2.0], [0.5]])
+        >>> NM(2, 4).encode(w).decode()[:, 0].tolist()
+        [0.0, -3.0, 2.0, 0.0]
+        >>> jm.nbytes(NM(2, 4).encode(jnp.ones((64, 64)))) * 8 / 64**2  # bits a weight
+        16.75
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self):
+        if not 0 < self.n < self.m:
+            raise ValueError(f"NM keeps n of m weights, 0 < n < m, got {self.n}:{self.m}")
+        if math.comb(self.m, self.n) > 256:
+            patterns = math.comb(self.m, self.n)
+            raise ValueError(f"{self.n}:{self.m} has {patterns} patterns, expected at most 256")
+
+    @property
+    def bits(self) -> int:
+        """Bits of a pattern's number."""
+        return (math.comb(self.m, self.n) - 1).bit_length()
+
+    def mask(self, scores):
+        groups = self._groups(scores)
+        return largest(groups, self.n).reshape(scores.shape)
+
+    def hold(self, matrix, mask, fold, dtype):
+        values, _ = compressed(self._groups(matrix), self._groups(mask), self.n)
+        values = values.reshape(*matrix.shape[:-1], -1)
+        codes = pack(pattern(self._groups(mask), self.n).astype(jnp.uint8), self.bits, axis=-2)
+        return NMArray(values.astype(dtype), fold, jnp.dtype(dtype), codes, self.n, self.m)
+
+    def _groups(self, matrix):
+        k = matrix.shape[-1]
+        if k % self.m:
+            raise ValueError(f"{self.n}:{self.m} takes rows of a multiple of {self.m}, got {k}")
+        return matrix.reshape(*matrix.shape[:-1], k // self.m, self.m)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NMArray(SparseArray):
+    """Values (*stack, rows, n · groups) and the pattern of each group, packed along the rows."""
+
+    codes: tuple[Array, ...]  # bit fields, each (*stack, rows·width/8, groups)
+    n: int = dataclasses.field(metadata=dict(static=True))
+    m: int = dataclasses.field(metadata=dict(static=True))
+
+    bits = property(lambda self: NM(self.n, self.m).bits)
+
+    def rows(self):
+        values = value_rows(self.values)
+        codes = unpack(self.codes, self.bits, values.shape[-2], axis=-2)
+        return self._dense(codes, values)
+
+    def _dense(self, codes, values):
+        codes = codes.astype(jnp.int32) + (128 if self.bits == 8 else 0)
+        values = values.reshape(*codes.shape, self.n)
+        dense = spread_pattern(codes, [values[..., i] for i in range(self.n)], self.m)
+        return dense.reshape(*codes.shape[:-1], -1)
+
+    def narrow(self, start, size):
+        def cut(field, width):
+            return lax.dynamic_slice_in_dim(field, start * width // 8, -(-size * width // 8), 0)
+
+        codes = tuple(cut(a, w) for a, w in zip(self.codes, WIDTHS[self.bits]))
+        return dataclasses.replace(
+            self, values=narrow_values(self.values, start, size), codes=codes
+        )
+
+    def piece(self, fold, side, parts):
+        axis = -2 if side == "kept" else -1
+        split = fold.n * math.gcd(*WIDTHS[self.bits]) % 8 if side == "kept" else fold.k % self.m
+        values = NotImplemented if split else shrunk(self.values, axis, parts)
+        if values is NotImplemented:
+            return values
+        codes = tuple(shrunk(a, axis, parts) for a in self.codes)
+        return dataclasses.replace(self, values=values, codes=codes, fold=fold)
+
+    def pick(self, index):
+        at = index.reshape(-1)
+        rows = self._dense(unpack_rows(self.codes, self.bits, at), pick_values(self.values, at))
+        return rows.reshape(*index.shape, self.fold.k)
+
+
+def pattern(mask: Array, n: int) -> Array:
+    """The number of each pattern of n places in the last axis of `mask`: int32 below C(m, n).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> patterns = jnp.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]], bool)
+        >>> pattern(patterns, 2).tolist()
+        [0, 2, 5]
+    """
+    count = jnp.zeros(mask.shape[:-1], jnp.int32)
+    number = jnp.zeros(mask.shape[:-1], jnp.int32)
+    for place in range(mask.shape[-1]):
+        own = [float(math.comb(place, i + 1)) for i in range(n)]
+        here = mask[..., place]
+        number += jnp.where(here, selected(count, own).astype(jnp.int32), 0)
+        count += here.astype(jnp.int32)
+    return number
+
+
+def spread_pattern(numbers: Array, values: list[Array], m: int) -> Array:
+    """Groups (..., m) with `values`, each (...), at the places of patterns `numbers`, else zero.
+
+    Selections and no table: a TPU takes 1 GiB for a gather from one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> spread_pattern(jnp.array([2]), [jnp.array([5.0]), jnp.array([7.0])], 4).tolist()
+        [[0.0, 5.0, 7.0, 0.0]]
+    """
+    left, dense = jnp.full(numbers.shape, len(values), jnp.int32), []
+    for place in reversed(range(m)):
+        least = [float(2**30)] + [float(math.comb(place, i + 1)) for i in range(len(values))]
+        least = selected(left, least).astype(jnp.int32)
+        here = numbers >= least
+        numbers = numbers - jnp.where(here, least, 0)
+        left = left - here.astype(jnp.int32)
+        value = values[0]
+        for i, other in enumerate(values[1:], 1):
+            value = jnp.where(left == i, other, value)
+        dense.append(jnp.where(here, value, 0.0))
+    return jnp.stack(dense[::-1], -1)
