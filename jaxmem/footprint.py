@@ -150,7 +150,8 @@ def memory(
         timeout: seconds for the compiler.
 
     Raises:
-        ValueError: `device` is unknown, or cannot hold the mesh of the arguments.
+        ValueError: `device` is unknown, has less than `limit`, or cannot hold the mesh of the
+            arguments.
         TypeError: an argument is int2, which has no exported form.
         ImportError: the extra that compiles for the device is not installed.
         CompileError: the compiler refused the program, died, or ran out of time.
@@ -165,6 +166,8 @@ def memory(
     on = target(device)
     if limit is not None and limit < _MIB:
         raise ValueError(f"limit is {limit} bytes; expected at least {_MIB} (1 MiB)")
+    if on and on.platform == "tpu" and (limit or 0) > on.chip.memory:
+        raise ValueError(f"limit is {limit:,} bytes; {device} has {on.chip.memory:,}")
     donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
     own = isinstance(fn, jax.stages.Wrapped) and not donate
     jitted = fn if own else jax.jit(fn, donate_argnums=donate)
