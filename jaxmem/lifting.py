@@ -9,6 +9,7 @@ import jax
 import jax.extend.core as jex
 import numpy as np
 from jax import Array, lax
+from jax.extend import source_info_util
 
 from .leaf import Encoded, decode, is_encoded
 from .meshes import stand_in
@@ -140,7 +141,10 @@ class _Reader:
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
         read = lambda v: v.val if isinstance(v, jex.Literal) else env[v]
         for eqn in jaxpr.eqns:
-            out = self.step(eqn, [read(v) for v in eqn.invars])
+            here = eqn.source_info  # the model's own lines and names stay in the program's text
+            names = source_info_util.current_name_stack() + here.name_stack
+            with source_info_util.user_context(here.traceback, name_stack=names):
+                out = self.step(eqn, [read(v) for v in eqn.invars])
             env.update(zip(eqn.outvars, out))
         return [read(v) for v in jaxpr.outvars]
 

@@ -62,3 +62,13 @@ def test_an_encoded_model_is_remated_from_outside():
 def test_a_policy_that_is_none_is_refused(wrong):
     with pytest.raises(ValueError, match="remat"):
         Remat(*wrong)
+
+
+def test_a_replayed_model_keeps_its_names_and_lines():
+    def layers(w, x):
+        with jax.named_scope("mine"):
+            return jax.lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, w)[0]
+
+    run = jm.remat(layers, jm.Remat("full"))
+    text = jm.memory(run, jnp.ones((4, 8, 8)), jnp.ones((2, 8))).text
+    assert "mine/" in text and __file__ in text
