@@ -62,7 +62,12 @@ from .sharding import mesh as mesh
 from .sharding import shard as shard
 from .sharding import shardings as shardings
 from .sharding import state_shardings as state_shardings
+from .solvers import RIA as RIA
+from .solvers import Prune as Prune
+from .solvers import Refit as Refit
 from .solvers import Search as Search
+from .solvers import SparseGPT as SparseGPT
+from .solvers import Wanda as Wanda
 from .statistics import Moments as Moments
 from .statistics import stats as stats
 from .store import load as load

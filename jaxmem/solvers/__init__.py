@@ -1,3 +1,8 @@
 """Solvers: one file, one algorithm that finds better numbers for a codec; each is a codec."""
 
+from .pruning import RIA as RIA
+from .pruning import Prune as Prune
+from .pruning import Wanda as Wanda
+from .refit import Refit as Refit
 from .searching import Search as Search
+from .sparsegpt import SparseGPT as SparseGPT

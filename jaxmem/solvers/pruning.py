@@ -1,0 +1,116 @@
+"""Pruner: a sparse codec whose mask is chosen by a score other than the magnitude."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from jax import Array
+
+from ..codecs import Chain
+from ..codecs.sparse import Sparse
+from ..folding import Fold
+from .scores import ria, wanda
+from .solver import Solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruner(Solver):
+    """Wraps a sparse codec (`Bitmask`, `NM`, ...), or a `Chain` that begins with one."""
+
+    def __post_init__(self):
+        if not isinstance(self.pattern, Sparse):
+            name = type(self).__name__
+            raise TypeError(f"{name} takes a sparse codec or a Chain of one, got {self.codec}")
+
+    @property
+    def pattern(self) -> Sparse:
+        """The sparse codec."""
+        return self.codec.codecs[0] if isinstance(self.codec, Chain) else self.codec
+
+    @property
+    def values(self) -> tuple:
+        """The codecs that encode the kept values."""
+        return self.codec.codecs[1:] if isinstance(self.codec, Chain) else ()
+
+    def scores(self, matrix: Array, stats: Any) -> Array:
+        """What the weights of a matrix (n, k) are worth."""
+        raise NotImplementedError(f"{type(self).__name__} has no scores")
+
+    def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Any) -> Any:
+        """The leaf of a matrix (n, k) in f32."""
+        mask = self.pattern.mask(self.scores(matrix, stats))
+        leaf = self.pattern.hold(matrix, mask, fold, dtype)
+        for codec in self.values:
+            leaf = codec.encode(leaf)
+        return leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Prune(Pruner):
+    """Keeps the weights of the highest `score`, a function of `jaxmem.solvers.scores` or yours.
+
+    It takes the matrix (n, k) in f32 and the weight's stats, and gives (n, k). `Wanda` and `RIA`
+    are the same with a score that has a name, which a saved `Plan` wants.
+
+    Raises:
+        TypeError: a codec that is not sparse.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> smallest = Prune(jm.Bitmask(0.5), lambda matrix, stats: -abs(matrix))
+        >>> smallest.encode(jnp.array([[3.0], [1.0]])).decode().tolist()
+        [[0.0], [1.0]]
+    """
+
+    score: Callable[[Array, Any], Array]
+
+    def scores(self, matrix, stats):
+        return self.score(matrix, stats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanda(Pruner):
+    """Keeps the weights of the highest |w| · √E[x²]; changes none ("diag" stats are enough).
+
+    Sun et al., 2023.
+
+    Raises:
+        TypeError: a codec that is not sparse.
+        ValueError: no stats.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> x, w = jnp.array([[1.0, 9.0]]), jnp.array([[3.0], [1.0]])
+        >>> fed = jm.Moments(x[0] ** 2, x[0], x[0], jnp.ones(()))
+        >>> Wanda(jm.Bitmask(0.5)).encode(w, stats=fed).decode().tolist()
+        [[0.0], [1.0]]
+    """
+
+    calibrated: ClassVar[bool] = True
+
+    def scores(self, matrix, stats):
+        return wanda(matrix, stats)
+
+
+@dataclasses.dataclass(frozen=True)
+class RIA(Pruner):
+    """Keeps the weights that are large in their row and column, times E[x²]^¼; changes none.
+
+    Zhang et al., 2024 (relative importance and activations).
+
+    Raises:
+        TypeError: a codec that is not sparse.
+        ValueError: no stats.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> w = jnp.array([[1.0, 1.0], [3.0, 1.0]])  # inputs, outputs
+        >>> fed = jm.Moments(*[jnp.ones(2)] * 3, jnp.ones(()))
+        >>> RIA(jm.Bitmask(0.5)).encode(w, stats=fed).decode().tolist()
+        [[0.0, 1.0], [3.0, 0.0]]
+    """
+
+    calibrated: ClassVar[bool] = True
+
+    def scores(self, matrix, stats):
+        return ria(matrix, stats)

@@ -1,0 +1,76 @@
+"""Scores: what each weight of a matrix (n, k) is worth to what the matrix computes.
+
+A score is a plain function of the matrix and of the stats that `encode` was given for the weight.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..statistics import Moments
+
+
+def magnitude(matrix: Array, stats: Moments | None = None) -> Array:
+    """|w|. Han et al., 2015.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> magnitude(jnp.array([[-2.0, 1.0]])).tolist()
+        [[2.0, 1.0]]
+    """
+    return jnp.abs(matrix)
+
+
+def wanda(matrix: Array, stats: Moments | None) -> Array:
+    """|w| · √E[x²] of the input it multiplies. Sun et al., 2023.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> fed = jm.Moments(jnp.array([1.0, 9.0]), jnp.zeros(2), jnp.zeros(2), jnp.ones(()))
+        >>> wanda(jnp.array([[-2.0, 1.0]]), fed).tolist()
+        [[2.0, 3.0]]
+    """
+    return jnp.abs(matrix) * jnp.sqrt(_energy(matrix, stats))[None]
+
+
+def ria(matrix: Array, stats: Moments | None) -> Array:
+    """(|w| / Σ of its row + |w| / Σ of its column) · E[x²]^¼. Zhang et al., 2024.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> ria(jnp.array([[1.0, 3.0], [1.0, 1.0]]), None).tolist()
+        [[0.75, 1.5], [1.0, 0.75]]
+    """
+    size = jnp.abs(matrix)
+    share = lambda axis: size / jnp.maximum(size.sum(axis, keepdims=True), 1e-30)
+    return (share(0) + share(1)) * (_energy(matrix, stats) ** 0.25)[None]
+
+
+def taylor(matrix: Array, gradient: Array | None) -> Array:
+    """|w · ∂loss/∂w|, the loss's change to first order. Molchanov et al., 2016.
+
+    The stats of a weight are then its gradient, folded as the weight is (`jm.gradients`).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> taylor(jnp.array([[-2.0, 1.0]]), jnp.array([[0.5, -3.0]])).tolist()
+        [[1.0, 3.0]]
+    """
+    return jnp.abs(matrix if gradient is None else matrix * gradient)
+
+
+def random(seed: int):
+    """A score that knows nothing: the baseline that every other one should beat.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> random(0)(jnp.ones((2, 3))).shape
+        (2, 3)
+    """
+    key = jax.random.key(seed)
+    return lambda matrix, stats=None: jax.random.uniform(key, matrix.shape)
+
+
+def _energy(matrix, stats):
+    """E[x²] (k,), ones where there are no stats (then only shapes are wanted)."""
+    return jnp.ones(matrix.shape[1]) if stats is None else stats.diag

@@ -1,0 +1,161 @@
+"""Solvers that prune: better than what they start from, exactly as many weights, the same forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+
+import jaxmem as jm
+from jaxmem.solvers import scores
+from jaxmem.solvers.obs import inverse_factor
+from jaxmem.solvers.refit import support
+
+K, N = 160, 24  # more inputs than a block of the sweep
+draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
+PATTERNS = [jm.Bitmask(0.5), jm.NM(2, 4), jm.Csr(0.2), jm.Blocks(0.5, block=(8, 8)), jm.Coo(0.3)]
+
+
+@functools.cache
+def problem():
+    """A weight (K, N) and inputs that go together, and their moments."""
+    x = draw(400, K) @ draw(K, K) * jnp.exp(draw(K))[None]
+    w = draw(K, N)
+    return w, x, jm.stats(lambda p, x: x @ p["w"], {"w": w}, [(x,)])["w"]
+
+
+def encoded(codec):
+    w, _, fed = problem()
+    return jit(lambda w, fed: codec.encode(w, (-2,), fed))(w, fed)
+
+
+def loss(codec):
+    w, x, _ = problem()
+    wrong = x @ (encoded(codec).decode() - w)
+    return float((wrong * wrong).sum() / ((x @ w) ** 2).sum())
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_each_step_loses_less_than_the_one_before(pattern):
+    steps = [pattern, jm.SparseGPT(pattern), jm.Refit(jm.SparseGPT(pattern), steps=100)]
+    losses = [loss(codec) for codec in steps]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[1] < 0.75 * losses[0]
+    kept = [int(support(encoded(codec)).sum()) for codec in steps]
+    assert kept[0] == kept[1] == kept[2] == int((encoded(steps[1]).decode() != 0).sum())
+
+
+def test_a_sweep_is_the_plain_algorithm_in_float64():
+    w, _, fed = problem()
+    got = encoded(jm.SparseGPT(jm.NM(2, 4))).decode()
+    want = plain_sparsegpt(np.asarray(w.T, "f8"), np.asarray(fed.second, "f8"), 2, 4).T
+    np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
+
+
+def plain_sparsegpt(w, gram, n, m, damping=0.01):
+    """Frantar and Alistarh's algorithm for n:m, weights (outputs, inputs), as they print it."""
+    k = len(gram)
+    inverse = np.linalg.inv(gram + damping * gram.trace() / k * np.eye(k))
+    factor = np.linalg.cholesky(inverse).T
+    w = w.copy()
+    for j in range(k):
+        if j % m == 0:
+            score = w[:, j : j + m] ** 2 / np.diag(factor)[j : j + m] ** 2
+            drop = np.argsort(score, 1)[:, : m - n] + j
+        out = (drop == j).any(1)
+        error = np.where(out, w[:, j], 0) / factor[j, j]
+        w[:, j:] -= error[:, None] * factor[j, j:]
+        w[out, j] = 0
+    return w
+
+
+def test_a_fit_is_the_least_squares_solution_on_its_support():
+    w, _, fed = problem()
+    leaf = encoded(jm.Refit(jm.Wanda(jm.Bitmask(0.25)), steps=400, damping=0.1))
+    mask, got = np.asarray(support(leaf)), np.asarray(leaf.decode()).T
+    gram = np.asarray(fed.second, "f8")
+    gram = gram + 0.1 * gram.trace() / K * np.eye(K)
+    for row, there, target in zip(got, mask, np.asarray(w.T, "f8")):
+        want = np.linalg.solve(gram[np.ix_(there, there)], gram[there] @ target)
+        np.testing.assert_allclose(row[there], want, rtol=1e-3, atol=1e-3)
+
+
+def test_zeroing_and_rounding_make_up_for_each_other():
+    for pattern in (jm.Bitmask(0.5), jm.NM(2, 4)):
+        codec = jm.Chain((pattern, jm.Int(4, group=20)))
+        apart = jm.Chain((jm.SparseGPT(pattern), jm.Int(4, group=20)))
+        together = jm.SparseGPT(codec)
+        assert jm.nbytes(encoded(together)) == jm.nbytes(encoded(codec))
+        assert loss(together) < 0.9 * loss(apart) < loss(codec)
+
+
+def test_scores_choose_what_their_formulas_say():
+    w, _, fed = problem()
+    chosen = lambda codec: support(encoded(codec))
+    by = lambda score: jm.Bitmask(0.5).mask(score)
+    energy = jnp.sqrt(fed.diag)
+    np.testing.assert_array_equal(
+        chosen(jm.Wanda(jm.Bitmask(0.5))), by(jnp.abs(w.T) * energy[None])
+    )
+    size = jnp.abs(w.T)
+    relative = size / size.sum(0, keepdims=True) + size / size.sum(1, keepdims=True)
+    want = by(relative * jnp.sqrt(energy)[None])
+    np.testing.assert_array_equal(chosen(jm.RIA(jm.Bitmask(0.5))), want)
+    first, again, other = (chosen(jm.Prune(jm.Bitmask(0.5), scores.random(i))) for i in (0, 0, 1))
+    assert (first == again).all() and not (first == other).all()
+
+
+SOLVERS = [
+    jm.Wanda(jm.Bitmask(0.5)),
+    jm.RIA(jm.NM(2, 4)),
+    jm.SparseGPT(jm.Chain((jm.NM(2, 4), jm.Int(4, group=8)))),
+    jm.Refit(jm.SparseGPT(jm.Bitmask(0.5))),
+]
+
+
+@pytest.mark.parametrize("codec", SOLVERS, ids=str)
+def test_a_solver_without_stats_is_refused_but_has_a_shape(codec):
+    w = draw(3, 32, 24)
+    fed = jm.Moments(jnp.tile(jnp.eye(32), (3, 1, 1)), *[jnp.ones((3, 32))] * 2, jnp.ones(3))
+    abstract = jax.eval_shape(codec.encode, w)
+    leaf = jm.encode({"w": w}, {"w": codec}, stats={"w": fed})["w"]
+    shapes = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+    assert shapes(abstract) == shapes(leaf)
+    with pytest.raises(ValueError, match="wants the stats"):
+        codec.encode(w)
+    with pytest.raises(ValueError, match=r"w: .*wants the stats"):
+        jm.encode({"w": w}, {"w": codec})
+    assert jm.Plan.from_json(jm.Plan({"w": codec}).to_json()) == {"w": codec}
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: jm.Wanda(jm.Int(4)), TypeError, "takes a sparse codec or a Chain"),
+        (lambda: jm.SparseGPT(jm.Chain((jm.Coo(0.1), jm.Int(4)))), TypeError, "rounds values of"),
+        (lambda: encoded(jm.Refit(jm.Int(4))), TypeError, "sparse codec of float values"),
+        (lambda: jm.Refit(jm.NM(2, 4), steps=0), ValueError, "at least 1 step, got 0"),
+        (
+            lambda: jm.SparseGPT(jm.NM(2, 4)).encode(
+                jnp.ones((8, 4)), stats=jm.Moments(*[jnp.ones(8)] * 3, jnp.ones(()))
+            ),
+            ValueError,
+            'moments="gram"',
+        ),
+    ],
+)
+def test_what_cannot_be_is_told(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_an_all_zero_row_and_an_unfed_input_stay_finite():
+    w, _, fed = problem()
+    w = w.at[:, 3].set(0.0)
+    gram = fed.second.at[5].set(0.0).at[:, 5].set(0.0)
+    assert jnp.isfinite(inverse_factor(gram)).all()
+    fed = jm.Moments(gram, fed.mean, fed.absmax, fed.count)
+    leaf = jm.Refit(jm.SparseGPT(jm.Bitmask(0.5))).encode(w, (-2,), fed)
+    assert jnp.isfinite(leaf.decode()).all() and (leaf.decode()[:, 3] == 0).all()
