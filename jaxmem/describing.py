@@ -115,13 +115,15 @@ def _class(name: str, classes: dict[str, type]) -> type:
 
 
 def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
-    """The classes a file may name: jaxmem's frozen dataclasses, some of flax, and `classes`.
+    """The classes a file may name: jaxmem's frozen dataclasses, some of flax, the states of optax,
+    and `classes`.
 
     Raises:
         TypeError: one of `classes` is neither a dataclass nor a named tuple.
         ValueError: two of `classes` have one name.
     """
     known = {class_name(cls): cls for cls in _flax_mappings() | _flax_variables()}
+    known |= {class_name(cls): cls for cls in _optax_states()}
     for module in [m for name, m in sys.modules.items() if name.split(".")[0] == "jaxmem"]:
         for cls in vars(module).values():
             if dataclasses.is_dataclass(cls) and isinstance(cls, type) and _is_ours(cls):
@@ -137,7 +139,11 @@ def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
 def class_name(cls: type) -> str:
     """How a file names `cls`: files of ours may move within the package, so no module is named."""
     package = cls.__module__.split(".")[0]
-    return f"{package}.{cls.__qualname__}" if package in ("jaxmem", "flax") else cls.__qualname__
+    return (
+        f"{package}.{cls.__qualname__}"
+        if package in ("jaxmem", "flax", "optax")
+        else cls.__qualname__
+    )
 
 
 def _check_numbers(dtype: Any, at: str) -> str:
@@ -173,6 +179,16 @@ def _flax_mappings() -> set[type]:
     from flax.core import FrozenDict
 
     return {FrozenDict, nnx.State}
+
+
+def _optax_states() -> set[type]:
+    import optax
+
+    return {cls for cls in vars(optax).values() if isinstance(cls, type) and _is_named_tuple(cls)}
+
+
+def _is_named_tuple(cls: type) -> bool:
+    return issubclass(cls, tuple) and hasattr(cls, "_asdict")
 
 
 def _flax_variables() -> set[type]:

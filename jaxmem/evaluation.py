@@ -20,6 +20,7 @@ from jax import Array
 
 from .estimating import Estimate, spearman
 from .leaf import nbytes
+from .meshes import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +236,7 @@ def _score(logits: Array, dense: Array | None, ids: Array) -> dict[str, Array]:
     rows = (*jax.tree.map(flat, (logits, dense)), jnp.roll(ids, -1, axis=1).reshape(-1))
     scores = jax.lax.map(position, rows, batch_size=16)
     # the last token of a window has nothing to predict
-    return jax.tree.map(lambda x: x.reshape(ids.shape)[:, :-1].mean(axis=1), scores)
+    return whole(jax.tree.map(lambda x: x.reshape(ids.shape)[:, :-1].mean(axis=1), scores))
 
 
 def _windows(ids: Any, window: int, windows: int | None) -> np.ndarray:

@@ -74,6 +74,21 @@ def expert(pattern: str, *, stacked: bool = True) -> Rules:
     return {pattern: P(None, "expert") if stacked else P("expert")}
 
 
+def adapters(rules: Rules) -> Rules:
+    """Pairs of `train.lora.adapters` as the weights of `rules` lie: u by outputs, v by inputs.
+
+    Example:
+        >>> adapters({".*up/kernel": P(None, "tensor", "fsdp")})
+        {'.*up/kernel/u': P(None, 'fsdp'), '.*up/kernel/v': P(None, None, 'tensor')}
+    """
+    out: Rules = {}
+    for pattern, spec in rules.items():
+        if pattern.endswith("kernel") and len(spec) == 3:
+            out[f"{pattern}/u"] = P(spec[0], spec[2])
+            out[f"{pattern}/v"] = P(spec[0], None, spec[1])
+    return out
+
+
 def cache(config: Any, mesh: Mesh | AbstractMesh, batch: int) -> Rules:
     """A KV cache (layers, batch, heads, ...): heads over `tensor`, rows over `data` and `fsdp`."""
     heads = getattr(config, "kv_heads", config.heads)

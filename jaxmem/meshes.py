@@ -3,13 +3,14 @@
 Nothing here looks at devices: a traced array knows the mesh it lies on, not how it lies.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax import Array, lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+T = TypeVar("T")
 AXES = ("stage", "data", "fsdp", "sequence", "expert", "tensor")  # outermost first
 ROWS, POSITIONS = ("data", "fsdp"), ("sequence",)  # what the axes of a batch lie over
 
@@ -55,6 +56,12 @@ def batch_spec(
                 over, left = [*over, name], left // size
         out[at] = tuple(over) or None
     return tuple(out)
+
+
+def whole(tree: T) -> T:
+    """Arrays on every device, as a host of many must have them to read them; inside `jit`."""
+    mesh = mesh_of(tree)
+    return tree if mesh is None else lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
 def constrain(x: Array) -> Array:

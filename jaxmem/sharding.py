@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -39,7 +40,8 @@ def mesh(
             then the mesh is abstract.
 
     Raises:
-        ValueError: an axis below 1, or a mesh larger than the devices.
+        ValueError: an axis below 1, a mesh larger than the devices, or one without any device of
+            some process.
 
     Example:
         >>> mesh(fsdp=4, tensor=2).shape["fsdp"]
@@ -63,6 +65,12 @@ def mesh(
         raise ValueError(f"a mesh of {asked} takes {count} devices, there are {there}")
     if device is not None:
         return AbstractMesh(tuple(sizes.values()), AXES, **how)
+    missing = {d.process_index for d in devices} - {d.process_index for d in devices[:count]}
+    if missing:
+        raise ValueError(
+            f"a mesh of {asked} has no device of process {min(missing)}, expected some of each of "
+            f"{jax.process_count()} processes"
+        )
     return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices[:count], **how)
 
 
@@ -95,7 +103,8 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> A
 def shard(tree: Any, shardings: Any) -> Any:
     """The tree on its devices; each encoded leaf then multiplies where its pieces lie.
 
-    Such a leaf, a `ShardedArray`, holds the same arrays, and remembers the names of the axes.
+    Such a leaf, a `ShardedArray`, holds the same arrays, and remembers the names of the axes. Of
+    many processes each gives the same tree, and keeps its own pieces.
 
     Raises:
         ValueError: `shardings` has another structure.
@@ -107,7 +116,11 @@ def shard(tree: Any, shardings: Any) -> Any:
         >>> jax.jit(jm.lift(lambda p, x: x @ p["w"]))(enc, jnp.ones((1, 16))).sharding.spec
         P(None, 'tensor')
     """
-    return placed(jax.device_put(tree, shardings), shardings)
+    where = jax.tree.leaves(shardings)
+    arrays, structure = jax.tree.flatten(tree)
+    if structure != jax.tree.structure(shardings):
+        raise ValueError(f"shardings of {jax.tree.structure(shardings)} for a tree of {structure}")
+    return placed(structure.unflatten(map(_put, arrays, where)), shardings)
 
 
 def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
@@ -145,6 +158,13 @@ def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
     return tree.unflatten([one(path, x) for path, x in zip(paths(state), found)])
 
 
+def _put(x: Any, where: NamedSharding) -> jax.Array:
+    if where.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
+        return jax.device_put(x, where)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+
 def spread(
     mesh: Mesh | AbstractMesh, leaf: Any, spec: P, path: str = "the leaf"
 ) -> tuple[Any, tuple[int, ...]]:
@@ -153,7 +173,7 @@ def spread(
     Raises:
         ValueError: as `shardings`.
     """
-    shape = tuple(leaf.shape)
+    shape = tuple(getattr(leaf, "shape", ()))
     if len(spec) > len(shape):
         raise ValueError(f"{path} has shape {shape}, too few axes for {spec}")
     over = [() if e is None else e if isinstance(e, tuple) else (e,) for e in spec]

@@ -102,9 +102,10 @@ def load(path: str | os.PathLike, *, classes: Iterable[type] = (), shardings: An
     """The tree that `save` wrote; no template is needed.
 
     Classes of leaves are looked up by name in jaxmem and in `classes`, where your own dataclasses
-    and named tuples go. `shardings` is one `jax.sharding.Sharding`, or a tree of them that fits
-    the saved tree or a prefix of it; a process reads only the pieces that its devices want.
-    Without it, arrays go to the default device. What was NumPy's comes back as NumPy's.
+    and named tuples go. `shardings` is one `jax.sharding.Sharding`, a tree of them that fits the
+    saved tree or a prefix of it, or a function that makes one of the tree of shapes; a process
+    reads only the pieces that its devices want, whoever wrote them. Without it, arrays go to the
+    default device. What was NumPy's comes back as NumPy's.
 
     Raises:
         ValueError: not a file of `save`, truncated or altered, a class that is not known, or a
@@ -120,7 +121,8 @@ def load(path: str | os.PathLike, *, classes: Iterable[type] = (), shardings: An
             tree = rebuild(node, slots, known)
             where = {}
             if shardings is not None:
-                wide = jax.tree.broadcast(shardings, tree)
+                given = shardings(tree) if callable(shardings) else shardings
+                wide = jax.tree.broadcast(given, tree)
                 where = {id(x): s for x, s in zip(jax.tree.leaves(tree), jax.tree.leaves(wide))}
             arrays = [_read(file, slot, where.get(id(slot))) for slot in slots]
             return rebuild(node, arrays, known)

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from flax.core import FrozenDict
@@ -326,6 +327,7 @@ def test_64_bit_arrays_ask_for_x64(path):
 KILL = """
 import os, resource, signal, sys
 import numpy as np
+import optax
 from jaxmem.store import save
 folder, points = sys.argv[1], sys.argv[2:]
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -392,3 +394,18 @@ def test_two_processes_write_one_file_together(path):
     assert [w.wait(120) for w in workers] == [0, 0]
     for y in load(path).values():
         np.testing.assert_array_equal(np.asarray(y), np.arange(64).reshape(8, 8))
+
+
+def test_the_state_of_an_optimizer_returns(path):
+    state = optax.adamw(1e-3).init({"w": jnp.ones((4, 8))})
+    save(path, state)
+    same(load(path), state)
+
+
+def test_shardings_are_made_from_the_shapes_in_the_file(path):
+    enc = {"w": jm.Int(4, group=8).encode(jnp.ones((16, 32))), "step": 3}
+    save(path, enc)
+    mesh, rules = jm.mesh(fsdp=8), {"w": PartitionSpec(None, "fsdp")}
+    found = load(path, shardings=lambda tree: jm.shardings(tree, mesh, rules))
+    assert found["step"] == 3 and found["w"].codes[0].sharding.spec == PartitionSpec("fsdp", None)
+    assert found["w"].scale.addressable_shards[0].data.shape == (2, 4)
