@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 from jax import Array
@@ -29,6 +29,7 @@ class Encoded(abc.ABC):
 
     shape: tuple[int, ...]
     dtype: Any
+    recomputed: ClassVar[bool] = True  # a gradient decodes again; False: there is nothing to decode
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
 

@@ -28,13 +28,13 @@ def dot(x, w, dims, **kwargs):
     if left:  # put the weight on the right, then the axes back
         x, w, dims = w, x, tuple(pair[::-1] for pair in dims)
 
-    @jax.checkpoint  # the gradient keeps the weight that came in, which a scan need not copy
     def product(x, w):
-        x, w = tied((x, w))
         y = w.dot(x, dims, **kwargs)
         return None if y is NotImplemented else y
 
-    y = product(x, w)
+    # the gradient keeps the weight that came in, which a scan need not copy
+    again = jax.checkpoint(lambda x, w: product(*tied((x, w))))
+    y = (again if w.recomputed else product)(x, w)
     if y is None or not left:
         return y
     first = len(dims[1][0])

@@ -6,14 +6,14 @@ One backward pass and no hooks, so it goes through `scan`, `remat` and `jit` and
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from .leaf import decode, is_encoded
-from .lifting import lift
+from .lifting import lean, lift
 from .select import paths
 from .usage import Watched, uses
 
@@ -121,7 +121,7 @@ def _add(how, params, total, batch):
         outs = [y for y in outs if jnp.issubdtype(y.dtype, jnp.floating)]
         return sum(jnp.sum(y.astype(jnp.float32)) for y in outs)
 
-    seen = jax.grad(loss)(zeros)
+    seen = lean(jax.grad(loss))(zeros)  # cotangents are wanted of probes alone, not of inputs
     return {
         path: Moments(
             old.second + seen[path].second,
@@ -144,6 +144,7 @@ def _mean(sums: Moments) -> Moments:
 class _Tapped(Watched):
     """A weight whose probe's cotangent is the moments of what the weight multiplies."""
 
+    recomputed: ClassVar[bool] = False
     probe: Any = None
     summed: tuple = dataclasses.field(default=(), metadata=dict(static=True))
     moments: str = dataclasses.field(default="gram", metadata=dict(static=True))
@@ -163,33 +164,33 @@ class _Tapped(Watched):
         lead = self.probe.mean.shape[:-1]
         if batch and tuple(x.shape[b] for b in batch) != lead:
             return NotImplemented
-        rows = x.transpose([*batch, *free, *order])
-        rows = rows.reshape(*rows.shape[: len(batch)], -1, self.probe.mean.shape[-1])
         y = lax.dot_general(x, self.w, dims, precision, preferred_element_type)
-        return _tap(y, rows, self.probe, self.moments)
+        return _tap(y, x, self.probe, (tuple(batch), (*batch, *free, *order), self.moments))
 
     def take(self, rows):
         return NotImplemented
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _tap(y, rows, probe, moments):
-    """y, with the moments of `rows` as the cotangent of `probe`."""
+def _tap(y, x, probe, how):
+    """y, with the moments of the rows of `x` as the cotangent of `probe`."""
     return y
 
 
-def _tap_fwd(y, rows, probe, moments):
-    return y, (rows, probe)
+def _tap_fwd(y, x, probe, how):
+    return y, (x, probe)  # x as it came: weights that are fed the same keep it once
 
 
-def _tap_bwd(moments, kept, ct):
-    rows, probe = kept
-    x = rows.astype(jnp.float32)  # (*batch, rows, k)
-    second = x.mT @ x if moments == "gram" else (x * x).sum(-2)
-    count = jnp.full(x.shape[:-2], x.shape[-2], jnp.float32)
-    seen = Moments(second, x.sum(-2), jnp.abs(x).max(-2, initial=0.0), count)
+def _tap_bwd(how, kept, ct):
+    x, probe = kept
+    batch, order, moments = how
+    rows = x.transpose(order).astype(jnp.float32)
+    rows = rows.reshape(*rows.shape[: len(batch)], -1, probe.mean.shape[-1])  # (*batch, rows, k)
+    second = rows.mT @ rows if moments == "gram" else (rows * rows).sum(-2)
+    count = jnp.full(rows.shape[:-2], rows.shape[-2], jnp.float32)
+    seen = Moments(second, rows.sum(-2), jnp.abs(rows).max(-2, initial=0.0), count)
     seen = jax.tree.map(lambda a, p: jnp.broadcast_to(a, p.shape), seen, probe)
-    return ct, jnp.zeros_like(rows), seen
+    return ct, jnp.zeros_like(x), seen
 
 
 _tap.defvjp(_tap_fwd, _tap_bwd)

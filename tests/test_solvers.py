@@ -12,7 +12,7 @@ INNER = [
     jm.Codebook("nf4", group=16),
     jm.Float("nvfp4"),
 ]
-SOLVERS = [jm.Search]
+SOLVERS = [jm.Search, jm.GPTQ]
 PAIRS = [(solver, inner) for solver in SOLVERS for inner in INNER]
 each = pytest.mark.parametrize("solver, inner", PAIRS, ids=lambda x: getattr(x, "__name__", str(x)))
 each_solver = pytest.mark.parametrize("solver", SOLVERS)
@@ -102,6 +102,48 @@ def test_a_solver_is_in_plans_and_their_json(solver):
 def test_a_codec_without_scales_is_refused(solver, inner):
     with pytest.raises(TypeError, match=f"{solver.__name__} takes an Int, Float or Codebook"):
         solver(inner)
+
+
+@pytest.mark.parametrize("inner", INNER, ids=str)
+def test_gptq_loses_much_less_of_what_is_computed(inner):
+    w, x = weight(48, 24), inputs(48)
+    assert loss(jm.GPTQ(inner), w, x) < loss(inner, w, x) / 2
+    assert loss(jm.GPTQ(jm.Search(inner)), w, x) < loss(jm.Search(inner), w, x) / 2
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_gptq_is_the_textbook_loop_in_float64(act_order):
+    w, x, codec = weight(24, 6), inputs(24), jm.Int(3, group=10, symmetric=False)
+    found = jm.GPTQ(codec, act_order=act_order).encode(w, stats=moments(x)).decode()
+    gram = np.asarray(x, np.float64).T @ np.asarray(x, np.float64) / len(x)
+    order = np.argsort(-np.diag(gram)) if act_order else np.arange(24)
+    gram = gram[order][:, order] + 0.01 * np.diag(gram).mean() * np.eye(24)
+    upper = np.linalg.cholesky(np.linalg.inv(gram)).T
+    scale, zero = (np.asarray(a, np.float64) for a in codec.scales(w.T))
+    left, want = np.asarray(w.T, np.float64), np.empty((6, 24))
+    for j, column in enumerate(order):
+        s, z = scale[:, column // 10], zero[:, column // 10]
+        want[:, column] = (np.clip(np.round(left[:, column] / s) + z, 0, 7) - z) * s
+        error = (left[:, column] - want[:, column]) / upper[j, j]
+        left[:, order[j:]] -= np.outer(error, upper[j, j:])
+    np.testing.assert_allclose(found, want.T, atol=1e-5)
+
+
+def test_gptq_says_what_it_wants():
+    w, x = weight(24, 8), inputs(24)
+    with pytest.raises(ValueError, match="GPTQ wants the stats"):
+        jm.GPTQ(jm.Int(4)).encode(w)
+    with pytest.raises(ValueError, match=r"^w: Sum.*wants the stats"):
+        jm.encode({"w": w}, {"w": jm.Sum((jm.GPTQ(jm.Int(4)), jm.Int(4)))})
+    with pytest.raises(ValueError, match=r'^w: GPTQ wants stats of moments="gram"'):
+        diag = jm.stats(lambda p, x: x @ p["w"], {"w": w}, [(x,)], moments="diag")
+        jm.encode({"w": w}, {"w": jm.GPTQ(jm.Int(4))}, stats=diag)
+    with pytest.raises(TypeError, match="takes a dense weight"):
+        jm.Chain((jm.LowRank(2), jm.GPTQ(jm.Int(4)))).encode(w)
+    with pytest.raises(TypeError, match="GPTQ takes"):
+        jm.GPTQ(jm.GPTQ(jm.Int(4)))
+    with pytest.raises(ValueError, match="damping"):
+        jm.GPTQ(jm.Int(4), damping=-1)
 
 
 def test_search_is_no_worse_than_its_codec_by_what_it_weighs():

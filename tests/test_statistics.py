@@ -77,3 +77,10 @@ def test_batched_weights_are_measured_apart():
 def test_no_batch_says_so():
     with pytest.raises(ValueError, match="at least one batch"):
         jm.stats(lambda p: p["w"], {"w": normal(2, 2)}, [])
+
+
+def test_no_cotangent_is_computed_but_those_of_the_moments():
+    fn = lambda p, x: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0]
+    run = lambda p, x: jm.stats(fn, p, [(x,)])["w"].second
+    text = str(jax.make_jaxpr(run)({"w": jnp.ones((3, 8, 8))}, jnp.ones((4, 8))))
+    assert text.count("dot_general[") == 2  # the model's, and xᵀx

@@ -60,13 +60,16 @@ class Int:
 
     def fit(self, matrix: Array, fold: Fold, dtype: Any) -> "IntArray":
         """The leaf of a matrix (*stack, n, k), each group rounded to the range it spans."""
+        return self.round(matrix, *self.scales(matrix), fold, dtype)
+
+    def scales(self, matrix: Array, stats: Any = None) -> tuple[Array, Array]:
+        """The scale and zero that span each group, (*stack, n, groups)."""
         k = matrix.shape[-1]
         g = min(self.group or k, k) or 1
         groups = -(-k // g)
         padded = jnp.pad(matrix, [(0, 0)] * (matrix.ndim - 1) + [(0, groups * g - k)])
         padded = padded.reshape(*matrix.shape[:-1], groups, g)
-        scale, zero = self.range(padded.min(-1, initial=0.0), padded.max(-1, initial=0.0))
-        return self.round(matrix, scale, zero, fold, dtype)
+        return self.range(padded.min(-1, initial=0.0), padded.max(-1, initial=0.0))
 
     def range(self, low: Array, high: Array) -> tuple[Array, Array]:
         """The f16 scale and integer zero point that span [low, high], which holds 0."""
@@ -120,6 +123,10 @@ class IntArray(Folded):
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
     lead = property(lambda self: self.scale.shape[:-2])
+
+    def scales(self) -> Array:
+        """(*stack, groups, n) in f32."""
+        return self.scale.astype(jnp.float32)
 
     def zeros(self) -> Array | int:
         """What a code stands for 0, in the codes' own integers: (*stack, groups, n), or one."""

@@ -43,9 +43,12 @@ class Scaled(abc.ABC):
 
     def fit(self, matrix: Array, fold: Fold, dtype: Any) -> "ScaledArray":
         """The leaf of a matrix (*stack, n, k), each group scaled to its largest weight."""
+        return self.round(matrix, *self.scales(matrix), fold, dtype)
+
+    def scales(self, matrix: Array, stats: Any = None) -> tuple[Array, None]:
+        """The scales that span each group, (*stack, n, groups)."""
         parts = grouped(matrix, self.group)
-        scale, _ = self.range(parts.min(-1, initial=0.0), parts.max(-1, initial=0.0))
-        return self.round(matrix, scale, None, fold, dtype)
+        return self.range(parts.min(-1, initial=0.0), parts.max(-1, initial=0.0))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

@@ -41,11 +41,16 @@ class Solver(abc.ABC):
 
     def scales(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
         """Scale and zero (n, groups) of a matrix (n, k) in f32."""
-        raise NotImplementedError(f"{type(self).__name__} finds no scales")
+        return self.codec.scales(matrix, stats)
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
         """The leaf of a matrix (n, k) in f32."""
         return self.codec.round(matrix, *self.scales(matrix, stats), fold, dtype)
+
+
+def rounding(codec: Any) -> Int | Scaled:
+    """The codec that a solver rounds by in the end."""
+    return rounding(codec.codec) if isinstance(codec, Solver) else codec
 
 
 def needs_stats(codec: Any) -> bool:
