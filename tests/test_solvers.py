@@ -12,7 +12,7 @@ INNER = [
     jm.Codebook("nf4", group=16),
     jm.Float("nvfp4"),
 ]
-SOLVERS = [jm.Search, jm.GPTQ]
+SOLVERS = [jm.Search, jm.HQQ, jm.GPTQ]
 PAIRS = [(solver, inner) for solver in SOLVERS for inner in INNER]
 each = pytest.mark.parametrize("solver, inner", PAIRS, ids=lambda x: getattr(x, "__name__", str(x)))
 each_solver = pytest.mark.parametrize("solver", SOLVERS)

@@ -1,6 +1,7 @@
 """Solvers: one file, one algorithm that finds better numbers for a codec; each is a codec."""
 
 from .gptq import GPTQ as GPTQ
+from .hqq import HQQ as HQQ
 from .pruning import RIA as RIA
 from .pruning import Prune as Prune
 from .pruning import Wanda as Wanda

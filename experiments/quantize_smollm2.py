@@ -1,0 +1,192 @@
+"""SmolLM2's block linears at 8 to 2 bits, by each solver: writes quantize_smollm2.json.
+
+    pip install -e ".[demo]"
+    python experiments/quantize_smollm2.py --text wikitext2_valid.txt --rows "4 bits.*"
+
+The model is smollm2-135m, rotated. 128 windows of 512 tokens of the first half of TEXT calibrate,
+8 windows of 1,024 of the second half measure. `--rows` picks rows by a regex of their names
+("4 bits GPTQ"). A row that is in the file already is not measured again. Seconds are of encoding,
+compiling included; the statistics' are apart. The peak is of the process while it encodes, with the
+dense model and the statistics in it. "numpy GPTQ" is a plain loop in float64, a peer to compare to.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import re
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmem as jm
+from jaxmem import models
+from jaxmem.models import fetching
+
+CALIBRATION = (128, 512)  # windows, tokens
+TOGETHER = 4  # windows a pass of the statistics
+LINEARS = r"layers/(attn|mlp)/.*/kernel"
+FORMATS = {8: None, 6: 64, 5: 64, 4: 64, 3: 64, 2: 32}  # bits: group
+METHODS = {
+    "RTN": lambda codec: codec,
+    "Search": jm.Search,
+    "HQQ": jm.HQQ,
+    "GPTQ": jm.GPTQ,
+    "GPTQ of a weighted search": lambda codec: jm.GPTQ(jm.Search(codec)),
+}
+
+
+def numpy_gptq(weight: np.ndarray, gram: np.ndarray, bits: int, group: int) -> np.ndarray:
+    """One (k, n) weight as GPTQ leaves it, in float64: act order, static groups, zero points."""
+    k, n = weight.shape
+    group, top = group or k, 2**bits - 1
+    scale, zero = np.empty((2, -(-k // group), n))
+    for g, start in enumerate(range(0, k, group)):
+        part = weight[start : start + group]
+        low, high = np.minimum(part.min(0), 0), np.maximum(part.max(0), 0)
+        scale[g] = ((high - low) / top).astype(np.float16)
+        zero[g] = np.round(-low / scale[g])
+    order = np.argsort(-np.diag(gram), kind="stable")
+    damped = gram[order][:, order] + 0.01 * np.diag(gram).mean() * np.eye(k)
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    left, found = weight[order].astype(np.float64), np.empty((k, n))
+    for start in range(0, k, 128):
+        end = min(start + 128, k)
+        errors = np.empty((end - start, n))
+        for j in range(start, end):
+            s, z = scale[order[j] // group], zero[order[j] // group]
+            found[j] = (np.clip(np.round(left[j] / s) + z, 0, top) - z) * s
+            errors[j - start] = (left[j] - found[j]) / upper[j, j]
+            left[j:end] -= np.outer(upper[j, j:end], errors[j - start])
+        left[end:] -= upper[start:end, end:].T @ errors
+    return found[np.argsort(order)]
+
+
+def by_numpy(params: dict, plan: jm.Plan, stats: dict) -> dict:
+    """The params with the planned weights as `numpy_gptq` leaves them, dense."""
+    leaves, tree = jax.tree.flatten(params)
+    for i, path in enumerate(jm.paths(params)):
+        if path in plan:
+            bits, group = plan[path].bits, plan[path].group
+            grams = np.asarray(stats[path].second, np.float64)
+            each = [numpy_gptq(np.asarray(w), g, bits, group) for w, g in zip(leaves[i], grams)]
+            leaves[i] = jnp.asarray(np.stack(each), jnp.float32)
+    return tree.unflatten(leaves)
+
+
+def peak_of(make):
+    """What `make()` gives, its seconds, and the process's peak of resident bytes meanwhile."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    start = time.perf_counter()
+    found = jax.block_until_ready(make())
+    seconds = time.perf_counter() - start
+    status = pathlib.Path("/proc/self/status").read_text()
+    return found, seconds, int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+
+def remembered(model: models.Model, windows: np.ndarray):
+    """`apply` that reads the dense model's logits of each window from files; made once."""
+    folder = tempfile.TemporaryDirectory()
+    dense = jax.jit(model.apply)
+    for i, row in enumerate(windows):
+        np.save(f"{folder.name}/{i}.npy", dense(model.params, row[None]))
+
+    def read(ids):
+        return np.load(f"{folder.name}/{(windows == ids[0]).all(1).argmax()}.npy")
+
+    shape = jax.ShapeDtypeStruct((1, windows.shape[1], model.config.vocab), jnp.float32)
+    return lambda _, ids: jax.pure_callback(read, shape, ids), folder
+
+
+def started(path: pathlib.Path, model: models.Model, windows: int) -> dict:
+    """What the file holds, and what this run is made with."""
+    found = {
+        "command": "python experiments/quantize_smollm2.py --text wikitext2_valid.txt",
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "model": model.source,
+        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "seed": 0,
+        "calibration": CALIBRATION,
+        "windows": windows,
+        "statistics": {},
+        "rows": {},
+    }
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        found |= {name: old[name] for name in ("statistics", "rows")}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=pathlib.Path, required=True)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--rows", default=".*")
+    args = parser.parse_args()
+    path = pathlib.Path(__file__).with_suffix(".json")
+    model = models.rotate(models.load("smollm2-135m"))
+    text = args.text.read_text(encoding="utf-8")
+    encode = lambda t: np.asarray(model.tokenizer.encode(t, add_special_tokens=False).ids)
+    calibration, ids = encode(text[: len(text) // 2]), encode(text[len(text) // 2 :])
+    found = started(path, model, args.windows)
+    count, length = CALIBRATION
+    batches = calibration[: count * length].reshape(-1, TOGETHER, length)
+    windows = ids[: args.windows * 1024].reshape(-1, 1024).astype(np.int32)
+    known, stats = {}, {}
+
+    def write() -> None:
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        new.replace(path)
+
+    def measured_stats() -> dict:
+        if not stats:
+            run = lambda: jm.stats(model.apply, model.params, [(ids,) for ids in batches])
+            made, seconds, peak = peak_of(run)
+            stats.update(made)
+            found["statistics"] = {"seconds": round(seconds, 1), "peak_rss": peak}
+        return stats
+
+    def add(name: str, codec, make) -> None:
+        if name in found["rows"] or not re.fullmatch(args.rows, name):
+            return
+        plan = jm.choose(model.params, {LINEARS: codec})
+        tree, seconds, peak = make(plan)
+        shapes = jax.eval_shape(lambda p: jm.encode(p, plan), model.params)
+        linears = [x for x in jax.tree.leaves(shapes, is_leaf=jm.is_encoded) if jm.is_encoded(x)]
+        if not known:
+            known["apply"], known["folder"] = remembered(model, windows)
+        how = {"reference": (known["apply"], None), "windows": args.windows}
+        result = json.loads(jm.evaluate(model.apply, tree, ids, **how).to_json())
+        found["rows"][name] = {
+            "codec": str(codec),
+            "bits_per_weight": 8 * jm.nbytes(linears) / sum(x.size for x in linears),
+            **{key: result[key] for key in ("perplexity", "kl", "agreement", "dense_perplexity")},
+            "seconds": round(seconds, 1),
+            "peak_rss": peak,
+        }
+        write()
+        row = found["rows"][name]
+        short = (row["bits_per_weight"], row["kl"]["mean"], row["perplexity"]["mean"], seconds)
+        print(name, *(f"{x:.4f}" for x in short), flush=True)
+
+    def encoded(plan):
+        blind = all(str(codec).startswith(("Int", "Search", "HQQ")) for codec in plan.values())
+        statistics = None if blind else measured_stats()
+        leaf, *cost = peak_of(lambda: jm.encode(model.params, plan, stats=statistics))
+        return jm.decode(leaf), *cost
+
+    for bits, group in FORMATS.items():
+        codec = jm.Int(bits, group=group, symmetric=False)
+        for name, method in METHODS.items():
+            add(f"{bits} bits {name}", method(codec), encoded)
+        own = lambda plan: peak_of(lambda: by_numpy(model.params, plan, measured_stats()))
+        add(f"{bits} bits numpy GPTQ", codec, own)
+
+
+if __name__ == "__main__":
+    main()
