@@ -75,5 +75,11 @@ from .statistics import stats as stats
 from .store import load as load
 from .store import save as save
 from .train.distilling import distillation as distillation
+from .train.pruning import gradual as gradual
+from .train.regrowing import evolve as evolve
+from .train.regrowing import rigl as rigl
+from .train.rewinding import rewind as rewind
+from .train.straight import movement as movement
+from .train.straight import straight_through as straight_through
 from .usage import Use as Use
 from .usage import uses as uses

@@ -14,9 +14,9 @@ from .sparse import (
     checked_density,
     compressed,
     kept_count,
-    largest,
     narrow_values,
     pick_values,
+    ranked,
     value_rows,
 )
 
@@ -49,9 +49,9 @@ class Bitmask(Sparse):
     def __post_init__(self):
         checked_density(self.density, "Bitmask")
 
-    def mask(self, scores):
+    def ranks(self, scores):
         k = scores.shape[-1]
-        return largest(scores, kept_count(self.density, k, "weights of each row"))
+        return ranked(scores), k, kept_count(self.density, k, "weights of each row")
 
     def hold(self, matrix, mask, fold, dtype):
         count = kept_count(self.density, fold.k, "weights of each row")

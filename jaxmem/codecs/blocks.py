@@ -15,9 +15,9 @@ from .sparse import (
     compressed,
     index_dtype,
     kept_count,
-    largest,
     narrow_values,
     pick_values,
+    ranked,
     value_rows,
 )
 
@@ -53,13 +53,13 @@ class Blocks(Sparse):
         if len(self.block) != 2 or min(self.block) < 1:
             raise ValueError(f"Blocks takes a block of (outputs, inputs), got {self.block}")
 
-    def mask(self, scores):
+    def ranks(self, scores):
         whole = _cut(scores, self.block)
-        norms = (whole * whole).sum((-3, -1))  # (*stack, strips, blocks)
-        there = largest(norms, self._count(norms.shape[-1]))
-        wide = jnp.broadcast_to(there[..., None, :, None], whole.shape)
-        wide = wide.reshape(*scores.shape[:-2], -1, there.shape[-1] * self.block[1])
-        return wide[..., : scores.shape[-2], : scores.shape[-1]]
+        places = ranked((whole * whole).sum((-3, -1)))  # (*stack, strips, blocks)
+        blocks = places.shape[-1]
+        wide = jnp.broadcast_to(places[..., None, :, None], whole.shape)
+        wide = wide.reshape(*scores.shape[:-2], -1, blocks * self.block[1])
+        return wide[..., : scores.shape[-2], : scores.shape[-1]], blocks, self._count(blocks)
 
     def hold(self, matrix, mask, fold, dtype):
         there = _cut(mask, self.block).any((-3, -1))

@@ -15,7 +15,7 @@ from .sparse import (
     compressed,
     index_dtype,
     kept_count,
-    largest,
+    ranked,
     value_rows,
 )
 
@@ -44,9 +44,10 @@ class Coo(Sparse):
     def __post_init__(self):
         checked_density(self.density, "Coo")
 
-    def mask(self, scores):
+    def ranks(self, scores):
         flat = scores.reshape(*scores.shape[:-2], -1)
-        return largest(flat, self._count(flat.shape[-1])).reshape(scores.shape)
+        size = flat.shape[-1]
+        return ranked(flat).reshape(scores.shape), size, self._count(size)
 
     def hold(self, matrix, mask, fold, dtype):
         flat = lambda a: a.reshape(*a.shape[:-2], 1, -1)

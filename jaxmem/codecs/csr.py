@@ -16,9 +16,9 @@ from .sparse import (
     compressed,
     index_dtype,
     kept_count,
-    largest,
     narrow_values,
     pick_values,
+    ranked,
     value_rows,
 )
 
@@ -46,8 +46,9 @@ class Csr(Sparse):
     def __post_init__(self):
         checked_density(self.density, "Csr")
 
-    def mask(self, scores):
-        return largest(scores, self._count(scores.shape[-1]))
+    def ranks(self, scores):
+        k = scores.shape[-1]
+        return ranked(scores), k, self._count(k)
 
     def hold(self, matrix, mask, fold, dtype):
         values, columns = compressed(matrix, mask, self._count(fold.k))

@@ -14,9 +14,9 @@ from .sparse import (
     Sparse,
     SparseArray,
     compressed,
-    largest,
     narrow_values,
     pick_values,
+    ranked,
     value_rows,
 )
 
@@ -57,9 +57,8 @@ class NM(Sparse):
         """Bits of a pattern's number."""
         return (math.comb(self.m, self.n) - 1).bit_length()
 
-    def mask(self, scores):
-        groups = self._groups(scores)
-        return largest(groups, self.n).reshape(scores.shape)
+    def ranks(self, scores):
+        return ranked(self._groups(scores)).reshape(scores.shape), self.m, self.n
 
     def hold(self, matrix, mask, fold, dtype):
         values, _ = compressed(self._groups(matrix), self._groups(mask), self.n)

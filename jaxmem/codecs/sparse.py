@@ -22,8 +22,17 @@ class Sparse(abc.ABC):
     """A codec that keeps some weights of a matrix (*stack, n, k) as they are, and no others."""
 
     @abc.abstractmethod
+    def ranks(self, scores: Array) -> tuple[Array, int, int]:
+        """(place of each weight among those it competes with, how many these are and may stay).
+
+        `scores` and places (int32) are (*stack, n, k); the highest score is at 0, of equals the
+        first before the others.
+        """
+
     def mask(self, scores: Array) -> Array:
-        """Where the weights with the highest scores (*stack, n, k) stay; of equals, the first."""
+        """Where the weights with the highest scores (*stack, n, k) stay."""
+        places, _, kept = self.ranks(scores)
+        return places < kept
 
     @abc.abstractmethod
     def hold(self, matrix: Array, mask: Array, fold: Fold, dtype: Any) -> "SparseArray":
@@ -71,16 +80,17 @@ class SparseArray(Folded):
         )
 
 
-def largest(scores: Array, count: int) -> Array:
-    """Where the `count` highest scores of the last axis are; of equals, the first.
+def ranked(scores: Array) -> Array:
+    """The place of each score of the last axis, the highest at 0; of equals, the first before.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> largest(jnp.array([3.0, 1.0, 3.0, 3.0]), 2).tolist()
-        [True, False, True, False]
+        >>> ranked(jnp.array([3.0, 1.0, 3.0, 5.0])).tolist()
+        [1, 3, 2, 0]
     """
-    places = jnp.argsort(-scores, axis=-1, stable=True)[..., :count]
-    return jnp.put_along_axis(jnp.zeros(scores.shape, bool), places, True, -1, inplace=False)
+    order = jnp.argsort(-scores, axis=-1, stable=True)
+    own = jnp.broadcast_to(jnp.arange(scores.shape[-1]), scores.shape)
+    return jnp.put_along_axis(jnp.zeros_like(order), order, own, -1, inplace=False)
 
 
 def compressed(matrix: Array, mask: Array, count: int) -> tuple[Array, Array]:

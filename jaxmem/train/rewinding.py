@@ -1,0 +1,105 @@
+"""rewind: train, drop the smallest, set the rest back to their early values, and train again."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from ..codecs.sparse import Sparse
+from ..folding import Fold
+from ..planning import summed_axes
+from .pruning import check, find, masked, need_params, put, whole
+
+
+class Early(NamedTuple):
+    """Steps done, the optimizer's state, {path: mask}, and the params to go back to."""
+
+    count: Array
+    inner: Any
+    masks: dict[str, Array]
+    early: Any
+
+
+def rewind(
+    inner: optax.GradientTransformation,
+    plan: Mapping[str, Sparse],
+    *,
+    rounds: int,
+    steps: int,
+    to: int = 0,
+    uses: Mapping | None = None,
+) -> optax.GradientTransformation:
+    """Iterative magnitude pruning with rewinding: the lottery ticket's training.
+
+    After each of `rounds` rounds of `steps` steps the smallest weights of the plan go, equal shares
+    of what is left each time, and all params return to what they were at step `to`, with a fresh
+    optimizer. After the last round what is left trains on. Frankle and Carbin, 2019; Frankle et
+    al., 2020 (rewinding to a later step than 0).
+
+    Raises:
+        TypeError: the plan names a codec that is not sparse.
+        ValueError: rounds and steps below 1, or `to` outside the first round.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, jaxmem as jm
+        >>> params = {"w": jnp.array([[4.0], [1.0], [3.0], [2.0]])}
+        >>> tx = rewind(optax.sgd(1.0), {"w": jm.Bitmask(0.5)}, rounds=1, steps=2)
+        >>> slope, state = {"w": jnp.array([[1.0], [-4.0], [0.0], [0.0]])}, tx.init(params)
+        >>> for _ in range(2):  # the ticket: 1 and 3, which were the largest of 2, 9, 3 and 2
+        ...     updates, state = tx.update(slope, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> params["w"][:, 0].tolist()
+        [0.0, 1.0, 3.0, 0.0]
+    """
+    check(plan)
+    if rounds < 1 or steps < 1 or not 0 <= to < steps:
+        raise ValueError(f"expected rounds, steps >= 1 and 0 <= to < steps: {rounds, steps, to}")
+
+    def init(params):
+        masks = whole(plan, params)
+        return Early(jnp.zeros((), jnp.int32), inner.init(params), masks, params)
+
+    def update(gradients, state, params=None):
+        need_params(params)
+        early = _where(state.count == to, params, state.early)
+        slopes = find(plan, gradients)
+        seen = {p: jnp.where(state.masks[p], slopes[p], 0) for p in plan}
+        updates, after = inner.update(put(gradients, seen), state.inner, params)
+        updates = masked(plan, updates, params, state.masks)
+        count = state.count + 1
+        ends = (count % steps == 0) & (count <= rounds * steps)
+        now = find(plan, optax.apply_updates(params, updates))
+        masks = {}
+        for path, codec in plan.items():
+            score = jnp.where(state.masks[path], jnp.abs(now[path]), -1.0)
+            chosen = tickets(codec, score, count // steps / rounds, summed_axes(path, uses))
+            masks[path] = jnp.where(ends, chosen, state.masks[path])
+        back = jax.tree.map(lambda a, p: (a - p).astype(p.dtype), early, params)
+        back = masked(plan, back, params, masks)
+        return _where(ends, back, updates), Early(
+            count, _where(ends, inner.init(early), after), masks, early
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def tickets(codec: Sparse, scores: Array, done: Array | float, axes: tuple[int, ...]) -> Array:
+    """Where the highest scores are when a share `done` of the rounds is over: density^done.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> scores = jnp.arange(64.0).reshape(64, 1)
+        >>> [int(tickets(jm.Bitmask(0.25), scores, d, (-2,)).sum()) for d in (0.0, 0.5, 1.0)]
+        [64, 32, 16]
+    """
+    matrix, fold = Fold.of(scores, axes)
+    places, size, kept = codec.ranks(matrix.astype(jnp.float32))
+    count = jnp.round(size * (kept / size) ** jnp.asarray(done, jnp.float32))
+    return fold.unfold(places < count.astype(jnp.int32))
+
+
+def _where(condition: Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
