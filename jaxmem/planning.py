@@ -196,8 +196,9 @@ def _place(whole, part, start, axis):
 def _pieces(codec, leaf: Lazy, axes, stats):
     """(weight, stats) of what can be encoded by itself: layers, or rows of a large matrix."""
     if leaf.stacked:
-        for i, piece in enumerate(leaf.parts()):
-            yield piece[None], jax.tree.map(lambda a: a[i : i + 1], stats)  # noqa: B023
+        # moved to the device before it is yielded, so that it is not held on the host as well
+        for i, piece in enumerate(map(lambda part: jnp.asarray(part[None]), leaf.parts())):
+            yield piece, jax.tree.map(lambda a: a[i : i + 1], stats)  # noqa: B023
     elif encodes_rows(codec) and axes in ((-1,), (-2,)) and leaf.ndim == 2:
         stored = leaf.read(None)  # not yet in the leaf's dtype
         rows = stored if axes == (-1,) else stored.T
