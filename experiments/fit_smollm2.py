@@ -109,7 +109,8 @@ def main() -> None:
 
     def planned(limit: int, name: str) -> jm.Plan:
         sensitivity = sensitivities[name]()
-        return jm.budget(model.tensors, nbytes=limit, uses=uses, sensitivity=sensitivity)
+        plan = jm.budget(model.tensors, nbytes=limit, uses=uses, sensitivity=sensitivity)
+        return jm.Plan({path: jm.Search(codec) for path, codec in plan.items()})  # as `fit` does
 
     for name in sensitivities:
         for limit in LIMITS:

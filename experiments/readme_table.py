@@ -34,7 +34,7 @@ def table():
     )
     show = lambda r: f"{r['bytes']:,} | {r['perplexity']['mean']:.2f} | {r['kl']['mean']:.4f} |"
     for limit, plan, uniform in quality():
-        lines.append(f"| `budget`, {LABELS[limit]}, no data | {show(plan)}")
+        lines.append(f"| `fit`, {LABELS[limit]}, no data | {show(plan)}")
         lines.append(f"| best uniform rounding at no fewer | {show(uniform)}")
     lines += ["", "| CPU decode, one token at a time | bytes | speed against dense f32 |"]
     lines.append("|---|---|---|")

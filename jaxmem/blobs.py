@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import lax
 
-CHUNK = 1 << 24  # bytes in memory that are packed at a time
+CHUNK = 1 << 25  # bytes in memory that are packed at a time; freed, so many go back to the system
 
 
 def stored_bytes(size: int, dtype: np.dtype) -> int:

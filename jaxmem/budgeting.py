@@ -23,12 +23,9 @@ from .leaf import is_encoded
 from .leaf import nbytes as count_bytes
 from .planning import Plan, summed_axes
 from .select import is_whole, match, paths
-from .solvers import Search
 from .solvers.solver import encodes_rows, needs_stats
 
-CANDIDATES = tuple(
-    Search(Int(b, group=g, symmetric=False)) for b in range(3, 9) for g in (64, 128)
-)
+CANDIDATES = tuple(Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128))
 ROWS = 2048  # of a weight, evenly spaced over its layers, that an error is measured on
 FEWEST_ROWS = 64  # of each layer
 LOOKED_UP = 1 / 8  # of a table that is only looked up: .12 and .21 of the others in two models

@@ -164,24 +164,47 @@ def _compiled(codec, axes, w, stats):
 
 
 def _encode_lazy(codec, leaf: Lazy, axes, stats):
-    """Encodes piece by piece into arrays made for the whole, so that one piece is held dense."""
+    """Reads and encodes a layer at a time, so that no more than that is held dense."""
     axes = tuple(a - leaf.ndim if a >= 0 else a for a in axes)
-    whole = jax.eval_shape(
-        lambda w: codec.encode(w, axes, stats), jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    )
+    whole = _abstract(codec, leaf, axes, stats)
     if not is_encoded(whole):
         return leaf.load()
+    if not leaf.stacked:
+        return _encode_rows(codec, leaf.read(None), leaf.dtype, axes, stats)
+    own = lambda i: jax.tree.map(lambda a: a[i : i + 1], stats)
+    layer = lambda i: _encode_rows(codec, leaf.read(i)[None], leaf.dtype, axes, own(i))
+    return _joined(whole, map(layer, range(leaf.shape[0])))
+
+
+def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
+    """Encodes some rows of a large matrix at a time, where a codec takes each row by itself."""
+    rows = {(-2,): -1, (-1,): -2}.get(axes)  # the axis that counts rows
+    if rows is None or w.size <= BLOCK or w.shape[rows] <= 8 or not encodes_rows(codec):
+        return _encode(codec, jnp.asarray(np.asarray(w, dtype)), axes, stats)
+    step = max(8, BLOCK // (w.size // w.shape[rows]) // 8 * 8)  # whole bytes of packed codes
+    cut = lambda at: w[..., at : at + step] if rows == -1 else w[..., at : at + step, :]
+    block = lambda at: _encode(codec, jnp.asarray(np.asarray(cut(at), dtype)), axes, stats)
+    whole = _abstract(codec, jax.ShapeDtypeStruct(w.shape, dtype), axes, stats)
+    return _joined(whole, map(block, range(0, w.shape[rows], step)))
+
+
+def _abstract(codec, w, axes, stats):
+    shape = jax.ShapeDtypeStruct(w.shape, w.dtype)
+    return jax.eval_shape(lambda w: codec.encode(w, axes, stats), shape)
+
+
+def _joined(whole, pieces):
+    """The leaf of the shapes of `whole` that `pieces` make up, along whichever axis is longer."""
     shapes, tree = jax.tree.flatten(whole)
     arrays = [jnp.zeros(s.shape, s.dtype) for s in shapes]
     filled = [0] * len(arrays)
-    for piece, here in _pieces(codec, leaf, axes, stats):
-        encoded = _encode(codec, jnp.asarray(piece), axes, here)
-        for j, part in enumerate(jax.tree.leaves(encoded)):
+    for piece in pieces:
+        for j, part in enumerate(jax.tree.leaves(piece)):
             differ = [a for a, n in enumerate(part.shape) if n != arrays[j].shape[a]]
             if not differ:
                 arrays[j] = part
                 continue
-            [at] = differ  # the axis of the stack, or of the rows
+            [at] = differ
             arrays[j] = _place(arrays[j], part, filled[j], at)
             filled[j] += part.shape[at]
     return jax.tree.unflatten(tree, arrays)
@@ -191,23 +214,6 @@ def _encode_lazy(codec, leaf: Lazy, axes, stats):
 def _place(whole, part, start, axis):
     """`whole` with `part` at `start`, in the same memory."""
     return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
-
-
-def _pieces(codec, leaf: Lazy, axes, stats):
-    """(weight, stats) of what can be encoded by itself: layers, or rows of a large matrix."""
-    if leaf.stacked:
-        # moved to the device before it is yielded, so that it is not held on the host as well
-        for i, piece in enumerate(map(lambda part: jnp.asarray(part[None]), leaf.parts())):
-            yield piece, jax.tree.map(lambda a: a[i : i + 1], stats)  # noqa: B023
-    elif encodes_rows(codec) and axes in ((-1,), (-2,)) and leaf.ndim == 2:
-        stored = leaf.read(None)  # not yet in the leaf's dtype
-        rows = stored if axes == (-1,) else stored.T
-        step = max(8, BLOCK // max(1, rows.shape[1]) // 8 * 8)  # whole bytes of packed codes
-        for start in range(0, len(rows), step):
-            block = np.asarray(rows[start : start + step], leaf.dtype)
-            yield block if axes == (-1,) else block.T, stats
-    else:
-        yield leaf.load(), stats
 
 
 def _check(encoded):

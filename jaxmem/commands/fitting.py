@@ -132,10 +132,11 @@ def calibrate(model: Model, text: str) -> dict:
 def encode_within(
     output: Output, model: Model, nbytes: int, stats: dict | None = None
 ) -> tuple[jm.Plan, Any]:
-    """The plan that fits `nbytes`, and the tensors encoded by it."""
+    """The plan that fits `nbytes`, with each range searched, and the tensors encoded by it."""
     uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
     with output.step(f"planning {show(nbytes)}"):
         plan = jm.budget(model.tensors, nbytes=nbytes, uses=uses, stats=stats)
+    plan = jm.Plan({path: jm.Search(codec) for path, codec in plan.items()})
     with output.step("encoding"):
         return plan, jm.encode(model.tensors, plan, uses=uses, stats=stats)
 

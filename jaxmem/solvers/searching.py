@@ -13,7 +13,7 @@ from .solver import Solver
 COARSE = tuple(1 - 0.1 * i for i in range(8))  # shrinks of both ends, 1.0 to 0.3
 FINE = (-0.06, -0.03, 0.0, 0.03, 0.06)  # then of each end by itself, round the best
 REFITS = 3
-AT_ONCE = 2**20  # weights that a few copies of are held
+AT_ONCE = 2**18  # weights that a few copies of are held
 LEAST = 1e-4  # of the mean E[x²]: so that inputs that are never fed are rounded well too
 
 
@@ -46,10 +46,11 @@ class Search(Solver):
         weight = jnp.ones(matrix.shape[1]) if stats is None else stats.diag
         weight = weight + LEAST * jnp.where(weight.mean() > 0, weight.mean(), 1.0)
         weight = grouped(weight[None], self.codec.group)  # (1, groups, group)
-        search = lambda row: jax.tree.map(
-            lambda a: a[0], best_range(self.codec, grouped(row[None], self.codec.group), weight)
-        )
-        return lax.map(search, matrix, batch_size=max(1, AT_ONCE // matrix.shape[1]))
+        n, k = matrix.shape
+        some = min(n, max(1, AT_ONCE // k))
+        rows = jnp.pad(matrix, ((0, -n % some), (0, 0))).reshape(-1, some, k)
+        search = lambda rows: best_range(self.codec, grouped(rows, self.codec.group), weight)
+        return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1])[:n], lax.map(search, rows))
 
 
 def best_range(codec, groups: Array, weight: Array) -> tuple[Array, Array | None]:
