@@ -60,7 +60,7 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class Searched:
     """Every candidate, in order of preference, and the one to take: the first that fits."""
 
     device: str
@@ -104,7 +104,7 @@ def search(
     limit: int | None = None,
     most: int = 1,
     timeout: float = 600.0,
-) -> Search:
+) -> Searched:
     """The knobs of your own step with which it fits, proven by the target's compiler.
 
     `build(**knobs)` returns (fn, args) or (fn, args, donated argument numbers), args abstract.
@@ -135,7 +135,7 @@ def search(
     if limit is None:
         raise ValueError("the CPU has no limit of its own: give a limit, in bytes")
     rows = prove(((c, None) for c in choices), programs, device, limit, most, timeout)
-    found = Search(device, limit, tuple(rows))
+    found = Searched(device, limit, tuple(rows))
     if found.chosen is None:
         needs = found.smallest
         least = "no candidate compiled" if needs is None else f"the smallest needs {needs:,}"
