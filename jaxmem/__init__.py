@@ -2,6 +2,8 @@
 
 from . import layouts as layouts
 from . import models as models
+from .accounting import Breakdown as Breakdown
+from .accounting import breakdown as breakdown
 from .activations import static as static
 from .budgeting import budget as budget
 from .codecs import NM as NM
@@ -31,6 +33,8 @@ from .compiling import CompileError as CompileError
 from .curvature import fisher as fisher
 from .dividing import Placement as Placement
 from .dividing import placement as placement
+from .donating import Donations as Donations
+from .donating import donations as donations
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .footprint import Memory as Memory

@@ -28,6 +28,10 @@ class Memory:
     Where the compiler gave up, it names no parts, only what the program needs: then `exact` is
     False, the parts are None, and `estimate` holds its figure, which is 0.8 to 1.0 of the truth.
 
+    On a TPU `temp` adds up allocations that may share memory, and can alone exceed a limit that the
+    program was compiled to keep. There `highest` is the compiler's own peak, and the peak is the
+    lower of the two: the other way round, it counts vector and host memory.
+
     `flops` are the products' of the whole program, all devices together; `traffic` is what one
     device reads from and writes to its main memory; `collectives` what it receives, by kind. All
     are counted in the program's text, loops as often as they run. `program` is that text before it
@@ -48,6 +52,7 @@ class Memory:
     aliased: int | None = None
     host: int | None = None
     code: int | None = None
+    highest: int | None = None
     limit: int | None = None
     fits: bool = True
     estimate: int | None = None
@@ -66,10 +71,11 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """arguments + outputs + temp - aliased, or the estimate where the compiler gave up."""
+        """Bytes at the fullest moment, or the estimate where the compiler gave up."""
         if self.estimate is not None:
             return self.estimate
-        return self.arguments + self.outputs + self.temp - self.aliased
+        total = self.arguments + self.outputs + self.temp - self.aliased
+        return total if self.highest is None else min(total, self.highest)
 
     @property
     def needed(self) -> int:
@@ -102,7 +108,17 @@ class Memory:
         return tuple(found)
 
     def __str__(self) -> str:
-        parts = ("arguments", "outputs", "temp", "aliased", "peak", "limit", "host", "code")
+        parts = (
+            "arguments",
+            "outputs",
+            "temp",
+            "aliased",
+            "highest",
+            "peak",
+            "limit",
+            "host",
+            "code",
+        )
         rows = [(name, getattr(self, name)) for name in (*parts, "traffic")]
         lines = [_row(name, n) for name, n in rows if n is not None]
         lines += [_row(kind, n) for kind, n in self.collectives.items()]
@@ -187,6 +203,8 @@ def _measured(device: str, on: Target, found: dict, limit: int, quick: bool) -> 
     if "sizes" not in found:
         needed = found["needed"] if quick else max(found["needed"], limit + 1)
         return dataclasses.replace(m, fits=needed <= limit, estimate=needed)
+    if on.platform != "tpu":
+        found["sizes"]["highest"] = None
     m = dataclasses.replace(m, **found["sizes"], **_moved(unpacked(found["compiled"])))
     return dataclasses.replace(m, fits=m.peak <= limit or not (quick or on.platform == "cuda"))
 
@@ -216,7 +234,8 @@ def _on_cpu(jitted: jax.stages.Wrapped, args: tuple, limit: int | None) -> Memor
     identity = json.dumps([installed, lowered.as_text()])
     known = {"hash": hashlib.sha256(identity.encode()).hexdigest(), "versions": installed}
     known |= {"program": program, "flops": traffic.flops(hlo.read(program))}
-    m = Memory("cpu", **known, **sizes(compiled), **_moved(compiled.as_text()), limit=limit)
+    known |= sizes(compiled) | {"highest": None} | _moved(compiled.as_text())
+    m = Memory("cpu", **known, limit=limit)
     return dataclasses.replace(m, fits=limit is None or m.peak <= limit)
 
 

@@ -124,7 +124,8 @@ class Built:
     `arguments` are its arguments, abstract, each with its sharding. `programs` holds every
     program that runs, with its arguments: `step`, and to serve also `prompt`, which reads
     `recipe.prompt` tokens a row. `init` makes the first argument and the encoded params of dense
-    ones: `init(params, key) -> (state or cache, params)`.
+    ones: `init(params, key) -> (state or cache, params)`. `loss` is a micro-batch's, of what is
+    trained and the step's other arguments; None to serve.
     """
 
     recipe: Recipe
@@ -132,6 +133,18 @@ class Built:
     arguments: tuple
     programs: dict[str, tuple[Callable, tuple]]
     init: Callable
+    loss: Callable | None = None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The arguments of `step` by what they are: weights, optimizer, cache and so on."""
+        first, *rest = self.arguments
+        if self.recipe.task == "serve":
+            return {"weights": rest[0], "KV cache": first, "batch": rest[1]}
+        trained = {"optimizer": first["opt"], "batch": rest[-1]}
+        if self.recipe.task == "train":
+            return {"weights": first["params"]} | trained
+        return {"weights": rest[0], "adapters": first["params"]} | trained
 
     @property
     def shardings(self) -> tuple:
@@ -201,7 +214,7 @@ def _train(recipe, model, places, optimizer):
     state = _placed(recipe, places, jax.eval_shape(lambda p: _state(p, optimizer), params))
     step = jax.jit(step, donate_argnums=0)
     arguments = (state, places.rows((recipe.batch, recipe.seq), jnp.int32))
-    return Built(recipe, step, arguments, {"step": (step, arguments)}, init)
+    return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss)
 
 
 def _lora(recipe, model, places, optimizer):
@@ -214,9 +227,11 @@ def _lora(recipe, model, places, optimizer):
         params = _encode(recipe, model, params)
         return _state(adapters(key, params, recipe.rank, where), optimizer), params
 
+    joined = lambda pairs, params, ids: loss(attach(params, pairs), ids)
+
     def step(state, params, ids):
-        joined = lambda pairs, ids: loss(attach(params, pairs), ids)
-        value, slope = accumulate(joined, recipe.micro)(state["params"], ids)
+        here = lambda pairs, ids: joined(pairs, params, ids)
+        value, slope = accumulate(here, recipe.micro)(state["params"], ids)
         return _apply(recipe, optimizer, state, slope), value
 
     pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, where), jax.random.key(0))
@@ -224,7 +239,7 @@ def _lora(recipe, model, places, optimizer):
     step = jax.jit(step, donate_argnums=0)
     ids = places.rows((recipe.batch, recipe.seq), jnp.int32)
     arguments = (_placed(recipe, places, state), frozen, ids)
-    return Built(recipe, step, arguments, {"step": (step, arguments)}, init)
+    return Built(recipe, step, arguments, {"step": (step, arguments)}, init, joined)
 
 
 def _serve(recipe, model, places, optimizer):
@@ -236,7 +251,8 @@ def _serve(recipe, model, places, optimizer):
     @functools.partial(jax.jit, donate_argnums=0)
     def step(cache, params, ids, position):
         x, cache = _hidden(config, params, ids, cache, position)
-        logits = _logits(config, params, x[:, -1:])
+        with jax.named_scope("logits"):
+            logits = _logits(config, params, x[:, -1:])
         return cache, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     cache = places.heads(jax.eval_shape(empty))
@@ -269,7 +285,8 @@ def _apply(recipe, optimizer, state, slope):
         return apply_rounded(params, updates, count), opt
 
     change = streamed(update) if recipe.offload else update
-    params, opt = change(state["params"], state["opt"], slope)
+    with jax.named_scope("optimizer"):
+        params, opt = change(state["params"], state["opt"], slope)
     return {"params": params, "opt": opt, "step": count}
 
 
@@ -280,7 +297,8 @@ def _loss(recipe, config, places):
     def loss(params, ids):
         head, axis = _head(config, params)
         x = places.constrain(body(params, ids))
-        return next_token_loss(x, head, ids, axis=axis, chunk=recipe.chunk)
+        with jax.named_scope("loss"):
+            return next_token_loss(x, head, ids, axis=axis, chunk=recipe.chunk)
 
     return loss
 

@@ -225,13 +225,23 @@ def test_the_demo_measures_a_real_model(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_plan_writes_a_recipe_that_builds_into_what_it_measured(here, tmp_path):
     line = "plan", here / "model", "--device", "cpu", "--task", "serve", "--batch", 1, "--seq", 64
-    code, out, err = run(*line, "--limit", "4MiB", "--out", tmp_path / "recipe.json", "--json")
+    code, out, err = run(
+        *line,
+        "--limit",
+        "4MiB",
+        "--out",
+        tmp_path / "recipe.json",
+        "--plot",
+        tmp_path / "parts.png",
+        "--json",
+    )
     assert code == 0, err
     plan, recipe = json.loads(out), jm.Recipe.from_json((tmp_path / "recipe.json").read_text())
     assert plan["chosen"]["compiled"] and plan["chosen"]["recipe"] == json.loads(recipe.to_json())
     peaks = [jm.memory(fn, *args).peak for fn, args in jm.build(recipe).programs.values()]
     assert plan["chosen"]["peak_bytes"] == max(peaks) <= plan["limit_bytes"] == 4 * 2**20
-    assert "fits" in err
+    parts = plan["parts"]["step"]["parts"]
+    assert parts["KV cache"] > 0 and (tmp_path / "parts.png").exists() and "fits" in err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """plan: a recipe to train, tune or serve a model on a device, proven by that device's compiler."""
 
 import dataclasses
+import json
 import pathlib
 from typing import Annotated, Literal
 
@@ -8,6 +9,7 @@ from tyro.conf import arg
 
 import jaxmem as jm
 
+from ..accounting import plot
 from ..caching import write_whole
 from ..planner import seconds
 from ..pricing import TOLERANCE, noise
@@ -42,22 +44,32 @@ class Plan:
     unless given."""
     out: Annotated[str | None, arg(metavar="FILE")] = None
     """Where to write the recipe, which `jaxmem.build` turns into the step."""
+    plot: Annotated[str | None, arg(metavar="FILE")] = None
+    """Where to draw what the taken recipe's bytes are for, as a PNG."""
     json: options.Json = False
 
     def run(self, output: Output) -> dict:
         """The rows and the one that is taken, which `output` shows as tables."""
-        out = self.out and pathlib.Path(self.out)
-        if out and not out.parent.is_dir():
-            raise FileNotFoundError(f"no directory {out.parent} to write {out.name} in")
+        for path in map(pathlib.Path, filter(None, (self.out, self.plot))):
+            if not path.parent.is_dir():
+                raise FileNotFoundError(f"no directory {path.parent} to write {path.name} in")
         how = {"device": self.device, "task": self.task, "batch": self.batch, "seq": self.seq}
         with output.step("planning"):
             tell = lambda row: output.note(f"  {row.status:<10} {_gib(row.peak):>9}  {name(row)}")
             found = jm.plan(self.model, **how, limit=self.limit, tell=tell)
         show(output, found)
-        if out:
-            write_whole(out, (found.recipe.to_json() + "\n").encode())
-            output.say(f"\nThe recipe is in {out}.")
-        return {"model": self.model} | how | found.to_data() | {"out": self.out}
+        parts = jm.build(found.recipe).parts
+        made = {name: jm.breakdown(m, parts) for name, m in found.chosen.programs.items()}
+        fullest = max(made.values(), key=lambda each: sum(each.parts.values()))
+        output.say(f"What it takes, {fullest}")
+        if self.out:
+            write_whole(pathlib.Path(self.out), (found.recipe.to_json() + "\n").encode())
+            output.say(f"\nThe recipe is in {self.out}.")
+        if self.plot:
+            plot(made, self.plot, found.limit)
+            output.say(f"\nDrawn in {self.plot}.")
+        parts = {name: json.loads(each.to_json()) for name, each in made.items()}
+        return {"model": self.model} | how | found.to_data() | {"out": self.out, "parts": parts}
 
 
 def show(output: Output, found: jm.Planned) -> None:

@@ -1,0 +1,161 @@
+"""breakdown: peak = arguments by part + outputs + temporaries by what they are for."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from . import hlo
+from .buffers import Buffer, at_peak, lines
+from .footprint import Memory
+from .leaf import nbytes
+from .pricing import device_bytes
+
+LARGEST = 12  # buffers that are named
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakdown:
+    """Bytes on one device by part, which add up to the peak, and the largest temporaries.
+
+    Parts that are arguments are exact. Of temporaries the compiler gives only the sum: those that
+    are live at the fullest moment of the schedule are named, and `temp, other` is the rest, which
+    is padding, fragmentation, and what an own reading of the schedule misses.
+    """
+
+    device: str
+    parts: dict[str, int]
+    largest: tuple[dict, ...]  # {"bytes", "type", "part", "path", "line"}
+
+    def __str__(self) -> str:
+        total = sum(self.parts.values())
+        row = lambda name, n: f"  {name:<24}{n:>18,}{n / 2**20:>14,.1f} MiB{n / total:>7.1%}"
+        out = [f"{self.device}: {total:,} bytes", *(row(*part) for part in self.parts.items())]
+        out += ["largest temporaries"] if self.largest else []
+        for b in self.largest:
+            out.append(
+                f"  {b['bytes'] / 2**20:>10,.1f} MiB  {b['type']:<28}{b['line'] or b['path']}"
+            )
+        return "\n".join(out)
+
+    def to_json(self) -> str:
+        """The parts and the largest buffers, as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
+    """What a compiled program's bytes are for.
+
+    `arguments` names the parts of the program's arguments, which are trees of arrays, abstract or
+    not. Parts called weights and adapters say which temporaries are gradients: those in the
+    backward pass of their shapes. An array whose first axis is as long as the stack of layers is
+    kept for the backward pass, another is at work. The recipes of `build` give the names
+    (`Built.parts`), and mark the loss and the optimizer in the program.
+
+    Raises:
+        ValueError: the program was estimated, not compiled.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> w, x = jnp.ones((64, 64)), jnp.ones((256, 64))
+        >>> fn = lambda w, x: jnp.sin(jnp.tanh(x @ w) @ w).sum()
+        >>> breakdown(jm.memory(jax.grad(fn), w, x), {"weights": w, "batch": x}).parts["weights"]
+        16384
+    """
+    if m.text is None:
+        raise ValueError(f"a breakdown wants a compiled program, got an estimate for {m.device}")
+    held = {name: device_bytes(tree) for name, tree in arguments.items()}
+    parts = {name: n for name, n in held.items() if n}
+    parts["arguments, other"] = m.arguments - sum(parts.values())
+    parts["outputs"] = m.outputs - m.aliased
+    trained = [arguments.get(name) for name in ("adapters", "weights")]
+    shapes = {_sides(x.shape) for tree in trained for x in jax.tree.leaves(tree)}
+    shapes |= {_sides(x.shape[1:]) for tree in trained for x in jax.tree.leaves(tree)}
+    stacks = [x.shape[0] for tree in trained for x in jax.tree.leaves(tree) if len(x.shape) > 2]
+    layers = max(set(stacks), key=stacks.count, default=0)
+    found = at_peak(hlo.read(m.text))
+    temp = m.peak - m.arguments - parts["outputs"]
+    scale = min(1.0, temp / max(1, sum(b.nbytes for b in found)))  # if it was read too high
+    for b in found:
+        part = f"temp, {_purpose(b, shapes, layers)}"
+        parts[part] = parts.get(part, 0) + int(b.nbytes * scale)
+    parts["temp, other"] = temp - sum(n for part, n in parts.items() if part.startswith("temp"))
+    frames = lines(m.text)
+    largest = tuple(
+        {
+            "bytes": b.nbytes,
+            "type": b.type,
+            "part": _purpose(b, shapes, layers),
+            "path": b.path,
+            "line": frames.get(b.frame, ""),
+        }
+        for b in found[:LARGEST]
+        if b.nbytes > temp / 1000
+    )
+    return Breakdown(m.device, {name: n for name, n in parts.items() if n}, largest)
+
+
+def residuals(fn: Callable, *args: Any) -> int:
+    """Bytes that the backward pass of `fn` keeps besides its arguments, before any compiler.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> residuals(lambda x: jnp.sin(x).sum(), jax.ShapeDtypeStruct((1000,), jnp.float32))
+        4000
+    """
+
+    def kept(*args):
+        backward = jax.vjp(lambda first: fn(first, *args[1:]), args[0])[1]
+        given = {id(x) for x in jax.tree.leaves(args)}
+        return [x for x in jax.tree.leaves(backward) if id(x) not in given]
+
+    return nbytes(jax.eval_shape(kept, *args))
+
+
+def _purpose(b: Buffer, shapes: set[tuple[int, ...]], layers: int) -> str:
+    """What a temporary is for, by its path and shape."""
+    sides = [int(n) for n in re.search(r"\[([\d,]*)\]", b.type)[1].split(",") if n]
+    if re.search(r"\b(loss|logits)\b", b.path):
+        return "logits"
+    if _sides(sides) in shapes:
+        gradient = "transpose(" in b.path or not re.search(r"/|optimizer", b.path)
+        return "gradients" if gradient else "copies of weights"
+    if "optimizer" in b.path:
+        return "optimizer at work"
+    return "kept for the backward pass" if layers and sides[:1] == [layers] else "at work"
+
+
+def _sides(shape: Any) -> tuple[int, ...]:
+    """The sides of a shape in order of size, ones left out: a compiler may transpose."""
+    return tuple(sorted(n for n in shape if n > 1))
+
+
+def plot(breakdowns: Mapping[str, Breakdown], path: str | os.PathLike, limit: int | None = None):
+    """Draws a stacked bar for each named breakdown, as a PNG, with the limit as a dashed line.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plot needs matplotlib: pip install "jaxmem[demo]"') from error
+    names = list(dict.fromkeys(part for b in breakdowns.values() for part in b.parts))
+    figure = Figure(figsize=(3 + 1.6 * len(breakdowns), 5), layout="constrained")
+    axes = figure.subplots()
+    base = dict.fromkeys(breakdowns, 0.0)
+    for i, part in enumerate(names):
+        heights = [b.parts.get(part, 0) / 2**30 for b in breakdowns.values()]
+        color = f"C{i}" if i < 10 else (0.2, 0.2, 0.2, (i - 9) / 8)
+        axes.bar(list(base), heights, 0.6, list(base.values()), label=part, color=color)
+        base = {name: base[name] + h for name, h in zip(base, heights)}
+    if limit:
+        axes.axhline(limit / 2**30, color="black", linestyle="--", label="limit")
+    axes.set(ylabel="GiB on one device")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, format="png", dpi=150)

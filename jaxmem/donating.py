@@ -1,0 +1,68 @@
+"""donations: arguments whose memory a result could take over, and does not."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from .leaf import nbytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Donations:
+    """What a call gives away, and what it could.
+
+    `missed` are arguments that were not donated though a result has their shape and dtype: both
+    are held at once. `vain` were donated and no result can take them over.
+    """
+
+    missed: dict[str, int]  # {argument: bytes}
+    vain: dict[str, int]
+
+    @property
+    def cost(self) -> int:
+        """Bytes that donating what was missed would save, at most."""
+        return sum(self.missed.values())
+
+    def __str__(self) -> str:
+        rows = [("could be donated", *row) for row in self.missed.items()]
+        rows += [("donated in vain", *row) for row in self.vain.items()]
+        lines = [f"{n:>18,}  {what:<18}{name}" for what, name, n in rows]
+        return "\n".join([*lines, f"{self.cost:>18,}  bytes are held twice"])
+
+
+def donations(fn: Callable, *args: Any, donate_argnums: int | Sequence[int] = ()) -> Donations:
+    """Which arguments of a step are kept beside the results that replace them.
+
+    `fn` may be jitted, and then its own donation holds; arguments may be abstract. A result takes
+    over the memory of one donated argument of its shape and dtype, as XLA matches them. An argument
+    that is used after the call, such as a batch, may have the shape of a result by chance: that
+    is for the caller to know.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> step = lambda params, batch: {"w": params["w"] - batch.sum()}
+        >>> w, x = {"w": jnp.ones((64, 64))}, jnp.ones(8)
+        >>> print(donations(step, w, x))
+                    16,384  could be donated  args[0]['w']
+                    16,384  bytes are held twice
+        >>> donations(step, w, x, donate_argnums=0).cost
+        0
+    """
+    donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
+    own = isinstance(fn, jax.stages.Wrapped) and not donate
+    jitted = fn if own else jax.jit(fn, donate_argnums=donate)
+    traced = jitted.trace(*args)
+    results = [(x.shape, x.dtype) for x in jax.tree.leaves(traced.out_info)]
+    given = jax.tree_util.tree_leaves_with_path(traced.args_info)
+    vain, missed = {}, {}
+    for path, x in sorted(given, key=lambda at: not at[1].donated):  # the donated come first
+        kind, name = (x.shape, x.dtype), "args" + jax.tree_util.keystr(path[1:])
+        taken = kind in results
+        if taken:
+            results.remove(kind)
+        if taken != x.donated and math.prod(x.shape):
+            (vain if x.donated else missed)[name] = nbytes(jax.ShapeDtypeStruct(*kind))
+    return Donations(missed, vain)
