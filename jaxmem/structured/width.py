@@ -1,0 +1,84 @@
+"""remove_width: the residual stream turned to its principal axes, and the last of them cut off."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..models.model import Model
+from .removing import gram_of
+
+READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # what follows the norm before each
+WRITES = {"attn": "out", "mlp": "down"}
+
+
+def remove_width(model: Model, width: int, stats: Mapping) -> Model:
+    """The model of the Llama family with a residual stream of `width` numbers.
+
+    One orthogonal matrix for all layers, the eigenvectors of the mean second moment of what the
+    norms give, turns the stream as `jm.models.rotate` does; the axes with the least energy go. Each
+    norm's gain becomes the one number that makes up for what it no longer counts. The head is
+    untied, which adds vocab · width weights to a model with a tied one. Ashkboos et al., 2024
+    (SliceGPT; its matrices differ from layer to layer, which a plain model cannot run).
+
+    Raises:
+        ValueError: not of the Llama family, or with norms after its blocks; a width that is not
+            below the model's, or below 1; stats without Gram matrices; a gain of zero.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> from jaxmem.models import llama
+        >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+        >>> config, ids = llama.Config(**sizes), jnp.arange(60).reshape(2, 30)
+        >>> params = llama.module(config).init(jax.random.key(0), ids)["params"]
+        >>> model = jm.models.Model(config, params, None, "random")
+        >>> smaller = remove_width(model, 24, jm.stats(model.apply, params, [(ids,)]))
+        >>> smaller.params["layers"]["mlp"]["up"]["kernel"].shape
+        (2, 24, 48)
+        >>> smaller.apply(smaller.params, ids).shape
+        (2, 30, 64)
+    """
+    config = model.config
+    if config.family != "llama" or config.post_norms or config.norm_offset:
+        raise ValueError(f"{model.source} cannot be rotated: expected a Llama without post-norms")
+    if not 0 < width < config.width:
+        raise ValueError(f"a width of {width} is to stay of {config.width}, expected fewer, some")
+    params = jax.tree.map(lambda x: x, model.params)  # new dicts, the same arrays
+    blocks, embed = params["layers"], params["embed"]["embedding"]
+    fed = {part: _normed(stats, blocks, part) for part in READS}
+    vectors = np.linalg.eigh(sum(m.mean(0) for m in fed.values()))[1][:, ::-1]
+    turn = jnp.asarray(vectors[:, :width], embed.dtype)
+    energy = lambda m: np.einsum("lij,ik,jk->l", m, vectors[:, :width], vectors[:, :width])
+    whole = lambda m: np.trace(m, axis1=-2, axis2=-1)
+
+    for part, names in READS.items():
+        gain = blocks[f"{part}_norm"]["scale"]
+        for name in names:
+            kernel = blocks[part][name]["kernel"]
+            kernel = jnp.einsum("dk,ld,ldn->lkn", turn, gain, kernel)
+            blocks[part][name] = {**blocks[part][name], "kernel": kernel}
+        last = blocks[part][WRITES[part]]
+        blocks[part][WRITES[part]] = {**last, "kernel": last["kernel"] @ turn}
+        # the norm divides by √(kept / width), where it divided by √(all / config.width)
+        share = np.sqrt(energy(fed[part]) / whole(fed[part]) * config.width / width)
+        ones = np.repeat(share[:, None], width, 1)
+        blocks[f"{part}_norm"] = {"scale": jnp.asarray(ones, gain.dtype)}
+    final = params["final_norm"]["scale"]
+    head = embed.T if config.tied else params["head"]["kernel"]
+    params["head"] = {"kernel": turn.T @ (final[:, None] * head)}
+    params["embed"] = {"embedding": embed @ turn}
+    share = np.sqrt(energy(fed["mlp"][-1:]) / whole(fed["mlp"][-1:]) * config.width / width)
+    params["final_norm"] = {"scale": jnp.full((width,), share[0], final.dtype)}
+    new = dataclasses.replace(config, width=width, tied=False)
+    return Model(new, params, model.tokenizer, f"{model.source}, {width} of {config.width} wide")
+
+
+def _normed(stats, blocks, part) -> np.ndarray:
+    """E[x xᵀ] (layers, d, d) of what the norm before `part` gives, without its gain."""
+    gram = np.asarray(gram_of(stats, f"layers/{part}/{READS[part][0]}/kernel"), np.float64)
+    gain = np.asarray(blocks[f"{part}_norm"]["scale"], np.float64)
+    if (gain == 0).any():
+        raise ValueError(f"layers/{part}_norm/scale holds a gain of zero, which hides its input")
+    return gram / (gain[:, :, None] * gain[:, None, :])
