@@ -31,6 +31,10 @@ from .codecs import from_bcoo as from_bcoo
 from .codecs import to_bcoo as to_bcoo
 from .compiling import CompileError as CompileError
 from .curvature import fisher as fisher
+from .densities import erdos_renyi as erdos_renyi
+from .densities import sparse as sparse
+from .densities import together as together
+from .densities import uniform as uniform
 from .dividing import Placement as Placement
 from .dividing import placement as placement
 from .donating import Donations as Donations

@@ -1,0 +1,141 @@
+"""Densities: how a share of weights that may stay is spread over the weights, {path: density}.
+
+Score, pattern, distribution and solver are four values, and a plan puts any of them together:
+`jm.Plan({path: jm.SparseGPT(jm.Bitmask(d)) for path, d in jm.erdos_renyi(params, 0.3).items()})`.
+The layers of a stacked weight have one density. `jm.budget` spreads by measured loss instead.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .codecs import Bitmask, Coo, Csr, Smallest
+from .folding import Fold
+from .planning import summed_axes
+from .select import is_whole, match, paths
+from .solvers.scores import magnitude
+
+BINS = 4096  # of the scores' logarithms, among which a threshold is found
+
+
+def sparse(density: float) -> Smallest:
+    """The unstructured form that holds a density in the fewest bytes, on the weight at hand.
+
+    `Bitmask` down to a few percent, then `Csr`, then `Coo` for weights with fewer kept than rows.
+
+    Raises:
+        ValueError: a density that is not between 0 and 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> type(sparse(0.02).encode(jnp.ones((512, 16)))).__name__
+        'CsrArray'
+    """
+    return Smallest((Bitmask(density), Csr(density), Coo(density)))
+
+
+def uniform(params: Any, density: float, where: str = ".*kernel") -> dict[str, float]:
+    """The same density for every weight whose path `where` matches.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> uniform({"up": {"kernel": jnp.ones((8, 8))}}, 0.5)
+        {'up/kernel': 0.5}
+    """
+    return dict.fromkeys(_chosen(params, density, where), density)
+
+
+def erdos_renyi(
+    params: Any, density: float, where: str = ".*kernel", uses: Mapping | None = None
+) -> dict[str, float]:
+    """Densities in proportion to (n + k) / (n · k) of each matrix, `density` of the weights in all.
+
+    Small matrices stay denser. What would be denser than 1 is kept whole and left out of the
+    result, and the others share the rest. Params may be abstract. Mocanu et al., 2018.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"a": {"kernel": jnp.ones((64, 64))}, "b": {"kernel": jnp.ones((256, 256))}}
+        >>> {path: round(d, 3) for path, d in erdos_renyi(params, 0.1).items()}
+        {'a/kernel': 0.34, 'b/kernel': 0.085}
+    """
+    leaves = _chosen(params, density, where)
+    sizes, raw = {}, {}
+    for path, leaf in leaves.items():
+        shape = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+        *_, n, k = jax.eval_shape(
+            lambda w, p=path: Fold.of(w, summed_axes(p, uses))[0], shape
+        ).shape
+        sizes[path], raw[path] = math.prod(leaf.shape), (n + k) / (n * k)
+    left, total = density * sum(sizes.values()), dict(raw)
+    while total:
+        scale = left / sum(total[p] * sizes[p] for p in total)
+        whole = [p for p in total if scale * total[p] >= 1]
+        if not whole:
+            return {path: scale * share for path, share in total.items()}
+        for path in whole:
+            left -= sizes[path]
+            del total[path]
+    return {}
+
+
+def together(
+    params: Any,
+    density: float,
+    where: str = ".*kernel",
+    *,
+    score: Callable[[Array, Any], Array] = magnitude,
+    stats: Mapping | None = None,
+    uses: Mapping | None = None,
+) -> dict[str, float]:
+    """The densities that one threshold on the scores of all weights together leaves.
+
+    `score` is one of `jaxmem.solvers.scores`, or yours. The threshold is found within 1 % of a
+    score. A weight that would stay whole is left out of the result, and one that would lose all is
+    an error, not a network cut in two.
+
+    Raises:
+        ValueError: the threshold would empty a weight.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> w = jax.random.normal(jax.random.key(0), (64, 64))
+        >>> found = together({"a": {"kernel": w}, "b": {"kernel": 2 * w}}, 0.5)
+        >>> found["a/kernel"] < 0.4 < 0.6 < found["b/kernel"], round(sum(found.values()) / 2, 2)
+        (True, 0.5)
+    """
+    counts = {}
+    for path, leaf in _chosen(params, density, where).items():
+        matrix = Fold.of(jnp.asarray(leaf), summed_axes(path, uses))[0].astype(jnp.float32)
+        counts[path] = np.zeros(BINS, np.int64)
+        for at in np.ndindex(matrix.shape[:-2]):
+            here = jax.tree.map(lambda a: a[at], (stats or {}).get(path))  # noqa: B023
+            counts[path] += np.asarray(_histogram(score(matrix[at], here)))
+    above = sum(counts.values())[::-1].cumsum()[::-1]
+    threshold = int(np.abs(above - density * above[0]).argmin())
+    found = {path: float(c[threshold:].sum() / c.sum()) for path, c in counts.items()}
+    empty = [path for path, d in found.items() if d == 0]
+    if empty:
+        raise ValueError(f"{empty[0]} would lose all its weights at a density of {density}")
+    return {path: d for path, d in found.items() if d < 1}
+
+
+@jax.jit
+def _histogram(scores: Array) -> Array:
+    """How many scores lie in each of BINS equal steps of log₂, from 2^-32 to 2^32."""
+    place = (jnp.log2(jnp.maximum(scores, 2.0**-32)) + 32) * (BINS / 64)
+    place = jnp.clip(place, 0, BINS - 1).astype(jnp.int32)
+    return jnp.zeros(BINS, jnp.int32).at[place].add(1)
+
+
+def _chosen(params, density, where):
+    if not 0 < density < 1:
+        raise ValueError(f"a density lies above 0 and below 1, got {density}")
+    names = paths(params)
+    leaves = dict(zip(names, jax.tree.leaves(params, is_leaf=is_whole)))
+    return {path: leaves[path] for path in match(names, {where: True})}
