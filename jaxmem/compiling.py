@@ -18,6 +18,7 @@ import jax.export
 
 from .caching import cache_dir, write_whole
 from .chips import Target
+from .gpus import target_config
 
 _WORKER = pathlib.Path(__file__).with_name("compile_worker.py")
 PACKAGES = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-plugin"]}  # each platform's compiler
@@ -29,6 +30,7 @@ _ENV = {  # libtpu on a machine without TPU, beside other processes that use it,
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # kernels cannot be timed where there is no GPU
 }
 
 
@@ -86,7 +88,7 @@ def compile_for(
     request = {
         "platform": target.platform,
         "topology": target.topology,
-        "options": target.options,
+        "options": _options(target),
         "donated": [i for i, argument in enumerate(arguments) if argument.donated],
         "compiler_options": budget if target.platform == "tpu" else {},
     }
@@ -99,6 +101,14 @@ def compile_for(
         found = _result(_ask(request, exported, timeout))
         write_whole(path, json.dumps(found).encode())
     return json.loads(path.read_text()) | {"hash": name}
+
+
+def _options(target: Target) -> dict[str, Any]:
+    """What a topology is asked for with, besides its name."""
+    if target.platform != "cuda":
+        return target.options
+    config = target_config(target.options["gpu"])
+    return {"target_config": config, "topology": target.topology}
 
 
 def _result(answer: dict) -> dict:
