@@ -82,7 +82,7 @@ from .statistics import Moments as Moments
 from .statistics import stats as stats
 from .store import load as load
 from .store import save as save
-from .structured import fewest_missed as fewest_missed
+from .structured import least_missed as least_missed
 from .structured import remove_heads as remove_heads
 from .structured import remove_layers as remove_layers
 from .structured import remove_neurons as remove_neurons

@@ -11,8 +11,8 @@ from jax import Array
 from ..models.model import Model, family
 
 
-def remove_layers(model: Model, keep: Sequence[int]) -> Model:
-    """The model with the layers `keep` alone, in their order, stacked for the scan again.
+def remove_layers(model: Model, gone: Sequence[int]) -> Model:
+    """The model without the layers `gone`; the others are stacked for the scan again.
 
     Raises:
         ValueError: no layer, all of them, one twice, or one that is not there.
@@ -22,24 +22,26 @@ def remove_layers(model: Model, keep: Sequence[int]) -> Model:
         >>> from jaxmem.models import gpt2
         >>> config, ids = gpt2.Config(vocab=64, width=32, layers=3, heads=4), jnp.ones((1, 5), int)
         >>> params = gpt2.module(config).init(jax.random.key(0), ids)["params"]
-        >>> smaller = remove_layers(jm.models.Model(config, params, None, "random"), [0, 2])
+        >>> smaller = remove_layers(jm.models.Model(config, params, None, "random"), [1])
         >>> smaller.config.layers, smaller.apply(smaller.params, ids).shape
         (2, (1, 5, 64))
     """
-    layers, keep = model.config.layers, sorted(keep)
-    fits = set(keep) <= set(range(layers)) and 0 < len(keep) < layers
-    if not fits or len(set(keep)) < len(keep):
-        raise ValueError(f"layers {keep} are to stay of {layers}, expected some of them, once")
+    layers, gone = model.config.layers, sorted(gone)
+    fits = set(gone) <= set(range(layers)) and 0 < len(gone) < layers
+    if not fits or len(set(gone)) < len(gone):
+        raise ValueError(f"layers {gone} are to go of {layers}, expected some of them, once")
+    keep = [i for i in range(layers) if i not in gone]
     params = _only(model.params, jnp.asarray(keep))
-    source = f"{model.source}, layers {keep}"
+    source = f"{model.source}, without layers {gone}"
     return Model(_config(model.config, keep), params, model.tokenizer, source)
 
 
-def fewest_missed(model: Model, count: int, ids: Array) -> list[int]:
-    """The layers to keep when `count` go: one at a time, that with the least KL to the whole model.
+def least_missed(model: Model, count: int, ids: Array) -> list[int]:
+    """The `count` layers that go first: each that with the least KL to the whole model without it.
 
-    `ids` (rows, tokens) is text to judge by; a few hundred tokens tell. Each choice knows of those
-    before it. Runs the model about count · layers times. Song et al., 2024 (SLEB).
+    In the order in which they go, so that fewer of them are the first ones. `ids` (rows, tokens) is
+    text to judge by; a few hundred tokens tell. Each choice knows of those before it. Runs the
+    model about count · layers times. Song et al., 2024 (SLEB).
 
     Raises:
         ValueError: a count that leaves no layer, or none to remove.
@@ -49,22 +51,22 @@ def fewest_missed(model: Model, count: int, ids: Array) -> list[int]:
         >>> from jaxmem.models import gpt2
         >>> config, ids = gpt2.Config(vocab=64, width=32, layers=3, heads=4), jnp.ones((1, 5), int)
         >>> params = gpt2.module(config).init(jax.random.key(0), ids)["params"]
-        >>> len(fewest_missed(jm.models.Model(config, params, None, "random"), 1, ids))
+        >>> len(least_missed(jm.models.Model(config, params, None, "random"), 2, ids))
         2
     """
     layers = model.config.layers
     if not 0 < count < layers:
         raise ValueError(f"{count} of {layers} layers are to go, expected some and not all")
     whole = jax.nn.log_softmax(jax.jit(model.apply)(model.params, ids))
-    keep = list(range(layers))
+    gone = []
     for _ in range(count):
-        tried = [[i for i in keep if i != gone] for gone in keep]
-        loss = lambda keep: float(
-            _divergence(_config(model.config, keep), model.params, jnp.asarray(keep), ids, whole)
-        )
-        losses = [loss(keep) for keep in tried]
-        keep = tried[losses.index(min(losses))]
-    return keep
+        losses = {}
+        for layer in set(range(layers)) - set(gone):
+            keep = [i for i in range(layers) if i not in (*gone, layer)]
+            given = _config(model.config, keep), model.params, jnp.asarray(keep), ids, whole
+            losses[layer] = float(_divergence(*given))
+        gone.append(min(losses, key=losses.get))
+    return gone
 
 
 @functools.partial(jax.jit, static_argnums=0)
