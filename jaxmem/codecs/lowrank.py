@@ -16,6 +16,10 @@ from ..lifting import dot_general
 class LowRank:
     """Keeps the `rank` largest singular values; k·n numbers become rank · (k + n).
 
+    With `stats`, those of W · H^½, H = E[x xᵀ] (or its diagonal): no matrix of the rank is nearer
+    in what the weight computes. In a `Sum` after another codec it takes that one's error (QERA).
+    Wang et al., 2024 (SVD-LLM); Zhang et al., 2024 (QERA).
+
     Raises:
         ValueError: the rank is not positive, or saves nothing on a weight.
 
@@ -37,11 +41,22 @@ class LowRank:
         matrix, fold = Fold.of(w, axes)
         if self.rank * (fold.n + fold.k) >= fold.n * fold.k:
             raise ValueError(f"rank {self.rank} saves nothing on a {fold.k} x {fold.n} weight")
-        u, s, v = jnp.linalg.svd(matrix.astype(jnp.float32), full_matrices=False)
-        root = jnp.sqrt(s[..., : self.rank])  # shared out, so that u and v round alike
-        u = u[..., : self.rank] * root[..., None, :]
-        v = root[..., None] * v[..., : self.rank, :]
+        matrix = matrix.astype(jnp.float32)
+        fed = matrix if stats is None else _times_root(matrix, stats)
+        u = jnp.linalg.svd(fed, full_matrices=False)[0][..., : self.rank]
+        v = u.mT @ matrix  # the projection is the nearest in either norm
+        size = jnp.linalg.norm(v, axis=-1, keepdims=True)
+        root = jnp.sqrt(jnp.where(size > 0, size, 1.0))  # shared out, so that u and v round alike
+        u, v = u * root.mT, v / root
         return LowRankArray(u.astype(w.dtype), v.astype(w.dtype), fold, jnp.dtype(w.dtype))
+
+
+def _times_root(matrix, stats):
+    """W · S for an S with S Sᵀ = E[x xᵀ]."""
+    if stats.second.ndim == stats.mean.ndim:
+        return matrix * jnp.sqrt(stats.diag)[..., None, :]
+    values, vectors = jnp.linalg.eigh(stats.second)
+    return matrix @ (vectors * jnp.sqrt(jnp.maximum(values, 0.0))[..., None, :])
 
 
 @jax.tree_util.register_dataclass

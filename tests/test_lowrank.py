@@ -1,0 +1,37 @@
+"""LowRank: the nearest of its rank, in the weight or in what it computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from quick import jit
+
+import jaxmem as jm
+
+draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
+X = draw(300, 24) @ (draw(24, 24) * jnp.exp(draw(24))[None])
+W = draw(2, 24, 20)
+FED = jm.stats(lambda p, x: jnp.einsum("bk,lkn->lbn", x, p["w"]), {"w": W}, [(X,)])["w"]
+
+
+def loss(wrong):
+    return float(jnp.square(jnp.einsum("bk,lkn->lbn", X, wrong)).sum())
+
+
+def test_what_it_computes_is_the_nearest_of_the_rank():
+    got = jit(lambda w, fed: jm.LowRank(6).encode(w, (-2,), fed).decode())(W, FED)
+    values = [np.linalg.svd(np.asarray(X @ w, "f8"))[1][6:] for w in W]
+    np.testing.assert_allclose(loss(got - W), sum((v**2).sum() for v in values), rtol=1e-3)
+    assert loss(got - W) < 0.5 * loss(jm.LowRank(6).encode(W).decode() - W)
+
+
+def test_a_diagonal_is_better_than_nothing():
+    diagonal = jm.Moments(FED.diag, FED.mean, FED.absmax, FED.count)
+    got = jm.LowRank(6).encode(W, stats=diagonal).decode()
+    assert loss(got - W) < loss(jm.LowRank(6).encode(W).decode() - W)
+
+
+def test_beside_a_quantized_weight_it_takes_the_error_that_matters():
+    plain = jm.Int(3).encode(W).decode()
+    both = jm.Sum((jm.Int(3), jm.LowRank(4)))
+    assert loss(both.encode(W, stats=FED).decode() - W) < 0.7 * loss(both.encode(W).decode() - W)
+    assert loss(both.encode(W).decode() - W) < loss(plain - W)
