@@ -427,7 +427,7 @@ def test_a_part_decodes_to_a_slice_of_what_the_whole_does(codec, axis, parts):
         return
     if shapes is NotImplemented:  # half of groups of 10; outputs that share a scale of scales
         assert axis == (2 if isinstance(codec, jm.DoubleQuant) else 1)
-        assert isinstance(codec, jm.DoubleQuant) or codec.group == 10
+        assert isinstance(codec, jm.DoubleQuant) or "group=10" in str(codec)
         return
     assert shapes.shape == tuple(n // (parts if i == axis else 1) for i, n in enumerate(leaf.shape))
     last = lambda a, part: a[tuple(slice(m - n, m) for m, n in zip(a.shape, part.shape))]
