@@ -61,6 +61,8 @@ from .recipes import build as build
 from .replication import replicated as replicated
 from .reporting import Report as Report
 from .reporting import report as report
+from .runtime.pipelining import one_f_one_b as one_f_one_b
+from .runtime.pipelining import pipelined as pipelined
 from .runtime.remat import Remat as Remat
 from .runtime.remat import remat as remat
 from .select import merge as merge

@@ -120,6 +120,23 @@ def lean(fn: Callable) -> Callable:
     return run
 
 
+def made_of(fn: Callable, *args: Any) -> list[frozenset[int]]:
+    """For each array that `fn` returns, which of the flat arguments it is computed from.
+
+    Example:
+        >>> made_of(lambda x, y, z: {"a": x * y, "b": 2.0}, 1.0, 2.0, 3.0)
+        [frozenset({0, 1}), frozenset()]
+    """
+    leaves, tree = jax.tree.flatten(args)
+    jaxpr = jax.make_jaxpr(lambda *leaves: fn(*tree.unflatten(leaves)))(*leaves).jaxpr
+    from_args = {v: frozenset([i]) for i, v in enumerate(jaxpr.invars)}
+    of = lambda v: frozenset() if isinstance(v, jex.Literal) else from_args.get(v, frozenset())
+    for eqn in jaxpr.eqns:
+        sources = frozenset().union(*map(of, eqn.invars))
+        from_args |= dict.fromkeys(eqn.outvars, sources)
+    return [of(v) for v in jaxpr.outvars]
+
+
 def dot_general(x: Any, w: Any, dims: Any, **kwargs) -> Array:
     """`lax.dot_general` where either side may be encoded; what leaves made of leaves call.
 
