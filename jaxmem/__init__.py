@@ -74,6 +74,7 @@ from .sharding import shardings as shardings
 from .sharding import state_shardings as state_shardings
 from .solvers import GPTQ as GPTQ
 from .solvers import HQQ as HQQ
+from .solvers import QERA as QERA
 from .solvers import RIA as RIA
 from .solvers import Prune as Prune
 from .solvers import Refit as Refit

@@ -17,6 +17,7 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.codecs.sparse import Sparse
+from jaxmem.solvers.solver import needs_stats
 from jaxmem.store import load, save
 
 CODECS = [
@@ -38,6 +39,7 @@ CODECS = [
     jm.Planes(group=16),
     jm.Sum((jm.Int(4), jm.LowRank(4))),
     jm.Search(jm.Int(4, group=10, symmetric=False)),
+    jm.QERA(jm.Int(3), 2),
     jm.Bitmask(0.5),
     jm.NM(2, 4),
     jm.NM(4, 8),
@@ -351,7 +353,8 @@ def model(name):
 def test_an_unmodified_model_runs_on_it(codec, name):
     fn, params = model(name)
     plan = jm.choose(params, {".*(kernel|embedding)": codec})
-    enc = jm.encode(params, plan, jm.uses(fn, params, IDS))
+    fed = jm.stats(fn, params, [(IDS,)]) if needs_stats(codec) else None
+    enc = jm.encode(params, plan, jm.uses(fn, params, IDS), fed)
     assert len(plan) == 3 and jm.nbytes(enc) < jm.nbytes(params)
     assert_lifts(fn, enc, IDS)
 

@@ -5,6 +5,7 @@ from .hqq import HQQ as HQQ
 from .pruning import RIA as RIA
 from .pruning import Prune as Prune
 from .pruning import Wanda as Wanda
+from .qera import QERA as QERA
 from .refit import Refit as Refit
 from .searching import Search as Search
 from .sparsegpt import SparseGPT as SparseGPT

@@ -25,6 +25,7 @@ class Solver(abc.ABC):
 
     codec: Any
     calibrated: ClassVar[bool] = False  # whether it cannot do without stats
+    by_rows: ClassVar[bool] = True  # whether the rows of a matrix are solved each by itself
 
     def __post_init__(self):
         if not isinstance(self.codec, Int | Scaled):
@@ -67,7 +68,7 @@ def needs_stats(codec: Any) -> bool:
 def encodes_rows(codec: Any) -> bool:
     """Whether a codec encodes each row of a matrix by itself, so that some rows tell of all."""
     if isinstance(codec, Solver):
-        return encodes_rows(codec.codec)
+        return codec.by_rows and encodes_rows(codec.codec)
     return isinstance(codec, Int | Cast)
 
 
