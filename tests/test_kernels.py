@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from quick import jit
 
 import jaxmem as jm
-from jaxmem.codecs.packing import shifts
 from jaxmem.kernels.choosing import on_one_chip
-from jaxmem.kernels.grouped import COLUMNS, LANES, grouped_product, suits
+from jaxmem.kernels.grouped import COLUMNS, grouped_product, suits
 
 
 def by_kernel(x, leaf):
-    zero = None if leaf.zero is None else leaf.zeros().astype(jnp.int8)
-    group = leaf.group if leaf.scale.shape[-2] > 1 else -(-x.shape[1] // LANES) * LANES
-    how = dict(shifts=tuple(shifts(leaf.bits)), group=group, interpret=True)
-    return grouped_product(x, leaf.codes, leaf.scale, zero, **how)
+    return jit(lambda x, leaf: grouped_product(x, **leaf.on_chip(), interpret=True))(x, leaf)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +33,27 @@ def by_kernel(x, leaf):
 def test_the_grouped_kernel_is_the_product_with_the_decoded_weight(bits, group, k, n, symmetric):
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(k, n), (8, k)]))
     leaf = jm.Int(bits, group=group, symmetric=symmetric).encode(w)
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=3e-4)
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        jm.Codebook("nf4"),
+        jm.Codebook("fp4", group=64),
+        jm.Float("e4m3", group=128),
+        jm.Float("e5m2"),
+        jm.Float("mxfp8"),
+        jm.Float("mxfp4"),
+        jm.Float("nvfp4"),
+        jm.Planes(group=32),
+    ],
+    ids=str,
+)
+def test_the_kernel_reads_every_format_that_is_packed(codec):
+    w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(192, 264), (8, 192)]))
+    leaf = codec.encode(w)
+    leaf = jm.at_bits(leaf, 4) if isinstance(codec, jm.Planes) else leaf
     np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=3e-4)
 
 

@@ -133,6 +133,18 @@ class FloatArray(ScaledArray):
         part = jax.lax.bitcast_convert_type(self.scale, jnp.float8_e4m3fn)
         return part.astype(jnp.float32) * self.whole
 
+    def on_chip(self):
+        kind, _, how = _FORMATS[self.format]
+        more = {}
+        if kind != "e2m1":
+            more["values"] = lambda codes: from_bits(codes ^ 128 & 255, kind)
+        if how == "f16":
+            return super().on_chip() | more | {"unit": _unit(self.format)}
+        if how == "e8m0":
+            return super().on_chip() | more | {"scales": lambda raw: power(raw - 127)}
+        own = {"scales": lambda raw: from_bits(raw, "e4m3"), "unit": self.whole[0, 0]}
+        return super().on_chip() | more | own
+
     def values(self, codes):
         kind = _FORMATS[self.format].kind
         if kind == "e2m1":
@@ -163,6 +175,25 @@ def exponent(x: Array) -> Array:
     """⌊log2 |x|⌋ of f32 numbers as int32; -127 for 0 and below 2^-126."""
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     return (bits >> 23 & 255) - 127
+
+
+def from_bits(raw: Array, kind: str) -> Array:
+    """The finite numbers that int32 `raw`, of 8 bits, are the bits of, in f32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from_bits(jnp.array([0x38, 0x81, 0x7E]), "e4m3").tolist()  # 1, −2^-9, 448
+        [1.0, -0.001953125, 448.0]
+    """
+    _, fraction, least, _ = _KINDS[kind]
+    size = raw & 127
+    normal = jax.lax.bitcast_convert_type(
+        (size << 23 - fraction) + (least - 1 + 127 << 23), jnp.float32
+    )
+    number = jnp.where(
+        size < 1 << fraction, size.astype(jnp.float32) * 2.0 ** (least - fraction), normal
+    )
+    return jnp.where(raw & 128 != 0, -number, number)
 
 
 def power(e: Array) -> Array:

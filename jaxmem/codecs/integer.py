@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..folding import UNROLLED, Fold, Folded, by_tiles, decoded_product
-from ..kernels.choosing import on_one_chip
-from ..kernels.grouped import LANES, grouped_product, suits
+from ..kernels.grouped import packed_product
 from ..leaf import is_encoded
 from .packing import WIDTHS, divided, interleave, pack, shifts, slices, unpack, unpack_rows
 
@@ -170,6 +169,14 @@ class IntArray(Folded):
         rows = (codes - zeros) * spread(self.scale).astype(jnp.float32)
         return rows.reshape(*index.shape, codes.shape[-1])
 
+    def on_chip(self) -> dict[str, Any]:
+        """What a kernel reads of an unstacked leaf."""
+        zero = None if self.zero is None else self.zeros().astype(jnp.int8)
+        centre = self.zeros() if self.zero is None else 0
+        how = dict(shifts=tuple(shifts(self.bits)), group=self.group)
+        values = lambda codes: (codes - centre).astype(jnp.float32)
+        return dict(fields=self.codes, scale=self.scale, zero=zero, values=values, **how)
+
     def matmul(self, x, precision=None):
         return _shared_matmul(x, self, precision)
 
@@ -181,10 +188,13 @@ def _matmul(x, leaf, precision):
     decoded = functools.partial(decoded_product, precision=precision)
     few = m <= (FEW_ROWS if groups == 1 else FEW_GROUPED)
     on_cpu = _by_digits if few and k else decoded
-    if groups == 1 and (leaf.bits == 8 or m * n <= FEW_SUMS):
-        elsewhere = functools.partial(_scaled_after, precision=precision)
-    else:
-        elsewhere = functools.partial(_elsewhere, precision=precision)
+    after = functools.partial(_scaled_after, precision=precision)
+    if groups == 1 and (leaf.bits == 8 or m == 1):
+        elsewhere = after
+    else:  # a byte of several codes is read once, not once for each of its parts
+        tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED)
+        otherwise = after if groups == 1 and m * n <= FEW_SUMS else tiles
+        elsewhere = functools.partial(packed_product, otherwise=otherwise, precision=precision)
     return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
 
 
@@ -277,22 +287,6 @@ def _digits_product(rows, steps, leaf, width):
             ys.append(y * weight)
         total += interleave(ys, -1)[:, :n]
     return total
-
-
-def _elsewhere(x, leaf, precision):
-    """x (m, k) . rows^T on an accelerator: by tiles, or by a kernel that unpacks on the chip."""
-    tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED)
-    k = x.shape[1]
-    group = leaf.group if leaf.scale.shape[-2] > 1 else -(-k // LANES) * LANES
-    if not suits(k, group):
-        return tiles(x, leaf)
-
-    def kernel(x, leaf):
-        zero = None if leaf.zero is None else leaf.zeros().astype(jnp.int8)
-        how = dict(shifts=tuple(shifts(leaf.bits)), group=group, precision=precision)
-        return grouped_product(x, leaf.codes, leaf.scale, zero, **how)
-
-    return on_one_chip(kernel, tiles, x, leaf)
 
 
 def _digits(x, count):

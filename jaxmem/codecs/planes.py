@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..folding import UNROLLED, Fold, Folded, decoded_product
+from ..kernels.grouped import packed_product
 from ..leaf import is_encoded
 from .packing import divided, pack, unpack, unpack_rows
 from .scaled import divisor, half_above
@@ -153,10 +154,16 @@ class PlanesArray(Folded):
         rows = self._values(middles, self.step[:, at], self.low[:, at])
         return rows.reshape(*index.shape, rows.shape[-1])
 
+    def on_chip(self) -> dict[str, Any]:
+        """What a kernel reads of an unstacked leaf, the planes joined on the chip."""
+        ends = [8 - sum(_WIDTHS[: i + 1]) for i in range(len(self.planes))]
+        half = 2.0 ** (7 - self.bits)
+        values = lambda codes: codes.astype(jnp.float32) + half
+        how = dict(shifts=tuple(zip(_WIDTHS, ends)), group=self.group, values=values)
+        return dict(fields=self.planes, scale=self.step, low=self.low, **how)
+
     def matmul(self, x, precision=None):
-        return lax.platform_dependent(
-            x,
-            self,
-            cpu=functools.partial(decoded_product, precision=precision),
-            default=functools.partial(decoded_product, precision=precision, unrolled=UNROLLED),
-        )
+        decoded = functools.partial(decoded_product, precision=precision)
+        tiles = functools.partial(decoded, unrolled=UNROLLED)
+        elsewhere = functools.partial(packed_product, otherwise=tiles, precision=precision)
+        return lax.platform_dependent(x, self, cpu=decoded, default=elsewhere)

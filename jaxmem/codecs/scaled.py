@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..folding import UNROLLED, Fold, Folded, decoded_product
+from ..kernels.grouped import packed_product
 from ..leaf import is_encoded
-from .packing import WIDTHS, divided, interleave, pack, slices, unpack, unpack_rows
+from .packing import WIDTHS, divided, interleave, pack, shifts, slices, unpack, unpack_rows
 
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
 
@@ -79,6 +80,11 @@ class ScaledArray(Folded):
         """(*stack, groups, n) in f32."""
         return self.scale.astype(jnp.float32)
 
+    def on_chip(self) -> dict[str, Any]:
+        """What a kernel reads of an unstacked leaf; `values` of codes in int32."""
+        how = dict(shifts=tuple(shifts(self.bits)), group=self.group)
+        return dict(fields=self.codes, scale=self.scale, values=self.values, **how)
+
     def rows(self):
         n, k = self.scale.shape[-1], self.codes[0].shape[-1]
         return self.values(unpack(self.codes, self.bits, n, axis=-2)) * self._spread(k)
@@ -117,9 +123,12 @@ class ScaledArray(Folded):
 def _matmul(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
     decoded = functools.partial(decoded_product, precision=precision)
+    elsewhere = functools.partial(decoded, unrolled=UNROLLED)
     whole = leaf.scale.shape[-2] == 1
-    after = functools.partial(_scaled_after, precision=precision)
-    elsewhere = after if whole else functools.partial(decoded, unrolled=UNROLLED)
+    if whole and (leaf.bits == 8 or len(x) == 1):
+        elsewhere = functools.partial(_scaled_after, precision=precision)
+    else:
+        elsewhere = functools.partial(packed_product, otherwise=elsewhere, precision=precision)
     return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
 
 
