@@ -24,3 +24,10 @@ def shared_data() -> pathlib.Path:
     if not SHARED.exists():
         pytest.skip("wants ../shared/data, which is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs go when their file is done: all of them together are over 5 GB."""
+    yield
+    jax.clear_caches()
