@@ -19,6 +19,8 @@ from .evaluating import as_data, measure
 from .inspecting import shapes
 from .output import Output
 from .sizes import Size, show
+from .spreading import MeshOption, parse, spread, told
+from .spreading import as_data as places_of
 
 CALIBRATION_WINDOWS = 16
 
@@ -47,12 +49,14 @@ class Fit:
     """Turn the residual stream first: the same function, its outliers spread."""
     force: bool = False
     """Replace DIR when it was written by `jaxmem fit`."""
+    mesh: MeshOption = None
     json: options.Json = False
 
     def run(self, output: Output) -> dict:
         """What was done, which `output` shows."""
         out = pathlib.Path(self.out)
         check_out(out, self.force)
+        mesh = parse(self.mesh) if self.mesh else None
         texts = {path: options.read(path) for path in (self.text, self.calibrate) if path}
         if self.text and self.text == self.calibrate:
             raise ValueError(f"{self.text} is both --text and --calibrate, expected two texts")
@@ -70,7 +74,11 @@ class Fit:
         held = shapes(model) if stats is None and not self.text else model.params
         report = jm.report(held, encoded)
         show_report(output, plan, report)
-        evaluation = None
+        evaluation, places = None, {}
+        if mesh is not None:
+            encoded, where = spread(model, encoded, mesh)
+            places = places_of(self.mesh, where)
+            output.say(told(places))
         if self.text:
             small = dataclasses.replace(model, tensors=encoded)
             how = {"windows": self.windows, "reference": model}
@@ -89,6 +97,7 @@ class Fit:
             "plan": json.loads(plan.to_json()),
             "report": json.loads(report.to_json()),
             "evaluation": None if evaluation is None else as_data(evaluation),
+            **places,
         }
 
 

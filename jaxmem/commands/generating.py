@@ -8,6 +8,7 @@ from tyro.conf import arg
 from ..models import generate, load
 from .options import Count, Json, ModelName
 from .output import Output
+from .spreading import MeshOption, spread_model, told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +29,14 @@ class Generate:
     """Draw among the fewest tokens that have this probability together."""
     seed: int = 0
     """The same seed draws the same tokens."""
+    mesh: MeshOption = None
     json: Json = False
 
     def run(self, output: Output) -> dict:
         """The text and its tokens, which `output` shows as they come."""
-        model = load(self.model)
+        model, places = spread_model(load(self.model), self.mesh)
+        if places:
+            output.say(told(places))
         output.say(self.prompt, end="")
         found = generate(
             model,
@@ -52,4 +56,5 @@ class Generate:
             "ids": found.ids[0].tolist(),
             "first_token_seconds": found.first_token_seconds,
             "seconds_per_token": found.seconds_per_token,
+            **places,
         }

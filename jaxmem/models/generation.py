@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import NamedSharding
 
+from jaxmem import layouts
 from jaxmem.leaf import is_encoded
 from jaxmem.models.kv import STEP, KVCache
 from jaxmem.models.model import Model
+from jaxmem.sharding import shard, shardings
 
 _PROMPT_STEP, _CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often
 
@@ -92,6 +95,7 @@ def generate(
     room += -room % _CACHE_STEP
     dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
     held = cache.empty(config, batch, room, dtype) if cache else config.cache(batch, room, dtype)
+    held = _beside(params, held, config, batch)
 
     new: list[np.ndarray] = []
     times: list[float] = []
@@ -119,6 +123,15 @@ def generate(
         first_token_seconds=times[0],
         seconds_per_token=float(np.median(times[2:])) if len(times) > 2 else None,
     )
+
+
+def _beside(params: dict, cache: Any, config: Any, batch: int) -> Any:
+    """The cache on the devices that the weights lie on, heads and rows as they do."""
+    where = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if not isinstance(where, NamedSharding) or where.mesh.size == 1:
+        return cache
+    rules = layouts.cache(config, where.mesh, batch)
+    return shard(cache, shardings(cache, where.mesh, rules))
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
