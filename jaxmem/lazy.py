@@ -51,6 +51,34 @@ class Lazy:
         return out
 
 
+def combined(
+    fn: Callable, *leaves: Any, stacked: bool = False, shape: tuple[int, ...] | None = None
+) -> Any:
+    """`fn` of the pieces of `leaves` in float32, read when it is used.
+
+    Leaves are lazy or arrays; with `stacked` their first axes count layers. The result has the
+    first's dtype and, unless given, shape; it is abstract if that one is.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxmem.lazy import combined
+        >>> w, gain = np.full((2, 3), 2.0), np.array([[1.0], [5.0]])
+        >>> combined(np.multiply, w, gain, stacked=True).load()
+        array([[ 2.,  2.,  2.],
+               [10., 10., 10.]])
+    """
+    shape, dtype = shape or leaves[0].shape, leaves[0].dtype
+    if isinstance(leaves[0], jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(shape, dtype)
+    return Lazy(shape, dtype, lambda i: fn(*(piece(leaf, i) for leaf in leaves)), stacked)
+
+
+def piece(leaf: Any, i: int | None) -> np.ndarray:
+    """Layer `i` of a lazy leaf or an array, all of it with None; in float32."""
+    read = leaf.read(i) if is_lazy(leaf) else leaf if i is None else leaf[i]
+    return np.asarray(read, np.float32)
+
+
 def is_lazy(x: Any) -> bool:
     """Whether `x` is still to be read; made to be passed as `is_leaf`."""
     return isinstance(x, Lazy)

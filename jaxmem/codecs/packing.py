@@ -101,7 +101,8 @@ def unpack(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> Array:
     """
     codes = None
     for field, (width, shift) in zip(fields, shifts(bits)):
-        part = interleave(slices(field, width), axis) << shift
+        part = interleave(slices(field, width), axis)
+        part = part << shift if shift else part  # by none is a copy of the weight on a CPU
         # each field is padded to whole bytes by itself
         part = jnp.take(part, jnp.arange(n), axis) if part.shape[axis] != n else part
         codes = part if codes is None else codes | part

@@ -2,13 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
-from jaxmem.lazy import Lazy, is_lazy
+from jaxmem.lazy import combined, is_lazy
 from jaxmem.leaf import is_encoded
 from jaxmem.models.model import Model
 
@@ -53,7 +51,7 @@ def rotate(model: Model, *, seed: int = 0) -> Model:
 
     into = lambda w, gain: (turn.T * gain) @ w
     out_of = lambda w: w @ turn
-    layer = functools.partial(_made, stacked=True)
+    layer = functools.partial(combined, stacked=True)
     for part, names in _READS.items():
         inside, gain = blocks[part], blocks[f"{part}_norm"]["scale"]
         for name in names:
@@ -62,12 +60,12 @@ def rotate(model: Model, *, seed: int = 0) -> Model:
         last["kernel"] = layer(out_of, last["kernel"])
         blocks[f"{part}_norm"]["scale"] = layer(np.ones_like, gain)
     if config.tied:
-        head = _made(lambda w, gain: into(w.T, gain), embed, final, shape=embed.shape[::-1])
+        head = combined(lambda w, gain: into(w.T, gain), embed, final, shape=embed.shape[::-1])
     else:
-        head = _made(into, tree["head"]["kernel"], final)
+        head = combined(into, tree["head"]["kernel"], final)
     tree["head"] = {"kernel": head}
-    tree["embed"] = {"embedding": _made(out_of, embed)}
-    tree["final_norm"] = {"scale": _made(np.ones_like, final)}
+    tree["embed"] = {"embedding": combined(out_of, embed)}
+    tree["final_norm"] = {"scale": combined(np.ones_like, final)}
     untied = dataclasses.replace(config, tied=False)
     return Model(untied, tree, model.tokenizer, f"{model.source}, rotated with seed {seed}")
 
@@ -76,18 +74,3 @@ def orthogonal(n: int, seed: int) -> np.ndarray:
     """A uniformly random orthogonal (n, n) matrix in float64 (Mezzadri, 2007)."""
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
     return q * np.where(np.diag(r) < 0, -1.0, 1.0)
-
-
-def _made(
-    fn: Callable, *leaves: Any, stacked: bool = False, shape: tuple[int, ...] | None = None
-) -> Any:
-    """`fn` of the pieces of `leaves` in float32; of the first's dtype and, unless given, shape."""
-    shape, dtype = shape or leaves[0].shape, leaves[0].dtype
-    if isinstance(leaves[0], jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    def piece(leaf: Any, i: int | None) -> np.ndarray:
-        read = leaf.read(i) if is_lazy(leaf) else leaf if i is None else leaf[i]
-        return np.asarray(read, np.float32)
-
-    return Lazy(shape, dtype, lambda i: fn(*(piece(leaf, i) for leaf in leaves)), stacked)
