@@ -84,3 +84,25 @@ def constrain(x: Array) -> Array:
     ):
         return x
     return lax.with_sharding_constraint(x, NamedSharding(mesh, P(*batch_spec(mesh, x.shape[:-1]))))
+
+
+def looked_up(table: Array, count: int) -> Array:
+    """A table (rows, width) as it should lie to be looked up `count` times, over all devices.
+
+    Where rows lie over `fsdp`, as those of the batch do, the partitioner looks every id up on every
+    device and adds up: `count` · width on each. Where that is more than the table, the table is
+    gathered over `fsdp` instead, as any weight is; over `tensor` it stays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> looked_up(jnp.ones((5, 4)), 100).shape
+        (5, 4)
+    """
+    mesh = mesh_of(table)
+    if not isinstance(table, jax.core.Tracer) or mesh is None or not {*ROWS} & {*mesh.shape}:
+        return table
+    parts = mesh.shape.get("tensor", 1)
+    if count * parts <= table.shape[0]:
+        return table
+    spec = P("tensor") if parts > 1 and table.shape[0] % parts == 0 else P()
+    return lax.with_sharding_constraint(table, NamedSharding(mesh, spec))

@@ -104,7 +104,8 @@ def shard(tree: Any, shardings: Any) -> Any:
     """The tree on its devices; each encoded leaf then multiplies where its pieces lie.
 
     Such a leaf, a `ShardedArray`, holds the same arrays, and remembers the names of the axes. Of
-    many processes each gives the same tree, and keeps its own pieces.
+    many processes each gives the same tree, and keeps its own pieces. Of an abstract tree these
+    are shapes that know where they would lie, to compile for devices that are not here.
 
     Raises:
         ValueError: `shardings` has another structure.
@@ -158,7 +159,9 @@ def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
     return tree.unflatten([one(path, x) for path, x in zip(paths(state), found)])
 
 
-def _put(x: Any, where: NamedSharding) -> jax.Array:
+def _put(x: Any, where: NamedSharding) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     if where.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
         return jax.device_put(x, where)
     host = np.asarray(x)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxmem.meshes import looked_up
+
 
 class Linear(nn.Module):
     """`x @ kernel (+ bias)`, with a plain 2-D kernel (in, out).
@@ -45,7 +47,8 @@ class Embed(nn.Module):
         self.embedding = self.param("embedding", init, (self.rows, self.width))
 
     def __call__(self, ids: Array) -> Array:
-        return jnp.take(self.embedding, ids, axis=0, mode="clip")
+        table = looked_up(self.embedding, ids.size)
+        return jnp.take(table, ids, axis=0, mode="clip")
 
     def logits(self, x: Array) -> Array:
         """`x @ embedding.T` in f32."""

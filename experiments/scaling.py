@@ -1,0 +1,92 @@
+"""Bytes a device from one chip to 256, by the TPU's compiler: writes scaling.json.
+
+    pip install -e ".[demo,tpu]"
+    python experiments/scaling.py [--only NAME]
+
+llama-8b trained in bfloat16 with f32 Adam states at one row of 2,048 tokens for each device of
+`fsdp`, full remat; llama-70b serving in 4 bits, 8 rows of 4,096 tokens. Nothing is run. Each row
+is compiled at the chip's own memory, with activations constrained at block boundaries as our models
+do, and again with that taken out of the model; `needed` of one that does not fit is the compiler's
+estimate. A row that is in the file already is not compiled again.
+"""
+
+import argparse
+import json
+import pathlib
+from unittest import mock
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmem as jm
+from jaxmem.models import llama
+
+SEQ, CACHE = 2048, 4096
+TRAIN = {
+    "tpu v5e:2x2": dict(fsdp=4),
+    "tpu v5e:2x4": dict(fsdp=8),
+    "tpu v5e:4x8": dict(fsdp=32),
+    "tpu v5e:16x16": dict(fsdp=64, tensor=4),
+}
+SERVE = {"tpu v5e:2x2": dict(tensor=4), "tpu v5e:2x4": dict(tensor=8), "tpu v6e:1x1": {}}
+
+
+def train(device: str, axes: dict):
+    """(step, its arguments) of llama-8b on a mesh."""
+    rows = axes["fsdp"]
+    built = jm.build(jm.Recipe("llama-8b", "cpu", "train", rows, SEQ))
+    state, ids = built.arguments
+    mesh = jm.mesh(**axes, device=device)
+    params = state["params"]
+    rules = jm.layouts.fsdp_tensor(jm.models.load("llama-8b").config, mesh)
+    where = jm.shardings(params, mesh, rules)
+    state = jm.shard(state, jm.state_shardings(state, params, where))
+    place = NamedSharding(mesh, P(("data", "fsdp")))
+    return built.step, (state, jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=place))
+
+
+def serve(device: str, axes: dict):
+    """(step, its arguments) of llama-70b in 4 bits on a mesh."""
+    recipe = jm.Recipe("llama-70b", "cpu", "serve", 8, CACHE, encoding=jm.Int(4))
+    built = jm.build(recipe)
+    cache, params, ids, position = built.arguments
+    if not axes:
+        return built.step, built.arguments
+    mesh, config = jm.mesh(**axes, device=device), jm.models.load("llama-70b").config
+    params = jm.shard(params, jm.shardings(params, mesh, jm.layouts.tensor(config, mesh)))
+    cache = jm.shard(cache, jm.shardings(cache, mesh, jm.layouts.cache(config, mesh, 8)))
+    return built.step, (cache, params, ids, position)
+
+
+def measure(make, device: str, axes: dict, constrained: bool) -> dict:
+    plain = llama.constrain
+    with mock.patch.object(llama, "constrain", plain if constrained else lambda x: x):
+        step, arguments = make(device, axes)
+        m = jm.memory(step, *arguments, device=device)
+    sizes = ("arguments", "temp", "peak", "needed", "limit", "fits", "exact", "collectives")
+    return {name: getattr(m, name) for name in sizes} | {"versions": m.versions}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="")
+    args = parser.parse_args()
+    path = pathlib.Path(__file__).with_suffix(".json")
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
+    found |= {"command": "python experiments/scaling.py", "jax": jax.__version__, "seed": None}
+    for make, meshes in ((train, TRAIN), (serve, SERVE)):
+        for device, axes in meshes.items():
+            for constrained in (True, False):
+                over = " x ".join(f"{k} {v}" for k, v in axes.items()) or "one chip"
+                how = "constrained" if constrained else "not constrained"
+                name = f"{make.__name__}, {device}, {over}, {how}"
+                if name in found["rows"] or args.only not in name or (not axes and not constrained):
+                    continue
+                found["rows"][name] = measure(make, device, axes, constrained)
+                path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                print(name, f"{found['rows'][name]['peak'] / 2**30:.2f} GiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
