@@ -163,7 +163,19 @@ class PlanesArray(Folded):
         return dict(fields=self.planes, scale=self.step, low=self.low, **how)
 
     def matmul(self, x, precision=None):
-        decoded = functools.partial(decoded_product, precision=precision)
-        tiles = functools.partial(decoded, unrolled=UNROLLED)
-        elsewhere = functools.partial(packed_product, otherwise=tiles, precision=precision)
-        return lax.platform_dependent(x, self, cpu=decoded, default=elsewhere)
+        return _matmul(x, self, precision)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _matmul(x, leaf, precision):
+    """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
+    decoded = functools.partial(decoded_product, precision=precision)
+    tiles = functools.partial(decoded, unrolled=UNROLLED)
+    elsewhere = functools.partial(packed_product, otherwise=tiles, precision=precision)
+    return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
+
+
+@_matmul.defjvp
+def _matmul_jvp(precision, primals, tangents):
+    decoded = functools.partial(decoded_product, precision=precision)
+    return _matmul(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
