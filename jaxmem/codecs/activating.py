@@ -12,6 +12,7 @@ from ..folding import UNROLLED, Folded, Wrapped, by_tiles, decoded_product
 from ..leaf import is_encoded
 from .packing import unpack
 
+FEW_ROWS = 32  # up to here a CPU does best not to unpack
 _LARGEST = 448.0  # of e4m3
 
 
@@ -97,7 +98,8 @@ def _matmul(x, leaf, precision):
     if leaf.to != "int8" or not hasattr(inner, "zeros"):
         return inner.matmul(rounded(wide, leaf).astype(x.dtype), precision)
     q, zero, step = _integers(wide, *leaf.ranges(wide))
-    return (_integer_product(q, zero, inner)) * step
+    on_cpu = _by_rows if x.size and len(x) <= FEW_ROWS else _integer_product
+    return lax.platform_dependent(q, zero, inner, cpu=on_cpu, default=_integer_product) * step
 
 
 @_matmul.defjvp
@@ -114,6 +116,13 @@ def _integers(x, low, high):
     step = _divisor((high - low) / 255)
     zero = jnp.round(-low / step) - 128
     return jnp.clip(jnp.round(x / step) + zero, -128, 127).astype(jnp.int8), zero, step
+
+
+def _by_rows(q, zero, leaf):
+    """The same as `_integer_product`, for few rows on a CPU."""
+    one = jnp.ones((len(q), 1), jnp.float32)
+    ones = jnp.ones((1, q.shape[1]), jnp.int8)
+    return leaf.by_integers([(q, one), (ones, -zero * one)])
 
 
 def _integer_product(q, zero, leaf):

@@ -15,7 +15,8 @@ from .packing import WIDTHS, divided, interleave, pack, shifts, slices, unpack, 
 
 FEW_ROWS = 32  # up to here the CPU's integer product beats decoding (experiments/cpu_decode.py)
 FEW_GROUPED = 8  # and up to here where each group has a product of its own
-WIDE = 128  # columns of groups that share a product on a CPU
+WIDE = 256  # columns of groups that share a product on a CPU
+RUN = 512  # rows of a weight at a time in one
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
 _LEAST = 2.0**-14  # f16 scales below are coarse
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
@@ -177,6 +178,31 @@ class IntArray(Folded):
         values = lambda codes: (codes - centre).astype(jnp.float32)
         return dict(fields=self.codes, scale=self.scale, zero=zero, values=values, **how)
 
+    def by_integers(self, terms: list[tuple[Array, Array]]) -> Array:
+        """Σ factor · digits . rows^T, (m, n) f32, as a CPU does it: in int8 × int8 products.
+
+        A term is int8 digits (m or 1, k) and an f32 factor (m, 1). The products read the codes as
+        they are; f32 would have to unpack them first. A few groups share a product: each has rows
+        of its own, zero outside it. Sums over groups are spelt out, for XLA is slow at reducing
+        leading axes (jax 0.10.2: five times the whole product).
+        """
+        digits = jnp.concatenate([digits for digits, _ in terms])
+        sizes = tuple(len(digits) for digits, _ in terms)
+        factors = [factor for _, factor in terms]
+        k = digits.shape[1]
+        whole = self.scale.shape[-2] == 1
+        width = k if whole else max(self.group, WIDE // self.group * self.group)
+        rows = []  # for each run of groups (groups there · digits, columns there)
+        for start in range(0, k, width):
+            here = digits[:, start : start + width]
+            group = jnp.arange(here.shape[1])[None] // self.group
+            inside = group == jnp.arange(-(-here.shape[1] // self.group))[:, None]
+            here = here[None] * inside[:, None, :].astype(jnp.int8)
+            rows.append(here.reshape(-1, here.shape[-1]))
+        product = lambda args, part: _terms_product(*args, part, sizes, width)
+        args = (rows, factors)
+        return product(args, self) if self.bits == 8 else by_tiles(product, args, self)
+
     def matmul(self, x, precision=None):
         return _shared_matmul(x, self, precision)
 
@@ -239,31 +265,13 @@ def _scaled_after(x, leaf, precision):
 
 
 def _by_digits(x, leaf):
-    """int8 x int8 products of three base-254 digits of x: f32's accuracy at int8's speed.
-
-    A CPU's integer product reads the codes as they are; f32 would have to unpack them first. A few
-    groups share a product: each has rows of its own, zero outside it. Sums over groups are spelt
-    out, for XLA is slow at reducing leading axes (jax 0.10.2: five times the whole product).
-    """
-    groups, (m, k) = leaf.scale.shape[-2], x.shape
-    digits, steps = _digits(x.astype(jnp.float32), 3)  # (3, m, k), (3, m, 1)
-    digits = digits.reshape(3 * m, k)
-    width = k if groups == 1 else max(leaf.group, WIDE // leaf.group * leaf.group)
-    rows = []  # for each run of groups (groups there · 3 · m, columns there)
-    for start in range(0, k, width):
-        here = digits[:, start : start + width]
-        group = jnp.arange(here.shape[1])[None] // leaf.group
-        inside = group == jnp.arange(-(-here.shape[1] // leaf.group))[:, None]
-        here = here[None] * inside[:, None, :].astype(jnp.int8)
-        rows.append(here.reshape(-1, here.shape[-1]))
-    product = lambda args, part: _digits_product(*args, part, width)
-    args = (rows, list(steps))
-    return product(args, leaf) if leaf.bits == 8 else by_tiles(product, args, leaf)
+    """int8 x int8 products of three base-254 digits of x: f32's accuracy at int8's speed."""
+    return leaf.by_integers(_digits(x.astype(jnp.float32), 3))
 
 
-def _digits_product(rows, steps, leaf, width):
-    """The product of `rows` as `_by_digits` lays them out: (m, rows of leaf) f32."""
-    n, m = leaf.scale.shape[-1], steps[0].shape[0]
+def _terms_product(rows, factors, leaf, sizes, width):
+    """The sum of terms whose rows lie as `by_integers` lays them out: (m, rows of leaf) f32."""
+    n = leaf.scale.shape[-1]
     total = 0.0
     for i, (weight, parts) in enumerate(_centred(leaf)):
         short = -n % len(parts)
@@ -273,33 +281,46 @@ def _digits_product(rows, steps, leaf, width):
             scale, group, y = every(leaf.scale.astype(jnp.float32), j), 0, 0.0
             zeros = None if leaf.zero is None or i else every(leaf.zeros(), j)
             for start, here in zip(range(0, part.shape[1], width), rows):
-                w = lax.slice_in_dim(part, start, start + here.shape[1], axis=1)
-                codes = lax.dot_general(here, w, _LAST, preferred_element_type=jnp.int32)
-                for at in range(0, len(here), 3 * m):
-                    digits = [slice(at + d * m, at + d * m + m) for d in range(3)]
-                    for rows_of_digit, step in zip(digits, steps):
-                        product = codes[rows_of_digit]
+                w = lax.slice_in_dim(part, start, min(start + width, part.shape[1]), axis=1)
+                codes = _weight_first(w, here)
+                at = 0
+                while at < len(here):
+                    for size, factor in zip(sizes, factors):
+                        product = codes[at : at + size]
                         if zeros is not None:
-                            sums = here[rows_of_digit].astype(jnp.int32).sum(1, keepdims=True)
+                            sums = here[at : at + size].astype(jnp.int32).sum(1, keepdims=True)
                             product -= sums * zeros[group][None]
-                        y += product.astype(jnp.float32) * (step * scale[group][None])
+                        y += product.astype(jnp.float32) * (factor * scale[group][None])
+                        at += size
                     group += 1
             ys.append(y * weight)
         total += interleave(ys, -1)[:, :n]
     return total
 
 
+def _weight_first(w, rows):
+    """rows . wᵀ (r, n) in int32, of int8: w on the left is read as it lies, a run of rows a time.
+
+    On the right XLA would pack it first (jax 0.10.2 and 0.12: 1.4 to 2 times as long).
+    """
+    (n, k), r = w.shape, len(rows)
+    runs = next((i for i in range(max(1, -(-n // RUN)), n // 64 + 1) if n % i == 0), 1)
+    dims = (((2,), (2,)), ((0,), (0,)))
+    rows = jnp.broadcast_to(rows, (runs, r, k))
+    y = lax.dot_general(w.reshape(runs, -1, k), rows, dims, preferred_element_type=jnp.int32)
+    return y.reshape(n, r).T
+
+
 def _digits(x, count):
-    """x (m, k) ~ sum of digit · step, digits int8 in [-127, 127]."""
+    """[(digit (m, k) in [-127, 127], step (m, 1))]: x is about the sum of digit · step."""
     step = _divisor(jnp.abs(x).max(-1, keepdims=True, initial=0.0) / 127)
-    digits, steps = [], []
+    terms = []
     for _ in range(count):
         digit = jnp.round(x / step)
         x = x - digit * step
-        digits.append(digit.astype(jnp.int8))
-        steps.append(step)
+        terms.append((digit.astype(jnp.int8), step))
         step = step / 254  # what is left is at most half a step
-    return jnp.stack(digits), jnp.stack(steps)
+    return terms
 
 
 def _scale(span, top, up):
