@@ -10,7 +10,8 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.models import KVCache, Model, generate, gpt2, llama
-from jaxmem.models.kv import STEP, attend_through, hadamard
+from jaxmem.models.hadamards import hadamard
+from jaxmem.models.kv import STEP, attend_through
 
 CONFIG = llama.Config(
     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8, context=256

@@ -5,7 +5,7 @@ output, since attention only weighs values; the linear half of a gated unit and 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -99,7 +99,7 @@ def rescaled(model: Model, scales: Mapping[Joint, np.ndarray]) -> Model:
         ValueError: the model is encoded.
     """
     check_dense(model)
-    tree = jax.tree.map(lambda x: x, model.tensors, is_leaf=_is_leaf)  # new dicts, the same leaves
+    tree = model.tensors
     for joint, s in scales.items():
         stacked = s.ndim == 2
         ones = np.ones((*s.shape[:-1], joint.before), np.float32)
@@ -107,10 +107,10 @@ def rescaled(model: Model, scales: Mapping[Joint, np.ndarray]) -> Model:
         gain = lambda w, s, offset=joint.offset: (w + offset) / s - offset
         for path in joint.writers:
             move = gain if path.endswith("scale") else np.divide
-            _put(tree, path, lambda w: combined(move, w, over, stacked=stacked))  # noqa: B023
+            tree = replaced(tree, path, lambda w: combined(move, w, over, stacked=stacked))  # noqa: B023
         for path in joint.readers:
             rows = lambda w, s: w * s[:, None]
-            _put(tree, path, lambda w: combined(rows, w, times, stacked=stacked))  # noqa: B023
+            tree = replaced(tree, path, lambda w: combined(rows, w, times, stacked=stacked))  # noqa: B023
     return dataclasses.replace(model, tensors=tree)
 
 
@@ -127,10 +127,10 @@ def find(tree: dict, path: str) -> Any:
     return tree
 
 
-def _put(tree, path, fn):
-    parent, name = path.rsplit("/", 1)
-    inside = find(tree, parent)
-    inside[name] = fn(inside[name])
+def replaced(tree: dict, path: str, fn: Callable[[Any], Any]) -> dict:
+    """The tree with `fn` of the leaf at `path` in its place."""
+    name, _, rest = path.partition("/")
+    return {**tree, name: replaced(tree[name], rest, fn) if rest else fn(tree[name])}
 
 
 def _is_leaf(x):

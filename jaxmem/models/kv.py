@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxmem.models.hadamards import hadamard
 from jaxmem.models.layers import attend, causal, write
 
 STEP = 64  # tokens that share the range of a key's channel
@@ -113,20 +113,6 @@ def attend_through(
     keys, values = _layer(cache, layer, position, k)
     allowed = causal(q.shape[2], keys.shape[2], position, window)
     return cache, _turned(attend(q, keys, values, allowed, scale), turn)
-
-
-def hadamard(n: int) -> np.ndarray:
-    """The symmetric orthogonal matrix of ±1/√n (n, n), n a power of two (Sylvester, 1867).
-
-    Example:
-        >>> h = hadamard(4)
-        >>> (h @ h).round(6).tolist() == np.eye(4).tolist()
-        True
-    """
-    one = np.ones((1, 1), np.float32)
-    while len(one) < n:
-        one = np.block([[one, one], [one, -one]])
-    return one / np.float32(np.sqrt(n))
 
 
 def _turned(x, turn):

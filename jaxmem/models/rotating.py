@@ -2,19 +2,24 @@
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import numpy as np
 
 from jaxmem.lazy import combined, is_lazy
 from jaxmem.leaf import is_encoded
+from jaxmem.models.hadamards import hadamard
+from jaxmem.models.joints import check_dense, find, joints, replaced
 from jaxmem.models.model import Model
 
 _READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # what follows the norm before each
 _WRITES = {"attn": "out", "mlp": "down"}
 
+Basis = Literal["random", "hadamard"]
 
-def rotate(model: Model, *, seed: int = 0) -> Model:
+
+def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
     """The same function with its residual stream turned by a random orthogonal matrix.
 
     Norm gains are folded into the matrices that follow, and the head is untied, since the last
@@ -29,8 +34,8 @@ def rotate(model: Model, *, seed: int = 0) -> Model:
     Reference: SliceGPT (Ashkboos et al., 2024), QuaRot (Ashkboos et al., 2024).
 
     Raises:
-        ValueError: Not of the Llama family, or with norms after its blocks (Gemma), which a
-            rotation does not pass through; or encoded already.
+        ValueError: A basis or width without a matrix; not of the Llama family, or with norms after
+            its blocks (Gemma), which a rotation does not pass through; or encoded already.
 
     Example:
         >>> import jaxmem as jm
@@ -47,7 +52,7 @@ def rotate(model: Model, *, seed: int = 0) -> Model:
     tree = jax.tree.map(lambda x: x, model.tensors, is_leaf=leaf)  # new dicts, the same leaves
     blocks, embed, final = tree["layers"], tree["embed"]["embedding"], tree["final_norm"]["scale"]
     abstract = isinstance(embed, jax.ShapeDtypeStruct)
-    turn = None if abstract else orthogonal(config.width, seed).astype(np.float32)
+    turn = None if abstract else matrix(config.width, seed, basis).astype(np.float32)
 
     into = lambda w, gain: (turn.T * gain) @ w
     out_of = lambda w: w @ turn
@@ -67,7 +72,56 @@ def rotate(model: Model, *, seed: int = 0) -> Model:
     tree["embed"] = {"embedding": combined(out_of, embed)}
     tree["final_norm"] = {"scale": combined(np.ones_like, final)}
     untied = dataclasses.replace(config, tied=False)
-    return Model(untied, tree, model.tokenizer, f"{model.source}, rotated with seed {seed}")
+    how = f"rotated with seed {seed}" if basis == "random" else f"rotated by {basis}, seed {seed}"
+    return Model(untied, tree, model.tokenizer, f"{model.source}, {how}")
+
+
+def rotate_heads(model: Model, *, seed: int = 0, basis: Basis = "hadamard") -> Model:
+    """The same function with each head's values turned by an orthogonal matrix.
+
+    v' = v R and out' = Rᵀ out for each head, R (head width, head width): attention weighs values
+    and mixes none of their channels, and heads that share a value share R. Spreads channels that
+    stand out over what `out` reads and over cached values, at no cost. What was lazy stays so. Of
+    the Llama family, GPT-2 or BERT.
+
+    Reference: QuaRot (Ashkboos et al., 2024), SpinQuant's R2 (Liu et al., 2024).
+
+    Raises:
+        ValueError: a basis or head width without a matrix; an encoded model.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> model = jm.models.rotate_heads(jm.models.load("llama-1b"))
+        >>> model.source.split(", ")[-1]
+        'heads rotated by hadamard'
+    """
+    check_dense(model)
+    out = "layers/attn/out/kernel"
+    [joint] = [joint for joint in joints(model.config) if joint.readers == (out,)]
+    shape = find(model.tensors, out).shape  # (layers, heads · head width, width)
+    width = shape[-2] // model.config.heads
+    turn = matrix(width, seed, basis).astype(np.float32)
+
+    def columns(w):
+        heads = w[..., joint.before :]
+        turned = (heads.reshape(-1, width) @ turn).reshape(heads.shape)
+        return np.concatenate([w[..., : joint.before], turned], -1)
+
+    rows = lambda w: np.matmul(turn.T, w.reshape(-1, width, shape[-1])).reshape(w.shape)
+    tree = model.tensors
+    for path in (*joint.writers, out):
+        move = rows if path == out else columns
+        tree = replaced(tree, path, lambda w: combined(move, w, stacked=True))  # noqa: B023
+    return Model(model.config, tree, model.tokenizer, f"{model.source}, heads rotated by {basis}")
+
+
+def matrix(n: int, seed: int, basis: Basis) -> np.ndarray:
+    """The orthogonal (n, n) matrix of a basis: "random", or "hadamard" with random signs."""
+    if basis == "random":
+        return orthogonal(n, seed)
+    if basis != "hadamard":
+        raise ValueError(f'a basis is "random" or "hadamard", got {basis!r}')
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (n, 1)) * hadamard(n)
 
 
 def orthogonal(n: int, seed: int) -> np.ndarray:
