@@ -98,16 +98,15 @@ def cache(config: Any, mesh: Mesh | AbstractMesh, batch: int) -> Rules:
 def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     """What of `names` divides each weight of the family; an axis of length 1 is left out."""
     over = lambda size, heads=None: _over(mesh, names, size, heads)
-    head = c.head_dim if c.family == "llama" else c.width // c.heads
-    inside, outside = {"out": (c.heads * head, c.heads)}, {}  # (length, heads) of what is cut
+    inside, outside = {"out": (c.heads * c.head_dim, c.heads)}, {}  # (length, heads) of what is cut
     inside["down"] = outside["up"] = (c.ffn, None)
     if c.family == "llama":
-        kv = (c.kv_heads * head, c.kv_heads)
+        kv = (c.kv_heads * c.head_dim, c.kv_heads)
         outside |= {"gate": (c.ffn, None), "q": inside["out"], "k": kv, "v": kv}
     elif c.family == "bert":
         outside |= dict.fromkeys("qkv", inside["out"])
     else:
-        outside["qkv"] = (3 * c.width, None)
+        outside["qkv"] = (3 * c.heads * c.head_dim, None)
     part = lambda name: f".*layers/{'mlp' if name in ('gate', 'up', 'down') else 'attn'}/{name}"
     biased = {"q", "k", "v"} if getattr(c, "qkv_bias", False) else set()
     biased = biased if c.family == "llama" else set(outside)

@@ -34,6 +34,7 @@ class Config:
     ffn: int
     layers: int
     heads: int
+    head_dim: int = 0  # width / heads when 0; less than that where heads were removed
     context: int = 512
     types: int = 2
     eps: float = 1e-12
@@ -43,8 +44,9 @@ class Config:
         for name in ("vocab", "width", "ffn", "layers", "heads", "context", "types"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.width % self.heads:
+        if not self.head_dim and self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        object.__setattr__(self, "head_dim", self.head_dim or self.width // self.heads)
         if self.family != "bert":
             raise ValueError(f"family is {self.family!r}, expected 'bert'")
 
@@ -169,8 +171,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, allowed: Array) -> Array:
         c = self.config
-        q, k, v = (split_heads(Linear(c.width, bias=True, name=name)(x), c.heads) for name in "qkv")
-        y = attend(q, k, v, allowed, (c.width // c.heads) ** -0.5)
+        heads = lambda name: Linear(c.heads * c.head_dim, bias=True, name=name)(x)
+        q, k, v = (split_heads(heads(name), c.heads) for name in "qkv")
+        y = attend(q, k, v, allowed, c.head_dim**-0.5)
         return Linear(c.width, bias=True, name="out")(merge_heads(y))
 
 
@@ -194,7 +197,7 @@ def weights(config: Config) -> dict[str, Recipe]:
         >>> bert.weights(config)["layers/mlp/up/kernel"].names
         ('encoder.layer.0.intermediate.dense.weight',)
     """
-    d, f = config.width, config.ffn
+    d, f, heads = config.width, config.ffn, config.heads * config.head_dim
     out = {
         "embed/embedding": Recipe(("embeddings.word_embeddings.weight",), (config.vocab, d)),
         "positions/embedding": Recipe(
@@ -210,10 +213,10 @@ def weights(config: Config) -> dict[str, Recipe]:
         out[f"layers/{path}"] = Recipe(names, (config.layers, *shape), fn, stacked=True)
 
     linears = {
-        "attn/q": ("attention.self.query", d, d),
-        "attn/k": ("attention.self.key", d, d),
-        "attn/v": ("attention.self.value", d, d),
-        "attn/out": ("attention.output.dense", d, d),
+        "attn/q": ("attention.self.query", d, heads),
+        "attn/k": ("attention.self.key", d, heads),
+        "attn/v": ("attention.self.value", d, heads),
+        "attn/out": ("attention.output.dense", heads, d),
         "mlp/up": ("intermediate.dense", d, f),
         "mlp/down": ("output.dense", f, d),
     }

@@ -36,6 +36,7 @@ class Config:
     layers: int
     heads: int
     ffn: int = 0  # 4 * width when 0
+    head_dim: int = 0  # width / heads when 0; less than that where heads were removed
     context: int = 1024
     eps: float = 1e-5
     bos: int | None = None
@@ -48,8 +49,9 @@ class Config:
         for name in ("vocab", "width", "layers", "heads", "ffn", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.width % self.heads:
+        if not self.head_dim and self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        object.__setattr__(self, "head_dim", self.head_dim or self.width // self.heads)
         if self.family != "gpt2":
             raise ValueError(f"family is {self.family!r}, expected 'gpt2'")
 
@@ -87,7 +89,7 @@ class Config:
 
     def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
         """An empty KV cache: {"k", "v"} of (layers, batch, heads, length, head width)."""
-        shape = (self.layers, batch, self.heads, length, self.width // self.heads)
+        shape = (self.layers, batch, self.heads, length, self.head_dim)
         return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
 
@@ -154,11 +156,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, cache: dict | None, layer: Array, position: Array | int):
         c = self.config
-        q, k, v = jnp.split(Linear(3 * c.width, bias=True, name="qkv")(x), 3, axis=-1)
+        q, k, v = jnp.split(Linear(3 * c.heads * c.head_dim, bias=True, name="qkv")(x), 3, axis=-1)
         if cache is not None:
             k, v = keep_layout(k, v)
         q, k, v = (split_heads(y, c.heads) for y in (q, k, v))
-        far, scale = np.iinfo(np.int32).max, (c.width // c.heads) ** -0.5
+        far, scale = np.iinfo(np.int32).max, c.head_dim**-0.5
         cache, y = attend_through(cache, layer, position, q, k, v, far, scale)
         return Linear(c.width, bias=True, name="out")(merge_heads(y)), cache
 
@@ -185,7 +187,7 @@ def weights(config: Config) -> dict[str, Recipe]:
         >>> gpt2.weights(config)["layers/attn/qkv/kernel"].names
         ('h.0.attn.c_attn.weight', 'h.1.attn.c_attn.weight')
     """
-    d, f = config.width, config.ffn
+    d, f, heads = config.width, config.ffn, config.heads * config.head_dim
     out = {
         "embed/embedding": Recipe(("wte.weight",), (config.vocab, d)),
         "positions/embedding": Recipe(("wpe.weight",), (config.context, d)),
@@ -199,8 +201,8 @@ def weights(config: Config) -> dict[str, Recipe]:
         "mlp_norm/bias": ("ln_2.bias", (d,)),
     }
     linears = {
-        "attn/qkv": ("attn.c_attn", d, 3 * d),
-        "attn/out": ("attn.c_proj", d, d),
+        "attn/qkv": ("attn.c_attn", d, 3 * heads),
+        "attn/out": ("attn.c_proj", heads, d),
         "mlp/up": ("mlp.c_fc", d, f),
         "mlp/down": ("mlp.c_proj", f, d),
     }

@@ -21,9 +21,10 @@ def remove_layers(model: Model, gone: Sequence[int]) -> Model:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
         >>> from jaxmem.models import gpt2
         >>> config, ids = gpt2.Config(vocab=64, width=32, layers=3, heads=4), jnp.ones((1, 5), int)
-        >>> params = gpt2.module(config).init(jax.random.key(0), ids)["params"]
-        >>> smaller = remove_layers(jm.models.Model(config, params, None, "random"), [1])
-        >>> smaller.config.layers, smaller.apply(smaller.params, ids).shape
+        >>> shapes = jax.eval_shape(gpt2.module(config).init, jax.random.key(0), ids)["params"]
+        >>> params = jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes)
+        >>> smaller = remove_layers(jm.models.Model(config, params, None, "blank"), [1])
+        >>> smaller.config.layers, jax.eval_shape(smaller.apply, smaller.params, ids).shape
         (2, (1, 5, 64))
     """
     layers, gone = model.config.layers, sorted(gone)
@@ -39,6 +40,8 @@ def remove_layers(model: Model, gone: Sequence[int]) -> Model:
 def least_missed(model: Model, count: int, ids: Array) -> list[int]:
     """The `count` layers that go first: each that with the least KL to the whole model without it.
 
+    (An encoder gives no distribution: there it is the squared distance of the hidden vectors.)
+
     In the order in which they go, so that fewer of them are the first ones. `ids` (rows, tokens) is
     text to judge by; a few hundred tokens tell. Each choice knows of those before it. Runs the
     model about count · layers times. Song et al., 2024 (SLEB).
@@ -50,14 +53,15 @@ def least_missed(model: Model, count: int, ids: Array) -> list[int]:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
         >>> from jaxmem.models import gpt2
         >>> config, ids = gpt2.Config(vocab=64, width=32, layers=3, heads=4), jnp.ones((1, 5), int)
-        >>> params = gpt2.module(config).init(jax.random.key(0), ids)["params"]
-        >>> len(least_missed(jm.models.Model(config, params, None, "random"), 2, ids))
+        >>> shapes = jax.eval_shape(gpt2.module(config).init, jax.random.key(0), ids)["params"]
+        >>> params = jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes)
+        >>> len(least_missed(jm.models.Model(config, params, None, "blank"), 2, ids))
         2
     """
     layers = model.config.layers
     if not 0 < count < layers:
         raise ValueError(f"{count} of {layers} layers are to go, expected some and not all")
-    whole = jax.nn.log_softmax(jax.jit(model.apply)(model.params, ids))
+    whole = jax.jit(model.apply)(model.params, ids)
     gone = []
     for _ in range(count):
         losses = {}
@@ -71,9 +75,11 @@ def least_missed(model: Model, count: int, ids: Array) -> list[int]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _divergence(config, params, keep, ids, whole):
-    """Mean KL of the logits of the layers `keep` to log-probabilities of the whole model."""
-    logits = family(config).module(config).apply({"params": _only(params, keep)}, ids)
-    guess = jax.nn.log_softmax(logits)
+    """Mean KL of the logits of the layers `keep` to those of the whole model."""
+    found = family(config).module(config).apply({"params": _only(params, keep)}, ids)
+    if config.family == "bert":
+        return jnp.square(whole - found).sum(-1).mean()
+    whole, guess = jax.nn.log_softmax(whole), jax.nn.log_softmax(found)
     return (jnp.exp(whole) * (whole - guess)).sum(-1).mean()
 
 

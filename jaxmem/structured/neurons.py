@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 
 from ..models.model import Model
-from .removing import gram_of, remove_each
+from .removing import moments_of, remove_inputs, take_runs
 
 DOWN = "layers/mlp/down/kernel"
 
@@ -26,12 +25,13 @@ def remove_neurons(model: Model, ffn: int, stats: Mapping) -> Model:
         >>> from jaxmem.models import llama
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
         >>> config, ids = llama.Config(**sizes), jnp.arange(60).reshape(2, 30)
-        >>> params = llama.module(config).init(jax.random.key(0), ids)["params"]
-        >>> model = jm.models.Model(config, params, None, "random")
+        >>> shapes = jax.eval_shape(llama.module(config).init, jax.random.key(0), ids)["params"]
+        >>> params = jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes)
+        >>> model = jm.models.Model(config, params, None, "blank")
         >>> smaller = remove_neurons(model, 36, jm.stats(model.apply, params, [(ids,)]))
         >>> smaller.params["layers"]["mlp"]["up"]["kernel"].shape, smaller.config.ffn
         ((2, 32, 36), 36)
-        >>> smaller.apply(smaller.params, ids).shape
+        >>> jax.eval_shape(smaller.apply, smaller.params, ids).shape
         (2, 30, 64)
     """
     now = model.config.ffn
@@ -39,12 +39,8 @@ def remove_neurons(model: Model, ffn: int, stats: Mapping) -> Model:
         raise ValueError(f"{ffn} neurons are to stay of {now}, expected at least 1 and fewer")
     params = jax.tree.map(lambda x: x, model.params)  # new dicts, the same arrays
     mlp = params["layers"]["mlp"]
-    stay, down = remove_each(mlp["down"]["kernel"], gram_of(stats, DOWN), (0,) * now, now - ffn)
+    stay, mlp["down"] = remove_inputs(mlp["down"], moments_of(stats, DOWN), (0,) * now, now - ffn)
     for name in set(mlp) - {"down"}:
-        mlp[name] = {
-            part: jnp.take_along_axis(w, stay.reshape(len(w), *(1,) * (w.ndim - 2), -1), -1)
-            for part, w in mlp[name].items()
-        }
-    mlp["down"] = {**mlp["down"], "kernel": down}
+        mlp[name] = {part: take_runs(w, stay, now) for part, w in mlp[name].items()}
     source = f"{model.source}, {ffn} of {now} neurons"
     return Model(dataclasses.replace(model.config, ffn=ffn), params, model.tokenizer, source)

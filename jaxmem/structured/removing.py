@@ -6,12 +6,15 @@ of those before it. What is kept then solves the least squares problem exactly.
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.scipy.linalg import cho_factor, cho_solve
+
+from ..statistics import Moments
 
 DAMPING = 0.01  # of the mean diagonal of H
 
@@ -72,24 +75,39 @@ def remove(
     return stay, cho_solve(factor, rows @ start)
 
 
-def remove_each(
-    weights: Array, grams: Array, groups: tuple[int, ...], drop: int
-) -> tuple[Array, Array]:
-    """`remove` for each layer of stacks (layers, k, n) and (layers, k, k), one at a time."""
-    stay, left = [], []
-    for w, gram in zip(weights, grams, strict=True):
-        found = remove(w, gram, groups, drop)
-        stay.append(found[0])
-        left.append(found[1].astype(w.dtype))
-    return jnp.stack(stay), jnp.stack(left)
+def remove_inputs(
+    linear: Mapping[str, Array], moments: Moments, groups: tuple[int, ...], drop: int
+) -> tuple[Array, dict[str, Array]]:
+    """`remove` for each layer of stacked linears {"kernel", "bias"}: (groups that stay, linears).
+
+    A bias takes over the mean of what is gone, so that the weights make up for the rest alone.
+    """
+    kernel, mean, gram = linear["kernel"], moments.mean, moments.second
+    if "bias" in linear:
+        gram = gram - mean[:, :, None] * mean[:, None]
+    each = [remove(w, h, groups, drop) for w, h in zip(kernel, gram, strict=True)]
+    stay, new = (jnp.stack(parts) for parts in zip(*each))
+    out = {**linear, "kernel": new.astype(kernel.dtype)}
+    if "bias" in linear:
+        kept = take_runs(mean, stay, len(groups))
+        shift = jnp.einsum("lk,lkn->ln", mean, kernel) - jnp.einsum("lk,lkn->ln", kept, new)
+        out["bias"] = linear["bias"] + shift.astype(kernel.dtype)
+    return stay, out
 
 
-def gram_of(stats: dict, path: str) -> Array:
-    """The Gram matrices of a stacked weight's input.
+def take_runs(w: Array, stay: Array, runs: int) -> Array:
+    """The runs `stay` (layers, kept) of the last axis of w (layers, ..., runs · size)."""
+    cut = w.reshape(*w.shape[:-1], runs, -1)
+    index = stay.reshape(len(w), *(1,) * (w.ndim - 2), -1, 1)
+    return jnp.take_along_axis(cut, index, -2).reshape(*w.shape[:-1], -1)
+
+
+def moments_of(stats: Mapping[str, Moments], path: str) -> Moments:
+    """The moments of a stacked weight's input, with its Gram matrices.
 
     Raises:
         ValueError: there are none for `path`.
     """
     if path not in stats or stats[path].second.ndim != stats[path].mean.ndim + 1:
         raise ValueError(f'removal wants stats of moments="gram" for {path}, got none')
-    return stats[path].second
+    return stats[path]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..models.model import Model
-from .removing import gram_of
+from .removing import moments_of
 
 READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # what follows the norm before each
 WRITES = {"attn": "out", "mlp": "down"}
@@ -32,12 +32,13 @@ def remove_width(model: Model, width: int, stats: Mapping) -> Model:
         >>> from jaxmem.models import llama
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
         >>> config, ids = llama.Config(**sizes), jnp.arange(60).reshape(2, 30)
-        >>> params = llama.module(config).init(jax.random.key(0), ids)["params"]
-        >>> model = jm.models.Model(config, params, None, "random")
+        >>> shapes = jax.eval_shape(llama.module(config).init, jax.random.key(0), ids)["params"]
+        >>> params = jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes)
+        >>> model = jm.models.Model(config, params, None, "blank")
         >>> smaller = remove_width(model, 24, jm.stats(model.apply, params, [(ids,)]))
         >>> smaller.params["layers"]["mlp"]["up"]["kernel"].shape
         (2, 24, 48)
-        >>> smaller.apply(smaller.params, ids).shape
+        >>> jax.eval_shape(smaller.apply, smaller.params, ids).shape
         (2, 30, 64)
     """
     config = model.config
@@ -77,7 +78,9 @@ def remove_width(model: Model, width: int, stats: Mapping) -> Model:
 
 def _normed(stats, blocks, part) -> np.ndarray:
     """E[x xᵀ] (layers, d, d) of what the norm before `part` gives, without its gain."""
-    gram = np.asarray(gram_of(stats, f"layers/{part}/{READS[part][0]}/kernel"), np.float64)
+    gram = np.asarray(
+        moments_of(stats, f"layers/{part}/{READS[part][0]}/kernel").second, np.float64
+    )
     gain = np.asarray(blocks[f"{part}_norm"]["scale"], np.float64)
     if (gain == 0).any():
         raise ValueError(f"layers/{part}_norm/scale holds a gain of zero, which hides its input")
