@@ -7,6 +7,7 @@ from .accounting import breakdown as breakdown
 from .activations import static as static
 from .budgeting import budget as budget
 from .codecs import NM as NM
+from .codecs import Affine as Affine
 from .codecs import Bitmask as Bitmask
 from .codecs import Blocks as Blocks
 from .codecs import Cast as Cast

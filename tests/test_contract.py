@@ -35,6 +35,8 @@ CODECS = [
     jm.Codebook("nf4"),
     jm.Codebook("fp4", group=16),
     jm.KMeans(3),
+    jm.Affine(4, group=16),
+    jm.Affine(3, group=10),
     jm.DoubleQuant(jm.Codebook("nf4", group=8), jm.Int(8, group=16, symmetric=False)),
     jm.Planes(group=16),
     jm.Sum((jm.Int(4), jm.LowRank(4))),
@@ -51,7 +53,8 @@ CODECS = [
 ]
 KINDS = list({type(codec): codec for codec in CODECS}.values())  # one of each, for laws of shape
 SPARSE = [codec for codec in CODECS if isinstance(getattr(codec, "codecs", [codec])[0], Sparse)]
-ROUNDS = [codec for codec in CODECS if isinstance(codec, jm.Int | jm.Cast | jm.Float | jm.Codebook)]
+KINDS_THAT_ROUND = jm.Int | jm.Affine | jm.Cast | jm.Float | jm.Codebook
+ROUNDS = [codec for codec in CODECS if isinstance(codec, KINDS_THAT_ROUND)]
 COARSE = {jm.Float("mxfp4"): 0.25, jm.Float("nvfp4"): 2e-2}  # 2.5 lies between their numbers
 TOLERANCE = {"float32": dict(rtol=1e-5, atol=3e-5), "bfloat16": dict(rtol=2e-2, atol=1e-1)}
 FORMS = {
@@ -172,6 +175,13 @@ def half_a_cell(leaf, w):
     return jnp.stack(error), (for_each_weight(leaf, leaf.step) / 2 + slack)[None] * (1 + 1e-6)
 
 
+def half_a_step_and_an_end(leaf, w):
+    """Affine: step · (1/2 + 2^(bits−11)) + |low| · 2^-11, and 2^-24."""
+    step, low = for_each_weight(leaf, leaf.scale), for_each_weight(leaf, leaf.low)
+    limit = step * (0.5 + 2.0 ** (leaf.bits - 11)) + jnp.abs(low) * 2.0**-11 + 2.0**-24
+    return jnp.abs(w - leaf.decode()), limit + 1e-6 * jnp.abs(w)
+
+
 def equal_cells(leaf, w):
     """KMeans: the root mean square is within half of one of 2^bits equal cells, and f16's error."""
     rms = lambda x: jnp.sqrt((x * x).mean(0))
@@ -197,6 +207,7 @@ BOUNDS = {
     jm.Codebook: half_a_gap,
     jm.Planes: half_a_cell,
     jm.KMeans: equal_cells,
+    jm.Affine: half_a_step_and_an_end,
     jm.Bitmask: the_least_kept,
     jm.NM: the_least_kept,
     jm.Csr: the_least_kept,

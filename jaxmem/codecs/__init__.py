@@ -1,6 +1,7 @@
 """Codecs: one file, one formula. A codec is a frozen dataclass whose `encode` makes a leaf."""
 
 from .activating import Dynamic as Dynamic
+from .affine import Affine as Affine
 from .bitmask import Bitmask as Bitmask
 from .blocks import Blocks as Blocks
 from .casting import Cast as Cast

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..folding import Wrapped
-from ..leaf import decode, is_encoded
+from ..leaf import is_encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,12 @@ class DoubleQuant:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DoubleQuantArray(Wrapped):
-    """A leaf whose scale is an encoded leaf; it decodes the scale and does as the leaf does."""
+    """A leaf whose scale (and least weight) is an encoded leaf; it decodes those and does as it."""
 
     inner: Any
 
     def opened(self):
-        return dataclasses.replace(self.inner, scale=decode(self.inner.scale))
+        parts = {name: getattr(self.inner, name, None) for name in ("scale", "low")}
+        return dataclasses.replace(
+            self.inner, **{name: part.decode() for name, part in parts.items() if is_encoded(part)}
+        )

@@ -124,8 +124,8 @@ def _matmul(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
     decoded = functools.partial(decoded_product, precision=precision)
     elsewhere = functools.partial(decoded, unrolled=UNROLLED)
-    whole = leaf.scale.shape[-2] == 1
-    if whole and (leaf.bits == 8 or len(x) == 1):
+    alone = leaf.scale.shape[-2] == 1 and getattr(leaf, "low", None) is None
+    if alone and (leaf.bits == 8 or len(x) == 1):
         elsewhere = functools.partial(_scaled_after, precision=precision)
     else:
         elsewhere = functools.partial(packed_product, otherwise=elsewhere, precision=precision)

@@ -30,7 +30,8 @@ def packed_product(x: Array, leaf: Any, otherwise: Callable, precision=None) -> 
     `leaf.on_chip()` gives what `grouped_product` takes; elsewhere it is `otherwise(x, leaf)`.
     """
     how = leaf.on_chip()
-    if not suits(x.shape[1], how["group"], len(how["scale"])):
+    read = how.get("scales") or how["scale"].dtype == jnp.float16  # an imported scale may be wider
+    if not read or not suits(x.shape[1], how["group"], len(how["scale"])):
         return otherwise(x, leaf)
     kernel = lambda x, leaf: grouped_product(x, **leaf.on_chip(), precision=precision)
     return on_one_chip(kernel, otherwise, x, leaf)

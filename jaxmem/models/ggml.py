@@ -23,11 +23,29 @@ _CHUNK = 1 << 18  # numbers dequantised at once, which stay in a core's cache; 2
 
 @dataclasses.dataclass(frozen=True)
 class Gguf:
-    """What one GGUF file holds: its fields, and its tensors under their own names, unread."""
+    """What one GGUF file holds: its fields, and its tensors under their own names, unread.
+
+    `places` says of each tensor at what byte it begins and of what type it is.
+    """
 
     path: pathlib.Path
     fields: dict[str, Any]
     tensors: dict[str, Lazy]
+    places: dict[str, tuple[int, Any]] = dataclasses.field(default_factory=dict)
+
+    def kind(self, name: str) -> str:
+        """The name of a tensor's type, such as Q4_K."""
+        return self.places[name][1].name
+
+    def blocks(self, name: str) -> np.ndarray:
+        """The bytes of a tensor as they are, a row for each of its rows."""
+        from gguf import GGML_QUANT_SIZES
+
+        (offset, kind), shape = self.places[name], self.tensors[name].shape
+        block, taken = GGML_QUANT_SIZES[kind]
+        width = shape[-1] // block * taken
+        count = math.prod(shape[:-1]) * width
+        return files.part(self.path, offset, count, np.dtype("u1")).reshape(-1, width)
 
 
 def gguf(path: pathlib.Path) -> Gguf:
@@ -68,7 +86,7 @@ def _header(path: pathlib.Path, file: BinaryIO) -> Gguf:
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError(f"an alignment of {alignment}")
     start = -(-file.tell() // alignment) * alignment
-    tensors = {}
+    tensors, places = {}, {}
     for name, (shape, number, offset) in infos.items():
         kind = GGMLQuantizationType(number)
         block, taken = GGML_QUANT_SIZES[kind]
@@ -79,7 +97,8 @@ def _header(path: pathlib.Path, file: BinaryIO) -> Gguf:
             raise ValueError(f"{name} ends at byte {end} of {size}")
         read = lambda _=None, where=(path, start + offset, shape, kind): _tensor(*where)
         tensors[name] = Lazy(shape, np.dtype("float32"), read)
-    return Gguf(path, fields, tensors)
+        places[name] = start + offset, kind
+    return Gguf(path, fields, tensors, places)
 
 
 def _unpack(file: BinaryIO, size: int, form: str) -> tuple:

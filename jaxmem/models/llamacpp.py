@@ -81,15 +81,19 @@ def architecture(file: Gguf) -> str:
     return name
 
 
-def tensors(file: Gguf) -> dict[str, Lazy]:
-    """The tensors as a Hugging Face checkpoint names, orders and stores them."""
+def sources(file: Gguf) -> dict[str, str]:
+    """For each name in a Hugging Face checkpoint, the tensor of the file that is read for it."""
     arch, found = architecture(file), {}
-    for name, tensor in file.tensors.items():
+    for name in file.tensors:
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
         if match and match[2] in NAMES[arch]:
-            stem = NAMES[arch][match[2]].format(match[1])
-            found[f"{stem}.{match[3]}"] = _undone(file, arch, match[2], tensor)
+            found[f"{NAMES[arch][match[2]].format(match[1])}.{match[3]}"] = name
     return found
+
+
+def tensors(file: Gguf) -> dict[str, Lazy]:
+    """The tensors as a Hugging Face checkpoint names, orders and stores them."""
+    return {ours: undone(file, name, file.tensors[name]) for ours, name in sources(file).items()}
 
 
 def config(file: Gguf) -> dict:
@@ -155,8 +159,9 @@ def config(file: Gguf) -> dict:
     return common
 
 
-def _undone(file: Gguf, arch: str, part: str, tensor: Lazy) -> Lazy:
-    shape = tensor.shape
+def undone(file: Gguf, name: str, tensor: Lazy) -> Lazy:
+    """What a checkpoint holds for a tensor of the file: what the converter did to it, undone."""
+    arch, part, shape = architecture(file), name.split(".")[-2], tensor.shape
     if arch == "llama" and part in ("attn_q", "attn_k"):
         heads = config(file)["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
         return tensor.map(lambda rows: halves(rows, heads), shape)

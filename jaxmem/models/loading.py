@@ -1,6 +1,7 @@
 """load(source): a model from a name, a directory, a file or a model hub, read as it is used."""
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -16,7 +17,7 @@ from jax.typing import DTypeLike
 
 from jaxmem.lazy import Lazy
 from jaxmem.leaf import is_encoded
-from jaxmem.models import abstract, fetching, files, ggml, llamacpp, tokenizing
+from jaxmem.models import abstract, fetching, files, ggml, llamacpp, quantized, tokenizing
 from jaxmem.models.model import FORMAT, PARAMS, RECORD, Model, family
 from jaxmem.models.recipe import Recipe
 
@@ -28,7 +29,9 @@ _FAMILIES = ("llama", "gpt2", "bert")
 _PREFIXES = ("model.", "transformer.", "bert.", "language_model.")
 
 
-def load(source: str | os.PathLike, *, dtype: DTypeLike | None = None) -> Model:
+def load(
+    source: str | os.PathLike, *, dtype: DTypeLike | None = None, encoded: bool = False
+) -> Model:
     """A model, with tensors that stay in their file until they are used.
 
     `source` is one of:
@@ -42,7 +45,9 @@ def load(source: str | os.PathLike, *, dtype: DTypeLike | None = None) -> Model:
     - a directory that `jaxmem fit` or `Model.save` wrote: its params are encoded.
 
     `dtype` is that of the params: float32 unless given, bfloat16 where there are only shapes, and
-    as they were saved in a directory of ours.
+    as they were saved in a directory of ours. With `encoded`, weights that a .gguf file holds in
+    blocks (Q4_0 to Q8_0, Q2_K to Q6_K) or halves are leaves with the file's own codes and scales,
+    and take its bytes; others are read as without.
 
     Example:
         >>> import jaxmem as jm
@@ -51,19 +56,20 @@ def load(source: str | os.PathLike, *, dtype: DTypeLike | None = None) -> Model:
         '141,107,412,992 bytes'
 
     Raises:
-        ValueError: There is no such model, a file is malformed, truncated or incomplete, or the
-            model is of a kind we have no code for; the message names the file.
+        ValueError: There is no such model, a file is malformed, truncated or incomplete, the
+            model is of a kind we have no code for, or `encoded` of a source without codes; the
+            message names the file.
         ConnectionError: A model could not be fetched.
         ImportError: A package this source wants is missing; the message names the extra.
     """
     try:
-        return _load(os.fspath(source), None if dtype is None else jnp.dtype(dtype))
+        return _load(os.fspath(source), None if dtype is None else jnp.dtype(dtype), encoded)
     except ModuleNotFoundError as error:
         need = f'loading {source} wants {error.name}: pip install "jaxmem[demo]"'
         raise ImportError(need) from error
 
 
-def _load(name: str, dtype: Any) -> Model:
+def _load(name: str, dtype: Any, encoded: bool) -> Model:
     if name in abstract.CONFIGS:
         config = _config(abstract.CONFIGS[name], name)
         shape = lambda recipe: jax.ShapeDtypeStruct(recipe.shape, dtype or jnp.bfloat16)
@@ -85,8 +91,12 @@ def _load(name: str, dtype: Any) -> Model:
             "ends in .safetensors, .gguf or .bin"
         )
     hf, tensors, tokenizer = readers[suffix](path)
-    config = _config(hf, path)
-    tree = assemble(family(config).weights(config), tensors, dtype or np.dtype("float32"), path)
+    config, dtype = _config(hf, path), dtype or np.dtype("float32")
+    tree = assemble(family(config).weights(config), tensors, dtype, path)
+    if encoded and suffix != ".gguf":
+        raise ValueError(f"{name} holds no codes to keep; encoded=True takes a .gguf file")
+    if encoded:
+        _keep_codes(tree, family(config).weights(config), ggml.gguf(path), dtype)
     return Model(config, tree, tokenizer, name)
 
 
@@ -112,6 +122,17 @@ def assemble(recipes: dict[str, Recipe], tensors: dict[str, Lazy], dtype: Any, s
         read = lambda i, parts=parts, fn=recipe.fn: fn(parts[i or 0].read(None))
         leaves[path] = Lazy(recipe.shape, dtype, read, recipe.stacked)
     return _nested(leaves)
+
+
+def _keep_codes(tree: dict, recipes: dict[str, Recipe], file: ggml.Gguf, dtype: Any) -> None:
+    """Replaces each lazy leaf of `tree` whose tensors are quantized by an encoded one."""
+    sources = {_bare(ours): name for ours, name in llamacpp.sources(file).items()}
+    for path, recipe in recipes.items():
+        names = [sources[_bare(name)] for name in recipe.names]
+        leaf = quantized.from_gguf(file, recipe, names, dtype)
+        if leaf is not None:
+            *parents, last = path.split("/")
+            functools.reduce(dict.__getitem__, parents, tree)[last] = leaf
 
 
 def _safetensors(path: pathlib.Path) -> tuple:

@@ -1,0 +1,106 @@
+"""Affine: w ≈ step · code + low, with an f16 step and an f16 least weight for each group."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .scaled import Scaled, ScaledArray, divisor, half_above, packed, spread
+
+_LEAST = 2.0**-14  # f16 steps below are coarse
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine(Scaled):
+    """Codes of `bits` bits (2 to 8) from each group's least weight upward.
+
+    What `Int(symmetric=False)` does with an integer zero point, with a float instead: 16 bits a
+    group where that takes `bits`, and any range. GGUF's Q4_1 and Q5_1 are `Affine(4, group=32)`
+    and `Affine(5, group=32)`. The range of a group holds 0.
+
+    Error: |w − decode| ≤ step · (1/2 + 2^(bits−11)) + |low| · 2^-11, and 2^-24 where f16 ends.
+
+    Raises:
+        ValueError: bits outside 2 to 8, or a group below 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w = jnp.array([[-1.0], [0.1], [0.65], [2.0]])
+        >>> [round(float(x), 2) for x in Affine(4, group=4).encode(w).decode()[:, 0]]
+        [-1.0, 0.2, 0.6, 2.0]
+    """
+
+    bits: int
+    _: dataclasses.KW_ONLY
+    group: int | None = None
+
+    def __post_init__(self):
+        if self.bits not in range(2, 9):
+            raise ValueError(f"Affine takes 2 to 8 bits, got {self.bits}")
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"Affine takes a group of at least 1 weight, got {self.group}")
+
+    def range(self, low, high):
+        low, top = low.astype(jnp.float16), 2**self.bits - 1
+        span = (high - low.astype(jnp.float32)).clip(0)
+        near = (span / top).astype(jnp.float16)  # to the nearest, so that the ends are codes
+        step = jnp.where(span < top * _LEAST, half_above(span, float(top)), near)
+        return step.astype(jnp.float32), low.astype(jnp.float32)
+
+    def round(self, matrix, scale, zero, fold, dtype):
+        group = min(self.group or fold.k, fold.k) or 1
+        wide = lambda a: spread(a, group, fold.k)
+        scale, low = scale.astype(jnp.float16), zero.astype(jnp.float16)
+        codes = packed(self._codes(matrix, wide(scale), wide(low)), self.bits)
+        return AffineArray(codes, scale.mT, self.bits, group, fold, jnp.dtype(dtype), low.mT)
+
+    def snap(self, values, scale, zero=None):
+        codes = self._codes(values, scale, zero).astype(jnp.float32)
+        return codes * scale + zero.astype(jnp.float32)
+
+    def _codes(self, values, scale, low):
+        codes = jnp.round((values - low.astype(jnp.float32)) / divisor(scale))
+        return jnp.clip(codes, 0, 2**self.bits - 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AffineArray(ScaledArray):
+    """Codes packed along n, steps as `scale`, and the least weights; None for 0."""
+
+    low: Array | None = None  # (*stack, groups, n)
+
+    def values(self, codes):
+        return codes.astype(jnp.float32) + (128 if self.bits == 8 else 0)
+
+    def rows(self):
+        return self._raised(super().rows(), lambda low: low)
+
+    def pick(self, index):
+        return self._raised(super().pick(index), lambda low: low[:, index.reshape(-1)], index.shape)
+
+    def _raised(self, rows, mine, shape=None):
+        """`rows` with the least weights added; `mine` picks those of their rows."""
+        if self.low is None:
+            return rows
+        low, k = mine(self.low).astype(jnp.float32).mT, rows.shape[-1]
+        low = low if low.shape[-1] == 1 else jnp.repeat(low, self.group, -1)[..., :k]
+        return rows + (low if shape is None else low.reshape(*shape, -1))
+
+    def narrow(self, start, size):
+        cut = lambda a: lax.dynamic_slice_in_dim(a, start, size, 1)
+        low = None if self.low is None else cut(self.low)
+        return dataclasses.replace(super().narrow(start, size), low=low)
+
+    def piece(self, fold, side, parts):
+        own = super().piece(fold, side, parts)
+        low = dataclasses.replace(self, scale=self.low, low=None)
+        low = own if own is NotImplemented or self.low is None else low.piece(fold, side, parts)
+        if low is NotImplemented:
+            return low
+        return own if self.low is None else dataclasses.replace(own, low=low.scale)
+
+    def on_chip(self) -> dict[str, Any]:
+        return super().on_chip() | {"low": self.low}

@@ -1,0 +1,211 @@
+"""GGUF's blocks as encoded leaves: the codes and scales of the file, in our layout, undecoded.
+
+Q4_0, Q5_0 and Q8_0 are `Int`, Q4_1 and Q5_1 `Affine`. A K-quant's scales are codes themselves,
+under one f16 scale for 256 weights: `DoubleQuant`. Bits a weight are the file's.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.codecs.affine import AffineArray
+from jaxmem.codecs.doubling import DoubleQuantArray
+from jaxmem.codecs.integer import IntArray
+from jaxmem.codecs.packing import pack
+from jaxmem.folding import Fold
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Numbers (n, groups): f16 `unit`, or times integer `codes` that `per` at a time share one."""
+
+    unit: np.ndarray  # (n, groups) f16, or (n, groups // per)
+    codes: np.ndarray | None = None  # (n, groups) int16
+    bits: int = 0
+    middle: int = 0  # what is stored is code + middle, unsigned
+
+    def leaf(self) -> Any:
+        """An array or leaf (groups, n)."""
+        if self.codes is None:
+            return jnp.asarray(self.unit.T)
+        n, groups = self.codes.shape
+        fold = Fold((n,), (groups,), (-1, -2))
+        codes = pack(jnp.asarray((self.codes + self.middle).astype(np.uint8)), self.bits, -2)
+        scale, per = jnp.asarray(self.unit.T), groups // self.unit.shape[1]
+        dtype = jnp.dtype("float32")
+        if self.middle:
+            return IntArray(codes, scale, None, self.bits, per, fold, dtype)
+        return AffineArray(codes, scale, self.bits, per, fold, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A matrix (n, k): scale · (code − middle), or scale · code + low where there is a `low`."""
+
+    codes: np.ndarray  # (n, k) uint8
+    bits: int
+    group: int
+    scale: Scales
+    low: Scales | None = None
+
+    def leaf(self, fold: Fold, dtype: Any) -> Any:
+        """The leaf of a weight that lies in the matrix as `fold` says."""
+        codes = pack(jnp.asarray(self.codes), self.bits, -2)
+        own = (self.bits, self.group, fold, jnp.dtype(dtype))
+        if self.low is None:
+            inner = IntArray(codes, self.scale.leaf(), None, *own)
+        else:
+            inner = AffineArray(codes, self.scale.leaf(), *own, self.low.leaf())
+        return inner if self.scale.codes is None else DoubleQuantArray(inner)
+
+    def wide(self, bits: int, group: int, units: int) -> "Rows":
+        """The same numbers with 8-bit scales and least weights, as every type can be written.
+
+        `units` f16 numbers a row, a scale and a least weight for each `group`.
+
+        Raises:
+            OverflowError: a least weight is beyond f16.
+        """
+        n, k = self.codes.shape
+        middle = 2 ** (self.bits - 1)
+
+        def spread(scales: Scales, times: int) -> Scales:
+            codes = (
+                np.ones((n, k // self.group), np.int16) if scales.codes is None else scales.codes
+            )
+            with np.errstate(over="ignore"):
+                unit = scales.unit * np.float16(times)
+            if not np.isfinite(unit).all():
+                raise OverflowError(f"{times} times its scale is beyond float16")
+            unit = np.repeat(unit, units // unit.shape[1], 1)
+            return Scales(unit, np.repeat(codes, self.group // group, 1), 8, 128)
+
+        low = spread(self.scale, -middle) if self.low is None else spread(self.low, 1)
+        return Rows(self.codes, bits, group, spread(self.scale, 1), low)
+
+
+def rows(kind: str, data: np.ndarray) -> Rows:
+    """The matrix whose rows are blocks (n, bytes) of one of `TYPES`."""
+    size, read = TYPES[kind]
+    return read(data.reshape(len(data), -1, size))
+
+
+def stacked(layers: list[Rows], fold: Fold, dtype: Any) -> Any:
+    """One leaf of the matrices of a stack's layers; those of different types become `wide`."""
+    if len({_form(layer) for layer in layers}) > 1:
+        bits, group = max(r.bits for r in layers), min(r.group for r in layers)
+        units = max(r.scale.unit.shape[1] for r in layers)
+        layers = [layer.wide(bits, group, units) for layer in layers]
+    return jax.tree.map(lambda *a: jnp.stack(a), *(layer.leaf(fold, dtype) for layer in layers))
+
+
+def _form(layer: Rows) -> tuple:
+    own = lambda s: None if s is None else (s.bits, s.middle, s.unit.shape)
+    return layer.bits, layer.group, own(layer.scale), own(layer.low)
+
+
+def _fields(b: np.ndarray, *sizes: int) -> list[np.ndarray]:
+    return np.split(b, np.cumsum(sizes)[:-1], axis=-1)
+
+
+def _half(b: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(b).view("<f2")[..., 0].astype(np.float16)
+
+
+def _planes(b: np.ndarray, bits: int, run: int) -> np.ndarray:
+    """Bytes whose `bits`-bit fields hold runs of `run` numbers one after the other."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    parts = b.reshape(*b.shape[:-1], -1, 1, run) >> shifts & np.uint8(2**bits - 1)
+    return parts.reshape(len(b), -1)
+
+
+def _fifth(b: np.ndarray) -> np.ndarray:
+    bits = np.unpackbits(np.ascontiguousarray(b), axis=-1, bitorder="little")
+    return bits.reshape(len(b), -1) << 4
+
+
+def _q4_0(b):
+    d, qs = _fields(b, 2, 16)
+    return Rows(_planes(qs, 4, 16), 4, 32, Scales(_half(d)))
+
+
+def _q4_1(b):
+    d, m, qs = _fields(b, 2, 2, 16)
+    return Rows(_planes(qs, 4, 16), 4, 32, Scales(_half(d)), Scales(_half(m)))
+
+
+def _q5_0(b):
+    d, qh, qs = _fields(b, 2, 4, 16)
+    return Rows(_planes(qs, 4, 16) | _fifth(qh), 5, 32, Scales(_half(d)))
+
+
+def _q5_1(b):
+    d, m, qh, qs = _fields(b, 2, 2, 4, 16)
+    return Rows(_planes(qs, 4, 16) | _fifth(qh), 5, 32, Scales(_half(d)), Scales(_half(m)))
+
+
+def _q8_0(b):
+    d, qs = _fields(b, 2, 32)
+    return Rows(qs.reshape(len(b), -1) ^ 128, 8, 32, Scales(_half(d)))
+
+
+def _q2_k(b):
+    both, qs, d, m = _fields(b, 16, 64, 2, 2)
+    sub = lambda a: a.reshape(len(b), -1).astype(np.int16)
+    low = Scales(-_half(m), sub(both >> 4), 4)
+    return Rows(_planes(qs, 2, 32), 2, 16, Scales(_half(d), sub(both & 15), 4), low)
+
+
+def _q3_k(b):
+    high, qs, packed, d = _fields(b, 32, 64, 12, 2)
+    tops = _planes(packed[..., 8:], 2, 4)
+    sub = (_planes(packed[..., :8], 4, 8) | tops << 4).astype(np.int16) - 32
+    codes = _planes(qs, 2, 32) | _planes(high, 1, 32) << 2
+    return Rows(codes, 3, 16, Scales(_half(d), sub, 6, 32))
+
+
+def _six_bits(packed: np.ndarray) -> list[np.ndarray]:
+    """The eight scales and eight minima of a super-block of Q4_K or Q5_K."""
+    first, second, third = _fields(packed, 4, 4, 4)
+    scales = np.concatenate([first & 63, third & 15 | first >> 2 & 48], -1)
+    minima = np.concatenate([second & 63, third >> 4 | second >> 2 & 48], -1)
+    return [a.reshape(len(packed), -1).astype(np.int16) for a in (scales, minima)]
+
+
+def _q4_k(b):
+    d, m, packed, qs = _fields(b, 2, 2, 12, 128)
+    scale, low = _six_bits(packed)
+    own = Scales(_half(d), scale, 6), Scales(-_half(m), low, 6)
+    return Rows(_planes(qs, 4, 32), 4, 32, *own)
+
+
+def _q5_k(b):
+    d, m, packed, high, qs = _fields(b, 2, 2, 12, 32, 128)
+    scale, low = _six_bits(packed)
+    own = Scales(_half(d), scale, 6), Scales(-_half(m), low, 6)
+    return Rows(_planes(qs, 4, 32) | _planes(high, 1, 32) << 4, 5, 32, *own)
+
+
+def _q6_k(b):
+    qs, high, sub, d = _fields(b, 128, 64, 16, 2)
+    sub = np.ascontiguousarray(sub).view(np.int8).reshape(len(b), -1).astype(np.int16)
+    codes = _planes(qs, 4, 64) | _planes(high, 2, 32) << 4
+    return Rows(codes, 6, 16, Scales(_half(d), sub, 8, 128))
+
+
+TYPES: dict[str, tuple[int, Callable[[np.ndarray], Rows]]] = {
+    "Q4_0": (18, _q4_0),
+    "Q4_1": (20, _q4_1),
+    "Q5_0": (22, _q5_0),
+    "Q5_1": (24, _q5_1),
+    "Q8_0": (34, _q8_0),
+    "Q2_K": (84, _q2_k),
+    "Q3_K": (110, _q3_k),
+    "Q4_K": (144, _q4_k),
+    "Q5_K": (176, _q5_k),
+    "Q6_K": (210, _q6_k),
+}

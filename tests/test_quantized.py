@@ -1,0 +1,133 @@
+"""Quantized GGUF files as encoded leaves: the file's codes, the decoded model's logits."""
+
+import functools
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpoints import HF, LAYERS, random_tensors, write_gguf, write_single
+from quick import jit
+
+import jaxmem as jm
+from jaxmem.folding import Fold
+from jaxmem.models import ggml, ggml_blocks, quantized
+from jaxmem.models.loading import load
+
+HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0]}
+HALVES |= {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+KINDS = list(ggml_blocks.TYPES)
+IDS = np.array([[5, 17, 2, 300, 9]])
+
+
+def blocks(kind, n, k, seed=0):
+    """Random codes of a type under scales of a size weights have, and what they stand for."""
+    number = gguf.GGMLQuantizationType[kind]
+    length, size = gguf.GGML_QUANT_SIZES[number]
+    data = np.random.default_rng(seed).integers(0, 256, (n, k // length, size), np.uint8)
+    for at in HALVES[kind]:
+        data[..., at + 1] = data[..., at + 1] & 0x83 | 0x10  # of 2^-11 to 2^-9, of either sign
+    return data.reshape(n, -1), gguf.dequantize(data.reshape(n, -1), number)
+
+
+@pytest.mark.parametrize("kind, order", [*zip(KINDS, [(-1, -2), (-2, -1)] * len(KINDS))])
+def test_blocks_are_leaves_of_the_file_s_bytes_that_decode_as_gguf_decodes(kind, order):
+    data, want = blocks(kind, 24, 512)
+    assert np.isfinite(want).all()
+    leaf = ggml_blocks.rows(kind, data).leaf(Fold((24,), (512,), order), "float32")
+    np.testing.assert_array_equal(leaf.decode(), want.T if order == (-1, -2) else want)
+    assert jm.nbytes(leaf) == data.nbytes
+    x = np.random.default_rng(1).standard_normal((3, 512)).astype(np.float32)
+    w = leaf if order == (-1, -2) else leaf.transpose((1, 0))
+    y = jit(jm.lift(jnp.matmul, on_decode="error"))(x, w)
+    np.testing.assert_allclose(y, x @ want.T, rtol=1e-4, atol=1e-4 * np.abs(x @ want.T).max())
+
+
+@pytest.mark.parametrize("kinds", [("Q4_K", "Q6_K"), ("Q2_K", "Q3_K"), ("Q5_K", "Q8_0", "Q4_1")])
+def test_layers_of_different_types_share_a_form_that_holds_them_all(kinds):
+    made = [blocks(kind, 16, 512, seed) for seed, kind in enumerate(kinds)]
+    rows = [ggml_blocks.rows(kind, data) for kind, (data, _) in zip(kinds, made)]
+    leaf = ggml_blocks.stacked(rows, Fold((16,), (512,), (-2, -1)), "float32")
+    want = np.stack([w for _, w in made])
+    assert leaf.shape == want.shape and jm.nbytes(leaf) < want.nbytes / 3
+    np.testing.assert_allclose(leaf.decode(), want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
+
+
+def test_a_least_weight_beyond_float16_is_told():
+    row = ggml_blocks.rows("Q8_0", blocks("Q8_0", 2, 32)[0])
+    big = ggml_blocks.Scales(np.full((2, 1), 60000, np.float16))
+    with pytest.raises(OverflowError, match="beyond float16"):
+        ggml_blocks.Rows(row.codes, 8, 32, big).wide(8, 32, 1)
+
+
+@functools.cache
+def tensors():
+    return random_tensors()
+
+
+def logits(model, params=None):
+    return jit(model.apply)(model.params if params is None else params, IDS)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_an_encoded_model_computes_what_the_decoded_one_computes(kind, tmp_path):
+    path = write_gguf(tmp_path, tensors(), gguf.GGMLQuantizationType[kind])
+    dense, model = load(path), load(path, encoded=True)
+    assert jm.is_encoded(model.params["embed"]["embedding"])
+    assert jm.is_encoded(model.params["layers"]["attn"]["k"]["kernel"])  # its rows are turned back
+    for got, want in zip(leaves(jm.decode(model.params)), leaves(dense.params)):
+        np.testing.assert_array_equal(got, want)
+    if kind != "Q8_0":
+        np.testing.assert_allclose(logits(model), logits(dense), rtol=1e-4, atol=1e-3)
+    assert jm.nbytes(model.params) <= path.stat().st_size < jm.nbytes(model.params) + 4096
+
+
+def leaves(tree):
+    return jax.tree.leaves(tree)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_halves_stay_halves(kind, tmp_path):
+    path = write_gguf(tmp_path, tensors(), gguf.GGMLQuantizationType[kind])
+    kernel = load(path, encoded=True).params["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.dtype == jnp.float32 and jm.nbytes(kernel) == 2 * kernel.size
+    dense = load(path).params["layers"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(kernel.decode(), dense)
+
+
+def test_f32_and_vectors_are_read_as_ever(tmp_path):
+    model = load(write_gguf(tmp_path, tensors()), encoded=True)
+    assert not any(map(jm.is_encoded, leaves(model.tensors)))
+
+
+def test_what_holds_no_codes_is_told(tmp_path):
+    with pytest.raises(ValueError, match="encoded=True takes"):
+        load(write_single(tmp_path, tensors()), encoded=True)
+
+
+def test_a_file_with_scales_that_are_no_numbers_is_told(tmp_path):
+    path = write_gguf(tmp_path, tensors(), gguf.GGMLQuantizationType.Q8_0)
+    file = ggml.gguf(path)
+    at = file.places["blk.1.ffn_up.weight"][0]
+    data = bytearray(path.read_bytes())
+    data[at : at + 2] = b"\0\x7c"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"blk\.1\.ffn_up\.weight has scales that are NaN"):
+        load(path, encoded=True)
+
+
+@pytest.mark.parametrize(
+    "fn", [lambda w: w[:1], lambda w: w[:, ::-1], lambda w: w.reshape(2, 6), lambda w: 2 * w]
+)
+def test_what_is_no_order_of_rows_is_not_taken_for_one(fn):
+    assert quantized.placed(fn, 3, 4) is None
+
+
+def test_an_encoded_model_saves_and_comes_back(tmp_path):
+    path = write_gguf(tmp_path, tensors(), gguf.GGMLQuantizationType.Q4_1)
+    model = load(path, encoded=True)
+    model.save(tmp_path / "ours")
+    back = load(tmp_path / "ours")
+    assert back.config == model.config and back.config.layers == LAYERS == HF["num_hidden_layers"]
+    np.testing.assert_array_equal(logits(back), logits(model))
