@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -105,8 +106,9 @@ def encode(
     result), or lazy: those are read a layer at a time, and what no codec takes is loaded.
 
     Raises:
-        ValueError: the plan names no leaf of `params`; a weight cannot take its codec, or holds
-            NaN or infinity. Names the path.
+        ValueError: the plan names no leaf of `params`; a weight cannot take its codec; it or its
+            stats hold NaN or infinity; the stats are of another length. Names the path.
+        TypeError: a weight that holds no floats. Names the path.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -127,6 +129,7 @@ def encode(
             continue
         given = (summed_axes(path, uses), (stats or {}).get(path))
         try:
+            _check_given(codec, leaf, *given)
             out.append(_encode(codec, leaf, *given))
         except (ValueError, TypeError) as e:
             raise type(e)(f"{path}: {e}") from e
@@ -140,6 +143,23 @@ def summed_axes(path: str, uses: Mapping | None) -> tuple[int, ...]:
     if dots:
         return dots[0]
     return (-1,) if any(u.op == "gather" for u in found) else (-2,)
+
+
+def _check_given(codec, w, axes, stats):
+    """Refuses what no codec could be blamed for: a weight of no floats, stats that are not its."""
+    if is_encoded(w) or not hasattr(w, "dtype"):
+        return
+    if not (jnp.issubdtype(w.dtype, jnp.floating) or isinstance(codec, codecs.Keep)):
+        raise TypeError(f"the weight is of {jnp.dtype(w.dtype)}, expected floats")
+    if stats is None or len(set(axes)) < len(axes) or not all(-w.ndim <= a < w.ndim for a in axes):
+        return
+    k, of = math.prod(w.shape[a] for a in axes), stats.mean.shape[-1]
+    if k != of:
+        raise ValueError(f"the stats are of vectors of {of}, and the weight sums over {k}")
+    if isinstance(stats.second, jax.ShapeDtypeStruct | jax.core.Tracer):
+        return
+    if not bool(jnp.isfinite(stats.second).all()):
+        raise ValueError("the stats hold NaN or infinity, expected finite numbers")
 
 
 def _encode(codec, leaf, axes, stats):

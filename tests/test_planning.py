@@ -52,3 +52,43 @@ def test_a_lazy_weight_may_be_empty(shape):
     found = jm.encode({"w": lazily(np.zeros(shape, np.float32), False)}, {"w": codec})["w"]
     expected = codec.encode(jnp.zeros(shape))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+KINDS = [
+    jm.Int(4),
+    jm.Codebook("nf4"),
+    jm.Planes(),
+    jm.GPTQ(jm.Int(4)),
+    jm.QERA(jm.Int(3), 1),
+    jm.Search(jm.Int(3)),
+    jm.KMeans(2),
+    jm.LowRank(1),
+    jm.Fake(jm.Int(4)),
+]
+each_kind = pytest.mark.parametrize("codec", KINDS, ids=lambda c: type(c).__name__)
+
+
+def moments(k, value=1.0):
+    return jm.Moments(jnp.full((k, k), value), jnp.zeros(k), jnp.zeros(k), jnp.float32(1))
+
+
+@each_kind
+def test_bad_input_is_refused_by_path_in_one_line(codec):
+    def refused(w, fed, error, words):
+        with pytest.raises(error, match=rf"^mlp/w: .*{words}[^\n]*$"):
+            jm.encode({"mlp": {"w": w}}, {"mlp/w": codec}, stats={"mlp/w": fed})
+
+    w = jnp.ones((8, 4))
+    refused(w, moments(8, jnp.nan), ValueError, "stats hold NaN")
+    refused(w, moments(5), ValueError, "vectors of 5, and the weight sums over 8")
+    refused(w.astype(jnp.int32), moments(8), TypeError, "int32, expected floats")
+    refused(w[0], None if type(codec) in (jm.GPTQ, jm.QERA) else moments(4), ValueError, "")
+    refused(w.at[1, 1].set(jnp.inf), moments(8), ValueError, "NaN or infinity")
+
+
+@each_kind
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_singular_gram_matrix_and_zero_columns_give_finite_leaves(codec, value):
+    w = jnp.zeros((8, 4)).at[:, 0].set(1.0)
+    leaf = jm.encode({"w": w}, {"w": codec}, stats={"w": moments(8, value)})["w"]
+    assert jnp.isfinite(leaf.decode()).all()

@@ -24,6 +24,8 @@ class Cast:
         >>> import jax.numpy as jnp, jaxmem as jm
         >>> jm.nbytes(Cast("bfloat16").encode(jnp.ones((8, 8))))
         128
+        >>> Cast("float16").encode(jnp.array([[1e-6, 1.1]])).decode()[0].tolist()  # no fixed point
+        [1.0132789611816406e-06, 1.099609375]
     """
 
     dtype: str

@@ -48,9 +48,8 @@ class Fake:
         if is_encoded(w):
             return w.map(self.encode)
         axes = tuple(a if a < 0 else a - w.ndim for a in axes)
-        scale = None
+        matrix, scale = Fold.of(w, axes)[0], None  # refuses axes that the weight has not
         if self.learn:
-            matrix, _ = Fold.of(w, axes)
             scale, _ = _range(self.codec, matrix.astype(jnp.float32))
             scale = scale.astype(jnp.float32)
         return FakeArray(jnp.asarray(w), scale, self.codec, axes, jnp.dtype(w.dtype))

@@ -40,6 +40,10 @@ class Int:
         >>> w = jnp.array([[1.1], [2.2], [3.3], [4.4], [5.5]])
         >>> [round(float(x), 2) for x in Int(8).encode(w).decode()[:, 0]]
         [1.08, 2.21, 3.29, 4.42, 5.5]
+        >>> import jax, jaxmem as jm
+        >>> bert = jax.ShapeDtypeStruct((20_000, 17_000), jnp.float32)  # 3.4e8 weights in all
+        >>> jm.nbytes(bert), jm.nbytes(jax.eval_shape(Int(8).encode, bert))  # and a scale a row
+        (1360000000, 340034000)
     """
 
     bits: int
