@@ -5,6 +5,7 @@ from . import models as models
 from .accounting import Breakdown as Breakdown
 from .accounting import breakdown as breakdown
 from .activations import static as static
+from .blockwise import encode_by_block as encode_by_block
 from .budgeting import budget as budget
 from .codecs import NM as NM
 from .codecs import Affine as Affine
@@ -98,5 +99,6 @@ from .train.regrowing import rigl as rigl
 from .train.rewinding import rewind as rewind
 from .train.straight import movement as movement
 from .train.straight import straight_through as straight_through
+from .train.tuning import tune as tune
 from .usage import Use as Use
 from .usage import uses as uses

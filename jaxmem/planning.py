@@ -193,7 +193,7 @@ def _encode_lazy(codec, leaf: Lazy, axes, stats):
         return _encode_rows(codec, leaf.read(None), leaf.dtype, axes, stats)
     own = lambda i: jax.tree.map(lambda a: a[i : i + 1], stats)
     layer = lambda i: _encode_rows(codec, leaf.read(i)[None], leaf.dtype, axes, own(i))
-    return _joined(whole, map(layer, range(leaf.shape[0])))
+    return joined(whole, map(layer, range(leaf.shape[0])))
 
 
 def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
@@ -205,7 +205,7 @@ def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
     cut = lambda at: w[..., at : at + step] if rows == -1 else w[..., at : at + step, :]
     block = lambda at: _encode(codec, jnp.asarray(np.asarray(cut(at), dtype)), axes, stats)
     whole = _abstract(codec, jax.ShapeDtypeStruct(w.shape, dtype), axes, stats)
-    return _joined(whole, map(block, range(0, w.shape[rows], step)))
+    return joined(whole, map(block, range(0, w.shape[rows], step)))
 
 
 def _abstract(codec, w, axes, stats):
@@ -213,8 +213,14 @@ def _abstract(codec, w, axes, stats):
     return jax.eval_shape(lambda w: codec.encode(w, axes, stats), shape)
 
 
-def _joined(whole, pieces):
-    """The leaf of the shapes of `whole` that `pieces` make up, along whichever axis is longer."""
+def joined(whole, pieces):
+    """The leaf of the shapes of `whole` that `pieces` make up, along whichever axis is longer.
+
+    Example:
+        >>> whole = jax.ShapeDtypeStruct((4, 3), jnp.float32)
+        >>> joined(whole, [jnp.ones((2, 3)), jnp.zeros((2, 3))]).sum(1).tolist()
+        [3.0, 3.0, 0.0, 0.0]
+    """
     shapes, tree = jax.tree.flatten(whole)
     arrays = [jnp.zeros(s.shape, s.dtype) for s in shapes]
     filled = [0] * len(arrays)

@@ -1,0 +1,216 @@
+"""encode_by_block: each layer calibrated on what the encoded layers before it give."""
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .lazy import is_lazy
+from .leaf import decode
+from .lifting import around_scans
+from .planning import encode, joined
+from .select import is_whole, paths
+from .statistics import stats
+from .usage import uses
+
+
+def encode_by_block(
+    model: Any,
+    plan: Mapping[str, Any],
+    batches: Iterable[tuple],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
+    """What `encode(model.tensors, plan)` gives, each block calibrated after the ones before it.
+
+    `model` has `tensors`, which may be lazy, and `apply(params, *batch)` with one scan over its
+    layers, as the models here have. A block's Gram moments are taken of what the blocks before it,
+    encoded, hand on, so that it makes up for what they lost; then it is encoded, and run. What
+    comes after the scan (a head) is calibrated last. `progress(done, blocks)` is told.
+
+    In memory at once: the encoded model, the weights outside the scan, one block with its moments,
+    and the activations of one batch; those of the others wait in a temporary file each. Frantar et
+    al., 2022 (section 4, "quantize one block at a time").
+
+    Raises:
+        ValueError: no batch; a model without a scan over its layers, or one that changes weights
+            on their way there; what `encode` raises.
+
+    Example:
+        >>> import types, jax, jax.numpy as jnp, jaxmem as jm
+        >>> def apply(params, x):
+        ...     layer = lambda x, w: (x + jnp.tanh(x @ w), None)
+        ...     return jax.lax.scan(layer, x, params["layers"])[0]
+        >>> params = {"layers": jax.random.normal(jax.random.key(0), (3, 32, 32))}
+        >>> model = types.SimpleNamespace(tensors=params, apply=apply)
+        >>> plan = {"layers": jm.GPTQ(jm.Int(4))}
+        >>> enc = encode_by_block(model, plan, [(jnp.ones((8, 32)),)])
+        >>> jm.is_encoded(enc["layers"]), enc["layers"].shape
+        (True, (3, 32, 32))
+    """
+    batches = list(batches)
+    if not batches:
+        raise ValueError("encode_by_block takes at least one batch, got none")
+    cut = Cut.of(model.apply, model.tensors, batches[0])
+    leaves = jax.tree.leaves(model.tensors, is_leaf=is_whole)
+    rest = {
+        path: jnp.asarray(leaf.load() if is_lazy(leaf) else leaf)
+        for path, leaf in zip(cut.names, leaves)
+        if path not in cut.layered
+    }
+    layered = {path: leaf for path, leaf in zip(cut.names, leaves) if path in cut.layered}
+    planned = {path: codec for path, codec in plan.items() if path in layered}
+    unknown = sorted(set(plan) - set(cut.names))
+    if unknown:
+        raise ValueError(
+            f"the plan names {unknown[0]!r}, which is no leaf; leaves: {cut.names[:3]}"
+        )
+    ways = None
+    pieces = []
+    with tempfile.TemporaryDirectory() as folder:
+        carries = [_Kept(f"{folder}/{i}") for i in range(len(batches))]
+        for kept, batch in zip(carries, batches):
+            kept.put(cut.start(rest, batch))
+        for i in range(cut.count):
+            own = {path: jnp.asarray(_layer(leaf, i)) for path, leaf in layered.items()}
+            given = lambda: ((rest, i, k.get(), b) for k, b in zip(carries, batches))  # noqa: B023
+            ways = ways or uses(cut.block, own, *next(given()))
+            seen = stats(cut.block, own, given()) if planned else None
+            pieces.append(encode(own, planned, uses=ways, stats=seen))
+            dense = decode(pieces[-1])
+            for kept, (*before, carry, batch) in zip(carries, given()):
+                kept.put(_run(cut, dense, *before, carry, batch))
+            if progress:
+                progress(i + 1, cut.count)
+        wanted = {path: codec for path, codec in plan.items() if path in rest}
+        seen = None
+        if wanted:
+            seen = stats(cut.tail, rest, ((k.get(), b) for k, b in zip(carries, batches)))
+    found = encode(rest, wanted, uses=uses(model.apply, cut.shapes, *batches[0]), stats=seen)
+    for path in layered:
+        parts = [jax.tree.map(lambda a: a[None], piece[path]) for piece in pieces]
+        deep = lambda a: jax.ShapeDtypeStruct((cut.count, *a.shape[1:]), a.dtype)
+        found[path] = joined(jax.tree.map(deep, parts[0]), parts)
+    return cut.structure.unflatten([found[path] for path in cut.names])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cut:
+    """`fn(params, *batch)` cut at its scan over layers: what comes before, one layer, and after."""
+
+    fn: Callable
+    shapes: Any  # of the params
+    structure: Any
+    names: list[str]
+    layered: dict[str, int]  # path of a weight that the scan runs over: its place there
+    count: int  # layers
+
+    @classmethod
+    def of(cls, fn: Callable, params: Any, batch: tuple) -> "Cut":
+        leaves, structure = jax.tree.flatten(params, is_leaf=is_whole)
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+        names, found, counts = paths(params), {}, []
+        cut = cls(fn, structure.unflatten(shapes), structure, names, {}, 0)
+
+        def trace(leaves, batch):
+            xs = cut._opened(structure.unflatten(leaves), batch)[2]
+            where = {id(leaf): name for leaf, name in zip(leaves, names)}
+            found.update({where[id(x)]: j for j, x in enumerate(xs) if id(x) in where})
+            counts.extend(map(len, xs))
+            return ()
+
+        jax.eval_shape(trace, shapes, batch)
+        if not found:
+            raise ValueError("no weight reaches the scan over layers as it is in the params")
+        return dataclasses.replace(cut, layered=found, count=counts[0])
+
+    def start(self, rest: dict, batch: tuple) -> list[Array]:
+        """What the first layer is given."""
+        return _start(self, rest, batch)
+
+    def block(self, own: dict, rest: dict, i: Any, carry: list, batch: tuple) -> list[Array]:
+        """What layer i makes of `carry` with its own weights, {path: array without the stack}."""
+        _, body, xs = self._opened(self._filled(rest), batch)
+        at = {place: own[path] for path, place in self.layered.items()}
+        pick = lambda x: lax.dynamic_index_in_dim(jnp.asarray(x), i, keepdims=False)
+        out, ys = body(list(carry), [at[j] if j in at else pick(x) for j, x in enumerate(xs)])
+        if jax.tree.leaves(ys):
+            raise ValueError("the scan over layers returns more than its carry")
+        return out
+
+    def tail(self, rest: dict, carry: list, batch: tuple) -> Any:
+        """What `fn` makes of what comes out of the last layer."""
+        passed = []
+
+        def skip(body, init, xs, length, **how):
+            if passed:
+                return lax.scan(body, init, xs, length, **how)
+            passed.append(True)
+            return list(carry), []
+
+        return around_scans(self.fn, _same, skip)(self._filled(rest), *batch)
+
+    def _opened(self, params: Any, batch: tuple) -> tuple:
+        """(what the first scan starts from, its body, what it runs over)."""
+
+        def stop(body, init, xs, length, **how):
+            raise _Reached(init, body, xs)
+
+        try:
+            around_scans(self.fn, _same, stop)(params, *batch)
+        except _Reached as reached:
+            return reached.args
+        raise ValueError("the model runs no scan, expected one over its layers")
+
+    def _filled(self, rest: dict) -> Any:
+        """All params, zeros for those of the layers."""
+        shapes = jax.tree.leaves(self.shapes)
+        zeros = lambda x: jnp.zeros(x.shape, x.dtype)
+        return self.structure.unflatten(
+            [rest[n] if n in rest else zeros(x) for n, x in zip(self.names, shapes)]
+        )
+
+
+class _Reached(Exception):
+    """The scan over layers, with what it starts from, its body and what it runs over."""
+
+
+@dataclasses.dataclass
+class _Kept:
+    """Arrays that wait in files, one batch's activations."""
+
+    path: str
+    kinds: tuple = ()
+
+    def put(self, arrays: list[Array]) -> None:
+        self.kinds = tuple((x.dtype, x.shape) for x in arrays)
+        for j, x in enumerate(arrays):
+            np.asarray(x).tofile(f"{self.path}-{j}")
+
+    def get(self) -> list[Array]:
+        read = lambda j, dtype: np.fromfile(f"{self.path}-{j}", dtype)
+        return [jnp.asarray(read(j, d).reshape(s)) for j, (d, s) in enumerate(self.kinds)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(cut, rest, batch):
+    return cut._opened(cut._filled(rest), batch)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(cut, own, rest, i, carry, batch):
+    return cut.block(own, rest, i, carry, batch)
+
+
+def _layer(leaf: Any, i: int) -> Any:
+    return np.asarray(leaf.read(i), leaf.dtype) if is_lazy(leaf) else leaf[i]
+
+
+def _same(body: Callable) -> Callable:
+    return body

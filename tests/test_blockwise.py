@@ -1,0 +1,128 @@
+"""Calibration block by block, and scales tuned on the whole model, on tiny random models."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxmem as jm
+from jaxmem.lazy import Lazy
+from jaxmem.models import Model, gpt2, llama
+from jaxmem.models.model import family
+
+IDS = np.asarray(jax.random.randint(jax.random.key(0), (4, 2, 32), 0, 64))
+PLAN = {"layers/.*": jm.GPTQ(jm.Int(3, group=16)), "head": jm.GPTQ(jm.Int(4))}
+
+
+def apply(params, ids):
+    def layer(x, w):
+        return x + jnp.tanh(x @ w["up"]) @ w["down"], None
+
+    return lax.scan(layer, params["embed"][ids], params["layers"])[0] @ params["head"]
+
+
+def normal(*shape):
+    return jax.random.normal(jax.random.key(sum(shape)), shape) / shape[-2] ** 0.5
+
+
+LAYERS = {"up": normal(3, 32, 48), "down": normal(3, 48, 32)}
+PARAMS = {"embed": normal(64, 32) * 8, "layers": LAYERS, "head": normal(32, 64) * 2}
+MODEL = types.SimpleNamespace(tensors=PARAMS, params=PARAMS, apply=apply)
+BATCHES = [(ids,) for ids in IDS]
+
+
+def divergence(enc):
+    dense = jax.nn.log_softmax(MODEL.apply(MODEL.params, IDS[0]))
+    ours = jax.nn.log_softmax(MODEL.apply(jm.decode(enc), IDS[0]))
+    return float((jnp.exp(dense) * (dense - ours)).sum(-1).mean())
+
+
+def test_the_first_block_is_what_one_pass_makes_and_the_tree_is_alike():
+    plan = jm.choose(MODEL.params, PLAN)
+    stats = jm.stats(MODEL.apply, MODEL.params, BATCHES)
+    uses = jm.uses(MODEL.apply, MODEL.params, IDS[0])
+    once = jm.encode(MODEL.params, plan, uses=uses, stats=stats)
+    done = []
+    by_block = jm.encode_by_block(MODEL, plan, BATCHES, progress=lambda i, n: done.append((i, n)))
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert jax.tree.structure(by_block) == jax.tree.structure(once)
+    layer = lambda tree, i: [np.asarray(a[i]) for a in jax.tree.leaves(tree["layers"])]
+    for a, b in zip(layer(by_block, 0), layer(once, 0)):
+        assert (a == b).mean() > 0.99  # the moments are summed in another order
+    assert any((a != b).any() for a, b in zip(layer(by_block, 2), layer(once, 2)))  # other inputs
+    assert divergence(by_block) < 1.5 * divergence(once)
+
+
+def test_lazy_weights_are_read_a_layer_at_a_time():
+    read = []
+
+    def lazy(path, w):
+        take = lambda i: read.append(path) or np.asarray(w if i is None else w[i])
+        return Lazy(w.shape, w.dtype, take, stacked=path.startswith("layers"))
+
+    leaves, tree = jax.tree.flatten(MODEL.params)
+    tensors = tree.unflatten([lazy(p, w) for p, w in zip(jm.paths(MODEL.params), leaves)])
+    plan = jm.choose(MODEL.params, PLAN)
+    found = jm.encode_by_block(
+        types.SimpleNamespace(tensors=tensors, apply=apply), plan, BATCHES[:1]
+    )
+    want = jm.encode_by_block(MODEL, plan, BATCHES[:1])
+    jax.tree.map(np.testing.assert_array_equal, found, want)
+    assert max(map(read.count, read)) <= 3  # each layer once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        llama.Config(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8),
+        gpt2.Config(vocab=64, width=32, ffn=64, layers=2, heads=4, context=32),
+    ],
+    ids=lambda config: config.family,
+)
+def test_our_models_are_cut_too(config):
+    net = family(config).module(config)
+    params = jax.jit(net.init)(jax.random.key(1), IDS[0])["params"]
+    plan = jm.choose(params, {"layers/.*kernel": jm.Int(4)})
+    enc = jm.encode_by_block(Model(config, params, None, "random"), plan, BATCHES[:1])
+    want = jm.encode(params, plan)
+    jax.tree.map(np.testing.assert_array_equal, enc, want)
+
+
+@pytest.mark.parametrize(
+    ("fn", "batches", "message"),
+    [
+        (MODEL.apply, [], "at least one batch"),
+        (lambda p, ids: p["embed"][ids], BATCHES, "runs no scan"),
+    ],
+)
+def test_what_has_no_blocks_is_told(fn, batches, message):
+    other = types.SimpleNamespace(tensors=PARAMS, apply=fn)
+    with pytest.raises(ValueError, match=message):
+        jm.encode_by_block(other, {}, batches)
+
+
+@pytest.mark.parametrize("codec", [jm.Int(2, group=16), jm.Codebook("nf4"), jm.LowRank(8)], ids=str)
+def test_tuned_floats_bring_the_model_nearer_in_the_same_bytes(codec):
+    enc = jm.encode(MODEL.params, jm.choose(MODEL.params, {"layers/.*": codec}))
+    tuned = jm.tune(MODEL.apply, MODEL.params, enc, BATCHES * 8, learning_rate=5e-3)
+    assert jax.tree.structure(tuned) == jax.tree.structure(enc)
+    kinds = lambda tree: [(a.shape, a.dtype) for a in jax.tree.leaves(tree)]
+    assert kinds(tuned) == kinds(enc)
+    assert divergence(tuned) < 0.95 * divergence(enc)
+    ints = lambda tree: [
+        a for a in jax.tree.leaves(tree) if not jnp.issubdtype(a.dtype, jnp.floating)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, ints(tuned), ints(enc))
+
+
+@pytest.mark.parametrize(
+    ("enc", "batches", "message"),
+    [(MODEL.params, BATCHES, "no encoded leaf"), (MODEL.params, [], "at least one batch")],
+)
+def test_nothing_to_tune_is_told(enc, batches, message):
+    with pytest.raises(ValueError, match=message):
+        jm.tune(MODEL.apply, MODEL.params, enc, batches)
