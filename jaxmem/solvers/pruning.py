@@ -63,6 +63,7 @@ class Prune(Pruner):
     """
 
     score: Callable[[Array, Any], Array]
+    by_rows: ClassVar[bool] = False  # a score may look at all rows
 
     def scores(self, matrix, stats):
         return self.score(matrix, stats)
@@ -111,6 +112,7 @@ class RIA(Pruner):
     """
 
     calibrated: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = False
 
     def scores(self, matrix, stats):
         return ria(matrix, stats)

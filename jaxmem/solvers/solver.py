@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..codecs import Cast, Int
+from ..codecs import NM, Bitmask, Cast, Chain, Csr, Int, Sum
 from ..codecs.scaled import Scaled
 from ..folding import Fold
 from ..leaf import is_encoded
@@ -69,7 +69,9 @@ def encodes_rows(codec: Any) -> bool:
     """Whether a codec encodes each row of a matrix by itself, so that some rows tell of all."""
     if isinstance(codec, Solver):
         return codec.by_rows and encodes_rows(codec.codec)
-    return isinstance(codec, Int | Cast)
+    if isinstance(codec, Chain | Sum):
+        return all(map(encodes_rows, codec.codecs))
+    return isinstance(codec, Int | Cast | Bitmask | NM | Csr)
 
 
 def _inside(codec):
