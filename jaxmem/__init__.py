@@ -25,6 +25,7 @@ from .codecs import Keep as Keep
 from .codecs import KMeans as KMeans
 from .codecs import LowRank as LowRank
 from .codecs import Planes as Planes
+from .codecs import Shared as Shared
 from .codecs import Smallest as Smallest
 from .codecs import Sum as Sum
 from .codecs import at_bits as at_bits
@@ -78,6 +79,7 @@ from .solvers import GPTQ as GPTQ
 from .solvers import HQQ as HQQ
 from .solvers import QERA as QERA
 from .solvers import RIA as RIA
+from .solvers import Basis as Basis
 from .solvers import Prune as Prune
 from .solvers import Refit as Refit
 from .solvers import Search as Search

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .leaf import Encoded
+from .leaf import Encoded, apart
 
 TILE = 1024  # rows decoded at a time: 1,024 x 2,048 f32 is 8 MiB, the L2 of two cores
 UNROLLED = 16  # tiles that an accelerator spells out, so that each stays on the chip
@@ -240,11 +240,12 @@ class Folded(Encoded):
             [*(batch[i] for i in sorted(batch)), *free, *(sums[i] for i in sorted(sums))]
         )
         x = x.reshape(*x.shape[: len(batch)], *sizes, self.fold.k)
-        run = lambda x, leaf: leaf.product(x, precision)
+        own, back = apart(self)
+        run = lambda x, own: back(own).product(x, precision)
         for i in reversed(range(n_stack)):
             over = self.mapped_over(i - n_stack)
             run = jax.vmap(run, (0 if i in batch else None, 0), spmd_axis_name=over)
-        y = run(x, self).reshape(*self.lead, *sizes, *self.fold.kept)
+        y = run(x, own).reshape(*self.lead, *sizes, *self.fold.kept)
         after = lambda i: i if i < n_stack else i + len(free)  # x's free axes follow the stack
         rest = [after(place[w]) for w in range(self.ndim) if w not in (*wc, *wb)]
         middle = range(n_stack, n_stack + len(free))

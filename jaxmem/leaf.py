@@ -67,7 +67,8 @@ class Encoded(abc.ABC):
         axis += self.ndim if axis < 0 else 0
         if axis >= len(self.stack):
             return NotImplemented
-        return jax.tree.map(lambda a: shrunk(a, axis, parts), self)
+        own, back = apart(self)
+        return back(jax.tree.map(lambda a: shrunk(a, axis, parts), own))
 
     # Faster ways than decode(). NotImplemented means: this way cannot, decode me.
     def dot(self, x: Array, dims, preferred_element_type=None, precision=None) -> Array:
@@ -85,6 +86,32 @@ class Encoded(abc.ABC):
     def reshape(self, shape: tuple[int, ...]) -> Self:
         """The leaf that stands for the reshaped array."""
         return NotImplemented
+
+
+class Tied(Encoded):
+    """A leaf some of whose arrays belong to all slices of its stack: layers that share a weight."""
+
+    @abc.abstractmethod
+    def apart(self) -> tuple[Any, Callable[[Any], "Tied"]]:
+        """(the arrays that have the stack's axes, how a slice of them is a leaf again)."""
+
+
+def apart(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """(what slicing a stack slices, how a slice is a leaf again): all arrays but those of `Tied`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> leaf = jm.Shared(2).encode(jnp.ones((4, 16, 8)))
+        >>> own, back = apart(leaf)
+        >>> jax.tree.map(jnp.shape, own), back(jax.tree.map(lambda a: a[0], own)).shape
+        ([(4,)], (16, 8))
+    """
+    tied = lambda x: isinstance(x, Tied)
+    parts, tree = jax.tree.flatten(leaf, is_leaf=tied)
+    if not any(map(tied, parts)):
+        return leaf, lambda leaf: leaf
+    own, backs = zip(*(x.apart() if tied(x) else (x, lambda x: x) for x in parts))
+    return list(own), lambda own: tree.unflatten([b(x) for b, x in zip(backs, own)])
 
 
 def is_encoded(x: Any) -> bool:

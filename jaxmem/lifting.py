@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.extend import source_info_util
 from jax.interpreters import partial_eval
 
-from .leaf import Encoded, decode, is_encoded
+from .leaf import Encoded, apart, decode, is_encoded
 from .meshes import stand_in
 from .operations import RULES, decoded, dot
 from .select import paths
@@ -270,6 +270,7 @@ def _scan(reader, vals, *, jaxpr, length, reverse, unroll, **params):
     const, carry, xs = vals[:n_const], vals[n_const : n_const + n_carry], vals[n_const + n_carry :]
     whole = lambda x: isinstance(x, _Held) and not x.leaf.stack  # its arrays have no such axis
     xs = [reader.dense("scan", [x])[0] if whole(x) else x for x in xs]
+    sliced, backs = zip(*map(apart, map(_open, xs))) if xs else ((), ())
     fixed = _constant_carry(jaxpr.jaxpr, n_const, carry)
     moving = [v for v, f in zip(carry, fixed) if not f]
 
@@ -280,14 +281,14 @@ def _scan(reader, vals, *, jaxpr, length, reverse, unroll, **params):
     def body(state, xs_now):
         it = iter(state)
         now = [v if f else next(it) for v, f in zip(carry, fixed)]
-        held = [_close(new, [old]) for new, old in zip(xs_now, xs)]
+        held = [_close(back(new), [old]) for new, old, back in zip(xs_now, xs, backs)]
         out = reader.run(jaxpr.jaxpr, jaxpr.consts, *const, *now, *held)
         state = [v for v, f in zip(out[:n_carry], fixed) if not f]
         return reader.dense("scan", state), reader.dense("scan", out[n_carry:])
 
     start = reader.dense("scan", moving)
     how = dict(reverse=reverse, unroll=unroll)
-    end, ys = run_scan(body, start, [_open(v) for v in xs], length, **how)
+    end, ys = run_scan(body, start, list(sliced), length, **how)
     it = iter(end)
     return [*(v if f else next(it) for v, f in zip(carry, fixed)), *ys]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .leaf import decode, is_encoded
+from .leaf import apart, decode, is_encoded
 
 
 def decoded(op, *vals):
@@ -56,7 +56,8 @@ def _on_stack(leaf, axes):
 
 def _each(fn, leaf):
     """`fn` on every array inside, on the stack axes they share."""
-    return jax.tree.map(fn, leaf)
+    own, back = apart(leaf)
+    return back(jax.tree.map(fn, own))
 
 
 def _gather(w, index, *, dimension_numbers, slice_sizes, mode, fill_value, **_):
@@ -157,7 +158,9 @@ def _reshape(w, *dyn, new_sizes, dimensions=None, **_):
 
 def _joined(join, ws, is_inside):
     """Leaves of equal structure joined along their stacks."""
-    if not all(map(is_encoded, ws)) or len({jax.tree.structure(w) for w in ws}) > 1:
+    if not all(map(is_encoded, ws)) or any(apart(w)[0] is not w for w in ws):
+        return NotImplemented
+    if len({jax.tree.structure(w) for w in ws}) > 1:
         return NotImplemented
     return jax.tree.map(join, *ws) if is_inside else NotImplemented
 

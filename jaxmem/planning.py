@@ -15,7 +15,7 @@ from . import codecs, solvers
 from .lazy import Lazy, is_lazy
 from .leaf import is_encoded
 from .select import is_whole, match, paths
-from .solvers.solver import encodes_rows, needs_stats
+from .solvers.solver import encodes_rows, needs_stats, ties_layers
 
 BLOCK = 2**23  # weights of a large matrix that are dense at a time
 
@@ -189,7 +189,7 @@ def _encode_lazy(codec, leaf: Lazy, axes, stats):
     whole = _abstract(codec, leaf, axes, stats)
     if not is_encoded(whole):
         return leaf.load()
-    if not leaf.stacked:
+    if not leaf.stacked or ties_layers(codec):
         return _encode_rows(codec, leaf.read(None), leaf.dtype, axes, stats)
     own = lambda i: jax.tree.map(lambda a: a[i : i + 1], stats)
     layer = lambda i: _encode_rows(codec, leaf.read(i)[None], leaf.dtype, axes, own(i))

@@ -22,5 +22,6 @@ from .lowrank import LowRank as LowRank
 from .nm import NM as NM
 from .planes import Planes as Planes
 from .planes import at_bits as at_bits
+from .sharing import Shared as Shared
 from .smallest import Smallest as Smallest
 from .summing import Sum as Sum

@@ -1,5 +1,6 @@
 """Solvers: one file, one algorithm that finds better numbers for a codec; each is a codec."""
 
+from .basis import Basis as Basis
 from .gptq import GPTQ as GPTQ
 from .hqq import HQQ as HQQ
 from .pruning import RIA as RIA

@@ -65,6 +65,11 @@ def needs_stats(codec: Any) -> bool:
     return getattr(codec, "calibrated", False) or any(map(needs_stats, _inside(codec)))
 
 
+def ties_layers(codec: Any) -> bool:
+    """Whether a codec, or one inside it, looks at all layers of a stack together."""
+    return getattr(codec, "layers_together", False) or any(map(ties_layers, _inside(codec)))
+
+
 def encodes_rows(codec: Any) -> bool:
     """Whether a codec encodes each row of a matrix by itself, so that some rows tell of all."""
     if isinstance(codec, Solver):

@@ -1,0 +1,177 @@
+"""Shared: layers of a stack that hold one weight together, W_l = B_g(l)."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ..folding import Fold
+from ..leaf import Tied, decode, is_encoded, shrunk
+from ..lifting import dot_general
+
+DAMPING = 0.01  # of the mean diagonal of a Gram matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Ties the layers of a stacked weight in `groups`; each group holds one weight.
+
+    "sequence" ties neighbours (layers 0 0 1 1), "cycle" repeats the groups in turn (0 1 0 1); one
+    group is ALBERT. The weight is what is nearest to its layers: their mean, or with `stats` the
+    one that computes what they do with the least squared error. `codec` encodes it. What each layer
+    has of its own comes beside it: `Sum((Shared(10), LowRank(8)))`, an adapter to train.
+
+    The leaf's arrays are not all stacks, so `lift` slices it, under its scans too, but a plain
+    `lax.scan` or `vmap` of it raises. Lan et al., 2019 (ALBERT); Takase and Kiyono, 2021 (orders).
+
+    Raises:
+        ValueError: fewer groups than one, not fewer than layers, or an unequal share of layers; a
+            weight that is no stack of layers.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> w = jnp.arange(4.0)[:, None, None] * jnp.ones((4, 16, 8))
+        >>> Shared(2).encode(w).decode()[:, 0, 0].tolist()
+        [0.5, 0.5, 2.5, 2.5]
+        >>> Shared(2, order="cycle").encode(w).decode()[:, 0, 0].tolist()
+        [1.0, 2.0, 1.0, 2.0]
+        >>> jm.nbytes(Shared(2).encode(w)) / jm.nbytes(w)  # and a byte a layer
+        0.501953125
+    """
+
+    groups: int
+    _: dataclasses.KW_ONLY
+    order: Literal["sequence", "cycle"] = "sequence"
+    codec: Any = None
+    layers_together: ClassVar[bool] = True
+
+    def __post_init__(self):
+        checked_sharing(self)
+
+    def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SharedArray":
+        matrix, fold, index = layers_of(w, axes, self)
+        gather = lambda a: a.astype(jnp.float32)[by_group(index)]  # (groups, layers of one, ...)
+        parts = gather(matrix)
+        if stats is None:
+            base = parts.mean(1)
+        elif stats.second.ndim == stats.mean.ndim:
+            energy = gather(stats.second)[..., None, :]
+            energy += 1e-6 * energy.mean((1, -1), keepdims=True) + 1e-30
+            base = (parts * energy).sum(1) / energy.sum(1)
+        else:
+            gram = gather(stats.second)
+            damping = DAMPING * jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None] / fold.k
+            gram += (damping + 1e-30) * jnp.eye(fold.k)[None, None]
+            both = jnp.matmul(parts, gram, precision="highest").sum(1)
+            base = jnp.linalg.solve(gram.sum(1), both.mT).mT
+        base = fold.unfold(base).astype(w.dtype)
+        if self.codec is not None:
+            mean = lambda a: gather(a).mean(1)
+            base = self.codec.encode(
+                base, axes, None if stats is None else jax.tree.map(mean, stats)
+            )
+        return SharedArray(base, jnp.asarray(index), jnp.dtype(w.dtype))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SharedArray(Tied):
+    """The weights of the groups, and which of them each layer is."""
+
+    base: Any  # (groups, *shape of a layer), an array or encoded
+    index: Array  # (*stack) uint8
+    dtype: Any = dataclasses.field(metadata=dict(static=True))
+
+    shape = property(lambda self: (*self.index.shape, *self.base.shape[1:]))
+    stack = property(lambda self: self.index.shape)
+
+    def apart(self):
+        return self.index, lambda index: dataclasses.replace(self, index=index)
+
+    def layer(self) -> Any:
+        """The weight of an unstacked leaf."""
+        own = lambda a: lax.dynamic_index_in_dim(a, self.index, 0, keepdims=False)
+        return jax.tree.map(own, self.base).astype(self.dtype)
+
+    def decode(self):
+        if not self.stack:
+            return decode(self.layer())
+        return jnp.take(decode(self.base), self.index.astype(jnp.int32), 0).astype(self.dtype)
+
+    def astype(self, dtype):
+        return dataclasses.replace(self, dtype=jnp.dtype(dtype))
+
+    def dot(self, x, dims, preferred_element_type=None, precision=None):
+        how = dict(precision=precision, preferred_element_type=preferred_element_type)
+        if not self.stack:
+            return dot_general(x, self.layer(), dims, **how)
+        (xc, wc), (xb, wb) = dims
+        if 0 in wc:
+            return NotImplemented
+        inner = lambda axes: tuple(a - 1 for a in axes if a)
+        along, at, out = None, x.ndim, x.ndim - len(xc)  # the stack is free: the first of w's axes
+        if 0 in wb:
+            out = wb.index(0)
+            at = along = xb[out]
+        less = lambda axes: tuple(a - (a > at) for a in axes if a != at)
+        dims = (less(xc), inner(wc)), (less(xb), inner(wb))
+        parts, back = self.apart()
+        one = lambda x, index: dot_general(x, back(index), dims, **how)
+        return jax.vmap(one, (along, 0), out)(x, parts)
+
+    def take(self, rows):
+        if self.stack:
+            return NotImplemented
+        layer = self.layer()
+        return layer.take(rows) if is_encoded(layer) else layer[rows]
+
+    def transpose(self, axes):
+        if self.stack and axes[0] != 0:
+            return NotImplemented
+        axes = axes if self.stack else (0, *(a + 1 for a in axes))
+        return self._moved(self.base.transpose(axes))
+
+    def reshape(self, shape):
+        if self.stack and shape[:1] != self.stack:
+            return NotImplemented
+        inner = shape[1:] if self.stack else shape
+        return self._moved(self.base.reshape((self.base.shape[0], *inner)))
+
+    def part(self, axis, parts):
+        axis -= self.ndim if axis >= 0 else 0
+        if -axis > len(self.base.shape) - 1:
+            return super().part(axis, parts)
+        return self._moved(shrunk(self.base, axis, parts))
+
+    def _moved(self, base):
+        return base if base is NotImplemented else dataclasses.replace(self, base=base)
+
+
+def checked_sharing(codec: Any) -> None:
+    if codec.groups < 1:
+        raise ValueError(f"{type(codec).__name__} takes at least 1 group, got {codec.groups}")
+    if codec.order not in ("sequence", "cycle"):
+        raise ValueError(f'an order is "sequence" or "cycle", got {codec.order!r}')
+
+
+def layers_of(w: Any, axes: tuple[int, ...], codec: Any) -> tuple[Array, Fold, np.ndarray]:
+    """The matrices (layers, n, k) of a stacked weight, how they fold, and each layer's group."""
+    if is_encoded(w):
+        raise TypeError(f"{type(codec).__name__} takes a dense weight: in a Chain it is first")
+    matrix, fold = Fold.of(w, axes)
+    if matrix.ndim != 3:
+        raise ValueError(f"expected a stack of layers to tie, got a weight of shape {w.shape}")
+    layers, groups = len(matrix), codec.groups
+    if layers % groups or groups == layers or layers > 256:
+        raise ValueError(f"{groups} groups of {layers} layers, expected a divisor below {layers}")
+    index = np.arange(layers)
+    index = index % groups if codec.order == "cycle" else index // (layers // groups)
+    return matrix, fold, index.astype(np.uint8)
+
+
+def by_group(index: np.ndarray) -> np.ndarray:
+    """The layers of each group, (groups, layers of one)."""
+    return np.argsort(index, kind="stable").reshape(int(index.max()) + 1, -1)
