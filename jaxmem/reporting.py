@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from .lazy import is_lazy
 from .leaf import Encoded, is_encoded, nbytes
+from .placing import ShardedArray
 from .select import is_whole, paths
 
 
@@ -30,6 +31,8 @@ class Row:
     encoded: int
     error: float | None  # ‖w − ŵ‖ / ‖w‖; None where there are no weights to compare
     decodes: tuple[str, ...] | None  # operations that make it dense; None where uses are unknown
+    per_device: int | None = None  # what lies on each; None where it lies on one
+    cost: int | None = None  # bytes on each device over an even share: what could not be divided
 
     @property
     def bits_per_weight(self) -> float:
@@ -47,7 +50,9 @@ class Report:
         """All weights as one, without an error of its own."""
         weights = sum(math.prod(row.shape) for row in self.rows)
         dense, encoded = sum(r.dense for r in self.rows), sum(r.encoded for r in self.rows)
-        return Row("total", (weights,), "", dense, encoded, None, None)
+        known = [r for r in self.rows if r.per_device is not None]
+        spread = [sum(r.per_device for r in known), sum(r.cost for r in known)] if known else []
+        return Row("total", (weights,), "", dense, encoded, None, None, *spread)
 
     def to_json(self) -> str:
         """The rows and the total as JSON text."""
@@ -56,11 +61,12 @@ class Report:
         return json.dumps({"rows": rows, "total": plain(self.total)}, indent=1)
 
     def __str__(self) -> str:
-        heads = ("path", "shape", "form", "dense", "encoded", "bits/weight", "error", "decodes")
+        heads = ("path", "shape", "form", "dense", "encoded", "bits/weight", "error")
+        heads += ("on each device", "cost", "decodes")
         table = [heads, *map(_cells, self.rows), _cells(self.total)]
         filled = [i for i, column in enumerate(zip(*table[1:])) if any(column)]
         widths = {i: max(len(line[i]) for line in table) for i in filled}
-        aligned = lambda i, text: f"{text:>{widths[i]}}" if 3 <= i <= 6 else f"{text:{widths[i]}}"
+        aligned = lambda i, text: f"{text:>{widths[i]}}" if 3 <= i <= 8 else f"{text:{widths[i]}}"
         return "\n".join("  ".join(aligned(i, t[i]) for i in filled).rstrip() for t in table)
 
 
@@ -68,7 +74,8 @@ def report(params: Any, enc: Any, uses: Mapping | None = None) -> Report:
     """Compares `params` with what `encode` made of them, a layer of each weight at a time.
 
     With `uses` it also tells which operations decode the whole weight, since its encoded form has
-    no faster way for them. Either tree may be abstract: then there are no errors.
+    no faster way for them. Either tree may be abstract: then there are no errors. Of a tree that
+    lies on many devices it tells what each one holds, and what that is over an even share.
 
     Raises:
         ValueError: the trees have other paths or shapes.
@@ -99,6 +106,7 @@ def report(params: Any, enc: Any, uses: Mapping | None = None) -> Report:
                 nbytes(_shape(leaf)),
                 _error(dense, leaf),
                 None if uses is None else _decoding(leaf, uses.get(path, ())),
+                *_spread(leaf),
             )
         )
     return Report(tuple(rows))
@@ -113,6 +121,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.encoded:,}",
         f"{row.bits_per_weight:.2f}",
         "" if row.error is None else f"{row.error:.4f}",
+        *("" if n is None else f"{n:,}" for n in (row.per_device, row.cost)),
         ", ".join(row.decodes or ()),
     )
 
@@ -121,7 +130,20 @@ def _shape(leaf):
     return leaf if is_encoded(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
+def _spread(leaf) -> tuple[int, int] | tuple[()]:
+    """(bytes on each device, those over an even share), where the leaf lies on many."""
+    where = [getattr(x, "sharding", None) for x in jax.tree.leaves(leaf)]
+    devices = max((s.num_devices for s in where if s is not None), default=1)
+    if devices == 1:
+        return ()
+    part = lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype)
+    here = nbytes(jax.tree.map(part, leaf))
+    return here, here - -(-nbytes(leaf) // devices)
+
+
 def _form(leaf) -> str:
+    if isinstance(leaf, ShardedArray):
+        return _form(leaf.inner)
     if not is_encoded(leaf):
         return jnp.dtype(leaf.dtype).name
     said = []

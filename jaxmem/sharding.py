@@ -108,7 +108,7 @@ def shard(tree: Any, shardings: Any) -> Any:
     are shapes that know where they would lie, to compile for devices that are not here.
 
     Raises:
-        ValueError: `shardings` has another structure.
+        ValueError: `shardings` has another structure; names the first leaf without one.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -120,7 +120,10 @@ def shard(tree: Any, shardings: Any) -> Any:
     where = jax.tree.leaves(shardings)
     arrays, structure = jax.tree.flatten(tree)
     if structure != jax.tree.structure(shardings):
-        raise ValueError(f"shardings of {jax.tree.structure(shardings)} for a tree of {structure}")
+        here, there = paths(tree), paths(shardings)
+        missing = [p for p in here if p not in there] or [p for p in there if p not in here]
+        what = f"they differ at {missing[0]!r}" if missing else "a leaf is encoded otherwise"
+        raise ValueError(f"these are the shardings of another tree: {what}")
     return placed(structure.unflatten(map(_put, arrays, where)), shardings)
 
 

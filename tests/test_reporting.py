@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
 from jaxmem.lazy import Lazy
@@ -50,6 +51,21 @@ def test_lazy_weights_have_the_same_report():
     up = np.asarray(params["layers"]["up"])
     lazy = Lazy(up.shape, up.dtype, lambda i: up[i], stacked=True)
     assert jm.report(params | {"layers": {"up": lazy}}, enc) == jm.report(params, enc)
+
+
+def test_what_lies_on_each_device_and_what_could_not_be_divided_is_told():
+    params, plan = made()
+    enc, _ = encoded(params, plan)
+    rules = {"table": P(None, "fsdp"), "layers/up": P(None, "fsdp")}  # 2 groups over 8 devices
+    where = jm.shardings(enc, jm.mesh(fsdp=8), rules)
+    rows = {row.path: row for row in jm.report(params, jm.shard(enc, where)).rows}
+    up = jm.nbytes(enc["layers"]["up"])
+    assert (rows["layers/up"].per_device, rows["layers/up"].cost) == (up, up - up // 8)
+    codes, scales = 24 * 16, 24 * 2  # a scale for each row is on every device
+    assert rows["table"].per_device == codes // 8 + scales
+    shapes = jm.shard(jax.eval_shape(lambda tree: tree, enc), where)
+    assert "on each device" in str(jm.report(params, shapes))
+    assert "on each device" not in str(jm.report(params, enc))
 
 
 def test_abstract_trees_are_reported_without_errors():

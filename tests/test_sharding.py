@@ -198,6 +198,20 @@ def test_a_mesh_larger_than_the_devices_is_refused():
         jm.mesh(data=0)
 
 
+@pytest.mark.parametrize(
+    "tree, said",
+    [
+        ({"w": 1.0, "v": 1.0}, "they differ at 'v'"),
+        ({}, "they differ at 'w'"),
+        ({"w": INT4.encode(jnp.ones((32, 16)))}, "a leaf is encoded otherwise"),
+    ],
+)
+def test_shardings_of_another_tree_are_refused(tree, said):
+    where = jm.shardings({"w": jnp.ones((32, 16))}, jm.mesh(fsdp=8), {"w": P("fsdp")})
+    with pytest.raises(ValueError, match=f"shardings of another tree: {said}"):
+        jm.shard(tree, where)
+
+
 @functools.cache
 def train(kind):
     """Losses of three steps of Adam on the dense model, and where the state lies."""
