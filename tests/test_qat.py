@@ -114,6 +114,32 @@ def test_a_stack_of_fake_layers_is_scanned_over():
     assert jnp.isfinite(slopes.w).all() and (slopes.scale != 0).any()
 
 
+def test_distillation_brings_a_rounded_student_back_to_its_teacher():
+    dense, x, teacher = task()
+    fake = jm.Fake(jm.Int(2, group=16), learn=True)
+    tree = jm.encode(dense, jm.choose(dense, {"up|down": fake}))
+    labels, adam = teacher.argmax(-1), optax.adam(2e-3)
+
+    def loss(tree):
+        return jm.distillation(jm.lift(model)(tree, x), teacher, labels, alpha=0.9, temperature=2.0)
+
+    @jit
+    def step(tree, state):
+        slopes = jax.grad(loss)(tree)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in int32
+            updates, state = adam.update(slopes, state)
+        return optax.apply_updates(tree, updates), state
+
+    def divergence(tree):
+        own = jm.lift(model)(tree, x)
+        return float(jm.distillation(own, teacher, labels, alpha=1.0))
+
+    after, state = tree, adam.init(tree)
+    for _ in range(100):
+        after, state = step(after, state)
+    assert divergence(jm.export(after)) < divergence(tree) / 2
+
+
 def test_the_teacher_learns_nothing_and_the_student_through_both_terms():
     s, t, labels = weight(4, 8), weight(4, 8, seed=1), jnp.array([0, 3, 7, 1])
     for alpha in (0.0, 1.0):

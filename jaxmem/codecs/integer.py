@@ -16,7 +16,7 @@ from .packing import WIDTHS, divided, interleave, pack, shifts, slices, unpack, 
 FEW_ROWS = 32  # up to here the CPU's integer product beats decoding (experiments/cpu_decode.py)
 FEW_GROUPED = 8  # and up to here where each group has a product of its own
 WIDE = 256  # columns of groups that share a product on a CPU
-RUN = 512  # rows of a weight at a time in one
+RUN = 256  # rows of a weight at a time in one
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
 _LEAST = 2.0**-14  # f16 scales below are coarse
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
