@@ -222,6 +222,19 @@ def test_a_narrower_stream_is_exact_where_it_loses_nothing():
     np.testing.assert_allclose(run(smaller), run(whole), atol=2e-3, rtol=2e-3)
 
 
+def test_what_reads_a_narrower_stream_is_refitted_to_it():
+    smaller = jm.remove_width(model(), 20, fed())
+    embed = lambda m: np.asarray(m.params["embed"]["embedding"], "f8")
+    turn = np.linalg.lstsq(embed(model()), embed(smaller), rcond=None)[0].astype("f4")
+    params = jax.tree.map(lambda x: x, smaller.params)
+    for part, names in {"attn": "qkv", "mlp": ("gate", "up")}.items():
+        old = model().params["layers"]
+        gain = old[f"{part}_norm"]["scale"][:, :, None]
+        for name in names:
+            params["layers"][part][name] = {"kernel": turn.T @ (gain * old[part][name]["kernel"])}
+    assert distance(smaller) < 0.9 * distance(dataclasses.replace(smaller, tensors=params))
+
+
 @families
 def test_a_smaller_model_is_saved_and_loaded(family, tmp_path):
     smaller = fewer_heads(family)

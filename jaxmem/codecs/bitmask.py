@@ -33,13 +33,19 @@ class Bitmask(Sparse):
         ValueError: a density that is not between 0 and 1, or keeps none or all of k weights.
 
     Example:
-        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
         >>> w = jnp.arange(-32.0, 32.0).reshape(64, 1)
         >>> leaf = jm.Bitmask(density=0.5).encode(w)
         >>> jm.nbytes(leaf) / jm.nbytes(w)  # .5 + 1/32
         0.53125
         >>> jm.nbytes(jm.Chain((jm.Bitmask(0.5), jm.Int(8))).encode(w))  # 8 + 32 and a scale
         42
+        >>> bert = jax.ShapeDtypeStruct((16_000, 21_250), jnp.float32)  # 340M weights, 1.36 GB
+        >>> size = lambda codec: jm.nbytes(jax.eval_shape(codec.encode, bert))
+        >>> size(jm.Bitmask(0.4)) / jm.nbytes(bert)  # .4 + 1/32
+        0.43125
+        >>> size(jm.Chain((jm.Bitmask(0.4), jm.Int(8))))  # .1 + 1/32 of it, and the scales
+        178542500
         >>> [float(x) for x in leaf.decode()[14:18, 0]]  # -16 and 16 tie
         [-18.0, -17.0, -16.0, 0.0]
     """

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..models.model import Model
-from .removing import moments_of
+from .removing import DAMPING, moments_of
 
 READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # what follows the norm before each
 WRITES = {"attn": "out", "mlp": "down"}
@@ -18,9 +18,10 @@ def remove_width(model: Model, width: int, stats: Mapping) -> Model:
     """The model of the Llama family with a residual stream of `width` numbers.
 
     One orthogonal matrix for all layers, the eigenvectors of the mean second moment of what the
-    norms give, turns the stream as `jm.models.rotate` does; the axes with the least energy go. Each
-    norm's gain becomes the one number that makes up for what it no longer counts. The head is
-    untied, which adds vocab · width weights to a model with a tied one. Ashkboos et al., 2024
+    norms give, turns the stream as `jm.models.rotate` does; the axes with the least energy go. What
+    a layer reads of them is refitted to the axes that stay, by least squares over its own moments,
+    and each norm's gain becomes the one number that makes up for what it no longer counts. The head
+    is untied, which adds vocab · width weights to a model with a tied one. Ashkboos et al., 2024
     (SliceGPT; its matrices differ from layer to layer, which a plain model cannot run).
 
     Raises:
@@ -56,9 +57,10 @@ def remove_width(model: Model, width: int, stats: Mapping) -> Model:
 
     for part, names in READS.items():
         gain = blocks[f"{part}_norm"]["scale"]
+        fit = jnp.asarray(_refitted(fed[part], vectors[:, :width]), embed.dtype)
         for name in names:
             kernel = blocks[part][name]["kernel"]
-            kernel = jnp.einsum("dk,ld,ldn->lkn", turn, gain, kernel)
+            kernel = jnp.einsum("lkd,ld,ldn->lkn", fit, gain, kernel)
             blocks[part][name] = {**blocks[part][name], "kernel": kernel}
         last = blocks[part][WRITES[part]]
         blocks[part][WRITES[part]] = {**last, "kernel": last["kernel"] @ turn}
@@ -74,6 +76,17 @@ def remove_width(model: Model, width: int, stats: Mapping) -> Model:
     params["final_norm"] = {"scale": jnp.full((width,), share[0], final.dtype)}
     new = dataclasses.replace(config, width=width, tied=False)
     return Model(new, params, model.tokenizer, f"{model.source}, {width} of {config.width} wide")
+
+
+def _refitted(moments: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """(layers, k, d): what of inputs x (d,) with these moments a fit to x · axes (d, k) explains.
+
+    Damped towards the axes themselves, so that nothing changes where nothing is lost.
+    """
+    damping = DAMPING * np.trace(moments, axis1=-2, axis2=-1)[:, None, None] / moments.shape[-1]
+    damping = np.where(damping > 0, damping, 1.0)
+    seen = axes.T @ moments
+    return np.linalg.solve(seen @ axes + damping * np.eye(axes.shape[1]), seen + damping * axes.T)
 
 
 def _normed(stats, blocks, part) -> np.ndarray:
