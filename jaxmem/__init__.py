@@ -80,6 +80,7 @@ from .solvers import HQQ as HQQ
 from .solvers import QERA as QERA
 from .solvers import RIA as RIA
 from .solvers import Basis as Basis
+from .solvers import Permute as Permute
 from .solvers import Prune as Prune
 from .solvers import Refit as Refit
 from .solvers import Search as Search

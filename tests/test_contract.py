@@ -50,9 +50,12 @@ CODECS = [
     jm.Coo(0.02),
     jm.Chain((jm.Bitmask(0.3), jm.Int(8))),
     jm.Chain((jm.NM(2, 4), jm.Int(4, group=6))),
+    jm.Permute(jm.NM(2, 4)),
 ]
 KINDS = list({type(codec): codec for codec in CODECS}.values())  # one of each, for laws of shape
-SPARSE = [codec for codec in CODECS if isinstance(getattr(codec, "codecs", [codec])[0], Sparse)]
+KEEPS = [codec for codec in CODECS if isinstance(codec, Sparse)]
+first = lambda codec: getattr(codec, "codecs", [codec])[0]
+SPARSE = [c for c in CODECS if c in KEEPS or isinstance(first(c), Sparse | jm.Permute)]
 KINDS_THAT_ROUND = jm.Int | jm.Affine | jm.Cast | jm.Float | jm.Codebook
 ROUNDS = [codec for codec in CODECS if isinstance(codec, KINDS_THAT_ROUND)]
 COARSE = {jm.Float("mxfp4"): 0.25, jm.Float("nvfp4"): 2e-2}  # 2.5 lies between their numbers
@@ -451,7 +454,7 @@ def test_a_part_decodes_to_a_slice_of_what_the_whole_does(codec, axis, parts):
     assert_close(jit(lambda piece: piece.decode())(piece), want)
 
 
-@pytest.mark.parametrize("codec", [*ROUNDS, *SPARSE[:-2]], ids=str)
+@pytest.mark.parametrize("codec", [*ROUNDS, *KEEPS], ids=str)
 @pytest.mark.parametrize("form", ["f32", pytest.param("bf16 stacked", marks=pytest.mark.slow)])
 def test_encoding_again_changes_nothing(codec, form):
     leaf = encoded(codec, form)

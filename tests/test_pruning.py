@@ -26,11 +26,13 @@ def problem():
     return w, x, jm.stats(lambda p, x: x @ p["w"], {"w": w}, [(x,)])["w"]
 
 
+@functools.cache
 def encoded(codec):
     w, _, fed = problem()
     return jit(lambda w, fed: codec.encode(w, (-2,), fed))(w, fed)
 
 
+@functools.cache
 def loss(codec):
     w, x, _ = problem()
     wrong = x @ (encoded(codec).decode() - w)
@@ -91,6 +93,15 @@ def test_zeroing_and_rounding_make_up_for_each_other():
         assert loss(together) < 0.9 * loss(apart) < loss(codec)
 
 
+def test_an_order_of_inputs_keeps_more_and_is_counted():
+    for solver in (jm.Wanda, lambda codec: jm.SparseGPT(jm.Chain((codec, jm.Int(4, group=20))))):
+        plain = solver(jm.NM(2, 4))
+        turned = encoded(jm.Permute(plain))
+        np.testing.assert_array_equal(jnp.sort(turned.order), jnp.arange(K))
+        assert jm.nbytes(turned) == jm.nbytes(encoded(plain)) + K  # K is below 256
+        assert loss(jm.Permute(plain)) < loss(jm.Permute(plain, 0)) < loss(plain)
+
+
 def test_scores_choose_what_their_formulas_say():
     w, _, fed = problem()
     chosen = lambda codec: support(encoded(codec))
@@ -112,6 +123,7 @@ SOLVERS = [
     jm.RIA(jm.NM(2, 4)),
     jm.SparseGPT(jm.Chain((jm.NM(2, 4), jm.Int(4, group=8)))),
     jm.Refit(jm.SparseGPT(jm.Bitmask(0.5))),
+    jm.Permute(jm.SparseGPT(jm.NM(2, 4))),
 ]
 
 
@@ -137,6 +149,9 @@ def test_a_solver_without_stats_is_refused_but_has_a_shape(codec):
         (lambda: jm.SparseGPT(jm.Chain((jm.Coo(0.1), jm.Int(4)))), TypeError, "rounds values of"),
         (lambda: encoded(jm.Refit(jm.Int(4))), TypeError, "sparse codec of float values"),
         (lambda: jm.Refit(jm.NM(2, 4), steps=0), ValueError, "at least 1 step, got 0"),
+        (lambda: jm.Permute(jm.Wanda(jm.Bitmask(0.5))), TypeError, "Permute takes an NM"),
+        (lambda: jm.Permute(jm.NM(2, 4), -1), ValueError, "at least 0 steps, got -1"),
+        (lambda: encoded(jm.Permute(jm.NM(2, 7))), ValueError, "multiple of 7, got 160"),
         (
             lambda: jm.SparseGPT(jm.NM(2, 4)).encode(
                 jnp.ones((8, 4)), stats=jm.Moments(*[jnp.ones(8)] * 3, jnp.ones(()))
@@ -155,7 +170,7 @@ def test_an_all_zero_row_and_an_unfed_input_stay_finite():
     w, _, fed = problem()
     w = w.at[:, 3].set(0.0)
     gram = fed.second.at[5].set(0.0).at[:, 5].set(0.0)
-    assert jnp.isfinite(inverse_factor(gram)).all()
+    assert jnp.isfinite(jit(inverse_factor)(gram)).all()
     fed = jm.Moments(gram, fed.mean, fed.absmax, fed.count)
-    leaf = jm.Refit(jm.SparseGPT(jm.Bitmask(0.5))).encode(w, (-2,), fed)
+    leaf = jit(jm.Refit(jm.SparseGPT(jm.Bitmask(0.5))).encode, static_argnums=1)(w, (-2,), fed)
     assert jnp.isfinite(leaf.decode()).all() and (leaf.decode()[:, 3] == 0).all()

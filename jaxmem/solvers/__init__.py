@@ -3,6 +3,7 @@
 from .basis import Basis as Basis
 from .gptq import GPTQ as GPTQ
 from .hqq import HQQ as HQQ
+from .permuting import Permute as Permute
 from .pruning import RIA as RIA
 from .pruning import Prune as Prune
 from .pruning import Wanda as Wanda

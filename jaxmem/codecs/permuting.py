@@ -1,0 +1,53 @@
+"""Permuted: a weight whose inputs are encoded in another order, which costs two bytes an input."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..folding import Wrapped
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PermutedArray(Wrapped):
+    """Column i of the matrix that `inner` holds multiplies input order[i].
+
+    A product reorders its few inputs and leaves the weight as it lies. `jm.Permute` makes it.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> inner = jm.NM(2, 3).encode(jnp.array([[1.0, 2.0, 3.0]]), (-1,))
+        >>> PermutedArray(inner, jnp.array([2, 0, 1], jnp.uint8)).decode().tolist()
+        [[2.0, 3.0, 0.0]]
+    """
+
+    inner: Any
+    order: Array  # (*stack, k) uint8 or uint16
+
+    def rows(self):
+        return self._turned(self.inner.rows())
+
+    def narrow(self, start, size):
+        return dataclasses.replace(self, inner=self.inner.narrow(start, size))
+
+    def pick(self, index):
+        return self._turned(self.inner.pick(index))
+
+    def matmul(self, x, precision=None):
+        return self.inner.matmul(x[:, self.order], precision)
+
+    def map(self, fn):
+        return dataclasses.replace(self, inner=self.inner.map(fn))
+
+    def piece(self, fold, side, parts):
+        if side == "summed":  # runs of inputs lie all over the columns
+            return NotImplemented
+        return super().piece(fold, side, parts)
+
+    def _turned(self, rows):
+        place = jnp.argsort(self.order, axis=-1)
+        place = place.reshape(*place.shape[:-1], *(1,) * (rows.ndim - place.ndim), -1)
+        return jnp.take_along_axis(rows, place, -1)
