@@ -62,7 +62,8 @@ def mesh(
         devices = jax.devices() if devices is None else devices
         there = len(devices)
     if count > there:
-        raise ValueError(f"a mesh of {asked} takes {count} devices, there are {there}")
+        of = f" of {n} processes" if device is None and (n := jax.process_count()) > 1 else ""
+        raise ValueError(f"a mesh of {asked} takes {count} devices, there are {there}{of}")
     if device is not None:
         return AbstractMesh(tuple(sizes.values()), AXES, **how)
     missing = {d.process_index for d in devices} - {d.process_index for d in devices[:count]}

@@ -49,7 +49,7 @@ def save(path: str | os.PathLike, tree: Any) -> None:
 
     Raises:
         TypeError: the tree holds something else; the message says where.
-        ValueError: `path` is a directory.
+        ValueError: `path` is a directory, or processes save trees that are not alike.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -66,10 +66,10 @@ def save(path: str | os.PathLike, tree: Any) -> None:
     spans = [_spans(x) for x in arrays]
     sums = np.zeros(sum(map(len, spans)), np.uint32)
     together, first = jax.process_count() > 1, jax.process_index() == 0
-    token = np.uint32(secrets.randbits(32))
+    token = secrets.randbits(32)
     if together:
-        token = multihost_utils.broadcast_one_to_all(token)
-    temporary = path.with_name(f".{path.name}.{int(token):08x}.tmp")
+        token = _agreed(token, zlib.crc32(_head(node, arrays, spans, sums)))
+    temporary = path.with_name(f".{path.name}.{token:08x}.tmp")
     if first:
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
@@ -185,6 +185,15 @@ def _read_head(file: BinaryIO) -> tuple[Any, list[_Slot]]:
     if offset != length:
         raise ValueError(f"it is damaged: {length} bytes, expected {offset}")
     return manifest["tree"], slots
+
+
+def _agreed(token: int, crc: int) -> int:
+    """Process 0's token, once all processes say that they write the same head."""
+    said = multihost_utils.process_allgather(np.array([token, crc], np.uint32))
+    for i, (_, other) in enumerate(said.tolist()):
+        if other != said[0, 1]:
+            raise ValueError(f"process {i} saves another tree than process 0, or places it apart")
+    return int(said[0, 0])
 
 
 def _spans(x: np.ndarray | jax.Array) -> list[Span]:
