@@ -1,5 +1,6 @@
 """Fit any language model into the memory you have, and prove it before you rent the machine."""
 
+from . import interop as interop
 from . import layouts as layouts
 from . import models as models
 from .accounting import Breakdown as Breakdown

@@ -1,4 +1,4 @@
-"""The library from a shell: `jaxmem demo | inspect | fit | eval | plan | generate`."""
+"""The library from a shell: `jaxmem demo | inspect | fit | eval | plan | generate | export`."""
 
 import contextlib
 import json

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -137,9 +138,23 @@ def test_inspect_of_shapes_says_what_would_fit():
     assert 4 < formats["4 bits"]["bits_per_weight"] < 4.05
 
 
+@pytest.mark.parametrize("form", ["gguf", "compressed-tensors"])
+def test_export_writes_the_codes_that_fit_made(form, here, tmp_path):
+    out = tmp_path / "out.gguf"
+    told = found("export", here / "small", "--format", form, "--out", out)
+    assert told["types"]["layers/mlp/up/kernel"] in ("Q8_0", "int8") and not told["decoded"]
+    again = found("export", out, "--format", form, "--out", tmp_path / "again.gguf")
+    assert again["types"] == told["types"]
+    back, ours = (jm.models.load(p).params for p in (tmp_path / "again.gguf", here / "small"))
+    for got, want in zip(jax.tree.leaves(back), jax.tree.leaves(jm.decode(ours)), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("export small --format gguf --out a.txt", "a.txt exists; choose another --out"),
+        ("export llama-8b --format gguf --out new", "has shapes only, expected weights"),
         ("inspect nowhere", "no model 'nowhere': expected smollm2-135m"),
         ("fit model --bytes 1kB --out new", "the smallest reachable size is"),
         ("fit model --bytes 60kB --out a.txt", "a.txt exists and was not written by jaxmem fit"),

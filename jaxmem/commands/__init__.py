@@ -6,6 +6,7 @@ from tyro.conf import subcommand
 
 from .demonstrating import Demo
 from .evaluating import Eval
+from .exporting import Export
 from .fitting import Fit
 from .generating import Generate
 from .inspecting import Inspect
@@ -19,4 +20,5 @@ Command = (
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[Export, subcommand("export")]
 )

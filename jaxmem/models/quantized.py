@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,13 +11,14 @@ from jaxmem.codecs.casting import CastArray
 from jaxmem.folding import Fold
 from jaxmem.lazy import Lazy
 from jaxmem.models import ggml_blocks, llamacpp
+from jaxmem.models.compressed import Codes
 from jaxmem.models.ggml import Gguf
 from jaxmem.models.recipe import Recipe
 
 _HALVES = {"F16": "float16", "BF16": "bfloat16"}
 
 
-def from_gguf(file: Gguf, recipe: Recipe, names: list[str], dtype: Any) -> Any:
+def from_gguf(file: Gguf, names: list[str], recipe: Recipe, dtype: Any) -> Any:
     """The leaf of one parameter, whose layers are the tensors `names` of the file, or None.
 
     None for a vector, for f32, for a type that has no leaf, and where the parameter is not made by
@@ -47,6 +49,21 @@ def from_gguf(file: Gguf, recipe: Recipe, names: list[str], dtype: Any) -> Any:
         return rows[0].leaf(fold, dtype)
     except OverflowError:
         return None
+
+
+def from_codes(found: list[Codes], recipe: Recipe, dtype: Any) -> Any:
+    """The leaf of one parameter of a compressed-tensors checkpoint, or None.
+
+    None where layers differ in form, and where the parameter is not made by moving rows.
+    """
+    places = [placed(recipe.fn, *codes.shape) for codes in found]
+    if None in places or len({codes.form() for codes in found}) > 1:
+        return None
+    fold = places[0][1]
+    if any((order != np.arange(len(order))).any() for order, _ in places):
+        return None
+    layers = [codes.leaf(fold, dtype) for codes in found]
+    return jax.tree.map(lambda *a: jnp.stack(a), *layers) if recipe.stacked else layers[0]
 
 
 def placed(fn: Callable, n: int, k: int) -> tuple[np.ndarray, Fold] | None:

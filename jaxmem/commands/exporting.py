@@ -1,0 +1,55 @@
+"""export: a model in the format of another tool, its codes as they are."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from ..interop import to_compressed_tensors, to_gguf
+from ..models import Model, load
+from .options import Json, ModelName
+from .output import Output
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes a Llama, or what `jaxmem fit` made of it, for llama.cpp (gguf) or vLLM.
+
+    Codes are moved, never rounded again: what the format cannot hold exactly is decoded, and told.
+    """
+
+    model: ModelName
+    _: dataclasses.KW_ONLY
+    format: Literal["gguf", "compressed-tensors"]
+    """A .gguf file, or a directory of config.json and safetensors."""
+    out: Annotated[str, arg(metavar="PATH")]
+    """A file or directory to write; it appears whole or not at all."""
+    half: bool = False
+    """gguf: round what is dense to float16."""
+    int8: bool = False
+    """compressed-tensors: write int8 tensors (`int-quantized`) and not packed words."""
+    json: Json = False
+
+    def run(self, output: Output) -> dict:
+        """What was written, which `output` shows."""
+        out = pathlib.Path(self.out)
+        if out.exists():
+            raise ValueError(f"{out} exists; choose another --out")
+        model = with_codes(self.model)
+        with output.step(f"writing {out}"):
+            if self.format == "gguf":
+                written = to_gguf(out, model, half=self.half)
+            else:
+                written = to_compressed_tensors(out, model, packed=not self.int8)
+        output.say(written)
+        return {"source": model.source, "format": self.format} | dataclasses.asdict(written)
+
+
+def with_codes(name: str) -> Model:
+    """The model, encoded where its file is."""
+    config = pathlib.Path(name) / "config.json"
+    coded = name.endswith(".gguf")
+    if config.is_file():
+        coded = '"quantization_config"' in config.read_text(encoding="utf-8")
+    return load(name, encoded=coded)

@@ -1,0 +1,4 @@
+"""Encoded models and weights in the formats of other tools."""
+
+from .compressed_tensors import to_compressed_tensors as to_compressed_tensors
+from .gguf import to_gguf as to_gguf

@@ -1,0 +1,97 @@
+"""An encoded layer as GGUF blocks: which type holds its codes exactly, and its bytes in that."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from ..codecs.affine import AffineArray
+from ..codecs.casting import CastArray
+from ..codecs.integer import IntArray
+from ..folding import Fold
+from ..leaf import is_encoded
+from .layers import held, lies, limits, matrix, numbers, opened, spread
+
+BLOCK = 32  # weights that share a scale
+TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}
+_SIZES = {"F32": 128, "F16": 64, "BF16": 64, "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24}
+_SIZES["Q8_0"] = 34  # bytes of a block
+_DENSE = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_RANGES = {"Q4_0": (-8, 7), "Q5_0": (-16, 15), "Q8_0": (-128, 127)}  # what their codes stand for
+
+
+def nbytes(kind: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor in the file.
+
+    Example:
+        >>> nbytes("Q4_0", (2, 64))
+        72
+    """
+    return math.prod(shape) * _SIZES[kind] // BLOCK
+
+
+def kind(leaf: Any, fold: Fold | None, half: bool) -> str:
+    """The type that a parameter is written in; `fold` is how it lies in rows, None a vector's.
+
+    Vectors are F32, as llama.cpp wants them.
+    """
+    if fold is None:
+        return "F32"
+    wide = "F16" if half else "F32"
+    if isinstance(leaf, CastArray) or not is_encoded(leaf):
+        dtype = leaf.values.dtype if isinstance(leaf, CastArray) else leaf.dtype
+        if jnp.dtype(dtype) == jnp.bfloat16:
+            return "BF16"
+        return "F32" if not half and jnp.finfo(dtype).bits > 16 else "F16"
+    leaf = opened(leaf)
+    if not isinstance(leaf, IntArray | AffineArray) or not lies(leaf, fold) or not _blocked(leaf):
+        return wide
+    if isinstance(leaf, AffineArray):
+        held_in = "Q4_1" if leaf.bits <= 4 else "Q5_1"
+        return held_in if leaf.bits <= 5 and leaf.low is not None else wide
+    low, high = limits(leaf)
+    return next((k for k, (a, b) in _RANGES.items() if a <= low and high <= b), wide)
+
+
+def data(leaf: Any, kind: str) -> np.ndarray:
+    """The bytes of one layer (rows, bytes), or for a dense type its numbers in the layer's shape.
+
+    Raises:
+        ValueError: a number is beyond float16.
+    """
+    if kind in _DENSE:
+        dense = held(leaf)
+        with np.errstate(over="ignore"):
+            stored = np.asarray(dense, _DENSE[kind])
+        if not np.isfinite(stored.astype(np.float32)).all():
+            raise ValueError(f"it holds NaN, infinity or a number beyond {_DENSE[kind]}")
+        return stored
+    leaf = opened(leaf)
+    parts = [_half(spread(leaf, leaf.scale, BLOCK))]
+    if isinstance(leaf, AffineArray):
+        parts.append(_half(spread(leaf, leaf.low, BLOCK)))
+        codes = matrix(leaf)
+    else:
+        codes = numbers(leaf) - np.int16(_RANGES[kind][0])
+    codes = codes.astype(np.uint8).reshape(len(codes), -1, BLOCK)
+    if kind == "Q8_0":
+        parts.append(codes ^ 128)
+    else:
+        if kind.startswith("Q5"):
+            parts.append(np.packbits(codes >> 4, axis=-1, bitorder="little"))
+        first, second = codes[..., : BLOCK // 2] & 15, codes[..., BLOCK // 2 :] & 15
+        parts.append(first | second << 4)
+    return np.concatenate(parts, -1).reshape(len(codes), -1)
+
+
+def _blocked(leaf: IntArray | AffineArray) -> bool:
+    """Whether every 32 columns of a row have one f16 scale."""
+    whole = leaf.scale.shape[-2] == 1 or leaf.group % BLOCK == 0
+    return whole and leaf.fold.k % BLOCK == 0 and leaf.scale.dtype == jnp.float16
+
+
+def _half(numbers: np.ndarray) -> np.ndarray:
+    """f16 numbers (rows, blocks) as bytes (rows, blocks, 2)."""
+    return np.ascontiguousarray(numbers.astype("<f2"))[..., None].view(np.uint8)

@@ -1,0 +1,179 @@
+"""to_compressed_tensors: a checkpoint with int4 and int8 weights, as vLLM and transformers read it.
+
+A directory with config.json, its `quantization_config`, model.safetensors and the tokenizer. The
+format is described in models/compressed.py, which reads it back.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..codecs.activating import DynamicArray
+from ..codecs.casting import CastArray
+from ..codecs.integer import IntArray
+from ..folding import Fold
+from ..leaf import is_encoded
+from ..models.compressed import packed as words
+from ..models.model import Model
+from ..models.recipe import Recipe
+from ..writing import replacing
+from . import layers
+from .checkpoint import config_json, write_safetensors
+from .layers import Written
+
+Scheme = tuple[int, int | None, bool, bool]  # bits, group, symmetric, int8 inputs
+
+
+def to_compressed_tensors(
+    path: str | os.PathLike, model: Model, params: Any = None, *, packed: bool = True
+) -> Written:
+    """Writes `model` with `params` (its own unless given) to a new directory `path`, or nothing.
+
+    Linear weights of `Int`, with one scale a row or groups that divide it, keep their codes: up to
+    4 bits as int4, more as int8. `Dynamic(Int(bits))` keeps its rounding of the inputs, token by
+    token. What else is encoded, and a table of embeddings, is decoded, and the result says so.
+    `packed` writes `pack-quantized`, which is how vLLM takes weights alone; without it codes are
+    int8, `int-quantized`, which is how it takes weights and inputs of 8 bits.
+
+    Raises:
+        ValueError: `path` exists; the model is not of the Llama family, or no config.json says what
+            it is; or the params are not the model's or are shapes.
+    """
+    path = pathlib.Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists; choose another place")
+    if model.config.family != "llama":
+        raise ValueError(f"{model.source} is a {model.config.family}, expected a Llama")
+    hf = config_json(model.config)
+    parts = list(layers.parameters(model, params))
+    schemes = {where: _scheme(leaf, recipe, packed) for where, recipe, leaf in parts}
+    if any(schemes.values()):
+        hf["torch_dtype"] = "float16"  # that of the scales
+        hf["quantization_config"] = _quantization(parts, schemes, packed, model.config.tied)
+    shapes, types = {}, {}
+    for where, recipe, leaf in parts:
+        types[where], own = _shapes(recipe, leaf, schemes[where], packed)
+        for name in recipe.names:
+            shapes |= {name.removesuffix("weight") + end: form for end, form in own.items()}
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "config.json").write_text(json.dumps(hf, indent=2), encoding="utf-8")
+        arrays = (a for part in parts for a in _arrays(*part[1:], schemes[part[0]], packed))
+        write_safetensors(temporary / "model.safetensors", shapes, arrays)
+        if model.tokenizer is not None:
+            model.tokenizer.save(str(temporary / "tokenizer.json"))
+    lost = lambda leaf: is_encoded(leaf) and not isinstance(leaf, CastArray)
+    decoded = tuple(where for where, _, leaf in parts if lost(leaf) and not schemes[where])
+    size = sum(file.stat().st_size for file in path.iterdir())
+    return Written(str(path), size, types, decoded)
+
+
+def _scheme(leaf: Any, recipe: Recipe, packed: bool) -> Scheme | None:
+    """How a leaf's codes are kept; None: not at all."""
+    dynamic = isinstance(leaf, DynamicArray) and leaf.limits is None and leaf.to == "int8"
+    inner = layers.opened(leaf.inner if dynamic else leaf)
+    turned = recipe.fn is np.transpose
+    if not isinstance(inner, IntArray) or not turned or inner.scale.dtype == jnp.float32:
+        return None
+    k, n = recipe.shape[-2:]
+    whole = inner.scale.shape[-2] == 1
+    if not layers.lies(inner, Fold((n,), (k,), (-1, -2))) or (not whole and k % inner.group):
+        return None
+    bits = 4 if inner.bits <= 4 and packed else 8
+    return bits, None if whole else inner.group, inner.zero is None, dynamic
+
+
+def _shapes(recipe: Recipe, leaf: Any, scheme: Scheme | None, packed: bool) -> tuple[str, dict]:
+    """The name of a parameter's type, and the shapes and dtypes of each layer's tensors."""
+    shape = recipe.shape[1:] if recipe.stacked else recipe.shape
+    shape = shape[::-1] if recipe.fn is np.transpose else shape
+    if scheme is None:
+        dtype = np.dtype(leaf.values.dtype if isinstance(leaf, CastArray) else leaf.dtype)
+        dtype = dtype if dtype.name in ("float16", "bfloat16") else np.dtype("float32")
+        end = "" if recipe.names[0].endswith("bias") else "weight"
+        return dtype.name, {end: (shape, dtype)}
+    (n, k), (bits, group, symmetric, _) = shape, scheme
+    groups, count = (k // group if group else 1), lambda length: -(-length * bits // 32)
+    i4, i8 = np.dtype("int32"), np.dtype("int8")
+    codes = {"weight_packed": ((n, count(k)), i4)} if packed else {"weight": ((n, k), i8)}
+    scale = leaf.inner if isinstance(leaf, DynamicArray) else leaf
+    out = codes | {"weight_scale": ((n, groups), np.dtype(layers.opened(scale).scale.dtype))}
+    if packed:
+        out["weight_shape"] = ((2,), np.dtype("int64"))
+    if not symmetric:
+        out["weight_zero_point"] = ((count(n), groups), i4) if packed else ((n, groups), i8)
+    return f"int{bits}", out
+
+
+def _arrays(recipe: Recipe, leaf: Any, scheme: Scheme | None, packed: bool) -> Iterator[np.ndarray]:
+    for layer in layers.layers(leaf, recipe):
+        if scheme is None:
+            held = layers.held(layer)
+            yield held.T if recipe.fn is np.transpose else held
+            continue
+        inner = layers.opened(layer.inner if isinstance(layer, DynamicArray) else layer)
+        bits, middle = scheme[0], 2 ** (inner.bits - 1)
+        shifted = lambda a: (a - middle + 2 ** (bits - 1)).astype(np.uint8)  # noqa: B023
+        signed = lambda a: (a - middle).astype(np.int8)  # noqa: B023
+        codes = layers.matrix(inner)
+        yield words(shifted(codes), bits) if packed else signed(codes)
+        yield np.asarray(inner.scale).T
+        if packed:
+            yield np.array(codes.shape, np.int64)
+        if inner.zero is not None:
+            zeros = layers.zero_points(inner)  # (groups, n)
+            yield words(shifted(zeros), bits).T if packed else signed(zeros).T
+
+
+def _quantization(parts: list, schemes: dict, packed: bool, tied: bool) -> dict:
+    """The `quantization_config`: a group for each scheme, and the linear layers that are dense."""
+    form = "pack-quantized" if packed else "int-quantized"
+    members, dense = collections.defaultdict(list), ["lm_head"] if tied else []
+    for where, recipe, _ in parts:
+        if recipe.fn is not np.transpose:
+            continue
+        modules = [name.removesuffix(".weight") for name in recipe.names]
+        if schemes[where] is None:
+            dense += modules
+        else:
+            members[schemes[where]] += modules
+    groups = {}
+    for i, (scheme, modules) in enumerate(members.items()):
+        bits, group, symmetric, dynamic = scheme
+        kinds = dict.fromkeys(re.sub(r".*\.\d+\.", "", module) for module in modules)
+        targets = ["Linear"] if len(members) == 1 else [f"re:.*{re.escape(k)}$" for k in kinds]
+        groups[f"group_{i}"] = {
+            "targets": targets,
+            "weights": {
+                "num_bits": bits,
+                "type": "int",
+                "symmetric": symmetric,
+                "strategy": "channel" if group is None else "group",
+                "group_size": group,
+                "dynamic": False,
+                "observer": "minmax",
+                "actorder": None,
+            },
+            "input_activations": _INPUTS if dynamic else None,
+            "output_activations": None,
+            "format": form,
+        }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": dense,
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+
+
+_INPUTS = {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "token", "dynamic": True}

@@ -1,0 +1,143 @@
+"""to_gguf: a model of the Llama family as one GGUF file, encoded weights in blocks of their codes.
+
+Codes are moved, never rounded again: what a block type can hold exactly is written in it, anything
+else in f32 (or, if asked, f16). llama.cpp reads the file.
+"""
+
+import dataclasses
+import os
+import pathlib
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..codecs.casting import CastArray
+from ..folding import Fold
+from ..lazy import Lazy
+from ..leaf import is_encoded
+from ..models import ggml, llamacpp
+from ..models.model import Model
+from ..models.quantized import placed
+from ..models.recipe import Recipe
+from ..writing import replacing
+from . import blocks, layers, metadata
+from .layers import Written
+
+_ALIGNED = 32  # bytes; where a tensor begins
+
+
+def to_gguf(
+    path: str | os.PathLike, model: Model, params: Any = None, *, half: bool = False
+) -> Written:
+    """Writes `model` with `params` (its own unless given) to the file `path`, whole or not at all.
+
+    A layer at a time. `Int` of up to 4 bits, or of 3 with a zero point, is Q4_0; of 5, or 4 with
+    one, Q5_0; of up to 8, or 7 with one, Q8_0; `Affine` of up to 4 bits is Q4_1, of 5 Q5_1: each
+    with one scale a row, or groups that 32 divides. `Cast` and half-width arrays are F16 and BF16.
+    What else is encoded is decoded; it and dense matrices are F32, or with `half` rounded to F16.
+    The result says what became what. The tokenizer's fields are those of the GGUF file that the
+    model was read from, or the text of its tokenizer.json.
+
+    Raises:
+        ValueError: the model is not of the Llama family or is something that a GGUF file cannot
+            say, `path` is a directory, or the params are not the model's or are shapes.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a directory, expected a file")
+    if model.config.family != "llama":
+        raise ValueError(f"{model.source} is a {model.config.family}, expected a Llama")
+    parts = [_part(model.config, *found, half) for found in layers.parameters(model, params)]
+    factors = metadata.factors(model.config)
+    file = _skeleton(path, model.config, factors, parts)
+    metadata.check(model.config, file)
+    fields = {name: metadata.field(name, value) for name, value in file.fields.items()}
+    fields |= metadata.tokenizer(model)
+    kinds = dict.fromkeys(factors, "F32") | {name: p.kind for p in parts for name in p.names}
+    with replacing(path) as temporary, temporary.open("wb") as out:
+        out.write(
+            _header(fields, {name: (x.shape, kinds[name]) for name, x in file.tensors.items()})
+        )
+        _pad(out)
+        for numbers in factors.values():
+            numbers.astype("<f4").tofile(out)
+            _pad(out)
+        for part in parts:
+            for data in _data(file, part):
+                data.tofile(out)
+                _pad(out)
+    types = {part.where: part.kind for part in parts}
+    decoded = tuple(part.where for part in parts if part.kind[0] in "FB" and _is_coded(part.leaf))
+    return Written(str(path), path.stat().st_size, types, decoded)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A parameter: its path, recipe and leaf, and the names, shape and type of its tensors."""
+
+    where: str
+    recipe: Recipe
+    leaf: Any
+    names: list[str]
+    shape: tuple[int, ...]
+    kind: str
+
+
+def _part(config: Any, where: str, recipe: Recipe, leaf: Any, half: bool) -> _Part:
+    theirs, turned = metadata.names(config), recipe.fn is np.transpose
+    shape = recipe.shape[1:] if recipe.stacked else recipe.shape
+    shape, fold = shape[::-1] if turned else shape, None
+    if len(shape) == 2:
+        fold = Fold(shape[:1], shape[1:], (-1, -2) if turned else (-2, -1))
+    names = [theirs[name] for name in recipe.names]
+    return _Part(where, recipe, leaf, names, shape, blocks.kind(leaf, fold, half))
+
+
+def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]) -> ggml.Gguf:
+    """The file as a reader will find it, without the weights."""
+    tensors = {name: Lazy(x.shape, x.dtype, lambda _, x=x: x) for name, x in factors.items()}
+    for part in parts:
+        nothing = np.broadcast_to(np.float32(0), part.shape)
+        own = Lazy(part.shape, np.dtype("f4"), lambda _, x=nothing: x)
+        tensors |= dict.fromkeys(part.names, own)
+    return ggml.Gguf(path, metadata.fields(config), tensors)
+
+
+def _data(file: ggml.Gguf, part: _Part) -> Iterator[np.ndarray]:
+    """What stands in the file for each layer."""
+    for name, layer in zip(part.names, layers.layers(part.leaf, part.recipe)):
+        read = lambda w, name=name: part.recipe.fn(
+            llamacpp.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
+        )
+        try:
+            data = blocks.data(layer, part.kind)
+        except ValueError as error:
+            raise ValueError(f"{part.where}: {error}") from error
+        if len(part.shape) == 1:
+            yield data - read(np.zeros_like(data))  # a reader takes 1 from Gemma's gains
+            continue
+        order, fold = placed(read, *part.shape)
+        rows = data.T if part.kind[0] in "FB" and fold.order == (-1, -2) else data
+        yield np.ascontiguousarray(rows[np.argsort(order)])
+
+
+def _is_coded(leaf: Any) -> bool:
+    """Whether a leaf is encoded in another way than by a float type of its own."""
+    return is_encoded(leaf) and not isinstance(leaf, CastArray)
+
+
+def _header(fields: dict[str, bytes], tensors: dict[str, tuple[tuple[int, ...], str]]) -> bytes:
+    parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(fields)), *fields.values()]
+    offset = 0
+    for name, (shape, kind) in tensors.items():
+        parts += [metadata.text(name), struct.pack("<I", len(shape))]
+        parts += [struct.pack(f"<{len(shape)}Q", *shape[::-1])]
+        parts += [struct.pack("<IQ", blocks.TYPES[kind], offset)]
+        offset += -(-blocks.nbytes(kind, shape) // _ALIGNED) * _ALIGNED
+    return b"".join(parts)
+
+
+def _pad(out: BinaryIO) -> None:
+    out.write(bytes(-out.tell() % _ALIGNED))

@@ -1,0 +1,124 @@
+"""Which tensor of a checkpoint each layer of a parameter is, and its matrix of codes or numbers."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..codecs.affine import AffineArray
+from ..codecs.casting import CastArray
+from ..codecs.doubling import DoubleQuantArray
+from ..codecs.integer import IntArray
+from ..codecs.packing import unpack
+from ..folding import Fold
+from ..lazy import is_lazy
+from ..leaf import is_encoded
+from ..models.model import Model, family
+from ..models.recipe import Recipe
+from ..select import is_whole, paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What a file holds: bytes, the type of each parameter, and which were decoded to be written.
+
+    `decoded` are encoded leaves for which the format has no exact form.
+    """
+
+    path: str
+    nbytes: int
+    types: dict[str, str]
+    decoded: tuple[str, ...]
+
+    def __str__(self) -> str:
+        kinds = sorted(set(self.types.values()))
+        count = lambda kind: sum(t == kind for t in self.types.values())
+        found = ", ".join(f"{count(kind)} in {kind}" for kind in kinds)
+        lost = f"; decoded, for want of an exact form: {', '.join(self.decoded)}"
+        return f"{self.path}: {self.nbytes:,} bytes; {found}{lost if self.decoded else ''}"
+
+
+def parameters(model: Model, params: Any) -> Iterator[tuple[str, Recipe, Any]]:
+    """Each parameter's path, where a checkpoint has it, and the leaf that is to be written.
+
+    Raises:
+        ValueError: the params are not this model's, or shapes only.
+    """
+    recipes = family(model.config).weights(model.config)
+    tree = model.tensors if params is None else params
+    leaves = dict(zip(paths(tree), jax.tree.leaves(tree, is_leaf=is_whole)))
+    if set(leaves) != set(recipes):
+        odd = sorted(set(leaves) ^ set(recipes))[0]
+        raise ValueError(f"{odd}: the params are not those of {model.source}")
+    for path, recipe in recipes.items():
+        leaf = leaves[path]
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(f"{path}: {model.source} has shapes only, expected weights")
+        if tuple(leaf.shape) != recipe.shape:
+            raise ValueError(f"{path} has shape {tuple(leaf.shape)}, expected {recipe.shape}")
+        yield path, recipe, leaf
+
+
+def layers(leaf: Any, recipe: Recipe) -> Iterator[Any]:
+    """The leaf's layers: arrays of NumPy or encoded leaves, one a name of the recipe."""
+    for i in range(recipe.shape[0]) if recipe.stacked else (None,):
+        if is_encoded(leaf):
+            yield leaf if i is None else jax.tree.map(lambda a: a[i], leaf)  # noqa: B023
+        elif is_lazy(leaf):
+            yield np.asarray(leaf.read(i), leaf.dtype)
+        else:
+            yield np.asarray(leaf if i is None else leaf[i])
+
+
+def opened(leaf: Any) -> Any:
+    """The leaf with scales that are arrays."""
+    return leaf.opened() if isinstance(leaf, DoubleQuantArray) else leaf
+
+
+def held(leaf: Any) -> Any:
+    """What to write densely for a layer: an array in the type it is held in."""
+    if isinstance(leaf, CastArray):
+        return np.asarray(leaf.values)
+    return np.asarray(leaf.decode()) if is_encoded(leaf) else leaf
+
+
+def lies(leaf: Any, fold: Fold) -> bool:
+    """Whether an encoded layer's matrix has the checkpoint's rows and columns."""
+    own = leaf.fold
+    return (own.kept, own.summed, own.order) == (fold.kept, fold.summed, fold.order)
+
+
+def limits(leaf: IntArray) -> tuple[int, int]:
+    """The least and the greatest number that code − zero may be."""
+    top = 2**leaf.bits - 1
+    return (-top, top) if leaf.zero is not None else (-(2 ** (leaf.bits - 1)), top // 2)
+
+
+def matrix(leaf: IntArray | AffineArray) -> np.ndarray:
+    """The codes (n, k) of an unstacked leaf as int16, unsigned."""
+    codes = unpack(leaf.codes, leaf.bits, leaf.scale.shape[-1], axis=-2).astype(jnp.int16)
+    return np.asarray(codes + 128 if leaf.bits == 8 else codes)
+
+
+def numbers(leaf: IntArray) -> np.ndarray:
+    """code − zero (n, k) of an unstacked leaf, int16."""
+    if leaf.zero is None:
+        return matrix(leaf) - np.int16(2 ** (leaf.bits - 1))
+    return matrix(leaf) - spread(leaf, zero_points(leaf))
+
+
+def zero_points(leaf: IntArray) -> np.ndarray:
+    """(groups, n) of an unstacked leaf with zero points, unsigned int16."""
+    zeros = leaf.zeros().astype(jnp.int16)
+    return np.asarray(zeros + 128 if leaf.bits == 8 else zeros)
+
+
+def spread(leaf: IntArray | AffineArray, groups: Any, each: int = 1) -> np.ndarray:
+    """One number (groups, n) for every run of `each` columns: (n, k / each)."""
+    groups = np.asarray(groups).T
+    k = leaf.fold.k
+    times = k // each if groups.shape[1] == 1 else leaf.group // each
+    return np.repeat(groups, times, 1)[:, : k // each]

@@ -1,0 +1,126 @@
+"""What a GGUF file says of a Llama beside its weights: names, fields, factors, the tokenizer."""
+
+import dataclasses
+import math
+import pathlib
+import struct
+from typing import Any
+
+import numpy as np
+
+from ..models import ggml, llamacpp
+from ..models.model import Model
+
+_U32, _F32, _BOOL, _STRING = 4, 6, 7, 8  # types of a field
+_TEXT = "tokenizer.huggingface.json"
+
+
+def architecture(config: Any) -> str:
+    """llama.cpp's name for a member of the family.
+
+    Example:
+        >>> from jaxmem.models.llama import Config
+        >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+        >>> architecture(Config(**sizes)), architecture(Config(**sizes, qkv_bias=True))
+        ('llama', 'qwen2')
+    """
+    if config.post_norms:
+        return "gemma3"
+    return "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+
+
+def names(config: Any) -> dict[str, str]:
+    """For each name in a Hugging Face checkpoint, llama.cpp's."""
+    found = {}
+    for part, stem in llamacpp.NAMES[architecture(config)].items():
+        for i in range(config.layers) if "{}" in stem else (None,):
+            name = part if i is None else f"blk.{i}.{part}"
+            found |= {f"{stem.format(i)}.{end}": f"{name}.{end}" for end in ("weight", "bias")}
+    return found
+
+
+def fields(config: Any) -> dict[str, Any]:
+    """The fields of the header that say what `config` says."""
+    c, arch = config, architecture(config)
+    own = {
+        "context_length": c.context,
+        "embedding_length": c.width,
+        "block_count": c.layers,
+        "feed_forward_length": c.ffn,
+        "attention.head_count": c.heads,
+        "attention.head_count_kv": c.kv_heads,
+        "attention.key_length": c.head_dim,
+        "attention.value_length": c.head_dim,
+        "attention.layer_norm_rms_epsilon": c.eps,
+        "rope.dimension_count": c.head_dim,
+        "rope.freq_base": float(c.theta),
+        "vocab_size": c.vocab,
+    }
+    if c.window:
+        own["attention.sliding_window"] = c.window
+    if len(c.rope_scaling) == 1:
+        own |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(c.rope_scaling[0])}
+    general = {"general.architecture": arch, "general.quantization_version": 2}
+    return general | {f"{arch}.{name}": value for name, value in own.items()}
+
+
+def factors(config: Any) -> dict[str, np.ndarray]:
+    """Llama 3.1's tensor of what each pair's turning is slowed by, where it is scaled so."""
+    if len(config.rope_scaling) != 4:
+        return {}
+    factor, low, high, original = config.rope_scaling
+    f = 1 / config.theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+    keep = np.clip((original * f / (2 * math.pi) - low) / (high - low), 0, 1)
+    return {"rope_freqs.weight": (1 / (keep + (1 - keep) / factor)).astype(np.float32)}
+
+
+def check(config: Any, file: ggml.Gguf) -> None:
+    """Refuses a configuration that is not the one a reader of the file would find.
+
+    Raises:
+        ValueError: it differs; the message names the first field that does.
+    """
+    single = lambda x: float(np.float32(x)) if isinstance(x, float) else x
+    plain = lambda c: {
+        name: tuple(map(single, x)) if isinstance(x, tuple) else single(x)
+        for name, x in dataclasses.asdict(c).items()
+    }
+    found, want = plain(type(config).from_hf(llamacpp.config(file))), plain(config)
+    moot = {"bos", "eos"} if config.local else {"bos", "eos", "local_theta"}
+    for name in want:
+        if name not in moot and found[name] != want[name]:
+            raise ValueError(
+                f"a GGUF file cannot say {name} = {want[name]}; it would read as {found[name]}"
+            )
+
+
+def tokenizer(model: Model) -> dict[str, bytes]:
+    """The fields of the model's tokenizer, encoded: of its own GGUF file as they are there."""
+    source = pathlib.Path(model.source)
+    if source.suffix == ".gguf" and source.is_file():
+        return ggml.encoded_fields(source, "tokenizer.")
+    found = {} if model.tokenizer is None else {_TEXT: model.tokenizer.to_str()}
+    if model.config.bos is not None:
+        found["tokenizer.ggml.bos_token_id"] = model.config.bos
+    if model.config.eos:
+        found["tokenizer.ggml.eos_token_id"] = model.config.eos[0]
+    return {name: field(name, value) for name, value in found.items()}
+
+
+def field(name: str, value: Any) -> bytes:
+    """A field as it stands in a header: its name, type and value."""
+    return text(name) + _value(value)
+
+
+def text(string: str) -> bytes:
+    data = string.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: Any) -> bytes:
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + text(value)
+    if isinstance(value, bool):
+        return struct.pack("<I?", _BOOL, value)
+    kind, form = (_F32, "f") if isinstance(value, float) else (_U32, "I")
+    return struct.pack(f"<I{form}", kind, value)

@@ -1,0 +1,164 @@
+"""Compressed-tensors: integer weights of a safetensors checkpoint, as llm-compressor writes them.
+
+`pack-quantized`: codes of 4 or 8 bits fill int32 words along a row, first in the low bits, as
+code + 2^(bits−1); zero points fill them along a column. `int-quantized`: codes are int8. Weights
+are (code − zero point) · scale, a scale for each row or each run of `group_size` columns.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.codecs.activating import DynamicArray
+from jaxmem.codecs.integer import IntArray
+from jaxmem.codecs.packing import pack
+from jaxmem.folding import Fold
+from jaxmem.lazy import Lazy
+
+FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """A weight (n, k) that is still in its file; codes and zero points are unsigned when read."""
+
+    name: str
+    shape: tuple[int, int]
+    bits: int
+    scale: Lazy  # (n, groups)
+    codes: Callable[[], np.ndarray]  # (n, k) uint8
+    zeros: Callable[[], np.ndarray] | None  # (n, groups) uint8
+    dynamic: bool  # whether what it multiplies is rounded to int8, token by token
+
+    group = property(lambda self: -(-self.shape[1] // self.scale.shape[1]))
+
+    def form(self) -> tuple:
+        """What the layers of a stack must agree in."""
+        return self.bits, self.group, self.zeros is None, self.scale.dtype, self.dynamic
+
+    def decoded(self) -> np.ndarray:
+        """The weight in f32."""
+        spread = lambda a: np.repeat(a.astype(np.float32), self.group, 1)[:, : self.shape[1]]
+        zeros = 2 ** (self.bits - 1) if self.zeros is None else spread(self.zeros())
+        return (self.codes().astype(np.float32) - zeros) * spread(self.scale.load())
+
+    def leaf(self, fold: Fold, dtype: Any) -> Any:
+        """The encoded leaf of a parameter that lies in the matrix as `fold` says."""
+        own = lambda a, axis: pack(jnp.asarray(a), self.bits, axis)
+        zeros = None if self.zeros is None else own(np.ascontiguousarray(self.zeros().T), -1)
+        scale = jnp.asarray(self.scale.load().T)
+        codes, group = own(self.codes(), -2), min(self.group, self.shape[1])
+        leaf = IntArray(codes, scale, zeros, self.bits, group, fold, jnp.dtype(dtype))
+        return DynamicArray(leaf, None, "int8") if self.dynamic else leaf
+
+
+def read(found: dict[str, Lazy], config: dict) -> tuple[dict[str, Lazy], dict[str, Codes]]:
+    """The tensors of a checkpoint with each weight decoded as it is read, and those with codes.
+
+    Raises:
+        ValueError: a format that is not one of `FORMATS`, or tensors that do not belong together.
+    """
+    method, form = config.get("quant_method"), config.get("format")
+    if method != "compressed-tensors" or form not in FORMATS:
+        raise ValueError(
+            f"its weights are quantised by {method!r} as {form!r}, expected compressed-tensors as "
+            f"{', '.join(FORMATS)}"
+        )
+    dense, coded = {}, {}
+    for name, tensor in found.items():
+        stem, _, part = name.rpartition(".")
+        if part == "weight_g_idx":
+            raise ValueError(f"{stem} has its columns in an order of their own, which is not read")
+        if part == "weight_packed" or (part == "weight" and f"{stem}.weight_scale" in found):
+            weight = _codes(found, stem, _scheme(config, stem))
+            coded[f"{stem}.weight"] = weight
+            dense[f"{stem}.weight"] = Lazy(
+                weight.shape, np.dtype("f4"), lambda _, weight=weight: weight.decoded()
+            )
+        elif not part.startswith("weight_"):
+            dense[name] = tensor
+    return dense, coded
+
+
+def _scheme(config: dict, module: str) -> dict:
+    """The group that says how a module is quantized."""
+    for group in config["config_groups"].values():
+        for target in group["targets"]:
+            exact = target in ("Linear", module) or module.endswith(f".{target}")
+            if exact or (target.startswith("re:") and re.match(target[3:], module)):
+                return group
+    raise ValueError(f"{module} is quantised, and no group of its config says how")
+
+
+def _codes(found: dict[str, Lazy], stem: str, scheme: dict) -> Codes:
+    weights, inputs = scheme["weights"], scheme.get("input_activations")
+    bits, scale = weights["num_bits"], found.get(f"{stem}.weight_scale")
+    if weights.get("type", "int") != "int" or bits not in (4, 8):
+        raise ValueError(f"{stem} is of {bits} bits of {weights.get('type')}, expected int 4 or 8")
+    packed, zeros = found.get(f"{stem}.weight_packed"), found.get(f"{stem}.weight_zero_point")
+    if packed is None:
+        shape = tuple(found[f"{stem}.weight"].shape)
+        codes = lambda: _unsigned(found[f"{stem}.weight"].load(), bits)
+    else:
+        shape = tuple(map(int, found[f"{stem}.weight_shape"].load()))
+        codes = lambda: _unpacked(packed.load(), bits, shape[1])
+    words = lambda length: -(-length * bits // 32)
+    if len(shape) != 2 or (packed is not None and packed.shape != (shape[0], words(shape[1]))):
+        raise ValueError(f"{stem} of shape {shape} has other codes: {packed and packed.shape}")
+    groups = scale.shape[1] if scale is not None and len(scale.shape) == 2 else 0
+    if not groups or scale.shape[0] != shape[0] or shape[1] % groups:
+        raise ValueError(f"{stem} of shape {shape} has scales of {scale and scale.shape}")
+    unsigned = None
+    if zeros is not None and not weights.get("symmetric", True):
+        want = (words(shape[0]), groups) if packed is not None else (shape[0], groups)
+        if zeros.shape != want:
+            raise ValueError(f"{stem} has zero points of shape {zeros.shape}, expected {want}")
+        unsigned = lambda: _unsigned(zeros.load(), bits)
+        if packed is not None:
+            unsigned = lambda: _unpacked(zeros.load().T, bits, shape[0]).T
+    return Codes(stem, shape, bits, scale, codes, unsigned, _is_dynamic(inputs, stem))
+
+
+def _is_dynamic(inputs: dict | None, stem: str) -> bool:
+    if not inputs:
+        return False
+    if not inputs.get("dynamic") or inputs["num_bits"] != 8 or inputs.get("type") != "int":
+        raise ValueError(f"{stem} has inputs rounded as {inputs}, expected dynamic int of 8 bits")
+    return True
+
+
+def _unsigned(codes: np.ndarray, bits: int) -> np.ndarray:
+    return (codes.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+
+
+def _unpacked(words: np.ndarray, bits: int, length: int) -> np.ndarray:
+    """Codes (n, length) uint8 of int32 words (n, ⌈length · bits / 32⌉).
+
+    Example:
+        >>> import numpy as np
+        >>> _unpacked(np.array([[0x76543210]], np.int32), 4, 7)
+        array([[0, 1, 2, 3, 4, 5, 6]], dtype=uint8)
+    """
+    data = np.ascontiguousarray(words, "<i4").view(np.uint8)
+    if bits == 4:
+        data = np.stack([data & 15, data >> 4], -1).reshape(len(data), -1)
+    return data[:, :length]
+
+
+def packed(codes: np.ndarray, bits: int) -> np.ndarray:
+    """int32 words of codes (n, length) uint8, each row filled up with zeros.
+
+    Example:
+        >>> import numpy as np
+        >>> hex(packed(np.arange(8, dtype=np.uint8)[None], 4)[0, 0])
+        '0x76543210'
+    """
+    per = 32 // bits
+    full = np.pad(codes, ((0, 0), (0, -codes.shape[1] % per)))
+    if bits == 4:
+        full = full[:, ::2] | full[:, 1::2] << 4
+    return np.ascontiguousarray(full).view("<i4")
