@@ -269,6 +269,7 @@ def test_another_tool_s_words_are_read(tmp_path):
         (lambda q: q.update(quant_method="gptq"), "quantised by 'gptq'"),
         (lambda q: q.update(format="float-quantized"), "as 'float-quantized'"),
         (lambda q: q["config_groups"]["group_0"].update(targets=["re:other"]), "no group of its"),
+        (lambda q: q["config_groups"]["group_0"].update(targets=["re:("]), "regular expression"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=3), "of 3 bits"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=8), "other codes"),
         (lambda q: q.update(config_groups=None), "config.json|w: "),

@@ -138,7 +138,7 @@ def test_weights_that_are_quantised_in_the_checkpoint_are_refused(tensors, tmp_p
     write_single(tmp_path, tensors)
     config = HF | {"quantization_config": {"quant_method": "gptq"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="quantised already"):
+    with pytest.raises(ValueError, match="quantised by 'gptq'"):
         load(tmp_path)
 
 

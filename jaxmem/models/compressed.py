@@ -89,9 +89,16 @@ def _scheme(config: dict, module: str) -> dict:
     for group in config["config_groups"].values():
         for target in group["targets"]:
             exact = target in ("Linear", module) or module.endswith(f".{target}")
-            if exact or (target.startswith("re:") and re.match(target[3:], module)):
+            if exact or (target.startswith("re:") and _matches(target[3:], module)):
                 return group
     raise ValueError(f"{module} is quantised, and no group of its config says how")
+
+
+def _matches(pattern: str, module: str) -> bool:
+    try:
+        return re.match(pattern, module) is not None
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
 
 
 def _codes(found: dict[str, Lazy], stem: str, scheme: dict) -> Codes:
