@@ -1,0 +1,103 @@
+"""to_qwix, from_qwix: a leaf of `Int` as qwix's QArray, and back: the same integers and scales.
+
+A QArray is (qvalue − zero point) · scale, with scales that divide each axis of the weight evenly.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..codecs.doubling import DoubleQuantArray
+from ..codecs.integer import IntArray
+from ..codecs.packing import pack, unpack
+from ..folding import Fold
+
+if TYPE_CHECKING:
+    from qwix import QArray
+
+_BITS = {"int2": 2, "int4": 4, "int8": 8}
+
+
+def to_qwix(leaf: IntArray) -> "QArray":
+    """The QArray of a leaf of `Int`: int4 up to 4 bits, else int8; f32 scales, so that it is exact.
+
+    Raises:
+        TypeError: another leaf.
+        ValueError: a last group that is short, or groups over several summed axes.
+        ImportError: qwix is missing; the message names the extra.
+    """
+    QArray = _qwix().QArray
+    leaf = leaf.opened() if isinstance(leaf, DoubleQuantArray) else leaf
+    if not isinstance(leaf, IntArray):
+        raise TypeError(f"to_qwix takes a leaf of Int, got a {type(leaf).__name__}")
+    fold, groups, n = leaf.fold, *leaf.scale.shape[-2:]
+    summed = (groups,) if len(fold.summed) == 1 else fold.summed and (1,) * len(fold.summed)
+    if groups > 1 and (len(fold.summed) > 1 or fold.k % leaf.group):
+        raise ValueError(
+            f"a QArray divides each axis evenly: groups of {leaf.group} do not divide {fold.summed}"
+        )
+    coarse = Fold(fold.kept, summed, fold.order)
+    dtype = jnp.int4 if leaf.bits <= 4 else jnp.int8
+    middle = 2 ** (leaf.bits - 1) if leaf.bits < 8 else 0  # 8 bits are held as code − 128
+    codes = unpack(leaf.codes, leaf.bits, n, axis=-2) - middle
+    zero = None
+    if leaf.zero is not None:
+        zero = coarse.unfold((leaf.zeros() - middle).mT).astype(dtype)
+    return QArray(fold.unfold(codes).astype(dtype), coarse.unfold(leaf.scales().mT), zero)
+
+
+def from_qwix(array: "QArray", *, dtype: DTypeLike | None = None) -> IntArray:
+    """The leaf of `Int` with a QArray's integers; it stands for `dtype`, unless given the scale's.
+
+    The axes that share scales are the summed ones. Scales become f16 where that is exact.
+
+    Raises:
+        TypeError: its numbers are no integers of 2, 4 or 8 bits.
+        ValueError: every weight has a scale of its own, or several axes have groups.
+    """
+    q, scale, zero = array.qvalue, array.scale, array.zero_point
+    bits = _BITS.get(jnp.dtype(q.dtype).name)
+    if bits is None or jnp.dtype(array.qtype) != q.dtype:
+        raise TypeError(f"from_qwix takes int2, int4 and int8, got {array.qtype} in {q.dtype}")
+    axes = tuple(i - q.ndim for i in range(q.ndim) if scale.shape[i] != q.shape[i])
+    grouped = [a for a in axes if scale.shape[a] > 1]
+    if not axes or (grouped and len(axes) > 1):
+        raise ValueError(
+            f"scales of shape {scale.shape} for {q.shape}: expected groups of one axis"
+        )
+    matrix, fold = Fold.of(q.astype(jnp.int16) + 2 ** (bits - 1), axes)
+    scales, _ = Fold.of(scale, axes)  # (*stack, n, groups)
+    codes = pack(matrix.astype(jnp.uint8), bits, axis=-2)
+    zeros = None
+    if zero is not None:
+        zeros, _ = Fold.of(_spread(zero.astype(jnp.int16) + 2 ** (bits - 1), scale.shape), axes)
+        zeros = pack(zeros.mT.astype(jnp.uint8), bits, axis=-1)
+    group = fold.k // scales.shape[-1]
+    own = (bits, group, fold, jnp.dtype(dtype or scale.dtype))
+    return IntArray(codes, _narrow(scales.mT), zeros, *own)
+
+
+def _spread(zero: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Zero points for each scale."""
+    for axis, (own, want) in enumerate(zip(zero.shape, shape)):
+        if want % own:
+            raise ValueError(f"zero points of shape {zero.shape} for scales of {shape}")
+        zero = jnp.repeat(zero, want // own, axis)
+    return zero
+
+
+def _narrow(scale: jax.Array) -> jax.Array:
+    half = scale.astype(jnp.float16)
+    if isinstance(scale, jax.core.Tracer):
+        return scale
+    return half if bool((half.astype(scale.dtype) == scale).all()) else scale
+
+
+def _qwix() -> Any:
+    try:
+        import qwix
+    except ModuleNotFoundError as error:
+        raise ImportError(f'to_qwix wants {error.name}: pip install "jaxmem[qwix]"') from error
+    return qwix
