@@ -81,6 +81,7 @@ def found(*line):
 def fitted(here):
     """What `fit` found; it wrote the folder `fitted`."""
     texts = "--text", here / "a.txt", "--calibrate", here / "b.txt", "--windows", 4
+    texts = *texts, "--tune", 2
     return found("fit", here / "model", "--bytes", "60kB", "--out", here / "fitted", *texts)
 
 
@@ -92,6 +93,9 @@ def test_fit_keeps_to_the_bytes_and_says_so(here, fitted):
     assert fitted["bits_per_weight"] == pytest.approx(8 * fitted["bytes"] / fitted["weights"])
     assert fitted["file_bytes"] == sum(f.stat().st_size for f in (here / "fitted").iterdir())
     assert set(fitted["plan"]) <= set(jm.paths(jm.models.load("llama-1b").params))
+    assert fitted["plan"]["layers/mlp/up/kernel"].keys() == {"GPTQ"}
+    assert fitted["plan"]["embed/embedding"].keys() == {"Search"}  # it is looked up
+    assert fitted["calibration"]["tuning_steps"] == 2
 
 
 @pytest.mark.slow

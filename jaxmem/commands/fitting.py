@@ -14,7 +14,7 @@ import jaxmem as jm
 from ..models import Model, load, rotate
 from ..models.model import RECORD
 from ..select import is_whole
-from . import options
+from . import calibrating, options
 from .evaluating import as_data, measure
 from .inspecting import shapes
 from .output import Output
@@ -22,7 +22,7 @@ from .sizes import Size, show
 from .spreading import MeshOption, parse, spread, told
 from .spreading import as_data as places_of
 
-CALIBRATION_WINDOWS = 16
+TUNING = 64  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,10 @@ class Fit:
     out: Annotated[str, arg(metavar="DIR")]
     """A directory to write; it appears whole or not at all."""
     calibrate: options.TextFile = None
-    """A text of the kind the model will read, to weigh the errors with."""
+    """A text of the kind the model will read: ranges are weighted by it, GPTQ makes later inputs
+    up for what earlier ones lost, and scales are tuned on what the dense model says."""
+    tune: Annotated[int, arg(metavar="STEPS")] = TUNING
+    """With --calibrate, steps of scale tuning; each is a backward pass through the whole model."""
     text: options.TextFile = None
     """A text to compare the result with the original on; not the one it was calibrated with."""
     windows: options.Count = None
@@ -65,13 +68,16 @@ class Fit:
         if self.text:  # before the work, not after it
             options.tokens(model, texts[self.text], self.windows)
         model = rotate(model) if self.rotate else model
-        stats = None
         if self.calibrate:
-            with output.step(f"calibrating on {self.calibrate}"):
-                stats = calibrate(model, texts[self.calibrate])
-        plan, encoded = encode_within(output, model, self.nbytes, stats)
+            given = (texts[self.calibrate], self.tune)
+            plan, encoded, done = encode_calibrated(output, model, self.nbytes, *given)
+            output.say(calibrating.told(done))
+        else:
+            plan, encoded = encode_within(output, model, self.nbytes)
+            done = None
+            output.say("ranges searched, without data")
         # errors are taken where the dense model is held anyway: a decoded embedding is large
-        held = shapes(model) if stats is None and not self.text else model.params
+        held = model.params if self.calibrate or self.text else shapes(model)
         report = jm.report(held, encoded)
         show_report(output, plan, report)
         evaluation, places = None, {}
@@ -88,6 +94,7 @@ class Fit:
             model.save(out, encoded)
         found = sizes(model, encoded) | {
             "limit_bytes": self.nbytes,
+            "calibration": done,
             "out": str(out),
             "file_bytes": sum(file.stat().st_size for file in out.iterdir()),
         }
@@ -126,28 +133,27 @@ def check_dense(model: Model) -> None:
             raise ValueError(f"{model.source}: expected a model with dense weights")
 
 
-def calibrate(model: Model, text: str) -> dict:
-    """Second moments of what each weight is fed, over the first windows of a text.
-
-    Raises:
-        ValueError: the text is shorter than one window.
-    """
-    ids, length = options.tokens(model, text), options.window(model)
-    count = min(len(ids) // length, CALIBRATION_WINDOWS)
-    rows = ids[: count * length].reshape(count, 1, length)
-    return jm.stats(model.apply, model.params, [(row,) for row in rows], moments="diag")
-
-
-def encode_within(
-    output: Output, model: Model, nbytes: int, stats: dict | None = None
-) -> tuple[jm.Plan, Any]:
+def encode_within(output: Output, model: Model, nbytes: int) -> tuple[jm.Plan, Any]:
     """The plan that fits `nbytes`, with each range searched, and the tensors encoded by it."""
     uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
     with output.step(f"planning {show(nbytes)}"):
-        plan = jm.budget(model.tensors, nbytes=nbytes, uses=uses, stats=stats)
+        plan = jm.budget(model.tensors, nbytes=nbytes, uses=uses)
     plan = jm.Plan({path: jm.Search(codec) for path, codec in plan.items()})
     with output.step("encoding"):
-        return plan, jm.encode(model.tensors, plan, uses=uses, stats=stats)
+        return plan, jm.encode(model.tensors, plan, uses=uses)
+
+
+def encode_calibrated(
+    output: Output, model: Model, nbytes: int, text: str, steps: int
+) -> tuple[jm.Plan, Any, dict]:
+    """The plan that fits `nbytes`, the tensors encoded by it on a text, and what was done."""
+    with output.step("calibrating: what weights are fed"):
+        stats = calibrating.moments(model, text)
+    uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
+    with output.step(f"planning {show(nbytes)}"):
+        plan = jm.budget(model.tensors, nbytes=nbytes, uses=uses, stats=stats)
+    plan = calibrating.solvers(plan, uses)
+    return plan, *calibrating.encode(output, model, plan, text, steps)
 
 
 def show_report(output: Output, plan: jm.Plan, report: Any) -> None:

@@ -1,0 +1,61 @@
+"""What `fit --calibrate` does: weighted ranges, GPTQ block by block, then scales tuned by KL."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmem as jm
+
+from ..models import Model
+from . import options
+from .output import Output
+
+DIAGONAL = 16  # windows that the budget weighs errors by
+ROWS, LENGTH, TOGETHER = 128, 512, 4  # rows and tokens that GPTQ sees, rows at a time
+LEARNING_RATE = 1e-3
+
+
+def moments(model: Model, text: str) -> dict:
+    """E[x²] of what each weight is fed, over the first windows of a text.
+
+    Raises:
+        ValueError: the text is shorter than one window.
+    """
+    ids, length = options.tokens(model, text), options.window(model)
+    count = min(len(ids) // length, DIAGONAL)
+    rows = ids[: count * length].reshape(count, 1, length)
+    return jm.stats(model.apply, model.params, [(row,) for row in rows], moments="diag")
+
+
+def solvers(plan: jm.Plan, uses: dict) -> jm.Plan:
+    """The plan with each range searched, and GPTQ where a weight is only multiplied."""
+    looked_up = lambda path: any(use.op == "gather" for use in uses.get(path, ()))
+    solve = lambda path, codec: codec if looked_up(path) else jm.GPTQ(codec)
+    return jm.Plan({path: solve(path, jm.Search(codec)) for path, codec in plan.items()})
+
+
+def encode(output: Output, model: Model, plan: jm.Plan, text: str, steps: int) -> tuple[Any, dict]:
+    """(the tensors encoded by a plan of solvers and tuned for some steps, what was done)."""
+    ids = options.tokens(model, text)
+    length = min(LENGTH, options.window(model))
+    rows = ids[: len(ids) // length * length].reshape(-1, length)
+    seen = rows[:ROWS]
+    batches = [(seen[i : i + TOGETHER],) for i in range(0, len(seen), TOGETHER)]
+    whole = [batch for batch in batches if len(batch[0]) == len(batches[0][0])]
+    with output.counting("GPTQ, block by block") as progress:
+        encoded = jm.encode_by_block(model, plan, whole, progress=progress)
+    if steps:
+        order = np.random.default_rng(0).permutation(len(rows))
+        picked = [(jnp.asarray(rows[order[i % len(rows)]][None]),) for i in range(steps)]
+        with output.counting("tuning scales") as progress:
+            how = {"learning_rate": LEARNING_RATE, "progress": lambda i, _: progress(i, steps)}
+            encoded = jm.tune(model.apply, model.params, encoded, picked, **how)
+    tokens = sum(batch[0].size for batch in whole)
+    return encoded, {"tokens": tokens, "tuning_steps": steps, "tuning_tokens": steps * length}
+
+
+def told(done: dict) -> str:
+    """One line of it."""
+    tuned = f", then {done['tuning_steps']} steps of scale tuning" if done["tuning_steps"] else ""
+    return f"ranges weighted by E[x²], then GPTQ block by block on {done['tokens']:,} tokens{tuned}"
