@@ -28,6 +28,7 @@ from .codecs import LowRank as LowRank
 from .codecs import Planes as Planes
 from .codecs import Shared as Shared
 from .codecs import Smallest as Smallest
+from .codecs import Smooth as Smooth
 from .codecs import Sum as Sum
 from .codecs import at_bits as at_bits
 from .codecs import export as export

@@ -107,3 +107,37 @@ def test_dynamic_refuses_what_it_cannot_round():
         jm.Dynamic(jm.Int(8), "int4")
     with pytest.raises(TypeError, match="codec of rows"):
         jm.Dynamic(jm.Cast("bfloat16")).encode(jnp.ones((4, 4)))
+
+
+def stands_out(rows, k):
+    """Inputs of which three channels are 50 times as strong."""
+    return weight(rows, k, seed=1) * jnp.ones(k).at[:3].set(50.0)[None]
+
+
+@pytest.mark.parametrize("inner", [jm.Dynamic(jm.Int(8)), jm.Dynamic(jm.Int(4, group=16))], ids=str)
+def test_channels_that_stand_out_lose_less_when_smoothed(inner):
+    w, x = weight(3, 32, 24) / jnp.ones(32).at[:3].set(50.0)[None, :, None], stands_out(64, 32)
+    run = jm.lift(lambda w, x: jnp.einsum("bk,lkn->lbn", x, w), on_decode="error")
+    fed = jm.stats(lambda p, x: run(p["w"], x), {"w": w}, [(x,)], moments="diag")["w"]
+    loss = lambda leaf: float(jnp.square(run(leaf, x) - run(w, x)).mean())
+    smooth = jm.Smooth(inner).encode(w, stats=fed)
+    assert smooth.s.shape == (3, 32)
+    assert loss(smooth) < loss(inner.encode(w)) / 4
+    assert jm.nbytes(smooth) == jm.nbytes(inner.encode(w)) + 2 * 3 * 32
+
+
+def test_smooth_knows_what_its_codec_is_fed():
+    w, x = weight(32, 24), stands_out(64, 32)
+    fed = jm.stats(lambda p, x: x @ p["w"], {"w": w}, [(x,)])["w"]
+    leaf = jm.Smooth(jm.GPTQ(jm.Int(3)), 0.3).encode(w, stats=fed)
+    s = leaf.s.astype(jnp.float32)
+    own = jm.stats(lambda p, x: (x / s[None]) @ p["w"], {"w": w}, [(x,)])["w"]
+    same = jm.GPTQ(jm.Int(3)).encode(w * s[:, None], stats=own)
+    assert float(jnp.mean(leaf.inner.decode() == same.decode())) > 0.95
+
+
+def test_what_smooth_cannot_do_is_refused():
+    with pytest.raises(ValueError, match="strength of 0 to 1"):
+        jm.Smooth(jm.Int(8), 2.0)
+    with pytest.raises(ValueError, match=r"^w: .*wants the stats"):
+        jm.encode({"w": weight(8, 4)}, {"w": jm.Smooth(jm.Int(8))})

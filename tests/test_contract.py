@@ -42,6 +42,7 @@ CODECS = [
     jm.Sum((jm.Int(4), jm.LowRank(4))),
     jm.Search(jm.Int(4, group=10, symmetric=False)),
     jm.QERA(jm.Int(3), 2),
+    jm.Smooth(jm.Int(4, group=16)),
     jm.Bitmask(0.5),
     jm.NM(2, 4),
     jm.NM(4, 8),

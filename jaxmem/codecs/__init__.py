@@ -24,4 +24,5 @@ from .planes import Planes as Planes
 from .planes import at_bits as at_bits
 from .sharing import Shared as Shared
 from .smallest import Smallest as Smallest
+from .smoothing import Smooth as Smooth
 from .summing import Sum as Sum
