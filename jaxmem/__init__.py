@@ -8,6 +8,7 @@ from .accounting import breakdown as breakdown
 from .activations import static as static
 from .blockwise import encode_by_block as encode_by_block
 from .budgeting import budget as budget
+from .candidates import techniques as techniques
 from .codecs import NM as NM
 from .codecs import Affine as Affine
 from .codecs import Bitmask as Bitmask

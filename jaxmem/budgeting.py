@@ -23,11 +23,12 @@ from .leaf import is_encoded
 from .leaf import nbytes as count_bytes
 from .planning import Plan, summed_axes
 from .select import is_whole, match, paths
-from .solvers.solver import encodes_rows, needs_stats
+from .solvers.solver import encodes_rows, needs_stats, ties_layers
 
 CANDIDATES = tuple(Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128))
 ROWS = 2048  # of a weight, evenly spaced over its layers, that an error is measured on
 FEWEST_ROWS = 64  # of each layer
+WHOLE_LAYERS = 8  # of a stack, evenly spaced, where an error takes all rows
 LOOKED_UP = 1 / 8  # of a table that is only looked up: .12 and .21 of the others in two models
 GAP = 1e-6  # the plan's loss is at most this share above the least possible
 
@@ -57,8 +58,10 @@ def budget(
     `uses` tells, weighs an eighth.
 
     Lazy params are read one layer at a time. Codecs that encode each row by itself are measured on
-    2,048 rows spread over the layers, at least 64 of each; abstract weights as if they were
-    normally distributed. The same input gives the same plan, within 1e-6 of the least loss.
+    2,048 rows spread over the layers, at least 64 of each; the others (`LowRank`, `QERA`) on 8
+    layers, and those between are interpolated; abstract weights as if they were normally
+    distributed. `techniques` makes candidates of every kind. The same input gives the same plan,
+    within 1e-6 of the least loss.
     Dong et al., 2019 (sensitivity times error); Hubara et al., 2021 (the exact program).
 
     Raises:
@@ -112,14 +115,15 @@ def _choices(leaves, candidates, uses) -> dict[str, list]:
     if isinstance(candidates, Mapping):
         chosen = {p: c for p, c in match(list(leaves), dict(candidates)).items() if p in able}
     else:
-        chosen = {p: candidates for p, leaf in able.items() if _is_matrix(leaf, p, uses)}
+        chosen = {p: candidates for p, leaf in able.items() if is_matrix(leaf, p, uses)}
     for path, codecs in chosen.items():
         if not isinstance(codecs, Sequence) or not codecs:
             raise ValueError(f"{path}: the candidates are {codecs!r}, expected a list of codecs")
     return chosen
 
 
-def _is_matrix(leaf, path, uses) -> bool:
+def is_matrix(leaf: Any, path: str, uses: Mapping | None) -> bool:
+    """Whether a weight is more than a vector for each layer, and is multiplied or looked up."""
     multiplied = {"dot_general", "gather", "conv_general_dilated"}
     used = uses is None or any(use.op in multiplied for use in uses.get(path, ()))
     return used and leaf.ndim - (is_lazy(leaf) and leaf.stacked) >= 2
@@ -145,16 +149,48 @@ def _errors(leaf, axes, codecs, moments, white) -> np.ndarray:
     abstract = isinstance(leaf, jax.ShapeDtypeStruct)
     few = FEWEST_ROWS if abstract else max(ROWS // max(math.prod(stack), 1), FEWEST_ROWS)
     count = lambda codec: few if encodes_rows(codec) else None
-    for at, layer in _layers(leaf, len(stack)):
+    tied = list(map(ties_layers, codecs))
+    last = max(math.prod(stack) - 1, 0)
+    whole = {round(i * last / (WHOLE_LAYERS - 1)) for i in range(WHOLE_LAYERS)}
+    for i in np.flatnonzero(tied):
+        found[..., i] = _tied_errors(leaf, axes, codecs[i], moments, white)
+    for number, (at, layer) in enumerate(_layers(leaf, len(stack))):
         here = jax.tree.map(lambda a: a[at], moments)  # noqa: B023
-        rows = {n: _rows(layer, axes, n) for n in set(map(count, codecs))}
-        for i, codec in enumerate(codecs):
-            found[*at, i] = _relative(rows[count(codec)], here, codec, white)
+        counts = {
+            i: count(codec)
+            for i, codec in enumerate(codecs)
+            if not tied[i] and (count(codec) or number in whole)
+        }
+        found[at] = np.where(tied, found[at], np.inf)  # interpolated if not measured
+        rows = {n: _rows(layer, axes, n) for n in set(counts.values())}
+        for i, n in counts.items():
+            found[*at, i] = _relative(rows[n], here, codecs[i], white)
             if not np.isfinite(found[*at, i]):
-                raise ValueError(f"it holds NaN, infinity or a number too large for {codec}")
+                raise ValueError(f"it holds NaN, infinity or a number too large for {codecs[i]}")
         if abstract:
             found[...] = found[at]  # nothing tells its layers apart
             break
+    return _interpolated(found)
+
+
+def _interpolated(found: np.ndarray) -> np.ndarray:
+    """(*stack, codecs) with what was not measured (infinite) by its neighbours in the stack."""
+    flat = found.reshape(-1, found.shape[-1])
+    place = np.arange(len(flat))
+    for column in flat.T:
+        known = np.isfinite(column)
+        column[...] = np.interp(place, place[known], column[known])
+    return flat.reshape(found.shape)
+
+
+def _tied_errors(leaf, axes, codec, moments, white) -> np.ndarray:
+    """The errors (*stack) of a codec that takes all layers together."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        leaf = np.random.default_rng(0).standard_normal(leaf.shape, np.float32)
+    w = jnp.asarray(leaf.read(None) if is_lazy(leaf) else leaf)
+    found = np.asarray(_tied_relative(w, moments, codec, axes, white))
+    if not np.isfinite(found).all():
+        raise ValueError(f"it holds NaN, infinity or a number too large for {codec}")
     return found
 
 
@@ -200,6 +236,21 @@ def _picked_rows(layer, axes, count) -> Array:
 def _relative(w, moments, codec, white) -> Array:
     encoded = codec.encode(w, (-1,), moments)
     error = w - (encoded.decode() if is_encoded(encoded) else encoded)
+    return _share(w, error, moments, white)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _tied_relative(w, moments, codec, axes, white) -> Array:
+    encoded = codec.encode(w, axes, moments).astype(jnp.float32)
+    fold = lambda w: Fold.of(w.astype(jnp.float32), axes)[0]
+    matrix, got = fold(w), fold(encoded.decode())
+    share = functools.partial(_share, white=white)
+    for _ in range(matrix.ndim - 2):
+        share = jax.vmap(share)
+    return share(matrix, matrix - got, moments)
+
+
+def _share(w, error, moments, white) -> Array:
     second = jnp.ones(w.shape[1]) if moments is None else moments.second
     energy = lambda e: ((e @ second if second.ndim == 2 else e * second[None]) * e).sum()
     # what an error as large as the weight does, on average over its directions

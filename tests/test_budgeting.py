@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
-from jaxmem.budgeting import _knapsack, _relative
+from jaxmem.budgeting import _interpolated, _knapsack, _relative
 from jaxmem.lazy import Lazy
 
 CODECS = [jm.Int(b, group=16) for b in (2, 4, 8)]
@@ -175,3 +175,47 @@ def test_a_wrong_sensitivity_is_refused(given):
     with pytest.raises(ValueError, match="w"):
         params = {"w": jnp.ones((8, 8))}
         jm.budget(params, nbytes=1_000, candidates=CODECS, sensitivity=given)
+
+
+def kinds(seed=0):
+    """Weights of low rank, of few that are not zero, of no structure, and three like layers."""
+    draw = lambda i, *shape: jax.random.normal(jax.random.key(seed + i), shape)
+    few = draw(2, 64, 64) * (jax.random.uniform(jax.random.key(9), (64, 64)) < 0.3).astype(
+        jnp.float32
+    )
+    like = draw(4, 64, 64)[None] + 0.001 * draw(5, 3, 64, 64)
+    return {
+        "low": draw(0, 64, 8) @ draw(1, 8, 64),
+        "few": few,
+        "plain": draw(3, 64, 64),
+        "like": like,
+    }
+
+
+def test_one_budget_chooses_each_technique_where_it_is_right():
+    each = jm.Chain((jm.Bitmask(0.35), jm.Int(8))), jm.Chain((jm.LowRank(8), jm.Int(8)))
+    right = {
+        "few": each[0],
+        "low": each[1],
+        "plain": jm.Int(3, group=64, symmetric=False),
+        "like": jm.Shared(1, codec=jm.Int(8)),
+    }
+    rules = {"like": list(right.values()), ".*": list(right.values())[:3]}
+    plan = jm.budget(kinds(), nbytes=9_400, candidates=rules, sensitivity=dict.fromkeys(right, 1.0))
+    assert plan == right
+    assert jm.nbytes(jm.encode(kinds(), plan)) <= 9_400
+
+
+def test_techniques_are_by_the_best_solver_that_the_stats_allow():
+    x, params = jax.random.normal(jax.random.key(0), (40, 32)), weights()
+    fn = lambda p, x: x @ p["a"]
+    for moments, solvers in (("gram", (jm.GPTQ, jm.SparseGPT)), ("diag", (jm.Search, jm.Wanda))):
+        stats = jm.stats(fn, params, [(x,)], moments=moments)
+        found = jm.techniques(params, stats=stats)
+        assert {type(c) for c in found["a"]} == {*solvers, jm.QERA, jm.Chain}
+        assert {type(c) for c in found["b"]} == {jm.Search, jm.Chain}  # of no moments
+
+
+def test_what_was_not_measured_is_interpolated():
+    found = np.array([[1.0, 1.0], [2.0, np.inf], [5.0, 3.0], [1.0, np.inf], [0.0, 0.0]])
+    assert _interpolated(found)[:, 1].tolist() == [1.0, 2.0, 3.0, 1.5, 0.0]

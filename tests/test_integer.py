@@ -86,3 +86,9 @@ def test_a_value_that_makes_no_sense_is_refused(make, wrong):
 def test_a_codec_that_leaves_no_floats_must_come_last(codecs):
     with pytest.raises(TypeError, match="comes last"):
         jm.Chain(codecs).encode(W)
+
+
+def test_codes_of_eight_bits_are_read_right_in_the_program_that_wrote_them():
+    codec, w = jm.Int(8, group=16), jax.random.normal(jax.random.key(0), (2048, 32))
+    lost = jax.jit(lambda w: jnp.square(w - codec.encode(w, (-1,)).decode()).sum())
+    assert lost(w) < 1e-4 * jnp.square(w).sum()

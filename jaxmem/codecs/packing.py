@@ -37,7 +37,8 @@ def pack(codes: Array, bits: int, axis: int) -> tuple[Array, ...]:
         Array([33, 67], dtype=uint8)
     """
     if bits == 8:
-        return ((codes ^ 128).astype(jnp.int8),)
+        # a conversion that wraps is one XLA may skip on the way to f32 (jax 0.10.2 and 0.12, CPU)
+        return (lax.bitcast_convert_type(codes ^ 128, jnp.int8),)
     at, fields = codes.ndim + axis, []
     for width, shift in shifts(bits):
         per_byte = 8 // width

@@ -1,0 +1,81 @@
+"""techniques: {path: codecs} of every kind, so that one budget chooses among all."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .budgeting import is_matrix
+from .codecs import NM, Bitmask, Chain, Int, LowRank
+from .folding import Fold
+from .leaf import is_encoded, nbytes
+from .planning import summed_axes
+from .select import is_whole, paths
+from .solvers import GPTQ, QERA, Search, SparseGPT, Wanda
+
+BITS = ((2, 32), (2, 64), (3, 64), (3, 128), (4, 64), (4, 128), (5, 64), (6, 64), (8, 128))
+PATTERNS = ((NM(2, 4), 3), (NM(2, 4), 4), (Bitmask(0.35), 4), (Bitmask(0.5), 4))  # and bits
+SHARES = (1 / 8, 1 / 4, 1 / 2)  # of a weight's numbers that two factors of 8 bits hold
+MENDED = ((2, 64), (3, 64))  # bits and group of what a low rank corrects
+CORRECTIONS = (1 / 64, 1 / 32)  # of a weight's numbers
+
+
+def techniques(
+    params: Any, *, uses: Mapping | None = None, stats: Mapping | None = None
+) -> dict[str, tuple]:
+    """The candidates of every kind that each matrix can take, for `budget(candidates=...)`.
+
+    Integers of 2 to 8 bits, n:m and unstructured patterns with integers for what stays, low rank,
+    and low rank beside integers. Each by the best solver that the weight's `stats` allow: GPTQ,
+    SparseGPT and QERA with Gram matrices, Wanda and a weighted search with their diagonal, a
+    search without. What a weight cannot take (groups that do not divide, ranks that save nothing)
+    or what is not smaller than it is left out; params may be abstract. Give `budget` the same
+    `uses` and `stats`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> params = {"w": jnp.ones((64, 64)), "odd": jnp.ones((63, 64)), "bias": jnp.ones(64)}
+        >>> found = techniques(params)
+        >>> {path: len(codecs) for path, codecs in found.items()}
+        {'odd': 14, 'w': 16}
+        >>> print(found["w"][-1])
+        Chain(codecs=(LowRank(rank=16), Int(bits=8, group=None, symmetric=True)))
+    """
+    found = {}
+    for path, leaf in zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)):
+        floats = not is_encoded(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not floats or not is_matrix(leaf, path, uses):
+            continue
+        shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        axes = summed_axes(path, uses)
+        able = tuple(c for c in _all(shape, axes, (stats or {}).get(path)) if _fits(c, shape, axes))
+        if able:
+            found[re.escape(path)] = able
+    return found
+
+
+def _all(shape, axes, moments):
+    """Candidates of every kind, whether or not the weight can take them."""
+    *_, n, k = jax.eval_shape(lambda w: Fold.of(w, axes)[0], shape).shape
+    gram = moments is not None and moments.second.ndim > moments.mean.ndim
+    integer = lambda bits, group: Int(bits, group=group, symmetric=False)
+    solved = lambda bits, group: Search(integer(bits, group))
+    if gram:
+        solved = lambda bits, group: GPTQ(Search(integer(bits, group)))
+    keep = SparseGPT if gram else Wanda if moments is not None else lambda codec: codec
+    rank = lambda share: max(1, math.floor(share * n * k / max(n + k, 1)))
+    yield from (solved(bits, group) for bits, group in BITS)
+    yield from (keep(Chain((pattern, integer(b, 64)))) for pattern, b in PATTERNS)
+    if moments is not None:
+        yield from (QERA(solved(*how), rank(s)) for how in MENDED for s in CORRECTIONS)
+    yield from (Chain((LowRank(rank(share)), Int(8))) for share in SHARES)
+
+
+def _fits(codec, shape, axes) -> bool:
+    try:
+        return nbytes(jax.eval_shape(lambda w: codec.encode(w, axes), shape)) < nbytes(shape)
+    except ValueError:  # this weight cannot
+        return False
