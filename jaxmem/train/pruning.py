@@ -89,6 +89,7 @@ def gradual(
         need_params(params)
         now = find(plan, optax.apply_updates(params, updates))
         due = (state.count >= begin) & ((state.count - begin) % every == 0)
+        due &= state.count < end + every  # then the masks are final, and ranks cost a sort
         gone = polynomial(state.count, begin, end, power)
         masks = {}
         for path, codec in plan.items():
