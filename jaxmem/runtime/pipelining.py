@@ -22,7 +22,7 @@ from .stages import STAGE, Stages, zeros
 def pipelined(fn: Callable, mesh: Mesh | AbstractMesh, *, micro: int) -> Callable:
     """`fn(*held, batch)` with its layers over the mesh's `stage`s, as GPipe (Huang et al., 2019).
 
-    Gradients go through it; for each of M micro-batches a stage keeps what it was given, and
+    Gradients go through it; for each of M + S − 1 ticks a stage keeps what it was given, and
     computes the rest again. Arrays of `batch` have their rows first; so have the results, or they
     are scalars, means over the batch. Stacks lie over `stage`, encoded or not
     (`jm.shardings(params, mesh, {"layers/.*": P("stage")})`), other arguments on every device; rows
@@ -45,14 +45,14 @@ def pipelined(fn: Callable, mesh: Mesh | AbstractMesh, *, micro: int) -> Callabl
     def run(*args):
         p = Stages.of(fn, mesh, micro, args)
         last, rows = p.count - 1, p.rows or None
-        stage = jax.checkpoint(p.stage, prevent_cse=False)
 
         def local(rest, xs, batches):
             at = lax.axis_index(STAGE)
 
+            @functools.partial(jax.checkpoint, prevent_cse=False)
             def tick(given, t):
                 one, mine = _pick(batches, t - at), (t >= at) & (t - at < micro)
-                out = _if(mine, lambda: stage(at, rest, xs, given, one), p.carry)
+                out = _if(mine, lambda: p.stage(at, rest, xs, given, one), p.carry)
                 ends = mine & (at == last)
                 return _hand_on(out), _if(ends, lambda: p.tail(rest, out, one), p.result)
 
