@@ -10,9 +10,9 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
+from .following import follow
 from .leaf import nbytes
 from .select import is_whole, match, paths
-from .sharding import spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def placement(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> P
     rows = []
     for path, leaf in zip(names, jax.tree.leaves(tree, is_leaf=is_whole)):
         spec = chosen.get(path, P())
-        where, whole = spread(mesh, leaf, spec, path)
+        where, whole = follow(mesh, leaf, spec, path)
         shape = lambda x, s: jax.ShapeDtypeStruct(s.shard_shape(x.shape), x.dtype)
         given = [name for e in spec if e for name in (e if isinstance(e, tuple) else (e,))]
         asked = math.prod(mesh.shape[name] for name in given)

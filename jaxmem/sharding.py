@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .chips import target
-from .lazy import is_lazy
+from .following import follow
 from .leaf import is_encoded
 from .meshes import AXES
 from .placing import placed
@@ -97,7 +97,7 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> A
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_whole)
     names = paths(tree)
     chosen = match(names, dict(rules))
-    out = [spread(mesh, x, chosen.get(n, P()), n)[0] for n, x in zip(names, leaves)]
+    out = [follow(mesh, x, chosen.get(n, P()), n)[0] for n, x in zip(names, leaves)]
     return structure.unflatten(out)
 
 
@@ -152,12 +152,12 @@ def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
         weight, where = next((known[t] for t in tails if t in known), (None, None))
         alike = lambda a, b: jax.tree.structure(a) == jax.tree.structure(b)
         if weight is None or weight.shape != x.shape:
-            return spread(whole, x, P(), path)[0]
+            return follow(whole, x, P(), path)[0]
         if alike(weight, x) and all(
             a.shape == b.shape for a, b in zip(*map(jax.tree.leaves, (weight, x)))
         ):
             return where
-        return spread(whole, x, where.spec if not is_encoded(weight) else P(), path)[0]
+        return follow(whole, x, where.spec if not is_encoded(weight) else P(), path)[0]
 
     found, tree = jax.tree.flatten(state, is_leaf=is_encoded)
     return tree.unflatten([one(path, x) for path, x in zip(paths(state), found)])
@@ -170,43 +170,3 @@ def _put(x: Any, where: NamedSharding) -> Any:
         return jax.device_put(x, where)
     host = np.asarray(x)
     return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
-
-
-def spread(
-    mesh: Mesh | AbstractMesh, leaf: Any, spec: P, path: str = "the leaf"
-) -> tuple[Any, tuple[int, ...]]:
-    """(the shardings of one leaf's arrays, the axes that its encoding cannot divide as asked).
-
-    Raises:
-        ValueError: as `shardings`.
-    """
-    shape = tuple(getattr(leaf, "shape", ()))
-    if len(spec) > len(shape):
-        raise ValueError(f"{path} has shape {shape}, too few axes for {spec}")
-    over = [() if e is None else e if isinstance(e, tuple) else (e,) for e in spec]
-    used = [name for names in over for name in names]
-    for name in used:
-        if name not in mesh.shape or used.count(name) > 1:
-            why = "twice" if name in mesh.shape else f"expected one of {tuple(mesh.shape)}"
-            raise ValueError(f"{path}: {spec} names the axis {name!r}, {why}")
-    parts = lambda names: math.prod(mesh.shape[name] for name in names)
-    for size, names in zip(shape, over):
-        if size % parts(names):
-            raise ValueError(f"{path} has shape {shape}: {spec} cuts {size} in {parts(names)}")
-    arrays, structure = jax.tree.flatten(leaf, is_leaf=is_lazy)
-    if not is_encoded(leaf):
-        return structure.unflatten([NamedSharding(mesh, spec)]), ()
-    specs: list[list[Any]] = [[None] * x.ndim for x in arrays]
-    whole, piece = [], leaf
-    for axis, names in enumerate(over):
-        kept, small = names, piece
-        while parts(kept) > 1 and (small := piece.part(axis, parts(kept))) is NotImplemented:
-            kept, small = kept[:-1], piece  # the innermost is given up first
-        whole += [axis] if parts(kept) < parts(names) else []
-        for entries, a, b in zip(specs, *map(jax.tree.leaves, (piece, small))):
-            for i in range(len(entries)):
-                if a.shape[i] != b.shape[i]:
-                    entries[i] = kept if len(kept) > 1 else kept[0]
-        piece = small
-    where = [NamedSharding(mesh, P(*entries) if any(entries) else P()) for entries in specs]
-    return structure.unflatten(where), tuple(whole)

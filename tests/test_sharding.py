@@ -164,6 +164,9 @@ def test_experts_stay_where_they_lie():
         (jm.Int(3), P(None, "fsdp"), (1,), 7 / 8),  # 12 rows in bits are one byte and a half
         (jm.Int(4), P("fsdp"), (), 0.06),  # a scale for each row is on every device
         (jm.Planes(group=8), P("fsdp"), (), 0),
+        (jm.NM(2, 4), P("fsdp"), (), 0),
+        (jm.NM(2, 16), P("fsdp"), (0,), 7 / 8),  # pieces of 8 are half blocks
+        (jm.Bitmask(0.5), P("fsdp"), (0,), 7 / 8),
     ],
     ids=str,
 )
