@@ -113,7 +113,7 @@ def main() -> None:
             step = gpipe() if schedule == "gpipe" else jm.one_f_one_b(loss, mesh, **how)
             step = jax.jit(step).lower(moved, placed, ids).compile()
             ticks, sizes = ticks_of(step), step.memory_analysis()
-            held = micro if schedule == "gpipe" else min(micro, 2 * STAGES - 1)
+            held = micro + STAGES - 1 if schedule == "gpipe" else min(micro, 2 * STAGES - 1)
             row = key | {
                 "forward_error": error(forward(placed, ids), jax.jit(model.apply)(enc, ids)),
                 "loss_and_gradient_error": error(step(moved, placed, ids), want),

@@ -58,14 +58,15 @@ def test_a_notebook_runs(path, tiny, quickly, monkeypatch, capsys):
         exec(compile(code(path).replace('"smollm2-135m"', '"."'), path.name, "exec"), names)
     shown = capsys.readouterr().out
     SHOWN[path.stem](names, shown)
-    assert "dense_perplexity" in shown and (tiny / "smaller").is_dir()
 
 
 def it_fits(names, shown):
+    assert "dense_perplexity" in shown and pathlib.Path("smaller").is_dir()
     assert shown.count("tpu v5e:1x1: fits") == 2 and names["written"].text in shown
 
 
 def it_is_sparse_and_smaller(names, shown):
+    assert "dense_perplexity" in shown and pathlib.Path("smaller").is_dir()
     jm, pruned, student = names["jm"], names["pruned"], names["student"]
     zeros = lambda tree: float((tree["layers"]["mlp"]["up"]["kernel"] == 0).mean())
     assert zeros(jm.decode(pruned)) == zeros(jm.decode(names["both"])) == zeros(student) == 0.5
@@ -74,4 +75,16 @@ def it_is_sparse_and_smaller(names, shown):
     assert names["smaller"].config.layers == names["model"].config.layers - 1
 
 
-SHOWN = {"quickstart": it_fits, "prune_and_retrain": it_is_sparse_and_smaller}
+def it_is_the_same_on_many(names, shown):
+    assert names["error"] < 1e-4 and names["after"] < 1e-4  # a CPU's integer digits
+    assert names["losses"] == sorted(names["losses"], reverse=True)
+    kernels = [row for row in names["report"].rows if row.path.endswith("mlp/up/kernel")]
+    assert kernels and all(row.per_device * 8 == row.encoded for row in kernels)
+    assert f"{names['places'].total.per_device:,}" in shown
+
+
+SHOWN = {
+    "quickstart": it_fits,
+    "prune_and_retrain": it_is_sparse_and_smaller,
+    "one_device_to_many": it_is_the_same_on_many,
+}

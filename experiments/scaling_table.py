@@ -1,0 +1,82 @@
+"""Writes the tables of docs/scaling.md from the JSON beside this file.
+
+python experiments/scaling_table.py
+"""
+
+import json
+import pathlib
+
+HERE = pathlib.Path(__file__).parent
+PAGE = HERE.parent / "docs" / "scaling.md"
+START, END = "<!-- {}: written by experiments/scaling_table.py -->\n", "<!-- end -->"
+MODELS = {"train": "llama-8b, train", "serve": "llama-70b in int4, serve"}
+
+
+def read(name):
+    return json.loads((HERE / name).read_text(encoding="utf-8"))["rows"]
+
+
+def compiled():
+    rows = read("scaling.json")
+    show = lambda r: f"{r['peak'] / 2**30:.2f} GiB" + ("" if r["fits"] else ", does not fit")
+    for name, row in rows.items():
+        head, how = name.rsplit(", ", 1)
+        if how == "constrained":
+            task, device, axes = head.split(", ")
+            free = rows.get(f"{head}, not constrained")
+            bare = "" if free is None else show(free)
+            yield f"{MODELS[task]} | {device} | {axes} | {show(row)} | {bare}"
+
+
+def smollm2():
+    for r in read("sharded_smollm2.json"):
+        sizes = f"{r['argument_bytes_a_device']:,} | {r['argument_ratio']:.3f}"
+        ids = "×".join(map(str, r["ids"]))
+        error = f"{r['relative_error']:.1e} | {r['gathers_of_a_stack']}"
+        yield f"{r['codec']} | {r['mesh']} | {ids} | {sizes} | {error}"
+
+
+def pipeline():
+    rows = read("pipeline.json")
+    fewest = {r["schedule"]: r for r in reversed(sorted(rows, key=lambda r: r["micro_batches"]))}
+    more = lambda r, key: r[key] - fewest[r["schedule"]][key]
+    for r in sorted(rows, key=lambda r: (r["schedule"], r["micro_batches"])):
+        bubble = f"{r['bubble']:.3f} ({r['bubble_formula']:.3f})"
+        stack = f"{r['stack_bytes_a_stage']:,} ({r['stack_bytes_formula']:,})"
+        held = f"{more(r, 'temp_bytes_a_stage'):,} ({more(r, 'bytes_held_formula'):,})"
+        error = max(r["forward_error"], r["loss_and_gradient_error"])
+        sizes = f"{stack} | {r['temp_bytes_a_stage']:,} | {held}"
+        yield f"{r['schedule']} | {r['micro_batches']} | {bubble} | {sizes} | {error:.1e}"
+
+
+def processes():
+    for r in read("processes.json"):
+        before, after = r["processes"]
+        meshes = (" × ".join(f"{k} {v}" for k, v in mesh.items()) for mesh in r["meshes"])
+        whole = "yes" if r["old_file_whole_after_kill"] else "no"
+        differ = f"{r['largest_relative_difference_of_losses']:.1e}"
+        yield f"{before}, then {after} | {', then '.join(meshes)} | {whole} | {differ}"
+
+
+TABLES = {
+    compiled: "model | chips | mesh | a device | without constraints",
+    smollm2: "codec | mesh | ids | arguments a device | of total ÷ devices | "
+    "relative error of logits | gathers of a stack",
+    pipeline: "schedule | micro-batches | bubble (formula) | bytes of layers a stage (formula) | "
+    "temp a stage | more than with the fewest (formula) | relative error",
+    processes: "processes | mesh | the file whole after the kill | difference of losses",
+}
+
+
+def main():
+    page = PAGE.read_text(encoding="utf-8")
+    for rows, heads in TABLES.items():
+        before, rest = page.split(START.format(rows.__name__))
+        lines = [heads, "|".join(["---"] * (heads.count("|") + 1)), *rows()]
+        table = "".join(f"| {line} |\n" if "---" not in line else f"|{line}|\n" for line in lines)
+        page = before + START.format(rows.__name__) + table + END + rest.split(END, 1)[1]
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
