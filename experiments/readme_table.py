@@ -43,6 +43,7 @@ def table():
         for r in found["rows"][1:]:
             label = f"{r['encoding']}, jax {found['jax']}"
             lines.append(f"| {label} | {r['bytes']:,} | {r['times_dense']:.2f}× |")
+    lines += ["", *pruned()]
     lines += ["", "| TPU v5e, by its compiler: linen, width 2048, decode | arguments | temp |"]
     lines.append("|---|---|---|")
     for r in read("tpu_memory.json")["rows"]:
@@ -50,6 +51,20 @@ def table():
             sizes = f"{r['arguments_mib']:,.1f} MiB | {r['temp_mib']:,.1f} MiB"
             lines.append(f"| {r['encoding']} | {sizes} |")
     return "\n".join(lines) + "\n"
+
+
+def pruned():
+    """BERT with weights gone, as it is and after a short retraining."""
+    found = read("sparse_minilm.json")["rows"]
+    columns = "bytes | Spearman | retrained | a sentence's time"
+    lines = [f"| BERT (MiniLM-L6) on STS-B | {columns} |", "|---|---|---|---|---|"]
+    after = {row["form"]: row for row in found if row["retrained"]}
+    for row in found:
+        if not row["retrained"]:
+            scores = [f"{r['spearman']['mean']:.4f}" for r in (row, after[row["form"]])]
+            time = f"{row['seconds_over_dense']:.1f}×"
+            lines.append(f"| {row['form']} | {row['bytes']:,} | {' | '.join(scores)} | {time} |")
+    return lines
 
 
 def picture(path):
