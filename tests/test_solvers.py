@@ -12,7 +12,9 @@ INNER = [
     jm.Codebook("nf4", group=16),
     jm.Float("nvfp4"),
 ]
-SOLVERS = [jm.Search, jm.HQQ, jm.GPTQ]
+turning = lambda codec: jm.GPTQ(codec, turns=2)
+turning.__name__ = "GPTQ"
+SOLVERS = [jm.Search, jm.HQQ, jm.GPTQ, turning]
 PAIRS = [(solver, inner) for solver in SOLVERS for inner in INNER]
 each = pytest.mark.parametrize("solver, inner", PAIRS, ids=lambda x: getattr(x, "__name__", str(x)))
 each_solver = pytest.mark.parametrize("solver", SOLVERS)
@@ -111,6 +113,29 @@ def test_gptq_loses_much_less_of_what_is_computed(inner):
     assert loss(jm.GPTQ(jm.Search(inner)), w, x) < loss(jm.Search(inner), w, x) / 2
 
 
+@pytest.mark.parametrize("inner", [*INNER, jm.Affine(3, group=10)], ids=str)
+def test_turns_only_lower_the_loss(inner):
+    w, x = weight(48, 24), inputs(48)
+    found = [loss(jm.GPTQ(jm.Search(inner), turns=turns), w, x) for turns in (0, 1, 4)]
+    assert found[2] <= found[1] <= found[0]
+    assert found[2] < 0.97 * found[0]
+
+
+def test_a_weight_that_is_settled_again_is_where_its_loss_is_least():
+    w, x, codec = weight(24, 6), inputs(24), jm.GPTQ(jm.Int(3, group=8), turns=30)
+    gram = np.asarray(x, np.float64).T @ np.asarray(x, np.float64) / len(x)
+    gram += 0.01 * np.diag(gram).mean() * np.eye(24)
+    leaf = codec.encode(w, stats=moments(x))
+    least = lambda v: np.einsum("kn,kl,ln->n", v - w, gram, v - w)
+    found, step = np.asarray(leaf.decode()), np.repeat(np.asarray(leaf.scales()), 8, 0)
+    for j in range(24):
+        for by in (-1, 1):
+            other = found.copy()
+            other[j] += by * step[j]
+            there = np.abs(np.round(other[j] / step[j])) <= 3
+            assert (least(other) >= least(found) * (1 - 1e-5))[there].all()
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 def test_gptq_is_the_textbook_loop_in_float64(act_order):
     w, x, codec = weight(24, 6), inputs(24), jm.Int(3, group=10, symmetric=False)
@@ -144,6 +169,8 @@ def test_gptq_says_what_it_wants():
         jm.GPTQ(jm.GPTQ(jm.Int(4)))
     with pytest.raises(ValueError, match="damping"):
         jm.GPTQ(jm.Int(4), damping=-1)
+    with pytest.raises(ValueError, match="at least 0 turns"):
+        jm.GPTQ(jm.Int(4), turns=-1)
 
 
 def test_search_is_no_worse_than_its_codec_by_what_it_weighs():
