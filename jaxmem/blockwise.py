@@ -17,6 +17,7 @@ from .lifting import around_scans
 from .planning import encode, joined
 from .select import is_whole, paths
 from .statistics import stats
+from .train import learning
 from .usage import uses
 
 
@@ -25,6 +26,8 @@ def encode_by_block(
     plan: Mapping[str, Any],
     batches: Iterable[tuple],
     *,
+    passes: int = 0,
+    learning_rate: float = 0.02,
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
     """What `encode(model.tensors, plan)` gives, each block calibrated after the ones before it.
@@ -34,13 +37,18 @@ def encode_by_block(
     encoded, hand on, so that it makes up for what they lost; then it is encoded, and run. What
     comes after the scan (a head) is calibrated last. `progress(done, blocks)` is told.
 
-    In memory at once: the encoded model, the weights outside the scan, one block with its moments,
-    and the activations of one batch; those of the others wait in a temporary file each. Frantar et
-    al., 2022 (section 4, "quantize one block at a time").
+    With `passes` the codes and scales of a block's `Int` leaves then learn (`learn_rounding`, at
+    `learning_rate`), so many times over the batches: what the block makes of its inputs comes near
+    to what the dense block makes of the dense model's. What is no nearer in the end is not kept.
+
+    In memory at once: the encoded model, the weights outside the scan, one block with its moments
+    (and 16 bytes for each weight of it that learns), and the activations of one batch; those of the
+    others wait in a temporary file each. Frantar et al., 2022 (section 4, "quantize one block at a
+    time"); Chen et al., 2024 (EfficientQAT, its first phase).
 
     Raises:
-        ValueError: no batch; a model without a scan over its layers, or one that changes weights
-            on their way there; what `encode` raises.
+        ValueError: no batch; passes below 0; a loss that is not finite; a model without a scan over
+            its layers, or one that changes weights on their way there; what `encode` raises.
 
     Example:
         >>> import types, jax, jax.numpy as jnp, jaxmem as jm
@@ -57,6 +65,8 @@ def encode_by_block(
     batches = list(batches)
     if not batches:
         raise ValueError("encode_by_block takes at least one batch, got none")
+    if passes < 0:
+        raise ValueError(f"passes is {passes}, expected at least 0")
     cut = Cut.of(model.apply, model.tensors, batches[0])
     leaves = jax.tree.leaves(model.tensors, is_leaf=is_whole)
     rest = {
@@ -77,12 +87,20 @@ def encode_by_block(
         carries = [_Kept(f"{folder}/{i}") for i in range(len(batches))]
         for kept, batch in zip(carries, batches):
             kept.put(cut.start(rest, batch))
+        exact = [_Kept(f"{folder}/exact-{i}") for i in range(len(batches))] if passes else []
+        for dense, kept in zip(exact, carries):
+            dense.put(kept.get())
         for i in range(cut.count):
             own = {path: jnp.asarray(_layer(leaf, i)) for path, leaf in layered.items()}
             given = lambda: ((rest, i, k.get(), b) for k, b in zip(carries, batches))  # noqa: B023
             ways = ways or uses(cut.block, own, *next(given()))
             seen = stats(cut.block, own, given()) if planned else None
             pieces.append(encode(own, planned, uses=ways, stats=seen))
+            for kept, batch in zip(exact, batches):
+                kept.put(_run(cut, own, rest, i, kept.get(), batch))
+            if passes:
+                how = (cut.block, learning.squared, learning_rate, passes * len(batches))
+                pieces[-1] = _learned(how, own, pieces[-1], given, lambda: (k.get() for k in exact))
             dense = decode(pieces[-1])
             for kept, (*before, carry, batch) in zip(carries, given()):
                 kept.put(_run(cut, dense, *before, carry, batch))
@@ -98,6 +116,27 @@ def encode_by_block(
         deep = lambda a: jax.ShapeDtypeStruct((cut.count, *a.shape[1:]), a.dtype)
         found[path] = joined(jax.tree.map(deep, parts[0]), parts)
     return cut.structure.unflatten([found[path] for path in cut.names])
+
+
+def _learned(how: tuple, own: dict, enc: dict, given: Callable, targets: Callable) -> dict:
+    """The block's leaves after the steps, or `enc` where these brought nothing."""
+    fn, loss, _, steps = how
+    moving, still = learning.opened(enc, own)
+    if not moving:
+        return enc
+    state, done = learning.started(how, moving), 0
+    while done < steps:
+        for args, target in zip(given(), targets()):
+            moving, state, value = learning.step(how, moving, state, still, own, args, target)
+            if not jnp.isfinite(value):
+                message = f"block {args[1]}: the loss is {float(value)}, expected a finite number"
+                raise ValueError(message)
+            done += 1
+    far = lambda tree: sum(
+        float(_distance(fn, loss, tree, args, target)) for args, target in zip(given(), targets())
+    )
+    found = learning.closed(moving, still)
+    return found if far(decode(found)) < far(decode(enc)) else enc
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -206,6 +245,11 @@ def _start(cut, rest, batch):
 @functools.partial(jax.jit, static_argnums=0)
 def _run(cut, own, rest, i, carry, batch):
     return cut.block(own, rest, i, carry, batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _distance(fn, loss, own, args, target):
+    return loss(target, fn(own, *args))
 
 
 def _layer(leaf: Any, i: int) -> Any:

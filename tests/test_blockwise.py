@@ -12,6 +12,7 @@ import jaxmem as jm
 from jaxmem.lazy import Lazy
 from jaxmem.models import Model, gpt2, llama
 from jaxmem.models.model import family
+from jaxmem.train.learning import LearnedArray
 
 IDS = np.asarray(jax.random.randint(jax.random.key(0), (4, 2, 32), 0, 64))
 PLAN = {"layers/.*": jm.GPTQ(jm.Int(3, group=16)), "head": jm.GPTQ(jm.Int(4))}
@@ -93,16 +94,70 @@ def test_our_models_are_cut_too(config):
 
 
 @pytest.mark.parametrize(
-    ("fn", "batches", "message"),
+    ("fn", "batches", "passes", "message"),
     [
-        (MODEL.apply, [], "at least one batch"),
-        (lambda p, ids: p["embed"][ids], BATCHES, "runs no scan"),
+        (MODEL.apply, [], 0, "at least one batch"),
+        (MODEL.apply, BATCHES, -1, "passes is -1"),
+        (lambda p, ids: p["embed"][ids], BATCHES, 0, "runs no scan"),
     ],
 )
-def test_what_has_no_blocks_is_told(fn, batches, message):
+def test_what_has_no_blocks_is_told(fn, batches, passes, message):
     other = types.SimpleNamespace(tensors=PARAMS, apply=fn)
     with pytest.raises(ValueError, match=message):
-        jm.encode_by_block(other, {}, batches)
+        jm.encode_by_block(other, {}, batches, passes=passes)
+
+
+def test_blocks_that_learn_lose_less_in_the_same_bytes():
+    plan = jm.choose(MODEL.params, {"layers/.*": jm.GPTQ(jm.Int(2, group=16, symmetric=False))})
+    plain = jm.encode_by_block(MODEL, plan, BATCHES)
+    learned = jm.encode_by_block(MODEL, plan, BATCHES, passes=20)
+    assert jax.tree.structure(learned) == jax.tree.structure(plain)
+    assert jm.nbytes(learned) == jm.nbytes(plain)
+    assert divergence(learned) < 0.9 * divergence(plain)
+    wild = jm.encode_by_block(MODEL, plan, BATCHES, passes=1, learning_rate=1e3)
+    first = lambda tree: jax.tree.map(lambda a: a[0], tree["layers"])
+    jax.tree.map(np.testing.assert_array_equal, first(wild), first(plain))  # no nearer: not kept
+
+
+def test_what_learns_not_is_left_alone():
+    plan = jm.choose(MODEL.params, {"layers/.*": jm.Codebook("nf4")})
+    plain, learned = (jm.encode_by_block(MODEL, plan, BATCHES, passes=n) for n in (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, learned, plain)
+
+
+@pytest.mark.parametrize(
+    "codec", [jm.Int(3), jm.Int(2, group=10, symmetric=False), jm.Int(8)], ids=str
+)
+@pytest.mark.parametrize("axes", [(-2,), (-1,), (1, 3)], ids=str)
+def test_a_leaf_that_learned_nothing_is_the_leaf_it_was(codec, axes):
+    w = jax.random.normal(jax.random.key(0), (2, 6, 5, 24))
+    leaf = codec.encode(w, axes)
+    learning_one = LearnedArray.of(leaf, w)
+    np.testing.assert_allclose(learning_one.decode(), leaf.decode(), atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, learning_one.encoded(), leaf)
+
+
+def test_a_model_learns_from_the_logits_it_should_give():
+    enc = jm.encode(MODEL.params, jm.choose(MODEL.params, {"layers/.*": jm.Int(2, group=16)}))
+    learned = jm.learn_rounding(MODEL.apply, PARAMS, enc, BATCHES * 10, loss=jm.divergence)
+    assert divergence(learned) < 0.8 * divergence(enc)
+    assert any((a != b).any() for a, b in zip(*(t["layers"]["up"].codes for t in (enc, learned))))
+
+
+@pytest.mark.parametrize(
+    ("enc", "batches", "message"),
+    [(MODEL.params, BATCHES, "no leaf of Int"), (MODEL.params, [], "at least one batch")],
+)
+def test_nothing_to_learn_is_told(enc, batches, message):
+    with pytest.raises(ValueError, match=message):
+        jm.learn_rounding(MODEL.apply, MODEL.params, enc, batches)
+
+
+def test_a_loss_that_is_not_finite_is_told():
+    enc = jm.encode(MODEL.params, jm.choose(MODEL.params, {"layers/.*": jm.Int(2)}))
+    loss = lambda target, found: jnp.float32(jnp.nan) * found.sum()
+    with pytest.raises(ValueError, match="loss of step 0 is nan"):
+        jm.learn_rounding(MODEL.apply, MODEL.params, enc, BATCHES, loss=loss)
 
 
 @pytest.mark.parametrize("codec", [jm.Int(2, group=16), jm.Codebook("nf4"), jm.LowRank(8)], ids=str)
