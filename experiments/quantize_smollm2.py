@@ -8,6 +8,9 @@ The model is smollm2-135m, rotated. 128 windows of 512 tokens of the first half 
 ("4 bits GPTQ"). A row that is in the file already is not measured again. Seconds are of encoding,
 compiling included; the statistics' are apart. The peak is of the process while it encodes, with the
 dense model and the statistics in it. "numpy GPTQ" is a plain loop in float64, a peer to compare to.
+Tuned rows train the scales of the row before them, 120 steps of 256 tokens of the first half;
+their seconds and peak are of that alone. `--keep` names a directory where statistics and encodings
+stay between runs.
 """
 
 import argparse
@@ -28,6 +31,9 @@ from jaxmem.models import fetching
 
 CALIBRATION = (128, 512)  # windows, tokens
 TOGETHER = 4  # windows a pass of the statistics
+TUNING = (120, 256)  # steps, tokens of each
+RATES = {4: 1e-3, 3: 1e-3, 2: 3e-3}  # of tuning, by bits
+TUNED = "GPTQ of a weighted search, 4 turns"  # the row that tuned ones start from
 LINEARS = r"layers/(attn|mlp)/.*/kernel"
 FORMATS = {8: None, 6: 64, 5: 64, 4: 64, 3: 64, 2: 32}  # bits: group
 METHODS = {
@@ -36,6 +42,7 @@ METHODS = {
     "HQQ": jm.HQQ,
     "GPTQ": jm.GPTQ,
     "GPTQ of a weighted search": lambda codec: jm.GPTQ(jm.Search(codec)),
+    TUNED: lambda codec: jm.GPTQ(jm.Search(codec), turns=4),
 }
 
 
@@ -101,6 +108,29 @@ def remembered(model: models.Model, windows: np.ndarray):
     return lambda _, ids: jax.pure_callback(read, shape, ids), folder
 
 
+def kept(folder: pathlib.Path | None, plan, make, again: bool = False) -> tuple:
+    """What `make()` gives, (tree, ...): (tree,) alone where it was kept, unless made `again`."""
+    name = plan if isinstance(plan, str) else str(next(iter(plan.values())))
+    path = folder and folder / (re.sub(r"[^\w=]+", "-", name) + ".jm")
+    if path and path.exists() and not again:
+        return (jm.load(path),)
+    made = make()
+    if path and not path.exists():
+        jm.save(path, made[0])
+    return made
+
+
+def tune(model: models.Model, start: dict, calibration: np.ndarray, rate: float) -> dict:
+    """The encoded params with their scales trained on windows of the calibration text."""
+    steps, length = TUNING
+    rows = calibration[: len(calibration) // length * length].reshape(-1, 1, length)
+    rows = rows[np.random.default_rng(0).permutation(len(rows))[:steps]]
+    batches = [(jnp.asarray(ids),) for ids in rows]
+    tell = lambda i, loss: i % 10 or print(i, round(loss, 4), flush=True)
+    how = {"learning_rate": rate, "progress": tell}
+    return jm.tune(model.apply, model.params, start, batches, **how)
+
+
 def started(path: pathlib.Path, model: models.Model, windows: int) -> dict:
     """What the file holds, and what this run is made with."""
     found = {
@@ -121,11 +151,32 @@ def started(path: pathlib.Path, model: models.Model, windows: int) -> dict:
     return found
 
 
+def write(path: pathlib.Path, found: dict) -> None:
+    """The file appears whole or not at all."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
+
+
+def row_of(model: models.Model, plan: jm.Plan, result: dict, seconds: float, peak: int) -> dict:
+    """What the table holds of one way; bits are those of the block linears, all that is stored."""
+    shapes = jax.eval_shape(lambda p: jm.encode(p, plan), model.params)
+    linears = [x for x in jax.tree.leaves(shapes, is_leaf=jm.is_encoded) if jm.is_encoded(x)]
+    return {
+        "codec": str(next(iter(plan.values()))),
+        "bits_per_weight": 8 * jm.nbytes(linears) / sum(x.size for x in linears),
+        **{key: result[key] for key in ("perplexity", "kl", "agreement", "dense_perplexity")},
+        "seconds": round(seconds, 1),
+        "peak_rss": peak,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=pathlib.Path, required=True)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--rows", default=".*")
+    parser.add_argument("--keep", type=pathlib.Path)
     args = parser.parse_args()
     path = pathlib.Path(__file__).with_suffix(".json")
     model = models.rotate(models.load("smollm2-135m"))
@@ -138,17 +189,13 @@ def main() -> None:
     windows = ids[: args.windows * 1024].reshape(-1, 1024).astype(np.int32)
     known, stats = {}, {}
 
-    def write() -> None:
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        new.replace(path)
-
     def measured_stats() -> dict:
         if not stats:
             run = lambda: jm.stats(model.apply, model.params, [(ids,) for ids in batches])
-            made, seconds, peak = peak_of(run)
+            made, *cost = kept(args.keep, "moments", lambda: peak_of(run))
             stats.update(made)
-            found["statistics"] = {"seconds": round(seconds, 1), "peak_rss": peak}
+            if cost:
+                found["statistics"] = {"seconds": round(cost[0], 1), "peak_rss": cost[1]}
         return stats
 
     def add(name: str, codec, make) -> None:
@@ -156,34 +203,33 @@ def main() -> None:
             return
         plan = jm.choose(model.params, {LINEARS: codec})
         tree, seconds, peak = make(plan)
-        shapes = jax.eval_shape(lambda p: jm.encode(p, plan), model.params)
-        linears = [x for x in jax.tree.leaves(shapes, is_leaf=jm.is_encoded) if jm.is_encoded(x)]
         if not known:
             known["apply"], known["folder"] = remembered(model, windows)
         how = {"reference": (known["apply"], None), "windows": args.windows}
-        result = json.loads(jm.evaluate(model.apply, tree, ids, **how).to_json())
-        found["rows"][name] = {
-            "codec": str(codec),
-            "bits_per_weight": 8 * jm.nbytes(linears) / sum(x.size for x in linears),
-            **{key: result[key] for key in ("perplexity", "kl", "agreement", "dense_perplexity")},
-            "seconds": round(seconds, 1),
-            "peak_rss": peak,
-        }
-        write()
-        row = found["rows"][name]
-        short = (row["bits_per_weight"], row["kl"]["mean"], row["perplexity"]["mean"], seconds)
-        print(name, *(f"{x:.4f}" for x in short), flush=True)
+        result = json.loads(jm.evaluate(model.apply, jm.decode(tree), ids, **how).to_json())
+        found["rows"][name] = row_of(model, plan, result, seconds, peak)
+        write(path, found)
+        print(name, {key: found["rows"][name][key] for key in ("kl", "perplexity")}, flush=True)
 
     def encoded(plan):
         blind = all(str(codec).startswith(("Int", "Search", "HQQ")) for codec in plan.values())
         statistics = None if blind else measured_stats()
-        leaf, *cost = peak_of(lambda: jm.encode(model.params, plan, stats=statistics))
-        return jm.decode(leaf), *cost
+        make = lambda: peak_of(lambda: jm.encode(model.params, plan, stats=statistics))
+        return kept(args.keep, plan, make, again=True)
+
+    def tuned(plan):
+        make = lambda: [jm.encode(model.params, plan, stats=measured_stats())]
+        start = kept(args.keep, plan, make)[0]
+        stats.clear()
+        rate = RATES[next(iter(plan.values())).codec.codec.bits]
+        return peak_of(lambda: tune(model, start, calibration, rate))
 
     for bits, group in FORMATS.items():
         codec = jm.Int(bits, group=group, symmetric=False)
         for name, method in METHODS.items():
             add(f"{bits} bits {name}", method(codec), encoded)
+        if bits in RATES:
+            add(f"{bits} bits {TUNED}, scales tuned", METHODS[TUNED](codec), tuned)
         own = lambda plan: peak_of(lambda: by_numpy(model.params, plan, measured_stats()))
         add(f"{bits} bits numpy GPTQ", codec, own)
 
