@@ -118,7 +118,7 @@ def test_turns_only_lower_the_loss(inner):
     w, x = weight(48, 24), inputs(48)
     found = [loss(jm.GPTQ(jm.Search(inner), turns=turns), w, x) for turns in (0, 1, 4)]
     assert found[2] <= found[1] <= found[0]
-    assert found[2] < 0.97 * found[0]
+    assert found[2] < 0.99 * found[0]
 
 
 def test_a_weight_that_is_settled_again_is_where_its_loss_is_least():
