@@ -40,7 +40,8 @@ def tiny(family="llama", codec=INT4):
     params = jit(module.init)(jax.random.key(0), ids)["params"]
     model = Model(CONFIGS[family], params, None, "tiny")
     plan = jm.choose(params, {".*(kernel|embed/embedding)": codec})
-    enc = jm.encode(params, plan, uses=jm.uses(model.apply, params, ids))
+    uses = jm.uses(model.apply, params, ids)
+    enc = jit(lambda params: jm.encode(params, plan, uses=uses))(params)
     return model, enc, ids, jit(model.apply)(enc, ids)
 
 
@@ -112,7 +113,7 @@ QUICK = (jm.Chain, jm.DoubleQuant, jm.Sum, jm.Dynamic)
 def test_every_leaf_multiplies_where_it_lies_and_lets_gradients_through(codec):
     w = jax.random.normal(jax.random.key(0), (64, 96))
     x = jax.random.normal(jax.random.key(1), (4, 8, 64)) / 8
-    mesh, leaf = jm.mesh(fsdp=2, tensor=2), codec.encode(w)
+    mesh, leaf = jm.mesh(fsdp=2, tensor=2), jit(codec.encode)(w)
 
     def both(x, leaf):
         run = lambda x: jnp.sin(jm.lift(jnp.matmul, on_decode="error")(x, leaf))
