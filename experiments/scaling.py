@@ -104,6 +104,8 @@ def main() -> None:
     path = pathlib.Path(__file__).with_suffix(".json")
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
     found |= {"command": "python experiments/scaling.py", "jax": jax.__version__, "seed": None}
+    found |= {"backend": "tpu, compiled, not run", "models": "llama-8b, llama-70b: shapes"}
+    write = lambda: path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for make, meshes in ((train, TRAIN), (serve, SERVE)):
         for device, axes in meshes.items():
             for constrained in (True, False):
@@ -113,8 +115,9 @@ def main() -> None:
                 if name in found["rows"] or args.only not in name or (not axes and not constrained):
                     continue
                 found["rows"][name] = measure(make, device, axes, constrained)
-                path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                write()
                 print(name, f"{found['rows'][name]['peak'] / 2**30:.2f} GiB", flush=True)
+    write()
 
 
 if __name__ == "__main__":

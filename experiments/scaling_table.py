@@ -4,6 +4,7 @@ python experiments/scaling_table.py
 """
 
 import json
+import math
 import pathlib
 
 HERE = pathlib.Path(__file__).parent
@@ -19,13 +20,17 @@ def read(name):
 def compiled():
     rows = read("scaling.json")
     show = lambda r: f"{r['peak'] / 2**30:.2f} GiB" + ("" if r["fits"] else ", does not fit")
-    for name, row in rows.items():
-        head, how = name.rsplit(", ", 1)
+    order = {name: at for at, name in enumerate(MODELS)}
+    chips = lambda device: math.prod(map(int, device.partition(":")[2].split("x")))
+    named = [name.split(", ") for name in rows]
+    for *parts, how in sorted(named, key=lambda n: (order[n[0]], chips(n[1]))):
         if how == "constrained":
-            task, device, axes = head.split(", ")
+            task, device, axes = parts
+            head = ", ".join(parts)
             free = rows.get(f"{head}, not constrained")
             bare = "" if free is None else show(free)
-            yield f"{MODELS[task]} | {device} | {axes} | {show(row)} | {bare}"
+            full = show(rows[f"{head}, constrained"])
+            yield f"{MODELS[task]} | {device} | {axes} | {full} | {bare}"
 
 
 def smollm2():

@@ -58,8 +58,10 @@ def measure(model, enc, ids, want, layout, axes):
         "temp_bytes": sizes.temp_size_in_bytes,
         "largest_gather_of_codes": max((op.nbytes for op in codes), default=0),
         "smallest_stack_of_codes": min(x.size for x in stacks),
-        "gathers_of_a_stack": sum(
-            hlo.dims(op.type)[0][1][:1] == [model.config.layers] for op in codes
+        "gathers_of_a_stack": sum(  # of codes, or of scales
+            kind in ("s8", "u8", "f16") and sides[:1] == [model.config.layers]
+            for op in gathers
+            for kind, sides in hlo.dims(op.type)
         ),
     }
 
