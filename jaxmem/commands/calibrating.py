@@ -13,6 +13,7 @@ from .output import Output
 
 DIAGONAL = 16  # windows that the budget weighs errors by
 ROWS, LENGTH, TOGETHER = 128, 512, 4  # rows and tokens that GPTQ sees, rows at a time
+TURNS = 4  # of codes and scales, after GPTQ
 LEARNING_RATE = 1e-3
 
 
@@ -31,7 +32,7 @@ def moments(model: Model, text: str) -> dict:
 def solvers(plan: jm.Plan, uses: dict) -> jm.Plan:
     """The plan with each range searched, and GPTQ where a weight is only multiplied."""
     looked_up = lambda path: any(use.op == "gather" for use in uses.get(path, ()))
-    solve = lambda path, codec: codec if looked_up(path) else jm.GPTQ(codec)
+    solve = lambda path, codec: codec if looked_up(path) else jm.GPTQ(codec, turns=TURNS)
     return jm.Plan({path: solve(path, jm.Search(codec)) for path, codec in plan.items()})
 
 
@@ -58,4 +59,7 @@ def encode(output: Output, model: Model, plan: jm.Plan, text: str, steps: int) -
 def told(done: dict) -> str:
     """One line of it."""
     tuned = f", then {done['tuning_steps']} steps of scale tuning" if done["tuning_steps"] else ""
-    return f"ranges weighted by E[x²], then GPTQ block by block on {done['tokens']:,} tokens{tuned}"
+    return (
+        f"ranges weighted by E[x²], then GPTQ and {TURNS} turns of codes and scales by block "
+        f"on {done['tokens']:,} tokens{tuned}"
+    )
