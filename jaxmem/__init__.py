@@ -37,6 +37,7 @@ from .codecs import from_bcoo as from_bcoo
 from .codecs import to_bcoo as to_bcoo
 from .compiling import CompileError as CompileError
 from .curvature import fisher as fisher
+from .curvature import gradients as gradients
 from .densities import erdos_renyi as erdos_renyi
 from .densities import sparse as sparse
 from .densities import together as together
@@ -49,6 +50,7 @@ from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .footprint import Memory as Memory
 from .footprint import memory as memory
+from .iterating import iterated as iterated
 from .leaf import Encoded as Encoded
 from .leaf import decode as decode
 from .leaf import is_encoded as is_encoded

@@ -5,12 +5,13 @@ their summed log-likelihood is an unbiased estimate of the sum over predictions 
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from .folding import Fold
 from .leaf import decode, is_encoded
@@ -52,6 +53,42 @@ def fisher(
     if ways is None:
         raise ValueError("fisher takes at least one batch, got none")
     return {path: s / predictions for path, s in total.items()}
+
+
+def gradients(
+    loss: Callable, params: Any, batches: Iterable[tuple], uses: Mapping | None = None
+) -> dict[str, Array]:
+    """{path: mean of ∂loss/∂w}, f32, as the matrices (*stack, n, k) that solvers see.
+
+    `loss(params, *batch)` is a number. What `Prune(codec, jaxmem.solvers.scores.taylor)` takes as
+    its `stats`. `uses` says which axes each weight is summed over, as in `encode`; what is no
+    matrix is left out. Holds a gradient of all weights in memory.
+
+    Raises:
+        ValueError: no batch.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> from jaxmem.solvers.scores import taylor
+        >>> params, x = {"w": jnp.array([[3.0], [1.0]])}, jnp.array([[0.1, 9.0]])
+        >>> found = jm.gradients(lambda p, x: (x @ p["w"]).sum(), params, [(x,)])
+        >>> found["w"].tolist()
+        [[0.10000000149011612, 9.0]]
+        >>> plan = {"w": jm.Prune(jm.Bitmask(0.5), taylor)}
+        >>> jm.decode(jm.encode(params, plan, stats=found))["w"].tolist()  # .3 against 9
+        [[0.0], [1.0]]
+    """
+    total, count, slope = None, 0, jax.jit(jax.grad(loss, allow_int=True))
+    for batch in batches:
+        here = slope(params, *batch)
+        total = here if total is None else jax.tree.map(jnp.add, total, here)
+        count += 1
+    if total is None:
+        raise ValueError("gradients takes at least one batch, got none")
+    found = zip(paths(params), jax.tree.leaves(total))
+    fold = lambda path, g: Fold.of(g.astype(jnp.float32), summed_axes(path, uses))[0] / count
+    moving = lambda g: g.ndim > 1 and jnp.issubdtype(g.dtype, jnp.floating)
+    return {path: fold(path, g) for path, g in found if moving(g)}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -16,6 +16,7 @@ from .lazy import Lazy, is_lazy
 from .leaf import is_encoded
 from .select import is_whole, match, paths
 from .solvers.solver import encodes_rows, needs_stats, ties_layers
+from .statistics import Moments
 
 BLOCK = 2**23  # weights of a large matrix that are dense at a time
 
@@ -153,12 +154,14 @@ def _check_given(codec, w, axes, stats):
         raise TypeError(f"the weight is of {jnp.dtype(w.dtype)}, expected floats")
     if stats is None or len(set(axes)) < len(axes) or not all(-w.ndim <= a < w.ndim for a in axes):
         return
-    k, of = math.prod(w.shape[a] for a in axes), stats.mean.shape[-1]
+    moments = isinstance(stats, Moments)  # else a gradient, folded as the weight is
+    k, of = math.prod(w.shape[a] for a in axes), (stats.mean if moments else stats).shape[-1]
     if k != of:
         raise ValueError(f"the stats are of vectors of {of}, and the weight sums over {k}")
-    if isinstance(stats.second, jax.ShapeDtypeStruct | jax.core.Tracer):
+    numbers = stats.second if moments else stats
+    if isinstance(numbers, jax.ShapeDtypeStruct | jax.core.Tracer):
         return
-    if not bool(jnp.isfinite(stats.second).all()):
+    if not bool(jnp.isfinite(numbers).all()):
         raise ValueError("the stats hold NaN or infinity, expected finite numbers")
 
 

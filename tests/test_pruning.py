@@ -118,6 +118,26 @@ def test_scores_choose_what_their_formulas_say():
     assert (first == again).all() and not (first == other).all()
 
 
+@pytest.mark.parametrize("score", [scores.taylor, scores.magnitude])
+@pytest.mark.parametrize("pattern", [jm.Bitmask, lambda d: jm.Blocks(d, block=(4, 4))])
+def test_any_score_pattern_distribution_and_schedule_are_one_expression(score, pattern):
+    params = {"up": draw(32, 24), "down": draw(24, 32)}
+    loss = lambda p, x: jnp.square(jnp.tanh(x @ p["up"]) @ p["down"] - x).mean()
+    measure = lambda p: jm.gradients(loss, p, [(draw(9, 32),), (draw(8, 32),)])
+    spread = lambda d: jm.erdos_renyi(params, d, where=".*")
+    plans = [
+        {path: jm.Prune(pattern(d), score) for path, d in spread(share).items()}
+        for share in (0.75, 0.5)
+    ]
+    got = jm.decode(jm.iterated(params, plans, measure))
+    first = jm.decode(jm.encode(params, plans[0], stats=measure(params)))
+    for path in params:
+        assert 0.4 < float((got[path] != 0).mean()) < 0.6
+        assert not ((got[path] != 0) & (first[path] == 0)).any()  # what is gone stays gone
+    again = jm.encode(first, plans[1], stats=measure(first))
+    jax.tree.map(np.testing.assert_array_equal, got, jm.decode(again))
+
+
 SOLVERS = [
     jm.Wanda(jm.Bitmask(0.5)),
     jm.RIA(jm.NM(2, 4)),

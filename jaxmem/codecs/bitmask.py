@@ -46,6 +46,13 @@ class Bitmask(Sparse):
         0.43125
         >>> size(jm.Chain((jm.Bitmask(0.4), jm.Int(8))))  # .1 + 1/32 of it, and the scales
         178542500
+        >>> share = lambda codec: jm.nbytes(codec.encode(jnp.ones((320, 8)))) / (4 * 320 * 8)
+        >>> share(jm.Bitmask(0.4)), share(jm.Bitmask(0.5))  # the textbook's .4 and .5, and the mask
+        (0.43125, 0.53125)
+        >>> share(jm.Chain((jm.Bitmask(0.4), jm.Int(8)))) - 2 / 1280  # .1 + 1/32, and a scale a row
+        0.13125
+        >>> jm.nbytes(jnp.zeros(320)) == jm.nbytes(jnp.ones(320))  # zeros stored dense save nothing
+        True
         >>> [float(x) for x in leaf.decode()[14:18, 0]]  # -16 and 16 tie
         [-18.0, -17.0, -16.0, 0.0]
     """

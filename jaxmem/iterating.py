@@ -1,0 +1,43 @@
+"""iterated: a schedule of plans, each decided on what the one before has left of the model."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from .leaf import decode
+from .planning import encode
+
+
+def iterated(
+    params: Any,
+    plans: Iterable[Mapping[str, Any]],
+    measure: Callable[[Any], Mapping] | None = None,
+    uses: Mapping | None = None,
+) -> Any:
+    """The params encoded by the last plan, after every plan before it took its turn.
+
+    `measure` gives the stats, or gradients, of the params that a plan starts from: scores, Gram
+    matrices and all are computed again for each. So a schedule is one expression, and its plans
+    hold any score, pattern and distribution: `[jm.choose(params, {where: jm.Wanda(jm.Bitmask(d))})
+    for d in (0.75, 0.6, 0.5)]`. With one plan this is `encode`. Han et al., 2015 (iterative
+    pruning).
+
+    Raises:
+        ValueError: no plan, or what `encode` refuses.
+
+    Example:
+        >>> import jax, jaxmem as jm
+        >>> params = {"w": jax.random.normal(jax.random.key(0), (32, 8))}
+        >>> x = jax.random.normal(jax.random.key(1), (64, 32))
+        >>> measure = lambda p: jm.stats(lambda p, x: x @ p["w"], p, [(x,)])
+        >>> plans = [{"w": jm.SparseGPT(jm.Bitmask(d))} for d in (0.75, 0.5)]
+        >>> enc = iterated(params, plans, measure)
+        >>> float((jm.decode(enc)["w"] != 0).mean())
+        0.5
+    """
+    encoded = None
+    for plan in plans:
+        params = params if encoded is None else decode(encoded)
+        encoded = encode(params, plan, uses, measure(params) if measure else None)
+    if encoded is None:
+        raise ValueError("iterated takes at least one plan, got none")
+    return encoded
