@@ -64,6 +64,16 @@ def pruned():
             scores = [f"{r['spearman']['mean']:.4f}" for r in (row, after[row["form"]])]
             time = f"{row['seconds_over_dense']:.1f}×"
             lines.append(f"| {row['form']} | {row['bytes']:,} | {' | '.join(scores)} | {time} |")
+    lines += ["", "| MiniLM-L6 on SST-2 | bytes | pruned | retrained | with a teacher |"]
+    lines.append("|---|---|---|---|---|")
+    found = read("sst2_minilm.json")["rows"]
+    for zeros in dict.fromkeys(r["zeros"] for r in sorted(found, key=lambda r: -r["bytes"])):
+        rows = [row for row in found if row["zeros"] == zeros]
+        shares = [f"{row['accuracy']:.1%}" for row in rows]
+        shares += ["–"] * (3 - len(shares))
+        lines.append(
+            f"| {zeros} of the blocks zero | {rows[0]['bytes']:,} | {' | '.join(shares)} |"
+        )
     return lines
 
 
