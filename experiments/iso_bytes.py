@@ -16,7 +16,6 @@ import hashlib
 import json
 import pathlib
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +123,7 @@ def main() -> None:
     encode = lambda t: np.asarray(plain.tokenizer.encode(t, add_special_tokens=False).ids)
     calibration, ids = encode(text[: len(text) // 2]), encode(text[len(text) // 2 :])
     found = {
-        "command": " ".join(["python", "experiments/iso_bytes.py", *sys.argv[1:]]),
+        "command": f"python experiments/iso_bytes.py --text {args.text.name} --moments moments.jm",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": plain.source,

@@ -1,7 +1,7 @@
 """Pruned block linears of smollm2-135m, by method and pattern: writes prune_smollm2.json.
 
     pip install -e ".[demo]"
-    python experiments/prune_smollm2.py --text wikitext2_valid.txt --moments moments.jm
+    python experiments/prune_smollm2.py --text wikitext2_valid.txt --moments m.jm
 
 The model is not rotated: what is kept is exact. The first half of TEXT calibrates (128 x 512
 tokens), the second half measures. The peer is SparseGPT in NumPy and float64, as its authors print
@@ -13,7 +13,6 @@ import hashlib
 import json
 import pathlib
 import re
-import sys
 import time
 
 import jax
@@ -154,7 +153,7 @@ def main() -> None:
     encode = lambda t: np.asarray(model.tokenizer.encode(t, add_special_tokens=False).ids)
     calibration, ids = encode(text[: len(text) // 2]), encode(text[len(text) // 2 :])
     found = {
-        "command": " ".join(["python", "experiments/prune_smollm2.py", *sys.argv[1:]]),
+        "command": f"python experiments/prune_smollm2.py --text {args.text.name} --moments m.jm",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": model.source,
