@@ -15,6 +15,7 @@ from .lazy import is_lazy
 from .leaf import decode
 from .lifting import around_scans
 from .planning import encode, joined
+from .segmented import Segmented, by_layer
 from .select import is_whole, paths
 from .statistics import stats
 from .train import learning
@@ -75,14 +76,9 @@ def encode_by_block(
         if path not in cut.layered
     }
     layered = {path: leaf for path, leaf in zip(cut.names, leaves) if path in cut.layered}
-    planned = {path: codec for path, codec in plan.items() if path in layered}
-    unknown = sorted(set(plan) - set(cut.names))
-    if unknown:
-        raise ValueError(
-            f"the plan names {unknown[0]!r}, which is no leaf; leaves: {cut.names[:3]}"
-        )
-    ways = None
-    pieces = []
+    shapes = dict(zip(cut.names, (x.shape for x in jax.tree.leaves(cut.shapes))))
+    codecs = by_layer(plan, shapes)
+    ways, pieces = None, []
     with tempfile.TemporaryDirectory() as folder:
         carries = [_Kept(f"{folder}/{i}") for i in range(len(batches))]
         for kept, batch in zip(carries, batches):
@@ -94,8 +90,9 @@ def encode_by_block(
             own = {path: jnp.asarray(_layer(leaf, i)) for path, leaf in layered.items()}
             given = lambda: ((rest, i, k.get(), b) for k, b in zip(carries, batches))  # noqa: B023
             ways = ways or uses(cut.block, own, *next(given()))
-            seen = stats(cut.block, own, given()) if planned else None
-            pieces.append(encode(own, planned, uses=ways, stats=seen))
+            here = {path: codec for path in own if (codec := _codec(codecs.get(path), i))}
+            seen = stats(cut.block, own, given()) if here else None
+            pieces.append(encode(own, here, uses=ways, stats=seen))
             for kept, batch in zip(exact, batches):
                 kept.put(_run(cut, own, rest, i, kept.get(), batch))
             if passes:
@@ -106,15 +103,16 @@ def encode_by_block(
                 kept.put(_run(cut, dense, *before, carry, batch))
             if progress:
                 progress(i + 1, cut.count)
-        wanted = {path: codec for path, codec in plan.items() if path in rest}
+        wanted = {path: codec for path, codec in codecs.items() if path in rest}
         seen = None
         if wanted:
             seen = stats(cut.tail, rest, ((k.get(), b) for k, b in zip(carries, batches)))
     found = encode(rest, wanted, uses=uses(model.apply, cut.shapes, *batches[0]), stats=seen)
     for path in layered:
-        parts = [jax.tree.map(lambda a: a[None], piece[path]) for piece in pieces]
-        deep = lambda a: jax.ShapeDtypeStruct((cut.count, *a.shape[1:]), a.dtype)
-        found[path] = joined(jax.tree.map(deep, parts[0]), parts)
+        runs = codecs.get(path)
+        runs = runs if isinstance(runs, list) else [(0, cut.count, runs)]
+        stacks = tuple(_stack([piece[path] for piece in pieces[a:b]]) for a, b, _ in runs)
+        found[path] = stacks[0] if len(stacks) == 1 else Segmented(stacks)
     return cut.structure.unflatten([found[path] for path in cut.names])
 
 
@@ -250,6 +248,20 @@ def _run(cut, own, rest, i, carry, batch):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _distance(fn, loss, own, args, target):
     return loss(target, fn(own, *args))
+
+
+def _codec(codec: Any, i: int) -> Any:
+    """Of layer i, from what `by_layer` tells of a leaf."""
+    if not isinstance(codec, list):
+        return codec
+    return next(own for start, stop, own in codec if start <= i < stop)
+
+
+def _stack(pieces: list) -> Any:
+    """Layers of equal structure as a stack."""
+    parts = [jax.tree.map(lambda a: a[None], piece) for piece in pieces]
+    deep = lambda a: jax.ShapeDtypeStruct((len(pieces), *a.shape[1:]), a.dtype)
+    return joined(jax.tree.map(deep, parts[0]), parts)
 
 
 def _layer(leaf: Any, i: int) -> Any:

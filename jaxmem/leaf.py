@@ -46,6 +46,15 @@ class Encoded(abc.ABC):
     def astype(self, dtype: DTypeLike) -> Self:
         """The same bytes, standing for an array of another dtype."""
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Where runs of layers end that are encoded alike, in a stack that is not; else empty."""
+        return ()
+
+    def layers(self, start: int, stop: int) -> Any:
+        """Layers start to stop of a stack."""
+        return jax.tree.map(lambda a: a[start:stop], self)
+
     def map(self, fn: Callable[[Array], Any]) -> Self:
         """Applies `fn` to the float arrays inside: how one codec follows another."""
         raise TypeError(f"{type(self).__name__} holds no float weights: in a Chain it comes last")

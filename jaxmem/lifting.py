@@ -263,11 +263,15 @@ def _constant_carry(jaxpr, n_before, carry):
 
 
 def _scan(reader, vals, *, jaxpr, length, reverse, unroll, **params):
+    given = dict(jaxpr=jaxpr, reverse=reverse, unroll=unroll, **params)
     if "ft_in" in params:  # jax 0.12 packs the arity here
         n_const, n_carry = (len(p) for p in params["ft_in"].unpack()[:2])
     else:  # jax 0.10, 0.11
         n_const, n_carry = params["num_consts"], params["num_carry"]
     const, carry, xs = vals[:n_const], vals[n_const : n_const + n_carry], vals[n_const + n_carry :]
+    ends = sorted({end for x in xs if isinstance(x, _Held) for end in x.leaf.ends})
+    if ends:
+        return _runs(reader, const, carry, xs, ends, given)
     whole = lambda x: isinstance(x, _Held) and not x.leaf.stack  # its arrays have no such axis
     xs = [reader.dense("scan", [x])[0] if whole(x) else x for x in xs]
     sliced, backs = zip(*map(apart, map(_open, xs))) if xs else ((), ())
@@ -291,6 +295,25 @@ def _scan(reader, vals, *, jaxpr, length, reverse, unroll, **params):
     end, ys = run_scan(body, start, list(sliced), length, **how)
     it = iter(end)
     return [*(v if f else next(it) for v, f in zip(carry, fixed)), *ys]
+
+
+def _runs(reader, const, carry, xs, ends, given):
+    """A scan over stacks whose layers differ: one scan for each run of layers that are alike."""
+
+    def cut(x, a, b):
+        if not isinstance(x, _Held):
+            return x[a:b]
+        part = x.leaf.layers(a, b)
+        return _Held(part, x.path) if is_encoded(part) else part
+
+    runs = list(zip([0, *ends], ends))
+    pieces = {}
+    for a, b in reversed(runs) if given["reverse"] else runs:
+        vals = [*const, *carry, *(cut(x, a, b) for x in xs)]
+        out = _scan(reader, vals, **given | {"length": b - a, "unroll": 1})
+        carry, pieces[a] = out[: len(carry)], out[len(carry) :]
+    stacked = zip(*(pieces[a] for a, _ in runs))
+    return [*carry, *(lax.concatenate(ys, 0) for ys in stacked)]
 
 
 def _while(reader, vals, *, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr, **_):

@@ -14,6 +14,7 @@ import numpy as np
 from . import codecs, solvers
 from .lazy import Lazy, is_lazy
 from .leaf import is_encoded
+from .segmented import Segmented, by_layer
 from .select import is_whole, match, paths
 from .solvers.solver import encodes_rows, needs_stats, ties_layers
 from .statistics import Moments
@@ -119,22 +120,41 @@ def encode(
     """
     leaves, tree = jax.tree.flatten(params, is_leaf=is_whole)
     names = paths(params)
-    unknown = sorted(set(plan) - set(names))
-    if unknown:
-        raise ValueError(f"the plan names {unknown[0]!r}, which is no leaf; leaves: {names[:3]}")
+    codecs = by_layer(plan, {name: tuple(x.shape) for name, x in zip(names, leaves)})
     out = []
     for path, leaf in zip(names, leaves):
-        codec = plan.get(path)
-        if codec is None:
-            out.append(leaf.load() if is_lazy(leaf) else leaf)
-            continue
+        codec = codecs.get(path)
         given = (summed_axes(path, uses), (stats or {}).get(path))
         try:
-            _check_given(codec, leaf, *given)
-            out.append(_encode(codec, leaf, *given))
+            for each in [c for *_, c in codec] if isinstance(codec, list) else [codec]:
+                if each is not None:
+                    _check_given(each, leaf, *given)
+            if isinstance(codec, list):
+                out.append(Segmented(tuple(_run(leaf, *run, *given) for run in codec)))
+            else:
+                out.append(_kept(leaf) if codec is None else _encode(codec, leaf, *given))
         except (ValueError, TypeError) as e:
             raise type(e)(f"{path}: {e}") from e
     return tree.unflatten(out)
+
+
+def _kept(leaf):
+    return leaf.load() if is_lazy(leaf) else leaf
+
+
+def _run(leaf, start, stop, codec, axes, stats):
+    """Layers start to stop of a stack, encoded by a codec; kept by None."""
+    shape = (stop - start, *leaf.shape[1:])
+    if is_lazy(leaf):
+        if not leaf.stacked:
+            raise ValueError("the plan tells its layers apart, and it is no stack")
+        part = Lazy(shape, leaf.dtype, lambda i: leaf.read(start + i), stacked=True)
+    elif isinstance(leaf, jax.ShapeDtypeStruct):
+        part = jax.ShapeDtypeStruct(shape, leaf.dtype)
+    else:
+        part = leaf[start:stop]
+    own = jax.tree.map(lambda a: a[start:stop], stats)
+    return _kept(part) if codec is None else _encode(codec, part, axes, own)
 
 
 def summed_axes(path: str, uses: Mapping | None) -> tuple[int, ...]:

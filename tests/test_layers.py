@@ -14,6 +14,7 @@ CORE = [
     "leaf",
     "lazy",
     "select",
+    "segmented",
     "operations",
     "lifting",
     "folding",

@@ -16,6 +16,7 @@ from jax import Array
 
 from ..leaf import Encoded, is_encoded
 from ..lifting import lift
+from ..segmented import Segmented
 from .rounding import in_float32
 
 T = TypeVar("T")
@@ -90,15 +91,19 @@ def _step(how, moves, state, held, batch):
 
     def loss(moves):
         tree = _joined([_moved(x, m) for x, m in zip(floats, moves)], rest)
-        wrapped = jax.tree.map(
-            lambda x: Decoding(x) if is_encoded(x) else x, tree, is_leaf=is_encoded
-        )
+        wrapped = jax.tree.map(_plain, tree, is_leaf=is_encoded)
         guess = jax.nn.log_softmax(lift(fn)(wrapped, *batch).astype(jnp.float32))
         return (jnp.exp(target) * (target - guess)).sum(-1).mean()
 
     value, slope = jax.value_and_grad(loss)(moves)
     updates, state = _optimizer(*options).update(slope, state)
     return [m + u for m, u in zip(moves, updates)], state, value
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, Segmented):
+        return Segmented(tuple(map(_plain, x.parts)))
+    return Decoding(x) if is_encoded(x) else x
 
 
 def _moved(x: Array, move: Array) -> Array:
