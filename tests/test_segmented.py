@@ -1,5 +1,7 @@
 """A codec for each layer of a stack: the model runs as consecutive scans, unchanged."""
 
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -123,7 +125,9 @@ def test_it_is_cut_over_devices_and_tuned():
 
 
 def test_blocks_are_calibrated_by_their_own_codecs():
-    model = type("Model", (), {"tensors": PARAMS, "apply": staticmethod(lambda p, x: run(p, x)[0])})
+    layer = lambda x, w: (x + jnp.tanh(x @ w["up"]) @ w["down"], None)
+    apply = lambda p, x: lax.scan(layer, x, p["layers"])[0]
+    model = types.SimpleNamespace(tensors=PARAMS, apply=apply)
     plan = {"layers/up": jm.GPTQ(jm.Int(3)), "layers[1:3]/up": jm.GPTQ(jm.Int(8))}
     found = jm.encode_by_block(model, plan, [(X,)])
     assert jax.tree.structure(found) == jax.tree.structure(
