@@ -5,14 +5,18 @@
 
 MOMENTS is what prune_smollm2.py keeps: the Gram matrices of the first half of TEXT, on which the
 student also learns; the second half measures. `removed` counts parameters against the tied model's
-134.5M. The rows of `width` have an untied head, which a turned stream wants. A row that is in the
-file is not measured again.
+134.5M. The rows of `width` have an untied head, which a turned stream wants. Speed is tokens a
+second over the dense model's, of runs that take turns. `--rows` picks rows by a regex of their
+names ("neurons 1017"); one that is in the file is not measured again.
 """
 
 import argparse
 import hashlib
 import json
+import math
+import os
 import pathlib
+import re
 import statistics
 import sys
 import time
@@ -25,16 +29,18 @@ import optax
 import jaxmem as jm
 from jaxmem.models import fetching
 
-SIZES = {  # what is left at -10, -20 and -30 % of all parameters, where that can be reached
-    "neurons": [1276, 1017, 757],
+SIZES = {  # what is left, or how many layers go, at -20, -10 and -30 % where that can be reached
+    "neurons": [1017, 1276, 757],
+    "layers": [8, 4, 11],
+    "width": [381, 428, 333],
+    "neurons and layers": [(1276, 4), (1017, 4)],
     "query heads": [6, 3],
     "head groups": [2, 1],
-    "layers": [4, 8, 11],
-    "width": [428, 381, 333],
-    "neurons and layers": [(1276, 4), (1017, 4)],
 }
-DISTILLED = [("neurons", 1017), ("neurons and layers", (1276, 4))]
-BATCH = (2, 512)
+DISTILLED = [("neurons and layers", (1276, 4)), ("neurons", 1017)]
+BATCH = (1, 256)
+JUDGED = (1, 128)  # rows and tokens that the layers are chosen by
+PROMPT, ROUNDS = 128, 11
 RATE = 1e-4
 
 
@@ -82,8 +88,8 @@ def distilled(teacher, student, ids: np.ndarray, steps: int):
 
 
 def speed(dense, other) -> dict:
-    """Tokens a second against the dense model's: a prompt of 256, and one token at a time."""
-    ids = jnp.arange(256)[None]
+    """Tokens a second against the dense model's: a prompt of 128, and one token at a time."""
+    ids = jnp.arange(PROMPT)[None]
 
     def runs(model):
         read = jax.jit(model.apply).lower(model.params, ids).compile()
@@ -97,7 +103,7 @@ def speed(dense, other) -> dict:
 
     both = runs(dense), runs(other)
     ratios = {"prompt": [], "decode": []}
-    for _ in range(15):
+    for _ in range(ROUNDS):
         for what, found in ratios.items():
             seconds = []
             for run in both:
@@ -108,11 +114,18 @@ def speed(dense, other) -> dict:
     return {what: statistics.median(found) for what, found in ratios.items()}
 
 
+def peak(model) -> int:
+    """Bytes of one pass over 512 tokens, by the TPU compiler."""
+    shapes, ids = jax.eval_shape(lambda p: p, model.params), jax.ShapeDtypeStruct((1, 512), "int32")
+    return jm.memory(model.apply, shapes, ids, device="tpu v5e:1x1").peak
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=pathlib.Path, required=True)
     parser.add_argument("--moments", type=pathlib.Path, required=True)
-    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--rows", default=".*")
     parser.add_argument("--steps", type=int, default=0, help="of distillation, for some rows")
     args = parser.parse_args()
     path = pathlib.Path(__file__).with_suffix(".json")
@@ -124,6 +137,7 @@ def main() -> None:
         "command": " ".join(["python", "experiments/structured.py", *sys.argv[1:]]),
         "jax": jax.__version__,
         "backend": jax.default_backend(),
+        "cores": len(os.sched_getaffinity(0)),
         "model": model.source,
         "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "rows": [],
@@ -138,7 +152,7 @@ def main() -> None:
 
     def order(count: int) -> list[int]:
         if "layers_in_order" not in found:
-            judged = jnp.asarray(learned[:512]).reshape(2, 256)
+            judged = jnp.asarray(learned[: math.prod(JUDGED)]).reshape(JUDGED)
             found["layers_in_order"] = jm.least_missed(model, max(SIZES["layers"]), judged)
             save()
         return found["layers_in_order"][:count]
@@ -156,7 +170,8 @@ def main() -> None:
         *((how, size, args.steps) for how, size in DISTILLED if args.steps),
     ]:
         key = {"removed_from": how, "left": str(size), "steps": steps, "windows": args.windows}
-        if any(key.items() <= row.items() for row in found["rows"]):
+        known_row = any(key.items() <= row.items() for row in found["rows"])
+        if known_row or not re.fullmatch(args.rows, f"{how} {size}"):
             continue
         small = smaller(model, stats, how, size, order)
         start = time.perf_counter()
@@ -167,11 +182,13 @@ def main() -> None:
         how_measured = {"reference": (look_up, known), "windows": args.windows}
         measured = jm.evaluate(small.apply, small.params, ids, **how_measured)
         result = json.loads(measured.to_json())
-        row |= {name: result[name] for name in ("perplexity", "kl", "agreement")}
+        row |= {
+            name: result[name] for name in ("perplexity", "dense_perplexity", "kl", "agreement")
+        }
         row["speed"] = speed(model, small)
-        shapes = jax.eval_shape(lambda p: p, small.params)
-        batch = jax.ShapeDtypeStruct((8, 512), jnp.int32)
-        row["v5e_peak_bytes"] = jm.memory(small.apply, shapes, batch, device="tpu v5e:1x1").peak
+        if "dense_v5e_peak_bytes" not in found:
+            found["dense_v5e_peak_bytes"] = peak(model)
+        row["v5e_peak_bytes"] = peak(small)
         found["rows"].append(row)
         save()
         print(how, size, row["removed"], result["perplexity"]["mean"], row["speed"], flush=True)
