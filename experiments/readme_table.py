@@ -36,6 +36,9 @@ def table():
     for limit, plan, uniform in quality():
         lines.append(f"| `fit`, {LABELS[limit]}, no data | {show(plan)}")
         lines.append(f"| best uniform rounding at no fewer | {show(uniform)}")
+        for r in read("fit_smollm2.json")["rows"]:
+            if r["limit_bytes"] == limit and r["plan"].startswith("fit"):
+                lines.append(f"| `{r['plan']}`, {LABELS[limit]} | {show(r)}")
     lines += ["", "| CPU decode, one token at a time | bytes | speed against dense f32 |"]
     lines.append("|---|---|---|")
     for name in sorted(p.name for p in HERE.glob("cpu_decode.*.json")):

@@ -117,7 +117,9 @@ def _result(answer: dict) -> dict:
     if "invalid" in answer:
         raise ValueError(f"this program is not for that device: {answer['invalid']}")
     if (needed := needed_bytes(answer["failed"])) is None:
-        first = answer["failed"].strip().splitlines()[0]  # then come the whole program and its lines
+        first = (
+            answer["failed"].strip().splitlines()[0]
+        )  # then come the whole program and its lines
         raise CompileError(f"the compiler refused: {first}")
     return {"needed": needed, "program": answer["program"]}
 
