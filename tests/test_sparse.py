@@ -8,6 +8,7 @@ from jax.experimental.sparse import BCOO
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.codecs.sparse import compressed, highest
 from jaxmem.store import load, save
 
 W = jax.random.normal(jax.random.key(0), (64, 48))
@@ -128,3 +129,19 @@ def test_a_budget_chooses_among_sparse_and_dense_codecs():
     plan = jm.budget(params, nbytes=6_500, candidates=candidates, sensitivity={"a": 1.0, "b": 50.0})
     assert plan == jm.Plan.from_json(plan.to_json())
     assert jm.nbytes(jm.encode(params, plan)) <= 6_500
+
+
+@pytest.mark.parametrize("size", [4, 16, 17, 200])
+@pytest.mark.parametrize("share", [0, 0.25, 0.5, 1])
+def test_a_selection_keeps_what_a_stable_sort_puts_first(size, share):
+    scores = np.random.default_rng(size).integers(-3, 4, (2, 5, size)).astype(np.float32)
+    scores[0, 0], scores[0, 1], scores[0, 2, ::3] = np.inf, -np.inf, np.nan
+    scores[1] *= np.where(scores[1] == 0, -1, 1)  # -0 ties with 0
+    count = int(share * size)
+    order = np.argsort(-scores, -1, kind="stable")  # NaN last
+    wanted = np.argsort(order, -1, kind="stable") < count
+    got = jax.jit(highest)(jnp.asarray(scores), jnp.int32(count))
+    np.testing.assert_array_equal(got, wanted)
+    values, places = compressed(jnp.asarray(scores), got, count)
+    np.testing.assert_array_equal(places, np.nonzero(wanted)[2].reshape(2, 5, count))
+    np.testing.assert_array_equal(values, np.take_along_axis(scores, np.asarray(places), -1))

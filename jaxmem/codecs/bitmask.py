@@ -9,14 +9,16 @@ from jax import Array, lax
 from ..leaf import shrunk
 from .packing import pack
 from .sparse import (
+    Count,
     Sparse,
     SparseArray,
     checked_density,
     compressed,
+    highest,
     kept_count,
+    kept_of,
     narrow_values,
     pick_values,
-    ranked,
     value_rows,
 )
 
@@ -62,15 +64,17 @@ class Bitmask(Sparse):
     def __post_init__(self):
         checked_density(self.density, "Bitmask")
 
-    def ranks(self, scores):
+    def mask(self, scores, count: Count = kept_of):
         k = scores.shape[-1]
-        return ranked(scores), k, kept_count(self.density, k, "weights of each row")
+        return highest(scores, count(k, self._count(k)))
 
     def hold(self, matrix, mask, fold, dtype):
-        count = kept_count(self.density, fold.k, "weights of each row")
-        values, _ = compressed(matrix, mask, count)
+        values, _ = compressed(matrix, mask, self._count(fold.k))
         (bits,) = pack(mask.astype(jnp.uint8), 1, axis=-1)
         return BitmaskArray(values.astype(dtype), fold, jnp.dtype(dtype), bits)
+
+    def _count(self, k):
+        return kept_count(self.density, k, "weights of each row")
 
 
 @jax.tree_util.register_dataclass

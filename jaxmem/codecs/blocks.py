@@ -9,15 +9,17 @@ from jax import Array, lax
 from ..folding import decoded_product
 from ..leaf import shrunk
 from .sparse import (
+    Count,
     Sparse,
     SparseArray,
     checked_density,
     compressed,
+    highest,
     index_dtype,
     kept_count,
+    kept_of,
     narrow_values,
     pick_values,
-    ranked,
     value_rows,
 )
 
@@ -53,13 +55,14 @@ class Blocks(Sparse):
         if len(self.block) != 2 or min(self.block) < 1:
             raise ValueError(f"Blocks takes a block of (outputs, inputs), got {self.block}")
 
-    def ranks(self, scores):
+    def mask(self, scores, count: Count = kept_of):
         whole = _cut(scores, self.block)
-        places = ranked((whole * whole).sum((-3, -1)))  # (*stack, strips, blocks)
-        blocks = places.shape[-1]
-        wide = jnp.broadcast_to(places[..., None, :, None], whole.shape)
+        norms = (whole * whole).sum((-3, -1))  # (*stack, strips, blocks)
+        blocks = norms.shape[-1]
+        there = highest(norms, count(blocks, self._count(blocks)))
+        wide = jnp.broadcast_to(there[..., None, :, None], whole.shape)
         wide = wide.reshape(*scores.shape[:-2], -1, blocks * self.block[1])
-        return wide[..., : scores.shape[-2], : scores.shape[-1]], blocks, self._count(blocks)
+        return wide[..., : scores.shape[-2], : scores.shape[-1]]
 
     def hold(self, matrix, mask, fold, dtype):
         there = _cut(mask, self.block).any((-3, -1))

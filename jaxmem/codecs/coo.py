@@ -9,13 +9,15 @@ from jax import Array
 
 from ..folding import Fold
 from .sparse import (
+    Count,
     Sparse,
     SparseArray,
     checked_density,
     compressed,
+    highest,
     index_dtype,
     kept_count,
-    ranked,
+    kept_of,
     value_rows,
 )
 
@@ -44,10 +46,10 @@ class Coo(Sparse):
     def __post_init__(self):
         checked_density(self.density, "Coo")
 
-    def ranks(self, scores):
+    def mask(self, scores, count: Count = kept_of):
         flat = scores.reshape(*scores.shape[:-2], -1)
         size = flat.shape[-1]
-        return ranked(flat).reshape(scores.shape), size, self._count(size)
+        return highest(flat, count(size, self._count(size))).reshape(scores.shape)
 
     def hold(self, matrix, mask, fold, dtype):
         flat = lambda a: a.reshape(*a.shape[:-2], 1, -1)

@@ -10,15 +10,17 @@ from jax import Array, lax
 from ..folding import by_tiles, decoded_product
 from ..leaf import shrunk
 from .sparse import (
+    Count,
     Sparse,
     SparseArray,
     checked_density,
     compressed,
+    highest,
     index_dtype,
     kept_count,
+    kept_of,
     narrow_values,
     pick_values,
-    ranked,
     value_rows,
 )
 
@@ -46,9 +48,9 @@ class Csr(Sparse):
     def __post_init__(self):
         checked_density(self.density, "Csr")
 
-    def ranks(self, scores):
+    def mask(self, scores, count: Count = kept_of):
         k = scores.shape[-1]
-        return ranked(scores), k, self._count(k)
+        return highest(scores, count(k, self._count(k)))
 
     def hold(self, matrix, mask, fold, dtype):
         values, columns = compressed(matrix, mask, self._count(fold.k))

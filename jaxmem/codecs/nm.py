@@ -11,12 +11,14 @@ from ..leaf import shrunk
 from .packing import WIDTHS, pack, unpack, unpack_rows
 from .scaled import selected
 from .sparse import (
+    Count,
     Sparse,
     SparseArray,
     compressed,
+    highest,
+    kept_of,
     narrow_values,
     pick_values,
-    ranked,
     value_rows,
 )
 
@@ -57,8 +59,8 @@ class NM(Sparse):
         """Bits of a pattern's number."""
         return (math.comb(self.m, self.n) - 1).bit_length()
 
-    def ranks(self, scores):
-        return ranked(self._groups(scores)).reshape(scores.shape), self.m, self.n
+    def mask(self, scores, count: Count = kept_of):
+        return highest(self._groups(scores), count(self.m, self.n)).reshape(scores.shape)
 
     def hold(self, matrix, mask, fold, dtype):
         values, _ = compressed(self._groups(matrix), self._groups(mask), self.n)

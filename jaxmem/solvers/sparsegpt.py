@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from ..codecs import NM, Bitmask, Csr, Int
 from ..codecs.scaled import Scaled, grouped
-from ..codecs.sparse import Sparse, compressed
+from ..codecs.sparse import Sparse, compressed, highest
 from ..folding import Fold
 from ..statistics import Moments
 from .obs import inverse_factor, sweep
@@ -104,10 +104,8 @@ def adaptive(
             lax.dynamic_slice_in_dim(rows, i, size)
             / lax.dynamic_slice_in_dim(diagonal, j, size)[:, None]
         )
-        places = jnp.argsort(-here * here, axis=0, stable=True)
-        rank = jnp.argsort(places, axis=0)
-        count = counts[jnp.minimum(j // size, len(counts) - 1)]
-        return lax.dynamic_update_slice_in_dim(mask, rank < count, j, 0)
+        there = highest((here * here).T, counts[jnp.minimum(j // size, len(counts) - 1)]).T
+        return lax.dynamic_update_slice_in_dim(mask, there, j, 0)
 
     def settle(rows, i, j, mask):
         mask = lax.cond(i % size == 0, choose, lambda rows, i, j, mask: mask, rows, i, j, mask)

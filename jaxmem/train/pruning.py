@@ -89,7 +89,7 @@ def gradual(
         need_params(params)
         now = find(plan, optax.apply_updates(params, updates))
         due = (state.count >= begin) & ((state.count - begin) % every == 0)
-        due &= state.count < end + every  # then the masks are final, and ranks cost a sort
+        due &= state.count < end + every  # then the masks are final
         gone = polynomial(state.count, begin, end, power)
         masks = {}
         for path, codec in plan.items():
@@ -146,6 +146,6 @@ def masked(plan: Mapping, updates: Any, params: Any, masks: Mapping[str, Array])
 def top(codec: Sparse, scores: Array, gone: Array | float, axes: tuple[int, ...]) -> Array:
     """Where a weight's highest scores are, when a share `gone` of what the codec drops is gone."""
     matrix, fold = Fold.of(scores, axes)
-    places, size, kept = codec.ranks(matrix.astype(jnp.float32))
-    count = size - jnp.round((size - kept) * jnp.asarray(gone, jnp.float32))
-    return fold.unfold(places < count.astype(jnp.int32))
+    gone = jnp.asarray(gone, jnp.float32)
+    count = lambda size, kept: size - jnp.round((size - kept) * gone).astype(jnp.int32)
+    return fold.unfold(codec.mask(matrix.astype(jnp.float32), count))

@@ -137,8 +137,8 @@ def _moved(codec: Sparse, mask, size, worth, share, axes) -> Array:
     fold_of = lambda a: Fold.of(a, axes)[0]
     fold = Fold.of(mask, axes)[1]
     there = fold_of(mask)
-    places, whole, kept = codec.ranks(jnp.where(there, fold_of(size), -1.0))
-    moved = jnp.minimum(jnp.round(share * kept), whole - kept).astype(jnp.int32)
-    stays = places < kept - moved
-    back = codec.ranks(jnp.where(there, -1.0, fold_of(worth)))[0] < moved
+    moved = lambda whole, kept: jnp.minimum(jnp.round(share * kept), whole - kept).astype(jnp.int32)
+    left = lambda whole, kept: kept - moved(whole, kept)
+    stays = codec.mask(jnp.where(there, fold_of(size), -1.0), left)
+    back = codec.mask(jnp.where(there, -1.0, fold_of(worth)), moved)
     return fold.unfold(stays | back)

@@ -96,9 +96,9 @@ def tickets(codec: Sparse, scores: Array, done: Array | float, axes: tuple[int, 
         [64, 32, 16]
     """
     matrix, fold = Fold.of(scores, axes)
-    places, size, kept = codec.ranks(matrix.astype(jnp.float32))
-    count = jnp.round(size * (kept / size) ** jnp.asarray(done, jnp.float32))
-    return fold.unfold(places < count.astype(jnp.int32))
+    done = jnp.asarray(done, jnp.float32)
+    count = lambda size, kept: jnp.round(size * (kept / size) ** done).astype(jnp.int32)
+    return fold.unfold(codec.mask(matrix.astype(jnp.float32), count))
 
 
 def _where(condition: Array, a: Any, b: Any) -> Any:
