@@ -30,6 +30,7 @@ class Encoded(abc.ABC):
     shape: tuple[int, ...]
     dtype: Any
     recomputed: ClassVar[bool] = True  # a gradient decodes again; False: there is nothing to decode
+    read_as_stored: ClassVar[bool] = False  # products take the numbers as they lie
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
 

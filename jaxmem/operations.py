@@ -32,8 +32,10 @@ def dot(x, w, dims, **kwargs):
         y = w.dot(x, dims, **kwargs)
         return None if y is NotImplemented else y
 
-    # the gradient keeps the weight that came in, which a scan need not copy
-    again = jax.checkpoint(lambda x, w: product(*tied((x, w))))
+    # the gradient keeps the weight that came in, which a scan need not copy; a tie would keep a
+    # TPU from reading a layer's stored numbers where they lie in the stack
+    given = (lambda vals: vals) if w.read_as_stored else tied
+    again = jax.checkpoint(lambda x, w: product(*given((x, w))))
     y = (again if w.recomputed else product)(x, w)
     if y is None or not left:
         return y

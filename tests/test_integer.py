@@ -92,3 +92,10 @@ def test_codes_of_eight_bits_are_read_right_in_the_program_that_wrote_them():
     codec, w = jm.Int(8, group=16), jax.random.normal(jax.random.key(0), (2048, 32))
     lost = jax.jit(lambda w: jnp.square(w - codec.encode(w, (-1,)).decode()).sum())
     assert lost(w) < 1e-4 * jnp.square(w).sum()
+
+
+@pytest.mark.parametrize(("codec", "ties"), [(jm.Int(8), 0), (jm.Int(8, group=16), 1)], ids=str)
+def test_a_product_that_reads_codes_as_they_lie_is_not_tied_to_its_input(codec, ties):
+    w = codec.encode(jnp.ones((32, 16)), (-2,))
+    text = jax.jit(jm.lift(jnp.dot)).lower(jnp.ones((4, 32)), w).as_text()
+    assert text.count("optimization_barrier") == ties

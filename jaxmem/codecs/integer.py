@@ -127,6 +127,7 @@ class IntArray(Folded):
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
     lead = property(lambda self: self.scale.shape[:-2])
+    read_as_stored = property(lambda self: self.bits == 8 and self.scale.shape[-2] == 1)
 
     def scales(self) -> Array:
         """(*stack, groups, n) in f32."""
