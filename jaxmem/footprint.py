@@ -30,7 +30,7 @@ class Memory:
 
     On a TPU `temp` adds up allocations that may share memory, and can alone exceed a limit that the
     program was compiled to keep. There `highest` is the compiler's own peak, and the peak is the
-    lower of the two: the other way round, it counts vector and host memory.
+    lower of the two: the other way round, it counts vector memory.
 
     `flops` are the products' of the whole program, all devices together; `traffic` is what one
     device reads from and writes to its main memory; `collectives` what it receives, by kind. All

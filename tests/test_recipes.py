@@ -123,3 +123,18 @@ def test_a_recipe_is_its_json():
 def test_values_that_do_not_go_together_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.slow
+def test_an_offloaded_state_lies_with_the_host_of_a_tpu():
+    pytest.importorskip("libtpu")
+    config = llama.Config(**SIZES | dict(width=256, ffn=512, head_dim=64))
+    small = Model(config, llama.module(config), None, "small")
+    taken = {}
+    for offload in (True, False):
+        how = dict(device="tpu v5e:1x1", state="bfloat16", offload=offload)
+        built = jm.build(dataclasses.replace(recipe("train", size=(2, 64)), **how), model=small)
+        taken[offload] = jm.memory(built.step, *built.arguments, device="tpu v5e:1x1")
+    state = sum(jm.nbytes(x) for x in jax.tree.leaves(built.arguments[0]["opt"]) if x.ndim)
+    assert (taken[True].host, taken[False].host) == (state, 0)
+    assert taken[True].peak < taken[False].peak

@@ -36,18 +36,19 @@ def streamed(update: Callable) -> Callable:
     """`update(params, state, grads) -> (params, state)` with a `state` that lies on the host.
 
     `params` and `grads` have one structure, and the arrays of `state` the shapes of theirs, but
-    for scalars; `update` treats each array by itself, as Adam does. Weights with a common first
-    axis, the layers, are updated in a loop over it, so that the state of one layer is on the
-    device at a time; the others as they come.
+    for scalars; `update` treats each array by itself, as Adam does. Stacks of matrices with a
+    common first axis, the layers, are updated in a loop over it, so that the state of one layer
+    is on the device at a time; the others as they come. A stack of vectors is small and goes
+    whole: on a TPU one row of two-byte numbers is half a word, which no transfer can cut out.
     """
 
     def run(params, state, grads):
         # an abstract argument's type does not say that it lies on the host
         state = jax.tree.map(lambda x: _host(x, x.ndim > 0), state)
         leaves = jax.tree.leaves(params)
-        stacks = [x.shape[0] for x in leaves if x.ndim > 1]
+        stacks = [x.shape[0] for x in leaves if x.ndim > 2]
         layers = max(set(stacks), key=stacks.count, default=0)
-        stacked = lambda x: x.ndim > 1 and x.shape[0] == layers
+        stacked = lambda x: x.ndim > 2 and x.shape[0] == layers
         trees = (params, state, grads)
         flat, structure = jax.tree.flatten(trees)
         hosted = _hosted(state, len(leaves), flat, params)
