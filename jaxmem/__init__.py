@@ -57,6 +57,8 @@ from .leaf import is_encoded as is_encoded
 from .leaf import nbytes as nbytes
 from .lifting import dot_general as dot_general
 from .lifting import lift as lift
+from .measuring import Measured as Measured
+from .measuring import measured as measured
 from .meshes import constrain as constrain
 from .planner import Planned as Planned
 from .planner import plan as plan
