@@ -97,6 +97,7 @@ from .statistics import Moments as Moments
 from .statistics import stats as stats
 from .store import load as load
 from .store import save as save
+from .structured import fewer as fewer
 from .structured import least_missed as least_missed
 from .structured import remove_heads as remove_heads
 from .structured import remove_layers as remove_layers

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +17,33 @@ from .select import is_whole, paths
 from .solvers import GPTQ, QERA, Search, SparseGPT, Wanda
 
 BITS = ((2, 32), (2, 64), (3, 64), (3, 128), (4, 64), (4, 128), (5, 64), (6, 64), (8, 128))
-PATTERNS = ((NM(2, 4), 3), (NM(2, 4), 4), (Bitmask(0.35), 4), (Bitmask(0.5), 4))  # and bits
+NEIGHBOURS = ((NM(2, 4), 3), (NM(2, 4), 4))  # and bits of what stays
+MASKS = ((Bitmask(0.35), 4), (Bitmask(0.5), 4))
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of a weight's numbers that two factors of 8 bits hold
 MENDED = ((2, 64), (3, 64))  # bits and group of what a low rank corrects
 CORRECTIONS = (1 / 64, 1 / 32)  # of a weight's numbers
+Kind = Literal["int", "sparsity", "n:m", "rank"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def techniques(
-    params: Any, *, uses: Mapping | None = None, stats: Mapping | None = None
+    params: Any,
+    kinds: Collection[Kind] = KINDS,
+    *,
+    uses: Mapping | None = None,
+    stats: Mapping | None = None,
 ) -> dict[str, tuple]:
-    """The candidates of every kind that each matrix can take, for `budget(candidates=...)`.
+    """The candidates of some kinds that each matrix can take, for `budget(candidates=...)`.
 
-    Integers of 2 to 8 bits, n:m and unstructured patterns with integers for what stays, low rank,
-    and low rank beside integers. Each by the best solver that the weight's `stats` allow: GPTQ,
-    SparseGPT and QERA with Gram matrices, Wanda and a weighted search with their diagonal, a
-    search without. What a weight cannot take (groups that do not divide, ranks that save nothing)
-    or what is not smaller than it is left out; params may be abstract. Give `budget` the same
-    `uses` and `stats`.
+    Integers of 2 to 8 bits ("int"), unstructured ("sparsity") and "n:m" patterns with integers for
+    what stays, and low rank, alone and beside integers ("rank"). Each by the best solver that the
+    weight's `stats` allow: GPTQ, SparseGPT and QERA with Gram matrices, Wanda and a weighted search
+    with their diagonal, a search without. What a weight cannot take (groups that do not divide,
+    ranks that save nothing) or what is not smaller than it is left out; params may be abstract.
+    Give `budget` the same `uses` and `stats`.
+
+    Raises:
+        ValueError: a kind that is not there.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -44,6 +54,8 @@ def techniques(
         >>> print(found["w"][-1])
         Chain(codecs=(LowRank(rank=16), Int(bits=8, group=None, symmetric=True)))
     """
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"the kinds are {list(kinds)}, expected some of {', '.join(KINDS)}")
     found = {}
     for path, leaf in zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)):
         floats = not is_encoded(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -51,14 +63,15 @@ def techniques(
             continue
         shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         axes = summed_axes(path, uses)
-        able = tuple(c for c in _all(shape, axes, (stats or {}).get(path)) if _fits(c, shape, axes))
+        given = _all(kinds, shape, axes, (stats or {}).get(path))
+        able = tuple(c for c in given if _fits(c, shape, axes))
         if able:
             found[re.escape(path)] = able
     return found
 
 
-def _all(shape, axes, moments):
-    """Candidates of every kind, whether or not the weight can take them."""
+def _all(kinds, shape, axes, moments):
+    """Candidates of these kinds, whether or not the weight can take them."""
     *_, n, k = jax.eval_shape(lambda w: Fold.of(w, axes)[0], shape).shape
     gram = moments is not None and moments.second.ndim > moments.mean.ndim
     integer = lambda bits, group: Int(bits, group=group, symmetric=False)
@@ -67,11 +80,15 @@ def _all(shape, axes, moments):
         solved = lambda bits, group: GPTQ(Search(integer(bits, group)))
     keep = SparseGPT if gram else Wanda if moments is not None else lambda codec: codec
     rank = lambda share: max(1, math.floor(share * n * k / max(n + k, 1)))
-    yield from (solved(bits, group) for bits, group in BITS)
-    yield from (keep(Chain((pattern, integer(b, 64)))) for pattern, b in PATTERNS)
-    if moments is not None:
-        yield from (QERA(solved(*how), rank(s)) for how in MENDED for s in CORRECTIONS)
-    yield from (Chain((LowRank(rank(share)), Int(8))) for share in SHARES)
+    if "int" in kinds:
+        yield from (solved(bits, group) for bits, group in BITS)
+    for kind, patterns in (("n:m", NEIGHBOURS), ("sparsity", MASKS)):
+        if kind in kinds:
+            yield from (keep(Chain((pattern, integer(b, 64)))) for pattern, b in patterns)
+    if "rank" in kinds:
+        if moments is not None:
+            yield from (QERA(solved(*how), rank(s)) for how in MENDED for s in CORRECTIONS)
+        yield from (Chain((LowRank(rank(share)), Int(8))) for share in SHARES)
 
 
 def _fits(codec, shape, axes) -> bool:

@@ -219,3 +219,21 @@ def test_techniques_are_by_the_best_solver_that_the_stats_allow():
 def test_what_was_not_measured_is_interpolated():
     found = np.array([[1.0, 1.0], [2.0, np.inf], [5.0, 3.0], [1.0, np.inf], [0.0, 0.0]])
     assert _interpolated(found)[:, 1].tolist() == [1.0, 2.0, 3.0, 1.5, 0.0]
+
+
+def test_one_budget_mixes_techniques_by_what_each_weight_is_like():
+    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+    params = {
+        "thin": draw(0, 128, 8) @ draw(1, 8, 128) / 3,
+        "hollow": jnp.where(jm.Bitmask(0.35).mask(draw(2, 128, 128)), draw(3, 128, 128), 0),
+        "full": draw(4, 128, 128),
+    }
+    pruned = jm.Chain((jm.Bitmask(0.35), jm.Int(4, group=64)))
+    forms = [jm.Int(3, group=64), jm.Int(4, group=64), pruned, jm.LowRank(8)]
+    plan = jm.budget(params, nbytes=24_500, candidates=forms)
+    assert plan == {"thin": forms[3], "hollow": pruned, "full": forms[1]}
+
+
+def test_techniques_refuse_a_kind_that_is_not_there():
+    with pytest.raises(ValueError, match="expected some of int, sparsity, n:m, rank"):
+        jm.techniques(weights(), ["ints"])

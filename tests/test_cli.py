@@ -31,6 +31,7 @@ def square_tensors():
     return {name: np.ascontiguousarray(cut(name, w)) for name, w in random_tensors().items()}
 
 
+LITTLE = 20_000  # bytes that the model takes only without a layer
 DENSE = 4 * sum(w.size for w in square_tensors().values())
 
 
@@ -96,6 +97,20 @@ def test_fit_keeps_to_the_bytes_and_says_so(here, fitted):
     assert fitted["plan"]["layers/mlp/up/kernel"].keys() == {"GPTQ"}
     assert fitted["plan"]["embed/embedding"].keys() == {"Search"}  # it is looked up
     assert fitted["calibration"]["tuning_steps"] == 2
+
+
+@pytest.mark.slow
+def test_one_budget_chooses_among_techniques_and_structures(here, tmp_path):
+    whole = jm.models.load(here / "model").config
+    line = "fit", here / "model", "--among", "n:m", "layers", "neurons", "--tune", 1
+    line = *line, "--calibrate", here / "b.txt", "--bytes", LITTLE
+    fitted = found(*line, "--out", tmp_path / "out")
+    small = jm.models.load(tmp_path / "out")
+    assert small.config.layers < whole.layers and small.config.ffn == whole.ffn
+    assert small.apply(small.params, np.zeros((1, 4), int)).shape == (1, 4, VOCAB)
+    assert fitted["bytes"] == jm.nbytes(small.params) <= LITTLE
+    assert fitted["dense_bytes"] == DENSE and fitted["calibration"]["tuning_steps"] == 1
+    assert fitted["plan"]["layers/mlp/up/kernel"].keys() == {"SparseGPT"}
 
 
 @pytest.mark.slow
@@ -167,6 +182,8 @@ def test_export_writes_the_codes_that_fit_made(form, here, tmp_path):
         ("fit small --bytes 60kB --out new", "expected a model with dense weights"),
         ("fit llama-8b --bytes 4GB --out new", "expected a model with dense weights"),
         ("fit model --bytes 60kB --out new --text a.txt --calibrate a.txt", "expected two texts"),
+        ("fit model --bytes 60kB --out new --among int layers", "give --calibrate"),
+        ("fit model --bytes 60kB --out new --among layers --calibrate a.txt", "wants a form for"),
         ("fit model --bytes 60kB --out new --text a.txt --windows 99", "99 windows of 96 tokens"),
         ("eval model --text nowhere.txt", "no text file nowhere.txt"),
         ("eval llama-8b --text a.txt", "llama-8b, shapes only"),

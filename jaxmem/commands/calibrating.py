@@ -17,8 +17,8 @@ TURNS = 4  # of codes and scales, after GPTQ
 LEARNING_RATE = 1e-3
 
 
-def moments(model: Model, text: str) -> dict:
-    """E[x²] of what each weight is fed, over the first windows of a text.
+def moments(model: Model, text: str, moments: str = "diag") -> dict:
+    """E[x²], or E[x xᵀ], of what each weight is fed, over the first windows of a text.
 
     Raises:
         ValueError: the text is shorter than one window.
@@ -26,40 +26,55 @@ def moments(model: Model, text: str) -> dict:
     ids, length = options.tokens(model, text), options.window(model)
     count = min(len(ids) // length, DIAGONAL)
     rows = ids[: count * length].reshape(count, 1, length)
-    return jm.stats(model.apply, model.params, [(row,) for row in rows], moments="diag")
+    return jm.stats(model.apply, model.params, [(row,) for row in rows], moments=moments)
 
 
 def solvers(plan: jm.Plan, uses: dict) -> jm.Plan:
     """The plan with each range searched, and GPTQ where a weight is only multiplied."""
-    looked_up = lambda path: any(use.op == "gather" for use in uses.get(path, ()))
-    solve = lambda path, codec: codec if looked_up(path) else jm.GPTQ(codec, turns=TURNS)
+    solve = lambda path, codec: codec if looked_up(path, uses) else jm.GPTQ(codec, turns=TURNS)
     return jm.Plan({path: solve(path, jm.Search(codec)) for path, codec in plan.items()})
 
 
-def encode(output: Output, model: Model, plan: jm.Plan, text: str, steps: int) -> tuple[Any, dict]:
-    """(the tensors encoded by a plan of solvers and tuned for some steps, what was done)."""
+def looked_up(path: str, uses: dict) -> bool:
+    return any(use.op == "gather" for use in uses.get(path, ()))
+
+
+def encode(
+    output: Output,
+    model: Model,
+    plan: jm.Plan,
+    text: str,
+    steps: int,
+    dense: Model | None = None,
+) -> tuple[Any, dict]:
+    """(the tensors encoded by a plan of solvers and tuned for some steps, what was done).
+
+    `dense` is the model whose answers the scales learn, where `model` is a part of it.
+    """
     ids = options.tokens(model, text)
     length = min(LENGTH, options.window(model))
     rows = ids[: len(ids) // length * length].reshape(-1, length)
     seen = rows[:ROWS]
     batches = [(seen[i : i + TOGETHER],) for i in range(0, len(seen), TOGETHER)]
     whole = [batch for batch in batches if len(batch[0]) == len(batches[0][0])]
-    with output.counting("GPTQ, block by block") as progress:
+    with output.counting("solving block by block") as progress:
         encoded = jm.encode_by_block(model, plan, whole, progress=progress)
     if steps:
         order = np.random.default_rng(0).permutation(len(rows))
         picked = [(jnp.asarray(rows[order[i % len(rows)]][None]),) for i in range(steps)]
         with output.counting("tuning scales") as progress:
             how = {"learning_rate": LEARNING_RATE, "progress": lambda i, _: progress(i, steps)}
-            encoded = jm.tune(model.apply, model.params, encoded, picked, **how)
+            dense = dense or model
+            how |= {} if dense is model else {"dense": dense.apply}
+            encoded = jm.tune(model.apply, dense.params, encoded, picked, **how)
     tokens = sum(batch[0].size for batch in whole)
     return encoded, {"tokens": tokens, "tuning_steps": steps, "tuning_tokens": steps * length}
 
 
 def told(done: dict) -> str:
     """One line of it."""
+    solved = f"ranges weighted by E[x²], then GPTQ and {TURNS} turns of codes and scales by block"
+    if "structures" in done:
+        solved = "every weight by its technique's solver, block by block"
     tuned = f", then {done['tuning_steps']} steps of scale tuning" if done["tuning_steps"] else ""
-    return (
-        f"ranges weighted by E[x²], then GPTQ and {TURNS} turns of codes and scales by block "
-        f"on {done['tokens']:,} tokens{tuned}"
-    )
+    return f"{solved} on {done['tokens']:,} tokens{tuned}"

@@ -14,7 +14,7 @@ import jaxmem as jm
 from ..models import Model, load, rotate
 from ..models.model import RECORD
 from ..select import is_whole
-from . import calibrating, options
+from . import calibrating, choosing, options
 from .evaluating import as_data, measure
 from .inspecting import shapes
 from .output import Output
@@ -39,6 +39,10 @@ class Fit:
     """The most that the weights may take: 100MB, 95MiB, 1.5GB or a number of bytes."""
     out: Annotated[str, arg(metavar="DIR")]
     """A directory to write; it appears whole or not at all."""
+    among: tuple[choosing.Technique, ...] = choosing.INTEGERS
+    """What one budget chooses among: int (codes of 2 to 8 bits), sparsity and n:m (with codes for
+    what stays), rank (low rank, alone and beside codes), and, with --calibrate, fewer neurons and
+    fewer layers, which make a smaller model."""
     calibrate: options.TextFile = None
     """A text of the kind the model will read: ranges are weighted by it, GPTQ makes later inputs
     up for what earlier ones lost, and scales are tuned on what the dense model says."""
@@ -59,6 +63,7 @@ class Fit:
         """What was done, which `output` shows."""
         out = pathlib.Path(self.out)
         check_out(out, self.force)
+        choosing.check(self.among, self.calibrate)
         mesh = parse(self.mesh) if self.mesh else None
         texts = {path: options.read(path) for path in (self.text, self.calibrate) if path}
         if self.text and self.text == self.calibrate:
@@ -67,13 +72,17 @@ class Fit:
         check_dense(model)
         if self.text:  # before the work, not after it
             options.tokens(model, texts[self.text], self.windows)
-        model = rotate(model) if self.rotate else model
-        if self.calibrate:
+        model = whole = rotate(model) if self.rotate else model
+        if self.calibrate and self.among != choosing.INTEGERS:
+            given = (self.among, texts[self.calibrate], self.tune)
+            model, plan, encoded, done = encode_chosen(output, whole, self.nbytes, *given)
+            output.say(calibrating.told(done))
+        elif self.calibrate:
             given = (texts[self.calibrate], self.tune)
             plan, encoded, done = encode_calibrated(output, model, self.nbytes, *given)
             output.say(calibrating.told(done))
         else:
-            plan, encoded = encode_within(output, model, self.nbytes)
+            plan, encoded = encode_within(output, model, self.nbytes, self.among)
             done = None
             output.say("ranges searched, without data")
         # errors are taken where the dense model is held anyway: a decoded embedding is large
@@ -87,12 +96,12 @@ class Fit:
             output.say(told(places))
         if self.text:
             small = dataclasses.replace(model, tensors=encoded)
-            how = {"windows": self.windows, "reference": model}
+            how = {"windows": self.windows, "reference": whole}
             evaluation = measure(output, small, texts[self.text], **how)
             output.say(evaluation)
         with output.step("saving"):
             model.save(out, encoded)
-        found = sizes(model, encoded) | {
+        found = sizes(whole, encoded) | {
             "limit_bytes": self.nbytes,
             "calibration": done,
             "out": str(out),
@@ -133,8 +142,12 @@ def check_dense(model: Model) -> None:
             raise ValueError(f"{model.source}: expected a model with dense weights")
 
 
-def encode_within(output: Output, model: Model, nbytes: int) -> tuple[jm.Plan, Any]:
+def encode_within(
+    output: Output, model: Model, nbytes: int, among: tuple = choosing.INTEGERS
+) -> tuple[jm.Plan, Any]:
     """The plan that fits `nbytes`, with each range searched, and the tensors encoded by it."""
+    if among != choosing.INTEGERS:
+        return choosing.without_text(output, model, nbytes, among)
     uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
     with output.step(f"planning {show(nbytes)}"):
         plan = jm.budget(model.tensors, nbytes=nbytes, uses=uses)
@@ -154,6 +167,15 @@ def encode_calibrated(
         plan = jm.budget(model.tensors, nbytes=nbytes, uses=uses, stats=stats)
     plan = calibrating.solvers(plan, uses)
     return plan, *calibrating.encode(output, model, plan, text, steps)
+
+
+def encode_chosen(
+    output: Output, model: Model, nbytes: int, among: tuple, text: str, steps: int
+) -> tuple[Model, jm.Plan, Any, dict]:
+    """(the model that stays, its plan over all techniques, the tensors encoded, what was done)."""
+    small, plan, structures = choosing.with_text(output, model, nbytes, among, text)
+    encoded, done = calibrating.encode(output, small, plan, text, steps, dense=model)
+    return small, plan, encoded, done | {"structures": structures}
 
 
 def show_report(output: Output, plan: jm.Plan, report: Any) -> None:

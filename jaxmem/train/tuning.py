@@ -29,6 +29,7 @@ def tune(
     batches: Iterable[tuple],
     *,
     learning_rate: float = 1e-3,
+    dense: Callable | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> T:
     """`enc` with its floats trained on what the dense `params` answer, one step a batch.
@@ -36,7 +37,8 @@ def tune(
     `fn(params, *batch)` gives logits (..., classes); the loss is their mean KL divergence, in nats.
     Adam's steps are relative to each array's root mean square, rise over the first tenth and fall
     to zero as half a cosine. Arrays come back in the dtypes they had. Leaves that are not encoded
-    stay. `progress(step, loss)` is called after each step.
+    stay. Where `params` are those of another model, of which `enc` is a part, `dense(params,
+    *batch)` gives its logits. `progress(step, loss)` is called after each step.
 
     Takes the dense weights, two f32 numbers of state for each float that is trained, and the
     activations of a batch. The text should be one that nothing is measured on. Chen et al., 2024
@@ -67,7 +69,9 @@ def tune(
     state = optimizer.init(moves)
     for i, batch in enumerate(batches):
         held = (params, floats, rest)
-        moves, state, loss = _step((fn, learning_rate, len(batches)), moves, state, held, batch)
+        moves, state, loss = _step(
+            (fn, dense or fn, learning_rate, len(batches)), moves, state, held, batch
+        )
         if not jnp.isfinite(loss):
             raise ValueError(f"the loss of step {i} is {float(loss)}, expected a finite number")
         if progress:
@@ -85,9 +89,9 @@ def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _step(how, moves, state, held, batch):
-    fn, *options = how
+    fn, dense, *options = how
     params, floats, rest = held
-    target = jax.nn.log_softmax(fn(params, *batch).astype(jnp.float32))
+    target = jax.nn.log_softmax(dense(params, *batch).astype(jnp.float32))
 
     def loss(moves):
         tree = _joined([_moved(x, m) for x, m in zip(floats, moves)], rest)
