@@ -9,7 +9,7 @@ import jaxmem as jm
 
 from ..evaluation import evaluate
 from ..models import Model
-from ..structured.fewer import Structure
+from ..structured.shrinking import Structure
 from . import calibrating, options
 from .output import Output
 from .sizes import show

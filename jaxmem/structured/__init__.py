@@ -2,7 +2,7 @@
 
 from .depth import least_missed as least_missed
 from .depth import remove_layers as remove_layers
-from .fewer import fewer as fewer
 from .heads import remove_heads as remove_heads
 from .neurons import remove_neurons as remove_neurons
+from .shrinking import fewer as fewer
 from .width import remove_width as remove_width
