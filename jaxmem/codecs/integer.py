@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -15,8 +16,8 @@ from .packing import WIDTHS, divided, interleave, pack, shifts, slices, unpack, 
 
 FEW_ROWS = 32  # up to here the CPU's integer product beats decoding (experiments/cpu_decode.py)
 FEW_GROUPED = 8  # and up to here where each group has a product of its own
-WIDE = 256  # columns of groups that share a product on a CPU
-RUN = 256  # rows of a weight at a time in one
+RUN = 128  # rows of a weight at a time in a product on a CPU
+RUN_GROUPED = 512  # and where each group has a product of its own
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
 _LEAST = 2.0**-14  # f16 scales below are coarse
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
@@ -187,25 +188,12 @@ class IntArray(Folded):
         """Σ factor · digits . rows^T, (m, n) f32, as a CPU does it: in int8 × int8 products.
 
         A term is int8 digits (m or 1, k) and an f32 factor (m, 1). The products read the codes as
-        they are; f32 would have to unpack them first. A few groups share a product: each has rows
-        of its own, zero outside it. Sums over groups are spelt out, for XLA is slow at reducing
-        leading axes (jax 0.10.2: five times the whole product).
+        they are; f32 would have to unpack them first.
         """
         digits = jnp.concatenate([digits for digits, _ in terms])
         sizes = tuple(len(digits) for digits, _ in terms)
-        factors = [factor for _, factor in terms]
-        k = digits.shape[1]
-        whole = self.scale.shape[-2] == 1
-        width = k if whole else max(self.group, WIDE // self.group * self.group)
-        rows = []  # for each run of groups (groups there · digits, columns there)
-        for start in range(0, k, width):
-            here = digits[:, start : start + width]
-            group = jnp.arange(here.shape[1])[None] // self.group
-            inside = group == jnp.arange(-(-here.shape[1] // self.group))[:, None]
-            here = here[None] * inside[:, None, :].astype(jnp.int8)
-            rows.append(here.reshape(-1, here.shape[-1]))
-        product = lambda args, part: _terms_product(*args, part, sizes, width)
-        args = (rows, factors)
+        args = (_grouped(digits, self), [factor for _, factor in terms])
+        product = lambda args, part: _terms_product(*args, part, sizes)
         return product(args, self) if self.bits == 8 else by_tiles(product, args, self)
 
     def matmul(self, x, precision=None):
@@ -274,46 +262,57 @@ def _by_digits(x, leaf):
     return leaf.by_integers(_digits(x.astype(jnp.float32), 3))
 
 
-def _terms_product(rows, factors, leaf, sizes, width):
-    """The sum of terms whose rows lie as `by_integers` lays them out: (m, rows of leaf) f32."""
-    n = leaf.scale.shape[-1]
+def _terms_product(rows, factors, leaf, sizes):
+    """The sum of terms whose digits are `rows` (Σ sizes, groups, g): (m, rows of leaf) f32."""
+    groups, n = leaf.scale.shape[-2:]
+    sums = rows.astype(jnp.int32).sum(-1).T[:, None]  # (groups, 1, Σ sizes)
+    ends = list(itertools.accumulate(sizes))
     total = 0.0
     for i, (weight, parts) in enumerate(_centred(leaf)):
         short = -n % len(parts)
-        every = lambda a, j: jnp.pad(a, ((0, 0), (0, short)))[:, j :: len(parts)]  # noqa: B023
         ys = []
         for j, part in enumerate(parts):
-            scale, group, y = every(leaf.scale.astype(jnp.float32), j), 0, 0.0
-            zeros = None if leaf.zero is None or i else every(leaf.zeros(), j)
-            for start, here in zip(range(0, part.shape[1], width), rows):
-                w = lax.slice_in_dim(part, start, min(start + width, part.shape[1]), axis=1)
-                codes = _weight_first(w, here)
-                at = 0
-                while at < len(here):
-                    for size, factor in zip(sizes, factors):
-                        product = codes[at : at + size]
-                        if zeros is not None:
-                            sums = here[at : at + size].astype(jnp.int32).sum(1, keepdims=True)
-                            product -= sums * zeros[group][None]
-                        y += product.astype(jnp.float32) * (factor * scale[group][None])
-                        at += size
-                    group += 1
-            ys.append(y * weight)
+            every = lambda a: jnp.pad(a, ((0, 0), (0, short)))[:, j :: len(parts)]  # noqa: B023
+            codes = _products(_grouped(part, leaf), rows)
+            in_runs = lambda a: a.reshape(groups, len(codes), -1, 1).swapaxes(0, 1)  # noqa: B023
+            if leaf.zero is not None and not i:
+                codes -= sums[None] * in_runs(every(leaf.zeros()))
+            y = sum(
+                codes[..., end - size : end].astype(jnp.float32) * factor.reshape(1, 1, 1, -1)
+                for end, size, factor in zip(ends, sizes, factors)
+            )
+            y *= in_runs(every(leaf.scale.astype(jnp.float32))) * weight
+            # spelt out: XLA is slow at reducing leading axes (jax 0.10.2)
+            y = sum(y[:, group] for group in range(groups))
+            ys.append(y.reshape(-1, y.shape[-1]).T)
         total += interleave(ys, -1)[:, :n]
     return total
 
 
-def _weight_first(w, rows):
-    """rows . wᵀ (r, n) in int32, of int8: w on the left is read as it lies, a run of rows a time.
+def _grouped(a, leaf):
+    """(r, k) as (r, groups, g); a short last group is padded with zeros."""
+    groups = leaf.scale.shape[-2]
+    g = leaf.group if groups > 1 else a.shape[1]
+    return jnp.pad(a, ((0, 0), (0, groups * g - a.shape[1]))).reshape(len(a), groups, g)
 
-    On the right XLA would pack it first (jax 0.10.2 and 0.12: 1.4 to 2 times as long).
+
+def _products(w, rows):
+    """w (n, groups, g) . rows (r, groups, g) of int8: (runs, groups, n/runs, r) int32.
+
+    w on the left is read as it lies, a run of its rows a time; on the right XLA would pack it first
+    (jax 0.10.2 and 0.12: 1.4 to 2 times as long).
     """
-    (n, k), r = w.shape, len(rows)
-    runs = next((i for i in range(max(1, -(-n // RUN)), n // 64 + 1) if n % i == 0), 1)
-    dims = (((2,), (2,)), ((0,), (0,)))
-    rows = jnp.broadcast_to(rows, (runs, r, k))
-    y = lax.dot_general(w.reshape(runs, -1, k), rows, dims, preferred_element_type=jnp.int32)
-    return y.reshape(n, r).T
+    (n, groups, g), r = w.shape, len(rows)
+    run = RUN if groups == 1 else RUN_GROUPED
+    runs = next((i for i in range(max(1, -(-n // run)), n // 32 + 1) if n % i == 0), 1)
+    if groups == 1:  # an axis of length 1 costs 1.4 times as long
+        w, rows = w.reshape(runs, -1, g), jnp.broadcast_to(rows[:, 0], (runs, r, g))
+        dims = (((2,), (2,)), ((0,), (0,)))
+        return lax.dot_general(w, rows, dims, preferred_element_type=jnp.int32)[:, None]
+    rows = jnp.broadcast_to(rows.swapaxes(0, 1), (runs, groups, r, g))
+    dims = (((3,), (3,)), ((0, 2), (0, 1)))
+    w = w.reshape(runs, -1, groups, g)
+    return lax.dot_general(w, rows, dims, preferred_element_type=jnp.int32)
 
 
 def _digits(x, count):
