@@ -29,13 +29,19 @@ def stored_bytes(size: int, dtype: np.dtype) -> int:
 
 def write(file: BinaryIO, piece: np.ndarray | jax.Array) -> int:
     """Writes an array where the file stands; returns the CRC-32 of its bytes."""
-    bits, crc = _stored_bits(piece.dtype), 0
-    for part in _parts(piece):
-        flat = np.ascontiguousarray(part, np.dtype(part.dtype.name)).reshape(-1).view(np.uint8)
-        raw = flat if bits >= 8 else _pack(flat, bits)
+    crc = 0
+    for raw in raw_parts(piece):
         crc = zlib.crc32(raw, crc)
         file.write(raw)
     return crc
+
+
+def raw_parts(piece: np.ndarray | jax.Array) -> Iterator[np.ndarray]:
+    """The bytes of an array as a file has them, about CHUNK of memory at a time."""
+    bits = _stored_bits(piece.dtype)
+    for part in _parts(piece):
+        flat = np.ascontiguousarray(part, np.dtype(part.dtype.name)).reshape(-1).view(np.uint8)
+        yield flat if bits >= 8 else _pack(flat, bits)
 
 
 def _parts(piece: np.ndarray | jax.Array) -> Iterator[np.ndarray]:
@@ -65,6 +71,16 @@ def read_into(file: BinaryIO, piece: np.ndarray, size: int) -> int:
         if per > 1:
             _unpack(raw, part, bits)
     return crc
+
+
+def put(piece: np.ndarray, at: int, raw: np.ndarray) -> None:
+    """Puts bytes as a file has them into an array, from byte `at` of its file's bytes on."""
+    bits, flat = _stored_bits(piece.dtype), piece.reshape(-1).view(np.uint8)
+    if bits >= 8:
+        flat[at : at + raw.size] = raw
+    else:
+        per = 8 // bits
+        _unpack(raw, flat[at * per : (at + raw.size) * per], bits)
 
 
 def _pack(numbers: np.ndarray, bits: int) -> np.ndarray:

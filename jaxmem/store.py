@@ -4,7 +4,8 @@ A file is a magic word, the length and CRC-32 of the manifest, the manifest (JSO
 class and static fields of each leaf, the dtype, shape and checksums of each array), then the bytes
 of the arrays with nothing between, sub-byte numbers packed. So every byte is under a checksum, the
 same tree gives the same bytes, one rename replaces a file, and one array at a time is in transit.
-A file takes at most `nbytes(tree)` + 1 KiB + 1 KiB an array + 128 bytes a shard.
+With `compress` the bytes of each array are squeezed, and the manifest says how many they are.
+A file without takes at most `nbytes(tree)` + 1 KiB + 1 KiB an array + 128 bytes a shard.
 
 Not Orbax: 0.12.8 returned some 20 of 80 single altered bytes as data, took up to twice the bytes
 to restore, and its directory of randomly named files cannot be replaced by one rename.
@@ -28,28 +29,31 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from . import blobs
+from . import blobs, squeezing
 from .describing import describe, known_classes, named_dtype, rebuild
 
 MAGIC = b"\x89jaxmem\n"
 HEAD = struct.Struct("<8sQI")  # magic, bytes of the manifest, its CRC-32
 FORMAT = 1
+COMPRESSED = 2
 
 Span = tuple[tuple[int, int], ...]  # (start, stop) along each axis
 
 
-def save(path: str | os.PathLike, tree: Any) -> None:
+def save(path: str | os.PathLike, tree: Any, *, compress: bool = False) -> None:
     """Writes `tree` to the file `path`, which is replaced in one step once all is on the disk.
 
     Takes dicts, lists, tuples, named tuples, None, strings, Python and NumPy scalars, arrays of
     JAX and NumPy, encoded leaves and other dataclasses, flax `FrozenDict` and nnx `State`. Of a
     sharded array each process writes its own shards, into a file system that all share. A save
     that is killed leaves the old file whole and a `.tmp` beside it, which the next save removes:
-    one writer at a time.
+    one writer at a time. `compress` writes fewer bytes, without loss: about 0.66 of dense bfloat16
+    weights, little less than all of packed codes; `load` reads it as any other.
 
     Raises:
         TypeError: the tree holds something else; the message says where.
-        ValueError: `path` is a directory, or processes save trees that are not alike.
+        ValueError: `path` is a directory, processes save trees that are not alike, or several
+            processes are to compress one file.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -65,7 +69,10 @@ def save(path: str | os.PathLike, tree: Any) -> None:
     node = describe(tree, arrays)
     spans = [_spans(x) for x in arrays]
     sums = np.zeros(sum(map(len, spans)), np.uint32)
+    sizes = np.zeros(len(sums), np.uint64) if compress else None
     together, first = jax.process_count() > 1, jax.process_index() == 0
+    if together and compress:
+        raise ValueError(f"cannot compress {path}: several processes write it")
     token = secrets.randbits(32)
     if together:
         token = _agreed(token, zlib.crc32(_head(node, arrays, spans, sums)))
@@ -79,14 +86,14 @@ def save(path: str | os.PathLike, tree: Any) -> None:
         multihost_utils.sync_global_devices("jaxmem.save: the file is there")
     try:
         with open(temporary, "r+b") as file:
-            file.seek(len(_head(node, arrays, spans, sums)))
-            _write_pieces(file, arrays, spans, sums)
+            file.seek(len(_head(node, arrays, spans, sums, sizes)))
+            _write_pieces(file, arrays, spans, sums, sizes)
             _flush(file)
             if together:
                 sums = multihost_utils.process_allgather(sums).max(axis=0)
             if first:
                 file.seek(0)
-                file.write(_head(node, arrays, spans, sums))
+                file.write(_head(node, arrays, spans, sums, sizes))
                 _flush(file)
         if first:
             os.replace(temporary, path)
@@ -138,21 +145,30 @@ class _Slot:
     dtype: np.dtype
     parts: tuple[tuple[Span, int, int], ...]  # where in the array, CRC-32, where in the file
     numpy: bool
+    stored: tuple[int, ...] | None  # bytes of each part where they are compressed
 
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
 
 
-def _head(node: Any, arrays: list, spans: list[list[Span]], sums: np.ndarray) -> bytes:
-    """Everything before the arrays; its length does not depend on `sums`."""
-    rest = iter(sums)
+def _head(
+    node: Any,
+    arrays: list,
+    spans: list[list[Span]],
+    sums: np.ndarray,
+    sizes: np.ndarray | None = None,
+) -> bytes:
+    """Everything before the arrays; its length does not depend on `sums` and `sizes`."""
+    rest, bytes_of = iter(sums), iter(() if sizes is None else sizes)
     entries = [
         {"dtype": x.dtype.name, "shape": x.shape, "crc32": [f"{next(rest):08x}" for _ in parts]}
         | ({"parts": parts} if len(parts) > 1 else {})
         | ({"numpy": True} if isinstance(x, np.ndarray) else {})
+        | ({} if sizes is None else {"bytes": [f"{next(bytes_of):016x}" for _ in parts]})
         for x, parts in zip(arrays, spans)
     ]
-    manifest = {"format": FORMAT, "tree": node, "arrays": entries}
+    form = FORMAT if sizes is None else COMPRESSED
+    manifest = {"format": form, "tree": node, "arrays": entries}
     text = json.dumps(manifest, separators=(",", ":")).encode()
     return HEAD.pack(MAGIC, len(text), zlib.crc32(text)) + text
 
@@ -169,17 +185,25 @@ def _read_head(file: BinaryIO) -> tuple[Any, list[_Slot]]:
     if zlib.crc32(text) != crc:
         raise ValueError("it is damaged: the manifest does not match its checksum")
     manifest = json.loads(text)
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"it has format {manifest['format']}, this jaxmem reads {FORMAT}")
+    if manifest["format"] not in (FORMAT, COMPRESSED):
+        raise ValueError(
+            f"it has format {manifest['format']}, this jaxmem reads {FORMAT} and {COMPRESSED}"
+        )
     slots, offset = [], HEAD.size + size
     for entry in manifest["arrays"]:
         shape, dtype = tuple(entry["shape"]), named_dtype(entry["dtype"])
         spans = entry.get("parts", [[(0, n) for n in shape]])
+        sizes = [blobs.stored_bytes(_size(span), dtype) for span in spans]
+        stored = None
+        if manifest["format"] == COMPRESSED:
+            stored = tuple(int(size, 16) for size in entry["bytes"])
+            if any(raw > squeezing.RATIO * size for raw, size in zip(sizes, stored, strict=True)):
+                raise ValueError(f"it is damaged: {sum(stored)} bytes for an array {shape}")
         parts = []
-        for span, crc32 in zip(spans, entry["crc32"], strict=True):
+        for span, crc32, size in zip(spans, entry["crc32"], stored or sizes, strict=True):
             parts.append((tuple(map(tuple, span)), int(crc32, 16), offset))
-            offset += blobs.stored_bytes(_size(span), dtype)
-        slots.append(_Slot(shape, dtype, tuple(parts), entry.get("numpy", False)))
+            offset += size
+        slots.append(_Slot(shape, dtype, tuple(parts), entry.get("numpy", False), stored))
         if sum(map(_size, spans)) != slots[-1].size:
             raise ValueError(f"it is damaged: the parts of an array {shape} do not add up")
     if offset != length:
@@ -213,8 +237,14 @@ def _size(span: Span) -> int:
     return math.prod(stop - start for start, stop in span)
 
 
-def _write_pieces(file: BinaryIO, arrays: list, spans: list[list[Span]], sums: np.ndarray) -> None:
-    """Writes what this process holds, from where the file stands; fills in its checksums."""
+def _write_pieces(
+    file: BinaryIO,
+    arrays: list,
+    spans: list[list[Span]],
+    sums: np.ndarray,
+    sizes: np.ndarray | None,
+) -> None:
+    """Writes what this process holds, from where the file stands; fills in checksums and sizes."""
     offset, n = file.tell(), 0
     for x, parts in zip(arrays, spans):
         if isinstance(x, jax.Array):
@@ -223,10 +253,15 @@ def _write_pieces(file: BinaryIO, arrays: list, spans: list[list[Span]], sums: n
         else:
             mine = {parts[0]: x} if jax.process_index() == 0 else {}
         for span in parts:
+            size = blobs.stored_bytes(_size(span), x.dtype)
             if span in mine:
                 file.seek(offset)
-                sums[n] = blobs.write(file, mine[span])
-            offset, n = offset + blobs.stored_bytes(_size(span), x.dtype), n + 1
+                if sizes is None:
+                    sums[n] = blobs.write(file, mine[span])
+                else:
+                    sums[n], size = squeezing.write(file, mine[span])
+                    sizes[n] = size
+            offset, n = offset + size, n + 1
 
 
 def _read(file: BinaryIO, slot: _Slot, sharding: jax.sharding.Sharding | None) -> Any:
@@ -238,11 +273,16 @@ def _read(file: BinaryIO, slot: _Slot, sharding: jax.sharding.Sharding | None) -
         indices = sharding.addressable_devices_indices_map(slot.shape).values()
         wanted = [_span(slot.shape, index) for index in indices]
     host = np.empty(slot.shape, slot.dtype)  # pages nobody fills take no memory
-    for span, crc, offset in slot.parts:
+    for i, (span, crc, offset) in enumerate(slot.parts):
         if any(all(a < d and c < b for (a, b), (c, d) in zip(span, w)) for w in wanted):
             file.seek(offset)
             piece = host if len(slot.parts) == 1 else np.empty([b - a for a, b in span], host.dtype)
-            if blobs.read_into(file, piece, blobs.stored_bytes(_size(span), slot.dtype)) != crc:
+            size = blobs.stored_bytes(_size(span), slot.dtype)
+            if slot.stored is None:
+                found = blobs.read_into(file, piece, size)
+            else:
+                found = squeezing.read_into(file, piece, slot.stored[i])
+            if found != crc:
                 what = f"an array of {slot.dtype} {slot.shape}"
                 raise ValueError(f"it is damaged: {what} does not match its checksum")
             if piece is not host:
