@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+
+from .accounting import residuals
 from .chips import GIB, Chip, target
 from .codecs import Int
 from .compiling import CompileError
@@ -176,6 +179,23 @@ def kinds(first: Recipe, encodings: Sequence, chips: int) -> Iterator[list[Recip
             if offload and (first.task == "lora" or chips > 1):
                 continue  # an adapter's state is small; a sharded one is a chip's share
             yield [change(**knobs, remat=r, micro=n) for r in REMATS for n in micros]
+
+
+def kept(recipe: Recipe, *, model: Model | None = None) -> dict[str, int]:
+    """Bytes that the backward pass of a micro-batch keeps by each policy, before any compiler.
+
+    On all devices together; empty to serve, which has no backward pass.
+    """
+    if recipe.task == "serve":
+        return {}
+    model = load(recipe.model) if model is None else model
+    found = {}
+    for policy in REMATS:
+        built = build(dataclasses.replace(recipe, remat=policy), model=model)
+        state, *rest, ids = built.arguments
+        rows = jax.ShapeDtypeStruct((recipe.batch // recipe.micro, recipe.seq), ids.dtype)
+        found[policy.kind] = residuals(built.loss, state["params"], *rest, rows)
+    return found
 
 
 def seconds(row: Candidate) -> float | None:

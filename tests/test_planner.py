@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 
@@ -5,7 +6,7 @@ import pytest
 
 import jaxmem as jm
 from jaxmem.models import Model, llama
-from jaxmem.planner import as_data
+from jaxmem.planner import as_data, kept
 from jaxmem.pricing import noise, price
 from jaxmem.proving import Candidate, prove
 
@@ -78,6 +79,15 @@ def test_the_pareto_rows_are_beaten_by_none():
     found = jm.Planned((*rows, Candidate(recipe, "too large", 900)), m, 400, 1.0)
     assert found.pareto == [rows[3]] and found.chosen is rows[0]
     assert "certificate" not in as_data(found.rows[-1])
+
+
+def test_a_policy_that_computes_more_keeps_less_on_any_number_of_chips():
+    recipe = jm.Recipe("tiny", "cpu", "lora", 8, 64, encoding=jm.Int(8), chunk=64)
+    found = kept(recipe, model=TINY)
+    assert found["none"] > found["dots_no_batch"] > found["named"] > found["full"] > 0
+    assert kept(dataclasses.replace(recipe, device="tpu v5e:2x4"), model=TINY) == found
+    assert kept(dataclasses.replace(recipe, micro=2), model=TINY)["full"] < found["full"]
+    assert kept(jm.Recipe("tiny", "cpu", "serve", 8, 64)) == {}
 
 
 def test_a_compiler_that_is_lost_costs_its_candidate_only():

@@ -11,7 +11,7 @@ import jaxmem as jm
 
 from ..accounting import plot
 from ..caching import write_whole
-from ..planner import seconds
+from ..planner import kept, seconds
 from ..pricing import TOLERANCE, noise
 from ..proving import Candidate
 from . import options
@@ -62,6 +62,10 @@ class Plan:
         made = {name: jm.breakdown(m, parts) for name, m in found.chosen.programs.items()}
         fullest = max(made.values(), key=lambda each: sum(each.parts.values()))
         output.say(f"What it takes, {fullest}")
+        residuals = kept(found.recipe)
+        if residuals:
+            rows = [(f"remat {kind}", _gib(n)) for kind, n in residuals.items()]
+            output.table("What a micro-batch keeps for its backward pass", ("", "kept"), rows)
         if self.out:
             write_whole(pathlib.Path(self.out), (found.recipe.to_json() + "\n").encode())
             output.say(f"\nThe recipe is in {self.out}.")
@@ -69,7 +73,8 @@ class Plan:
             plot(made, self.plot, found.limit)
             output.say(f"\nDrawn in {self.plot}.")
         parts = {name: json.loads(each.to_json()) for name, each in made.items()}
-        return {"model": self.model} | how | found.to_data() | {"out": self.out, "parts": parts}
+        more = {"out": self.out, "parts": parts, "residuals": residuals}
+        return {"model": self.model} | how | found.to_data() | more
 
 
 def show(output: Output, found: jm.Planned) -> None:
