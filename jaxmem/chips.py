@@ -52,7 +52,7 @@ GPUS = {
     "b200": _chip(178, 2250, 8000, 900),
 }
 _KNOWN = (
-    f"'cpu', 'tpu CHIP:TOPOLOGY' with CHIP one of {', '.join(CHIPS)}, as 'tpu v5e:1x1', or "
+    f"'cpu', 'here', 'tpu CHIP:TOPOLOGY' with CHIP one of {', '.join(CHIPS)}, as 'tpu v5e:1x1', or "
     f"'gpu NAME' with NAME one of {', '.join(GPUS)}"
 )
 
@@ -69,7 +69,7 @@ class Target:
 
 
 def target(device: str) -> Target | None:
-    """What a device's name means; None for the CPU.
+    """What a device's name means; None for the CPU, and "here", which is asked itself.
 
     Raises:
         ValueError: no such device.
@@ -78,7 +78,7 @@ def target(device: str) -> Target | None:
         >>> target("tpu v5e:2x4").count, target("gpu h100x8").topology, target("cpu")
         (8, '1x1x8', None)
     """
-    if device == "cpu":
+    if device in ("cpu", "here"):
         return None
     if (found := re.fullmatch(r"gpu ([a-z]+\d+)(?:x([1-9]\d*))?", device)) and found[1] in GPUS:
         count = int(found[2] or 1)

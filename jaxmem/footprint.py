@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from . import hlo, traffic
 from .chips import Target, target
 from .compile_worker import sizes
-from .compiling import PACKAGES, compile_for, unpacked, versions
+from .compiling import PACKAGES, compile_for, needed_bytes, unpacked, versions
 
 _MIB = 2**20
 _UNTUNED = {"xla_backend_optimization_level": 0}  # buffers are placed before machine code is made
@@ -100,6 +100,8 @@ class Memory:
         found = []
         if self.device == "cpu" and self.text and "Space.Host" in self.text:
             found.append("CPU has one memory: what is offloaded to the host counts as device bytes")
+        if self.device == "cpu" and self.text and " convolution(" in self.text:
+            found.append("what a convolution's own library takes on a CPU is not counted")
         if self.device.startswith("gpu") and self.host is not None:
             found.append("host arguments count as device bytes on a GPU that is not here")
             found.append("the GPU compiler is told no limit: fits compares the peak with it")
@@ -160,7 +162,8 @@ def memory(
     `limit` is only compared with the peak.
 
     Args:
-        device: "cpu", "tpu v5e:1x1", "tpu v5e:2x4", "gpu h100" and the like (see `chips`).
+        device: "cpu", "tpu v5e:1x1", "tpu v5e:2x4", "gpu h100" and the like (see `chips`), or
+            "here", which is JAX's first device.
         limit: bytes on one device; the chip's own by default.
         quick: stop at the TPU compiler's estimate, seconds instead of minutes for a train step.
         timeout: seconds for the compiler.
@@ -189,7 +192,8 @@ def memory(
     jitted = fn if own else jax.jit(fn, donate_argnums=donate)
     args = jax.tree.map(_abstract, args)
     if on is None:
-        return _on_cpu(jitted, args, limit)
+        here = jax.local_devices()[0] if device == "here" else jax.local_devices(backend="cpu")[0]
+        return _in_process(here, jitted, args, limit)
     quick = quick and on.platform == "tpu"  # a GPU's compiler is quick, and knows no limit
     found = compile_for(on, jitted, args, limit=_PROBE if quick else limit, timeout=timeout)
     return _measured(device, on, found, limit or on.chip.memory, quick)
@@ -226,16 +230,26 @@ def _abstract(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place, weak_type=weak)
 
 
-def _on_cpu(jitted: jax.stages.Wrapped, args: tuple, limit: int | None) -> Memory:
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+def _in_process(place: jax.Device, jitted: jax.stages.Wrapped, args: tuple, limit: int | None):
+    """By the compiler of a device that is here."""
+    on_cpu = place.platform == "cpu"
+    if limit is None and not on_cpu:
+        limit = (place.memory_stats() or {}).get("bytes_limit")
+    with jax.default_device(place):
         lowered = jitted.lower(*args)
-        compiled = lowered.compile(compiler_options=_UNTUNED)
     program, installed = lowered.as_text("hlo"), versions("jax", "jaxlib")
     identity = json.dumps([installed, lowered.as_text()])
     known = {"hash": hashlib.sha256(identity.encode()).hexdigest(), "versions": installed}
-    known |= {"program": program, "flops": traffic.flops(hlo.read(program))}
-    known |= sizes(compiled) | {"highest": None} | _moved(compiled.as_text())
-    m = Memory("cpu", **known, limit=limit)
+    known |= {"program": program, "flops": traffic.flops(hlo.read(program)), "limit": limit}
+    name = "cpu" if on_cpu else "here"
+    try:
+        compiled = lowered.compile(compiler_options=_UNTUNED if on_cpu else None)
+    except jax.errors.JaxRuntimeError as error:
+        if (needed := needed_bytes(str(error))) is None:
+            raise
+        return Memory(name, fits=False, estimate=needed, **known)
+    known |= sizes(compiled) | _moved(compiled.as_text())
+    m = Memory(name, **known | ({} if place.platform == "tpu" else {"highest": None}))
     return dataclasses.replace(m, fits=limit is None or m.peak <= limit)
 
 

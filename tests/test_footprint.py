@@ -182,3 +182,11 @@ def test_what_nothing_reads_is_not_taken_on_tpu_either():
     x = array((512, 128), "float32")
     m = memory(lambda x, unread: x + 1, x, x, device=V5E)
     assert (m.arguments, m.outputs) == (jm.nbytes(x), jm.nbytes(x))
+
+
+def test_figures_that_mislead_say_so():
+    x, kernel = array((1, 8, 8, 4), "float32"), array((3, 3, 4, 8), "float32")
+    layout = ("NHWC", "HWIO", "NHWC")
+    run = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layout)
+    assert "convolution" in memory(run, x, kernel).notes[0]
+    assert memory(jnp.tanh, x, device="here").notes == ()  # here is a CPU
