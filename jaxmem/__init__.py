@@ -71,6 +71,8 @@ from .recipes import build as build
 from .replication import replicated as replicated
 from .reporting import Report as Report
 from .reporting import report as report
+from .runtime.fetching import from_host as from_host
+from .runtime.fetching import layers_on_host as layers_on_host
 from .runtime.pipelining import one_f_one_b as one_f_one_b
 from .runtime.pipelining import pipelined as pipelined
 from .runtime.remat import Remat as Remat

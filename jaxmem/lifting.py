@@ -75,7 +75,7 @@ def around_scans(
 
     `wrap` takes the body, a function of (carry, slice) as `lax.scan` has it, and returns another,
     such as `jax.checkpoint` of it; `scan` runs it in place of `lax.scan`. Arguments are arrays or
-    any pytree of them.
+    any pytree of them; those with the host are traced as if on the device.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -92,11 +92,17 @@ def around_scans(
             args, kwargs = tree.unflatten(leaves)
             return fn(*args, **kwargs)
 
-        jaxpr, out = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+        jaxpr, out = jax.make_jaxpr(flat, return_shape=True)(*map(_near, leaves))
         outs = _Reader("allow", wrap, scan).run(jaxpr.jaxpr, jaxpr.consts, *leaves)
         return jax.tree.structure(out).unflatten(outs)
 
     return wrapped
+
+
+def _near(x: Any) -> Any:
+    """`x`, or where it lies with the host its shape on the device: how a function is traced."""
+    space = getattr(jax.typeof(x), "memory_space", None)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if space == jax.memory.Space.Host else x
 
 
 def lean(fn: Callable) -> Callable:
