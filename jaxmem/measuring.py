@@ -28,7 +28,7 @@ class Measured:
             >>> Measured(150, 100, None).error
             0.5
         """
-        return self.predicted / self.grown - 1
+        return (self.predicted - self.grown) / max(self.grown, 1)
 
 
 def measured(fn: Callable, *args: Any, donate_argnums: int | Sequence[int] = ()) -> Measured:
