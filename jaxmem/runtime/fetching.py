@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from ..lifting import around_scans
 from .offload import on_host
 
-_ROWS = 32  # of a tile of one-byte numbers: what a transfer of one layer must be made of
+_TILE = 32, 128  # of one-byte numbers on a TPU: what a transfer of one layer must be made of
 
 
 def layers_on_host(params: Any) -> Any:
@@ -21,7 +22,7 @@ def layers_on_host(params: Any) -> Any:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> params = {"kernel": jnp.ones((4, 64, 64)), "scale": jnp.ones((4, 64))}
+        >>> params = {"kernel": jnp.ones((4, 64, 128)), "scale": jnp.ones((4, 64))}
         >>> placed = layers_on_host(jax.eval_shape(lambda: params))
         >>> placed["kernel"].sharding.memory_kind, placed["scale"].sharding
         ('pinned_host', None)
@@ -41,7 +42,7 @@ def from_host(fn: Callable) -> Callable:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> layers = lambda w, x: jax.lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, w)[0]
-        >>> w, x = jnp.ones((3, 32, 32)), jnp.ones((2, 32))
+        >>> w, x = jnp.ones((3, 128, 128)), jnp.ones((2, 128))
         >>> bool((from_host(layers)(layers_on_host(w), x) == layers(w, x)).all())
         True
     """
@@ -55,12 +56,11 @@ def from_host(fn: Callable) -> Callable:
         def scan(body, init, xs, length, **how):
             far = [id(x) in stacks for x in xs]
             read.update(id(x) for x in xs)
-            move = lambda x, where, moved: jax.device_put(x, where) if moved else x
-            xs = [move(x, jax.memory.Space.Host, moved) for x, moved in zip(xs, far)]
+            host = jax.memory.Space.Host
+            xs = [jax.device_put(x, host) if moved else x for x, moved in zip(xs, far)]
 
             def near(carry, xs):
-                here = jax.memory.Space.Device
-                return body(carry, [move(x, here, moved) for x, moved in zip(xs, far)])
+                return body(carry, [_fetched(x) if moved else x for x, moved in zip(xs, far)])
 
             return lax.scan(near, init, xs, length, **how)
 
@@ -72,5 +72,11 @@ def from_host(fn: Callable) -> Callable:
     return run
 
 
+def _fetched(x: jax.Array) -> jax.Array:
+    """One layer, laid out as on the host: libtpu dies of a transfer that transposes."""
+    here = jax.device_put(x, jax.memory.Space.Device)
+    return with_layout_constraint(here, Layout(major_to_minor=tuple(range(x.ndim))))
+
+
 def _moves(x: Any) -> bool:
-    return x.ndim > 2 and x.shape[-2] % _ROWS == 0
+    return x.ndim > 2 and not any(n % tile for n, tile in zip(x.shape[-2:], _TILE))
