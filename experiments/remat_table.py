@@ -19,7 +19,7 @@ import jaxmem as jm
 from jaxmem.accounting import residuals
 from jaxmem.caching import write_whole
 from jaxmem.models import Model, llama
-from jaxmem.pricing import _HOST as HOST
+from jaxmem.pricing import HOST
 
 DEVICES = ("tpu v5p:1x1x1", "gpu h100")
 POLICIES = {

@@ -105,6 +105,10 @@ def _shardings(exported: jax.export.Exported, devices) -> list:
     mesh = next((s.mesh for s in asked if s is not None), None)
     if mesh is None:
         mesh = Mesh(np.array(devices), ("devices",))
+    elif len({getattr(d, "slice_index", 0) for d in devices}) > 1:  # the first axis is the slowest
+        grid = np.array(sorted(devices, key=lambda d: (d.slice_index, d.id)))
+        grid = grid.reshape(mesh.axis_sizes)
+        mesh = Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
     else:
         mesh = jax.make_mesh(
             mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types, devices=devices

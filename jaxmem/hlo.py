@@ -95,7 +95,7 @@ class Program:
             if op.kind == "while":
                 body = re.search(r"body=%?([\w.\-<>]+)", op.rest)[1]
                 yield from self.walk(body, times * self.trips(op))
-            elif op.kind in ("call", "conditional"):
+            elif op.kind in ("call", "call-start", "conditional"):
                 for called in op.calls:
                     yield from self.walk(called, times)
             else:

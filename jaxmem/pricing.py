@@ -18,7 +18,7 @@ from .train.rounding import stochastic_round
 
 TOLERANCE = 0.01  # noise at which a step counts as twice as dear: between 8 and 4 bits
 _AGAIN = {"none": 0.0, "dots_no_batch": 0.1, "named": 0.9, "full": 1.0, "nested": 2.0}
-_HOST = 16e9  # bytes a second between a chip and its host: PCIe 3 x16
+HOST = 16e9  # bytes a second between a chip and its host: PCIe 3 x16
 _CERTAIN = 0.8  # the share of the formula for activations that no compiler has done without
 
 
@@ -88,7 +88,7 @@ def arithmetic(recipe: Recipe, config: Any, build: Callable, chip: Chip, chips: 
     moved = recipe.micro * passes * device_bytes(arguments[:2]) + 2 * held
     seconds = max(flops / chip.flops, moved / chip.bandwidth)
     if recipe.offload:
-        seconds += 2 * nbytes(arguments[0]["opt"]) / _HOST
+        seconds += 2 * nbytes(arguments[0]["opt"]) / HOST
     return least, seconds
 
 

@@ -173,6 +173,7 @@ def test_figures_on_a_mesh_are_of_one_device():
     place = NamedSharding(mesh, PartitionSpec("data", "model"))
     x = jax.ShapeDtypeStruct((512, 1024), jnp.bfloat16, sharding=place)
     assert memory(jnp.tanh, x, device="tpu v5e:2x4").arguments == jm.nbytes(x) // 8
+    assert memory(jnp.tanh, x, device="tpu v5e:2x2x2 slices").arguments == jm.nbytes(x) // 8
     with pytest.raises(ValueError, match="a mesh of 8 devices on 1"):
         memory(jnp.tanh, x, device=V5E)
 

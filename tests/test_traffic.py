@@ -77,3 +77,20 @@ def test_a_decode_step_on_a_tpu_reads_each_weight_once():
     m = memory(lambda x, w: lax.scan(step, x, w)[0], x, w, device="tpu v5e:1x1")
     assert 1.0 <= m.traffic / m.arguments <= 1.01
     assert 0.9 < m.seconds / (m.arguments / 819e9) < 1.1
+
+
+def test_what_another_core_is_called_to_gather_counts():
+    text = """
+%there (x: f32[32]) -> f32[256] {
+  %x = f32[32]{0} parameter(0)
+  ROOT %all = f32[256]{0} all-gather(%x), dimensions={0}
+}, execution_thread="sparsecore"
+ENTRY %main (x: f32[32]) -> f32[256] {
+  %x.1 = f32[32]{0} parameter(0)
+  %go = ((f32[32]{0}), f32[256]{0}) call-start(%x.1), to_apply=%there
+  ROOT %done = f32[256]{0} call-done(%go)
+}
+"""
+    program = hlo.read(text)
+    assert traffic.collective_bytes(program) == {"all-gather": 1024}
+    assert traffic.hbm_bytes(program) == 0
