@@ -22,10 +22,12 @@ from .codecs import DoubleQuant as DoubleQuant
 from .codecs import Dynamic as Dynamic
 from .codecs import Fake as Fake
 from .codecs import Float as Float
+from .codecs import Inputs as Inputs
 from .codecs import Int as Int
 from .codecs import Keep as Keep
 from .codecs import KMeans as KMeans
 from .codecs import LowRank as LowRank
+from .codecs import Outputs as Outputs
 from .codecs import Planes as Planes
 from .codecs import Shared as Shared
 from .codecs import Smallest as Smallest
@@ -101,6 +103,7 @@ from .store import load as load
 from .store import save as save
 from .structured import fewer as fewer
 from .structured import least_missed as least_missed
+from .structured import least_worth as least_worth
 from .structured import remove_heads as remove_heads
 from .structured import remove_layers as remove_layers
 from .structured import remove_neurons as remove_neurons

@@ -15,7 +15,14 @@ from jaxmem.solvers.refit import support
 
 K, N = 160, 24  # more inputs than a block of the sweep
 draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
-PATTERNS = [jm.Bitmask(0.5), jm.NM(2, 4), jm.Csr(0.2), jm.Blocks(0.5, block=(8, 8)), jm.Coo(0.3)]
+PATTERNS = [
+    jm.Bitmask(0.5),
+    jm.NM(2, 4),
+    jm.Csr(0.2),
+    jm.Blocks(0.5, block=(8, 8)),
+    jm.Coo(0.3),
+    jm.Inputs(0.75, size=8),
+]
 
 
 @functools.cache
@@ -119,7 +126,10 @@ def test_scores_choose_what_their_formulas_say():
 
 
 @pytest.mark.parametrize("score", [scores.taylor, scores.magnitude])
-@pytest.mark.parametrize("pattern", [jm.Bitmask, lambda d: jm.Blocks(d, block=(4, 4))])
+@pytest.mark.parametrize(
+    "pattern",
+    [jm.Bitmask, lambda d: jm.Blocks(d, block=(4, 4)), jm.Inputs, lambda d: jm.Outputs(d, size=2)],
+)
 def test_any_score_pattern_distribution_and_schedule_are_one_expression(score, pattern):
     params = {"up": draw(32, 24), "down": draw(24, 32)}
     loss = lambda p, x: jnp.square(jnp.tanh(x @ p["up"]) @ p["down"] - x).mean()

@@ -115,6 +115,8 @@ def test_a_bcoo_matrix_goes_both_ways():
         (lambda: jm.Bitmask(0.001).encode(W), "keeps 0 of 64 weights of each row, expected some"),
         (lambda: jm.Bitmask(0.999).encode(W), "keeps 64 of 64"),
         (lambda: jm.Blocks(0.3, block=(8, 64)).encode(W), "keeps 0 of 1 blocks of 64 inputs"),
+        (lambda: jm.Inputs(0.5, size=7).encode(W), "runs of 7 inputs do not divide 64"),
+        (lambda: jm.Outputs(0.01).encode(W), "keeps 0 of 48 runs of 1 outputs"),
         (lambda: jm.Smallest(()), "at least one codec"),
     ],
 )

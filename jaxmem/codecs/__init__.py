@@ -18,6 +18,8 @@ from .floating import Float as Float
 from .integer import Int as Int
 from .keeping import Keep as Keep
 from .kmeans import KMeans as KMeans
+from .lines import Inputs as Inputs
+from .lines import Outputs as Outputs
 from .lowrank import LowRank as LowRank
 from .nm import NM as NM
 from .planes import Planes as Planes

@@ -2,13 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from ..folding import Fold
 from ..models.model import Model, family
+from ..select import paths
+from ..solvers.scores import magnitude
 
 
 def remove_layers(model: Model, gone: Sequence[int]) -> Model:
@@ -71,6 +76,46 @@ def least_missed(model: Model, count: int, ids: Array) -> list[int]:
             losses[layer] = float(_divergence(*given))
         gone.append(min(losses, key=losses.get))
     return gone
+
+
+def least_worth(
+    model: Model,
+    count: int,
+    score: Callable[[Array, Any], Array] = magnitude,
+    stats: Mapping | None = None,
+) -> list[int]:
+    """The `count` layers whose weights are worth least by a score of `jaxmem.solvers.scores`.
+
+    A layer is worth its share of the scores of each matrix, on average over the matrices. So layers
+    are a pattern like any other, for any score; `least_missed` runs the model and tells better.
+
+    Raises:
+        ValueError: a count that leaves no layer, or none to remove.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> from jaxmem.models import gpt2
+        >>> config, ids = gpt2.Config(vocab=64, width=32, layers=3, heads=4), jnp.ones((1, 5), int)
+        >>> shapes = jax.eval_shape(gpt2.module(config).init, jax.random.key(0), ids)["params"]
+        >>> params = jax.tree.map(lambda s: jnp.ones(s.shape), shapes)
+        >>> params["layers"] = jax.tree.map(
+        ...     lambda w: jax.vmap(jnp.multiply)(jnp.array([3.0, 1.0, 2.0]), w), params["layers"])
+        >>> model = jm.models.Model(config, params, None, "blank")
+        >>> least_worth(model, 2)
+        [1, 2]
+    """
+    layers = model.config.layers
+    if not 0 < count < layers:
+        raise ValueError(f"{count} of {layers} layers are to go, expected some and not all")
+    worth = np.zeros(layers)
+    for path, leaf in zip(paths(model.params), jax.tree.leaves(model.params)):
+        if not (path.startswith("layers/") and path.endswith("/kernel")):
+            continue
+        own = (stats or {}).get(path)
+        of = lambda w, s: score(Fold.of(w, (-2,))[0].astype(jnp.float32), s).sum()
+        sums = np.array([of(leaf[i], jax.tree.map(lambda a: a[i], own)) for i in range(layers)])  # noqa: B023
+        worth += sums / max(sums.sum(), np.finfo(np.float64).tiny)
+    return [int(i) for i in worth.argsort(kind="stable")[:count]]
 
 
 @functools.partial(jax.jit, static_argnums=0)
