@@ -6,6 +6,7 @@ A multiple-choice knapsack, solved by HiGHS.
 import collections
 import contextlib
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from .lazy import is_lazy
 from .leaf import is_encoded
 from .leaf import nbytes as count_bytes
 from .planning import Plan, summed_axes
+from .segmented import named
 from .select import is_whole, match, paths
 from .solvers.solver import encodes_rows, needs_stats, ties_layers
 
@@ -41,6 +43,7 @@ def budget(
     uses: Mapping | None = None,
     stats: Mapping | None = None,
     sensitivity: Mapping[str, Any] | None = None,
+    runs: int = 1,
 ) -> Plan:
     """The plan that loses least among those whose encoded params take at most `nbytes` bytes.
 
@@ -57,6 +60,11 @@ def budget(
     numbers in their paths, together as much as the head; a table that is only looked up, as
     `uses` tells, weighs an eighth.
 
+    With `runs` the layers of a stack may differ: each stack is cut into that many runs of layers,
+    equally long, and each run gets a codec of its own (`layers[0:8]/up`; neighbours that get the
+    same are one). It is for models that scan their layers, which then are as many scans at most. A
+    stack with a candidate that takes all its layers together stays whole.
+
     Lazy params are read one layer at a time. Codecs that encode each row by itself are measured on
     2,048 rows spread over the layers, at least 64 of each; the others (`LowRank`, `QERA`) on 8
     layers, and those between are interpolated; abstract weights as if they were normally
@@ -66,7 +74,8 @@ def budget(
 
     Raises:
         ValueError: the limit cannot be met (names the least that can be), a rule matches no leaf,
-            a codec cannot take a weight, a weight holds NaN or infinity, or has no sensitivity.
+            there is less than one run, a codec cannot take a weight, a weight holds NaN or
+            infinity, or has no sensitivity.
         ImportError: scipy is missing.
 
     Example:
@@ -78,15 +87,18 @@ def budget(
         >>> plan["up"].bits, plan["down"].bits
         (4, 8)
     """
+    if runs < 1:
+        raise ValueError(f"budget cuts a stack into at least 1 run, got {runs}")
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
     choices = _choices(leaves, candidates, uses)
     axes = {path: summed_axes(path, uses) for path in choices}
-    sizes, errors = {}, {}
+    cells, sizes, errors = {}, {}, {}
     for path, codecs in choices.items():
         with _naming(path):
-            sizes[path] = _sizes(leaves[path], axes[path], codecs)
+            cells[path] = _cells(leaves[path], axes[path], codecs, runs)
+            sizes[path] = [_sizes(cell, axes[path], codecs) for _, cell in cells[path]]
     kept = sum(count_bytes(_shape(leaf)) for path, leaf in leaves.items() if path not in choices)
-    least = kept + sum(map(min, sizes.values()))
+    least = kept + sum(min(size) for found in sizes.values() for size in found)
     if least > nbytes:
         raise ValueError(f"{nbytes} bytes cannot hold it; the smallest reachable size is {least}")
     white = sensitivity is not None
@@ -95,9 +107,20 @@ def budget(
             moments = (stats or {}).get(path)
             errors[path] = _errors(leaves[path], axes[path], codecs, moments, white)
     weights = _by_role(errors, uses) if sensitivity is None else _given(errors, sensitivity)
-    losses = {path: np.tensordot(weights[path], e, e.ndim - 1) for path, e in errors.items()}
-    picked = _knapsack(list(sizes.values()), list(losses.values()), nbytes - kept)
-    return Plan({path: codecs[i] for (path, codecs), i in zip(choices.items(), picked)})
+    losses = [
+        np.tensordot(weights[path][cell], e[cell], e.ndim - 1)
+        for path, e in errors.items()
+        for cell, _ in cells[path]
+    ]
+    picked = iter(_knapsack([*itertools.chain(*sizes.values())], losses, nbytes - kept))
+    plan = {}
+    for path, codecs in choices.items():
+        given = [(cell, codecs[next(picked)]) for cell, _ in cells[path]]
+        for codec, pairs in itertools.groupby(given, lambda pair: pair[1]):
+            same = [cell for cell, _ in pairs]
+            whole = len(same) == len(given)
+            plan[path if whole else named(path, same[0].start, same[-1].stop)] = codec
+    return Plan(plan)
 
 
 @contextlib.contextmanager
@@ -133,8 +156,20 @@ def _shape(leaf):
     return leaf if is_encoded(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _sizes(leaf, axes, codecs) -> list[int]:
-    encoded = lambda codec: jax.eval_shape(lambda w: codec.encode(w, axes), _shape(leaf))
+def _cells(leaf, axes, codecs, runs) -> list[tuple]:
+    """[(layers that are chosen for together, ... for a whole weight; their shape)]."""
+    shape = _shape(leaf)
+    stack = jax.eval_shape(lambda w: Fold.of(w, axes)[0], shape).shape[:-2]
+    count = min(runs, stack[0]) if stack and not any(map(ties_layers, codecs)) else 1
+    if count <= 1:
+        return [(..., shape)]
+    ends = [stack[0] * i // count for i in range(count + 1)]
+    part = lambda n: jax.ShapeDtypeStruct((n, *shape.shape[1:]), shape.dtype)
+    return [(slice(a, b), part(b - a)) for a, b in itertools.pairwise(ends)]
+
+
+def _sizes(shape, axes, codecs) -> list[int]:
+    encoded = lambda codec: jax.eval_shape(lambda w: codec.encode(w, axes), shape)
     return [count_bytes(encoded(codec)) for codec in codecs]
 
 

@@ -237,3 +237,51 @@ def test_one_budget_mixes_techniques_by_what_each_weight_is_like():
 def test_techniques_refuse_a_kind_that_is_not_there():
     with pytest.raises(ValueError, match="expected some of int, sparsity, n:m, rank"):
         jm.techniques(weights(), ["ints"])
+
+
+def uneven():
+    """A stack whose first layers are worth more, and how to budget it."""
+    params = {name: w / 8 for name, w in stack().items()}  # so that x does not grow
+    worth = {p: np.linspace(9, 1, 5) for p in ("up", "down")} | {"head": 1.0}
+    uses = jm.uses(run, params, X)
+    return params, dict(candidates=CODECS, sensitivity=worth, uses=uses)
+
+
+def lost(plan, params, worth):
+    """What a plan of `run` loses, by layers that are encoded one by one."""
+    enc = jm.encode(params, plan)
+    total = 0.0
+    for path in ("up", "down", "head"):
+        w, got = np.asarray(params[path]), np.asarray(jm.decode(enc[path]))
+        ratio = np.square(w - got).sum((-1, -2)) / np.square(w).sum((-1, -2))
+        total += (ratio * worth[path]).sum()
+    return total
+
+
+@pytest.mark.parametrize("limit", [5_000, 7_000, 9_000])
+def test_a_codec_a_run_of_layers_loses_no_more_than_one_a_stack_and_runs(limit):
+    params, how = uneven()
+    how["nbytes"], worth = limit, how["sensitivity"]
+    plans = [jm.budget(params, **how, runs=runs) for runs in (1, 5)]
+    assert lost(plans[1], params, worth) < lost(plans[0], params, worth)
+    enc = jm.encode(params, plans[1])
+    assert jm.nbytes(enc) <= limit and any("[" in path for path in plans[1])
+    want = run(jm.decode(enc), X)
+    np.testing.assert_allclose(jm.lift(run)(enc, X), want, rtol=1e-5, atol=1e-4)
+    lazy = jm.budget(as_lazy(params), **how, runs=5)
+    assert lazy == plans[1]
+
+
+def test_runs_of_a_stack_are_cut_alike_and_neighbours_of_one_codec_are_one():
+    params, how = uneven()
+    assert jm.budget(params, nbytes=10**6, runs=5, **how).keys() == {"up", "down", "head"}
+    cut = jm.budget(params, nbytes=7_000, runs=2, **how)
+    assert all(name.split("[")[-1] in ("0:2]", "2:5]", name) for name in cut)
+    with pytest.raises(ValueError, match="at least 1 run, got 0"):
+        jm.budget(params, nbytes=7_000, runs=0, **how)
+
+
+def test_a_stack_that_a_candidate_takes_together_stays_whole():
+    params = {"up": stack()["up"], "down": stack()["down"]}
+    plan = jm.budget(params, nbytes=10**5, candidates=[jm.Int(4), jm.Basis(2)], runs=5)
+    assert set(plan) <= {"up", "down"}
