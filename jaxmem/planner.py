@@ -165,17 +165,20 @@ def plan(
 def kinds(first: Recipe, encodings: Sequence, chips: int) -> Iterator[list[Recipe]]:
     """Recipes in lists: within one, remat, micro-batches and chunks trade seconds for bytes."""
     change = functools.partial(dataclasses.replace, first)
+    places = (True, False) if chips > 1 else (True,)
     if first.task == "serve":
-        for codec, bits in itertools.product(encodings, (16, 8, 4)):
+        for codec, bits, shared in itertools.product(encodings, (16, 8, 4), places):
             prompts = [n for n in (256, 64, 16) if n <= first.seq and (bits == 16 or n >= 64)]
-            yield [change(encoding=codec, cache_bits=bits, prompt=n) for n in prompts or [1]]
+            knobs = dict(encoding=codec, cache_bits=bits, shared=shared)
+            yield [change(**knobs, prompt=n) for n in prompts or [1]]
         return
     rows = first.batch // chips
     micros = [n for n in range(1, rows + 1) if rows % n == 0]
     chunk = next(n for n in range(min(512, first.seq), 0, -1) if first.seq % n == 0)
     for codec in encodings if first.task == "lora" else (None,):
-        for state, offload in itertools.product(("float32", "bfloat16"), (False, True)):
-            knobs = dict(encoding=codec, state=state, offload=offload, chunk=chunk)
+        held = itertools.product(("float32", "bfloat16"), (False, True), places)
+        for state, offload, shared in held:
+            knobs = dict(encoding=codec, state=state, offload=offload, chunk=chunk, shared=shared)
             if offload and (first.task == "lora" or chips > 1):
                 continue  # an adapter's state is small; a sharded one is a chip's share
             yield [change(**knobs, remat=r, micro=n) for r in REMATS for n in micros]

@@ -87,6 +87,9 @@ def arithmetic(recipe: Recipe, config: Any, build: Callable, chip: Chip, chips: 
     flops *= weights + 2 * recipe.seq * query * c.layers
     moved = recipe.micro * passes * device_bytes(arguments[:2]) + 2 * held
     seconds = max(flops / chip.flops, moved / chip.bandwidth)
+    trained = nbytes(arguments[0]["params"])  # shared weights are gathered there and back
+    told = 2 * nbytes(arguments[1:-1]) + 3 * trained if recipe.shared else 2 * trained
+    seconds += recipe.micro * told * (1 - 1 / chips) / chip.links
     if recipe.offload:
         seconds += 2 * nbytes(arguments[0]["opt"]) / HOST
     return least, seconds

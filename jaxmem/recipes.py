@@ -49,6 +49,8 @@ class Recipe:
         chunk: positions whose logits exist at a time.
         rank: of the adapters of lora.
         prompt: tokens of the prompts read at a time, to serve.
+        shared: whether several chips share the weights; else each has them whole, and they share
+            the batch and the optimizer's state.
 
     Raises:
         ValueError: values that do not go together.
@@ -74,6 +76,7 @@ class Recipe:
     chunk: int = 512
     rank: int = 16
     prompt: int = 64
+    shared: bool = True
 
     def __post_init__(self):
         if self.task not in TASKS:
@@ -187,7 +190,7 @@ def build(
     count = on.count if on else 1
     if count > 1 and mesh is None:
         mesh = AbstractMesh((count,), ("chips",), axis_types=(AxisType.Auto,))
-    places = _Places(mesh, count)
+    places = _Places(mesh, count, recipe.shared)
     if recipe.task != "serve" and recipe.batch // recipe.micro % count:
         rows = recipe.batch // recipe.micro
         raise ValueError(
@@ -200,7 +203,7 @@ def build(
 
 def _train(recipe, model, places, optimizer):
     optimizer = _held(recipe, optimizer)
-    params = places.shard(_dense(model))
+    params = places.weights(_dense(model))
     loss = _loss(recipe, model.config, places)
 
     def init(params, key=None):
@@ -209,7 +212,7 @@ def _train(recipe, model, places, optimizer):
 
     def step(state, ids):
         value, slope = accumulate(loss, recipe.micro)(state["params"], ids)
-        return _apply(recipe, optimizer, state, slope), value
+        return _apply(recipe, places, optimizer, state, slope), value
 
     state = _placed(recipe, places, jax.eval_shape(lambda p: _state(p, optimizer), params))
     step = jax.jit(step, donate_argnums=0)
@@ -219,7 +222,7 @@ def _train(recipe, model, places, optimizer):
 
 def _lora(recipe, model, places, optimizer):
     optimizer = _held(recipe, optimizer)
-    frozen = places.shard(_encoded(recipe, model))
+    frozen = places.weights(_encoded(recipe, model))
     loss = _loss(recipe, model.config, places)
     where = "layers/.*kernel"
 
@@ -232,7 +235,7 @@ def _lora(recipe, model, places, optimizer):
     def step(state, params, ids):
         here = lambda pairs, ids: joined(pairs, params, ids)
         value, slope = accumulate(here, recipe.micro)(state["params"], ids)
-        return _apply(recipe, optimizer, state, slope), value
+        return _apply(recipe, places, optimizer, state, slope), value
 
     pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, where), jax.random.key(0))
     state = jax.eval_shape(lambda p: _state(p, optimizer), pairs)
@@ -244,7 +247,7 @@ def _lora(recipe, model, places, optimizer):
 
 def _serve(recipe, model, places, optimizer):
     config, bits = model.config, recipe.cache_bits
-    params = places.shard(_encoded(recipe, model))
+    params = places.weights(_encoded(recipe, model))
     how = (recipe.batch, recipe.seq, jnp.bfloat16)
     empty = lambda: config.cache(*how) if bits == 16 else KVCache(bits).empty(config, *how)
 
@@ -272,11 +275,11 @@ def _state(params, optimizer):
 
 
 def _placed(recipe, places, state):
-    state = places.shard(state)
+    state = places.shard(state) | {"params": places.weights(state["params"])}
     return state | {"opt": on_host(state["opt"])} if recipe.offload else state
 
 
-def _apply(recipe, optimizer, state, slope):
+def _apply(recipe, places, optimizer, state, slope):
     """The state after one step of the optimizer."""
     count = state["step"] + 1
 
@@ -287,6 +290,7 @@ def _apply(recipe, optimizer, state, slope):
     change = streamed(update) if recipe.offload else update
     with jax.named_scope("optimizer"):
         params, opt = change(state["params"], state["opt"], slope)
+        params, opt = places.kept(params, whole=not recipe.shared), places.kept(opt)
     return {"params": params, "opt": opt, "step": count}
 
 
@@ -361,6 +365,7 @@ class _Places:
 
     mesh: Any
     count: int
+    shared: bool  # of weights
 
     def put(self, x: Any, axis: int | None) -> Any:
         if self.mesh is None:
@@ -377,9 +382,21 @@ class _Places:
 
         return jax.tree.map(one, tree)
 
+    def weights(self, tree: Any) -> Any:
+        return self.shard(tree) if self.shared else jax.tree.map(lambda x: self.put(x, None), tree)
+
+    def kept(self, tree: Any, *, whole: bool = False) -> Any:
+        """The results of a step where its arguments were, if the weights' place is not theirs."""
+        if self.mesh is None or self.shared:
+            return tree
+        place = jax.tree.map(lambda x: self.put(x, None), tree) if whole else self.shard(tree)
+        constrain = lambda x, at: jax.lax.with_sharding_constraint(x, at.sharding)
+        return jax.tree.map(constrain, tree, place)
+
     def heads(self, cache: Any) -> Any:
-        """(layers, batch, heads, ...) by heads, or by rows where the chips do not divide those."""
-        axis = lambda x: next((i for i in (2, 1) if x.shape[i] % self.count == 0), None)
+        """(layers, batch, heads, ...) by heads; beside whole weights by rows, if those divide."""
+        order = (2, 1) if self.shared else (1, 2)
+        axis = lambda x: next((i for i in order if x.shape[i] % self.count == 0), None)
         return jax.tree.map(lambda x: self.put(x, axis(x)), cache)
 
     def rows(self, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -85,9 +85,10 @@ def test_serving_continues_as_the_model_itself_does(model, bits):
         assert token.shape == (2, 1) and cache["k"].dtype == jnp.bfloat16
 
 
-def test_eight_chips_learn_what_one_does(model, plain):
+@pytest.mark.parametrize("shared", [True, False])
+def test_eight_chips_learn_what_one_does(model, plain, shared):
     mesh = jax.make_mesh((8,), ("chips",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharded = recipe("train", remat=jm.Remat("full"))
+    sharded = recipe("train", remat=jm.Remat("full"), shared=shared)
     sharded = dataclasses.replace(sharded, device="tpu v5e:2x4")
     built = jm.build(sharded, model=model, mesh=mesh, optimizer=SGD)
     state, _ = built.init(model.params)
@@ -99,7 +100,7 @@ def test_eight_chips_learn_what_one_does(model, plain):
         found.append(float(loss))
     np.testing.assert_allclose(found, plain, rtol=0.02)
     kernel = state["params"]["layers"]["mlp"]["up"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+    assert kernel.addressable_shards[0].data.size == kernel.size // (8 if shared else 1)
 
 
 def test_a_recipe_is_its_json():

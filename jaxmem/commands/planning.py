@@ -122,12 +122,13 @@ def name(row: Candidate) -> str:
     codec = r.encoding
     group = f" g{codec.group}" if getattr(codec, "group", None) else ""
     held = f"int{codec.bits}{group}" if isinstance(codec, jm.Int) else codec or "bfloat16"
+    whole = "" if r.shared else ", weights whole on each chip"
     if r.task == "serve":
-        return f"{held}, cache of {r.cache_bits} bits, prompts by {r.prompt}"
+        return f"{held}, cache of {r.cache_bits} bits, prompts by {r.prompt}{whole}"
     parts = [f"{held}" if r.task == "lora" else "", f"{r.state} state"]
     parts += [f"remat {r.remat.kind}", f"{r.micro} micro-batches" if r.micro > 1 else ""]
     parts += ["state on the host" if r.offload else ""]
-    return ", ".join(filter(None, parts))
+    return ", ".join(filter(None, parts)) + whole
 
 
 def _gib(nbytes: int | None) -> str:
