@@ -26,7 +26,7 @@ class Memory:
     """What a compiled program takes: bytes on one device, and `host` bytes apart.
 
     Where the compiler gave up, it names no parts, only what the program needs: then `exact` is
-    False, the parts are None, and `estimate` holds its figure, which is 0.8 to 1.0 of the truth.
+    False, the parts are None, and `estimate` holds its figure, which is 0.8 to 1.07 of the truth.
 
     On a TPU `temp` adds up allocations that may share memory, and can alone exceed a limit that the
     program was compiled to keep. There `highest` is the compiler's own peak, and the peak is the

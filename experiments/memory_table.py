@@ -1,0 +1,118 @@
+"""Writes the tables of docs/memory.md from the JSON beside this file.
+
+python experiments/memory_table.py
+"""
+
+import json
+import pathlib
+
+import jaxmem as jm
+from jaxmem.commands.planning import name as in_words
+from jaxmem.proving import Candidate
+
+HERE = pathlib.Path(__file__).parent
+PAGE = HERE.parent / "docs" / "memory.md"
+START, END = "<!-- {}: written by experiments/memory_table.py -->\n", "<!-- end -->"
+TASKS = ("train", "lora", "serve")
+
+
+def read(name):
+    return json.loads((HERE / name).read_text(encoding="utf-8"))
+
+
+def gib(n):
+    return "–" if n is None else f"{n / 2**30:.2f}"
+
+
+def plans():
+    rows = read("plans.json")["rows"].values()
+    for r in sorted(rows, key=lambda r: (r["model"], TASKS.index(r["task"]), r["device"])):
+        what = f"{r['model']} | {r['task']} | {r['device'].removeprefix('tpu ')}"
+        if not r["fits"]:
+            yield f"{what} | {r['why'].partition(': ')[2] or r['why']} | | | |"
+            continue
+        recipe = jm.Recipe.from_json(json.dumps(r["chosen"]["recipe"]))
+        sizes = f"{gib(r['chosen']['peak_bytes'])} of {gib(r['limit_bytes'])}"
+        plain = gib(r["baseline"]["needed_bytes"]) + ("" if r["baseline"]["fits"] else ", does not fit")
+        took = f"{r['seconds_to_plan']:.0f} s, {gib(r['host_bytes'])} GiB"
+        yield f"{what} | {in_words(Candidate(recipe, 'fits'))} | {sizes} | {plain} | {took}"
+
+
+def remat():
+    found = read("remat_table.json")
+    for device, rows in found["rows"].items():
+        for name, r in sorted(rows.items(), key=lambda row: -row[1]["peak_bytes"]):
+            sizes = f"{gib(r['peak_bytes'])} | {gib(r['host_bytes'])} | {gib(r['residual_bytes'])}"
+            cost = f"{r['flops'] / 1e12:.1f} | {r['cost_seconds'] * 1e3:.0f} ms"
+            mark = "yes" if name in found["chosen"][device] else ""
+            yield f"{device} | {name} | {sizes} | {cost} | {mark}"
+
+
+def quick():
+    for name, r in read("estimates.json")["programs"].items():
+        took = " | ".join(
+            f"{r['seconds'][k]} s" for k in ("quick", "compiled") if k in r["seconds"]
+        )
+        took += "" if "compiled" in r["seconds"] else " | "
+        ratios = r["formulas_over_peak"].items()
+        formulas = ", ".join(f"{formula}: {ratio:.2f}" for formula, ratio in ratios)
+        yield f"{name} | {gib(r['peak_bytes'])} | {r['quick_over_peak']:.2f} | {took} | {formulas}"
+
+
+def estimators():
+    s = read("estimates.json")["summary"]
+    order = f"Spearman {s['spearman']['mean']:.3f}"
+    yield f"`quick=True` | {s['quick_median_error']:.1%} | {order}"
+    for name, error in s["formulas_median_error"].items():
+        yield f"{name} | {error:.0%} | at most {abs(s['formulas_largest_error'][name]):.0%}"
+
+
+def budgets():
+    def way(r):
+        if r["takes"] is None:
+            return "nothing fits | "
+        return f"{r['takes']} | {r['tokens_a_second'] / 1e3:.0f} k"
+
+    for r in read("estimates.json")["budgets"]:
+        yield f"{gib(r['budget_bytes'])} | {way(r['fixed_order'])} | {way(r['plan'])}"
+
+
+def traffic():
+    for name, r in read("decode_traffic.json")["rows"].items():
+        sizes = f"{r['traffic_bytes'] / 1e9:.2f} | {r['floor_bytes'] / 1e9:.2f}"
+        yield f"{name} | {r['layers']} | {sizes} | {r['traffic_over_floor']:.4f}"
+
+
+def resident():
+    found = read("resident.json")
+    for name, r in found["rows"].items():
+        mb = lambda key: f"{r[key] / 1e6:.1f}"  # noqa: B023
+        noted = " (noted)" if r["notes"] else ""
+        yield f"{name}{noted} | {mb('predicted')} | {mb('grown')} | {r['error']:+.1%}"
+    worst, middle = found["largest_error"], found["median_error"]
+    yield f"**largest and median error** | | | {worst:.1%}, {middle:.1%}"
+
+
+TABLES = {
+    plans: "model | task | device | recipe | GiB, of the chip's | plain way, GiB | planned in",
+    remat: "target | policy | peak, GiB | host, GiB | residuals, GiB | Tflop | cost | chosen",
+    quick: "program | peak, GiB | quick ÷ peak | quick took | compile took | formulas ÷ peak",
+    estimators: "estimator | median error | ",
+    budgets: "budget, GiB | fixed order takes | tokens/s | with micro-batches | tokens/s",
+    traffic: "weights | layers | GB moved | floor, GB | ratio",
+    resident: "program | predicted, MB | grown, MB | error",
+}
+
+
+def main():
+    page = PAGE.read_text(encoding="utf-8")
+    for rows, heads in TABLES.items():
+        before, rest = page.split(START.format(rows.__name__))
+        lines = [heads, "|".join(["---"] * (heads.count("|") + 1)), *rows()]
+        table = "".join(f"| {line} |\n" if "---" not in line else f"|{line}|\n" for line in lines)
+        page = before + START.format(rows.__name__) + table + END + rest.split(END, 1)[1]
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
