@@ -57,6 +57,7 @@ def here(tmp_path_factory):
     model.save(folder / "small", jm.encode(model.tensors, plan))
     (folder / "a.txt").write_text(TEXT)
     (folder / "b.txt").write_text(OTHER)
+    (folder / "short.txt").write_text(TEXT[:50])
     return folder
 
 
@@ -184,6 +185,7 @@ def test_export_writes_the_codes_that_fit_made(form, here, tmp_path):
         ("fit model --bytes 60kB --out new --text a.txt --calibrate a.txt", "expected two texts"),
         ("fit model --bytes 60kB --out new --among int layers", "give --calibrate"),
         ("fit model --bytes 60kB --out new --among layers --calibrate a.txt", "wants a form for"),
+        ("fit model --bytes 60kB --out new --calibrate short.txt", "windows of 96 tokens"),
         ("fit model --bytes 60kB --out new --text a.txt --windows 99", "99 windows of 96 tokens"),
         ("eval model --text nowhere.txt", "no text file nowhere.txt"),
         ("eval llama-8b --text a.txt", "llama-8b, shapes only"),

@@ -117,7 +117,17 @@ def _encode(codec, w, axes):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IntArray(Folded):
-    """Integer codes packed along n, scales (*stack, groups, n), zero points packed likewise."""
+    """Integer codes packed along n, scales (*stack, groups, n), zero points packed likewise.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> table = jm.Int(8).encode(jnp.array([[127.0, 5.0], [3.0, 127.0], [-127.0, 8.0]]), (-1,))
+        >>> ids, look_up = jnp.array([2, 0]), jm.lift(lambda w, x: w[x])
+        >>> look_up(table, ids).tolist()  # a product with one-hot rows looks up
+        [[-127.0, 8.0], [127.0, 5.0]]
+        >>> jm.lift(lambda w, x: jax.nn.one_hot(x, 3) @ w)(table, ids).tolist()
+        [[-127.0, 8.0], [127.0, 5.0]]
+    """
 
     codes: tuple[Array, ...]  # bit fields, each (*stack, n·width/8, k) uint8; int8 when 8 bits
     scale: Array  # (*stack, groups, n) f16
