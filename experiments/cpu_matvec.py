@@ -5,8 +5,9 @@
 
 Every encoding takes its turn in one process, round after round, on weights that take turns too, so
 that none stays in a cache. `times_dense` is the median over rounds of the dense time of the round
-over its own. Error: the largest difference to the product with `decode`, over that one's largest.
-It wants a quiet machine.
+over its own, `times_dense_by_least` the ratio of the shortest times, which a busy neighbour changes
+less: it slows most what reads most. Error: the largest difference to the product with `decode`,
+over that one's largest. It wants a quiet machine; on one core: `taskset -c 0 python ...`.
 """
 
 import argparse
@@ -61,6 +62,8 @@ def measured(weights: dict, batch: int, rounds: int) -> list[dict]:
                 "times_dense": round(
                     statistics.median(d / s for d, s in zip(times["dense f32"], seconds)), 3
                 ),
+                "least_microseconds": round(1e6 * min(seconds), 1),
+                "times_dense_by_least": round(min(times["dense f32"]) / min(seconds), 3),
                 "error": float(jnp.abs(run(x, w) - want).max() / jnp.abs(want).max()),
             }
         )
