@@ -14,6 +14,7 @@ from .codecs import Int
 from .leaf import nbytes
 from .recipes import Built, Recipe
 from .runtime.remat import Remat
+from .train.eighths import encoded
 from .train.rounding import stochastic_round
 
 TOLERANCE = 0.01  # noise at which a step counts as twice as dear: between 8 and 4 bits
@@ -37,8 +38,8 @@ def noise(recipe: Recipe) -> float:
     total = noise_of(recipe.encoding)
     if recipe.task == "serve" and recipe.cache_bits < 16:
         total += noise_of(Int(recipe.cache_bits, group=64, symmetric=False))  # as `KVCache` holds
-    if recipe.task != "serve" and recipe.state == "bfloat16":
-        total += _state_noise()
+    if recipe.task != "serve":
+        total += _state_noise(recipe.state)
     return total
 
 
@@ -114,7 +115,9 @@ def _arguments(recipe: Recipe, build: Callable[[Recipe], Built]) -> tuple:
 
 
 @functools.cache
-def _state_noise() -> float:
-    x = jax.random.normal(jax.random.key(0), (2**16,), jnp.float32)
-    error = stochastic_round(x, 1).astype(jnp.float32) - x
-    return float((error**2).mean() / (x**2).mean())
+def _state_noise(state: str) -> float:
+    if state == "float32":
+        return 0.0
+    x = jax.random.normal(jax.random.key(0), (2**8, 2**8), jnp.float32)
+    held = stochastic_round(x, 1) if state == "bfloat16" else encoded(x, 1).decode()
+    return float(((held.astype(jnp.float32) - x) ** 2).mean() / (x**2).mean())

@@ -22,6 +22,7 @@ from .runtime.offload import on_host, streamed
 from .runtime.remat import Remat, remat
 from .select import is_whole, match, paths
 from .train.accumulate import accumulate
+from .train.eighths import in_int8
 from .train.entropy import next_token_loss
 from .train.lora import adapters, attach
 from .train.rounding import apply_rounded, in_bfloat16, in_float32
@@ -29,6 +30,7 @@ from .usage import uses
 
 TASKS = ("train", "lora", "serve")
 _WEIGHTS = ".*(kernel|embedding)"
+_STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Recipe:
         batch, seq: rows of a step, and tokens of a row (of the cache, to serve).
         encoding: the codec of kernels and embeddings; None for bfloat16. Not to train.
         cache_bits: of keys and values, 16 (bfloat16), 8, 4 or 2.
-        state: "float32" or "bfloat16", of the optimizer.
+        state: "float32", "bfloat16" or "int8", of the optimizer.
         remat: what the backward pass keeps.
         offload: whether the optimizer's state lies in host memory, and passes layer by layer.
         micro: micro-batches, one in memory at a time.
@@ -86,8 +88,8 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.batch % self.micro:
             raise ValueError(f"{self.micro} micro-batches of a batch of {self.batch}")
-        if self.state not in ("float32", "bfloat16"):
-            raise ValueError(f"state is {self.state!r}, expected float32 or bfloat16")
+        if self.state not in _STATES:
+            raise ValueError(f"state is {self.state!r}, expected one of {', '.join(_STATES)}")
         if self.task == "train" and self.encoding is not None:
             raise ValueError(f"training moves every weight, and {self.encoding} cannot move: lora?")
 
@@ -208,7 +210,7 @@ def _train(recipe, model, places, optimizer):
 
     def init(params, key=None):
         params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
-        return _state(params, optimizer), params
+        return _hosted(recipe, _state(params, optimizer)), params
 
     def step(state, ids):
         value, slope = accumulate(loss, recipe.micro)(state["params"], ids)
@@ -228,7 +230,8 @@ def _lora(recipe, model, places, optimizer):
 
     def init(params, key):
         params = _encode(recipe, model, params)
-        return _state(adapters(key, params, recipe.rank, where), optimizer), params
+        pairs = adapters(key, params, recipe.rank, where)
+        return _hosted(recipe, _state(pairs, optimizer)), params
 
     joined = lambda pairs, params, ids: loss(attach(params, pairs), ids)
 
@@ -267,7 +270,7 @@ def _serve(recipe, model, places, optimizer):
 
 
 def _held(recipe, optimizer):
-    return (in_float32 if recipe.state == "float32" else in_bfloat16)(optimizer)
+    return _STATES[recipe.state](optimizer)
 
 
 def _state(params, optimizer):
@@ -275,7 +278,11 @@ def _state(params, optimizer):
 
 
 def _placed(recipe, places, state):
-    state = places.shard(state) | {"params": places.weights(state["params"])}
+    return _hosted(recipe, places.shard(state) | {"params": places.weights(state["params"])})
+
+
+def _hosted(recipe, state):
+    """The state with the optimizer's on the host, if the recipe has it there."""
     return state | {"opt": on_host(state["opt"])} if recipe.offload else state
 
 

@@ -5,9 +5,10 @@ import json
 import pytest
 
 import jaxmem as jm
+from jaxmem.chips import Chip
 from jaxmem.models import Model, llama
 from jaxmem.planner import as_data, kept
-from jaxmem.pricing import noise, price
+from jaxmem.pricing import arithmetic, noise, price
 from jaxmem.proving import Candidate, prove
 
 MIB = 2**20
@@ -88,6 +89,16 @@ def test_a_policy_that_computes_more_keeps_less_on_any_number_of_chips():
     assert kept(dataclasses.replace(recipe, device="tpu v5e:2x4"), model=TINY) == found
     assert kept(dataclasses.replace(recipe, micro=2), model=TINY)["full"] < found["full"]
     assert kept(jm.Recipe("tiny", "cpu", "serve", 8, 64)) == {}
+
+
+def test_weights_that_chips_share_take_less_and_say_more():
+    recipe = jm.Recipe("tiny", "tpu v5e:2x4", "train", 8, 64, chunk=64)
+    taken = {}
+    for shared in (True, False):
+        how = functools.partial(jm.build, model=TINY)
+        given = dataclasses.replace(recipe, shared=shared)
+        taken[shared] = arithmetic(given, CONFIG, how, Chip(MIB, 1e15, 1e15, 1e9), 8)
+    assert taken[True][0] < taken[False][0] and taken[True][1] > taken[False][1]
 
 
 def test_a_compiler_that_is_lost_costs_its_candidate_only():

@@ -126,6 +126,19 @@ def test_values_that_do_not_go_together_are_refused(make, message):
         make()
 
 
+def test_a_state_of_eight_bits_learns_as_one_of_32_does():
+    config = llama.Config(**SIZES | dict(width=256, layers=2, ffn=256, head_dim=64))
+    small = Model(config, llama.module(config), None, "small")
+    params = jax.jit(small.tensors.init)(jax.random.key(0), IDS[:1])["params"]
+    found = {}
+    for state in ("float32", "int8"):
+        given = recipe("train", state=state, micro=2, offload=state == "int8")
+        small = dataclasses.replace(small, tensors=params)
+        found[state] = losses(small, given, steps=6, optimizer=optax.adam(3e-3))
+    assert found["int8"][-1] < found["int8"][0] - 0.1
+    np.testing.assert_allclose(found["int8"], found["float32"], rtol=0.02)
+
+
 @pytest.mark.slow
 def test_an_offloaded_state_lies_with_the_host_of_a_tpu():
     pytest.importorskip("libtpu")
@@ -136,6 +149,6 @@ def test_an_offloaded_state_lies_with_the_host_of_a_tpu():
         how = dict(device="tpu v5e:1x1", state="bfloat16", offload=offload)
         built = jm.build(dataclasses.replace(recipe("train", size=(2, 64)), **how), model=small)
         taken[offload] = jm.memory(built.step, *built.arguments, device="tpu v5e:1x1")
-    state = sum(jm.nbytes(x) for x in jax.tree.leaves(built.arguments[0]["opt"]) if x.ndim)
-    assert (taken[True].host, taken[False].host) == (state, 0)
+    held = sum(jm.nbytes(x) for x in jax.tree.leaves(built.arguments[0]["opt"]) if x.ndim)
+    assert (taken[True].host, taken[False].host) == (held, 0)
     assert taken[True].peak < taken[False].peak

@@ -9,6 +9,7 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.train.accumulate import accumulate
+from jaxmem.train.eighths import encoded, in_int8
 from jaxmem.train.entropy import next_token_loss
 from jaxmem.train.lora import adapters, attach
 from jaxmem.train.rounding import apply_rounded, in_bfloat16, in_float32, stochastic_round
@@ -81,11 +82,23 @@ def test_rounding_is_right_on_average_and_keeps_what_bfloat16_holds():
     assert jnp.isinf(stochastic_round(jnp.array([jnp.inf]), 1)).all()
 
 
-@pytest.mark.parametrize(("hold", "bytes_each"), [(in_float32, 8), (in_bfloat16, 4)])
+def test_a_byte_a_number_is_right_on_average_and_never_rounds_to_zero():
+    x = jnp.exp(-12 * jnp.linspace(0, 1, 4096)).reshape(16, 256) * jnp.sign(normal(16, 256))
+    mean = jnp.stack([encoded(x, s).decode() for s in range(64)]).mean(0)
+    once = jnp.abs(encoded(x, 0).decode() - x)
+    assert jnp.abs(mean - x).mean() < 0.25 * once.mean()
+    assert (jnp.sign(encoded(x, 0).codes.astype("f4")) == jnp.sign(x)).all()
+    assert not jnp.any(encoded(jnp.zeros((16, 256)), 0).decode())
+
+
+HELD = [(in_float32, 8), (in_bfloat16, 4), (in_int8, 2 + 2 / 64)]
+
+
+@pytest.mark.parametrize(("hold", "bytes_each"), HELD)
 def test_adam_reaches_the_minimum_with_its_state_in_few_bits(hold, bytes_each):
     optimizer = hold(optax.adam(0.02))
-    target = normal(64, 8)
-    params = {"w": jnp.zeros((64, 8), jnp.bfloat16)}
+    target = normal(16, 256)
+    params = {"w": jnp.zeros((16, 256), jnp.bfloat16)}
     state = optimizer.init(params)
     assert 0 <= jm.nbytes(state) - bytes_each * target.size <= 8
 

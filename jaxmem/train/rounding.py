@@ -21,19 +21,23 @@ def stochastic_round(x: Array, seed: Array | int) -> Array:
         >>> abs(float(stochastic_round(x, 1).astype(jnp.float32).mean()) - 1.001) < 1e-4
         True
     """
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis in range(x.ndim):
-        shape = [1] * x.ndim
-        shape[axis] = x.shape[axis]
-        step = jnp.arange(x.shape[axis], dtype=jnp.uint32).reshape(shape)
-        place = place * jnp.uint32(0x9E3779B1) + step
-    h = place ^ (jnp.asarray(seed).astype(jnp.uint32) * jnp.uint32(0x85EBCA6B))
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons, 2018
-        h = (h ^ (h >> shift)) * jnp.uint32(factor)
-    low = (h ^ (h >> 16)) & jnp.uint32(0xFFFF)
+    low = hashed(x.shape, seed) & jnp.uint32(0xFFFF)
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) + low
     rounded = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
+
+
+def hashed(shape: tuple[int, ...], seed: Array | int) -> Array:
+    """Random bits, uint32: a hash of each number's place and `seed`."""
+    place = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        along = [1] * len(shape)
+        along[axis] = size
+        place = place * jnp.uint32(0x9E3779B1) + jnp.arange(size, dtype=jnp.uint32).reshape(along)
+    h = place ^ (jnp.asarray(seed).astype(jnp.uint32) * jnp.uint32(0x85EBCA6B))
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons, 2018
+        h = (h ^ (h >> shift)) * jnp.uint32(factor)
+    return h ^ (h >> 16)
 
 
 def in_bfloat16(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -50,11 +54,11 @@ def in_bfloat16(optimizer: optax.GradientTransformation) -> optax.GradientTransf
     """
 
     def init(params):
-        state = optimizer.init(_wide(params))
+        state = optimizer.init(wide(params))
         return {"state": jax.tree.map(_narrow, state), "step": jnp.zeros((), jnp.int32)}
 
     def update(grads, held, params=None):
-        updates, state = _update(optimizer, grads, _wide(held["state"]), params)
+        updates, state = updated(optimizer, grads, wide(held["state"]), params)
         step = held["step"] + 1
         old, tree = jax.tree.flatten(held["state"])
         new = [
@@ -68,8 +72,8 @@ def in_bfloat16(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 
 def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The optimizer with its state in f32, whatever the dtype of the params."""
-    update = lambda grads, state, params=None: _update(optimizer, grads, state, params)
-    return optax.GradientTransformation(lambda params: optimizer.init(_wide(params)), update)
+    update = lambda grads, state, params=None: updated(optimizer, grads, state, params)
+    return optax.GradientTransformation(lambda params: optimizer.init(wide(params)), update)
 
 
 def apply_rounded(params: Any, updates: Any, step: Array | int) -> Any:
@@ -83,12 +87,14 @@ def apply_rounded(params: Any, updates: Any, step: Array | int) -> Any:
     return tree.unflatten(new)
 
 
-def _update(optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any) -> Any:
+def updated(optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any) -> Any:
+    """(updates, state) of an optimizer that is given f32."""
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
-        return optimizer.update(_wide(grads), state, _wide(params))
+        return optimizer.update(wide(grads), state, wide(params))
 
 
-def _wide(tree: Any) -> Any:
+def wide(tree: Any) -> Any:
+    """The floats of a tree in f32."""
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     return jax.tree.map(lambda x: x.astype(jnp.float32) if is_float(x) else x, tree)
 
