@@ -33,7 +33,9 @@ def plans():
             continue
         recipe = jm.Recipe.from_json(json.dumps(r["chosen"]["recipe"]))
         sizes = f"{gib(r['chosen']['peak_bytes'])} of {gib(r['limit_bytes'])}"
-        plain = gib(r["baseline"]["needed_bytes"]) + ("" if r["baseline"]["fits"] else ", does not fit")
+        plain = gib(r["baseline"]["needed_bytes"]) + (
+            "" if r["baseline"]["fits"] else ", does not fit"
+        )
         took = f"{r['seconds_to_plan']:.0f} s, {gib(r['host_bytes'])} GiB"
         yield f"{what} | {in_words(Candidate(recipe, 'fits'))} | {sizes} | {plain} | {took}"
 
