@@ -21,6 +21,7 @@ from .proving import Candidate, prove
 from .recipes import Built, Recipe, build
 from .runtime.remat import Remat
 
+STATES = ("float32", "bfloat16")  # and "int8", which takes a compiler minutes
 ENCODINGS = (None, Int(8), Int(4, group=128), Int(4))
 REMATS = (
     Remat("none"),
@@ -89,6 +90,7 @@ def plan(
     seq: int,
     limit: int | None = None,
     encodings: Sequence[Any] = ENCODINGS,
+    states: Sequence[str] = STATES,
     most: int = 2,
     timeout: float = 600.0,
     tell: Callable[[Candidate], None] = lambda row: None,
@@ -107,6 +109,7 @@ def plan(
         task: "train" all weights, "lora" adapters beside frozen ones, or "serve".
         batch, seq: rows of a step, and tokens of a row (of the cache, to serve).
         limit: bytes on one device; the chip's own by default.
+        encodings, states: of weights that do not move, and of the optimizer (see `Recipe`).
         tell: is called with each candidate that was estimated or compiled.
 
     Raises:
@@ -145,7 +148,9 @@ def plan(
     )
     rows: list[Candidate] = []
     fit = 0
-    for kind in sorted(kinds(first, encodings, count), key=lambda kind: min(map(dear, kind))):
+    for kind in sorted(
+        kinds(first, encodings, states, count), key=lambda kind: min(map(dear, kind))
+    ):
         if fit == most:
             break
         choices = [(recipe, guess(recipe)[0]) for recipe in sorted(kind, key=dear)]
@@ -162,7 +167,9 @@ def plan(
     return Planned(tuple(rows), baseline, limit, time.perf_counter() - start)
 
 
-def kinds(first: Recipe, encodings: Sequence, chips: int) -> Iterator[list[Recipe]]:
+def kinds(
+    first: Recipe, encodings: Sequence, states: Sequence[str], chips: int
+) -> Iterator[list[Recipe]]:
     """Recipes in lists: within one, remat, micro-batches and chunks trade seconds for bytes."""
     change = functools.partial(dataclasses.replace, first)
     places = (True, False) if chips > 1 else (True,)
@@ -176,7 +183,7 @@ def kinds(first: Recipe, encodings: Sequence, chips: int) -> Iterator[list[Recip
     micros = [n for n in range(1, rows + 1) if rows % n == 0]
     chunk = next(n for n in range(min(512, first.seq), 0, -1) if first.seq % n == 0)
     for codec in encodings if first.task == "lora" else (None,):
-        held = itertools.product(("float32", "bfloat16"), (False, True), places)
+        held = itertools.product(states, (False, True), places)
         for state, offload, shared in held:
             knobs = dict(encoding=codec, state=state, offload=offload, chunk=chunk, shared=shared)
             if offload and (first.task == "lora" or chips > 1):

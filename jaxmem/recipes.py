@@ -294,7 +294,8 @@ def _apply(recipe, places, optimizer, state, slope):
         updates, opt = optimizer.update(slope, opt, params)
         return apply_rounded(params, updates, count), opt
 
-    change = streamed(update) if recipe.offload else update
+    by_layer = recipe.offload or recipe.state == "int8"  # whose numbers are f32 on the way
+    change = streamed(update, far=recipe.offload) if by_layer else update
     with jax.named_scope("optimizer"):
         params, opt = change(state["params"], state["opt"], slope)
         params, opt = places.kept(params, whole=not recipe.shared), places.kept(opt)

@@ -39,6 +39,11 @@ def test_what_is_planned_is_what_the_compiler_says_of_the_recipe_built_again(tas
         assert recipe.micro > 1 or recipe.remat.kind != "none"
 
 
+def test_a_state_of_eight_bits_is_planned_where_it_is_asked_for():
+    found = PLAN(task="train", limit=6 * MIB, states=["int8"])
+    assert found.recipe.state == "int8" and found.chosen.peak <= 6 * MIB
+
+
 def test_a_limit_that_nothing_meets_says_what_would_do():
     how = dict(task="serve", batch=8, seq=512, encodings=[None])
     with pytest.raises(ValueError, match=r"nothing fits 1,048,576 bytes .* needs [\d,]+ ") as e:

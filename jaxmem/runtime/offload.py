@@ -32,8 +32,10 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(move, tree)
 
 
-def streamed(update: Callable) -> Callable:
+def streamed(update: Callable, *, far: bool = True) -> Callable:
     """`update(params, state, grads) -> (params, state)` with a `state` that lies on the host.
+
+    Not `far`, the state is on the device, and only what an update makes on its way is of a layer.
 
     `params` and `grads` have one structure, and the arrays of `state` the shapes of theirs, but
     for scalars; `update` treats each array by itself, as Adam does. Stacks of matrices with a
@@ -44,14 +46,14 @@ def streamed(update: Callable) -> Callable:
 
     def run(params, state, grads):
         # an abstract argument's type does not say that it lies on the host
-        state = jax.tree.map(lambda x: _host(x, x.ndim > 0), state)
+        state = jax.tree.map(lambda x: _host(x, far and x.ndim > 0), state)
         leaves = jax.tree.leaves(params)
         stacks = [x.shape[0] for x in leaves if x.ndim > 2]
         layers = max(set(stacks), key=stacks.count, default=0)
         stacked = lambda x: x.ndim > 2 and x.shape[0] == layers
         trees = (params, state, grads)
         flat, structure = jax.tree.flatten(trees)
-        hosted = _hosted(state, len(leaves), flat, params)
+        hosted = [far and one for one in _hosted(state, len(leaves), flat, params)]
         inside = [i for i, x in enumerate(flat) if stacked(x)]
         outside = [i for i in range(len(flat)) if i not in inside]
         count = len(leaves), len(jax.tree.leaves(state))
