@@ -16,8 +16,7 @@ from .packing import WIDTHS, divided, interleave, pack, shifts, slices, unpack, 
 
 FEW_ROWS = 32  # up to here the CPU's integer product beats decoding (experiments/cpu_decode.py)
 FEW_GROUPED = 8  # and up to here where each group has a product of its own
-RUN = 128  # rows of a weight at a time in a product on a CPU
-RUN_GROUPED = 512  # and where each group has a product of its own
+RUN = 512  # rows of a weight at a time in a product on a CPU
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
 _LEAST = 2.0**-14  # f16 scales below are coarse
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
@@ -313,8 +312,7 @@ def _products(w, rows):
     (jax 0.10.2 and 0.12: 1.4 to 2 times as long).
     """
     (n, groups, g), r = w.shape, len(rows)
-    run = RUN if groups == 1 else RUN_GROUPED
-    runs = next((i for i in range(max(1, -(-n // run)), n // 32 + 1) if n % i == 0), 1)
+    runs = next((i for i in range(max(1, -(-n // RUN)), n // 32 + 1) if n % i == 0), 1)
     if groups == 1:  # an axis of length 1 costs 1.4 times as long
         w, rows = w.reshape(runs, -1, g), jnp.broadcast_to(rows[:, 0], (runs, r, g))
         dims = (((2,), (2,)), ((0,), (0,)))
