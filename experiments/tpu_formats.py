@@ -40,6 +40,9 @@ FORMATS = {
     "nvfp4": jm.Float("nvfp4"),
     "planes": jm.Planes(),
     "w8a8": jm.Dynamic(jm.Int(8)),
+    "2:4": jm.NM(2, 4),
+    "2:4, int4 g64": jm.Chain((jm.NM(2, 4), jm.Int(4, group=64))),
+    "half of blocks 128 x 512": jm.Blocks(0.5, block=(128, 512)),
 }
 
 

@@ -11,6 +11,8 @@ from quick import jit
 import jaxmem as jm
 from jaxmem.kernels.choosing import on_one_chip
 from jaxmem.kernels.grouped import COLUMNS, grouped_product, suits
+from jaxmem.kernels.neighbours import neighbours_product
+from jaxmem.kernels.strips import strips_product
 
 
 def by_kernel(x, leaf):
@@ -76,6 +78,32 @@ def test_scales_below_the_least_normal_half_are_read_right():
 )
 def test_the_grouped_kernel_says_which_shapes_it_suits(k, group, fits):
     assert suits(k, group) == fits
+
+
+@pytest.mark.parametrize("values", [(), (jm.Int(4, group=64, symmetric=False),), (jm.Int(8),)])
+@pytest.mark.parametrize("pattern", [jm.NM(2, 4), jm.NM(1, 4)], ids=str)
+def test_the_kernel_of_neighbours_is_the_product_with_the_decoded_weight(pattern, values):
+    w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(1120, 264), (9, 1120)]))
+    leaf = jm.Chain((pattern, *values)).encode(w)  # 280 groups: the last lanes are short
+    by_kernel = jit(lambda x, leaf: neighbours_product(x, **leaf.on_chip(), interpret=True))
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=1e-3)
+
+
+def test_the_kernel_of_strips_is_the_product_with_the_decoded_weight():
+    w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(700, 300), (200, 700)]))
+    leaf = jm.Blocks(0.5, block=(128, 128)).encode(w)  # both sides end within a block
+    by_kernel = jit(lambda x, a: strips_product(x, a.values, a.places, 128, 300, interpret=True))
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=3e-4)
+
+
+@pytest.mark.parametrize(
+    "codec", [jm.NM(2, 4), jm.Chain((jm.NM(2, 4), jm.Int(4))), jm.Blocks(0.5, block=(128, 128))]
+)
+def test_sparse_forms_choose_their_kernel_for_one_chip(codec):
+    w, x = jax.ShapeDtypeStruct((512, 256), "f4"), jax.ShapeDtypeStruct((256, 512), "f4")
+    leaf = jax.eval_shape(codec.encode, w)
+    exported = jax.export.export(jax.jit(jm.lift(jnp.matmul)), platforms=["tpu"])(x, leaf)
+    assert "tpu_custom_call" in exported.mlir_module()
 
 
 @pytest.mark.parametrize("axes", [(None, 0), (0, None)])

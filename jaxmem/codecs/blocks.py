@@ -1,12 +1,15 @@
 """Blocks: whole blocks of a matrix stay, dense, and a product takes only the inputs they read."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ..folding import decoded_product
+from ..kernels.choosing import on_one_chip
+from ..kernels.strips import strips_product, suits
 from ..leaf import shrunk
 from .sparse import (
     Count,
@@ -130,8 +133,32 @@ class BlocksArray(SparseArray):
         return rows.reshape(*index.shape, self.fold.k)
 
     def matmul(self, x, precision=None):
-        height = self.values.shape[-2] // self.places.shape[-2]
-        return (_gathered if x.shape[0] <= height else decoded_product)(x, self, precision)
+        return _matmul(x, self, precision)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _matmul(x, leaf, precision):
+    """x (m, k) . rows^T: (m, n) f32. Few rows of x gather what they read, on every target."""
+    height = leaf.values.shape[-2] // leaf.places.shape[-2]
+    if x.shape[0] <= height:
+        return _gathered(x, leaf, precision)
+    decoded = functools.partial(decoded_product, precision=precision)
+    plain = isinstance(leaf.values, Array)
+    if not plain or not suits(height, leaf.inputs, leaf.places.shape[-1], x.shape[1]):
+        return decoded(x, leaf)
+    kernel = lambda x, leaf: strips_product(
+        x, leaf.values, leaf.places, leaf.inputs, leaf.fold.n, precision
+    )
+    return on_one_chip(kernel, decoded, x, leaf)
+
+
+@_matmul.defjvp
+def _matmul_jvp(precision, primals, tangents):
+    x, leaf = primals
+    height = leaf.values.shape[-2] // leaf.places.shape[-2]
+    plain = _gathered if x.shape[0] <= height else decoded_product
+    of = functools.partial(plain, precision=precision)
+    return _matmul(x, leaf, precision), jax.jvp(of, primals, tangents)[1]
 
 
 def _gathered(x, leaf, precision):

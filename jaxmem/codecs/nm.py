@@ -1,14 +1,19 @@
 """NM: n of every m neighbours, whose places p₀ < p₁ < … are one number, Σ C(pᵢ, i + 1)."""
 
 import dataclasses
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..folding import UNROLLED, decoded_product
+from ..kernels.choosing import on_one_chip
+from ..kernels.neighbours import neighbours_product, suits
 from ..leaf import shrunk
-from .packing import WIDTHS, pack, unpack, unpack_rows
+from .packing import WIDTHS, pack, shifts, unpack, unpack_rows
 from .scaled import selected
 from .sparse import (
     Count,
@@ -115,10 +120,40 @@ class NMArray(SparseArray):
         codes = tuple(shrunk(a, axis, parts) for a in self.codes)
         return dataclasses.replace(self, values=values, codes=codes, fold=fold)
 
+    def matmul(self, x, precision=None):
+        return _matmul(x, self, precision)
+
+    def on_chip(self) -> dict[str, Any] | None:
+        """What a kernel takes of an unstacked leaf; None where it cannot read it."""
+        values = self.values
+        if not isinstance(values, Array):
+            values = values.on_chip() if hasattr(values, "on_chip") else None
+        if values is None or self.bits == 8 or not suits(self.n, self.codes[0].shape[-1], values):
+            return None
+        how = dict(shifts=tuple(shifts(self.bits)), n=self.n, m=self.m, spread=planes)
+        return dict(fields=self.codes, values=values, **how)
+
     def pick(self, index):
         at = index.reshape(-1)
         rows = self._dense(unpack_rows(self.codes, self.bits, at), pick_values(self.values, at))
         return rows.reshape(*index.shape, self.fold.k)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _matmul(x, leaf, precision):
+    """x (rows, k) . rows^T in f32, by what is fast where it runs."""
+    decoded = functools.partial(decoded_product, precision=precision)
+    elsewhere = functools.partial(decoded, unrolled=UNROLLED)
+    if leaf.on_chip():
+        kernel = lambda x, leaf: neighbours_product(x, **leaf.on_chip(), precision=precision)
+        elsewhere = functools.partial(on_one_chip, kernel, elsewhere)
+    return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
+
+
+@_matmul.defjvp
+def _matmul_jvp(precision, primals, tangents):
+    decoded = functools.partial(decoded_product, precision=precision)
+    return _matmul(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
 
 
 def pattern(mask: Array, n: int) -> Array:
@@ -143,13 +178,16 @@ def pattern(mask: Array, n: int) -> Array:
 def spread_pattern(numbers: Array, values: list[Array], m: int) -> Array:
     """Groups (..., m) with `values`, each (...), at the places of patterns `numbers`, else zero.
 
-    Selections and no table: a TPU takes 1 GiB for a gather from one.
-
     Example:
         >>> import jax.numpy as jnp
         >>> spread_pattern(jnp.array([2]), [jnp.array([5.0]), jnp.array([7.0])], 4).tolist()
         [[0.0, 5.0, 7.0, 0.0]]
     """
+    return jnp.stack(planes(numbers, values, m), -1)
+
+
+def planes(numbers: Array, values: list[Array], m: int) -> list[Array]:
+    """The m planes of `spread_pattern`. Selections, no table: a TPU takes 1 GiB for its gather."""
     left, dense = jnp.full(numbers.shape, len(values), jnp.int32), []
     for place in reversed(range(m)):
         least = [float(2**30)] + [float(math.comb(place, i + 1)) for i in range(len(values))]
@@ -161,4 +199,4 @@ def spread_pattern(numbers: Array, values: list[Array], m: int) -> Array:
         for i, other in enumerate(values[1:], 1):
             value = jnp.where(left == i, other, value)
         dense.append(jnp.where(here, value, 0.0))
-    return jnp.stack(dense[::-1], -1)
+    return dense[::-1]

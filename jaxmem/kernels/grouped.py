@@ -81,7 +81,7 @@ def grouped_product(
     more = {name: a for name, a in more.items() if a is not None}
     how = dict(k=k, shifts=shifts, group=group, values=values, precision=precision)
     y = pl.pallas_call(
-        functools.partial(_body, scales=scales or _from_half_bits, **how),
+        functools.partial(_body, scales=scales or from_half_bits, **how),
         out_shape=jax.ShapeDtypeStruct((m, n), dtype),
         grid=(pl.cdiv(m, inputs), pl.cdiv(n, ROWS), blocks),
         in_specs=[
@@ -135,7 +135,7 @@ def _body(
 
     block = pl.program_id(2)
     scale = scales(scale_ref[...].astype(jnp.int32))
-    low = _from_half_bits(more["low"][...].astype(jnp.int32)) if "low" in more else None
+    low = from_half_bits(more["low"][...].astype(jnp.int32)) if "low" in more else None
     total = jnp.where(block == 0, 0.0, sum_ref[...])
     columns = x_ref.shape[1]
     for start in range(0, columns, LANES):
@@ -169,7 +169,7 @@ def _body(
     y_ref[...] = total.astype(y_ref.dtype)
 
 
-def _from_half_bits(bits):
+def from_half_bits(bits):
     """The f32 of f16 bits in int32 (sign extended): a TPU has no f16."""
     size = bits & 0x7FFF
     normal = lax.bitcast_convert_type((size << 13) + (112 << 23), jnp.float32)
