@@ -9,13 +9,16 @@ The model is smollm2-135m, rotated. 128 windows of 512 tokens of the first half 
 compiling included; the statistics' are apart. The peak is of the process while it encodes, with the
 dense model and the statistics in it. "numpy GPTQ" is a plain loop in float64, a peer to compare to.
 Tuned rows train the scales of the row before them, 120 steps of 256 tokens of the first half;
-their seconds and peak are of that alone. `--keep` names a directory where statistics and encodings
-stay between runs.
+their seconds and peak are of that alone; codes are learned after that, in as many steps. `--keep`
+names a directory where statistics and encodings stay between runs. `--control` measures in another
+basis that is off the checkpoint's grid: not rotated, every input channel times exp(U(-.35, .35)),
+undone in what writes it. Rows of other than 8 windows, and control rows, are named so.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import pathlib
 import re
 import tempfile
@@ -28,11 +31,13 @@ import numpy as np
 import jaxmem as jm
 from jaxmem import models
 from jaxmem.models import fetching
+from jaxmem.models.joints import find, joints, rescaled
 
 CALIBRATION = (128, 512)  # windows, tokens
 TOGETHER = 4  # windows a pass of the statistics
 TUNING = (120, 256)  # steps, tokens of each
 RATES = {4: 1e-3, 3: 1e-3, 2: 3e-3}  # of tuning, by bits
+LEARNING = 0.002  # of learned rounding, in steps of the grid
 TUNED = "GPTQ of a weighted search, 4 turns"  # the row that tuned ones start from
 LINEARS = r"layers/(attn|mlp)/.*/kernel"
 FORMATS = {8: None, 6: 64, 5: 64, 4: 64, 3: 64, 2: 32}  # bits: group
@@ -43,6 +48,7 @@ METHODS = {
     "GPTQ": jm.GPTQ,
     "GPTQ of a weighted search": lambda codec: jm.GPTQ(jm.Search(codec)),
     TUNED: lambda codec: jm.GPTQ(jm.Search(codec), turns=4),
+    f"{TUNED}, rank 8": lambda codec: jm.QERA(jm.GPTQ(jm.Search(codec), turns=4), 8),
 }
 
 
@@ -94,8 +100,9 @@ def peak_of(make):
     return found, seconds, int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
-def remembered(model: models.Model, windows: np.ndarray):
+def remembered(model: models.Model, ids: np.ndarray, count: int):
     """`apply` that reads the dense model's logits of each window from files; made once."""
+    windows = ids[: count * 1024].reshape(-1, 1024).astype(np.int32)
     folder = tempfile.TemporaryDirectory()
     dense = jax.jit(model.apply)
     for i, row in enumerate(windows):
@@ -108,9 +115,8 @@ def remembered(model: models.Model, windows: np.ndarray):
     return lambda _, ids: jax.pure_callback(read, shape, ids), folder
 
 
-def kept(folder: pathlib.Path | None, plan, make, again: bool = False) -> tuple:
+def kept(folder: pathlib.Path | None, name: str, make, again: bool = False) -> tuple:
     """What `make()` gives, (tree, ...): (tree,) alone where it was kept, unless made `again`."""
-    name = plan if isinstance(plan, str) else str(next(iter(plan.values())))
     path = folder and folder / (re.sub(r"[^\w=]+", "-", name) + ".jm")
     if path and path.exists() and not again:
         return (jm.load(path),)
@@ -120,18 +126,39 @@ def kept(folder: pathlib.Path | None, plan, make, again: bool = False) -> tuple:
     return made
 
 
-def tune(model: models.Model, start: dict, calibration: np.ndarray, rate: float) -> dict:
-    """The encoded params with their scales trained on windows of the calibration text."""
+def shuffled(calibration: np.ndarray) -> list[tuple]:
+    """The windows that are trained on, each a batch."""
     steps, length = TUNING
     rows = calibration[: len(calibration) // length * length].reshape(-1, 1, length)
     rows = rows[np.random.default_rng(0).permutation(len(rows))[:steps]]
-    batches = [(jnp.asarray(ids),) for ids in rows]
+    return [(jnp.asarray(ids),) for ids in rows]
+
+
+def tune(model: models.Model, start: dict, calibration: np.ndarray, rate: float) -> dict:
+    """The encoded params with their scales trained on windows of the calibration text."""
     tell = lambda i, loss: i % 10 or print(i, round(loss, 4), flush=True)
     how = {"learning_rate": rate, "progress": tell}
-    return jm.tune(model.apply, model.params, start, batches, **how)
+    return jm.tune(model.apply, model.params, start, shuffled(calibration), **how)
 
 
-def started(path: pathlib.Path, model: models.Model, windows: int) -> dict:
+def learn(model: models.Model, start: dict, calibration: np.ndarray) -> dict:
+    """The encoded params with their codes and scales trained on the same windows."""
+    tell = lambda i, loss: i % 10 or print(i, round(loss, 4), flush=True)
+    how = {"loss": jm.divergence, "learning_rate": LEARNING, "progress": tell}
+    return jm.learn_rounding(model.apply, model.params, start, shuffled(calibration), **how)
+
+
+def jittered(model: models.Model) -> models.Model:
+    """The same function with each input channel of its linears times exp(U(-.35, .35))."""
+    random = np.random.default_rng(0)
+    for joint in sorted(joints(model.config), key=lambda joint: joint.of_norm):
+        layers, k, _ = find(model.tensors, joint.readers[0]).shape
+        jitter = random.uniform(-0.35, 0.35, (layers, k // joint.repeats))
+        model = rescaled(model, {joint: np.exp(jitter).astype(np.float32)})
+    return model
+
+
+def started(path: pathlib.Path, model: models.Model) -> dict:
     """What the file holds, and what this run is made with."""
     found = {
         "command": "python experiments/quantize_smollm2.py --text wikitext2_valid.txt",
@@ -141,7 +168,7 @@ def started(path: pathlib.Path, model: models.Model, windows: int) -> dict:
         "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": 0,
         "calibration": CALIBRATION,
-        "windows": windows,
+        "windows": 8,
         "statistics": {},
         "rows": {},
     }
@@ -158,71 +185,92 @@ def write(path: pathlib.Path, found: dict) -> None:
     new.replace(path)
 
 
-def row_of(model: models.Model, plan: jm.Plan, result: dict, seconds: float, peak: int) -> dict:
-    """What the table holds of one way; bits are those of the block linears, all that is stored."""
+def row_of(model: models.Model, plan: jm.Plan, result: dict, *cost) -> dict:
+    """What the table holds of one way; bits are those of the block linears, all that is stored.
+
+    `cost` is seconds and peak bytes; nothing for what an earlier run kept.
+    """
     shapes = jax.eval_shape(lambda p: jm.encode(p, plan), model.params)
     linears = [x for x in jax.tree.leaves(shapes, is_leaf=jm.is_encoded) if jm.is_encoded(x)]
     return {
         "codec": str(next(iter(plan.values()))),
         "bits_per_weight": 8 * jm.nbytes(linears) / sum(x.size for x in linears),
         **{key: result[key] for key in ("perplexity", "kl", "agreement", "dense_perplexity")},
-        "seconds": round(seconds, 1),
-        "peak_rss": peak,
+        **({"seconds": round(cost[0], 1), "peak_rss": cost[1]} if cost else {}),
     }
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=pathlib.Path, required=True)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--rows", default=".*")
     parser.add_argument("--keep", type=pathlib.Path)
-    args = parser.parse_args()
+    parser.add_argument("--control", action="store_true")
+    return parser.parse_args()
+
+
+def marked(args: argparse.Namespace) -> str:
+    """What the name of a row ends with."""
+    others = f", {args.windows} windows" if args.windows != 8 else ""
+    return others + (", control" if args.control else "")
+
+
+def main() -> None:
+    args = arguments()
     path = pathlib.Path(__file__).with_suffix(".json")
-    model = models.rotate(models.load("smollm2-135m"))
+    plain, mark = models.load("smollm2-135m"), marked(args)
+    found = started(path, models.rotate(plain))
+    model = jittered(plain) if args.control else models.rotate(plain)
     text = args.text.read_text(encoding="utf-8")
     encode = lambda t: np.asarray(model.tokenizer.encode(t, add_special_tokens=False).ids)
     calibration, ids = encode(text[: len(text) // 2]), encode(text[len(text) // 2 :])
-    found = started(path, model, args.windows)
-    count, length = CALIBRATION
-    batches = calibration[: count * length].reshape(-1, TOGETHER, length)
-    windows = ids[: args.windows * 1024].reshape(-1, 1024).astype(np.int32)
+    batches = calibration[: math.prod(CALIBRATION)].reshape(-1, TOGETHER, CALIBRATION[1])
     known, stats = {}, {}
+    basis = " control" * args.control
+    name_of = lambda plan: str(next(iter(plan.values()))) + basis
 
     def measured_stats() -> dict:
         if not stats:
             run = lambda: jm.stats(model.apply, model.params, [(ids,) for ids in batches])
-            made, *cost = kept(args.keep, "moments", lambda: peak_of(run))
+            made, *cost = kept(args.keep, "moments" + basis, lambda: peak_of(run))
             stats.update(made)
-            if cost:
+            if cost and not args.control:
                 found["statistics"] = {"seconds": round(cost[0], 1), "peak_rss": cost[1]}
         return stats
 
     def add(name: str, codec, make) -> None:
-        if name in found["rows"] or not re.fullmatch(args.rows, name):
+        if name + mark in found["rows"] or not re.fullmatch(args.rows, name):
             return
         plan = jm.choose(model.params, {LINEARS: codec})
-        tree, seconds, peak = make(plan)
+        tree, *cost = make(plan)
         if not known:
-            known["apply"], known["folder"] = remembered(model, windows)
+            known["apply"], known["folder"] = remembered(model, ids, args.windows)
         how = {"reference": (known["apply"], None), "windows": args.windows}
         result = json.loads(jm.evaluate(model.apply, jm.decode(tree), ids, **how).to_json())
-        found["rows"][name] = row_of(model, plan, result, seconds, peak)
+        found["rows"][name + mark] = row = row_of(model, plan, result, *cost)
         write(path, found)
-        print(name, {key: found["rows"][name][key] for key in ("kl", "perplexity")}, flush=True)
+        print(name + mark, {key: row[key] for key in ("kl", "perplexity")}, flush=True)
 
     def encoded(plan):
         blind = all(str(codec).startswith(("Int", "Search", "HQQ")) for codec in plan.values())
         statistics = None if blind else measured_stats()
         make = lambda: peak_of(lambda: jm.encode(model.params, plan, stats=statistics))
-        return kept(args.keep, plan, make, again=True)
+        return kept(args.keep, name_of(plan), make, again=not mark)
 
     def tuned(plan):
-        make = lambda: [jm.encode(model.params, plan, stats=measured_stats())]
-        start = kept(args.keep, plan, make)[0]
-        stats.clear()
-        rate = RATES[next(iter(plan.values())).codec.codec.bits]
-        return peak_of(lambda: tune(model, start, calibration, rate))
+        def make():
+            first = lambda: [jm.encode(model.params, plan, stats=measured_stats())]
+            start = kept(args.keep, name_of(plan), first)[0]
+            stats.clear()
+            rate = RATES[next(iter(plan.values())).codec.codec.bits]
+            return peak_of(lambda: tune(model, start, calibration, rate))
+
+        return kept(args.keep, name_of(plan) + " tuned", make)
+
+    def learned(plan):
+        start = tuned(plan)[0]
+        return peak_of(lambda: learn(model, start, calibration))
 
     for bits, group in FORMATS.items():
         codec = jm.Int(bits, group=group, symmetric=False)
@@ -230,6 +278,7 @@ def main() -> None:
             add(f"{bits} bits {name}", method(codec), encoded)
         if bits in RATES:
             add(f"{bits} bits {TUNED}, scales tuned", METHODS[TUNED](codec), tuned)
+            add(f"{bits} bits {TUNED}, scales tuned, codes learned", METHODS[TUNED](codec), learned)
         own = lambda plan: peak_of(lambda: by_numpy(model.params, plan, measured_stats()))
         add(f"{bits} bits numpy GPTQ", codec, own)
 
