@@ -6,13 +6,13 @@ python experiments/memory_table.py
 import json
 import pathlib
 
+from pages import fill
+
 import jaxmem as jm
 from jaxmem.commands.planning import name as in_words
 from jaxmem.proving import Candidate
 
 HERE = pathlib.Path(__file__).parent
-PAGE = HERE.parent / "docs" / "memory.md"
-START, END = "<!-- {}: written by experiments/memory_table.py -->\n", "<!-- end -->"
 TASKS = ("train", "lora", "serve")
 
 
@@ -106,15 +106,5 @@ TABLES = {
 }
 
 
-def main():
-    page = PAGE.read_text(encoding="utf-8")
-    for rows, heads in TABLES.items():
-        before, rest = page.split(START.format(rows.__name__))
-        lines = [heads, "|".join(["---"] * (heads.count("|") + 1)), *rows()]
-        table = "".join(f"| {line} |\n" if "---" not in line else f"|{line}|\n" for line in lines)
-        page = before + START.format(rows.__name__) + table + END + rest.split(END, 1)[1]
-    PAGE.write_text(page, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    fill("memory.md", "memory_table.py", TABLES)

@@ -6,14 +6,18 @@ python experiments/quality_table.py
 import json
 import pathlib
 
+from pages import fill
+
 HERE = pathlib.Path(__file__).parent
-PAGE = HERE.parent / "docs" / "quality.md"
-START, END = "<!-- {}: written by experiments/quality_table.py -->\n", "<!-- end -->"
 METHODS = ("RTN", "Search", "HQQ", "numpy GPTQ", "GPTQ")  # in this order, what builds on them after
 
 
+def whole(name):
+    return json.loads((HERE / name).read_text(encoding="utf-8"))
+
+
 def read(name):
-    rows = json.loads((HERE / name).read_text(encoding="utf-8"))["rows"]
+    rows = whole(name)["rows"]
     return rows.items() if isinstance(rows, dict) else rows
 
 
@@ -56,7 +60,10 @@ def planes():
 
 def pruned():
     order = {"50%": 0, "60%": 1, "70%": 2, "2:4": 3, "4:8": 4}
-    for r in sorted(read("prune_smollm2.json"), key=lambda r: order[r["pattern"]]):
+    found = whole("prune_smollm2.json")
+    dense = found["rows"][0]["dense_perplexity"]["mean"]
+    yield f" | dense | {found['dense_block_bytes']:,} | {dense:.2f} | 0"
+    for r in sorted(found["rows"], key=lambda r: order[r["pattern"]]):
         yield f"{r['pattern']} | {r['method']} | {r['block_bytes']:,} | {measured(r)}"
 
 
@@ -67,6 +74,8 @@ def contest():
 
 
 def structured():
+    peak = whole("structured.json")["dense_v5e_peak_bytes"]
+    yield f"nothing | | | | | | | {peak / 2**20:.0f} MiB"
     for r in sorted(read("structured.json"), key=lambda r: (r["removed_from"], r["removed"])):
         faster = f"{r['speed']['decode']:.2f}× | {r['speed']['prompt']:.2f}×"
         after = f"{r['steps']} steps" if r["steps"] else ""
@@ -75,25 +84,15 @@ def structured():
 
 
 TABLES = {
-    "integers": integers,
-    "encoder": encoder,
-    "cache": cache,
-    "planes": planes,
-    "pruned": pruned,
-    "contest": contest,
-    "structured": structured,
+    integers: "bits | method | bits a weight | perplexity | KL | took | GiB",
+    encoder: " | bits a weight | Spearman | cosine",
+    cache: "cache | bytes | with a step's temporaries | KL | tokens a second",
+    planes: " | bits a weight | perplexity | KL",
+    pruned: "pattern | method | bytes | perplexity | KL",
+    contest: "form | basis | bits a weight | perplexity | KL",
+    structured: "removed | of the parameters | distilled | perplexity | KL | decode | prompt | v5e",
 }
 
 
-def main():
-    page = PAGE.read_text(encoding="utf-8")
-    for name, rows in TABLES.items():
-        before, _, after = page.partition(START.format(name))
-        head = "".join(after.splitlines(keepends=True)[:2])  # the titles and the rule below them
-        body = "".join(f"| {row} |\n" for row in rows())
-        page = before + START.format(name) + head + body + END + after.partition(END)[2]
-    PAGE.write_text(page, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    fill("quality.md", "quality_table.py", TABLES)

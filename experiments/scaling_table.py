@@ -7,9 +7,9 @@ import json
 import math
 import pathlib
 
+from pages import fill
+
 HERE = pathlib.Path(__file__).parent
-PAGE = HERE.parent / "docs" / "scaling.md"
-START, END = "<!-- {}: written by experiments/scaling_table.py -->\n", "<!-- end -->"
 MODELS = {"train": "llama-8b, train", "serve": "llama-70b in int4, serve"}
 
 
@@ -73,15 +73,5 @@ TABLES = {
 }
 
 
-def main():
-    page = PAGE.read_text(encoding="utf-8")
-    for rows, heads in TABLES.items():
-        before, rest = page.split(START.format(rows.__name__))
-        lines = [heads, "|".join(["---"] * (heads.count("|") + 1)), *rows()]
-        table = "".join(f"| {line} |\n" if "---" not in line else f"|{line}|\n" for line in lines)
-        page = before + START.format(rows.__name__) + table + END + rest.split(END, 1)[1]
-    PAGE.write_text(page, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    fill("scaling.md", "scaling_table.py", TABLES)

@@ -1,0 +1,23 @@
+"""fill: the tables of a page, each between its marks, as a script makes them from JSON."""
+
+import pathlib
+from collections.abc import Callable, Iterable
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
+END = "<!-- end -->"
+
+
+def fill(name: str, script: str, tables: dict[Callable[[], Iterable[str]], str]) -> None:
+    """Writes the page docs/`name` anew; `tables` holds {what gives the rows: their titles}.
+
+    A table stands between "<!-- rows: written by experiments/`script` -->", with the name of the
+    function that gives its rows, and "<!-- end -->".
+    """
+    page = (DOCS / name).read_text(encoding="utf-8")
+    for rows, heads in tables.items():
+        start = f"<!-- {rows.__name__}: written by experiments/{script} -->\n"
+        before, rest = page.split(start)
+        rule = "|".join(["---"] * (heads.count("|") + 1))
+        table = f"| {heads} |\n|{rule}|\n" + "".join(f"| {row} |\n" for row in rows())
+        page = before + start + table + END + rest.split(END, 1)[1]
+    (DOCS / name).write_text(page, encoding="utf-8")
