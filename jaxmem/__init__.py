@@ -8,6 +8,7 @@ from .accounting import breakdown as breakdown
 from .activations import static as static
 from .blockwise import encode_by_block as encode_by_block
 from .budgeting import budget as budget
+from .building import build as build
 from .candidates import techniques as techniques
 from .codecs import NM as NM
 from .codecs import Affine as Affine
@@ -69,7 +70,6 @@ from .planning import choose as choose
 from .planning import encode as encode
 from .proving import search as search
 from .recipes import Recipe as Recipe
-from .recipes import build as build
 from .replication import replicated as replicated
 from .reporting import Report as Report
 from .reporting import report as report

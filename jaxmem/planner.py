@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from .accounting import residuals
+from .building import Built, build
 from .chips import GIB, Chip, target
 from .codecs import Int
 from .compiling import CompileError
@@ -18,7 +19,7 @@ from .footprint import Memory, memory
 from .models import Model, load
 from .pricing import arithmetic, noise, price
 from .proving import Candidate, prove
-from .recipes import Built, Recipe, build
+from .recipes import Recipe
 from .runtime.remat import Remat
 
 STATES = ("float32", "bfloat16")  # and "int8", which takes a compiler minutes

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .building import Built
 from .chips import Chip
 from .codecs import Int
 from .leaf import nbytes
-from .recipes import Built, Recipe
+from .recipes import Recipe
 from .runtime.remat import Remat
 from .train.eighths import encoded
 from .train.rounding import stochastic_round

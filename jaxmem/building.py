@@ -1,0 +1,284 @@
+"""build: a Recipe as the step function it stands for, and where its arrays lie."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import AbstractMesh, AxisType
+
+from .allotting import Places
+from .chips import target
+from .leaf import is_encoded
+from .lifting import around_scans, dot_general, lift
+from .models import KVCache, Model, load
+from .models.model import family
+from .planning import Plan, encode
+from .recipes import Recipe
+from .runtime.offload import on_host, streamed
+from .runtime.remat import remat
+from .select import is_whole, match, paths
+from .train.accumulate import accumulate
+from .train.eighths import in_int8
+from .train.entropy import next_token_loss
+from .train.lora import adapters, attach
+from .train.rounding import apply_rounded, in_bfloat16, in_float32
+from .usage import uses
+
+_WEIGHTS = ".*(kernel|embedding)"
+_STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What `build` gives.
+
+    `step` is jitted and gives its first argument back changed, whose memory it takes over:
+
+        train  step(state, ids) -> (state, loss)
+        lora   step(state, params, ids) -> (state, loss)
+        serve  step(cache, params, ids (batch, 1), position) -> (cache, next ids (batch, 1))
+
+    `arguments` are its arguments, abstract, each with its sharding. `programs` holds every
+    program that runs, with its arguments: `step`, and to serve also `prompt`, which reads
+    `recipe.prompt` tokens a row. `init` makes the first argument and the encoded params of dense
+    ones: `init(params, key) -> (state or cache, params)`. `loss` is a micro-batch's, of what is
+    trained and the step's other arguments; None to serve.
+    """
+
+    recipe: Recipe
+    step: Callable
+    arguments: tuple
+    programs: dict[str, tuple[Callable, tuple]]
+    init: Callable
+    loss: Callable | None = None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The arguments of `step` by what they are: weights, optimizer, cache and so on."""
+        first, *rest = self.arguments
+        if self.recipe.task == "serve":
+            return {"weights": rest[0], "KV cache": first, "batch": rest[1]}
+        trained = {"optimizer": first["opt"], "batch": rest[-1]}
+        if self.recipe.task == "train":
+            return {"weights": first["params"]} | trained
+        return {"weights": rest[0], "adapters": first["params"]} | trained
+
+    @property
+    def shardings(self) -> tuple:
+        """Where each argument of `step` lies; None on one device."""
+        return jax.tree.map(lambda x: x.sharding, self.arguments)
+
+
+def build(
+    recipe: Recipe,
+    *,
+    model: Model | None = None,
+    mesh: Any = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Built:
+    """The step that a recipe stands for. Nothing is allocated.
+
+    Args:
+        model: in place of loading `recipe.model`; a Llama.
+        mesh: the devices, one axis "chips"; without it an abstract one, to compile for.
+        optimizer: `optax.adamw(1e-4)` by default. Its state is held as the recipe says.
+
+    Raises:
+        ValueError: a model of another family, or a batch that the chips cannot share.
+
+    Example:
+        >>> import jax, jaxmem as jm
+        >>> from jaxmem.models import Model, llama
+        >>> config = llama.Config(
+        ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
+        ... )
+        >>> tiny = Model(config, llama.module(config), None, "tiny")
+        >>> built = build(Recipe("tiny", "cpu", "train", 2, 16), model=tiny)
+        >>> [x.shape for x in jax.tree.leaves(built.arguments[1])]
+        [(2, 16)]
+    """
+    model = load(recipe.model) if model is None else model
+    if model.config.family != "llama":
+        raise ValueError(f"{model.source} is of family {model.config.family!r}, expected llama")
+    on = target(recipe.device)
+    count = on.count if on else 1
+    if count > 1 and mesh is None:
+        mesh = AbstractMesh((count,), ("chips",), axis_types=(AxisType.Auto,))
+    places = Places(mesh, count, recipe.shared)
+    if recipe.task != "serve" and recipe.batch // recipe.micro % count:
+        rows = recipe.batch // recipe.micro
+        raise ValueError(
+            f"a batch of {recipe.batch} rows in {recipe.micro} micro-batches on {count} chips: "
+            f"{rows} rows at a time, expected a multiple of {count}"
+        )
+    make = {"train": _train, "lora": _lora, "serve": _serve}[recipe.task]
+    return make(recipe, model, places, optimizer or optax.adamw(1e-4))
+
+
+def _train(recipe, model, places, optimizer):
+    optimizer = _held(recipe, optimizer)
+    params = places.weights(_dense(model))
+    loss = _loss(recipe, model.config, places)
+
+    def init(params, key=None):
+        params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+        return _hosted(recipe, _state(params, optimizer)), params
+
+    def step(state, ids):
+        value, slope = accumulate(loss, recipe.micro)(state["params"], ids)
+        return _apply(recipe, places, optimizer, state, slope), value
+
+    state = _placed(recipe, places, jax.eval_shape(lambda p: _state(p, optimizer), params))
+    step = jax.jit(step, donate_argnums=0)
+    arguments = (state, places.rows((recipe.batch, recipe.seq), jnp.int32))
+    return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss)
+
+
+def _lora(recipe, model, places, optimizer):
+    optimizer = _held(recipe, optimizer)
+    frozen = places.weights(_encoded(recipe, model))
+    loss = _loss(recipe, model.config, places)
+    where = "layers/.*kernel"
+
+    def init(params, key):
+        params = _encode(recipe, model, params)
+        pairs = adapters(key, params, recipe.rank, where)
+        return _hosted(recipe, _state(pairs, optimizer)), params
+
+    joined = lambda pairs, params, ids: loss(attach(params, pairs), ids)
+
+    def step(state, params, ids):
+        here = lambda pairs, ids: joined(pairs, params, ids)
+        value, slope = accumulate(here, recipe.micro)(state["params"], ids)
+        return _apply(recipe, places, optimizer, state, slope), value
+
+    pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, where), jax.random.key(0))
+    state = jax.eval_shape(lambda p: _state(p, optimizer), pairs)
+    step = jax.jit(step, donate_argnums=0)
+    ids = places.rows((recipe.batch, recipe.seq), jnp.int32)
+    arguments = (_placed(recipe, places, state), frozen, ids)
+    return Built(recipe, step, arguments, {"step": (step, arguments)}, init, joined)
+
+
+def _serve(recipe, model, places, optimizer):
+    config, bits = model.config, recipe.cache_bits
+    params = places.weights(_encoded(recipe, model))
+    how = (recipe.batch, recipe.seq, jnp.bfloat16)
+    empty = lambda: config.cache(*how) if bits == 16 else KVCache(bits).empty(config, *how)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(cache, params, ids, position):
+        x, cache = _hidden(config, params, ids, cache, position)
+        with jax.named_scope("logits"):
+            logits = _logits(config, params, x[:, -1:])
+        return cache, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    cache = places.heads(jax.eval_shape(empty))
+    position = jax.ShapeDtypeStruct((), jnp.int32)
+    given = lambda n: (cache, params, places.rows((recipe.batch, n), jnp.int32), position)
+    programs = {"step": (step, given(1)), "prompt": (step, given(min(recipe.prompt, recipe.seq)))}
+    init = lambda params, key=None: (empty(), _encode(recipe, model, params))
+    return Built(recipe, step, given(1), programs, init)
+
+
+def _held(recipe, optimizer):
+    return _STATES[recipe.state](optimizer)
+
+
+def _state(params, optimizer):
+    return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+
+
+def _placed(recipe, places, state):
+    return _hosted(recipe, places.shard(state) | {"params": places.weights(state["params"])})
+
+
+def _hosted(recipe, state):
+    """The state with the optimizer's on the host, if the recipe has it there."""
+    return state | {"opt": on_host(state["opt"])} if recipe.offload else state
+
+
+def _apply(recipe, places, optimizer, state, slope):
+    """The state after one step of the optimizer."""
+    count = state["step"] + 1
+
+    def update(params, opt, slope):
+        updates, opt = optimizer.update(slope, opt, params)
+        return apply_rounded(params, updates, count), opt
+
+    by_layer = recipe.offload or recipe.state == "int8"  # whose numbers are f32 on the way
+    change = streamed(update, far=recipe.offload) if by_layer else update
+    with jax.named_scope("optimizer"):
+        params, opt = change(state["params"], state["opt"], slope)
+        params, opt = places.kept(params, whole=not recipe.shared), places.kept(opt)
+    return {"params": params, "opt": opt, "step": count}
+
+
+def _loss(recipe, config, places):
+    body = lambda params, ids: _hidden(config, params, ids)
+    body = remat(around_scans(body, places.constrained), recipe.remat)
+
+    def loss(params, ids):
+        head, axis = _head(config, params)
+        x = places.constrain(body(params, ids))
+        with jax.named_scope("loss"):
+            return next_token_loss(x, head, ids, axis=axis, chunk=recipe.chunk)
+
+    return loss
+
+
+def _hidden(config, params, ids, *cache):
+    """What the model's head is given (B, T, width), and the cache if there is one."""
+    net = family(config).module(config)
+    last = lambda module, method: module.name == "final_norm" and method == "__call__"
+    how = {"capture_intermediates": last, "mutable": ["intermediates"]}
+
+    def run(params, ids, *cache):  # the logits are not used, and so not computed
+        out, seen = net.apply({"params": params}, ids, *cache, **how)
+        x = seen["intermediates"]["final_norm"]["__call__"][0]
+        return (x, out[1]) if cache else x
+
+    encoded = any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded)))
+    return (lift(run) if encoded else run)(params, ids, *cache)
+
+
+def _head(config, params):
+    """The matrix of the logits, and the axis of it that is summed over."""
+    tied = config.tied
+    return (params["embed"]["embedding"], 1) if tied else (params["head"]["kernel"], 0)
+
+
+def _logits(config, params, x: Array) -> Array:
+    head, axis = _head(config, params)
+    dims = (((2,), (axis,)), ((), ()))
+    return dot_general(x, head, dims, preferred_element_type=jnp.float32)
+
+
+def _dense(model):
+    narrow = lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16)
+    tensors = model.tensors
+    if not isinstance(tensors, dict):  # a module that was never initialised
+        ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        tensors = jax.eval_shape(tensors.init, jax.random.key(0), ids)["params"]
+    return jax.tree.map(narrow, tensors, is_leaf=is_whole)
+
+
+def _encoded(recipe, model):
+    return _encode(recipe, model, _dense(model))
+
+
+def _encode(recipe, model, params):
+    """The params as the recipe holds them."""
+    if recipe.encoding is None:
+        narrow = lambda w: w if isinstance(w, jax.ShapeDtypeStruct) else w.astype(jnp.bfloat16)
+        return jax.tree.map(narrow, params)
+    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    plan = Plan({path: recipe.encoding for path in match(paths(params), {_WEIGHTS: True})})
+    net = family(model.config).module(model.config)
+    found = uses(lambda p, ids: net.apply({"params": p}, ids), _dense(model), ids)
+    return encode(params, plan, uses=found)
