@@ -63,9 +63,7 @@ def least_missed(model: Model, count: int, ids: Array) -> list[int]:
         >>> len(least_missed(jm.models.Model(config, params, None, "blank"), 2, ids))
         2
     """
-    layers = model.config.layers
-    if not 0 < count < layers:
-        raise ValueError(f"{count} of {layers} layers are to go, expected some and not all")
+    layers = _layers(model, count)
     whole = jax.jit(model.apply)(model.params, ids)
     gone = []
     for _ in range(count):
@@ -104,9 +102,7 @@ def least_worth(
         >>> least_worth(model, 2)
         [1, 2]
     """
-    layers = model.config.layers
-    if not 0 < count < layers:
-        raise ValueError(f"{count} of {layers} layers are to go, expected some and not all")
+    layers = _layers(model, count)
     worth = np.zeros(layers)
     for path, leaf in zip(paths(model.params), jax.tree.leaves(model.params)):
         if not (path.startswith("layers/") and path.endswith("/kernel")):
@@ -116,6 +112,14 @@ def least_worth(
         sums = np.array([of(leaf[i], jax.tree.map(lambda a: a[i], own)) for i in range(layers)])  # noqa: B023
         worth += sums / max(sums.sum(), np.finfo(np.float64).tiny)
     return [int(i) for i in worth.argsort(kind="stable")[:count]]
+
+
+def _layers(model, count):
+    """How many layers there are, of which `count` can go."""
+    layers = model.config.layers
+    if not 0 < count < layers:
+        raise ValueError(f"{count} of {layers} layers are to go, expected some and not all")
+    return layers
 
 
 @functools.partial(jax.jit, static_argnums=0)
