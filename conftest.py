@@ -31,3 +31,11 @@ def forget_programs():
     """Compiled programs go when their file is done: all of them together are over 5 GB."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def quickly_compiled(forget_programs):
+    """A file's programs are compiled in less time, to run slower: most of its time is compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

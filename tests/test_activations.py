@@ -9,6 +9,8 @@ from quick import jit
 import jaxmem as jm
 from jaxmem.codecs.activating import rounded
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 INNER = [
     jm.Int(8),
     jm.Int(4),

@@ -14,6 +14,8 @@ from jaxmem.models import Model, gpt2, llama
 from jaxmem.models.model import family
 from jaxmem.train.learning import LearnedArray
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 IDS = np.asarray(jax.random.randint(jax.random.key(0), (4, 2, 32), 0, 64))
 PLAN = {"layers/.*": jm.GPTQ(jm.Int(3, group=16)), "head": jm.GPTQ(jm.Int(4))}
 

@@ -11,6 +11,8 @@ import jaxmem as jm
 from jaxmem.budgeting import _interpolated, _knapsack, _relative
 from jaxmem.lazy import Lazy
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CODECS = [jm.Int(b, group=16) for b in (2, 4, 8)]
 X = jnp.ones((3, 32))
 

@@ -7,6 +7,8 @@ import pytest
 import jaxmem as jm
 from jaxmem.solvers import scores
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
 PARAMS = {
     "layers": {"up": {"kernel": draw(3, 32, 64)}, "down": {"kernel": 2 * draw(3, 64, 32)}},

@@ -13,6 +13,8 @@ import jaxmem as jm
 from jaxmem.models import Model, bert, gpt2, llama
 from jaxmem.models.generation import _pick, _run, generate
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 PREFIX = {"gpt2": "transformer.", "llama2": "", "gemma3": ""}
 
 

@@ -20,6 +20,8 @@ from jaxmem.models import gpt2, llama
 from jaxmem.models.loading import load
 from jaxmem.models.model import Model
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 IDS = np.array([[5, 17, 2, 300, 9]])
 MEMBERS = ["llama2", "llama3", "mistral", "qwen2", "qwen3", "gemma3"]
 KERNELS = "layers/(attn|mlp)/.*/kernel"

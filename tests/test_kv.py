@@ -13,6 +13,8 @@ from jaxmem.models import KVCache, Model, generate, gpt2, llama
 from jaxmem.models.hadamards import hadamard
 from jaxmem.models.kv import STEP, attend_through
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CONFIG = llama.Config(
     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8, context=256
 )

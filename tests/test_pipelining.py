@@ -14,6 +14,8 @@ import jaxmem as jm
 from jaxmem.models import Model, bert, llama
 from jaxmem.train.lora import adapters, attach
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 SCHEDULES = {
     "gpipe": lambda loss, *how, **more: jax.value_and_grad(jm.pipelined(loss, *how, **more)),
     "1f1b": jm.one_f_one_b,

@@ -11,6 +11,8 @@ from quick import jit
 
 import jaxmem as jm
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CODECS = [
     jm.Int(2),
     jm.Int(3, group=8, symmetric=False),

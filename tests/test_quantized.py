@@ -15,6 +15,8 @@ from jaxmem.folding import Fold
 from jaxmem.models import ggml, ggml_blocks, quantized
 from jaxmem.models.loading import load
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0]}
 HALVES |= {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
 KINDS = list(ggml_blocks.TYPES)

@@ -14,6 +14,8 @@ import jaxmem as jm
 from jaxmem.lazy import Lazy
 from jaxmem.segmented import Segmented, by_layer, named
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 W, DOWN = (jax.random.normal(jax.random.key(i), (4, 32, 32)) / 6 for i in range(2))
 PARAMS = {"layers": {"up": W, "down": DOWN}}
 MIXED = {

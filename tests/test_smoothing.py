@@ -12,6 +12,8 @@ from jaxmem.lazy import Lazy, is_lazy
 from jaxmem.models import Model, awq, bert, gpt2, llama, load, smooth
 from jaxmem.models.joints import find, joints, rescaled
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 LLAMA = dict(vocab=96, width=48, ffn=80, layers=2, heads=4, kv_heads=2, head_dim=8)
 CONFIGS = {
     "llama": llama.Config(**LLAMA),

@@ -11,6 +11,8 @@ from quick import jit
 
 import jaxmem as jm
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 STEPS = 40
 WANTED = jm.Bitmask(0.25)
 WRAPPED = {
