@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,11 +19,12 @@ from .compiling import CompileError
 from .footprint import Memory, memory
 from .models import Model, load
 from .pricing import arithmetic, noise, price
-from .proving import Candidate, prove
+from .proving import SLACK, Candidate, prove
 from .recipes import Recipe
 from .runtime.remat import Remat
 
-STATES = ("float32", "bfloat16")  # and "int8", which takes a compiler minutes
+STATES = ("float32", "bfloat16", "int8")  # the last takes a compiler minutes, and so comes last
+CHUNKS = (512, 128)  # positions whose logits exist at a time
 ENCODINGS = (None, Int(8), Int(4, group=128), Int(4))
 REMATS = (
     Remat("none"),
@@ -100,8 +102,10 @@ def plan(
 
     Three stages for each candidate, the cheapest first: bytes by arithmetic; the compiler's
     estimate, in seconds; a compile of every program of the step at the limit, whose answer
-    counts. Recipes that differ in no more than remat and micro-batches are of a kind; a kind is
-    left out where its smallest is too large, and the search ends when `most` kinds fit.
+    counts. Recipes that differ in no more than remat, micro-batches and chunks are of a kind, where
+    each next one is dearer and smaller; a kind is left out where its smallest is too large, and
+    the search ends when `most` kinds fit. What an estimate said of a recipe counts, by arithmetic,
+    for one that differs in the optimizer's state. A state of 8 bits is tried if nothing else fits.
     Compilers run in processes of their own: one that dies or takes longer than `timeout` seconds
     costs its candidate.
 
@@ -149,15 +153,16 @@ def plan(
     )
     rows: list[Candidate] = []
     fit = 0
-    for kind in sorted(
-        kinds(first, encodings, states, count), key=lambda kind: min(map(dear, kind))
-    ):
-        if fit == most:
+    order = lambda kind: (kind[0].state == "int8", min(map(dear, kind)))
+    for kind in sorted(kinds(first, encodings, states, count), key=order):
+        if fit == most or (fit and kind[0].state == "int8"):
             break
-        choices = [(recipe, guess(recipe)[0]) for recipe in sorted(kind, key=dear)]
-        least = min(reversed(choices), key=lambda choice: choice[1])
-        found = tried([least], quick=True)
-        if found[0].status == "estimated":
+        choices = _smaller_and_smaller([(r, guess(r)[0]) for r in sorted(kind, key=dear)])
+        known = [_foreseen(*choice, rows, guess) for choice in choices]
+        choices = [(r, bound or least) for (r, least), bound in zip(choices, known)]
+        sure = known[-1] is not None and known[-1] <= limit
+        found = [] if sure else tried(choices[-1:], quick=True)
+        if all(row.status == "estimated" for row in found):
             found = tried(choices)
         fit += any(row.status == "fits" for row in found)
         rows += [row for row in found if row.status != "untried"]
@@ -182,14 +187,31 @@ def kinds(
         return
     rows = first.batch // chips
     micros = [n for n in range(1, rows + 1) if rows % n == 0]
-    chunk = next(n for n in range(min(512, first.seq), 0, -1) if first.seq % n == 0)
+    whole = lambda most: next(n for n in range(min(most, first.seq), 0, -1) if first.seq % n == 0)
+    chunks = sorted({whole(most) for most in CHUNKS})
     for codec in encodings if first.task == "lora" else (None,):
         held = itertools.product(states, (False, True), places)
         for state, offload, shared in held:
-            knobs = dict(encoding=codec, state=state, offload=offload, chunk=chunk, shared=shared)
-            if offload and (first.task == "lora" or chips > 1):
-                continue  # an adapter's state is small; a sharded one is a chip's share
-            yield [change(**knobs, remat=r, micro=n) for r in REMATS for n in micros]
+            knobs = dict(encoding=codec, state=state, offload=offload, shared=shared)
+            small = first.task == "lora" or chips > 1 or state == "int8"
+            if offload and small:
+                continue  # an adapter's state is small, as is a chip's share of one, or 8 bits
+            fine = itertools.product(REMATS, micros, chunks)
+            yield [change(**knobs, remat=r, micro=n, chunk=c) for r, n, c in fine]
+
+
+def _smaller_and_smaller(choices: list[tuple]) -> list[tuple]:
+    """Of (recipe, bytes), the cheapest first, those that take less than all before them."""
+    least = itertools.accumulate((size for _, size in choices), min, initial=math.inf)
+    return [choice for choice, before in zip(choices, least) if choice[1] < before]
+
+
+def _foreseen(recipe: Recipe, least: int, rows: list[Candidate], guess: Callable) -> int | None:
+    """Bytes by what is known of a recipe that differs in the optimizer's state alone."""
+    for row in rows:
+        if row.programs and dataclasses.replace(row.knobs, state=recipe.state) == recipe:
+            return int(row.peak / SLACK) + least - guess(row.knobs)[0]
+    return None
 
 
 def kept(recipe: Recipe, *, model: Model | None = None) -> dict[str, int]:

@@ -67,9 +67,10 @@ def arithmetic(recipe: Recipe, config: Any, build: Callable, chip: Chip, chips: 
     """
     arguments = _arguments(recipe, build)
     held = device_bytes(arguments)
-    if recipe.task == "serve":
-        return held, held / chip.bandwidth
     c, rows = config, recipe.batch / recipe.micro / chips
+    if recipe.task == "serve":
+        scores = rows * min(recipe.prompt, recipe.seq) * recipe.seq * c.heads * 4
+        return held + int(_CERTAIN * scores), held / chip.bandwidth
     tokens, scores = rows * recipe.seq, rows * recipe.seq**2 * c.heads * 4
     query, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     products = query + 2 * kv + 2 * c.width + 2 * c.ffn
@@ -87,7 +88,8 @@ def arithmetic(recipe: Recipe, config: Any, build: Callable, chip: Chip, chips: 
     passes = (3 if recipe.task == "train" else 2) + _AGAIN[recipe.remat.kind]
     flops = 2 * passes * recipe.batch * recipe.seq / chips
     flops *= weights + 2 * recipe.seq * query * c.layers
-    moved = recipe.micro * passes * device_bytes(arguments[:2]) + 2 * held
+    head = 2 * c.vocab * c.width * (recipe.seq // recipe.chunk - 1)  # read again for each chunk
+    moved = recipe.micro * passes * (device_bytes(arguments[:2]) + head) + 2 * held
     seconds = max(flops / chip.flops, moved / chip.bandwidth)
     trained = nbytes(arguments[0]["params"])  # shared weights are gathered there and back
     told = 2 * nbytes(arguments[1:-1]) + 3 * trained if recipe.shared else 2 * trained

@@ -13,7 +13,7 @@ from .chips import target
 from .compiling import CompileError
 from .footprint import Memory, memory
 
-_SLACK = 1.08  # an estimate is no more than this above the truth (experiments/estimates.json)
+SLACK = 1.08  # an estimate is no more than this above the truth (experiments/estimates.json)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _stages(choice, bound, programs, device, limit, timeout, quick) -> Candidate
             how = dict(device=device, limit=limit, quick=estimated, timeout=timeout)
             m = memory(fn, *args, donate_argnums=donated[0] if donated else (), **how)
             found[name] = m
-            if not (m.peak <= limit * _SLACK if estimated else m.fits):
+            if not (m.peak <= limit * SLACK if estimated else m.fits):
                 why = "by the compiler's estimate" if estimated else "by the compiler"
                 return Candidate(choice, "too large", bound, found, f"{name}: {why}")
     return Candidate(choice, "estimated" if quick else "fits", bound, found)
