@@ -9,8 +9,9 @@ The model is smollm2-135m, rotated. 128 windows of 512 tokens of the first half 
 compiling included; the statistics' are apart. The peak is of the process while it encodes, with the
 dense model and the statistics in it. "numpy GPTQ" is a plain loop in float64, a peer to compare to.
 Tuned rows train the scales of the row before them, 120 steps of 256 tokens of the first half;
-their seconds and peak are of that alone; codes are learned after that, in as many steps. `--keep`
-names a directory where statistics and encodings stay between runs. `--control` measures in another
+their seconds and peak are of that alone; codes are learned after that, in as many steps. Rows by
+blocks calibrate each layer, on 64 windows, behind the encoded layers before it, and may then learn
+its codes and scales in one pass over them. `--keep` names a directory where statistics and encodings stay between runs. `--control` measures in another
 basis that is off the checkpoint's grid: not rotated, every input channel times exp(U(-.35, .35)),
 undone in what writes it. Rows of other than 8 windows, and control rows, are named so.
 """
@@ -34,9 +35,10 @@ from jaxmem.models import fetching
 from jaxmem.models.joints import find, joints, rescaled
 
 CALIBRATION = (128, 512)  # windows, tokens
+BY_BLOCKS = 64  # windows of the rows by blocks
 TOGETHER = 4  # windows a pass of the statistics
 TUNING = (120, 256)  # steps, tokens of each
-RATES = {4: 1e-3, 3: 1e-3, 2: 3e-3}  # of tuning, by bits
+RATES = {8: 1e-4, 6: 3e-4, 5: 1e-3, 4: 1e-3, 3: 1e-3, 2: 3e-3}  # of tuning, by bits
 LEARNING = 0.002  # of learned rounding, in steps of the grid
 TUNED = "GPTQ of a weighted search, 4 turns"  # the row that tuned ones start from
 LINEARS = r"layers/(attn|mlp)/.*/kernel"
@@ -272,13 +274,23 @@ def main() -> None:
         start = tuned(plan)[0]
         return peak_of(lambda: learn(model, start, calibration))
 
+    def by_blocks(passes):
+        inputs = [(ids,) for ids in batches[: BY_BLOCKS // TOGETHER]]
+        tell = lambda done, count: print(done, "of", count, flush=True)
+        how = {"passes": passes, "progress": tell}
+        run = lambda plan: jm.encode_by_block(model, plan, inputs, **how)
+        name = lambda plan: f"{name_of(plan)} by blocks {passes}"
+        return lambda plan: kept(args.keep, name(plan), lambda: peak_of(lambda: run(plan)))
+
     for bits, group in FORMATS.items():
         codec = jm.Int(bits, group=group, symmetric=False)
         for name, method in METHODS.items():
             add(f"{bits} bits {name}", method(codec), encoded)
-        if bits in RATES:
-            add(f"{bits} bits {TUNED}, scales tuned", METHODS[TUNED](codec), tuned)
-            add(f"{bits} bits {TUNED}, scales tuned, codes learned", METHODS[TUNED](codec), learned)
+        add(f"{bits} bits {TUNED}, scales tuned", METHODS[TUNED](codec), tuned)
+        add(f"{bits} bits {TUNED}, scales tuned, codes learned", METHODS[TUNED](codec), learned)
+        add(f"{bits} bits {TUNED}, by blocks", METHODS[TUNED](codec), by_blocks(0))
+        learnt = f"{bits} bits {TUNED}, by blocks, codes learned"
+        add(learnt, METHODS[TUNED](codec), by_blocks(1))
         own = lambda plan: peak_of(lambda: by_numpy(model.params, plan, measured_stats()))
         add(f"{bits} bits numpy GPTQ", codec, own)
 
