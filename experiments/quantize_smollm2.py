@@ -11,9 +11,10 @@ dense model and the statistics in it. "numpy GPTQ" is a plain loop in float64, a
 Tuned rows train the scales of the row before them, 120 steps of 256 tokens of the first half;
 their seconds and peak are of that alone; codes are learned after that, in as many steps. Rows by
 blocks calibrate each layer, on 64 windows, behind the encoded layers before it, and may then learn
-its codes and scales in one pass over them. `--keep` names a directory where statistics and encodings stay between runs. `--control` measures in another
-basis that is off the checkpoint's grid: not rotated, every input channel times exp(U(-.35, .35)),
-undone in what writes it. Rows of other than 8 windows, and control rows, are named so.
+its codes and scales in one pass over them. `--keep` names a directory where statistics and
+encodings stay between runs. `--control` measures in another basis that is off the checkpoint's
+grid: not rotated, every input channel times exp(U(-.35, .35)), undone in what writes it. Rows of
+other than 8 windows, and control rows, are named so.
 """
 
 import argparse
@@ -150,6 +151,13 @@ def learn(model: models.Model, start: dict, calibration: np.ndarray) -> dict:
     return jm.learn_rounding(model.apply, model.params, start, shuffled(calibration), **how)
 
 
+def by_block(model: models.Model, plan: jm.Plan, batches: np.ndarray, passes: int) -> dict:
+    """The params encoded a layer at a time, each behind the encoded ones before it."""
+    given = [(ids,) for ids in batches[: BY_BLOCKS // TOGETHER]]
+    tell = lambda done, count: print(done, "of", count, flush=True)
+    return jm.encode_by_block(model, plan, given, passes=passes, progress=tell)
+
+
 def jittered(model: models.Model) -> models.Model:
     """The same function with each input channel of its linears times exp(U(-.35, .35))."""
     random = np.random.default_rng(0)
@@ -212,6 +220,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def halves(path: pathlib.Path, model: models.Model) -> list[np.ndarray]:
+    """Token ids of the text's first half, which calibrates, and of its second."""
+    text = path.read_text(encoding="utf-8")
+    parts = text[: len(text) // 2], text[len(text) // 2 :]
+    encode = lambda part: model.tokenizer.encode(part, add_special_tokens=False).ids
+    return [np.asarray(encode(part)) for part in parts]
+
+
 def marked(args: argparse.Namespace) -> str:
     """What the name of a row ends with."""
     others = f", {args.windows} windows" if args.windows != 8 else ""
@@ -224,9 +240,7 @@ def main() -> None:
     plain, mark = models.load("smollm2-135m"), marked(args)
     found = started(path, models.rotate(plain))
     model = jittered(plain) if args.control else models.rotate(plain)
-    text = args.text.read_text(encoding="utf-8")
-    encode = lambda t: np.asarray(model.tokenizer.encode(t, add_special_tokens=False).ids)
-    calibration, ids = encode(text[: len(text) // 2]), encode(text[len(text) // 2 :])
+    calibration, ids = halves(args.text, model)
     batches = calibration[: math.prod(CALIBRATION)].reshape(-1, TOGETHER, CALIBRATION[1])
     known, stats = {}, {}
     basis = " control" * args.control
@@ -270,17 +284,15 @@ def main() -> None:
 
         return kept(args.keep, name_of(plan) + " tuned", make)
 
+    in_numpy = lambda plan: peak_of(lambda: by_numpy(model.params, plan, measured_stats()))
+
     def learned(plan):
         start = tuned(plan)[0]
         return peak_of(lambda: learn(model, start, calibration))
 
     def by_blocks(passes):
-        inputs = [(ids,) for ids in batches[: BY_BLOCKS // TOGETHER]]
-        tell = lambda done, count: print(done, "of", count, flush=True)
-        how = {"passes": passes, "progress": tell}
-        run = lambda plan: jm.encode_by_block(model, plan, inputs, **how)
-        name = lambda plan: f"{name_of(plan)} by blocks {passes}"
-        return lambda plan: kept(args.keep, name(plan), lambda: peak_of(lambda: run(plan)))
+        make = lambda plan: lambda: peak_of(lambda: by_block(model, plan, batches, passes))
+        return lambda plan: kept(args.keep, f"{name_of(plan)} by blocks {passes}", make(plan))
 
     for bits, group in FORMATS.items():
         codec = jm.Int(bits, group=group, symmetric=False)
@@ -288,11 +300,9 @@ def main() -> None:
             add(f"{bits} bits {name}", method(codec), encoded)
         add(f"{bits} bits {TUNED}, scales tuned", METHODS[TUNED](codec), tuned)
         add(f"{bits} bits {TUNED}, scales tuned, codes learned", METHODS[TUNED](codec), learned)
-        add(f"{bits} bits {TUNED}, by blocks", METHODS[TUNED](codec), by_blocks(0))
-        learnt = f"{bits} bits {TUNED}, by blocks, codes learned"
-        add(learnt, METHODS[TUNED](codec), by_blocks(1))
-        own = lambda plan: peak_of(lambda: by_numpy(model.params, plan, measured_stats()))
-        add(f"{bits} bits numpy GPTQ", codec, own)
+        for passes, how in enumerate(("by blocks", "by blocks, codes learned")):
+            add(f"{bits} bits {TUNED}, {how}", METHODS[TUNED](codec), by_blocks(passes))
+        add(f"{bits} bits numpy GPTQ", codec, in_numpy)
 
 
 if __name__ == "__main__":
