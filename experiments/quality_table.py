@@ -8,8 +8,23 @@ import pathlib
 
 from pages import fill
 
+import jaxmem as jm
+
 HERE = pathlib.Path(__file__).parent
 METHODS = ("RTN", "Search", "HQQ", "numpy GPTQ", "GPTQ")  # in this order, what builds on them after
+TURNS = "GPTQ of a weighted search, 4 turns"
+BEFORE = {  # method: the one that it adds a step to
+    "Search": "RTN",
+    "HQQ": "RTN",
+    "GPTQ": "RTN",
+    "GPTQ of a weighted search": "GPTQ",
+    TURNS: "GPTQ of a weighted search",
+    f"{TURNS}, rank 8": TURNS,
+    f"{TURNS}, scales tuned": TURNS,
+    f"{TURNS}, scales tuned, codes learned": f"{TURNS}, scales tuned",
+    f"{TURNS}, by blocks": TURNS,
+    f"{TURNS}, by blocks, codes learned": f"{TURNS}, by blocks",
+}
 
 
 def whole(name):
@@ -35,10 +50,23 @@ def integers():
         place = METHODS.index(method) if method in METHODS else len(METHODS)
         return "," in row[0] and row[0].endswith("control"), -int(bits), place, len(method)
 
-    for name, r in sorted(read("quantize_smollm2.json"), key=order):
+    rows = whole("quantize_smollm2.json")["rows"]
+    for name, r in sorted(rows.items(), key=order):
         bits, _, method = name.partition(" bits ")
         took = f"{r['seconds']:.0f} s | {r['peak_rss'] / 2**30:.1f}" if "seconds" in r else " | "
-        yield f"{bits} | {method} | {r['bits_per_weight']:.3f} | {measured(r)} | {took}"
+        gained = gain(rows, bits, method)
+        yield f"{bits} | {method} | {r['bits_per_weight']:.3f} | {measured(r)} | {gained} | {took}"
+
+
+def gain(rows, bits, method):
+    """KL that a step takes away, with the interval of the windows' differences."""
+    step, sep, rest = method.partition(", control")
+    before = rows.get(f"{bits} bits {BEFORE.get(step)}{sep}{rest}", {}).get("kl_by_window")
+    after = rows[f"{bits} bits {method}"].get("kl_by_window")
+    if not before or not after:
+        return ""
+    found = jm.Evaluation(1, 1, kl_by_window=after).gain(jm.Evaluation(1, 1, kl_by_window=before))
+    return interval(vars(found))
 
 
 def encoder():
@@ -84,7 +112,7 @@ def structured():
 
 
 TABLES = {
-    integers: "bits | method | bits a weight | perplexity | KL | took | GiB",
+    integers: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     encoder: " | bits a weight | Spearman | cosine",
     cache: "cache | bytes | with a step's temporaries | KL | tokens a second",
     planes: " | bits a weight | perplexity | KL",

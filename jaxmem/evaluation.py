@@ -53,6 +53,26 @@ class Evaluation:
     agreement: Estimate | None = None
     spearman: Estimate | None = None
     cosine: Estimate | None = None
+    kl_by_window: tuple[float, ...] | None = None
+
+    def gain(self, before: Self) -> Estimate:
+        """How much nearer the dense model than `before`: KL, in nats, over the same windows.
+
+        The interval is of the windows' differences, and so narrower than those of the two.
+
+        Raises:
+            ValueError: either has no KL, or they have different windows.
+
+        Example:
+            >>> a = Evaluation(8, 1, kl_by_window=(0.2, 0.5))
+            >>> print(dataclasses.replace(a, kl_by_window=(0.1, 0.4)).gain(a))
+            0.1  [0.1, 0.1]
+        """
+        then, now = before.kl_by_window, self.kl_by_window
+        if then is None or now is None or len(then) != len(now):
+            count = lambda each: "none" if each is None else len(each)
+            raise ValueError(f"KL of {count(then)} and {count(now)} windows, expected as many")
+        return Estimate.of(np.subtract(then, now))
 
     def to_json(self) -> str:
         """Plain JSON; what was not measured is left out."""
@@ -62,10 +82,11 @@ class Evaluation:
     def from_json(cls, text: str) -> Self:
         """The inverse of `to_json`."""
         content = json.loads(text)
-        return cls(**{k: Estimate(**v) if isinstance(v, dict) else v for k, v in content.items()})
+        kinds = {dict: lambda v: Estimate(**v), list: tuple}
+        return cls(**{k: kinds.get(type(v), lambda v: v)(v) for k, v in content.items()})
 
     def __str__(self) -> str:
-        values = {k: v for k, v in vars(self).items() if v is not None}
+        values = {k: v for k, v in vars(self).items() if v is not None and not isinstance(v, tuple)}
         width = max(map(len, values))
         formats = {int: "{:,}", float: "{:.4g}"}
         rows = ((k, formats.get(type(v), "{}").format(v)) for k, v in values.items())
@@ -135,6 +156,7 @@ def evaluate(
         resident=nbytes(params),
         peak=_peak(forward),
         seconds_per_token=float(np.median(seconds[1:])) if len(seconds) > 1 else None,
+        kl_by_window=tuple(map(float, means["kl"])) if "kl" in means else None,
         **estimates,
     )
 
