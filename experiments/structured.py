@@ -1,7 +1,7 @@
 """Structured removal on smollm2-135m, and what a short distillation gives back: structured.json.
 
     pip install -e ".[demo]"
-    python experiments/structured.py --text wikitext2_valid.txt --moments moments.jm [--steps 120]
+    python experiments/structured.py --text wikitext2_valid.txt --moments moments.jm [--steps 240]
 
 MOMENTS is what prune_smollm2.py keeps: the Gram matrices of the first half of TEXT, on which the
 student also learns; the second half measures. `removed` counts parameters against the tied model's
@@ -18,7 +18,6 @@ import os
 import pathlib
 import re
 import statistics
-import sys
 import time
 
 import jax
@@ -37,7 +36,7 @@ SIZES = {  # what is left, or how many layers go, at -20, -10 and -30 % where th
     "query heads": [6, 3],
     "head groups": [2, 1],
 }
-DISTILLED = [("neurons and layers", (1276, 4)), ("neurons", 1017)]
+DISTILLED = [("neurons and layers", (1276, 4)), ("neurons", 1017), ("layers", 8), ("width", 381)]
 BATCH = (1, 256)
 JUDGED = (1, 128)  # rows and tokens that the layers are chosen by
 PROMPT, ROUNDS = 128, 11
@@ -126,7 +125,7 @@ def main() -> None:
     parser.add_argument("--moments", type=pathlib.Path, required=True)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--rows", default=".*")
-    parser.add_argument("--steps", type=int, default=0, help="of distillation, for some rows")
+    parser.add_argument("--steps", type=int, default=240, help="of distillation, for some rows")
     args = parser.parse_args()
     path = pathlib.Path(__file__).with_suffix(".json")
     model = jm.models.load("smollm2-135m")
@@ -134,7 +133,7 @@ def main() -> None:
     encode = lambda t: np.asarray(model.tokenizer.encode(t, add_special_tokens=False).ids)
     learned, ids = encode(text[: len(text) // 2]), encode(text[len(text) // 2 :])
     found = {
-        "command": " ".join(["python", "experiments/structured.py", *sys.argv[1:]]),
+        "command": f"python experiments/structured.py --text {args.text.name} --moments moments.jm",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "cores": len(os.sched_getaffinity(0)),
