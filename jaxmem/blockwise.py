@@ -78,7 +78,7 @@ def encode_by_block(
     layered = {path: leaf for path, leaf in zip(cut.names, leaves) if path in cut.layered}
     shapes = dict(zip(cut.names, (x.shape for x in jax.tree.leaves(cut.shapes))))
     codecs = by_layer(plan, shapes)
-    ways, pieces = None, []
+    pieces = []
     with tempfile.TemporaryDirectory() as folder:
         carries = [_Kept(f"{folder}/{i}") for i in range(len(batches))]
         for kept, batch in zip(carries, batches):
@@ -86,21 +86,27 @@ def encode_by_block(
         exact = [_Kept(f"{folder}/exact-{i}") for i in range(len(batches))] if passes else []
         for dense, kept in zip(exact, carries):
             dense.put(kept.get())
-        for i in range(cut.count):
+
+        def one(i: int) -> dict:  # a function, so that nothing of a block outlives it
             own = {path: jnp.asarray(_layer(leaf, i)) for path, leaf in layered.items()}
-            given = lambda: ((rest, i, k.get(), b) for k, b in zip(carries, batches))  # noqa: B023
-            ways = ways or uses(cut.block, own, *next(given()))
+            given = lambda: ((rest, i, k.get(), b) for k, b in zip(carries, batches))
             here = {path: codec for path in own if (codec := _codec(codecs.get(path), i))}
             seen = stats(cut.block, own, given()) if here else None
-            pieces.append(encode(own, here, uses=ways, stats=seen))
+            ways = uses(cut.block, own, *next(given()))
+            found = encode(own, here, uses=ways, stats=seen)
             for kept, batch in zip(exact, batches):
                 kept.put(_run(cut, own, rest, i, kept.get(), batch))
             if passes:
                 how = (cut.block, learning.squared, learning_rate, passes * len(batches))
-                pieces[-1] = _learned(how, own, pieces[-1], given, lambda: (k.get() for k in exact))
-            dense = decode(pieces[-1])
+                found = _learned(how, own, found, given, lambda: (k.get() for k in exact))
+            del own, seen
+            dense = decode(found)
             for kept, (*before, carry, batch) in zip(carries, given()):
                 kept.put(_run(cut, dense, *before, carry, batch))
+            return found
+
+        for i in range(cut.count):
+            pieces.append(one(i))
             if progress:
                 progress(i + 1, cut.count)
         wanted = {path: codec for path, codec in codecs.items() if path in rest}
