@@ -49,6 +49,7 @@ from .dividing import Placement as Placement
 from .dividing import placement as placement
 from .donating import Donations as Donations
 from .donating import donations as donations
+from .erring import errors as errors
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .footprint import Memory as Memory

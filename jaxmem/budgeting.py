@@ -4,33 +4,22 @@ A multiple-choice knapsack, solved by HiGHS.
 """
 
 import collections
-import contextlib
-import functools
 import itertools
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from .codecs import Int
+from .erring import CANDIDATES, Errors, choices, errors, naming, shape_of
 from .folding import Fold
-from .lazy import is_lazy
-from .leaf import is_encoded
 from .leaf import nbytes as count_bytes
 from .planning import Plan, summed_axes
 from .segmented import named
-from .select import is_whole, match, paths
-from .solvers.solver import encodes_rows, needs_stats, ties_layers
+from .select import is_whole, paths
+from .solvers.solver import ties_layers
 
-CANDIDATES = tuple(Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128))
-ROWS = 2048  # of a weight, evenly spaced over its layers, that an error is measured on
-FEWEST_ROWS = 64  # of each layer
-WHOLE_LAYERS = 8  # of a stack, evenly spaced, where an error takes all rows
 LOOKED_UP = 1 / 8  # of a table that is only looked up: .12 and .21 of the others in two models
 GAP = 1e-6  # the plan's loss is at most this share above the least possible
 
@@ -44,6 +33,7 @@ def budget(
     stats: Mapping | None = None,
     sensitivity: Mapping[str, Any] | None = None,
     runs: int = 1,
+    known: Errors | None = None,
 ) -> Plan:
     """The plan that loses least among those whose encoded params take at most `nbytes` bytes.
 
@@ -65,11 +55,9 @@ def budget(
     same are one). It is for models that scan their layers, which then are as many scans at most. A
     stack with a candidate that takes all its layers together stays whole.
 
-    Lazy params are read one layer at a time. Codecs that encode each row by itself are measured on
-    2,048 rows spread over the layers, at least 64 of each; the others (`LowRank`, `QERA`) on 8
-    layers, and those between are interpolated; abstract weights as if they were normally
-    distributed. `techniques` makes candidates of every kind. The same input gives the same plan,
-    within 1e-6 of the least loss.
+    Lazy params are read one layer at a time. Errors are measured on a part of each weight: `errors`
+    says on which, and `known` may hold what it found before. `techniques` makes candidates of
+    every kind. The same input gives the same plan, within 1e-6 of the least loss.
     Dong et al., 2019 (sensitivity times error); Hubara et al., 2021 (the exact program).
 
     Raises:
@@ -90,31 +78,29 @@ def budget(
     if runs < 1:
         raise ValueError(f"budget cuts a stack into at least 1 run, got {runs}")
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
-    choices = _choices(leaves, candidates, uses)
-    axes = {path: summed_axes(path, uses) for path in choices}
-    cells, sizes, errors = {}, {}, {}
-    for path, codecs in choices.items():
-        with _naming(path):
+    chosen = choices(leaves, candidates, uses)
+    axes = {path: summed_axes(path, uses) for path in chosen}
+    cells, sizes = {}, {}
+    for path, codecs in chosen.items():
+        with naming(path):
             cells[path] = _cells(leaves[path], axes[path], codecs, runs)
             sizes[path] = [_sizes(cell, axes[path], codecs) for _, cell in cells[path]]
-    kept = sum(count_bytes(_shape(leaf)) for path, leaf in leaves.items() if path not in choices)
+    kept = sum(count_bytes(shape_of(leaf)) for path, leaf in leaves.items() if path not in chosen)
     least = kept + sum(min(size) for found in sizes.values() for size in found)
     if least > nbytes:
         raise ValueError(f"{nbytes} bytes cannot hold it; the smallest reachable size is {least}")
-    white = sensitivity is not None
-    for path, codecs in choices.items():
-        with _naming(path):
-            moments = (stats or {}).get(path)
-            errors[path] = _errors(leaves[path], axes[path], codecs, moments, white)
-    weights = _by_role(errors, uses) if sensitivity is None else _given(errors, sensitivity)
+    how = {"uses": uses, "stats": stats, "known": known, "white": sensitivity is not None}
+    found = errors(params, candidates, **how)
+    lost = {p: np.stack([found[p][c] for c in codecs], -1) for p, codecs in chosen.items()}
+    weights = _by_role(lost, uses) if sensitivity is None else _given(lost, sensitivity)
     losses = [
         np.tensordot(weights[path][cell], e[cell], e.ndim - 1)
-        for path, e in errors.items()
+        for path, e in lost.items()
         for cell, _ in cells[path]
     ]
     picked = iter(_knapsack([*itertools.chain(*sizes.values())], losses, nbytes - kept))
     plan = {}
-    for path, codecs in choices.items():
+    for path, codecs in chosen.items():
         given = [(cell, codecs[next(picked)]) for cell, _ in cells[path]]
         for codec, pairs in itertools.groupby(given, lambda pair: pair[1]):
             same = [cell for cell, _ in pairs]
@@ -123,42 +109,9 @@ def budget(
     return Plan(plan)
 
 
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {error}") from error
-
-
-def _choices(leaves, candidates, uses) -> dict[str, list]:
-    """{path: codecs} of the leaves that are not kept."""
-    floats = lambda x: not is_encoded(x) and jnp.issubdtype(x.dtype, jnp.floating)
-    able = {path: leaf for path, leaf in leaves.items() if floats(leaf)}
-    if isinstance(candidates, Mapping):
-        chosen = {p: c for p, c in match(list(leaves), dict(candidates)).items() if p in able}
-    else:
-        chosen = {p: candidates for p, leaf in able.items() if is_matrix(leaf, p, uses)}
-    for path, codecs in chosen.items():
-        if not isinstance(codecs, Sequence) or not codecs:
-            raise ValueError(f"{path}: the candidates are {codecs!r}, expected a list of codecs")
-    return chosen
-
-
-def is_matrix(leaf: Any, path: str, uses: Mapping | None) -> bool:
-    """Whether a weight is more than a vector for each layer, and is multiplied or looked up."""
-    multiplied = {"dot_general", "gather", "conv_general_dilated"}
-    used = uses is None or any(use.op in multiplied for use in uses.get(path, ()))
-    return used and leaf.ndim - (is_lazy(leaf) and leaf.stacked) >= 2
-
-
-def _shape(leaf):
-    return leaf if is_encoded(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
 def _cells(leaf, axes, codecs, runs) -> list[tuple]:
     """[(layers that are chosen for together, ... for a whole weight; their shape)]."""
-    shape = _shape(leaf)
+    shape = shape_of(leaf)
     stack = jax.eval_shape(lambda w: Fold.of(w, axes)[0], shape).shape[:-2]
     count = min(runs, stack[0]) if stack and not any(map(ties_layers, codecs)) else 1
     if count <= 1:
@@ -171,127 +124,6 @@ def _cells(leaf, axes, codecs, runs) -> list[tuple]:
 def _sizes(shape, axes, codecs) -> list[int]:
     encoded = lambda codec: jax.eval_shape(lambda w: codec.encode(w, axes), shape)
     return [count_bytes(encoded(codec)) for codec in codecs]
-
-
-def _errors(leaf, axes, codecs, moments, white) -> np.ndarray:
-    """‖x·(w − ŵ)‖² / ‖x·w‖² of each layer and codec: (*stack, codecs)."""
-    folded = jax.eval_shape(lambda w: Fold.of(w, axes)[0], _shape(leaf))
-    stack = folded.shape[:-2]
-    found = np.empty((*stack, len(codecs)))
-    for codec in codecs:
-        if moments is None and needs_stats(codec):
-            raise ValueError(f"{codec} wants the stats of what the weight is fed, got none")
-    abstract = isinstance(leaf, jax.ShapeDtypeStruct)
-    few = FEWEST_ROWS if abstract else max(ROWS // max(math.prod(stack), 1), FEWEST_ROWS)
-    count = lambda codec: few if encodes_rows(codec) else None
-    tied = list(map(ties_layers, codecs))
-    last = max(math.prod(stack) - 1, 0)
-    whole = {round(i * last / (WHOLE_LAYERS - 1)) for i in range(WHOLE_LAYERS)}
-    for i in np.flatnonzero(tied):
-        found[..., i] = _tied_errors(leaf, axes, codecs[i], moments, white)
-    for number, (at, layer) in enumerate(_layers(leaf, len(stack))):
-        here = jax.tree.map(lambda a: a[at], moments)  # noqa: B023
-        counts = {
-            i: count(codec)
-            for i, codec in enumerate(codecs)
-            if not tied[i] and (count(codec) or number in whole)
-        }
-        found[at] = np.where(tied, found[at], np.inf)  # interpolated if not measured
-        rows = {n: _rows(layer, axes, n) for n in set(counts.values())}
-        for i, n in counts.items():
-            found[*at, i] = _relative(rows[n], here, codecs[i], white)
-            if not np.isfinite(found[*at, i]):
-                raise ValueError(f"it holds NaN, infinity or a number too large for {codecs[i]}")
-        if abstract:
-            found[...] = found[at]  # nothing tells its layers apart
-            break
-    return _interpolated(found)
-
-
-def _interpolated(found: np.ndarray) -> np.ndarray:
-    """(*stack, codecs) with what was not measured (infinite) by its neighbours in the stack."""
-    flat = found.reshape(-1, found.shape[-1])
-    place = np.arange(len(flat))
-    for column in flat.T:
-        known = np.isfinite(column)
-        column[...] = np.interp(place, place[known], column[known])
-    return flat.reshape(found.shape)
-
-
-def _tied_errors(leaf, axes, codec, moments, white) -> np.ndarray:
-    """The errors (*stack) of a codec that takes all layers together."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        leaf = np.random.default_rng(0).standard_normal(leaf.shape, np.float32)
-    w = jnp.asarray(leaf.read(None) if is_lazy(leaf) else leaf)
-    found = np.asarray(_tied_relative(w, moments, codec, axes, white))
-    if not np.isfinite(found).all():
-        raise ValueError(f"it holds NaN, infinity or a number too large for {codec}")
-    return found
-
-
-def _layers(leaf, depth: int) -> Iterator[tuple]:
-    """(place, weight) of each layer of a stack of `depth` axes, one in memory at a time."""
-    if is_lazy(leaf) and leaf.stacked:
-        for i, part in enumerate(leaf.parts()):
-            for rest in np.ndindex(part.shape[: depth - 1]):
-                yield (i, *rest), part[rest]
-        return
-    whole = leaf.read(None) if is_lazy(leaf) else leaf  # as it is stored: rows are cast later
-    for at in np.ndindex(whole.shape[:depth]):
-        abstract = isinstance(whole, jax.ShapeDtypeStruct)
-        yield at, jax.ShapeDtypeStruct(whole.shape[depth:], whole.dtype) if abstract else whole[at]
-
-
-def _rows(layer, axes, count) -> Array:
-    """`count` rows, or all, of the matrix (n, k) of a layer in f32; zeros where it has fewer."""
-    if isinstance(layer, jax.ShapeDtypeStruct):
-        n, k = jax.eval_shape(lambda w: Fold.of(w, axes)[0], layer).shape
-        layer = np.random.default_rng(0).standard_normal((min(n, count or n), k), np.float32)
-        axes = (-1,)
-    elif isinstance(layer, np.ndarray) and layer.ndim == 2 and axes in ((-1,), (-2,)):
-        side = -1 - axes[0]
-        n = layer.shape[side]
-        if count and n > count:  # picked here, or all of it would be copied to a device
-            layer = np.take(layer, np.arange(count) * n // count, side)
-    return _picked_rows(layer, axes, count)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _picked_rows(layer, axes, count) -> Array:
-    matrix = Fold.of(layer, axes)[0].astype(jnp.float32)
-    n = matrix.shape[0]
-    if count is None:
-        return matrix
-    if n < count:  # one shape for all weights of one k, so that a codec compiles once
-        return jnp.pad(matrix, ((0, count - n), (0, 0)))
-    return matrix[np.arange(count) * n // count]
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _relative(w, moments, codec, white) -> Array:
-    encoded = codec.encode(w, (-1,), moments)
-    error = w - (encoded.decode() if is_encoded(encoded) else encoded)
-    return _share(w, error, moments, white)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _tied_relative(w, moments, codec, axes, white) -> Array:
-    encoded = codec.encode(w, axes, moments).astype(jnp.float32)
-    fold = lambda w: Fold.of(w.astype(jnp.float32), axes)[0]
-    matrix, got = fold(w), fold(encoded.decode())
-    share = functools.partial(_share, white=white)
-    for _ in range(matrix.ndim - 2):
-        share = jax.vmap(share)
-    return share(matrix, matrix - got, moments)
-
-
-def _share(w, error, moments, white) -> Array:
-    second = jnp.ones(w.shape[1]) if moments is None else moments.second
-    energy = lambda e: ((e @ second if second.ndim == 2 else e * second[None]) * e).sum()
-    # what an error as large as the weight does, on average over its directions
-    mean = (jnp.trace(second) if second.ndim == 2 else second.sum()) / max(w.shape[1], 1)
-    whole = mean * (w * w).sum() if white else energy(w)
-    return energy(error) / jnp.maximum(whole, jnp.finfo(jnp.float32).tiny)
 
 
 def _by_role(errors, uses) -> dict[str, np.ndarray]:

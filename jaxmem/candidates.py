@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from .budgeting import is_matrix
 from .codecs import NM, Bitmask, Chain, Int, LowRank
+from .erring import is_matrix
 from .folding import Fold
 from .leaf import is_encoded, nbytes
 from .planning import summed_axes

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
-from jaxmem.budgeting import _interpolated, _knapsack, _relative
+from jaxmem.budgeting import _knapsack
+from jaxmem.erring import _interpolated
 from jaxmem.lazy import Lazy
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -154,9 +155,8 @@ def test_with_stats_an_error_is_that_of_what_the_weight_computes(moments):
     found = jm.stats(lambda p, x: x @ p["w"], params, [(x,)], moments=moments)["w"]
     error = x @ (params["w"] - CODECS[1].encode(params["w"]).decode())
     expected = jnp.square(error).sum() / jnp.square(x @ params["w"]).sum()
-    assert float(_relative(params["w"].T, found, CODECS[1], False) / expected) == pytest.approx(
-        1, 1e-3
-    )
+    got = jm.errors(params, CODECS[1:2], stats={"w": found})["w"][CODECS[1]]
+    assert float(got / expected) == pytest.approx(1, 1e-3)
 
 
 def test_abstract_weights_get_a_plan():
@@ -221,6 +221,45 @@ def test_techniques_are_by_the_best_solver_that_the_stats_allow():
 def test_what_was_not_measured_is_interpolated():
     found = np.array([[1.0, 1.0], [2.0, np.inf], [5.0, 3.0], [1.0, np.inf], [0.0, 0.0]])
     assert _interpolated(found)[:, 1].tolist() == [1.0, 2.0, 3.0, 1.5, 0.0]
+
+
+def test_what_takes_long_is_measured_on_few_layers_exactly():
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.standard_normal((9, 32, 12)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((99, 32)) @ rng.standard_normal((32, 32)), jnp.float32)
+    fed = jm.stats(lambda p, x: [x @ layer for layer in p], list(w), [(x,)])["0"]
+    fed = jax.tree.map(lambda a: jnp.broadcast_to(a, (9, *a.shape)), fed)
+    codecs = [jm.GPTQ(jm.Int(3)), jm.LowRank(4)]
+    found = jm.errors({"w": w}, codecs, stats={"w": fed})["w"]
+    for codec in codecs:
+        off = w - jax.jit(codec.encode, static_argnums=1)(w, (-2,), fed).decode()
+        energy = lambda a: jnp.square(jnp.matmul(x, a)).sum((-1, -2))
+        exact = np.array(energy(off) / energy(w))
+        exact[4] = (exact[3] + exact[5]) / 2  # of nine, the one between
+        np.testing.assert_allclose(found[codec], exact, rtol=1e-3)
+
+
+def test_a_column_that_computes_most_counts_though_none_of_its_error_is_measured():
+    x, w = (jax.random.normal(jax.random.key(i), (99, 32)) for i in range(2))
+    w = jnp.tile(w[:1].T, (1, 4096)).at[:, -1].multiply(1_000)  # columns 0, 2, ... are measured
+    fed = jm.stats(lambda p, x: x @ p["w"], {"w": w}, [(x,)])
+    found = jm.errors({"w": w}, [jm.Int(3)], stats=fed)["w"][jm.Int(3)]
+    off = jnp.square(x @ (w[:, :1] - jm.Int(3).encode(w[:, :1]).decode())).sum()
+    whole = jnp.square(x @ w).sum()
+    assert found == pytest.approx(float(4096 * off / whole), rel=1e-3)
+
+
+def test_an_error_that_is_known_is_not_measured_again():
+    params = weights()
+    found = jm.errors(params, CODECS)
+    plan = jm.budget(params, nbytes=3_200, candidates=CODECS)
+    assert jm.budget(params, nbytes=3_200, candidates=CODECS, known=found) == plan
+    found["a"] |= {CODECS[0]: np.array(0.0)}  # if that were so
+    assert plan["a"] != CODECS[0]
+    told = jm.budget(params, nbytes=3_200, candidates=CODECS, known=found)
+    assert told["a"] == CODECS[0] and told["b"] == told["c"] == CODECS[-1]
+    other = {"a": {CODECS[0]: np.zeros(5)}}  # of another stack
+    assert jm.errors(params, CODECS, known=other)["a"][CODECS[0]] > 0
 
 
 def test_one_budget_mixes_techniques_by_what_each_weight_is_like():

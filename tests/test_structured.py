@@ -10,6 +10,7 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.commands.choosing import _shared
 from jaxmem.models import bert, gpt2, llama
 from jaxmem.structured.removing import remove as plain_remove
 from jaxmem.structured.removing import remove_inputs
@@ -204,6 +205,21 @@ def test_layers_are_stacked_again_and_the_ones_that_do_least_go():
     smaller = jm.remove_layers(whole, [0])
     run = lambda m: jit(m.apply)(m.params, IDS)
     np.testing.assert_allclose(run(smaller), run(whole), atol=5e-2)
+
+
+def test_a_smaller_model_has_the_errors_of_the_weights_it_keeps():
+    attention, up, table = "layers/attn/q/kernel", "layers/mlp/up/kernel", "embed/embedding"
+    errors = {path: {"codec": np.array([1.0, 2.0])} for path in (attention, up)}
+    errors[table] = {"codec": np.array(3.0)}
+    shallow = _shared(errors, model(), jm.remove_layers(model(), [0]), [1])
+    assert {path: each["codec"].tolist() for path, each in shallow.items()} == {
+        attention: [2.0],
+        up: [2.0],
+        table: 3.0,
+    }
+    tensors = {**model().params, "layers": {**model().params["layers"], "mlp": {}}}
+    thin = dataclasses.replace(model(), tensors=tensors)
+    assert set(_shared(errors, model(), thin, [0, 1])) == {attention, table}
 
 
 def test_a_narrower_stream_is_exact_where_it_loses_nothing():

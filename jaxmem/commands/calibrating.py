@@ -11,20 +11,20 @@ from ..models import Model
 from . import options
 from .output import Output
 
-DIAGONAL = 16  # windows that the budget weighs errors by
+WINDOWS = 16  # that the budget weighs errors by
 ROWS, LENGTH, TOGETHER = 128, 512, 4  # rows and tokens that GPTQ sees, rows at a time
 TURNS = 4  # of codes and scales, after GPTQ
 LEARNING_RATE = 1e-3
 
 
-def moments(model: Model, text: str, moments: str = "diag") -> dict:
+def moments(model: Model, text: str, moments: str = "diag", windows: int = WINDOWS) -> dict:
     """E[x²], or E[x xᵀ], of what each weight is fed, over the first windows of a text.
 
     Raises:
         ValueError: the text is shorter than one window.
     """
     ids, length = options.tokens(model, text), options.window(model)
-    count = min(len(ids) // length, DIAGONAL)
+    count = min(len(ids) // length, windows)
     rows = ids[: count * length].reshape(count, 1, length)
     return jm.stats(model.apply, model.params, [(row,) for row in rows], moments=moments)
 

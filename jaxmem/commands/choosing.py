@@ -3,20 +3,23 @@
 import dataclasses
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 
 import jaxmem as jm
 
 from ..evaluation import evaluate
 from ..models import Model
+from ..select import is_whole
 from ..structured.shrinking import Structure
 from . import calibrating, options
 from .output import Output
 from .sizes import show
 
-Technique = Literal["int", "sparsity", "n:m", "rank", "neurons", "layers"]
+Technique = Literal["int", "sparsity", "n:m", "rank", "neurons", "heads", "width", "layers"]
 INTEGERS: tuple[Technique, ...] = ("int",)
 STRUCTURES = get_args(Structure)
+FEW = 4  # windows of the text that the weights of a smaller model are encoded by to compare it
 JUDGED = 4  # windows of the text that calibrates, its last ones, on which structures are compared
 TOKENS = 256  # that the layers to go are found by
 
@@ -30,7 +33,9 @@ def check(among: tuple[Technique, ...], calibrate: str | None) -> None:
     if not set(among) - set(STRUCTURES):
         raise ValueError("--among wants a form for the weights that stay: int, sparsity, n:m, rank")
     if set(among) & set(STRUCTURES) and not calibrate:
-        raise ValueError("neurons and layers go by what a text needs of them: give --calibrate")
+        raise ValueError(
+            f"{', '.join(STRUCTURES)} go by what a text needs of them: give --calibrate"
+        )
 
 
 def without_text(output: Output, model: Model, nbytes: int, among: tuple) -> tuple[jm.Plan, Any]:
@@ -49,7 +54,8 @@ def with_text(
     """(the model, whole or smaller, its plan, what each structure came to).
 
     Each structure is budgeted and encoded, and the least KL to the whole model on the text is best.
-    Holds a Gram matrix for each weight.
+    A weight that a smaller model shares with the whole one is taken to lose there what it loses
+    here, and not measured again. Holds a Gram matrix for each weight.
 
     Raises:
         ValueError: no structure fits into so many bytes.
@@ -59,18 +65,25 @@ def with_text(
     with output.step("calibrating: what weights are fed"):
         stats = calibrating.moments(model, text, "gram")
     ids = options.tokens(model, text)
-    found, least = [], None
-    for small in _structures(model, kinds, stats, ids):
-        seen = stats if small is model else calibrating.moments(small, text, "gram")
+    found, least, errors = [], None, {}
+    for small, layers in _structures(model, kinds, stats, ids):
+        seen = stats if small is model else calibrating.moments(small, text, "gram", FEW)
         name = small.source.removeprefix(model.source).lstrip(", ") or "whole"
-        try:
-            plan, uses, given = _planned(output, small, nbytes, forms, seen, name)
-        except ValueError as error:
-            if "the smallest reachable size is" not in str(error):
-                raise
-            least = least or error
-            continue
-        found.append((name, small, plan, uses, given))
+        uses = jm.uses(small.apply, small.tensors, *options.inputs(small))
+        seen = {p: m for p, m in seen.items() if not calibrating.looked_up(p, uses)}
+        with output.step(f"planning {show(nbytes)}, {name}"):
+            candidates = jm.techniques(small.tensors, forms, uses=uses, stats=seen)
+            how = {"candidates": candidates, "uses": uses, "stats": seen}
+            errors = errors or jm.errors(model.tensors, **how)
+            known = _shared(errors, model, small, layers)
+            try:
+                plan = jm.budget(small.tensors, nbytes=nbytes, known=known, **how)
+            except ValueError as error:
+                if "the smallest reachable size is" not in str(error):
+                    raise
+                least = least or error
+                continue
+        found.append((name, small, plan, uses, seen))
     if not found:
         raise least
     rows = [{"structure": name} for name, *_ in found]
@@ -78,25 +91,34 @@ def with_text(
         with output.step(f"encoding and comparing, {name}"):
             row["kl"] = _distance(model, small, *how, ids)
         output.say(f"{name}: KL {row['kl']:.4f}")
-    best = min(range(len(rows)), key=lambda i: rows[i].get("kl", 0.0))
-    return *found[best][1:3], rows
+    _, small, plan, *_ = found[min(range(len(rows)), key=lambda i: rows[i].get("kl", 0.0))]
+    return small, jm.Plan({path: _turned(codec) for path, codec in plan.items()}), rows
 
 
 def _structures(model, kinds, stats, ids):
-    yield model
+    """(model, the layers of the whole one that it has)."""
+    yield model, list(range(model.config.layers))
     if kinds:
         rows = jnp.asarray(ids[: min(TOKENS, options.window(model))])[None]
         yield from jm.fewer(model, kinds, stats=stats, ids=rows)
 
 
-def _planned(output, model, nbytes, forms, stats, name):
-    uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
-    stats = {p: m for p, m in stats.items() if not calibrating.looked_up(p, uses)}
-    with output.step(f"planning {show(nbytes)}, {name}"):
-        candidates = jm.techniques(model.tensors, forms, uses=uses, stats=stats)
-        how = {"nbytes": nbytes, "uses": uses, "stats": stats}
-        plan = jm.budget(model.tensors, candidates=candidates, **how)
-    return jm.Plan({path: _turned(codec) for path, codec in plan.items()}), uses, stats
+def _shared(errors, whole, small, layers) -> dict:
+    """Of the errors of the whole model those of weights that the smaller one has as they were.
+
+    Structure that goes changes a weight's shape, or which layers there are.
+    """
+    shapes = lambda m: {
+        path: leaf.shape
+        for path, leaf in zip(jm.paths(m.tensors), jax.tree.leaves(m.tensors, is_leaf=is_whole))
+    }
+    before, after = shapes(whole), shapes(small)
+    known = {}
+    for path, each in errors.items():
+        stacked = path.startswith("layers/")
+        if path in after and before[path][stacked:] == after[path][stacked:]:
+            known[path] = {c: e[layers] if stacked else e for c, e in each.items()}
+    return known
 
 
 def _turned(codec):

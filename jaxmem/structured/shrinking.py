@@ -1,4 +1,4 @@
-"""fewer: a model with some of its neurons or layers gone, for a budget to choose among."""
+"""fewer: a model with some of its structure gone, for a budget to choose among."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
@@ -7,42 +7,65 @@ from jax import Array
 
 from ..models.model import Model
 from .depth import least_missed, remove_layers
+from .heads import remove_heads
 from .neurons import remove_neurons
+from .width import remove_width
 
-Structure = Literal["neurons", "layers"]
+Structure = Literal["neurons", "heads", "width", "layers"]
 NEURONS = (7 / 8, 3 / 4)  # that stay
+GROUPS = 7 / 8  # of heads with the same keys, that stay
+WIDTH = 7 / 8  # of the residual stream, in multiples of 8
 LAYERS = (1 / 16, 1 / 8)  # that go
 
 
 def fewer(
     model: Model, kinds: Collection[Structure], *, stats: Mapping, ids: Array
-) -> Iterator[Model]:
-    """The model with 7/8 and 3/4 of its neurons, and without 1/16 and 1/8 of its layers.
+) -> Iterator[tuple[Model, list[int]]]:
+    """(a smaller model, which of the layers stay), for each kind that is named and each size.
 
-    Of `kinds` those that are named. `stats` has Gram matrices, by which the neurons are chosen and
-    made up for; `ids` (rows, tokens) is text by which the layers are. Bytes saved by structure and
-    by fewer bits compete: give each model to `budget` with the same limit, and compare.
+    7/8 and 3/4 of the neurons; one query head less in each group that shares keys, and 7/8 of the
+    groups; 7/8 of the width; 1/16 and 1/8 of the layers gone. `stats` has Gram matrices, by which
+    neurons, heads and directions are chosen and made up for; `ids` (rows, tokens) is text by which
+    the layers are. Bytes saved by structure and by fewer bits compete: give each model to `budget`
+    with the same limit, and compare.
 
     Raises:
-        ValueError: a model of one layer; stats without Gram matrices.
+        ValueError: a model of one layer or head, a width that is not of a Llama; stats without Gram
+            matrices.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
-        >>> from jaxmem.models import gpt2
-        >>> config, ids = gpt2.Config(vocab=64, width=32, layers=3, heads=4), jnp.ones((1, 5), int)
-        >>> shapes = jax.eval_shape(gpt2.module(config).init, jax.random.key(0), ids)["params"]
+        >>> from jaxmem.models import llama
+        >>> sizes = dict(vocab=64, width=32, ffn=48, layers=3, heads=4, kv_heads=2, head_dim=8)
+        >>> config, ids = llama.Config(**sizes), jnp.arange(60).reshape(2, 30)
+        >>> shapes = jax.eval_shape(llama.module(config).init, jax.random.key(0), ids)["params"]
         >>> params = jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes)
         >>> model = jm.models.Model(config, params, None, "blank")
         >>> fed = jm.stats(model.apply, params, [(ids,)])
-        >>> small = fewer(model, ["neurons", "layers"], stats=fed, ids=ids)
-        >>> [(m.config.ffn, m.config.layers) for m in small]
-        [(112, 3), (96, 3), (128, 2)]
+        >>> size = lambda c: (c.heads, c.kv_heads, c.width, c.layers)
+        >>> for small, layers in fewer(model, ["heads", "width", "layers"], stats=fed, ids=ids):
+        ...     print(size(small.config), layers)
+        (2, 2, 32, 3) [0, 1, 2]
+        (2, 1, 32, 3) [0, 1, 2]
+        (4, 2, 24, 3) [0, 1, 2]
+        (4, 2, 32, 2) [1, 2]
     """
+    config, whole = model.config, list(range(model.config.layers))
     if "neurons" in kinds:
         for share in NEURONS:
-            yield remove_neurons(model, max(1, round(share * model.config.ffn)), stats)
+            yield remove_neurons(model, max(1, round(share * config.ffn)), stats), whole
+    if "heads" in kinds:
+        groups = getattr(config, "kv_heads", config.heads)
+        if groups < config.heads:
+            yield remove_heads(model, stats, heads=config.heads - groups), whole
+        if groups > 1 or groups == config.heads:
+            count = min(round(GROUPS * groups), groups - 1)
+            yield remove_heads(model, stats, kv_heads=count), whole
+    if "width" in kinds:
+        yield remove_width(model, int(WIDTH * config.width / 8) * 8, stats), whole
     if "layers" in kinds:
-        counts = sorted({max(1, round(share * model.config.layers)) for share in LAYERS})
+        counts = sorted({max(1, round(share * config.layers)) for share in LAYERS})
         order = least_missed(model, counts[-1], ids)
         for count in counts:
-            yield remove_layers(model, order[:count])
+            gone = order[:count]
+            yield remove_layers(model, gone), [i for i in whole if i not in gone]
