@@ -1,7 +1,7 @@
 """Structured removal on smollm2-135m, and what a short distillation gives back: structured.json.
 
     pip install -e ".[demo]"
-    python experiments/structured.py --text wikitext2_valid.txt --moments moments.jm [--steps 240]
+    python experiments/structured.py --text wikitext2_valid.txt --moments moments.jm [--steps 160]
 
 MOMENTS is what prune_smollm2.py keeps: the Gram matrices of the first half of TEXT, on which the
 student also learns; the second half measures. `removed` counts parameters against the tied model's
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--moments", type=pathlib.Path, required=True)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--rows", default=".*")
-    parser.add_argument("--steps", type=int, default=240, help="of distillation, for some rows")
+    parser.add_argument("--steps", type=int, default=160, help="of distillation, for some rows")
     args = parser.parse_args()
     path = pathlib.Path(__file__).with_suffix(".json")
     model = jm.models.load("smollm2-135m")
