@@ -1,7 +1,9 @@
 """What `fit --calibrate` does: weighted ranges, GPTQ block by block, then scales tuned by KL."""
 
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +16,8 @@ from .output import Output
 WINDOWS = 16  # that the budget weighs errors by
 ROWS, LENGTH, TOGETHER = 128, 512, 4  # rows and tokens that GPTQ sees, rows at a time
 TURNS = 4  # of codes and scales, after GPTQ
-LEARNING_RATE = 1e-3
+LEARNING_RATE, BITS = 1e-3, 4.3125  # of tuning, where a weight takes so many bits
+MOST = 2**1.5  # times as much, with fewer bits
 
 
 def moments(model: Model, text: str, moments: str = "diag", windows: int = WINDOWS) -> dict:
@@ -63,12 +66,20 @@ def encode(
         order = np.random.default_rng(0).permutation(len(rows))
         picked = [(jnp.asarray(rows[order[i % len(rows)]][None]),) for i in range(steps)]
         with output.counting("tuning scales") as progress:
-            how = {"learning_rate": LEARNING_RATE, "progress": lambda i, _: progress(i, steps)}
+            how = {"learning_rate": rate(encoded), "progress": lambda i, _: progress(i, steps)}
             dense = dense or model
             how |= {} if dense is model else {"dense": dense.apply}
             encoded = jm.tune(model.apply, dense.params, encoded, picked, **how)
     tokens = sum(batch[0].size for batch in whole)
     return encoded, {"tokens": tokens, "tuning_steps": steps, "tuning_tokens": steps * length}
+
+
+def rate(encoded: Any) -> float:
+    """Of tuning: half for each bit more that a weight takes, as the error that is left to mend."""
+    leaves = jax.tree.leaves(encoded, is_leaf=jm.is_encoded)
+    held = [leaf for leaf in leaves if jm.is_encoded(leaf)]
+    bits = 8 * jm.nbytes(held) / sum(math.prod(leaf.shape) for leaf in held)
+    return LEARNING_RATE * min(2 ** (BITS - bits), MOST)
 
 
 def told(done: dict) -> str:
