@@ -131,7 +131,7 @@ def _errors(leaf, axes, stack, codecs, moments, white) -> np.ndarray:
             if slow and number not in few:
                 continue
             same, rows = tuple(codecs[i] for i in which), _rows(layer, axes, count)
-            share = min(n, count or n) / n
+            share = min(n, count or n) / max(n, 1) or 1.0
             if moments is None or abstract:
                 computed = _energy(rows, here, white) / share
             elif computed is None:  # by all rows: a few of them may be most of it
