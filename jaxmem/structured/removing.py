@@ -44,30 +44,33 @@ def remove(
     blocks = lambda a: a.reshape(runs, size, *a.shape[1:])
     solve = jnp.linalg.solve if size > 1 else lambda a, b: b / a
     own = jnp.stack([jnp.asarray(sets == s) for s in range(sets.max() + 1)])  # (sets, runs)
+    inverse = jnp.linalg.inv(gram)
+    at = np.arange(runs)
+    own_part = inverse.reshape(runs, size, runs, size)[at, :, at]  # (runs, size, size)
 
-    def step(_, state):
-        inverse, w, there = state
-        across = blocks(inverse)  # (runs, size, k)
-        inner = jax.vmap(lambda g, row: lax.dynamic_slice_in_dim(row, g * size, size, 1))(
-            jnp.arange(runs), across
-        )
+    def step(i, state):
+        # the inverse of what is left is the first less downᵀ · across: k² numbers, never formed
+        down, across, inner, w, there = state
         inner = jnp.where(there[:, None, None], inner, jnp.eye(size)[None])
         parts = blocks(w)
         loss = (parts * solve(inner, parts)).sum((1, 2))
         full = (own & ~there[None]).sum(1) >= drop  # sets that have lost enough
         barred = ~there | (own & full[:, None]).any(0)
         least = jnp.argmin(jnp.where(barred, jnp.inf, loss))
-        mine, rows = inner[least], across[least]  # (size, size), (size, k)
-        w = w - rows.T @ solve(mine, parts[least])
-        inverse = inverse - rows.T @ solve(mine, rows)
-        alive = jnp.repeat(there.at[least].set(False), size)
-        w = jnp.where(alive[:, None], w, 0.0)
-        inverse = jnp.where(alive[:, None] & alive[None], inverse, 0.0)
-        return inverse, w, there.at[least].set(False)
+        cut = lambda a, axis: lax.dynamic_slice_in_dim(a, least * size, size, axis)
+        rows = cut(inverse, 0) - jnp.matmul(cut(down, 1).T, across, precision="highest")
+        rows = jnp.where(jnp.repeat(there, size)[None], rows, 0.0)  # (size, k)
+        share = solve(inner[least], rows)
+        w = w - rows.T @ solve(inner[least], parts[least])
+        w = jnp.where(jnp.repeat(there.at[least].set(False), size)[:, None], w, 0.0)
+        inner = inner - jax.vmap(lambda a, b: a.T @ b)(*(blocks(x.T).mT for x in (rows, share)))
+        put = lambda a, new: lax.dynamic_update_slice_in_dim(a, new, i * size, 0)
+        return put(down, rows), put(across, share), inner, w, there.at[least].set(False)
 
     start = weights.astype(jnp.float32)
-    first = jnp.linalg.inv(gram), start, jnp.ones(runs, bool)
-    there = lax.fori_loop(0, runs - kept, step, first)[2]
+    gone = jnp.zeros(((runs - kept) * size, k))
+    first = gone, gone, own_part, start, jnp.ones(runs, bool)
+    there = lax.fori_loop(0, runs - kept, step, first)[-1]
     stay = jnp.argsort(~there, stable=True)[:kept]
     inputs = (stay[:, None] * size + jnp.arange(size)[None]).reshape(-1)
     rows = gram[inputs]
