@@ -21,7 +21,7 @@ INTEGERS: tuple[Technique, ...] = ("int",)
 STRUCTURES = get_args(Structure)
 FEW = 4  # windows of the text that the weights of a smaller model are encoded by to compare it
 JUDGED = 4  # windows of the text that calibrates, its last ones, on which structures are compared
-TOKENS = 256  # that the layers to go are found by
+TOKENS = 128  # that the layers to go are found by
 
 
 def check(among: tuple[Technique, ...], calibrate: str | None) -> None:

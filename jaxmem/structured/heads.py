@@ -70,7 +70,8 @@ def remove_heads(
     for name in {"q", "k", "v", "qkv"} & set(attn):
         if heads is None or name == "q":
             attn[name] = {part: _taken(w, stay, groups, name) for part, w in attn[name].items()}
-    source = f"{model.source}, {new} of {config.heads} heads in {sets} groups"
+    how = " in whole groups" if kv_heads and each > 1 else ""
+    source = f"{model.source}, {new['heads']} of {config.heads} heads{how}"
     return Model(dataclasses.replace(config, **new), params, model.tokenizer, source)
 
 
