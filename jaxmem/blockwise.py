@@ -39,8 +39,9 @@ def encode_by_block(
     comes after the scan (a head) is calibrated last. `progress(done, blocks)` is told.
 
     With `passes` the codes and scales of a block's `Int` leaves then learn (`learn_rounding`, at
-    `learning_rate`), so many times over the batches: what the block makes of its inputs comes near
-    to what the dense block makes of the dense model's. What is no nearer in the end is not kept.
+    `learning_rate`), so many times over the batches: what the block makes of its inputs comes near,
+    relative to the size of each position, to what the dense block makes of the dense model's. What
+    is no nearer in the end is not kept.
 
     In memory at once: the encoded model, the weights outside the scan, one block with its moments
     (and 16 bytes for each weight of it that learns), and the activations of one batch; those of the
@@ -97,7 +98,7 @@ def encode_by_block(
             for kept, batch in zip(exact, batches):
                 kept.put(_run(cut, own, rest, i, kept.get(), batch))
             if passes:
-                how = (cut.block, learning.squared, learning_rate, passes * len(batches))
+                how = (cut.block, learning.relative, learning_rate, passes * len(batches))
                 found = _learned(how, own, found, given, lambda: (k.get() for k in exact))
             del own, seen
             dense = decode(found)

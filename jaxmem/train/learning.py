@@ -25,7 +25,7 @@ from .rounding import in_float32
 T = TypeVar("T")
 
 SLOWER = 0.05  # how much less than a weight, in steps of its grid, a scale moves relative to itself
-EDGE = 0.49  # of a step: a weight starts where it rounds to the code it had
+NEARER = 0.5  # how much of its way to the dense one, within its code, a weight starts
 
 
 def squared(target: Any, found: Any) -> Array:
@@ -40,6 +40,26 @@ def squared(target: Any, found: Any) -> Array:
     wide = lambda a: a.astype(jnp.float32)
     total = sum(jnp.square(wide(a) - wide(b)).sum() for a, b in pairs)
     return total / max(1, sum(a.size for a, _ in pairs))
+
+
+def relative(target: Any, found: Any) -> Array:
+    """Mean over rows (..., features) of ‖target − found‖² / ‖target‖², of all outputs, in f32.
+
+    A few tokens of a language model are far larger than the others, and a norm comes next.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(relative(jnp.array([[3.0, 4.0], [300.0, 400.0]]), jnp.zeros((2, 2))))
+        1.0
+    """
+
+    def rows(a, b):
+        a, b = jnp.atleast_1d(a.astype(jnp.float32), b.astype(jnp.float32))
+        size = jnp.maximum(jnp.square(a).sum(-1), jnp.finfo(jnp.float32).tiny)
+        return (jnp.square(a - b).sum(-1) / size).ravel()
+
+    pairs = zip(jax.tree.leaves(target), jax.tree.leaves(found))
+    return jnp.concatenate([rows(*pair) for pair in pairs]).mean()
 
 
 def divergence(target: Array, found: Array) -> Array:
@@ -69,10 +89,12 @@ def learn_rounding(
 
     `fn(params, *batch)` is what to come near to, by `loss(target, found)`: a block of a model by
     `squared`, a language model's logits by `divergence`. `targets`, one a batch, stand for what the
-    dense `params` answer. A weight starts as near to the dense one as lets it round to the code
-    that it has, so start from GPTQ. `learning_rate` is in steps of the grid; it rises over the
-    first tenth and falls to zero as half a cosine. Other leaves, and zero points, stay. The bytes
-    are the same. `progress(step, loss)` is called after each step.
+    dense `params` answer. A weight starts half way from the code that it has to the dense one, or
+    to the edge of the code if that is nearer, so start from GPTQ: what that rounded away from the
+    nearest code wants as much to go back as others to leave. `learning_rate` is in steps of the
+    grid; it rises over the first tenth and falls to zero as half a cosine, and what all steps reach
+    together should be half a step of the grid or more. Other leaves, and zero points, stay. The
+    bytes are the same. `progress(step, loss)` is called after each step.
 
     Takes 16 bytes for each weight that learns, beside the dense weights and a batch's activations.
     Cheng et al., 2023 (AutoRound); Chen et al., 2024 (EfficientQAT, its first phase).
@@ -208,7 +230,7 @@ def _of(leaf, w):
     zero = jnp.full(start.shape, 2 ** (leaf.bits - 1)) if leaf.zero is None else leaf.zeros().mT
     by = spread(divisor(start), leaf.group, k)
     near = leaf.rows() / by
-    at = near + jnp.clip(matrix / by - near, -EDGE, EDGE)
+    at = near + NEARER * jnp.clip(matrix / by - near, -0.5, 0.5)
     grown = jnp.zeros(start.shape, jnp.float32)
     return LearnedArray(at, grown, start, zero.astype(jnp.uint8), codec, leaf.fold, leaf.dtype)
 
