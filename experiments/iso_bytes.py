@@ -12,6 +12,7 @@ calibration between runs, a file for each basis. A row that is in the file is no
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import pathlib
@@ -27,6 +28,7 @@ from jaxmem.models import fetching
 LENGTH, AT_ONCE, CALIBRATION = 512, 4, 128
 BLOCKS = "layers/.*/kernel"
 WEIGHTS = 106_168_320
+JUDGED = 4  # windows of the text that calibrates, its last ones, on which structures are compared
 INT = lambda bits, group: jm.GPTQ(jm.Search(jm.Int(bits, group=group, symmetric=False)))
 SPARSE = lambda pattern, bits: jm.SparseGPT(
     jm.Chain((pattern, jm.Int(bits, group=64, symmetric=False)))
@@ -107,6 +109,49 @@ def jobs(models: dict, stats, calibration: np.ndarray):
                 return encode(turned, plan, given)
 
             yield "turned", f"budget of {bits} bits, {name}", make
+    yield from narrowed(turned, stats, calibration)
+
+
+def narrowed(model, stats, calibration: np.ndarray):
+    """A budget over all, for the model with all and with fewer neurons; the least KL is taken.
+
+    That is measured on the last windows of the text that calibrates.
+    """
+    rows = jnp.asarray(calibration[: CALIBRATION * LENGTH].reshape(-1, AT_ONCE, LENGTH))
+    few = [(ids[:1],) for ids in rows[:4]]
+    candidates = {BLOCKS: CANDIDATES}
+
+    @functools.cache
+    def sizes():
+        """[(a model, its stats, how its weights count, what each candidate loses)]."""
+        given = stats("turned")
+        found = [(model, given)]
+        for small in jm.fewer(model, ["neurons"], stats=given, ids=rows[0]):
+            found.append((small, jm.stats(small.apply, small.params, [(ids,) for ids in rows])))
+        curved = [jm.fisher(small.apply, small.params, few) for small, _ in found]
+        lost = [
+            jm.errors(small.params, candidates, stats=given, white=True) for small, given in found
+        ]
+        return [(*pair, *how) for pair, *how in zip(found, curved, lost)]
+
+    def best(bits):
+        found = []
+        for small, given, curved, lost in sizes():
+            kept = jm.nbytes(small.params) - stored(small.params)
+            limit = {"nbytes": kept + int(bits * WEIGHTS / 8)}
+            how = limit | {"stats": given, "sensitivity": curved, "known": lost}
+            plan = jm.budget(small.params, candidates=candidates, **how)
+            encoded = jm.encode(small.params, plan, stats=given)
+            against = {"reference": (model.apply, model.params), "window": LENGTH}
+            seen = calibration[-JUDGED * LENGTH :]
+            kl = jm.evaluate(small.apply, jm.decode(encoded), seen, **against).kl.mean
+            print(small.config.ffn, kl, plan, flush=True)
+            found.append((kl, small, encoded))
+        return min(found, key=lambda each: each[0])[1:]
+
+    for bits in LIMITS:
+        name = f"budget of {bits} bits, all, of some neurons"
+        yield "turned", name, functools.partial(best, bits)
 
 
 def main() -> None:

@@ -143,7 +143,8 @@ class Ways:
 
     def by_blocks(self, plan: jm.Plan, passes: int) -> tuple:
         """A layer at a time, each behind the encoded ones before it."""
-        given = self._batches()[: BY_BLOCKS // TOGETHER]
+        rows = self.calibration[: BY_BLOCKS * CALIBRATION[1]].reshape(-1, 1, CALIBRATION[1])
+        given = [(ids,) for ids in rows]
         tell = lambda done, count: print(done, "of", count, flush=True)
         how = {"passes": passes, "progress": tell}
         make = lambda: peak_of(lambda: jm.encode_by_block(self.model, plan, given, **how))

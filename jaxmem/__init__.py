@@ -111,8 +111,8 @@ from .structured import remove_neurons as remove_neurons
 from .structured import remove_width as remove_width
 from .train.distilling import distillation as distillation
 from .train.learning import divergence as divergence
-from .train.learning import relative as relative
 from .train.learning import learn_rounding as learn_rounding
+from .train.learning import relative as relative
 from .train.pruning import gradual as gradual
 from .train.regrowing import evolve as evolve
 from .train.regrowing import rigl as rigl
