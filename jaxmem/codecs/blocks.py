@@ -138,27 +138,28 @@ class BlocksArray(SparseArray):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _matmul(x, leaf, precision):
-    """x (m, k) . rows^T: (m, n) f32. Few rows of x gather what they read, on every target."""
+    """x (m, k) . rows^T: (m, n) f32, by a kernel on one TPU chip."""
     height = leaf.values.shape[-2] // leaf.places.shape[-2]
-    if x.shape[0] <= height:
-        return _gathered(x, leaf, precision)
-    decoded = functools.partial(decoded_product, precision=precision)
-    plain = isinstance(leaf.values, Array)
-    if not plain or not suits(height, leaf.inputs, leaf.places.shape[-1], x.shape[1]):
-        return decoded(x, leaf)
+    plain = functools.partial(_by_rows(x, leaf), precision=precision)
+    whole = isinstance(leaf.values, Array)
+    if not whole or not suits(height, leaf.inputs, leaf.places.shape[-1], x.shape[1]):
+        return plain(x, leaf)
     kernel = lambda x, leaf: strips_product(
         x, leaf.values, leaf.places, leaf.inputs, leaf.fold.n, precision
     )
-    return on_one_chip(kernel, decoded, x, leaf)
+    return on_one_chip(kernel, plain, x, leaf)
 
 
 @_matmul.defjvp
 def _matmul_jvp(precision, primals, tangents):
-    x, leaf = primals
+    of = functools.partial(_by_rows(*primals), precision=precision)
+    return _matmul(*primals, precision), jax.jvp(of, primals, tangents)[1]
+
+
+def _by_rows(x, leaf):
+    """The product by XLA that is cheaper for so many rows of x."""
     height = leaf.values.shape[-2] // leaf.places.shape[-2]
-    plain = _gathered if x.shape[0] <= height else decoded_product
-    of = functools.partial(plain, precision=precision)
-    return _matmul(x, leaf, precision), jax.jvp(of, primals, tangents)[1]
+    return _gathered if x.shape[0] <= height else decoded_product
 
 
 def _gathered(x, leaf, precision):
