@@ -102,9 +102,9 @@ def plan(
 
     Three stages for each candidate, the cheapest first: bytes by arithmetic; the compiler's
     estimate, in seconds; a compile of every program of the step at the limit, whose answer
-    counts. Recipes that differ in no more than remat, micro-batches and chunks are of a kind, where
-    each next one is dearer and smaller; a kind is left out where its smallest is too large, and
-    the search ends when `most` kinds fit. What an estimate said of a recipe counts, by arithmetic,
+    counts. Recipes that differ in no more than remat, micro-batches and chunks are of a kind; a
+    kind is left out where its smallest is too large, and the search ends when `most` kinds fit.
+    What an estimate said of a recipe counts, by arithmetic,
     for one that differs in the optimizer's state. A state of 8 bits is tried if nothing else fits.
     Compilers run in processes of their own: one that dies or takes longer than `timeout` seconds
     costs its candidate.
@@ -157,11 +157,12 @@ def plan(
     for kind in sorted(kinds(first, encodings, states, count), key=order):
         if fit == most or (fit and kind[0].state == "int8"):
             break
-        choices = _smaller_and_smaller([(r, guess(r)[0]) for r in sorted(kind, key=dear)])
+        choices = _undominated([(r, guess(r)[0]) for r in sorted(kind, key=dear)])
         known = [_foreseen(*choice, rows, guess) for choice in choices]
         choices = [(r, bound or least) for (r, least), bound in zip(choices, known)]
-        sure = known[-1] is not None and known[-1] <= limit
-        found = [] if sure else tried(choices[-1:], quick=True)
+        smallest = min(reversed(range(len(choices))), key=lambda i: choices[i][1])
+        sure = known[smallest] is not None and known[smallest] <= limit
+        found = [] if sure else tried([choices[smallest]], quick=True)
         if all(row.status == "estimated" for row in found):
             found = tried(choices)
         fit += any(row.status == "fits" for row in found)
@@ -200,10 +201,18 @@ def kinds(
             yield [change(**knobs, remat=r, micro=n, chunk=c) for r, n, c in fine]
 
 
-def _smaller_and_smaller(choices: list[tuple]) -> list[tuple]:
-    """Of (recipe, bytes), the cheapest first, those that take less than all before them."""
-    least = itertools.accumulate((size for _, size in choices), min, initial=math.inf)
-    return [choice for choice, before in zip(choices, least) if choice[1] < before]
+def _undominated(choices: list[tuple]) -> list[tuple]:
+    """Of (recipe, bytes), the cheapest first, without those that a cheaper one is no larger than.
+
+    Among recipes of one remat: by arithmetic, the bytes of two do not compare so closely.
+    """
+    least: dict = {}
+    found = []
+    for recipe, size in choices:
+        if size < least.get(recipe.remat, math.inf):
+            least[recipe.remat] = size
+            found.append((recipe, size))
+    return found
 
 
 def _foreseen(recipe: Recipe, least: int, rows: list[Candidate], guess: Callable) -> int | None:
