@@ -18,7 +18,7 @@ BY_BLOCKS = 64  # windows of the rows by blocks
 TOGETHER = 4  # windows a pass of the statistics
 TUNING = (120, 256)  # steps, tokens of each
 RATES = {8: 1e-4, 6: 3e-4, 5: 5e-4, 4: 1e-3, 3: 1e-3, 2: 3e-3}  # of tuning, by bits
-LEARNING = 0.002  # of learned rounding, in steps of the grid
+LEARNING = 0.008  # of learned rounding, in steps of the grid
 
 
 def numpy_gptq(weight: np.ndarray, gram: np.ndarray, bits: int, group: int) -> np.ndarray:
