@@ -126,7 +126,7 @@ def narrowed(model, stats, calibration: np.ndarray):
         """[(a model, its stats, how its weights count, what each candidate loses)]."""
         given = stats("turned")
         found = [(model, given)]
-        for small in jm.fewer(model, ["neurons"], stats=given, ids=rows[0]):
+        for small, _ in jm.fewer(model, ["neurons"], stats=given, ids=rows[0]):
             found.append((small, jm.stats(small.apply, small.params, [(ids,) for ids in rows])))
         curved = [jm.fisher(small.apply, small.params, few) for small, _ in found]
         lost = [
