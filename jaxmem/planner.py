@@ -104,8 +104,8 @@ def plan(
     estimate, in seconds; a compile of every program of the step at the limit, whose answer
     counts. Recipes that differ in no more than remat, micro-batches and chunks are of a kind; a
     kind is left out where its smallest is too large, and the search ends when `most` kinds fit.
-    What an estimate said of a recipe counts, by arithmetic,
-    for one that differs in the optimizer's state. A state of 8 bits is tried if nothing else fits.
+    What an estimate said of a recipe counts, by arithmetic, for one that differs in the optimizer's
+    state. A state of 8 bits is tried if nothing else fits.
     Compilers run in processes of their own: one that dies or takes longer than `timeout` seconds
     costs its candidate.
 
@@ -158,9 +158,9 @@ def plan(
         if fit == most or (fit and kind[0].state == "int8"):
             break
         choices = _undominated([(r, guess(r)[0]) for r in sorted(kind, key=dear)])
+        smallest = min(reversed(range(len(choices))), key=lambda i: choices[i][1])
         known = [_foreseen(*choice, rows, guess) for choice in choices]
         choices = [(r, bound or least) for (r, least), bound in zip(choices, known)]
-        smallest = min(reversed(range(len(choices))), key=lambda i: choices[i][1])
         sure = known[smallest] is not None and known[smallest] <= limit
         found = [] if sure else tried([choices[smallest]], quick=True)
         if all(row.status == "estimated" for row in found):
