@@ -151,6 +151,13 @@ def test_generate_goes_on_from_the_prompt(here):
     assert f"It was{one['text']}".startswith(run(*line)[1][:-1])  # no half of a character
 
 
+def test_generate_holds_its_cache_in_the_bits_that_are_asked_for(here):
+    line = "generate", here / "small", "--prompt", "It was", "--max-new-tokens", 5
+    model, cache = jm.models.load(here / "small"), jm.models.KVCache(2, rotate=True)
+    want = jm.models.generate(model, "It was", max_new_tokens=5, cache=cache).ids[0].tolist()
+    assert found(*line, "--cache-bits", 2, "--cache-rotated")["ids"] == want != found(*line)["ids"]
+
+
 def test_inspect_of_shapes_says_what_would_fit():
     formats = {f["format"]: f for f in found("inspect", "llama-8b")["formats"]}
     assert formats["bf16"]["bytes"] == 16_060_522_496
@@ -189,6 +196,7 @@ def test_export_writes_the_codes_that_fit_made(form, here, tmp_path):
         ("fit model --bytes 60kB --out new --text a.txt --windows 99", "99 windows of 96 tokens"),
         ("eval model --text nowhere.txt", "no text file nowhere.txt"),
         ("eval llama-8b --text a.txt", "llama-8b, shapes only"),
+        ("generate model --prompt x --cache-rotated", "of --cache-bits, which is not given"),
         ("generate model --prompt x --temperature -1", "temperature is -1.0, expected at least 0"),
     ],
 )

@@ -1,11 +1,11 @@
 """generate: a prompt continued, token by token."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..models import generate, load
+from ..models import KVCache, generate, load
 from .options import Count, Json, ModelName
 from .output import Output
 from .spreading import MeshOption, spread_model, told
@@ -29,11 +29,19 @@ class Generate:
     """Draw among the fewest tokens that have this probability together."""
     seed: int = 0
     """The same seed draws the same tokens."""
+    cache_bits: Literal[8, 4, 2] | None = None
+    """Hold each key and value in so many bits."""
+    cache_rotated: bool = False
+    """With --cache-bits: turn heads by a Hadamard matrix first, which spreads large channels."""
     mesh: MeshOption = None
     json: Json = False
 
     def run(self, output: Output) -> dict:
         """The text and its tokens, which `output` shows as they come."""
+        if self.cache_rotated and self.cache_bits is None:
+            raise ValueError("--cache-rotated turns a cache of --cache-bits, which is not given")
+        bits, rotate = self.cache_bits, self.cache_rotated
+        cache = None if bits is None else KVCache(bits, rotate=rotate)
         model, places = spread_model(load(self.model), self.mesh)
         if places:
             output.say(told(places))
@@ -46,6 +54,7 @@ class Generate:
             top_k=self.top_k,
             top_p=self.top_p,
             seed=self.seed,
+            cache=cache,
             stream=lambda text: output.say(text, end=""),
         )
         output.say("")

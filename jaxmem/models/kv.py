@@ -26,7 +26,7 @@ class KVCache:
     A token takes, for each layer and key/value head of width h, h · bits/4 bytes of codes, and
     h/16 + 4 bytes of ranges (32 bits for 64 keys of a channel, 32 for a value). `rotate` turns
     queries, keys and values by a Hadamard matrix, which spreads large channels (Ashkboos et al.,
-    2024, QuaRot); the head width is then a power of two.
+    2024, QuaRot); the head width is then one that `hadamard` knows: a power of two, 12, 80, 96.
 
     Error: |x − held| ≤ range/(2^bits − 1)/2 + 2^-10 · (|low| + range), the second for f16.
 
@@ -55,13 +55,17 @@ class KVCache:
         """An empty cache of at least `length` tokens, for a model's configuration.
 
         Raises:
-            ValueError: a head width that does not pack, or is no power of two with `rotate`.
+            ValueError: a head width that does not pack, or has no Hadamard matrix with `rotate`.
         """
         length += -length % STEP
         dense = jax.eval_shape(lambda: config.cache(batch, length, dtype))["k"].shape
         lead, width = dense[:-2], dense[-1]
-        if width % (8 // self.bits) or (self.rotate and width & (width - 1)):
-            raise ValueError(f"a KVCache of {self} cannot hold heads of width {width}")
+        if width % (8 // self.bits):
+            raise ValueError(f"{self} cannot pack heads of width {width}")
+        try:
+            _ = self.rotate and hadamard(width)
+        except ValueError as error:
+            raise ValueError(f"{self} cannot turn heads of width {width}: {error}") from None
         codes = lambda: jnp.zeros((*lead, length, width * self.bits // 8), jnp.uint8)
         half = lambda *shape: jnp.zeros((*lead, *shape), jnp.float16)
         keys = _Rounded(codes(), half(length // STEP, width), half(length // STEP, width))
@@ -108,11 +112,12 @@ def attend_through(
         start = 0 if cache is None else position
         return cache, attend(q, k, v, causal(q.shape[2], k.shape[2], start, window), scale)
     turn = hadamard(k.shape[-1]) if cache.how.rotate else None
+    back = None if turn is None else turn.T
     q, k, v = (_turned(x, turn) for x in (q, k, v))
     cache = _written(cache, layer, position, k, v)
     keys, values = _layer(cache, layer, position, k)
     allowed = causal(q.shape[2], keys.shape[2], position, window)
-    return cache, _turned(attend(q, keys, values, allowed, scale), turn)
+    return cache, _turned(attend(q, keys, values, allowed, scale), back)
 
 
 def _turned(x, turn):
