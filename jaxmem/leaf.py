@@ -54,7 +54,13 @@ class Encoded(abc.ABC):
 
     def layers(self, start: int, stop: int) -> Any:
         """Layers start to stop of a stack."""
-        return jax.tree.map(lambda a: a[start:stop], self)
+        own, back = apart(self)
+        return back(jax.tree.map(lambda a: a[start:stop], own))
+
+    def layer(self, i: int) -> Any:
+        """Layer `i` of a stack, without its axis: a leaf, or an array where that is kept."""
+        own, back = apart(self)
+        return back(jax.tree.map(lambda a: a[i], own))
 
     def map(self, fn: Callable[[Array], Any]) -> Self:
         """Applies `fn` to the float arrays inside: how one codec follows another."""

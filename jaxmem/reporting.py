@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .lazy import is_lazy
-from .leaf import Encoded, is_encoded, nbytes
+from .leaf import apart, decode, is_encoded, nbytes
 from .placing import ShardedArray
 from .select import is_whole, paths
 
@@ -163,9 +163,9 @@ def _error(dense, leaf) -> float | None:
     if not is_encoded(leaf):
         return 0.0
     lazy = is_lazy(dense)
-    if len(leaf.stack) and (dense.stacked if lazy else leaf.ndim > 2):
+    if (leaf.stack or leaf.ends) and (dense.stacked if lazy else leaf.ndim > 2):
         parts = dense.parts() if lazy else dense
-        slices = (jax.tree.map(lambda a: a[i], leaf) for i in range(leaf.shape[0]))  # noqa: B023
+        slices = map(leaf.layer, range(leaf.shape[0]))
     else:
         parts, slices = [dense.load() if lazy else dense], [leaf]
     squares = [_squares(part, piece) for part, piece in zip(parts, slices)]
@@ -174,9 +174,9 @@ def _error(dense, leaf) -> float | None:
 
 
 @jax.jit
-def _squares(w, leaf: Encoded):
+def _squares(w, leaf):
     square = lambda x: jnp.square(x.astype(jnp.float32)).sum()
-    return square(w.astype(jnp.float32) - leaf.decode().astype(jnp.float32)), square(w)
+    return square(w.astype(jnp.float32) - decode(leaf).astype(jnp.float32)), square(w)
 
 
 def _decoding(leaf, uses) -> tuple[str, ...]:
@@ -191,7 +191,8 @@ def _can(leaf, use) -> bool:
     found = []
 
     def run(leaf, x):
-        layer = jax.tree.map(lambda a: a[(0,) * depth], leaf)
+        own, back = apart(leaf)
+        layer = back(jax.tree.map(lambda a: a[(0,) * depth], own))
         axes = tuple(a + layer.ndim for a in use.axes)
         dims = (tuple(range(1, x.ndim)), axes), ((), ())
         found.append(layer.take(x) if use.op == "gather" else layer.dot(x, dims))

@@ -52,6 +52,10 @@ class Segmented(Encoded):
             first = end
         return found[0] if len(found) == 1 else Segmented(tuple(found))
 
+    def layer(self, i):
+        part, first = next((p, e - p.shape[0]) for p, e in zip(self.parts, self.ends) if i < e)
+        return part.layer(i - first) if is_encoded(part) else part[i - first]
+
     def decode(self) -> Array:
         return jnp.concatenate([decode(part) for part in self.parts])
 

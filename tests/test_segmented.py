@@ -60,6 +60,11 @@ def test_a_scan_runs_as_scans_of_the_runs_that_are_alike():
     assert names == ["layers/down"] * names.count("layers/down")  # layers kept, or nothing
 
 
+def test_a_weight_that_layers_share_is_whole_in_every_run():
+    enc = jm.encode(PARAMS, {"layers/up": jm.Shared(2), "layers[0]/down": jm.Int(8)})
+    close(jit(jm.lift(run))(enc, X), run(jm.decode(enc), X))
+
+
 @pytest.mark.parametrize("how", ["grad", "vmap", "reverse", "remat"])
 def test_it_goes_under_every_transformation(how):
     def backwards(params, x):

@@ -72,6 +72,9 @@ def test_a_slice_a_part_and_a_transpose_are_those_of_the_dense(codec):
     got = jit(lambda leaf: jm.decode(jm.lift(fn)(leaf)))(leaf)
     near = functools.partial(np.testing.assert_allclose, atol=1e-6)
     jax.tree.map(near, got, fn(want))
+    jax.tree.map(near, jm.decode((leaf.layers(1, 5), leaf.layer(4))), (want[1:5], want[4]))
+    error = np.linalg.norm(want - W) / np.linalg.norm(W)
+    assert jm.report({"w": W}, {"w": leaf}).rows[0].error == pytest.approx(error, rel=1e-5)
     assert leaf.part(0, 3).shape == (2, K, N) and leaf.part(-1, 2).shape == (L, K, N // 2)
 
 

@@ -91,14 +91,14 @@ class SharedArray(Tied):
     def apart(self):
         return self.index, lambda index: dataclasses.replace(self, index=index)
 
-    def layer(self) -> Any:
+    def own(self) -> Any:
         """The weight of an unstacked leaf."""
-        own = lambda a: lax.dynamic_index_in_dim(a, self.index, 0, keepdims=False)
-        return jax.tree.map(own, self.base).astype(self.dtype)
+        pick = lambda a: lax.dynamic_index_in_dim(a, self.index, 0, keepdims=False)
+        return jax.tree.map(pick, self.base).astype(self.dtype)
 
     def decode(self):
         if not self.stack:
-            return decode(self.layer())
+            return decode(self.own())
         return jnp.take(decode(self.base), self.index.astype(jnp.int32), 0).astype(self.dtype)
 
     def astype(self, dtype):
@@ -107,7 +107,7 @@ class SharedArray(Tied):
     def dot(self, x, dims, preferred_element_type=None, precision=None):
         how = dict(precision=precision, preferred_element_type=preferred_element_type)
         if not self.stack:
-            return dot_general(x, self.layer(), dims, **how)
+            return dot_general(x, self.own(), dims, **how)
         (xc, wc), (xb, wb) = dims
         if 0 in wc:
             return NotImplemented
@@ -125,8 +125,8 @@ class SharedArray(Tied):
     def take(self, rows):
         if self.stack:
             return NotImplemented
-        layer = self.layer()
-        return layer.take(rows) if is_encoded(layer) else layer[rows]
+        own = self.own()
+        return own.take(rows) if is_encoded(own) else own[rows]
 
     def transpose(self, axes):
         if self.stack and axes[0] != 0:
