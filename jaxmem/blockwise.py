@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .batching import tuples
 from .lazy import is_lazy
 from .leaf import decode
 from .lifting import around_scans
@@ -51,6 +52,7 @@ def encode_by_block(
     Raises:
         ValueError: no batch; passes below 0; a loss that is not finite; a model without a scan over
             its layers, or one that changes weights on their way there; what `encode` raises.
+        TypeError: a batch is no tuple.
 
     Example:
         >>> import types, jax, jax.numpy as jnp, jaxmem as jm
@@ -64,9 +66,7 @@ def encode_by_block(
         >>> jm.is_encoded(enc["layers"]), enc["layers"].shape
         (True, (3, 32, 32))
     """
-    batches = list(batches)
-    if not batches:
-        raise ValueError("encode_by_block takes at least one batch, got none")
+    batches = list(tuples(batches, "encode_by_block"))
     if passes < 0:
         raise ValueError(f"passes is {passes}, expected at least 0")
     cut = Cut.of(model.apply, model.tensors, batches[0])

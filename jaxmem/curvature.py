@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .batching import tuples
 from .folding import Fold
 from .leaf import decode, is_encoded
 from .planning import summed_axes
@@ -42,7 +43,7 @@ def fisher(
         True
     """
     total, predictions, ways = {}, 0, None
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate(tuples(batches, "fisher")):
         if ways is None:
             found = uses(fn, params, *batch)
             ways = tuple((path, summed_axes(path, found)) for path in paths(params))
@@ -50,8 +51,6 @@ def fisher(
         squares, count = _squares((fn, ways), params, batch, key)
         total = {path: total.get(path, 0.0) + np.asarray(s) for path, s in squares.items()}
         predictions += int(count)
-    if ways is None:
-        raise ValueError("fisher takes at least one batch, got none")
     return {path: s / predictions for path, s in total.items()}
 
 
@@ -79,12 +78,10 @@ def gradients(
         [[0.0], [1.0]]
     """
     total, count, slope = None, 0, jax.jit(jax.grad(loss, allow_int=True))
-    for batch in batches:
+    for batch in tuples(batches, "gradients"):
         here = slope(params, *batch)
         total = here if total is None else jax.tree.map(jnp.add, total, here)
         count += 1
-    if total is None:
-        raise ValueError("gradients takes at least one batch, got none")
     found = zip(paths(params), jax.tree.leaves(total))
     fold = lambda path, g: Fold.of(g.astype(jnp.float32), summed_axes(path, uses))[0] / count
     moving = lambda g: g.ndim > 1 and jnp.issubdtype(g.dtype, jnp.floating)

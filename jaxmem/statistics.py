@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .batching import tuples
 from .leaf import decode, is_encoded
 from .lifting import lean, lift
 from .select import paths
@@ -58,6 +59,7 @@ def stats(
 
     Raises:
         ValueError: no batch, or unknown moments.
+        TypeError: a batch is no tuple.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -70,13 +72,11 @@ def stats(
     if moments not in ("gram", "diag"):
         raise ValueError(f'moments are "gram" or "diag", got {moments!r}')
     total, axes = None, None
-    for batch in batches:
+    for batch in tuples(batches, "stats"):
         if total is None:
             axes = _product_axes(fn, params, batch)
             total = _probes(params, axes, moments)
         total = _add((fn, moments, tuple(axes.items())), params, total, batch)
-    if total is None:
-        raise ValueError("stats takes at least one batch, got none")
     return {path: _mean(sums) for path, sums in total.items()}
 
 

@@ -76,9 +76,11 @@ def test_batched_weights_are_measured_apart():
         np.testing.assert_allclose(found["w"].second[i], moments(x[i])[0], rtol=1e-4, atol=1e-5)
 
 
-def test_no_batch_says_so():
+def test_no_batch_and_what_is_none_are_told():
     with pytest.raises(ValueError, match="at least one batch"):
         jm.stats(lambda p: p["w"], {"w": normal(2, 2)}, [])
+    with pytest.raises(TypeError, match="batches that are tuples"):
+        jm.stats(lambda p, x: x @ p["w"], {"w": normal(2, 2)}, normal(1, 3, 2))
 
 
 def test_no_cotangent_is_computed_but_those_of_the_moments():

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from ..batching import tuples
 from ..codecs import Int
 from ..codecs.integer import IntArray
 from ..codecs.scaled import divisor, spread
@@ -113,10 +114,8 @@ def learn_rounding(
         >>> losses[-1] < 0.5 * losses[0], jm.nbytes(learned) == jm.nbytes(enc)
         (True, True)
     """
-    batches = list(batches)
+    batches = list(tuples(batches, "learn_rounding"))
     targets = [None] * len(batches) if targets is None else list(targets)
-    if not batches:
-        raise ValueError("learn_rounding takes at least one batch, got none")
     moving, still = opened(enc, params)
     if not moving:
         raise ValueError("no leaf of Int to learn")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from ..batching import tuples
 from ..leaf import Encoded, is_encoded
 from ..lifting import lift
 from ..segmented import Segmented
@@ -58,9 +59,7 @@ def tune(
         >>> losses[-1] < 0.9 * losses[0], jm.nbytes(tuned) == jm.nbytes(enc)
         (True, True)
     """
-    batches = list(batches)
-    if not batches:
-        raise ValueError("tune takes at least one batch, got none")
+    batches = list(tuples(batches, "tune"))
     floats, rest = _apart(enc)
     if not floats:
         raise ValueError("no encoded leaf holds a float to train")
