@@ -4,15 +4,16 @@ A leaf counts what it multiplies into bins of |x|, eight to an octave, and retur
 cotangent of a zero probe, as `stats` does its moments.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .batching import tuples
 from .codecs.activating import DynamicArray
 from .folding import Wrapped
 from .leaf import decode, is_encoded
@@ -22,7 +23,8 @@ from .select import paths
 Method = Literal["minmax", "percentile", "mse"]
 T = TypeVar("T")
 
-_BINS, _PER_OCTAVE, _LEAST = 256, 8, -20  # from 2^-20 to 2^12
+_PER_OCTAVE, _LEAST, _MOST = 8, -126, 128  # from 2^-126 to 2^128: all of f32
+_BINS = (_MOST - _LEAST) * _PER_OCTAVE
 _SHARE = 0.9999  # what the percentile keeps, on each side of zero
 _SHRINKS = 64
 
@@ -32,10 +34,14 @@ def static(tree: T, fn: Callable, batches: Iterable[tuple], *, method: Method = 
 
     "minmax" keeps all, "percentile" 99.99 % of each side, "mse" the share of the full range with
     the least squared error of rounding and clipping (Nagel et al., 2021). A range takes 8 bytes for
-    each slice of a stack, and saves two reductions a product.
+    each slice of a stack, and saves two reductions a product. A leaf inside another (of `Smooth`,
+    `Sum`, a stack by layers) gets the range of what it is fed there. One that is multiplied more
+    than once a call may get a range up to 9 % too wide.
 
     Raises:
-        ValueError: an unknown method, no batch, or a tree without a leaf of `Dynamic`.
+        ValueError: an unknown method, no batch, or a tree without a leaf of `Dynamic`; a leaf that
+            is fed NaN or infinity, or that no batch multiplies. Names the path.
+        TypeError: a batch is no tuple.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -46,23 +52,39 @@ def static(tree: T, fn: Callable, batches: Iterable[tuple], *, method: Method = 
     """
     if method not in ("minmax", "percentile", "mse"):
         raise ValueError(f"method is {method!r}, expected minmax, percentile or mse")
-    leaves, structure = jax.tree.flatten(tree, is_leaf=is_encoded)
-    names = paths(tree)
-    own = {p: w for p, w in zip(names, leaves) if isinstance(w, DynamicArray)}
-    if not own:
+    weights = zip(paths(tree), jax.tree.leaves(tree, is_leaf=is_encoded))
+    names = [path for path, w in weights for part in _parts(w)[0] if _is_dynamic(part)]
+    if not names:
         raise ValueError("static found no leaf of Dynamic in the tree")
     total = None
-    for batch in batches:
+    for batch in tuples(batches, "static"):
         seen = _count(fn, tree, batch)
-        total = seen if total is None else {p: _joined(total[p], seen[p]) for p in seen}
-    if total is None:
-        raise ValueError("static takes at least one batch, got none")
-    fix = lambda path, leaf: dataclasses.replace(leaf, limits=_limits(total[path], method, leaf.to))
-    return structure.unflatten([fix(p, w) if p in own else w for p, w in zip(names, leaves)])
+        total = seen if total is None else list(map(_joined, total, seen))
+    for path, counts in zip(names, total):
+        if not bool(jnp.isfinite(counts.far).all()):
+            raise ValueError(f"{path}: what it multiplies holds NaN or infinity, expected numbers")
+        if not bool(counts.bins.any((-2, -1)).all()):
+            raise ValueError(f"{path}: no batch multiplies it on the way to what fn returns")
+    return _replaced(tree, lambda w, c: replace(w, limits=_limits(c, method, w.to)), total)
+
+
+def _is_dynamic(x):
+    return isinstance(x, DynamicArray)
+
+
+def _parts(tree):
+    """The arrays and, at any depth, the leaves of `Dynamic`; and how they are a tree again."""
+    return jax.tree.flatten(tree, is_leaf=_is_dynamic)
+
+
+def _replaced(tree, fn, others):
+    """The tree with each leaf of `Dynamic` replaced by `fn` of it and its own of `others`."""
+    (parts, structure), it = _parts(tree), iter(others)
+    return structure.unflatten([fn(w, next(it)) if _is_dynamic(w) else w for w in parts])
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Counts:
     """How often |x| was in each bin, on each side of zero, and how far it went: f32."""
 
@@ -72,22 +94,19 @@ class _Counts:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _count(fn, tree, batch):
-    leaves, structure = jax.tree.flatten(tree, is_leaf=is_encoded)
-    named = list(zip(paths(tree), leaves))
-    own = {path: leaf for path, leaf in named if isinstance(leaf, DynamicArray)}
-    shapes = lambda lead: _Counts(jnp.zeros((*lead, 2, _BINS)), jnp.zeros((*lead, 2)))
+    zeros = lambda lead: _Counts(jnp.zeros((*lead, 2, _BINS)), jnp.zeros((*lead, 2)))
 
     def loss(probes):
-        held = [_Counting(w.inner, probes[p]) if p in own else w for p, w in named]
-        outs = jax.tree.leaves(decode(lift(fn)(structure.unflatten(held), *batch)))
+        held = _replaced(tree, lambda w, probe: _Counting(w.inner, probe), probes)
+        outs = jax.tree.leaves(decode(lift(fn)(held, *batch)))
         outs = [y for y in outs if jnp.issubdtype(y.dtype, jnp.floating)]
         return sum(jnp.sum(y.astype(jnp.float32)) for y in outs)
 
-    return jax.grad(loss)({path: shapes(leaf.lead) for path, leaf in own.items()})
+    return jax.grad(loss)([zeros(w.lead) for w in _parts(tree)[0] if _is_dynamic(w)])
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Counting(Wrapped):
     """A weight whose probe's cotangent is the counts of what the weight multiplies."""
 
@@ -125,35 +144,36 @@ def _joined(a: _Counts, b: _Counts) -> _Counts:
     return _Counts(a.bins + b.bins, jnp.maximum(a.far, b.far))
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _limits(counts: _Counts, method: Method, to: str) -> Array:
     """(*stack, 2): the least and the largest x."""
     edges = 2.0 ** (_LEAST + (jnp.arange(_BINS, dtype=jnp.float32) + 1) / _PER_OCTAVE)
-    far = counts.far
+    edges = jnp.broadcast_to(edges, counts.bins.shape)
+    # a leaf that is multiplied again adds its ends up: they are no further than the bins tell
+    far = jnp.minimum(counts.far, jnp.where(counts.bins > 0, edges, 0.0).max(-1))
     if method == "percentile":
-        share = jnp.cumsum(counts.bins, -1) / counts.bins.sum((-2, -1), keepdims=True).clip(1)
-        rest = 1 - counts.bins.sum(-1, keepdims=True) / counts.bins.sum(
-            (-2, -1), keepdims=True
-        ).clip(1)
-        inside = jnp.argmax(share + rest >= _SHARE, -1)
-        far = jnp.minimum(far, edges[inside])
+        sums = counts.bins.sum(-1, keepdims=True)
+        share = (jnp.cumsum(counts.bins, -1) - sums) / sums.sum(-2, keepdims=True) + 1
+        far = jnp.minimum(far, jnp.where(share >= _SHARE, edges, jnp.inf).min(-1))
     if method == "mse":
-        far = far * _best_share(counts, edges, to)[..., None]
+        far = far * _best_share(counts.bins, far, edges, to)[..., None]
     return jnp.stack([-far[..., 0], far[..., 1]], -1)
 
 
-def _best_share(counts, edges, to):
+def _best_share(bins, far, edges, to):
     """(*stack,): the part of the full range with the least squared error."""
+    most = far.max(-1, keepdims=True)
+    unit = jnp.where(most > 0, most, 1.0)  # squares of it neither overflow nor vanish
     middles = edges * 2.0 ** (-0.5 / _PER_OCTAVE)
-    lead = (1,) * (counts.far.ndim - 1)
-    middles = middles.reshape(*lead, 1, -1)
-    total = counts.bins.sum((-2, -1))
-    span = counts.far.sum(-1) / 255
+    middles = jnp.minimum(middles, most[..., None]) / unit[..., None]  # (*stack, 2, bins)
+    far = far / unit
 
     def error(share):
-        lost = jnp.maximum(middles - share * counts.far[..., None], 0.0)
-        clipped = (counts.bins * lost**2).sum((-2, -1))
-        steps = 0.0 if to == "e4m3" else total * (share * span) ** 2 / 12  # a float's are relative
-        return clipped + steps
+        lost = jnp.maximum(middles - share * far[..., None], 0.0)
+        clipped = (bins * lost**2).sum((-2, -1))
+        if to == "e4m3":  # a float's steps are relative
+            return clipped
+        return clipped + bins.sum((-2, -1)) * (share * far.sum(-1) / 255) ** 2 / 12
 
     shares = (jnp.arange(_SHRINKS, dtype=jnp.float32) + 1) / _SHRINKS
     return shares[jnp.argmin(jax.lax.map(error, shares)[::-1], 0) * -1 - 1]

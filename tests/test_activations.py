@@ -95,13 +95,52 @@ def test_clipped_ranges_leave_out_what_is_rare():
     assert ends["minmax"][0] == x.min()
 
 
+@pytest.mark.parametrize("method", ["percentile", "mse"])
+def test_static_ranges_follow_inputs_of_any_size(method):
+    x, w, run = weight(4, 64, 16, seed=1), weight(4, 16, 8), lambda w, x: x @ w
+    sizes = jnp.array([1e30, 1e5, 1e-5, 1e-30])[:, None, None]
+    fixed = jm.static(jm.Dynamic(jm.Int(8)).encode(w), run, [(x * sizes,)], method=method)
+    error = jnp.linalg.norm(jm.lift(run)(fixed, x * sizes) / sizes - x @ w, axis=(1, 2))
+    assert (error < 0.02 * jnp.linalg.norm(x @ w, axis=(1, 2))).all()
+
+
+def test_a_leaf_inside_another_gets_the_range_of_what_it_is_fed_there():
+    plain, w, x = jm.Dynamic(jm.Int(8)), weight(2, 16, 8), weight(32, 16, seed=1)
+    run = lambda p, x: jax.lax.scan(lambda y, w: (y + x @ w, None), x @ p["v"], p["w"])[0]
+    most = jnp.linspace(1, 9, 16)[None].repeat(2, 0)
+    fed = {"w": jm.Moments(most, most, most, jnp.ones(2))}
+    plan = {"w[0]": jm.Smooth(plain), "w[1]": jm.Sum((jm.Int(4), plain)), "v": plain}
+    enc = jm.encode({"v": w[0], "w": w}, plan, stats=fed)
+    fixed = jm.static(enc, run, [(x,)], method="minmax")
+    smooth, total = fixed["w"].parts
+    found = [fixed["v"].limits, total.parts[1].limits[0], smooth.inner.limits[0]]
+    seen = [x, x, x / smooth.s.astype(jnp.float32)]
+    np.testing.assert_allclose(found, [[x.min(), x.max()] for x in seen], rtol=1e-5)
+
+
+def test_a_leaf_that_is_multiplied_often_gets_one_range():
+    leaf, x = jm.Dynamic(jm.Int(8)).encode(jnp.eye(4)), jnp.linspace(-1, 3, 8).reshape(2, 4)
+    often = lambda w, x: jax.lax.scan(lambda x, _: (x @ w, None), x, None, 5)[0]
+    low, high = jm.static(leaf, often, [(x,)], method="minmax").limits
+    assert -1.1 < low <= -1 and 3 <= high < 3.3
+
+
+LEAF = {"w": jm.Dynamic(jm.Int(8)).encode(jnp.eye(4))}
+
+
 @pytest.mark.parametrize(
-    "tree, method, words",
-    [({"w": 1.0}, "mse", "no leaf of Dynamic"), ({}, "median", "expected minmax")],
+    "tree, fed, method, error, words",
+    [
+        ({"w": 1.0}, (jnp.ones((2, 4)),), "mse", ValueError, "no leaf of Dynamic"),
+        ({}, (), "median", ValueError, "expected minmax"),
+        (LEAF, (jnp.ones((2, 4)) * jnp.nan,), "mse", ValueError, "^w: .* NaN or infinity"),
+        (LEAF | {"z": LEAF["w"]}, (jnp.ones((2, 4)),), "mse", ValueError, "^z: no batch"),
+        (LEAF, jnp.ones((2, 4)), "mse", TypeError, "static takes batches that are tuples"),
+    ],
 )
-def test_what_static_cannot_do_is_refused(tree, method, words):
-    with pytest.raises(ValueError, match=words):
-        jm.static(tree, lambda p: 0.0, [()], method=method)
+def test_what_static_cannot_do_is_refused(tree, fed, method, error, words):
+    with pytest.raises(error, match=words):
+        jm.static(tree, lambda p, x: x @ p["w"], [fed], method=method)
 
 
 def test_dynamic_refuses_what_it_cannot_round():
