@@ -18,6 +18,7 @@ from tokenizers import decoders, pre_tokenizers
 
 import jaxmem as jm
 from jaxmem import cli
+from jaxmem.commands.output import Output
 from jaxmem.commands.sizes import parse, show
 
 CONTEXT = 96  # shorter than a window of 1,024, which so is the whole context
@@ -192,7 +193,7 @@ def test_export_writes_the_codes_that_fit_made(form, here, tmp_path):
         ("fit model --bytes 60kB --out new --text a.txt --calibrate a.txt", "expected two texts"),
         ("fit model --bytes 60kB --out new --among int layers", "give --calibrate"),
         ("fit model --bytes 60kB --out new --among layers --calibrate a.txt", "wants a form for"),
-        ("fit model --bytes 60kB --out new --calibrate short.txt", "windows of 96 tokens"),
+        ("fit model --bytes 60kB --out new --calibrate short.txt", "short.txt has 50 tokens"),
         ("fit model --bytes 60kB --out new --text a.txt --windows 99", "99 windows of 96 tokens"),
         ("eval model --text nowhere.txt", "no text file nowhere.txt"),
         ("eval llama-8b --text a.txt", "llama-8b, shapes only"),
@@ -255,6 +256,17 @@ def test_a_size_that_is_shown_reads_back(unit):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match="is no size, expected such as 100MB"):
         parse(text)
+
+
+def test_a_table_of_80_columns_cuts_no_codec(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    codec = jm.Chain((jm.SparseGPT(jm.NM(2, 4)), jm.Int(4, group=24)))
+    heads = ("weight", "codec", "bytes", "bits/weight", "error")
+    Output().table(
+        "", heads, [("layers/mlp/down/kernel[0:15]", codec, "102.3 MB", "4.50", "0.1034")]
+    )
+    out = capsys.readouterr().out
+    assert "…" not in out and all(part in out for part in ("NM(2, 4)", "Int(4,", "group=24"))
 
 
 @pytest.mark.slow

@@ -18,6 +18,12 @@ Count = Annotated[int | None, arg(metavar="N")]
 TextFile = Annotated[str | None, arg(metavar="FILE")]
 
 
+class Text(str):
+    """A text that knows the file it is from."""
+
+    path: str = "the text"
+
+
 def tokens(model: Model, text: str, windows: int | None = None) -> np.ndarray:
     """The ids of a text that has at least `windows` windows, or one; no special tokens are added.
 
@@ -30,15 +36,17 @@ def tokens(model: Model, text: str, windows: int | None = None) -> np.ndarray:
         raise ValueError(f"{model.source} has no tokenizer, which reading a text takes")
     ids = np.asarray(model.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
     count = 1 if windows is None else windows
-    if count < 1 or len(ids) < count * window(model):
+    if count < 1:
+        raise ValueError(f"{count} windows, expected at least 1")
+    if len(ids) < count * window(model):
         raise ValueError(
-            f"{count} windows of {window(model)} tokens, expected at least 1 and no more than are "
-            f"in the text of {len(ids)} tokens"
+            f"{getattr(text, 'path', Text.path)} has {len(ids)} tokens, expected at least {count} "
+            f"windows of {window(model)} tokens"
         )
     return ids
 
 
-def read(path: str) -> str:
+def read(path: str) -> Text:
     """The text of a file.
 
     Raises:
@@ -48,9 +56,28 @@ def read(path: str) -> str:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"no text file {path}")
     try:
-        return pathlib.Path(path).read_text(encoding="utf-8")
+        text = Text(pathlib.Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    text.path = path
+    return text
+
+
+def steps(tune: int | None, calibrate: str | None, usual: int) -> int:
+    """Steps of scale tuning on the text `calibrate`: `usual` unless told.
+
+    Raises:
+        ValueError: a negative number, or one where there is no such text.
+
+    Example:
+        >>> steps(None, "a.txt", 64), steps(0, "a.txt", 64), steps(None, None, 64)
+        (64, 0, 64)
+    """
+    if tune is not None and tune < 0:
+        raise ValueError(f"--tune is {tune}, expected at least 0 steps")
+    if tune is not None and calibrate is None:
+        raise ValueError(f"--tune {tune} wants a text to tune on; give --calibrate")
+    return usual if tune is None else tune
 
 
 def weights(model: Model) -> dict:

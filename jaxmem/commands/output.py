@@ -27,13 +27,14 @@ class Output:
         _console(stderr=True).print(text)
 
     def table(self, title: str, heads: Iterable[str], rows: Iterable, caption: str = "") -> None:
-        """Shows rows of text under their heads: the first column to the left, the rest right."""
+        """Shows rows under their heads, in brief: the first column to the left, the rest right."""
         how = {"title_justify": "left", "caption_justify": "left", "padding": (0, 1, 0, 0)}
         table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, **how)
         for i, head in enumerate(heads):
-            table.add_column(head, justify="right" if i else "left", no_wrap=not i)
+            side = "right" if i else "left"
+            table.add_column(head, justify=side, no_wrap=not i, overflow="fold")
         for row in rows:
-            table.add_row(*map(str, row))
+            table.add_row(*map(brief, row))
         _console(stderr=self.json).print(table)
 
     @contextlib.contextmanager
@@ -54,6 +55,30 @@ class Output:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         console.print(f"{what}: {time.perf_counter() - start:.1f} s")
+
+
+def brief(value: object) -> str:
+    """A codec as one writes it, without what is as always; else the value as text.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> brief(jm.GPTQ(jm.Search(jm.Int(4, group=64)), turns=4)), brief("kept")
+        ('GPTQ(Search(Int(4, group=64)), turns=4)', 'kept')
+    """
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    return f"{type(value).__name__}({', '.join(_arguments(value))})"
+
+
+def _arguments(value: object) -> Iterator[str]:
+    """As they are written, of those that differ from their defaults."""
+    written = lambda x: brief(x) if dataclasses.is_dataclass(x) else repr(x)
+    for field in dataclasses.fields(value):
+        given = getattr(value, field.name)
+        if given == field.default:
+            continue
+        text = f"({', '.join(map(written, given))})" if isinstance(given, tuple) else written(given)
+        yield text if field.default is dataclasses.MISSING else f"{field.name}={text}"
 
 
 def _console(stderr: bool) -> Console:
