@@ -6,7 +6,7 @@ A scan over it runs as consecutive scans, one a run of layers (`lift`), so no mo
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -70,6 +70,21 @@ class Segmented(Encoded):
         return (
             NotImplemented if any(p is NotImplemented for p in small) else Segmented(tuple(small))
         )
+
+
+def together(layers: Iterable[Any]) -> Any:
+    """The stack of leaves or arrays that are a layer each: `Segmented` where neighbours differ.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> codecs = [jm.Int(8), jm.Int(4), jm.Int(4)]
+        >>> together(codec.encode(jnp.ones((32, 24))) for codec in codecs).ends
+        (1, 3)
+    """
+    arrays = lambda leaf: [(a.shape, jnp.dtype(a.dtype)) for a in jax.tree.leaves(leaf)]
+    runs = itertools.groupby(layers, lambda leaf: (jax.tree.structure(leaf), arrays(leaf)))
+    parts = tuple(jax.tree.map(lambda *a: jnp.stack(a), *run) for _, run in runs)
+    return parts[0] if len(parts) == 1 else Segmented(parts)
 
 
 def layers_of(path: str) -> tuple[str, slice | None]:

@@ -36,10 +36,6 @@ class Codes:
 
     group = property(lambda self: -(-self.shape[1] // self.scale.shape[1]))
 
-    def form(self) -> tuple:
-        """What the layers of a stack must agree in."""
-        return self.bits, self.group, self.zeros is None, self.scale.dtype, self.dynamic
-
     def decoded(self) -> np.ndarray:
         """The weight in f32."""
         spread = lambda a: np.repeat(a.astype(np.float32), self.group, 1)[:, : self.shape[1]]

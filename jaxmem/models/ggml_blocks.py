@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,50 +61,11 @@ class Rows:
             inner = AffineArray(codes, self.scale.leaf(), *own, self.low.leaf())
         return inner if self.scale.codes is None else DoubleQuantArray(inner)
 
-    def wide(self, bits: int, group: int, units: int) -> "Rows":
-        """The same numbers with 8-bit scales and least weights, as every type can be written.
-
-        `units` f16 numbers a row, a scale and a least weight for each `group`.
-
-        Raises:
-            OverflowError: a least weight is beyond f16.
-        """
-        n, k = self.codes.shape
-        middle = 2 ** (self.bits - 1)
-
-        def spread(scales: Scales, times: int) -> Scales:
-            codes = (
-                np.ones((n, k // self.group), np.int16) if scales.codes is None else scales.codes
-            )
-            with np.errstate(over="ignore"):
-                unit = scales.unit * np.float16(times)
-            if not np.isfinite(unit).all():
-                raise OverflowError(f"{times} times its scale is beyond float16")
-            unit = np.repeat(unit, units // unit.shape[1], 1)
-            return Scales(unit, np.repeat(codes, self.group // group, 1), 8, 128)
-
-        low = spread(self.scale, -middle) if self.low is None else spread(self.low, 1)
-        return Rows(self.codes, bits, group, spread(self.scale, 1), low)
-
 
 def rows(kind: str, data: np.ndarray) -> Rows:
     """The matrix whose rows are blocks (n, bytes) of one of `TYPES`."""
     size, read = TYPES[kind]
     return read(data.reshape(len(data), -1, size))
-
-
-def stacked(layers: list[Rows], fold: Fold, dtype: Any) -> Any:
-    """One leaf of the matrices of a stack's layers; those of different types become `wide`."""
-    if len({_form(layer) for layer in layers}) > 1:
-        bits, group = max(r.bits for r in layers), min(r.group for r in layers)
-        units = max(r.scale.unit.shape[1] for r in layers)
-        layers = [layer.wide(bits, group, units) for layer in layers]
-    return jax.tree.map(lambda *a: jnp.stack(a), *(layer.leaf(fold, dtype) for layer in layers))
-
-
-def _form(layer: Rows) -> tuple:
-    own = lambda s: None if s is None else (s.bits, s.middle, s.unit.shape)
-    return layer.bits, layer.group, own(layer.scale), own(layer.low)
 
 
 def _fields(b: np.ndarray, *sizes: int) -> list[np.ndarray]:

@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.codecs.casting import CastArray
 from jaxmem.folding import Fold
 from jaxmem.lazy import Lazy
+from jaxmem.leaf import is_encoded
 from jaxmem.models import ggml_blocks, llamacpp
 from jaxmem.models.compressed import Codes
 from jaxmem.models.ggml import Gguf
 from jaxmem.models.recipe import Recipe
+from jaxmem.segmented import together
 
 _HALVES = {"F16": "float16", "BF16": "bfloat16"}
 
@@ -21,49 +22,50 @@ _HALVES = {"F16": "float16", "BF16": "bfloat16"}
 def from_gguf(file: Gguf, names: list[str], recipe: Recipe, dtype: Any) -> Any:
     """The leaf of one parameter, whose layers are the tensors `names` of the file, or None.
 
-    None for a vector, for f32, for a type that has no leaf, and where the parameter is not made by
-    moving rows. A stack of different types decodes to within a unit in the last place.
+    None for a vector, and where no layer is of a type that has a leaf and made by moving rows.
+    Layers of different types are `Segmented`, those without a leaf as arrays.
     """
-    if len(file.tensors[names[0]].shape) != 2:
-        return None
     kinds = {file.kind(name) for name in names}
-    made = lambda name: (
-        lambda w: recipe.fn(llamacpp.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load())
-    )
-    if kinds <= set(_HALVES) and len(kinds) == 1:
-        kind = jnp.dtype(_HALVES[kinds.pop()])
-        layers = [made(name)(file.tensors[name].load()).astype(kind) for name in names]
-        return CastArray(jnp.asarray(_together(recipe, layers)), jnp.dtype(dtype))
-    places = [placed(made(name), *file.tensors[name].shape) for name in names]
-    if not kinds <= set(ggml_blocks.TYPES) or None in places:
+    if len(file.tensors[names[0]].shape) != 2 or kinds.isdisjoint({*_HALVES, *ggml_blocks.TYPES}):
         return None
-    data = (file.blocks(name)[order] for name, (order, _) in zip(names, places))
-    rows = [ggml_blocks.rows(file.kind(name), part) for name, part in zip(names, data)]
-    for name, row in zip(names, rows):
-        if not all(np.isfinite(s.unit).all() for s in (row.scale, row.low) if s is not None):
-            raise ValueError(f"{file.path}: {name} has scales that are NaN or infinite")
-    fold = places[0][1]
-    try:
-        if recipe.stacked:
-            return ggml_blocks.stacked(rows, fold, dtype)
-        return rows[0].leaf(fold, dtype)
-    except OverflowError:
-        return None
+    return _leaf([_layer(file, name, recipe, dtype) for name in names], recipe)
 
 
 def from_codes(found: list[Codes], recipe: Recipe, dtype: Any) -> Any:
     """The leaf of one parameter of a compressed-tensors checkpoint, or None.
 
-    None where layers differ in form, and where the parameter is not made by moving rows.
+    None where the parameter is not made by moving rows. Layers of different forms are `Segmented`.
     """
     places = [placed(recipe.fn, *codes.shape) for codes in found]
-    if None in places or len({codes.form() for codes in found}) > 1:
+    if None in places:
         return None
     fold = places[0][1]
     if any((order != np.arange(len(order))).any() for order, _ in places):
         return None
-    layers = [codes.leaf(fold, dtype) for codes in found]
-    return jax.tree.map(lambda *a: jnp.stack(a), *layers) if recipe.stacked else layers[0]
+    return _leaf([codes.leaf(fold, dtype) for codes in found], recipe)
+
+
+def _layer(file: Gguf, name: str, recipe: Recipe, dtype: Any) -> Any:
+    """A tensor of a file as a leaf, or an array where its type has none."""
+    undone = lambda w: llamacpp.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
+    made, tensor, kind = lambda w: recipe.fn(undone(w)), file.tensors[name], file.kind(name)
+    if kind in _HALVES:
+        return CastArray(jnp.asarray(made(tensor.load()).astype(_HALVES[kind])), jnp.dtype(dtype))
+    place = placed(made, *tensor.shape) if kind in ggml_blocks.TYPES else None
+    if place is None:
+        return jnp.asarray(made(tensor.load()).astype(dtype))
+    order, fold = place
+    rows = ggml_blocks.rows(kind, file.blocks(name)[order])
+    if not all(np.isfinite(s.unit).all() for s in (rows.scale, rows.low) if s is not None):
+        raise ValueError(f"{file.path}: {name} has scales that are NaN or infinite")
+    return rows.leaf(fold, dtype)
+
+
+def _leaf(layers: list[Any], recipe: Recipe) -> Any:
+    """One leaf of a parameter's layers; None where all are arrays."""
+    if not any(map(is_encoded, layers)):
+        return None
+    return together(layers) if recipe.stacked else layers[0]
 
 
 def placed(fn: Callable, n: int, k: int) -> tuple[np.ndarray, Fold] | None:
@@ -90,7 +92,3 @@ def placed(fn: Callable, n: int, k: int) -> tuple[np.ndarray, Fold] | None:
         if moved and np.array_equal(second[0], columns):
             return order, Fold((n,), (k,), (-1, -2) if turned else (-2, -1))
     return None
-
-
-def _together(recipe: Recipe, layers: list[np.ndarray]) -> np.ndarray:
-    return np.stack(layers) if recipe.stacked else layers[0]
