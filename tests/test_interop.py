@@ -105,6 +105,33 @@ def test_an_encoded_model_goes_through_a_gguf_and_computes_the_same(model, tmp_p
     np.testing.assert_allclose(run(kept.params, IDS), run(enc, IDS), rtol=1e-4, atol=1e-3)
 
 
+UNLIKE = {
+    "layers/mlp/up/kernel": jm.Int(4, group=32),
+    "layers[0]/mlp/up/kernel": jm.Int(8),
+    "layers[1]/mlp/gate/kernel": jm.Codebook("nf4"),
+    "layers/attn/q/kernel": jm.Shared(1),
+    "layers/attn/v/kernel": jm.Basis(4),
+    "layers/attn/out/kernel": jm.Sum((jm.Shared(1), jm.Int(4))),
+    "layers/mlp_norm/scale": jm.Int(8),  # one matrix of all layers
+}
+
+
+@pytest.mark.parametrize("write", [to_gguf, to_compressed_tensors])
+def test_layers_that_differ_keep_their_own_codes_and_layers_that_are_tied_are_decoded(
+    write, model, tmp_path
+):
+    enc = jm.encode(model.params, UNLIKE)
+    written = write(tmp_path / "w.gguf", model, enc)
+    tied = {path for path in UNLIKE if "mlp/" not in path}
+    assert set(written.decoded) == tied | {"layers[1:2]/mlp/gate/kernel"}
+    kinds = [written.types[f"layers[{run}]/mlp/up/kernel"] for run in ("0:1", "1:2")]
+    assert kinds == (["Q8_0", "Q4_0"] if write == to_gguf else ["int8", "int4"])
+    for keep in (False, True):
+        got = load(tmp_path / "w.gguf", encoded=keep)
+        assert_stands_for(got.params, enc)
+    assert got.params["layers"]["mlp"]["up"]["kernel"].ends == (1, 2)
+
+
 def test_an_imported_gguf_is_exported_with_the_same_bytes_of_every_tensor(tmp_path):
     path = write_gguf(tmp_path, random_tensors(), gguf.GGMLQuantizationType.Q4_1)
     to_gguf(tmp_path / "again.gguf", load(path, encoded=True))

@@ -144,11 +144,14 @@ def _quantization(parts: list, schemes: dict, packed: bool, tied: bool) -> dict:
             dense += modules
         else:
             members[schemes[where]] += modules
-    groups = {}
+    groups, kind = {}, lambda module: re.sub(r".*\.\d+\.", "", module)
+    uses = collections.Counter(k for modules in members.values() for k in set(map(kind, modules)))
+    target = lambda module: (
+        f"re:.*{re.escape(kind(module))}$" if uses[kind(module)] == 1 else module
+    )
     for i, (scheme, modules) in enumerate(members.items()):
         bits, group, symmetric, dynamic = scheme
-        kinds = dict.fromkeys(re.sub(r".*\.\d+\.", "", module) for module in modules)
-        targets = ["Linear"] if len(members) == 1 else [f"re:.*{re.escape(k)}$" for k in kinds]
+        targets = list(dict.fromkeys(map(target, modules))) if len(members) > 1 else ["Linear"]
         groups[f"group_{i}"] = {
             "targets": targets,
             "weights": {

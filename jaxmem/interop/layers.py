@@ -1,6 +1,7 @@
 """Which tensor of a checkpoint each layer of a parameter is, and its matrix of codes or numbers."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..lazy import is_lazy
 from ..leaf import is_encoded
 from ..models.model import Model, family
 from ..models.recipe import Recipe
+from ..segmented import named
 from ..select import is_whole, paths
 
 
@@ -25,7 +27,8 @@ from ..select import is_whole, paths
 class Written:
     """What a file holds: bytes, the type of each parameter, and which were decoded to be written.
 
-    `decoded` are encoded leaves for which the format has no exact form.
+    `decoded` are encoded leaves for which the format has no exact form. Where layers are not
+    encoded alike, each run of them has a path: `layers[0:2]/mlp/up/kernel`.
     """
 
     path: str
@@ -44,6 +47,8 @@ class Written:
 def parameters(model: Model, params: Any) -> Iterator[tuple[str, Recipe, Any]]:
     """Each parameter's path, where a checkpoint has it, and the leaf that is to be written.
 
+    A stack whose layers are not encoded alike is several, a run of layers each.
+
     Raises:
         ValueError: the params are not this model's, or shapes only.
     """
@@ -59,14 +64,22 @@ def parameters(model: Model, params: Any) -> Iterator[tuple[str, Recipe, Any]]:
             raise ValueError(f"{path}: {model.source} has shapes only, expected weights")
         if tuple(leaf.shape) != recipe.shape:
             raise ValueError(f"{path} has shape {tuple(leaf.shape)}, expected {recipe.shape}")
-        yield path, recipe, leaf
+        ends = leaf.ends if is_encoded(leaf) else ()
+        if not ends:
+            yield path, recipe, leaf
+        for start, stop in itertools.pairwise((0, *ends)):
+            own = (stop - start, *recipe.shape[1:])
+            run = dataclasses.replace(recipe, names=recipe.names[start:stop], shape=own)
+            yield named(path, start, stop), run, leaf.layers(start, stop)
 
 
 def layers(leaf: Any, recipe: Recipe) -> Iterator[Any]:
     """The leaf's layers: arrays of NumPy or encoded leaves, one a name of the recipe."""
+    if is_encoded(leaf) and recipe.stacked and not leaf.stack:
+        leaf = leaf.decode()  # it holds the layers together, as one matrix
     for i in range(recipe.shape[0]) if recipe.stacked else (None,):
         if is_encoded(leaf):
-            yield leaf if i is None else jax.tree.map(lambda a: a[i], leaf)  # noqa: B023
+            yield leaf if i is None else leaf.layer(i)
         elif is_lazy(leaf):
             yield np.asarray(leaf.read(i), leaf.dtype)
         else:
