@@ -7,6 +7,9 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.codecs.activating import DynamicArray
+from jaxmem.codecs.summing import SumArray
+from jaxmem.segmented import Segmented
 
 
 def weight(*shape, seed=0):
@@ -14,11 +17,13 @@ def weight(*shape, seed=0):
 
 
 def test_dropping_planes_takes_no_copy_of_the_weights():
-    enc = {"w": jm.Planes(group=16).encode(weight(64, 32)), "b": jnp.ones(3)}
+    leaf = jm.Planes(group=16).encode(weight(64, 32))
+    inside = DynamicArray(leaf, None, "int8"), SumArray((leaf, leaf)), Segmented((leaf, leaf))
+    enc = {"w": leaf, "in": inside, "b": jnp.ones(3)}
     less = jm.at_bits(enc, 4)
     kept = {id(x) for x in jax.tree.leaves(enc)}
     assert {id(x) for x in jax.tree.leaves(less)} < kept
-    assert jm.nbytes(enc) - jm.nbytes(less) == 64 * 32 // 2
+    assert jm.nbytes(enc) - jm.nbytes(less) == 6 * 64 * 32 // 2
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

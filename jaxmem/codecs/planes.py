@@ -62,6 +62,8 @@ class Planes:
 def at_bits(tree: T, bits: int) -> T:
     """The tree with every leaf of `Planes` cut to its upper `bits` (2 to 8): no array is copied.
 
+    Also those inside other leaves: of some layers, of a `Sum`, under `Dynamic`.
+
     Raises:
         ValueError: bits outside 2 to 8, more than a leaf has, or a tree without such a leaf.
 
@@ -73,15 +75,16 @@ def at_bits(tree: T, bits: int) -> T:
     """
     if bits not in range(2, 9):
         raise ValueError(f"at_bits takes 2 to 8 bits, got {bits}")
-    leaves, structure = jax.tree.flatten(tree, is_leaf=is_encoded)
-    held = [x for x in leaves if isinstance(x, PlanesArray)]
+    is_planes = lambda x: isinstance(x, PlanesArray)
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_planes)
+    held = [x for x in leaves if is_planes(x)]
     if not held:
         raise ValueError("at_bits found no leaf of Planes in the tree")
     least = min(x.bits for x in held)
     if bits > least:
         raise ValueError(f"at_bits was asked for {bits} bits of a leaf that has {least}")
     cut = lambda x: dataclasses.replace(x, planes=x.planes[: bits - 1])
-    return structure.unflatten([cut(x) if isinstance(x, PlanesArray) else x for x in leaves])
+    return structure.unflatten([cut(x) if is_planes(x) else x for x in leaves])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
