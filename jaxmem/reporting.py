@@ -1,9 +1,10 @@
 """report: bytes of each weight, its distance from the original, and what makes it dense again."""
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -146,14 +147,24 @@ def _form(leaf) -> str:
         return _form(leaf.inner)
     if not is_encoded(leaf):
         return jnp.dtype(leaf.dtype).name
+    if leaf.ends:
+        return ", ".join(f"[{start}:{stop}] {_form(part)}" for start, stop, part in _runs(leaf))
     said = []
     for field in dataclasses.fields(leaf):
         value = getattr(leaf, field.name)
         if is_encoded(value):
             said.append(f"{field.name}={_form(value)}")
+        elif isinstance(value, tuple) and any(map(is_encoded, value)):
+            said.append(f"{field.name}=({', '.join(map(_form, value))})")
         elif value is None or isinstance(value, bool | int | float | str):
             said.append(f"{field.name}={value}")
     return f"{type(leaf).__name__.removesuffix('Array')}({', '.join(said)})"
+
+
+def _runs(leaf) -> Iterator[tuple[int, int, Any]]:
+    """(start, stop, stack) of each run of layers that are encoded alike."""
+    for start, stop in itertools.pairwise((0, *leaf.ends)):
+        yield start, stop, leaf.layers(start, stop)
 
 
 def _error(dense, leaf) -> float | None:
@@ -181,7 +192,9 @@ def _squares(w, leaf):
 
 def _decoding(leaf, uses) -> tuple[str, ...]:
     """The operations among `uses` that `leaf`, as one layer sees it, has no faster way for."""
-    return tuple(dict.fromkeys(use.op for use in uses if is_encoded(leaf) and not _can(leaf, use)))
+    parts = [part for _, _, part in _runs(leaf)] if is_encoded(leaf) and leaf.ends else [leaf]
+    cannot = lambda use: any(is_encoded(part) and not _can(part, use) for part in parts)
+    return tuple(dict.fromkeys(use.op for use in uses if cannot(use)))
 
 
 def _can(leaf, use) -> bool:

@@ -48,7 +48,10 @@ def test_layers_that_differ_are_consecutive_stacks_of_the_bytes_foretold():
     assert jm.nbytes(shapes) == jm.nbytes(ENC) < jm.nbytes(PARAMS) / 2
     want = jm.Int(8).encode(W[:1]).decode(), jm.Int(4, group=16).encode(W[1:]).decode()
     np.testing.assert_array_equal(up.decode(), jnp.concatenate(want))
-    assert jm.report(PARAMS, ENC).rows[1].encoded == jm.nbytes(up)
+    rows = jm.report(PARAMS, ENC, jm.uses(run, PARAMS, X)).rows
+    assert rows[1].encoded == jm.nbytes(up) and rows[0].decodes == rows[1].decodes == ()
+    assert rows[1].form.startswith("[0:1] Int(zero=None, bits=8,") and "[1:4] Int(" in rows[1].form
+    assert rows[0].form.startswith("[0:2] float32, [2:4] Codebook(")
 
 
 def test_a_scan_runs_as_scans_of_the_runs_that_are_alike():
