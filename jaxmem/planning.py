@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from . import codecs, solvers
 from .lazy import Lazy, is_lazy
 from .leaf import is_encoded
-from .segmented import Segmented, by_layer
+from .segmented import Segmented, by_layer, layers_of, named
 from .select import is_whole, match, paths
 from .solvers.solver import encodes_rows, needs_stats, ties_layers
 from .statistics import Moments
@@ -85,7 +86,8 @@ class Plan(Mapping):
 def choose(params: Any, rules: dict[str, Any]) -> Plan:
     """A plan by rules: each leaf gets the codec of the first regex that matches its whole path.
 
-    A leaf that no rule matches is kept.
+    A leaf that no rule matches is kept. A rule that matches no path as it is may name layers of
+    stacks, `layers[3]/.*` or `layers[0:8]/mlp/.*`: for those it counts before rules for the whole.
 
     Raises:
         ValueError: a rule matches no leaf.
@@ -94,8 +96,19 @@ def choose(params: Any, rules: dict[str, Any]) -> Plan:
         >>> import jax.numpy as jnp, jaxmem as jm
         >>> jm.choose({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}, {".*kernel": jm.Int(4)})
         Plan({'kernel': Int(bits=4, group=None, symmetric=True)})
+        >>> print(jm.choose({"a": {"w": jnp.ones((6, 4, 4))}}, {".*": jm.Int(4), "a[0:2]/w": None}))
+        a/w       Int(bits=4, group=None, symmetric=True)
+        a[0:2]/w  None
     """
-    return Plan(match(paths(params), rules))
+    names = paths(params)
+    some = lambda rule: layers_of(rule)[1] and not any(re.fullmatch(rule, name) for name in names)
+    plan = match(names, {rule: codec for rule, codec in rules.items() if not some(rule)})
+    for rule, codec in rules.items():
+        if some(rule):
+            pattern, layers = layers_of(rule)
+            for path in match(names, {pattern: codec}):
+                plan.setdefault(named(path, layers.start, layers.stop), codec)
+    return Plan(plan)
 
 
 def encode(

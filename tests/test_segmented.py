@@ -54,6 +54,21 @@ def test_layers_that_differ_are_consecutive_stacks_of_the_bytes_foretold():
     assert rows[0].form.startswith("[0:2] float32, [2:4] Codebook(")
 
 
+def test_a_rule_names_layers_where_it_is_no_regex_of_a_path():
+    rules = {"layers/.*": jm.Int(4), "layers[0]/.*": jm.Int(8), "layers[0:2]/up": jm.Int(5)}
+    named = {
+        "layers[0:1]/up": jm.Int(8),
+        "layers[0:1]/down": jm.Int(8),
+        "layers[0:2]/up": jm.Int(5),
+    }
+    whole = {"layers/up": jm.Int(4), "layers/down": jm.Int(4)}
+    assert jm.choose(PARAMS, rules) == whole | named
+    apart = {"w1": W, "w2": W, "w3": W}
+    assert jm.choose(apart, {"w[12]": None}) == {"w1": None, "w2": None}
+    with pytest.raises(ValueError, match="'layer/up' matches no leaf"):
+        jm.choose(PARAMS, {"layer[0]/up": jm.Int(8)})
+
+
 def test_a_scan_runs_as_scans_of_the_runs_that_are_alike():
     program = jit(jm.lift(run)).lower(ENC, X)
     assert str(jax.make_jaxpr(jm.lift(run))(ENC, X)).count(" scan[") == 3  # [0], [1], [2:4]
