@@ -14,20 +14,22 @@ blocks calibrate each layer, on 64 windows, behind the encoded layers before it,
 its codes and scales in one pass over them. `--keep` names a directory where statistics and
 encodings stay between runs. `--control` measures in another basis that is off the checkpoint's
 grid: not rotated, every input channel times exp(U(-.35, .35)), undone in what writes it. Rows of
-other than 8 windows, and control rows, are named so.
+other than 8 windows, and control rows, are named so. `--all` encodes embedding and head as well;
+an embedding is looked up in, and has no inputs to calibrate with: its ranges are searched.
 """
 
 import argparse
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import re
 import tempfile
 
 import jax
 import numpy as np
-from ways import CALIBRATION, Ways
+from ways import CALIBRATION, Ways, first_codec
 
 import jaxmem as jm
 from jaxmem import models
@@ -38,6 +40,7 @@ TUNED = "GPTQ of a weighted search, 4 turns"  # the row that tuned ones start fr
 SCORES = ("perplexity", "kl", "kl_by_window", "agreement", "dense_perplexity")
 COST = ("seconds", "peak_rss")
 LINEARS = r"layers/(attn|mlp)/.*/kernel"
+TABLE, HEAD = "embed/embedding", "head/kernel"
 FORMATS = {8: None, 6: 64, 5: 64, 4: 64, 3: 64, 2: 32}  # bits: group
 METHODS = {
     "RTN": lambda codec: codec,
@@ -97,21 +100,23 @@ def started(path: pathlib.Path, model: models.Model) -> dict:
 
 def write(path: pathlib.Path, found: dict) -> None:
     """The file appears whole or not at all."""
-    new = path.with_suffix(".new")
+    new = path.with_suffix(f".{os.getpid()}")
     new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     new.replace(path)
 
 
 def row_of(model: models.Model, plan: jm.Plan, result: dict, *cost) -> dict:
-    """What the table holds of one way; bits are those of the block linears, all that is stored.
+    """What the table holds of one way; bits are those of the block linears, or of all parameters.
 
     `cost` is seconds and peak bytes; nothing for what an earlier run kept.
     """
     shapes = jax.eval_shape(lambda p: jm.encode(p, plan), model.params)
-    linears = [x for x in jax.tree.leaves(shapes, is_leaf=jm.is_encoded) if jm.is_encoded(x)]
+    leaves = jax.tree.leaves(shapes, is_leaf=jm.is_encoded)
+    if TABLE not in plan:
+        leaves = [x for x in leaves if jm.is_encoded(x)]
     return {
-        "codec": str(next(iter(plan.values()))),
-        "bits_per_weight": 8 * jm.nbytes(linears) / sum(x.size for x in linears),
+        "codec": str(first_codec(plan)),
+        "bits_per_weight": 8 * jm.nbytes(leaves) / sum(x.size for x in leaves),
         **{key: result[key] for key in SCORES},
         **(dict(zip(COST, (round(cost[0], 1), cost[1]))) if cost else {}),
     }
@@ -124,6 +129,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", default=".*")
     parser.add_argument("--keep", type=pathlib.Path)
     parser.add_argument("--control", action="store_true")
+    parser.add_argument("--all", action="store_true")
     return parser.parse_args()
 
 
@@ -138,7 +144,14 @@ def halves(path: pathlib.Path, model: models.Model) -> list[np.ndarray]:
 def marked(args: argparse.Namespace) -> str:
     """What the name of a row ends with."""
     others = f", {args.windows} windows" if args.windows != 8 else ""
-    return others + (", control" if args.control else "")
+    return others + ", control" * args.control + ", all parameters" * args.all
+
+
+def blind(codec):
+    """What of a method needs no calibration, which a table that is looked up in cannot have."""
+    while isinstance(codec, (jm.QERA, jm.GPTQ)):
+        codec = codec.codec
+    return codec
 
 
 def main() -> None:
@@ -150,22 +163,26 @@ def main() -> None:
     calibration, ids = halves(args.text, model)
     known = {}
     timed = None if mark else {row["codec"] for row in found["rows"].values()}
-    ways = Ways(model, calibration, args.keep, " control" * args.control, timed)
+    ways = Ways(model, calibration, args.keep, " control" * args.control + " all" * args.all, timed)
 
     def add(name: str, codec, make) -> None:
         old = found["rows"].get(name + mark, {})
         if "kl_by_window" in old or not re.fullmatch(args.rows, name):
             return
-        plan = jm.choose(model.params, {LINEARS: codec})
+        codecs = {LINEARS: codec} | ({HEAD: codec, TABLE: blind(codec)} if args.all else {})
+        plan = jm.choose(model.params, codecs)
         tree, *cost = make(plan)
-        if ways.statistics_cost and not args.control:
+        if ways.statistics_cost and not mark:
             found["statistics"] = ways.statistics_cost
         if not known:
             known["apply"], known["folder"] = remembered(model, ids, args.windows)
         how = {"reference": (known["apply"], None), "windows": args.windows}
         result = json.loads(jm.evaluate(model.apply, jm.decode(tree), ids, **how).to_json())
         kept = {key: old[key] for key in COST if key in old}
-        found["rows"][name + mark] = row = row_of(model, plan, result, *cost) | kept
+        row = row_of(model, plan, result, *cost) | kept
+        if path.exists():  # with the rows that another process added meanwhile
+            found["rows"] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        found["rows"][name + mark] = row
         write(path, found)
         print(name + mark, {key: row[key] for key in ("kl", "perplexity")}, flush=True)
 
@@ -178,9 +195,11 @@ def main() -> None:
             "scales tuned, codes learned": ways.learned,
             "by blocks": functools.partial(ways.by_blocks, passes=0),
             "by blocks, codes learned": functools.partial(ways.by_blocks, passes=1),
+            "by blocks, codes learned, scales tuned": ways.learned_then_tuned,
         }
         for name, make in trained.items():
             add(f"{bits} bits {TUNED}, {name}", METHODS[TUNED](codec), make)
+        add(f"{bits} bits GPTQ, by blocks", jm.GPTQ(codec), trained["by blocks"])
         add(f"{bits} bits numpy GPTQ", codec, ways.by_numpy)
 
 

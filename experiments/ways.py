@@ -59,6 +59,11 @@ def by_numpy(params: dict, plan: jm.Plan, stats: dict) -> dict:
     return tree.unflatten(leaves)
 
 
+def first_codec(plan: jm.Plan):
+    """That of the block linears."""
+    return next(codec for path, codec in plan.items() if path.startswith("layers/"))
+
+
 def peak_of(make):
     """What `make()` gives, its seconds, and the process's peak of resident bytes meanwhile."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -119,7 +124,7 @@ class Ways:
     statistics_cost: dict = dataclasses.field(default_factory=dict)
 
     def encoded(self, plan: jm.Plan) -> tuple:
-        codec = str(next(iter(plan.values())))
+        codec = str(first_codec(plan))
         blind = codec.startswith(("Int", "Search", "HQQ"))
         given = None if blind else self._stats()
         make = lambda: peak_of(lambda: jm.encode(self.model.params, plan, stats=given))
@@ -127,14 +132,21 @@ class Ways:
         return kept(self.folder, self._name(plan), make, again)
 
     def tuned(self, plan: jm.Plan) -> tuple:
-        def make():
-            first = lambda: [jm.encode(self.model.params, plan, stats=self._stats())]
-            start = kept(self.folder, self._name(plan), first)[0]
-            self.stats.clear()
-            rate = RATES[next(iter(plan.values())).codec.codec.bits]
-            return peak_of(lambda: tune(self.model, start, self.calibration, rate))
+        first = lambda: [jm.encode(self.model.params, plan, stats=self._stats())]
+        start = lambda: kept(self.folder, self._name(plan), first)[0]
+        return self._tuned(plan, start, " tuned")
 
-        return kept(self.folder, self._name(plan) + " tuned", make)
+    def learned_then_tuned(self, plan: jm.Plan) -> tuple:
+        return self._tuned(plan, lambda: self.by_blocks(plan, 1)[0], " by blocks 1 tuned")
+
+    def _tuned(self, plan: jm.Plan, start, mark: str) -> tuple:
+        def make():
+            first = start()
+            self.stats.clear()
+            rate = RATES[first_codec(plan).codec.codec.bits]
+            return peak_of(lambda: tune(self.model, first, self.calibration, rate))
+
+        return kept(self.folder, self._name(plan) + mark, make)
 
     def learned(self, plan: jm.Plan) -> tuple:
         start = self.tuned(plan)[0]
@@ -168,4 +180,4 @@ class Ways:
         return [(ids,) for ids in rows.reshape(-1, TOGETHER, CALIBRATION[1])]
 
     def _name(self, plan: jm.Plan) -> str:
-        return str(next(iter(plan.values()))) + self.basis
+        return str(first_codec(plan)) + self.basis
