@@ -95,6 +95,14 @@ def resident():
     yield f"**largest and median error** | | | {worst:.1%}, {middle:.1%}"
 
 
+def one_block():
+    found = read("by_block_memory.json")
+    for r in found["rows"]:
+        sizes = " | ".join(gib(r[key]) for key in ("dense_bytes", "encoded_bytes", "peak_rss"))
+        yield f"{r['layers']} | {sizes}"
+    yield f"32, by arithmetic | | | {gib(found['whole_bytes'])}"
+
+
 TABLES = {
     plans: "model | task | device | recipe | GiB, of the chip's | plain way, GiB | planned in",
     remat: "target | policy | peak, GiB | host, GiB | residuals, GiB | Tflop | cost | chosen",
@@ -103,6 +111,7 @@ TABLES = {
     budgets: "budget, GiB | fixed order takes | tokens/s | with micro-batches | tokens/s",
     traffic: "weights | layers | GB moved | floor, GB | ratio",
     resident: "program | predicted, MB | grown, MB | error",
+    one_block: "layers | bfloat16, GiB | encoded, GiB | peak, GiB",
 }
 
 

@@ -24,7 +24,10 @@ BEFORE = {  # method: the one that it adds a step to
     f"{TURNS}, scales tuned, codes learned": f"{TURNS}, scales tuned",
     f"{TURNS}, by blocks": TURNS,
     f"{TURNS}, by blocks, codes learned": f"{TURNS}, by blocks",
+    f"{TURNS}, by blocks, codes learned, scales tuned": f"{TURNS}, by blocks, codes learned",
+    "GPTQ, by blocks": "GPTQ",
 }
+MARKS = ("", ", control", ", all parameters")
 
 
 def whole(name):
@@ -44,25 +47,41 @@ def measured(r):
     return f"{r['perplexity']['mean']:.2f} | {interval(r['kl'])}"
 
 
-def integers():
+def integers(*marks):
     def order(row):
         bits, _, method = row[0].partition(" bits ")
         place = METHODS.index(method) if method in METHODS else len(METHODS)
-        return "," in row[0] and row[0].endswith("control"), -int(bits), place, len(method)
+        return MARKS.index(mark_of(row[0])), -int(bits), place, len(method)
 
     rows = whole("quantize_smollm2.json")["rows"]
     for name, r in sorted(rows.items(), key=order):
+        if mark_of(name) not in marks:
+            continue
         bits, _, method = name.partition(" bits ")
+        method = method.removesuffix(", all parameters")
         took = f"{r['seconds']:.0f} s | {r['peak_rss'] / 2**30:.1f}" if "seconds" in r else " | "
-        gained = gain(rows, bits, method)
+        gained = gain(rows, name)
         yield f"{bits} | {method} | {r['bits_per_weight']:.3f} | {measured(r)} | {gained} | {took}"
 
 
-def gain(rows, bits, method):
+def blocks():
+    return integers("", ", control")
+
+
+def everything():
+    return integers(", all parameters")
+
+
+def mark_of(name):
+    return next((mark for mark in MARKS[1:] if name.endswith(mark)), "")
+
+
+def gain(rows, name):
     """KL that a step takes away, with the interval of the windows' differences."""
-    step, sep, rest = method.partition(", control")
-    before = rows.get(f"{bits} bits {BEFORE.get(step)}{sep}{rest}", {}).get("kl_by_window")
-    after = rows[f"{bits} bits {method}"].get("kl_by_window")
+    mark = mark_of(name)
+    bits, _, method = name.removesuffix(mark).partition(" bits ")
+    before = rows.get(f"{bits} bits {BEFORE.get(method)}{mark}", {}).get("kl_by_window")
+    after = rows[name].get("kl_by_window")
     if not before or not after:
         return ""
     found = jm.Evaluation(1, 1, kl_by_window=after).gain(jm.Evaluation(1, 1, kl_by_window=before))
@@ -112,7 +131,8 @@ def structured():
 
 
 TABLES = {
-    integers: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
+    blocks: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
+    everything: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     encoder: " | bits a weight | Spearman | cosine",
     cache: "cache | bytes | with a step's temporaries | KL | tokens a second",
     planes: " | bits a weight | perplexity | KL",

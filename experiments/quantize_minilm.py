@@ -13,7 +13,6 @@ import csv
 import json
 import pathlib
 import re
-import sys
 import time
 
 import jax
@@ -24,6 +23,7 @@ import jaxmem as jm
 from jaxmem.evaluation import evaluate_embeddings, sentence_embedder
 
 LENGTHS = (8, 12, 16, 20, 24)  # sentences of so many tokens calibrate: no padding is counted
+COMMAND = "python experiments/quantize_minilm.py"
 BLOCKS, TABLE = "layers/.*/kernel", "embed/embedding"
 best = lambda codec: jm.GPTQ(jm.Search(codec))
 FORMS = {
@@ -77,7 +77,7 @@ def main() -> None:
     uses = jm.uses(model.apply, model.params, *seen[0])
     embed = sentence_embedder(model)
     found = {
-        "command": " ".join(["python", "experiments/quantize_minilm.py", *sys.argv[1:]]),
+        "command": f"{COMMAND} --train {args.train.name} --test {args.test.name}",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": model.source,
