@@ -49,7 +49,7 @@ def assert_stands_for(tree, want):
 FORMS = {
     "Q4_0": [jm.Int(4, group=32), jm.Int(3), jm.Int(3, group=64, symmetric=False)],
     "Q5_0": [jm.Int(4, group=32, symmetric=False), jm.Int(5)],
-    "Q8_0": [jm.Int(8), jm.Int(6, group=96), jm.Int(7, symmetric=False)],
+    "Q8_0": [jm.Int(8), jm.Dynamic(jm.Int(8)), jm.Int(6, group=96), jm.Int(7, symmetric=False)],
     "Q4_1": [jm.Affine(4, group=32), jm.Affine(3)],
     "Q5_1": [jm.Affine(5, group=64)],
     "F16": [jm.Cast("float16"), jm.Cast("float8_e4m3fn")],
@@ -113,6 +113,8 @@ UNLIKE = {
     "layers/attn/v/kernel": jm.Basis(4),
     "layers/attn/out/kernel": jm.Sum((jm.Shared(1), jm.Int(4))),
     "layers/mlp_norm/scale": jm.Int(8),  # one matrix of all layers
+    "layers/attn/k/kernel": jm.Dynamic(jm.Int(8)),
+    "layers/mlp/down/kernel": jm.Dynamic(jm.Int(4, group=32), "e4m3"),
 }
 
 
@@ -122,8 +124,11 @@ def test_layers_that_differ_keep_their_own_codes_and_layers_that_are_tied_are_de
 ):
     enc = jm.encode(model.params, UNLIKE)
     written = write(tmp_path / "w.gguf", model, enc)
-    tied = {path for path in UNLIKE if "mlp/" not in path}
+    tied = {path for path in UNLIKE if "mlp/" not in path} - {"layers/attn/k/kernel"}
     assert set(written.decoded) == tied | {"layers[1:2]/mlp/gate/kernel"}
+    rounded = {path for path, codec in UNLIKE.items() if isinstance(codec, jm.Dynamic)}
+    assert set(written.unrounded) == (rounded if write == to_gguf else {"layers/mlp/down/kernel"})
+    assert "no longer rounded: layers/" in str(written)
     kinds = [written.types[f"layers[{run}]/mlp/up/kernel"] for run in ("0:1", "1:2")]
     assert kinds == (["Q8_0", "Q4_0"] if write == to_gguf else ["int8", "int4"])
     for keep in (False, True):

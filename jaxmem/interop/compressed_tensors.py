@@ -37,8 +37,10 @@ def to_compressed_tensors(
     """Writes `model` with `params` (its own unless given) to a new directory `path`, or nothing.
 
     Linear weights of `Int`, with one scale a row or groups that divide it, keep their codes: up to
-    4 bits as int4, more as int8. `Dynamic(Int(bits))` keeps its rounding of the inputs, token by
-    token. What else is encoded, and a table of embeddings, is decoded, and the result says so.
+    4 bits as int4, more as int8. `Dynamic(Int(bits))` keeps its rounding of the inputs to int8,
+    token by token, and of another kind the codes alone. What else is encoded, and a table of
+    embeddings, is decoded, and the result says so. Layers that differ are named one by one; vLLM
+    joins q, k and v, and gate and up, and takes each of those in one form only.
     `packed` writes `pack-quantized`, which is how vLLM takes weights alone; without it codes are
     int8, `int-quantized`, which is how it takes weights and inputs of 8 bits.
 
@@ -72,13 +74,16 @@ def to_compressed_tensors(
     lost = lambda leaf: is_encoded(leaf) and not isinstance(leaf, CastArray)
     decoded = tuple(where for where, _, leaf in parts if lost(leaf) and not schemes[where])
     size = sum(file.stat().st_size for file in path.iterdir())
-    return Written(str(path), size, types, decoded)
+    kept = lambda where: schemes[where] is not None and schemes[where][-1]
+    rounded = [where for where, _, leaf in parts if layers.rounds_inputs(leaf)]
+    unrounded = tuple(where for where in rounded if not kept(where))
+    return Written(str(path), size, types, decoded, unrounded)
 
 
 def _scheme(leaf: Any, recipe: Recipe, packed: bool) -> Scheme | None:
     """How a leaf's codes are kept; None: not at all."""
     dynamic = isinstance(leaf, DynamicArray) and leaf.limits is None and leaf.to == "int8"
-    inner = layers.opened(leaf.inner if dynamic else leaf)
+    inner = layers.opened(leaf)
     turned = recipe.fn is np.transpose
     if not isinstance(inner, IntArray) or not turned or inner.scale.dtype == jnp.float32:
         return None
@@ -103,8 +108,7 @@ def _shapes(recipe: Recipe, leaf: Any, scheme: Scheme | None, packed: bool) -> t
     groups, count = (k // group if group else 1), lambda length: -(-length * bits // 32)
     i4, i8 = np.dtype("int32"), np.dtype("int8")
     codes = {"weight_packed": ((n, count(k)), i4)} if packed else {"weight": ((n, k), i8)}
-    scale = leaf.inner if isinstance(leaf, DynamicArray) else leaf
-    out = codes | {"weight_scale": ((n, groups), np.dtype(layers.opened(scale).scale.dtype))}
+    out = codes | {"weight_scale": ((n, groups), np.dtype(layers.opened(leaf).scale.dtype))}
     if packed:
         out["weight_shape"] = ((2,), np.dtype("int64"))
     if not symmetric:
@@ -118,7 +122,7 @@ def _arrays(recipe: Recipe, leaf: Any, scheme: Scheme | None, packed: bool) -> I
             held = layers.held(layer)
             yield held.T if recipe.fn is np.transpose else held
             continue
-        inner = layers.opened(layer.inner if isinstance(layer, DynamicArray) else layer)
+        inner = layers.opened(layer)
         bits, middle = scheme[0], 2 ** (inner.bits - 1)
         shifted = lambda a: (a - middle + 2 ** (bits - 1)).astype(np.uint8)  # noqa: B023
         signed = lambda a: (a - middle).astype(np.int8)  # noqa: B023

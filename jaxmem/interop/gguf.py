@@ -34,11 +34,13 @@ def to_gguf(
     """Writes `model` with `params` (its own unless given) to the file `path`, whole or not at all.
 
     A layer at a time. `Int` of up to 4 bits, or of 3 with a zero point, is Q4_0; of 5, or 4 with
-    one, Q5_0; of up to 8, or 7 with one, Q8_0; `Affine` of up to 4 bits is Q4_1, of 5 Q5_1: each
-    with one scale a row, or groups that 32 divides. `Cast` and half-width arrays are F16 and BF16.
+    one, Q5_0; of up to 8, or 7 with one, Q8_0; `Affine` of up to 4 bits is Q4_1, of 5 Q5_1: where
+    32 divides the row, and each group if there are any, and scales are f16. Under `Dynamic` the
+    codes are kept, and inputs are no longer rounded. `Cast` and half-width arrays are F16 and BF16.
     What else is encoded is decoded; it and dense matrices are F32, or with `half` rounded to F16.
-    The result says what became what. The tokenizer's fields are those of the GGUF file that the
-    model was read from, or the text of its tokenizer.json.
+    Each run of layers that are encoded alike is written by itself. The result says what became
+    what. The tokenizer's fields are those of the GGUF file that the model was read from, or the
+    text of its tokenizer.json.
 
     Raises:
         ValueError: the model is not of the Llama family or is something that a GGUF file cannot
@@ -70,7 +72,8 @@ def to_gguf(
                 _pad(out)
     types = {part.where: part.kind for part in parts}
     decoded = tuple(part.where for part in parts if part.kind[0] in "FB" and _is_coded(part.leaf))
-    return Written(str(path), path.stat().st_size, types, decoded)
+    unrounded = tuple(part.where for part in parts if layers.rounds_inputs(part.leaf))
+    return Written(str(path), path.stat().st_size, types, decoded, unrounded)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..codecs.activating import DynamicArray
 from ..codecs.affine import AffineArray
 from ..codecs.casting import CastArray
 from ..codecs.doubling import DoubleQuantArray
@@ -27,21 +28,27 @@ from ..select import is_whole, paths
 class Written:
     """What a file holds: bytes, the type of each parameter, and which were decoded to be written.
 
-    `decoded` are encoded leaves for which the format has no exact form. Where layers are not
-    encoded alike, each run of them has a path: `layers[0:2]/mlp/up/kernel`.
+    `decoded` are encoded leaves for which the format has no exact form, `unrounded` those whose
+    inputs were rounded (`Dynamic`), of which the file says nothing. Where layers are not encoded
+    alike, each run of them has a path: `layers[0:2]/mlp/up/kernel`.
     """
 
     path: str
     nbytes: int
     types: dict[str, str]
     decoded: tuple[str, ...]
+    unrounded: tuple[str, ...]
 
     def __str__(self) -> str:
         kinds = sorted(set(self.types.values()))
         count = lambda kind: sum(t == kind for t in self.types.values())
         found = ", ".join(f"{count(kind)} in {kind}" for kind in kinds)
-        lost = f"; decoded, for want of an exact form: {', '.join(self.decoded)}"
-        return f"{self.path}: {self.nbytes:,} bytes; {found}{lost if self.decoded else ''}"
+        lost = {
+            "decoded, for want of an exact form": self.decoded,
+            "inputs are no longer rounded": self.unrounded,
+        }
+        told = [f"; {what}: {', '.join(where)}" for what, where in lost.items() if where]
+        return f"{self.path}: {self.nbytes:,} bytes; {found}{''.join(told)}"
 
 
 def parameters(model: Model, params: Any) -> Iterator[tuple[str, Recipe, Any]]:
@@ -86,8 +93,15 @@ def layers(leaf: Any, recipe: Recipe) -> Iterator[Any]:
             yield np.asarray(leaf if i is None else leaf[i])
 
 
+def rounds_inputs(leaf: Any) -> bool:
+    """Whether products with a leaf round their inputs, too."""
+    is_dynamic = lambda x: isinstance(x, DynamicArray)
+    return any(map(is_dynamic, jax.tree.leaves(leaf, is_leaf=is_dynamic)))
+
+
 def opened(leaf: Any) -> Any:
-    """The leaf with scales that are arrays."""
+    """The leaf of the weights alone, with scales that are arrays."""
+    leaf = leaf.inner if isinstance(leaf, DynamicArray) else leaf
     return leaf.opened() if isinstance(leaf, DoubleQuantArray) else leaf
 
 
