@@ -58,7 +58,7 @@ def stats(
     call has its moments joined; its absmax is then the sum of each use's, an upper bound.
 
     Raises:
-        ValueError: no batch, or unknown moments.
+        ValueError: no batch, or unknown moments; a weight is fed NaN or infinity. Names the path.
         TypeError: a batch is no tuple.
 
     Example:
@@ -77,7 +77,11 @@ def stats(
             axes = _product_axes(fn, params, batch)
             total = _probes(params, axes, moments)
         total = _add((fn, moments, tuple(axes.items())), params, total, batch)
-    return {path: _mean(sums) for path, sums in total.items()}
+    found = {path: _mean(sums) for path, sums in total.items()}
+    for path, own in found.items():
+        if not isinstance(own.second, jax.core.Tracer) and not bool(jnp.isfinite(own.second).all()):
+            raise ValueError(f"{path}: it is fed NaN or infinity, expected finite numbers")
+    return found
 
 
 def _product_axes(fn, params, batch):

@@ -83,6 +83,13 @@ def test_no_batch_and_what_is_none_are_told():
         jm.stats(lambda p, x: x @ p["w"], {"w": normal(2, 2)}, normal(1, 3, 2))
 
 
+def test_a_weight_that_is_fed_no_number_is_named():
+    params = {"w": jnp.ones((3, 2)), "v": jnp.ones((3, 2))}
+    fn = lambda p, x: (jnp.ones((1, 3)) @ p["v"], x @ p["w"])
+    with pytest.raises(ValueError, match=r"^w: it is fed NaN"):
+        jm.stats(fn, params, [(jnp.ones((1, 3)),), (jnp.full((1, 3), jnp.nan),)])
+
+
 def test_no_cotangent_is_computed_but_those_of_the_moments():
     fn = lambda p, x: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0]
     run = lambda p, x: jm.stats(fn, p, [(x,)])["w"].second
