@@ -49,6 +49,8 @@ class Fold:
         """
         ndim = w.ndim
         axes = tuple(sorted(a - ndim if a >= 0 else a for a in axes))
+        if ndim < 2 and axes != (-1,):
+            raise ValueError(f"a vector of shape {w.shape} takes only Keep or Cast, not this codec")
         if not axes or axes[0] < -ndim or axes[-1] >= 0 or len(set(axes)) < len(axes):
             raise ValueError(f"axes {axes} are not distinct axes of a weight of shape {w.shape}")
         kept = tuple(a for a in range(axes[0], 0) if a not in axes)

@@ -205,6 +205,7 @@ def _encode(codec, leaf, axes, stats):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all()):
             raise ValueError("the weight holds NaN or infinity, expected finite numbers")
         if stats is None and needs_stats(codec):
+            _abstract(codec, leaf, axes, None)  # says first what stats would not mend
             raise ValueError(f"{codec} wants the stats of what the weight is fed, got none")
         encoded = _compiled(codec, axes, leaf, stats)
         _check(encoded)
