@@ -121,8 +121,9 @@ def encode(
     result), or lazy: those are read a layer at a time, and what no codec takes is loaded.
 
     Raises:
-        ValueError: the plan names no leaf of `params`; a weight cannot take its codec; it or its
-            stats hold NaN or infinity; the stats are of another length. Names the path.
+        ValueError: the plan names no leaf of `params`; a weight cannot take its codec, or is too
+            large for its scales; it or its stats hold NaN or infinity; the stats are of another
+            length. Names the path.
         TypeError: a weight that holds no floats. Names the path.
 
     Example:

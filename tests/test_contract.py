@@ -517,6 +517,21 @@ def test_a_weight_that_is_not_finite_is_refused_by_its_path(codec, value):
         jm.encode(params, {"mlp/kernel": codec})
 
 
+@each_codec
+def test_a_large_weight_is_as_near_or_refused_and_a_small_one_no_further_than_zero(codec):
+    w = np.asarray(weight(32, 24), np.float64)
+
+    def error(size):
+        leaf = encoder(codec)(jnp.asarray(w * size, jnp.float32))
+        floats = [a for a in jax.tree.leaves(leaf) if jnp.issubdtype(a.dtype, jnp.floating)]
+        if not all(np.isfinite(a).all() for a in jax.device_get(floats)):
+            return None  # `jm.encode` refuses it
+        return np.linalg.norm(compiled_decode(codec)(leaf) / size - w) / np.linalg.norm(w)
+
+    usual, small, *large = map(error, (1.0, 2.0**-30, 2.0**20, 2.0**50))
+    assert small <= 1.0 and all(e is None or e <= 1.01 * usual for e in large)
+
+
 @each_kind
 def test_rows_are_looked_up(codec):
     leaf, ids = encoder(codec, (-1,))(weight(40, 16)), jnp.array([[39, 0], [7, 7]])

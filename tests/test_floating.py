@@ -36,11 +36,11 @@ def test_every_code_stands_for_its_number(kind):
 
 
 def test_mx_scales_are_the_powers_of_two_of_the_specification():
-    w = jnp.concatenate([jnp.full((32, 1), 5.0), jnp.full((32, 1), -0.3), jnp.zeros((32, 1))])
+    w = jnp.concatenate([jnp.full((32, 1), x) for x in (5.0, -0.3, 2.0**126, 0.0)])
     for name, top in (("mxfp4", 2), ("mxfp8", 8)):
         leaf = jm.Float(name).encode(w)
-        assert leaf.scale[:2, 0].tolist() == [127 + 2 - top, 127 - 2 - top]
-        assert leaf.decode()[-1, 0] == 0
+        assert leaf.scale[:3, 0].tolist() == [127 + e - top for e in (2, -2, 126)]
+        assert leaf.decode()[-33::32, 0].tolist() == [2.0**126, 0]
 
 
 def test_an_nvfp4_matrix_reaches_its_largest_weight():

@@ -57,6 +57,16 @@ def test_a_solver_leaves_the_leaf_of_its_codec_for_each_layer_of_a_stack(solver,
 
 
 @each
+def test_a_weight_too_large_for_its_scales_is_never_clipped(solver, inner):
+    w, fed = weight(2, 32, 24), moments(inputs(32), 2)
+    near, far = (solver(inner).encode(w * size, stats=fed) for size in (1.0, 2.0**40))
+    if isinstance(inner, jm.Float):  # whose scales have an exponent of their own
+        np.testing.assert_allclose(far.decode() / 2.0**40, near.decode(), rtol=1e-5)
+    else:  # `jm.encode` refuses it
+        assert not jnp.isfinite(far.scale).all()
+
+
+@each
 @pytest.mark.parametrize("x", ["zero", "one column", "few rows", "huge"])
 @pytest.mark.parametrize("w", ["zero", "normal"])
 def test_any_statistic_gives_a_finite_leaf_that_is_no_worse_than_a_guess(solver, inner, w, x):

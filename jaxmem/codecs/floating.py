@@ -86,7 +86,7 @@ class Float(Scaled):
         largest, top = jnp.maximum(-low, high), _KINDS[_FORMATS[self.format].kind].top
         if kind == "e8m0":
             e = exponent(largest) - exponent(jnp.float32(top))
-            return power(jnp.clip(e, -100, 120)), None  # so that scale · step is a normal f32
+            return power(jnp.maximum(e, -100)), None  # so that scale · step is a normal f32
         if kind == "f16":
             unit = _unit(self.format)
             return half_above(largest, top * unit).astype(jnp.float32) * unit, None

@@ -30,7 +30,8 @@ class Int:
     group is short where they do not divide). `symmetric=False` adds a zero point of `bits` bits.
 
     Error: |w − decode| ≤ scale/2, or with a zero point scale · (1/2 + 2^(bits−10)).
-    A weight may be at most 65,504 · (2^(bits−1) − 1) in size. Jacob et al., 2018.
+    A weight may be at most 65,504 · (2^(bits−1) − 1) in size, or with a zero point a group span
+    65,504 · (2^bits − 1); below 2^-25 it becomes 0. Jacob et al., 2018.
 
     Raises:
         ValueError: bits outside 2 to 8, or a group below 1.
@@ -336,11 +337,12 @@ def _digits(x, count):
 
 
 def _scale(span, top, up):
-    """span / top in f16, rounded up or down."""
+    """span / top in f16, rounded up or down; infinity where f16 ends, for `encode` to refuse."""
     near = (span / top).astype(jnp.float16)
     gap = near.astype(jnp.float32) * top - span
     higher, lower = (jnp.nextafter(near, jnp.float16(end)) for end in (jnp.inf, 0))
-    return jnp.where(up, jnp.where(gap < 0, higher, near), jnp.where(gap > 0, lower, near))
+    over = (gap > 0) & (gap < jnp.inf)
+    return jnp.where(up, jnp.where(gap < 0, higher, near), jnp.where(over, lower, near))
 
 
 def _divisor(scale):

@@ -24,7 +24,8 @@ class Planes:
 
     A group's range [a, b] is cut into 2^8 cells of Δ = (b − a)/2^8, and the code of x is
     ⌊(x − a)/Δ⌋: its upper bits are the codes of 2^2 to 2^7 cells. A weight stands for the middle of
-    its cell. Δ and a are f16, one pair for each output channel or `group` of its weights.
+    its cell. Δ and a are f16, one pair for each output channel or `group` of its weights; a group
+    so small that f16's least Δ would do more harm than zeros becomes zeros.
 
     Error: |w − decode| ≤ Δ · 2^(8−bits) / 2, and f16's |a| · 2^-11. Park et al., 2024
     (Any-Precision LLM); Nair et al., 2025 (MatQuant).
@@ -98,8 +99,12 @@ def _encode(codec, w, axes):
     parts = jnp.pad(x, short, mode="edge").reshape(*x.shape[:-1], -1, group)
     low = parts.min(-1).astype(jnp.float16)
     step = half_above((parts.max(-1) - low.astype(jnp.float32)).clip(0), 256.0)
-    spread = lambda a: jnp.repeat(a.astype(jnp.float32), group, -1)[..., :k]
-    codes = jnp.clip((x - spread(low)) / spread(divisor(step)), 0, 255).astype(jnp.uint8)
+    wide = lambda a: a.astype(jnp.float32)[..., None]
+    codes = jnp.clip((parts - wide(low)) / wide(divisor(step)), 0, 255).astype(jnp.uint8)
+    error = parts - wide(low) - (codes.astype(jnp.float32) + 0.5) * wide(step)
+    worse = jnp.square(error).sum(-1) > jnp.square(parts).sum(-1)  # than 0: f16's steps end
+    low, step = (jnp.where(worse, 0, a) for a in (low, step))
+    codes = codes.reshape(*x.shape[:-1], -1)[..., :k]
     planes, shift = [], 8
     for width in _WIDTHS:
         shift -= width

@@ -72,7 +72,8 @@ def best_range(codec, groups: Array, weight: Array) -> tuple[Array, Array | None
         better = error < least
         kept = jnp.where(better[None], tried, kept)
         ratio = jnp.where(better, jnp.where(square > 0, refit, 1.0), ratio)
-        return jnp.where(better, error, least), kept, ratio, jnp.where(i < coarse, kept, centre)
+        least = jnp.minimum(least, error)  # NaN where f16 has no scale for the whole range: kept
+        return least, kept, ratio, jnp.where(i < coarse, kept, centre)
 
     one = jnp.ones(low.shape)
     both = jnp.stack([one, one])
