@@ -39,8 +39,8 @@ class Int:
     Example:
         >>> import jax.numpy as jnp
         >>> w = jnp.array([[1.1], [2.2], [3.3], [4.4], [5.5]])
-        >>> [round(float(x), 2) for x in Int(8).encode(w).decode()[:, 0]]
-        [1.08, 2.21, 3.29, 4.42, 5.5]
+        >>> [round(float(x), 4) for x in Int(8).encode(w).decode()[:, 0]]  # by a scale of f16
+        [1.0834, 2.2101, 3.2935, 4.4202, 5.5035]
         >>> import jax, jaxmem as jm
         >>> bert = jax.ShapeDtypeStruct((20_000, 17_000), jnp.float32)  # 3.4e8 weights in all
         >>> jm.nbytes(bert), jm.nbytes(jax.eval_shape(Int(8).encode, bert))  # and a scale a row
@@ -98,7 +98,15 @@ class Int:
         return IntArray(codes, scale.mT, zeros, self.bits, g, fold, jnp.dtype(dtype))
 
     def snap(self, values: Array, scale: Array, zero: Array) -> Array:
-        """What the nearest codes stand for, in f32; `scale` and `zero` have the rank of values."""
+        """What the nearest codes stand for, in f32; `scale` and `zero` have the rank of values.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> x = jnp.array([1.1, 2.2, 3.3, 4.4, 5.5])
+            >>> scale, middle = x[-1:] / 127, jnp.array([128])  # which `encode` rounds to f16
+            >>> [round(float(y), 4) for y in Int(8).snap(x, scale, middle)]
+            [1.0827, 2.2087, 3.2913, 4.4173, 5.5]
+        """
         codes = self._codes(values, scale, zero)
         return (codes - zero.astype(jnp.float32)) * scale.astype(jnp.float32)
 

@@ -39,8 +39,9 @@ class Planes:
         >>> enc = jm.Planes().encode(w)  # .8 lies in [.796875, .8046875)
         >>> [float(jm.at_bits(enc, b).decode()[1, 0]) for b in (8, 4, 2)]
         [0.80078125, 0.8125, 0.75]
-        >>> [float(jm.at_bits(enc, b).decode()[1, 0]) - 0.5**b for b in (8, 4)]  # its lower end
-        [0.796875, 0.75]
+        >>> ends = [float(jm.at_bits(enc, b).decode()[1, 0]) - 0.5**b for b in (8, 4)]
+        >>> ends, [round(0.8 - end, 6) for end in ends]  # of its cells, the lower; what they lose
+        ([0.796875, 0.75], [0.003125, 0.05])
         >>> x = jnp.linspace(-1, 1, 10_001)[:, None]  # the middle's error: Δ²/12, the end's: Δ²/3
         >>> error = jm.at_bits(jm.Planes().encode(x), 4).decode() - x
         >>> [round(float((e**2).mean() / 0.125**2), 3) for e in (error, error - 0.125 / 2)]
