@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import codecs, solvers
+from .folding import Fold
 from .lazy import Lazy, is_lazy
 from .leaf import is_encoded
 from .segmented import Segmented, by_layer, layers_of, named
@@ -123,8 +123,8 @@ def encode(
     Raises:
         ValueError: the plan names no leaf of `params`; a weight cannot take its codec, or is too
             large for its scales; it or its stats hold NaN or infinity; the stats are of another
-            length. Names the path.
-        TypeError: a weight that holds no floats. Names the path.
+            length or stack. Names the path.
+        TypeError: a weight that holds no floats, or what is no codec. Names the path.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -148,7 +148,8 @@ def encode(
             else:
                 out.append(_kept(leaf) if codec is None else _encode(codec, leaf, *given))
         except (ValueError, TypeError) as e:
-            raise type(e)(f"{path}: {e}") from e
+            kind = TypeError if isinstance(e, TypeError) else ValueError  # JAX has ones of its own
+            raise kind(f"{path}: {e}") from e
     return tree.unflatten(out)
 
 
@@ -182,6 +183,8 @@ def summed_axes(path: str, uses: Mapping | None) -> tuple[int, ...]:
 
 def _check_given(codec, w, axes, stats):
     """Refuses what no codec could be blamed for: a weight of no floats, stats that are not its."""
+    if isinstance(codec, str | type) or not hasattr(codec, "encode"):
+        raise TypeError(f"{codec!r} is no codec, expected one such as Int(4)")
     if is_encoded(w) or not hasattr(w, "dtype"):
         return
     if not (jnp.issubdtype(w.dtype, jnp.floating) or isinstance(codec, codecs.Keep)):
@@ -189,13 +192,19 @@ def _check_given(codec, w, axes, stats):
     if stats is None or len(set(axes)) < len(axes) or not all(-w.ndim <= a < w.ndim for a in axes):
         return
     moments = isinstance(stats, Moments)  # else a gradient, folded as the weight is
-    k, of = math.prod(w.shape[a] for a in axes), (stats.mean if moments else stats).shape[-1]
+    like = jax.ShapeDtypeStruct(w.shape, w.dtype)
+    *stack, _, k = jax.eval_shape(lambda w: Fold.of(w, axes)[0], like).shape
+    *fed, of = stats.mean.shape if moments else (*stats.shape[:-2], stats.shape[-1])
     if k != of:
         raise ValueError(f"the stats are of vectors of {of}, and the weight sums over {k}")
+    if stack != fed:
+        raise ValueError(f"the stats are of a stack {(*fed,)}, and the weight of {(*stack,)}")
     numbers = stats.second if moments else stats
     if isinstance(numbers, jax.ShapeDtypeStruct | jax.core.Tracer):
         return
-    if not bool(jnp.isfinite(numbers).all()):
+    with jax.ensure_compile_time_eval():  # where only the weight is traced
+        finite = bool(jnp.isfinite(numbers).all())
+    if not finite:
         raise ValueError("the stats hold NaN or infinity, expected finite numbers")
 
 

@@ -81,11 +81,25 @@ def test_bad_input_is_refused_by_path_in_one_line(codec):
     w = jnp.ones((8, 4))
     refused(w, moments(8, jnp.nan), ValueError, "stats hold NaN")
     refused(w, moments(5), ValueError, "vectors of 5, and the weight sums over 8")
+    stacked = jax.tree.map(lambda a: a[None], moments(8))
+    refused(w, stacked, ValueError, r"stack \(1,\), and the weight of \(\)")
     refused(w.astype(jnp.int32), moments(8), TypeError, "int32, expected floats")
     refused(w[0], None, ValueError, "a vector of shape .4,. takes only Keep or Cast")
     if not isinstance(codec, jm.Fake):  # it holds the weight
         refused(w * 1e30, moments(8), ValueError, "too large for float")
     refused(w.at[1, 1].set(jnp.inf), moments(8), ValueError, "NaN or infinity")
+
+
+@pytest.mark.parametrize("codec", [4, "int4", jm.GPTQ], ids=str)
+def test_what_is_no_codec_is_refused_by_path(codec):
+    with pytest.raises(TypeError, match=r"^w: .* is no codec, expected one such as Int\(4\)$"):
+        jm.encode({"w": jnp.ones((8, 4))}, {"w": codec})
+
+
+def test_the_weight_may_be_traced_where_the_stats_are_not():
+    fed, w = {"w": moments(8)}, {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
+    make = lambda w: jm.encode(w, {"w": jm.GPTQ(jm.Int(4))}, stats=fed)
+    assert jax.eval_shape(make, w) == make(w)
 
 
 @each_kind
