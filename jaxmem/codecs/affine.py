@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .scaled import Scaled, ScaledArray, divisor, half_above, packed, spread
+from .scaled import Scaled, ScaledArray, checked_group, divisor, half_above, packed, spread
 
 _LEAST = 2.0**-14  # f16 steps below are coarse
 
@@ -39,8 +39,7 @@ class Affine(Scaled):
     def __post_init__(self):
         if self.bits not in range(2, 9):
             raise ValueError(f"Affine takes 2 to 8 bits, got {self.bits}")
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"Affine takes a group of at least 1 weight, got {self.group}")
+        checked_group(self)
 
     def range(self, low, high):
         low, top = low.astype(jnp.float16), 2**self.bits - 1

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .scaled import Scaled, ScaledArray, divisor, half_above, packed, selected, spread
+from .scaled import (
+    Scaled,
+    ScaledArray,
+    checked_group,
+    divisor,
+    half_above,
+    packed,
+    selected,
+    spread,
+)
 
 # Dettmers et al., 2023, appendix E: quantiles of the normal distribution, with an exact zero
 NF4 = (
@@ -50,8 +59,7 @@ class Codebook(Scaled):
     def __post_init__(self):
         if self.levels not in LEVELS:
             raise ValueError(f"Codebook takes one of {', '.join(LEVELS)}, got {self.levels!r}")
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"Codebook takes a group of at least 1 weight, got {self.group}")
+        checked_group(self)
 
     def range(self, low, high):
         return half_above(jnp.maximum(-low, high)).astype(jnp.float32), None

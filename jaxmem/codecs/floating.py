@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .scaled import Scaled, ScaledArray, divisor, half_above, packed, spread
+from .scaled import Scaled, ScaledArray, checked_group, divisor, half_above, packed, spread
 
 
 class _Format(NamedTuple):
@@ -77,8 +77,7 @@ class Float(Scaled):
         own = _FORMATS[self.format].group
         if own is not None and self.group not in (None, own):
             raise ValueError(f"{self.format} has groups of {own}, got a group of {self.group}")
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"Float takes a group of at least 1 weight, got {self.group}")
+        checked_group(self)
         object.__setattr__(self, "group", own or self.group)
 
     def range(self, low, high):

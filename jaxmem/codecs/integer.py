@@ -13,6 +13,7 @@ from ..folding import UNROLLED, Fold, Folded, by_tiles, decoded_product
 from ..kernels.grouped import packed_product
 from ..leaf import is_encoded
 from .packing import WIDTHS, divided, interleave, pack, shifts, slices, unpack, unpack_rows
+from .scaled import checked_group
 
 FEW_ROWS = 32  # up to here the CPU's integer product beats decoding (experiments/cpu_decode.py)
 FEW_GROUPED = 8  # and up to here where each group has a product of its own
@@ -55,8 +56,7 @@ class Int:
     def __post_init__(self):
         if self.bits not in range(2, 9):
             raise ValueError(f"Int takes 2 to 8 bits, got {self.bits}")
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"Int takes a group of at least 1 weight, got {self.group}")
+        checked_group(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "IntArray":
         if is_encoded(w):

@@ -11,7 +11,7 @@ from jax import Array, lax
 from ..folding import UNROLLED, Fold, Folded, decoded_product
 from ..leaf import is_encoded
 from .packing import WIDTHS, divided, pack, unpack, unpack_rows
-from .scaled import selected
+from .scaled import checked_group, selected
 
 STEPS = 16  # Lloyd's; more change the squared error by less than 1 %
 
@@ -44,8 +44,7 @@ class KMeans:
     def __post_init__(self):
         if self.bits not in (2, 3, 4):
             raise ValueError(f"KMeans takes 2 to 4 bits, got {self.bits}")
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"KMeans takes a group of at least 1 weight, got {self.group}")
+        checked_group(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "KMeansArray":
         if is_encoded(w):

@@ -12,7 +12,7 @@ from ..folding import UNROLLED, Fold, Folded, decoded_product
 from ..kernels.grouped import packed_product
 from ..leaf import is_encoded
 from .packing import divided, pack, unpack, unpack_rows
-from .scaled import divisor, half_above
+from .scaled import checked_group, divisor, half_above
 
 _WIDTHS = (2, 1, 1, 1, 1, 1, 1)  # of the planes, from the highest bits down
 T = TypeVar("T")
@@ -52,8 +52,7 @@ class Planes:
     group: int | None = None
 
     def __post_init__(self):
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"Planes takes a group of at least 1 weight, got {self.group}")
+        checked_group(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "PlanesArray":
         if is_encoded(w):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ..folding import UNROLLED, Fold, Folded, decoded_product
@@ -150,6 +151,13 @@ def _scaled_after(x, leaf, precision):
 
     (field,), n = leaf.codes, leaf.scale.shape[-1]
     return interleave([dot(part) for part in slices(field, leaf.bits)], -1)[:, :n] * leaf.scales()
+
+
+def checked_group(codec: Any) -> None:
+    group = codec.group
+    if group is not None and (not isinstance(group, int | np.integer) or group < 1):
+        name = type(codec).__name__
+        raise ValueError(f"{name} takes a group of at least 1 weight, an integer, got {group!r}")
 
 
 def grouped(matrix: Array, group: int | None) -> Array:
