@@ -121,10 +121,11 @@ def test_text_goes_in_comes_out_and_streams():
         ([1], {"top_k": 0}, "top_k is 0"),
         ([1], {"top_p": 1.5}, "top_p is 1.5"),
         ([1], {"stream": print}, "stream wants a tokenizer"),
+        ([1], {"cache": 4}, "cache is 4, expected a KVCache"),
     ],
 )
 def test_what_cannot_be_done_is_refused(prompt, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         generate(model("llama2"), prompt, **{"max_new_tokens": 2, **options})
 
 

@@ -82,10 +82,13 @@ def generate(
     Raises:
         ValueError: an encoder, a model without weights, a prompt that is empty, holds ids outside
             the vocabulary or leaves no room in the context, or a sampling option out of range.
+        TypeError: a prompt that is neither text nor integers; a cache that is no KVCache.
     """
     ids = _tokens(model, prompt)
     _check(model, ids, max_new_tokens)
     _check_sampling(temperature, top_k, top_p)
+    if not isinstance(cache, KVCache | None):
+        raise TypeError(f"cache is {cache!r}, expected a KVCache, such as KVCache(4)")
     if stream is not None and (model.tokenizer is None or len(ids) > 1):
         raise ValueError(f"stream wants a tokenizer and a single prompt, not {len(ids)}")
     config, params, key = model.config, model.params, jax.random.key(seed)
