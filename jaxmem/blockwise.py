@@ -18,7 +18,8 @@ from .lifting import around_scans
 from .planning import encode, joined
 from .segmented import Segmented, by_layer
 from .select import is_whole, paths
-from .statistics import stats
+from .solvers.solver import needs_stats
+from .statistics import product_axes, stats
 from .train import learning
 from .usage import uses
 
@@ -52,7 +53,7 @@ def encode_by_block(
     Raises:
         ValueError: no batch; passes below 0; a loss that is not finite; a model without a scan over
             its layers, or one that changes weights on their way there; what `encode` raises.
-        TypeError: a batch is no tuple.
+        TypeError: no model, or a batch that is no tuple.
 
     Example:
         >>> import types, jax, jax.numpy as jnp, jaxmem as jm
@@ -66,6 +67,9 @@ def encode_by_block(
         >>> jm.is_encoded(enc["layers"]), enc["layers"].shape
         (True, (3, 32, 32))
     """
+    if not (hasattr(model, "tensors") and hasattr(model, "apply")):
+        kind = type(model).__name__
+        raise TypeError(f"encode_by_block takes a model with tensors and apply, got {kind}")
     batches = list(tuples(batches, "encode_by_block"))
     if passes < 0:
         raise ValueError(f"passes is {passes}, expected at least 0")
@@ -87,6 +91,11 @@ def encode_by_block(
         exact = [_Kept(f"{folder}/exact-{i}") for i in range(len(batches))] if passes else []
         for dense, kept in zip(exact, carries):
             dense.put(kept.get())
+        wanted = {path: codec for path, codec in codecs.items() if path in rest}
+        fed = product_axes(cut.tail, rest, (carries[0].get(), batches[0]))
+        for path, codec in wanted.items():  # told now, not after the blocks
+            if needs_stats(codec) and path not in fed:
+                raise ValueError(f"{path}: {codec} wants stats of a product after the layers")
 
         def one(i: int) -> dict:  # a function, so that nothing of a block outlives it
             own = {path: jnp.asarray(_layer(leaf, i)) for path, leaf in layered.items()}
@@ -110,7 +119,6 @@ def encode_by_block(
             pieces.append(one(i))
             if progress:
                 progress(i + 1, cut.count)
-        wanted = {path: codec for path, codec in codecs.items() if path in rest}
         seen = None
         if wanted:
             seen = stats(cut.tail, rest, ((k.get(), b) for k, b in zip(carries, batches)))

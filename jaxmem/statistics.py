@@ -5,6 +5,7 @@ One backward pass and no hooks, so it goes through `scan`, `remat` and `jit` and
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
@@ -74,7 +75,7 @@ def stats(
     total, axes = None, None
     for batch in tuples(batches, "stats"):
         if total is None:
-            axes = _product_axes(fn, params, batch)
+            axes = product_axes(fn, params, batch)
             total = _probes(params, axes, moments)
         total = _add((fn, moments, tuple(axes.items())), params, total, batch)
     found = {path: _mean(sums) for path, sums in total.items()}
@@ -84,8 +85,8 @@ def stats(
     return found
 
 
-def _product_axes(fn, params, batch):
-    """{path: summed axes} of the weights with one way of being multiplied."""
+def product_axes(fn: Callable, params: Any, batch: tuple) -> dict[str, tuple[int, ...]]:
+    """{path: summed axes} of the weights that have one way of being multiplied, and so moments."""
     found = uses(fn, params, *batch)
     ways = {p: {u.axes for u in us if u.op == "dot_general"} for p, us in found.items()}
     return {path: next(iter(way)) for path, way in ways.items() if len(way) == 1}
@@ -169,7 +170,8 @@ class _Tapped(Watched):
         if batch and tuple(x.shape[b] for b in batch) != lead:
             return NotImplemented
         y = lax.dot_general(x, self.w, dims, precision, preferred_element_type)
-        return _tap(y, x, self.probe, (tuple(batch), (*batch, *free, *order), self.moments))
+        how = (len(batch), len(free), (*batch, *free, *order), self.moments)
+        return _tap(y, x, self.probe, how)
 
     def take(self, rows):
         return NotImplemented
@@ -187,11 +189,12 @@ def _tap_fwd(y, x, probe, how):
 
 def _tap_bwd(how, kept, ct):
     x, probe = kept
-    batch, order, moments = how
+    batch, free, order, moments = how
     rows = x.transpose(order).astype(jnp.float32)
-    rows = rows.reshape(*rows.shape[: len(batch)], -1, probe.mean.shape[-1])  # (*batch, rows, k)
+    lead, count = rows.shape[:batch], math.prod(rows.shape[batch : batch + free])
+    rows = rows.reshape(*lead, count, probe.mean.shape[-1])  # (*batch, rows, k)
     second = rows.mT @ rows if moments == "gram" else (rows * rows).sum(-2)
-    count = jnp.full(rows.shape[:-2], rows.shape[-2], jnp.float32)
+    count = jnp.full(lead, count, jnp.float32)
     seen = Moments(second, rows.sum(-2), jnp.abs(rows).max(-2, initial=0.0), count)
     seen = jax.tree.map(lambda a, p: jnp.broadcast_to(a, p.shape), seen, probe)
     return ct, jnp.zeros_like(x), seen

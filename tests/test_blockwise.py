@@ -109,6 +109,16 @@ def test_what_has_no_blocks_is_told(fn, batches, passes, message):
         jm.encode_by_block(other, {}, batches, passes=passes)
 
 
+def test_what_has_no_stats_in_the_end_is_told_before_the_first_block():
+    done = []
+    with pytest.raises(ValueError, match=r"^embed: GPTQ.* wants stats of a product"):
+        plan = {"embed": jm.GPTQ(jm.Int(4))}
+        jm.encode_by_block(MODEL, plan, BATCHES[:1], progress=lambda *at: done.append(at))
+    assert not done
+    with pytest.raises(TypeError, match="a model with tensors and apply, got dict"):
+        jm.encode_by_block(PARAMS, plan, BATCHES[:1])
+
+
 def test_blocks_that_learn_lose_less_in_the_same_bytes():
     plan = jm.choose(MODEL.params, {"layers/.*": jm.GPTQ(jm.Int(2, group=16, symmetric=False))})
     plain = jm.encode_by_block(MODEL, plan, BATCHES)

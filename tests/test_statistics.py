@@ -76,6 +76,11 @@ def test_batched_weights_are_measured_apart():
         np.testing.assert_allclose(found["w"].second[i], moments(x[i])[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_sum_over_nothing_has_moments_too():
+    found = jm.stats(lambda p, x: x @ p["w"], {"w": jnp.zeros((0, 4))}, [(jnp.zeros((3, 0)),)])
+    assert found["w"].second.shape == (0, 0) and found["w"].count == 3
+
+
 def test_no_batch_and_what_is_none_are_told():
     with pytest.raises(ValueError, match="at least one batch"):
         jm.stats(lambda p: p["w"], {"w": normal(2, 2)}, [])
