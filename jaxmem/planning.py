@@ -231,13 +231,14 @@ def _compiled(codec, axes, w, stats):
 
 
 def _encode_lazy(codec, leaf: Lazy, axes, stats):
-    """Reads and encodes a layer at a time, so that no more than that is held dense."""
+    """Reads and encodes a layer at a time: no more is held dense, unless layers are tied."""
     axes = tuple(a - leaf.ndim if a >= 0 else a for a in axes)
     whole = _abstract(codec, leaf, axes, stats)
     if not is_encoded(whole):
         return leaf.load()
     if not leaf.stacked or ties_layers(codec):
-        return _encode_rows(codec, leaf.read(None), leaf.dtype, axes, stats)
+        w = leaf.load() if leaf.stacked else leaf.read(None)
+        return _encode_rows(codec, w, leaf.dtype, axes, stats)
     own = lambda i: jax.tree.map(lambda a: a[i : i + 1], stats)
     layer = lambda i: _encode_rows(codec, leaf.read(i)[None], leaf.dtype, axes, own(i))
     return joined(whole, map(layer, range(leaf.shape[0])))

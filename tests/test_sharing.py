@@ -10,6 +10,7 @@ from jax import lax
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.lazy import Lazy
 from jaxmem.store import load, save
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -101,11 +102,15 @@ def test_more_rank_or_groups_lose_less_and_a_delta_makes_up():
 
 
 def test_lazy_layers_are_read_together():
-    assert jm.nbytes(jm.encode({"w": W}, {"w": jm.Shared(3)})) == 3 * K * N * 4 + L
+    lazy = {"w": Lazy(W.shape, W.dtype, lambda i: np.asarray(W[i]), stacked=True)}
+    assert jm.nbytes(jm.encode(lazy, {"w": jm.Shared(3)})) == 3 * K * N * 4 + L
     inner = jm.Sum((jm.Shared(3), jm.LowRank(2)))
     np.testing.assert_array_equal(
-        jm.encode({"w": W}, {"w": inner})["w"].decode(), encoded(inner).decode()
+        jm.encode(lazy, {"w": inner})["w"].decode(), encoded(inner).decode()
     )
+    part = jm.encode(lazy, {"w[0:4]": jm.Shared(2)})["w"]
+    np.testing.assert_array_equal(part.decode()[4:], W[4:])
+    assert part.parts[0].base.shape == (2, K, N)
 
 
 @pytest.mark.parametrize(
