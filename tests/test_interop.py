@@ -108,6 +108,7 @@ def test_an_encoded_model_goes_through_a_gguf_and_computes_the_same(model, tmp_p
 UNLIKE = {
     "layers/mlp/up/kernel": jm.Int(4, group=32),
     "layers[0]/mlp/up/kernel": jm.Int(8),
+    "layers[0]/mlp/gate/kernel": jm.Int(8),
     "layers[1]/mlp/gate/kernel": jm.Codebook("nf4"),
     "layers/attn/q/kernel": jm.Shared(1),
     "layers/attn/v/kernel": jm.Basis(4),
@@ -134,7 +135,7 @@ def test_layers_that_differ_keep_their_own_codes_and_layers_that_are_tied_are_de
     for keep in (False, True):
         got = load(tmp_path / "w.gguf", encoded=keep)
         assert_stands_for(got.params, enc)
-    assert got.params["layers"]["mlp"]["up"]["kernel"].ends == (1, 2)
+    assert [got.params["layers"]["mlp"][x]["kernel"].ends for x in ("up", "gate")] == [(1, 2)] * 2
 
 
 def test_an_imported_gguf_is_exported_with_the_same_bytes_of_every_tensor(tmp_path):

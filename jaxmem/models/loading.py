@@ -106,7 +106,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     recipes = family(config).weights(config)
     tree = assemble(recipes, found.tensors, dtype, path)
     if encoded:
-        _keep_codes(tree, recipes, found, dtype, path)
+        _keep_codes(tree, recipes, found, path)
     return Model(config, tree, found.tokenizer, name)
 
 
@@ -145,9 +145,7 @@ def assemble(recipes: dict[str, Recipe], tensors: dict[str, Lazy], dtype: Any, s
     return _nested(leaves)
 
 
-def _keep_codes(
-    tree: dict, recipes: dict[str, Recipe], found: _Found, dtype: Any, path: pathlib.Path
-) -> None:
+def _keep_codes(tree: dict, recipes: dict[str, Recipe], found: _Found, path: pathlib.Path) -> None:
     """Replaces each lazy leaf of `tree` whose tensors are quantized by an encoded one."""
     if found.leaf is None:
         raise ValueError(
@@ -155,11 +153,10 @@ def _keep_codes(
         )
     coded = {_bare(name): codes for name, codes in found.coded.items()}
     for where, recipe in recipes.items():
-        parts = [coded.get(_bare(name)) for name in recipe.names]
-        leaf = None if None in parts else found.leaf(parts, recipe, dtype)
-        if leaf is not None:
-            *parents, last = where.split("/")
-            functools.reduce(dict.__getitem__, parents, tree)[last] = leaf
+        *parents, last = where.split("/")
+        node = functools.reduce(dict.__getitem__, parents, tree)
+        leaf = found.leaf([coded.get(_bare(name)) for name in recipe.names], recipe, node[last])
+        node[last] = node[last] if leaf is None else leaf
 
 
 def _safetensors(path: pathlib.Path) -> _Found:

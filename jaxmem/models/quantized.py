@@ -19,41 +19,35 @@ from jaxmem.segmented import together
 _HALVES = {"F16": "float16", "BF16": "bfloat16"}
 
 
-def from_gguf(file: Gguf, names: list[str], recipe: Recipe, dtype: Any) -> Any:
+def from_gguf(file: Gguf, names: list[str], recipe: Recipe, dense: Lazy) -> Any:
     """The leaf of one parameter, whose layers are the tensors `names` of the file, or None.
 
     None for a vector, and where no layer is of a type that has a leaf and made by moving rows.
-    Layers of different types are `Segmented`, those without a leaf as arrays.
+    Layers of different types are `Segmented`; those without a leaf are read of `dense`.
     """
-    kinds = {file.kind(name) for name in names}
-    if len(file.tensors[names[0]].shape) != 2 or kinds.isdisjoint({*_HALVES, *ggml_blocks.TYPES}):
+    if len(file.tensors[names[0]].shape) != 2:
         return None
-    return _leaf([_layer(file, name, recipe, dtype) for name in names], recipe)
+    return _leaf([_of_gguf(file, name, recipe, dense.dtype) for name in names], recipe, dense)
 
 
-def from_codes(found: list[Codes], recipe: Recipe, dtype: Any) -> Any:
+def from_codes(found: list[Codes | None], recipe: Recipe, dense: Lazy) -> Any:
     """The leaf of one parameter of a compressed-tensors checkpoint, or None.
 
-    None where the parameter is not made by moving rows. Layers of different forms are `Segmented`.
+    None where no layer has codes and is made by transposing. Layers of different forms are
+    `Segmented`; those without a leaf are read of `dense`.
     """
-    places = [placed(recipe.fn, *codes.shape) for codes in found]
-    if None in places:
-        return None
-    fold = places[0][1]
-    if any((order != np.arange(len(order))).any() for order, _ in places):
-        return None
-    return _leaf([codes.leaf(fold, dtype) for codes in found], recipe)
+    return _leaf([_of_codes(codes, recipe, dense.dtype) for codes in found], recipe, dense)
 
 
-def _layer(file: Gguf, name: str, recipe: Recipe, dtype: Any) -> Any:
-    """A tensor of a file as a leaf, or an array where its type has none."""
+def _of_gguf(file: Gguf, name: str, recipe: Recipe, dtype: Any) -> Any:
+    """A tensor of a file as a leaf, or None."""
     undone = lambda w: llamacpp.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
     made, tensor, kind = lambda w: recipe.fn(undone(w)), file.tensors[name], file.kind(name)
     if kind in _HALVES:
         return CastArray(jnp.asarray(made(tensor.load()).astype(_HALVES[kind])), jnp.dtype(dtype))
     place = placed(made, *tensor.shape) if kind in ggml_blocks.TYPES else None
     if place is None:
-        return jnp.asarray(made(tensor.load()).astype(dtype))
+        return None
     order, fold = place
     rows = ggml_blocks.rows(kind, file.blocks(name)[order])
     if not all(np.isfinite(s.unit).all() for s in (rows.scale, rows.low) if s is not None):
@@ -61,11 +55,21 @@ def _layer(file: Gguf, name: str, recipe: Recipe, dtype: Any) -> Any:
     return rows.leaf(fold, dtype)
 
 
-def _leaf(layers: list[Any], recipe: Recipe) -> Any:
-    """One leaf of a parameter's layers; None where all are arrays."""
+def _of_codes(codes: Codes | None, recipe: Recipe, dtype: Any) -> Any:
+    place = None if codes is None else placed(recipe.fn, *codes.shape)
+    if place is None or (place[0] != np.arange(codes.shape[0])).any():
+        return None
+    return codes.leaf(place[1], dtype)
+
+
+def _leaf(layers: list[Any], recipe: Recipe, dense: Lazy) -> Any:
+    """One leaf of a parameter's layers, read of `dense` where None; None where all are."""
     if not any(map(is_encoded, layers)):
         return None
-    return together(layers) if recipe.stacked else layers[0]
+    if not recipe.stacked:
+        return layers[0]
+    read = lambda i: jnp.asarray(np.asarray(dense.read(i), dense.dtype))
+    return together(read(i) if x is None else x for i, x in enumerate(layers))
 
 
 def placed(fn: Callable, n: int, k: int) -> tuple[np.ndarray, Fold] | None:
