@@ -13,6 +13,8 @@ from ..codecs import NM, Bitmask, Cast, Chain, Csr, Int, Sum
 from ..codecs.scaled import Scaled
 from ..folding import Fold
 from ..leaf import is_encoded
+from ..nesting import needs_stats as needs_stats
+from ..nesting import ties_layers as ties_layers
 from ..statistics import Moments
 
 
@@ -54,22 +56,6 @@ def rounding(codec: Any) -> Int | Scaled:
     return rounding(codec.codec) if isinstance(codec, Solver) else codec
 
 
-def needs_stats(codec: Any) -> bool:
-    """Whether a codec, or one inside it, cannot do without stats.
-
-    Example:
-        >>> import jaxmem as jm
-        >>> needs_stats(jm.Search(jm.Int(4)))
-        False
-    """
-    return getattr(codec, "calibrated", False) or any(map(needs_stats, _inside(codec)))
-
-
-def ties_layers(codec: Any) -> bool:
-    """Whether a codec, or one inside it, looks at all layers of a stack together."""
-    return getattr(codec, "layers_together", False) or any(map(ties_layers, _inside(codec)))
-
-
 def encodes_rows(codec: Any) -> bool:
     """Whether a codec encodes each row of a matrix by itself, so that some rows tell of all."""
     if isinstance(codec, Solver):
@@ -77,14 +63,6 @@ def encodes_rows(codec: Any) -> bool:
     if isinstance(codec, Chain | Sum):
         return all(map(encodes_rows, codec.codecs))
     return isinstance(codec, Int | Cast | Bitmask | NM | Csr)
-
-
-def _inside(codec):
-    if isinstance(codec, tuple):
-        return codec
-    if not dataclasses.is_dataclass(codec):
-        return ()
-    return [getattr(codec, field.name) for field in dataclasses.fields(codec)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
