@@ -264,6 +264,7 @@ class Wrapped(Folded):
     dtype = property(lambda self: self.inner.dtype)
     lead = property(lambda self: self.inner.lead)
     splits_sums = property(lambda self: self.inner.splits_sums)
+    rounds_inputs = property(lambda self: self.inner.rounds_inputs)
 
     def opened(self) -> Folded:
         """The leaf inside, ready for use."""

@@ -31,6 +31,7 @@ class Encoded(abc.ABC):
     dtype: Any
     recomputed: ClassVar[bool] = True  # a gradient decodes again; False: there is nothing to decode
     read_as_stored: ClassVar[bool] = False  # products take the numbers as they lie
+    rounds_inputs: ClassVar[bool] = False  # products round what the weight multiplies
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
 

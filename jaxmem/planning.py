@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import codecs, solvers
+from .codecs.faking import FakeArray
 from .folding import Fold
 from .lazy import Lazy, is_lazy
 from .leaf import is_encoded
@@ -209,6 +210,8 @@ def _check_given(codec, w, axes, stats):
 
 
 def _encode(codec, leaf, axes, stats):
+    if isinstance(leaf, FakeArray) and leaf.codec == codec:
+        return leaf.encoded()
     if is_lazy(leaf):
         return _encode_lazy(codec, leaf, axes, stats)
     if isinstance(leaf, (np.ndarray, jax.Array)) and not isinstance(leaf, jax.core.Tracer):

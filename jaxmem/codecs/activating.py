@@ -64,6 +64,8 @@ class DynamicArray(Wrapped):
     limits: Array | None  # (*stack, 2) f32, the least and largest x; None: of each token
     to: str = dataclasses.field(metadata=dict(static=True))
 
+    rounds_inputs = True
+
     @property
     def splits_sums(self):
         return self.limits is not None and self.inner.splits_sums  # ranges are of the whole token

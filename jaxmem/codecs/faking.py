@@ -1,6 +1,7 @@
 """Fake: a float weight that acts as its rounded self, and learns through it (QAT)."""
 
 import dataclasses
+import functools
 from typing import Any, TypeVar
 
 import jax
@@ -9,22 +10,31 @@ from jax import Array, lax
 
 from ..folding import Fold
 from ..leaf import Encoded, is_encoded, shrunk
+from ..nesting import needs_stats, ties_layers
 from .scaled import divisor, grouped, spread
 
 T = TypeVar("T")
+
+LEAST = 1 / 16  # of what a group spans: no range is learned to be smaller
+FAR = 1e5  # steps from 0, beyond every code
 
 
 @dataclasses.dataclass(frozen=True)
 class Fake:
     """Trains what `codec` will round: w stays in full, and stands for `codec.encode(w).decode()`.
 
-    The gradient goes straight through the rounding (Bengio et al., 2013). With `learn`, the scales
-    are trained too, by LSQ's gradient (Esser et al., 2020), for a codec of scales: `Int`, `Float`,
-    `Codebook`; then a weight that is clipped has no gradient. `export` gives the encoded weights,
-    bit for bit what training saw. The bytes are those of w, and of f32 scales.
+    The gradient goes straight through the rounding (Bengio et al., 2013), also of what the weight
+    multiplies where `codec` rounds that too (`Dynamic`). `export` gives the encoded weights, and so
+    does `encode` with the same codec: bit for bit what training saw.
+
+    With `learn`, each group's range is trained too, by LSQ's gradient of a scale (Esser et al.,
+    2020). It is what the weights span and a learned number more, in their own units, so that one
+    rate of Adam suits both; a clipped weight goes on learning, and the span follows it. A range
+    starts at what `codec` chooses (as `Search` does), or at LSQ's scale where that is less. The
+    bytes are those of w, and of an f32 for each group.
 
     Raises:
-        TypeError: `learn` with a codec that has no scales.
+        TypeError: a codec that wants stats; `learn` with one that does not round to scales.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -41,18 +51,18 @@ class Fake:
     learn: bool = False
 
     def __post_init__(self):
-        if self.learn and not hasattr(self.codec, "range"):
+        if needs_stats(self.codec):
+            raise TypeError(f"Fake rounds anew at each step, without the stats {self.codec} wants")
+        if self.learn and (_grid(self.codec) is None or ties_layers(self.codec)):
             raise TypeError(f"{self.codec} has no scales to learn, expected Int, Float or Codebook")
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "FakeArray":
         if is_encoded(w):
             return w.map(self.encode)
         axes = tuple(a if a < 0 else a - w.ndim for a in axes)
-        matrix, scale = Fold.of(w, axes)[0], None  # refuses axes that the weight has not
-        if self.learn:
-            scale, _ = _range(self.codec, matrix.astype(jnp.float32))
-            scale = scale.astype(jnp.float32)
-        return FakeArray(jnp.asarray(w), scale, self.codec, axes, jnp.dtype(w.dtype))
+        Fold.of(w, axes)  # refuses axes that the weight has not
+        grown = _start(self.codec, jnp.asarray(w), axes) if self.learn else None
+        return FakeArray(jnp.asarray(w), grown, self.codec, axes, jnp.dtype(w.dtype))
 
 
 @jax.tree_util.register_dataclass
@@ -61,7 +71,7 @@ class FakeArray(Encoded):
     """A float weight that decodes to what its codec makes of it."""
 
     w: Array
-    scale: Array | None  # (*stack, n, groups) f32, when it is learned
+    grown: Array | None  # (*stack, n, groups) f32: range less span, when it is learned
     codec: Any = dataclasses.field(metadata=dict(static=True))
     axes: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
@@ -73,64 +83,71 @@ class FakeArray(Encoded):
         return jax.eval_shape(lambda w: Fold.of(w, self.axes)[0], self.w).shape[:-2]
 
     def encoded(self) -> Encoded:
-        """What `codec` makes of it; with learned scales, by them."""
-        if self.scale is None:
+        """What `codec` makes of it; with learned ranges, by them."""
+        if self.grown is None:
             return self.codec.encode(self.w, self.axes).astype(self.dtype)
-        matrix, fold = Fold.of(self.w, self.axes)
-        matrix = matrix.astype(jnp.float32)
-        zero = _range(self.codec, matrix)[1]
-        return self.codec.round(matrix, jnp.abs(self.scale), zero, fold, self.dtype)
+        return _around(self.codec, self._rounded()[0], self)
 
     def decode(self):
-        if self.scale is None:
-            w = self.w.astype(self.dtype)
-            return w + (lax.stop_gradient(self).encoded().decode() - lax.stop_gradient(w))
-        matrix, fold = Fold.of(self.w, self.axes)
-        w, k = matrix.astype(jnp.float32), matrix.shape[-1]
-        still = lax.stop_gradient(self)
-        y = still.encoded().rows()
-        least, most = still._ends(lax.stop_gradient(w), fold)
-        inside = (w >= least) & (w <= most)
-        start = jnp.abs(self.scale)
-        wide = lambda a: spread(a, self.codec.group, k)
-        top = jnp.maximum(-least, most) / wide(divisor(lax.stop_gradient(start)))
-        count = min(self.codec.group or k, k)
-        slow = lax.rsqrt(jnp.maximum(top.max(-1, keepdims=True) * count, 1.0))
-        scale = wide(start)
-        scale = scale * slow + lax.stop_gradient(scale * (1 - slow))  # LSQ's gradient scale
-        ratio = lambda a: lax.stop_gradient(a / divisor(wide(start)))
-        moves = jnp.where(inside, w - scale * ratio(w), 0.0)  # zero; its gradient is not
-        value = y + scale * ratio(y) - lax.stop_gradient(scale * ratio(y))
-        return fold.unfold(value + moves - lax.stop_gradient(moves)).astype(self.dtype)
+        return self._straight(lax.stop_gradient(self).encoded())
 
-    def _ends(self, w, fold):
-        """The least and largest number that each weight could become."""
-        _, zero = _range(self.codec, w)
-        end = lambda far: self.codec.round(far, jnp.abs(self.scale), zero, fold, jnp.float32)
-        return (end(jnp.full_like(w, far)).rows() for far in (-1e30, 1e30))
+    def dot(self, x, dims, preferred_element_type=None, precision=None):
+        leaf = lax.stop_gradient(self).encoded()
+        y = _product(x, self._straight(leaf).astype(x.dtype), leaf, dims, precision)
+        return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
 
     def astype(self, dtype):
         return dataclasses.replace(self, dtype=jnp.dtype(dtype))
 
+    def transpose(self, axes):
+        last = self.ndim - 1
+        if axes != (*range(last - 1), last, last - 1) or self.axes not in ((-1,), (-2,)):
+            return NotImplemented
+        return dataclasses.replace(self, w=self.w.mT, axes=(-3 - self.axes[0],))
+
     def part(self, axis, parts):
-        w, scale = shrunk(self.w, axis, parts), self.scale
-        if scale is not None:
-            start = lambda w: _range(self.codec, Fold.of(w, self.axes)[0])[0].astype(scale.dtype)
+        w, grown = shrunk(self.w, axis, parts), self.grown
+        if grown is not None:
+            start = lambda w: _spans(_grid(self.codec), Fold.of(w, self.axes)[0])[0]
             own = jax.eval_shape(start, w)
-            divides = all(a in (b, b * parts) for a, b in zip(scale.shape, own.shape))
-            scale = own if divides else scale
-        return dataclasses.replace(self, w=w, scale=scale)
+            divides = all(a in (b, b * parts) for a, b in zip(grown.shape, own.shape))
+            grown = jax.ShapeDtypeStruct(own.shape, grown.dtype) if divides else grown
+        return dataclasses.replace(self, w=w, grown=grown)
 
     def map(self, fn):
-        if self.scale is not None:
+        if self.grown is not None:
             raise TypeError("its scales are learned, expected jm.export before another codec")
         return fn(self.w, self.axes)
 
-    def dot(self, x, dims, preferred_element_type=None, precision=None):
-        y = lax.dot_general(
-            x, self.decode().astype(x.dtype), dims, precision, preferred_element_type=jnp.float32
-        )
-        return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
+    def _rounded(self):
+        """(the leaf that its codec of scales makes of it, by the learned ranges; their zeros)."""
+        matrix, fold = Fold.of(self.w, self.axes)
+        matrix, grid = matrix.astype(jnp.float32), _grid(self.codec)
+        low, high = _spans(grid, matrix)
+        share = jnp.maximum(1 + self.grown / divisor(jnp.maximum(-low, high)), LEAST)
+        scale, zero = grid.range(low * share, high * share)
+        return grid.round(matrix, scale, zero, fold, self.dtype), zero
+
+    def _straight(self, leaf):
+        """What `leaf`, which is this one encoded, decodes to, and the gradient to what is held."""
+        w = self.w.astype(self.dtype)
+        y = leaf.decode() + (w - lax.stop_gradient(w))
+        return y if self.grown is None else y + self._grows(leaf.rows()).astype(self.dtype)
+
+    def _grows(self, y):
+        """0 for each weight, with the gradient that brings a range by descent where LSQ does."""
+        still = lax.stop_gradient(self)
+        matrix, fold = Fold.of(still.w, self.axes)
+        grid, k = _grid(self.codec), fold.k
+        leaf, zero = still._rounded()
+        scale, wide = leaf.scales().mT, lambda a: spread(a, grid.group, k)
+        least, most = (grid.snap(end * scale, scale, zero) for end in (-FAR, FAR))
+        inside = (matrix >= wide(least)) & (matrix <= wide(most))
+        slope = y - jnp.where(inside, matrix.astype(jnp.float32), 0.0)  # by the log of the scale
+        top = jnp.maximum(-least, most) / divisor(scale)  # a range is so many steps
+        slow = lax.rsqrt(jnp.maximum(top * min(grid.group or k, k), 1.0))  # LSQ's gradient scale
+        grows = (self.grown - still.grown) * slow * top / divisor(scale)
+        return fold.unfold(wide(grows) * slope)
 
 
 def export(tree: T) -> T:
@@ -142,10 +159,70 @@ def export(tree: T) -> T:
         >>> jm.nbytes(trained), jm.nbytes(export(trained))
         (16384, 2176)
     """
-    made = lambda x: x.encoded() if isinstance(x, FakeArray) else x
-    return jax.tree.map(made, tree, is_leaf=is_encoded)
+    fake = lambda x: isinstance(x, FakeArray)
+    return jax.tree.map(lambda x: x.encoded() if fake(x) else x, tree, is_leaf=fake)
 
 
-def _range(codec, matrix):
-    parts = grouped(matrix, codec.group)
-    return codec.range(parts.min(-1, initial=0.0), parts.max(-1, initial=0.0))
+def _grid(codec):
+    """The codec of scales that `codec` rounds by; None if it has none."""
+    while codec is not None and not hasattr(codec, "range"):
+        codec = getattr(codec, "codec", None)
+    return codec
+
+
+def _spans(grid, matrix):
+    """The least and the largest weight of each group, and 0 between them."""
+    parts = grouped(matrix.astype(jnp.float32), grid.group)
+    return parts.min(-1, initial=0.0), parts.max(-1, initial=0.0)
+
+
+def _start(codec, w, axes):
+    """What a range is more than its span at first; LSQ's scale is 2 · mean |w| / √top."""
+    grid, matrix = _grid(codec), Fold.of(w, axes)[0]
+    while codec is not grid and not hasattr(codec, "solve"):
+        codec = codec.codec
+    low, high = _spans(grid, matrix)
+    leaf, span = codec.encode(w, axes), jnp.maximum(-low, high)
+    found = leaf.scales().mT / divisor(grid.range(low, high)[0]) if codec is not grid else 1.0
+    total, count = (
+        grouped(a.astype(jnp.float32), grid.group).sum(-1)
+        for a in (jnp.abs(matrix), jnp.ones_like(matrix))
+    )
+    lsq = 2 * total / count * (2 ** (leaf.bits - 1) - 1) ** 0.5
+    return jnp.minimum(span * found, lsq) - span
+
+
+def _around(codec, leaf, fake):
+    """What `codec` makes of the leaf that its codec of scales made."""
+    if hasattr(codec, "range"):
+        return leaf
+    inner = _around(codec.codec, leaf, fake)
+    if hasattr(codec, "solve"):  # it chooses scales, and these are chosen
+        return inner
+    return dataclasses.replace(codec, codec=_Made(inner)).encode(fake.w, fake.axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """A codec that gives what was made."""
+
+    leaf: Any
+
+    def encode(self, w, axes, stats=None):
+        return self.leaf
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _product(x, w, leaf, dims, precision):
+    """x · leaf in f32, with the gradient of x · w, where w is what `leaf` decodes to."""
+    how = dict(precision=precision, preferred_element_type=jnp.float32)
+    y = leaf.dot(x, dims, **how) if leaf.rounds_inputs else NotImplemented
+    return lax.dot_general(x, w, dims, **how) if y is NotImplemented else y
+
+
+@_product.defjvp
+def _product_jvp(dims, precision, primals, tangents):
+    how = dict(precision=precision, preferred_element_type=jnp.float32)
+    straight = lambda x, w: lax.dot_general(x, w, dims, **how)
+    y = _product(*primals, dims, precision)
+    return y, jax.jvp(straight, primals[:2], tangents[:2])[1]

@@ -59,6 +59,7 @@ class SumArray(Encoded):
     shape = property(lambda self: self.parts[0].shape)
     dtype = property(lambda self: self.parts[0].dtype)
     stack = property(lambda self: min((p.stack for p in self.parts), key=len))
+    rounds_inputs = property(lambda self: any(p.rounds_inputs for p in self.parts))
 
     def decode(self):
         return self._sum(p.astype(jnp.float32).decode() for p in self.parts).astype(self.dtype)
