@@ -11,6 +11,7 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-<>]+) (?:\(.*\) -> .* )?\{$")
 _NAME = re.compile(r"([\w.\-]+) = ")
 _OPCODE = re.compile(r" ?([a-z][\w\-]*)\(")
+_ESTIMATE = re.compile(r'"cost_estimate": ?\{[^}]*\}')  # before XLA's passes, over several lines
 _CALLED = re.compile(
     r"\b(?:calls|body|to_apply|branch_computations|true_computation|false_computation)="
     r"(\{[^}]*\}|%?[\w.\-<>]+)"
@@ -112,6 +113,7 @@ def read(text: str) -> Program:
     """
     computations: dict[str, list[Op]] = {}
     entry, here = "", None
+    text = _ESTIMATE.sub(lambda found: re.sub(r"\s", "", found[0]), text)
     for line in text.splitlines():
         if line[:1] not in (" ", "}", "") and (head := _HEAD.match(line)):
             here = computations.setdefault(head[2], [])

@@ -80,8 +80,9 @@ def _moved(program: Program, computation: str, op: Op) -> int:
     if done or kind.removesuffix("-start") in COLLECTIVES:
         return 0
     given = [program.ops.get((computation, name)) for name in op.operands]
-    if "bytes_accessed" in stated:
-        total = stated["bytes_accessed"]
+    if "bytes_accessed" in stated:  # of what already lies in fast memory too
+        sizes = [part for x in (*given, op) if x is not None for part in shapes(x.type)]
+        total = max(0, stated["bytes_accessed"] - sum(size for size, space in sizes if space))
     elif kind.endswith("-start"):  # a copy of its result in another memory, or of a slice
         total = _parts(op) * (2 if {space for _, space in shapes(op.type)} == {0} else 1)
     elif kind == "fusion":

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax import lax
 
-from jaxmem import hlo, traffic
+from jaxmem import Float, hlo, lift, nbytes, traffic
 from jaxmem.footprint import memory
 
 LOOP = """
@@ -77,6 +78,15 @@ def test_a_decode_step_on_a_tpu_reads_each_weight_once():
     m = memory(lambda x, w: lax.scan(step, x, w)[0], x, w, device="tpu v5e:1x1")
     assert 1.0 <= m.traffic / m.arguments <= 1.01
     assert 0.9 < m.seconds / (m.arguments / 819e9) < 1.1
+
+
+def test_a_kernel_reads_the_weight_once_for_each_of_its_blocks_of_inputs():
+    w, x = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((576, 512), (600, 576)))
+    leaf = jax.eval_shape(Float("mxfp4").encode, w)
+    m = memory(lift(jnp.matmul), x, leaf, device="tpu v5e:1x1")
+    passes, results = 3, 600 * 512 * 2
+    assert m.flops == 2 * 600 * 576 * 512
+    assert m.traffic == pytest.approx(x.size * 2 + passes * nbytes(leaf) + results, rel=0.01)
 
 
 def test_what_another_core_is_called_to_gather_counts():

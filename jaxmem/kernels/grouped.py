@@ -17,11 +17,12 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from .choosing import on_one_chip
+from .costing import cost
 
 LANES = 128  # columns unpacked at a time: the width of the chip's registers and of its matrix unit
 ROWS = 256  # rows of the weight at a time: 32 bytes of the narrowest field
 COLUMNS = 8192  # of a row at a time, at most
-INPUTS = 2**20  # elements of x on the chip at a time
+INPUTS, BYTES = 256, 2**23  # of x on the chip at a time: whole rows
 
 
 def packed_product(x: Array, leaf: Any, otherwise: Callable, precision=None) -> Array:
@@ -30,8 +31,8 @@ def packed_product(x: Array, leaf: Any, otherwise: Callable, precision=None) -> 
     `leaf.on_chip()` gives what `grouped_product` takes; elsewhere it is `otherwise(x, leaf)`.
     """
     how = leaf.on_chip()
-    read = how.get("scales") or how["scale"].dtype == jnp.float16  # an imported scale may be wider
-    if not read or not suits(x.shape[1], how["group"], len(how["scale"])):
+    groups = (how["levels"] if "levels" in how else how["scale"]).shape[-2]
+    if not suits(x.shape[1], how["group"], groups):
         return otherwise(x, leaf)
     kernel = lambda x, leaf: grouped_product(x, **leaf.on_chip(), precision=precision)
     return on_one_chip(kernel, otherwise, x, leaf)
@@ -45,13 +46,14 @@ def suits(k: int, group: int, groups: int = 2) -> bool:
 def grouped_product(
     x: Array,
     fields: tuple[Array, ...],
-    scale: Array,
+    scale: Array | None = None,
     zero: Array | None = None,
     low: Array | None = None,
+    levels: Array | None = None,
     *,
     shifts: tuple[tuple[int, int], ...],
     group: int,
-    values: Callable[[Array], Array],
+    values: Callable[..., Array],
     scales: Callable[[Array], Array] | None = None,
     unit: Array | float = 1.0,
     precision=None,
@@ -62,41 +64,49 @@ def grouped_product(
 
     `fields` are bit fields (n·width/8, k) uint8 of `shifts` (width, shift), each byte holding
     neighbours of a column, lowest bits first, or for 8 bits code − 128 as int8. `values` says what
-    int32 codes stand for, in f32. `scale` (groups, n) is f16, not negative, or bytes that `scales`
-    reads from int32. With `zero` (groups, n) int8 a weight is (value − zero) · scale, with `low`
-    (groups, n) f16 it is value · scale + low. `unit` multiplies the whole.
+    int32 codes stand for, in f32. `scale` (groups, n) is a float, or bytes that `scales` reads from
+    int32. With `zero` (groups, n) int8 a weight is (value − zero) · scale, with a float `low`
+    (groups, n) it is value · scale + low. `unit` multiplies the whole. Where each group has its own
+    `levels` (count, groups, n), instead of a scale, `values` is also given those of a group, each
+    (rows, 1).
     """
     from jax.experimental import pallas as pl  # a tenth of a second, so not with jaxmem
     from jax.experimental.pallas import tpu as pltpu
 
-    (m, k), (groups, n) = x.shape, scale.shape
+    (m, k), (groups, n) = x.shape, (scale if levels is None else levels).shape[-2:]
     group = group if groups > 1 else _lanes(k)
     columns = _columns(k, group)
-    blocks = -(-k // columns)
-    inputs = min(m, max(128, INPUTS // columns // 128 * 128))
+    blocks, once = -(-k // columns), pl.Buffered(1)
+    inputs = min(m, INPUTS, max(32, BYTES // (_lanes(k) * x.dtype.itemsize) // 32 * 32))
     part = lambda width: pl.BlockSpec((ROWS * width // 8, columns), lambda i, j, c: (j, c))
-    per_group = pl.BlockSpec((groups // blocks, ROWS), lambda i, j, c: (c, j))
-    bits = lambda a: lax.bitcast_convert_type(a, jnp.int16) if a.dtype == jnp.float16 else a
-    more = {"zero": zero, "low": None if low is None else bits(low)}
-    more = {name: a for name, a in more.items() if a is not None}
+    per_group = lambda a: pl.BlockSpec((len(a) // blocks, ROWS), lambda i, j, c: (c, j))
+    flat = None if levels is None else levels.swapaxes(0, 1).reshape(-1, n)
+    if blocks > 1:  # a block of bytes would have to hold 32 groups or a multiple
+        zero = None if zero is None else zero.astype(jnp.bfloat16)
+        scale = scale.astype(jnp.int16) if scales else scale
+    more = {"scale": scale, "zero": zero, "low": low, "levels": flat}
+    more = {name: _readable(a) for name, a in more.items() if a is not None}
     how = dict(k=k, shifts=shifts, group=group, values=values, precision=precision)
+    given = list(fields), more
+    out = jax.ShapeDtypeStruct((m, n), dtype)
     y = pl.pallas_call(
-        functools.partial(_body, scales=scales or from_half_bits, **how),
-        out_shape=jax.ShapeDtypeStruct((m, n), dtype),
+        functools.partial(_body, scales=scales, **how),
+        out_shape=out,
         grid=(pl.cdiv(m, inputs), pl.cdiv(n, ROWS), blocks),
         in_specs=[
-            pl.BlockSpec((inputs, columns), lambda i, j, c: (i, c)),
+            # whole rows, fetched once: not again for each block of the weight's rows
+            pl.BlockSpec((inputs, blocks * columns), lambda i, j, c: (i, 0), pipeline_mode=once),
             [part(width) for width, _ in shifts],
-            per_group,
-            {name: per_group for name in more},
+            {name: per_group(a) for name, a in more.items()},
         ],
         out_specs=pl.BlockSpec((inputs, ROWS), lambda i, j, c: (i, j)),
         scratch_shapes=[
             pltpu.VMEM((ROWS, LANES), jnp.int32),
             pltpu.VMEM((inputs, ROWS), jnp.float32),
         ],
+        cost_estimate=cost(x, given, out, rows=inputs, flops=2 * m * k * n),
         interpret=interpret,
-    )(x, list(fields), bits(scale), more)
+    )(x, *given)
     return y if isinstance(unit, float) and unit == 1 else (y * unit).astype(dtype)
 
 
@@ -118,7 +128,6 @@ def _columns(k: int, group: int) -> int | None:
 def _body(
     x_ref,
     field_refs,
-    scale_ref,
     more,
     y_ref,
     codes_ref,
@@ -134,10 +143,11 @@ def _body(
     from jax.experimental import pallas as pl
 
     block = pl.program_id(2)
-    scale = scales(scale_ref[...].astype(jnp.int32))
-    low = from_half_bits(more["low"][...].astype(jnp.int32)) if "low" in more else None
+    by = {name: _floats(ref) for name, ref in more.items() if name != "scale" or not scales}
+    if scales:
+        by["scale"] = scales(more["scale"][...].astype(jnp.int32))
     total = jnp.where(block == 0, 0.0, sum_ref[...])
-    columns = x_ref.shape[1]
+    columns = field_refs[0].shape[1]
     for start in range(0, columns, LANES):
         here = pl.ds(start, LANES)
         for i, (ref, (width, shift)) in enumerate(zip(field_refs, shifts)):
@@ -147,8 +157,8 @@ def _body(
                 part = packed if width == 8 else (packed >> width * j & (1 << width) - 1) << shift
                 to = (pl.ds(j, ROWS // count, stride=count), slice(None))
                 codes_ref[to] = part + codes_ref[to] if i else part
-        w = values(codes_ref[...]).astype(x_ref.dtype)
-        x = x_ref[:, here]
+        w = None if "levels" in by else values(codes_ref[...]).astype(x_ref.dtype)
+        x = x_ref[:, pl.ds(pl.multiple_of(block * columns + start, LANES), LANES)]
         at = lax.broadcasted_iota(jnp.int32, x.shape, 1) + start
         for g in range(start // group, -(-min(start + LANES, columns) // group)):
             first, last = max(g * group, start), min((g + 1) * group, start + LANES, k)
@@ -156,17 +166,38 @@ def _body(
                 continue
             whole = last - first == LANES
             mine = x if whole else jnp.where((at >= first) & (at < last), x, jnp.zeros_like(x))
+            if "levels" in by:
+                w = values(codes_ref[...], _table(by["levels"], g, shifts)).astype(x.dtype)
             dims = (((1,), (1,)), ((), ()))
             y = lax.dot_general(mine, w, dims, precision, preferred_element_type=jnp.float32)
-            if more:
+            if "zero" in by or "low" in by:
                 fed = mine.astype(jnp.float32).sum(1, keepdims=True)
-            if "zero" in more:
-                y -= fed * more["zero"][g : g + 1].astype(jnp.float32)
-            total += y * scale[g : g + 1]
-            if low is not None:
-                total += fed * low[g : g + 1]
+            if "zero" in by:
+                y -= fed * by["zero"][g : g + 1]
+            total += y * by["scale"][g : g + 1] if "scale" in by else y
+            if "low" in by:
+                total += fed * by["low"][g : g + 1]
     sum_ref[...] = total
     y_ref[...] = total.astype(y_ref.dtype)
+
+
+def _table(levels, g, shifts):
+    """The levels of group g, each a column (rows, 1)."""
+    count = 1 << sum(width for width, _ in shifts)
+    columns = levels[g * count : (g + 1) * count].T
+    return [columns[:, i : i + 1] for i in range(count)]
+
+
+def _readable(a):
+    """`a`, an f16 array as its bits."""
+    return lax.bitcast_convert_type(a, jnp.int16) if a.dtype == jnp.float16 else a
+
+
+def _floats(ref):
+    """The numbers of an array that was made `_readable`, in f32."""
+    a = ref[...]
+    half = a.dtype == jnp.int16
+    return from_half_bits(a.astype(jnp.int32)) if half else a.astype(jnp.float32)
 
 
 def from_half_bits(bits):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .costing import cost
 from .grouped import LANES, ROWS, from_half_bits
 
 INPUTS = 2**20  # elements of x on the chip at a time
@@ -85,9 +86,11 @@ def neighbours_product(
                 total += lax.dot_general(fed, weights.astype(fed.dtype), _LAST, **how)
         y_ref[...] = total
 
+    out = jax.ShapeDtypeStruct((x.shape[1], outputs), jnp.float32)
+    given = list(fields), given
     return pl.pallas_call(
         body,
-        out_shape=jax.ShapeDtypeStruct((x.shape[1], outputs), jnp.float32),
+        out_shape=out,
         grid=(pl.cdiv(x.shape[1], rows), pl.cdiv(outputs, ROWS)),
         in_specs=[
             pl.BlockSpec((m, rows, wide), lambda i, j: (0, i, 0)),
@@ -99,8 +102,9 @@ def neighbours_product(
             pltpu.VMEM((ROWS, LANES), jnp.int32),
             pltpu.VMEM((ROWS, LANES), jnp.int32),
         ],
+        cost_estimate=cost(x, given, out, rows=rows, flops=2 * x.size * outputs),
         interpret=interpret,
-    )(x, list(fields), given)
+    )(x, *given)
 
 
 def _unpack(ref, fields, shifts, columns):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .costing import cost
+
 LANES = 128  # columns of a register
 INPUTS = 2**20  # elements of x on the chip at a time
 KEPT = 2**20  # elements of a strip on the chip at a time
@@ -51,9 +53,11 @@ def strips_product(
             total += lax.dot_general(read, w, dims, precision, preferred_element_type=jnp.float32)
         y_ref[...] = total
 
+    out = jax.ShapeDtypeStruct((m, n), jnp.float32)
+    flops = 2 * m * values.size
     return pl.pallas_call(
         body,
-        out_shape=jax.ShapeDtypeStruct((m, n), jnp.float32),
+        out_shape=out,
         grid=(pl.cdiv(m, rows), strips),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
@@ -61,5 +65,6 @@ def strips_product(
             pl.BlockSpec((height, kept * inputs), lambda i, s: (s, 0)),
         ],
         out_specs=pl.BlockSpec((rows, height), lambda i, s: (i, s)),
+        cost_estimate=cost(x, (places, values), out, rows=rows, flops=flops),
         interpret=interpret,
     )(places.astype(jnp.int32), x, values)
