@@ -49,6 +49,7 @@ def test_the_grouped_kernel_is_the_product_with_the_decoded_weight(bits, group, 
         jm.Float("mxfp4"),
         jm.Float("nvfp4"),
         jm.Planes(group=32),
+        jm.KMeans(3, group=64),
     ],
     ids=str,
 )
