@@ -16,7 +16,7 @@ from .lazy import is_lazy
 from .leaf import decode
 from .lifting import around_scans
 from .planning import encode, joined
-from .segmented import Segmented, by_layer
+from .segmented import Segmented, by_layer, layers_of
 from .select import is_whole, paths
 from .solvers.solver import needs_stats
 from .statistics import product_axes, stats
@@ -51,8 +51,9 @@ def encode_by_block(
     time"); Chen et al., 2024 (EfficientQAT, its first phase).
 
     Raises:
-        ValueError: no batch; passes below 0; a loss that is not finite; a model without a scan over
-            its layers, or one that changes weights on their way there; what `encode` raises.
+        ValueError: no batch; passes below 0, or with nothing that learns; a loss that is not
+            finite; a model without a scan over its layers, or one that changes weights on their
+            way there; what `encode` raises.
         TypeError: no model, or a batch that is no tuple.
 
     Example:
@@ -81,6 +82,9 @@ def encode_by_block(
         if path not in cut.layered
     }
     layered = {path: leaf for path, leaf in zip(cut.names, leaves) if path in cut.layered}
+    ways = uses(model.apply, cut.shapes, *batches[0])
+    if passes:
+        _check_learning(cut, plan, ways)
     shapes = dict(zip(cut.names, (x.shape for x in jax.tree.leaves(cut.shapes))))
     codecs = by_layer(plan, shapes)
     pieces = []
@@ -102,8 +106,7 @@ def encode_by_block(
             given = lambda: ((rest, i, k.get(), b) for k, b in zip(carries, batches))
             here = {path: codec for path in own if (codec := _codec(codecs.get(path), i))}
             seen = stats(cut.block, own, given()) if here else None
-            ways = uses(cut.block, own, *next(given()))
-            found = encode(own, here, uses=ways, stats=seen)
+            found = encode(own, here, uses=uses(cut.block, own, *next(given())), stats=seen)
             for kept, batch in zip(exact, batches):
                 kept.put(_run(cut, own, rest, i, kept.get(), batch))
             if passes:
@@ -122,13 +125,22 @@ def encode_by_block(
         seen = None
         if wanted:
             seen = stats(cut.tail, rest, ((k.get(), b) for k, b in zip(carries, batches)))
-    found = encode(rest, wanted, uses=uses(model.apply, cut.shapes, *batches[0]), stats=seen)
+    found = encode(rest, wanted, uses=ways, stats=seen)
     for path in layered:
         runs = codecs.get(path)
         runs = runs if isinstance(runs, list) else [(0, cut.count, runs)]
         stacks = tuple(_stack([piece[path] for piece in pieces[a:b]]) for a, b, _ in runs)
         found[path] = stacks[0] if len(stacks) == 1 else Segmented(stacks)
     return cut.structure.unflatten([found[path] for path in cut.names])
+
+
+def _check_learning(cut: "Cut", plan: Mapping[str, Any], ways: Mapping) -> None:
+    """Refuses passes over blocks of which nothing learns."""
+    own = {path: codec for path, codec in plan.items() if layers_of(path)[0] in cut.layered}
+    whole = encode(cut.shapes, own, uses=ways)
+    if not jax.eval_shape(learning.opened, whole, cut.shapes)[0]:
+        codecs = ", ".join(sorted(set(map(str, own.values())))) or "none"
+        raise ValueError(f"passes, but no codec of the blocks leaves an Int to learn: {codecs}")
 
 
 def _learned(how: tuple, own: dict, enc: dict, given: Callable, targets: Callable) -> dict:

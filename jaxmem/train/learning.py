@@ -1,10 +1,5 @@
-"""learn_rounding: codes and scales of `Int` leaves by gradient, against what the dense weights do.
+"""learn_rounding: codes and scales of `Int` by gradient, against what the dense weights do."""
 
-ŵ = s · (clip(round(w / s) + z) − z), where w and s learn; the gradient goes straight through the
-rounding (Bengio et al., 2013), and to s as in LSQ (Esser et al., 2020).
-"""
-
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -12,21 +7,14 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array, lax
+from jax import Array
 
 from ..batching import tuples
-from ..codecs import Int
-from ..codecs.integer import IntArray
-from ..codecs.scaled import divisor, spread
-from ..folding import Fold
-from ..leaf import Encoded, is_encoded
 from ..lifting import lift
+from .learned import closed, joined, opened
 from .rounding import in_float32
 
 T = TypeVar("T")
-
-SLOWER = 0.05  # how much less than a weight, in steps of its grid, a scale moves relative to itself
-NEARER = 0.5  # how much of its way to the dense one, within its code, a weight starts
 
 
 def squared(target: Any, found: Any) -> Array:
@@ -88,6 +76,9 @@ def learn_rounding(
 ) -> T:
     """`enc` with the codes and scales of its `Int` leaves trained, one step of Adam a batch.
 
+    Those inside the leaves of `Dynamic`, `Smooth` and `Sum` (so of `QERA`) learn too, and in a
+    stack whose layers differ those that are there.
+
     `fn(params, *batch)` is what to come near to, by `loss(target, found)`: a block of a model by
     `squared`, a language model's logits by `divergence`. `targets`, one a batch, stand for what the
     dense `params` answer. A weight starts half way from the code that it has to the dense one, or
@@ -130,21 +121,6 @@ def learn_rounding(
     return closed(moving, still)
 
 
-def opened(enc: Any, params: Any) -> tuple[list[Array], Any]:
-    """What learns, two arrays for each leaf of `Int`, and the tree without it."""
-    wide = lambda leaf, w: LearnedArray.of(leaf, w) if isinstance(leaf, IntArray) else leaf
-    tree = jax.tree.map(wide, enc, params, is_leaf=is_encoded)
-    leaves = jax.tree.leaves(tree, is_leaf=is_encoded)
-    moving = [a for x in leaves if isinstance(x, LearnedArray) for a in (x.at, x.grown)]
-    return moving, _joined([None] * len(moving), tree)
-
-
-def closed(moving: list[Array], still: Any) -> Any:
-    """The tree with each leaf that learned as the leaf of `Int` that it stands for."""
-    made = lambda x: x.encoded() if isinstance(x, LearnedArray) else x
-    return jax.tree.map(made, _joined(moving, still), is_leaf=is_encoded)
-
-
 def started(how: tuple, moving: list[Array]) -> Any:
     """The optimizer's state."""
     return _optimizer(*how[2:]).init(moving)
@@ -163,7 +139,7 @@ def step(
     """(what learns, state, loss) after a batch; how = (fn, loss, learning rate, steps)."""
     fn, loss, *options = how
     target = fn(params, *batch) if target is None else target
-    value = lambda moving: loss(target, lift(fn)(_joined(moving, still), *batch))
+    value = lambda moving: loss(target, lift(fn)(joined(moving, still), *batch))
     now, slope = jax.value_and_grad(value)(moving)
     updates, state = _optimizer(*options).update(slope, state)
     return [m + u for m, u in zip(moving, updates)], state, now
@@ -175,75 +151,3 @@ def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation
         0.1 * learning_rate, learning_rate, max(1, steps // 10), max(2, steps)
     )
     return in_float32(optax.adam(schedule))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LearnedArray(Encoded):
-    """A leaf of `Int` on its way: weights in steps of the first scales, and the scales' change."""
-
-    at: Array  # (*stack, n, k) f32, in steps of `start`
-    grown: Array  # (*stack, n, groups) f32: scale = start · (1 + SLOWER · grown)
-    start: Array  # (*stack, n, groups) f16
-    zero: Array  # (*stack, n, groups) uint8
-    codec: Int = dataclasses.field(metadata=dict(static=True))
-    fold: Fold = dataclasses.field(metadata=dict(static=True))
-    dtype: Any = dataclasses.field(metadata=dict(static=True))
-
-    shape = property(lambda self: self.fold.shape(self.start.shape[:-2]))
-    stack = property(lambda self: self.shape[: self.ndim - len(self.fold.order)])
-
-    @classmethod
-    def of(cls, leaf: IntArray, w: Array) -> "LearnedArray":
-        return _of(leaf, w)
-
-    def encoded(self) -> IntArray:
-        return _encoded(self)
-
-    def scale(self) -> Array:
-        """(*stack, n, groups) f32, positive."""
-        start = self.start.astype(jnp.float32)
-        return start * jnp.maximum(1 + SLOWER * self.grown, 1 / 8)
-
-    def decode(self):
-        still, wide = lax.stop_gradient, lambda a: spread(a, self.codec.group, self.fold.k)
-        w, scale = self.at * wide(self.start.astype(jnp.float32)), wide(self.scale())
-        near = still(self.codec.snap(w, scale, wide(self.zero)))
-        inside = jnp.abs(near - still(w)) <= 0.5001 * still(scale)
-        by = divisor(still(scale))
-        slope = near / by - jnp.where(inside, still(w) / by, 0.0)
-        value = near + jnp.where(inside, w - still(w), 0.0) + (scale - still(scale)) * slope
-        return self.fold.unfold(value).astype(self.dtype)
-
-    def astype(self, dtype):
-        return dataclasses.replace(self, dtype=jnp.dtype(dtype))
-
-
-@jax.jit
-def _of(leaf, w):
-    order = [leaf.fold.full_order(w.ndim).index(a) for a in range(-w.ndim, 0)]
-    k = leaf.fold.k
-    matrix = w.transpose(order).reshape(*leaf.lead, leaf.fold.n, k).astype(jnp.float32)
-    codec = Int(leaf.bits, group=leaf.group, symmetric=leaf.zero is None)
-    start = leaf.scale.mT
-    zero = jnp.full(start.shape, 2 ** (leaf.bits - 1)) if leaf.zero is None else leaf.zeros().mT
-    by = spread(divisor(start), leaf.group, k)
-    near = leaf.rows() / by
-    at = near + NEARER * jnp.clip(matrix / by - near, -0.5, 0.5)
-    grown = jnp.zeros(start.shape, jnp.float32)
-    return LearnedArray(at, grown, start, zero.astype(jnp.uint8), codec, leaf.fold, leaf.dtype)
-
-
-@jax.jit
-def _encoded(x):
-    wide = lambda a: spread(a, x.codec.group, x.fold.k)
-    scale = jnp.minimum(x.scale(), float(jnp.finfo(jnp.float16).max)).astype(x.start.dtype)
-    w = x.at * wide(x.start.astype(jnp.float32))
-    return x.codec.round(w, scale, x.zero.astype(jnp.int32), x.fold, x.dtype)
-
-
-def _joined(moving, still):
-    given = iter(moving)
-    new = lambda x: dataclasses.replace(x, at=next(given), grown=next(given))
-    change = lambda x: new(x) if isinstance(x, LearnedArray) else x
-    return jax.tree.map(change, still, is_leaf=is_encoded)
