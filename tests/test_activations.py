@@ -7,7 +7,7 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.codecs.activating import rounded
+from jaxmem.codecs.activating import _in_halves, _integer_product, rounded
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -33,6 +33,14 @@ def test_a_product_is_that_of_the_rounded_input_and_the_decoded_weight(inner, to
     leaf, x = jm.Dynamic(inner, to).encode(weight(48, n)), weight(5, 48, seed=1) + 0.5
     got = jit(jm.lift(jnp.matmul, on_decode="error"))(x, leaf)
     np.testing.assert_allclose(got, rounded(x, leaf) @ leaf.decode(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("inner", INNER[2:5], ids=str)
+def test_integers_of_nine_bits_in_bfloat16_make_the_integer_product(inner):
+    leaf, zero = inner.encode(weight(48, 24)), jnp.array([[-128.0], [-3.0], [0.0], [127.0]])
+    q = jax.random.randint(jax.random.key(1), (4, 48), -128, 128).astype(jnp.int8)
+    got, want = (jit(f)(q, zero, leaf) for f in (_in_halves, _integer_product))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("to", ["int8", "e4m3"])

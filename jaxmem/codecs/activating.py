@@ -13,6 +13,7 @@ from ..leaf import is_encoded
 from .packing import unpack
 
 FEW_ROWS = 32  # up to here a CPU does best not to unpack
+FEW_ON_TPU = 128  # up to here a TPU waits for the weight and not for products
 _LARGEST = 448.0  # of e4m3
 
 
@@ -101,7 +102,9 @@ def _matmul(x, leaf, precision):
         return inner.matmul(rounded(wide, leaf).astype(x.dtype), precision)
     q, zero, step = _integers(wide, *leaf.ranges(wide))
     on_cpu = _by_rows if x.size and len(x) <= FEW_ROWS else _integer_product
-    return lax.platform_dependent(q, zero, inner, cpu=on_cpu, default=_integer_product) * step
+    on_tpu = _in_halves if len(x) <= FEW_ON_TPU else _integer_product
+    how = dict(cpu=on_cpu, tpu=on_tpu, default=_integer_product)
+    return lax.platform_dependent(q, zero, inner, **how) * step
 
 
 @_matmul.defjvp
@@ -125,6 +128,11 @@ def _by_rows(q, zero, leaf):
     one = jnp.ones((len(q), 1), jnp.float32)
     ones = jnp.ones((1, q.shape[1]), jnp.int8)
     return leaf.by_integers([(q, one), (ones, -zero * one)])
+
+
+def _in_halves(q, zero, leaf):
+    """The same by the leaf's own product, of bfloat16, which holds every |q − zero| ≤ 255."""
+    return leaf.matmul((q.astype(jnp.float32) - zero).astype(jnp.bfloat16))
 
 
 def _integer_product(q, zero, leaf):
