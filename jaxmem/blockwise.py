@@ -82,10 +82,10 @@ def encode_by_block(
         if path not in cut.layered
     }
     layered = {path: leaf for path, leaf in zip(cut.names, leaves) if path in cut.layered}
-    ways = uses(model.apply, cut.shapes, *batches[0])
+    ways = uses(model.apply, cut.abstract, *batches[0])
     if passes:
         _check_learning(cut, plan, ways)
-    shapes = dict(zip(cut.names, (x.shape for x in jax.tree.leaves(cut.shapes))))
+    shapes = dict(zip(cut.names, (x.shape for x in cut.shapes)))
     codecs = by_layer(plan, shapes)
     pieces = []
     with tempfile.TemporaryDirectory() as folder:
@@ -137,8 +137,8 @@ def encode_by_block(
 def _check_learning(cut: "Cut", plan: Mapping[str, Any], ways: Mapping) -> None:
     """Refuses passes over blocks of which nothing learns."""
     own = {path: codec for path, codec in plan.items() if layers_of(path)[0] in cut.layered}
-    whole = encode(cut.shapes, own, uses=ways)
-    if not jax.eval_shape(learning.opened, whole, cut.shapes)[0]:
+    whole = encode(cut.abstract, own, uses=ways)
+    if not jax.eval_shape(learning.opened, whole, cut.abstract)[0]:
         codecs = ", ".join(sorted(set(map(str, own.values())))) or "none"
         raise ValueError(f"passes, but no codec of the blocks leaves an Int to learn: {codecs}")
 
@@ -164,23 +164,29 @@ def _learned(how: tuple, own: dict, enc: dict, given: Callable, targets: Callabl
     return found if far(decode(found)) < far(decode(enc)) else enc
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Cut:
-    """`fn(params, *batch)` cut at its scan over layers: what comes before, one layer, and after."""
+    """`fn(params, *batch)` cut at its scan over layers: what comes before, one layer, and after.
+
+    Two of the same are equal, so that what was compiled for one is there for the other.
+    """
 
     fn: Callable
-    shapes: Any  # of the params
-    structure: Any
-    names: list[str]
-    layered: dict[str, int]  # path of a weight that the scan runs over: its place there
+    structure: Any  # of the params
+    shapes: tuple  # of its leaves
+    names: tuple[str, ...]
+    places: tuple[tuple[str, int], ...]  # path of a weight that the scan runs over, and where there
     count: int  # layers
+
+    layered = property(lambda self: dict(self.places))
+    abstract = property(lambda self: self.structure.unflatten(self.shapes))  # the params
 
     @classmethod
     def of(cls, fn: Callable, params: Any, batch: tuple) -> "Cut":
         leaves, structure = jax.tree.flatten(params, is_leaf=is_whole)
-        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-        names, found, counts = paths(params), {}, []
-        cut = cls(fn, structure.unflatten(shapes), structure, names, {}, 0)
+        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+        names, found, counts = tuple(paths(params)), {}, []
+        cut = cls(fn, structure, shapes, names, (), 0)
 
         def trace(leaves, batch):
             xs = cut._opened(structure.unflatten(leaves), batch)[2]
@@ -189,10 +195,10 @@ class Cut:
             counts.extend(map(len, xs))
             return ()
 
-        jax.eval_shape(trace, shapes, batch)
+        jax.eval_shape(trace, list(shapes), batch)
         if not found:
             raise ValueError("no weight reaches the scan over layers as it is in the params")
-        return dataclasses.replace(cut, layered=found, count=counts[0])
+        return dataclasses.replace(cut, places=tuple(found.items()), count=counts[0])
 
     def start(self, rest: dict, batch: tuple) -> list[Array]:
         """What the first layer is given."""
@@ -234,10 +240,9 @@ class Cut:
 
     def _filled(self, rest: dict) -> Any:
         """All params, zeros for those of the layers."""
-        shapes = jax.tree.leaves(self.shapes)
         zeros = lambda x: jnp.zeros(x.shape, x.dtype)
         return self.structure.unflatten(
-            [rest[n] if n in rest else zeros(x) for n, x in zip(self.names, shapes)]
+            [rest[n] if n in rest else zeros(x) for n, x in zip(self.names, self.shapes)]
         )
 
 

@@ -24,6 +24,10 @@ LOOKED_UP = 1 / 8  # of a table that is only looked up: .12 and .21 of the other
 GAP = 1e-6  # the plan's loss is at most this share above the least possible
 
 
+class Unreachable(ValueError):
+    """No choice among the candidates is as small as the limit."""
+
+
 def budget(
     params: Any,
     *,
@@ -88,7 +92,7 @@ def budget(
     kept = sum(count_bytes(shape_of(leaf)) for path, leaf in leaves.items() if path not in chosen)
     least = kept + sum(min(size) for found in sizes.values() for size in found)
     if least > nbytes:
-        raise ValueError(f"{nbytes} bytes cannot hold it; the smallest reachable size is {least}")
+        raise Unreachable(f"{nbytes} bytes cannot hold it; the smallest reachable size is {least}")
     how = {"uses": uses, "stats": stats, "known": known, "white": sensitivity is not None}
     found = errors(params, candidates, **how)
     lost = {p: np.stack([found[p][c] for c in codecs], -1) for p, codecs in chosen.items()}

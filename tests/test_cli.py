@@ -98,7 +98,9 @@ def test_fit_keeps_to_the_bytes_and_says_so(here, fitted):
     assert set(fitted["plan"]) <= set(jm.paths(jm.models.load("llama-1b").params))
     assert fitted["plan"]["layers/mlp/up/kernel"].keys() == {"GPTQ"}
     assert fitted["plan"]["embed/embedding"].keys() == {"Search"}  # it is looked up
-    assert fitted["calibration"]["tuning_steps"] == 2
+    done = fitted["calibration"]
+    assert done["tuning_steps"] == 2
+    assert done["plans_kl"][done["plan"]] == min(done["plans_kl"].values()) > 0
 
 
 @pytest.mark.slow
@@ -122,6 +124,15 @@ def test_eval_measures_what_fit_measured(here, fitted):
     assert again["tokens"] == fitted["evaluation"]["tokens"] == 4 * (CONTEXT - 1)
     for figure in ("perplexity", "dense_perplexity", "kl", "agreement"):
         assert again[figure]["mean"] == pytest.approx(fitted["evaluation"][figure]["mean"])
+
+
+@pytest.mark.slow
+def test_two_bits_are_for_what_three_cannot_reach(here):
+    line = "fit", here / "model", "--out", here / "two"
+    code, _, err = run(*line, "--bytes", "20kB")
+    least = int(err.split()[-1])
+    assert code == 2 and "the smallest reachable size is" in err
+    assert found(*line, "--bytes", least)["bytes"] <= least < DENSE / 12
 
 
 @pytest.mark.slow
@@ -195,6 +206,8 @@ def test_export_writes_the_codes_that_fit_made(form, here, tmp_path):
         ("fit model --bytes 60kB --out new --among layers --calibrate a.txt", "wants a form for"),
         ("fit model --bytes 60kB --out new --calibrate short.txt", "short.txt has 50 tokens"),
         ("fit model --bytes 60kB --out new --text a.txt --windows 99", "99 windows of 96 tokens"),
+        ("fit model --bytes 60kB --out new --calibrate a.txt --tune -1", "at least 0 steps"),
+        ("fit model --bytes 60kB --out new --tune 5", "--tune 5 wants a text to tune on"),
         ("eval model --text nowhere.txt", "no text file nowhere.txt"),
         ("eval llama-8b --text a.txt", "llama-8b, shapes only"),
         ("generate model --prompt x --cache-rotated", "of --cache-bits, which is not given"),

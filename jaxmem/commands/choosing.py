@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import jaxmem as jm
 
-from ..evaluation import evaluate
+from ..budgeting import Unreachable
 from ..models import Model
 from ..select import is_whole
 from ..structured.shrinking import Structure
@@ -20,7 +20,6 @@ Technique = Literal["int", "sparsity", "n:m", "rank", "neurons", "heads", "width
 INTEGERS: tuple[Technique, ...] = ("int",)
 STRUCTURES = get_args(Structure)
 FEW = 4  # windows of the text that the weights of a smaller model are encoded by to compare it
-JUDGED = 4  # windows of the text that calibrates, its last ones, on which structures are compared
 TOKENS = 128  # that the layers to go are found by
 
 
@@ -78,9 +77,7 @@ def with_text(
             known = _shared(errors, model, small, layers)
             try:
                 plan = jm.budget(small.tensors, nbytes=nbytes, known=known, **how)
-            except ValueError as error:
-                if "the smallest reachable size is" not in str(error):
-                    raise
+            except Unreachable as error:
                 least = least or error
                 continue
         found.append((name, small, plan, uses, seen))
@@ -133,13 +130,4 @@ def _turned(codec):
 def _distance(whole, small, plan, uses, stats, ids) -> float:
     """KL to the whole model of the smaller one, encoded by a plan."""
     encoded = jm.encode(small.tensors, plan, uses=uses, stats=stats)
-    length = options.window(whole)
-    count = min(JUDGED, len(ids) // length)
-    judged = evaluate(
-        small.apply,
-        jm.decode(encoded),
-        ids[len(ids) - count * length :],
-        reference=(whole.apply, whole.params),
-        window=length,
-    )
-    return judged.kl.mean
+    return calibrating.distance(whole, small, encoded, ids)

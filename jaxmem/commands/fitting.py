@@ -11,6 +11,8 @@ from tyro.conf import arg
 
 import jaxmem as jm
 
+from ..budgeting import Unreachable
+from ..erring import CANDIDATES
 from ..models import Model, load, rotate
 from ..models.model import RECORD
 from ..select import is_whole
@@ -23,6 +25,7 @@ from .spreading import MeshOption, parse, spread, told
 from .spreading import as_data as places_of
 
 TUNING = 64  # steps
+FEWEST = tuple(jm.Int(2, group=group, symmetric=False) for group in (32, 64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +49,9 @@ class Fit:
     calibrate: options.TextFile = None
     """A text of the kind the model will read: ranges are weighted by it, GPTQ makes later inputs
     up for what earlier ones lost, and scales are tuned on what the dense model says."""
-    tune: Annotated[int, arg(metavar="STEPS")] = TUNING
-    """With --calibrate, steps of scale tuning; each is a backward pass through the whole model."""
+    tune: Annotated[int | None, arg(metavar="STEPS")] = None
+    """With --calibrate, steps of scale tuning, 64 unless given; each is a backward pass through
+    the whole model."""
     text: options.TextFile = None
     """A text to compare the result with the original on; not the one it was calibrated with."""
     windows: options.Count = None
@@ -64,6 +68,7 @@ class Fit:
         out = pathlib.Path(self.out)
         check_out(out, self.force)
         choosing.check(self.among, self.calibrate)
+        steps = options.steps(self.tune, self.calibrate, TUNING)
         mesh = parse(self.mesh) if self.mesh else None
         texts = {path: options.read(path) for path in (self.text, self.calibrate) if path}
         if self.text and self.text == self.calibrate:
@@ -74,11 +79,11 @@ class Fit:
             options.tokens(model, texts[self.text], self.windows)
         model = whole = rotate(model) if self.rotate else model
         if self.calibrate and self.among != choosing.INTEGERS:
-            given = (self.among, texts[self.calibrate], self.tune)
+            given = (self.among, texts[self.calibrate], steps)
             model, plan, encoded, done = encode_chosen(output, whole, self.nbytes, *given)
             output.say(calibrating.told(done))
         elif self.calibrate:
-            given = (texts[self.calibrate], self.tune)
+            given = (texts[self.calibrate], steps)
             plan, encoded, done = encode_calibrated(output, model, self.nbytes, *given)
             output.say(calibrating.told(done))
         else:
@@ -150,10 +155,18 @@ def encode_within(
         return choosing.without_text(output, model, nbytes, among)
     uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
     with output.step(f"planning {show(nbytes)}"):
-        plan = jm.budget(model.tensors, nbytes=nbytes, uses=uses)
+        plan = planned(model, nbytes, uses=uses)
     plan = jm.Plan({path: jm.Search(codec) for path, codec in plan.items()})
     with output.step("encoding"):
         return plan, jm.encode(model.tensors, plan, uses=uses)
+
+
+def planned(model: Model, nbytes: int, **how: Any) -> jm.Plan:
+    """The plan that `budget` makes of 3 to 8 bits, and of 2 only where 3 are too many."""
+    try:
+        return jm.budget(model.tensors, nbytes=nbytes, **how)
+    except Unreachable:
+        return jm.budget(model.tensors, nbytes=nbytes, candidates=(*FEWEST, *CANDIDATES), **how)
 
 
 def encode_calibrated(
@@ -162,11 +175,18 @@ def encode_calibrated(
     """The plan that fits `nbytes`, the tensors encoded by it on a text, and what was done."""
     with output.step("calibrating: what weights are fed"):
         stats = calibrating.moments(model, text)
+    with output.step("calibrating: what an error costs"):
+        costs = calibrating.costs(model, text)
     uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
+    plans = {}
     with output.step(f"planning {show(nbytes)}"):
-        plan = jm.budget(model.tensors, nbytes=nbytes, uses=uses, stats=stats)
-    plan = calibrating.solvers(plan, uses)
-    return plan, *calibrating.encode(output, model, plan, text, steps)
+        for name, sensitivity in {"by Fisher information": costs, "by role": None}.items():
+            how = {"uses": uses, "stats": stats, "sensitivity": sensitivity}
+            plans[name] = planned(model, nbytes, **how)
+    name, compared = calibrating.least(output, model, plans, uses, text)
+    plan = calibrating.solvers(plans[name], uses)
+    encoded, done = calibrating.encode(output, model, plan, text, steps)
+    return plan, encoded, done | {"plan": name, "plans_kl": compared}
 
 
 def encode_chosen(
