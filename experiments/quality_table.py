@@ -85,7 +85,7 @@ def gain(rows, name):
     if not before or not after:
         return ""
     found = jm.Evaluation(1, 1, kl_by_window=after).gain(jm.Evaluation(1, 1, kl_by_window=before))
-    return interval(vars(found))
+    return f"{found.mean:.4f} ({found.low:.4f}, {found.high:.4f})"
 
 
 def encoder():
