@@ -95,7 +95,7 @@ def main() -> None:
             return
         start = time.perf_counter()
         made = make()
-        plan, encoded, *_ = made if isinstance(made, tuple) else (made, None)
+        plan, encoded, done = made if isinstance(made, tuple) else (made, None, None)
         seconds = time.perf_counter() - start
         encoded = encoded or jm.encode(model.params, plan, uses=uses)
         how = {"reference": (look_up, known()), "windows": args.windows}
@@ -108,6 +108,7 @@ def main() -> None:
             | {"bytes": jm.nbytes(encoded), "bits_per_weight": 8 * jm.nbytes(encoded) / weights}
             | {name: result[name] for name in kept}
             | {"seconds_to_plan": round(seconds, 1), "codecs": str(plan).splitlines()}
+            | ({"calibration": done} if done else {})
         )
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         row = found["rows"][-1]
