@@ -21,7 +21,6 @@ BEFORE = {  # method: the one that it adds a step to
     TURNS: "GPTQ of a weighted search",
     f"{TURNS}, rank 8": TURNS,
     f"{TURNS}, scales tuned": TURNS,
-    f"{TURNS}, scales tuned, codes learned": f"{TURNS}, scales tuned",
     f"{TURNS}, by blocks": TURNS,
     f"{TURNS}, by blocks, codes learned": f"{TURNS}, by blocks",
     f"{TURNS}, by blocks, codes learned, scales tuned": f"{TURNS}, by blocks, codes learned",

@@ -3,19 +3,19 @@
     pip install -e ".[demo]"
     python experiments/quantize_smollm2.py --text wikitext2_valid.txt --rows "4 bits.*"
 
-The model is smollm2-135m, rotated. 128 windows of 512 tokens of the first half of TEXT calibrate,
-8 windows of 1,024 of the second half measure. `--rows` picks rows by a regex of their names
-("4 bits GPTQ"). A row that is in the file already is not measured again. Seconds are of encoding,
-compiling included; the statistics' are apart. The peak is of the process while it encodes, with the
-dense model and the statistics in it. "numpy GPTQ" is a plain loop in float64, a peer to compare to.
-Tuned rows train the scales of the row before them, 120 steps of 256 tokens of the first half;
-their seconds and peak are of that alone; codes are learned after that, in as many steps. Rows by
-blocks calibrate each layer, on 64 windows, behind the encoded layers before it, and may then learn
-its codes and scales in one pass over them. `--keep` names a directory where statistics and
-encodings stay between runs. `--control` measures in another basis that is off the checkpoint's
-grid: not rotated, every input channel times exp(U(-.35, .35)), undone in what writes it. Rows of
-other than 8 windows, and control rows, are named so. `--all` encodes embedding and head as well;
-an embedding is looked up in, and has no inputs to calibrate with: its ranges are searched.
+The model is smollm2-135m, rotated. 128 windows of 512 tokens of the first half of TEXT calibrate, 8
+windows of 1,024 of the second half measure. `--rows` picks rows by a regex of their names ("4 bits
+GPTQ"). A row that is in the file already is not measured again. Seconds are of encoding, compiling
+included; the statistics' are apart. The peak is of the process while it encodes, with the dense
+model and the statistics in it. "numpy GPTQ" is a plain loop in float64, a peer to compare to. Tuned
+rows train the scales of the row before them, 120 steps of 256 tokens of the first half; their
+seconds and peak are of that alone. Rows by blocks calibrate each layer, on 64 windows, behind the
+encoded layers before it, and may then learn its codes and scales in one pass over them. `--keep`
+names a directory where statistics and encodings stay between runs. `--control` measures in another
+basis that is off the checkpoint's grid: not rotated, every input channel times exp(U(-.35, .35)),
+undone in what writes it. Rows of other than 8 windows, and control rows, are named so. `--all`
+encodes embedding and head as well; an embedding is looked up in, and has no inputs to calibrate
+with: its ranges are searched.
 """
 
 import argparse
@@ -192,7 +192,6 @@ def main() -> None:
             add(f"{bits} bits {name}", method(codec), ways.encoded)
         trained = {
             "scales tuned": ways.tuned,
-            "scales tuned, codes learned": ways.learned,
             "by blocks": functools.partial(ways.by_blocks, passes=0),
             "by blocks, codes learned": functools.partial(ways.by_blocks, passes=1),
             "by blocks, codes learned, scales tuned": ways.learned_then_tuned,

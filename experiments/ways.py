@@ -18,7 +18,6 @@ BY_BLOCKS = 64  # windows of the rows by blocks
 TOGETHER = 4  # windows a pass of the statistics
 TUNING = (120, 256)  # steps, tokens of each
 RATES = {8: 1e-4, 6: 3e-4, 5: 5e-4, 4: 1e-3, 3: 1e-3, 2: 3e-3}  # of tuning, by bits
-LEARNING = 0.008  # of learned rounding, in steps of the grid
 
 
 def numpy_gptq(weight: np.ndarray, gram: np.ndarray, bits: int, group: int) -> np.ndarray:
@@ -100,13 +99,6 @@ def tune(model: models.Model, start: dict, calibration: np.ndarray, rate: float)
     return jm.tune(model.apply, model.params, start, shuffled(calibration), **how)
 
 
-def learn(model: models.Model, start: dict, calibration: np.ndarray) -> dict:
-    """The encoded params with their codes and scales trained on the same windows."""
-    tell = lambda i, loss: i % 10 or print(i, round(loss, 4), flush=True)
-    how = {"loss": jm.divergence, "learning_rate": LEARNING, "progress": tell}
-    return jm.learn_rounding(model.apply, model.params, start, shuffled(calibration), **how)
-
-
 @dataclasses.dataclass
 class Ways:
     """Each method gives (params, seconds, peak bytes), or (params,) as an earlier run kept them.
@@ -147,11 +139,6 @@ class Ways:
             return peak_of(lambda: tune(self.model, first, self.calibration, rate))
 
         return kept(self.folder, self._name(plan) + mark, make)
-
-    def learned(self, plan: jm.Plan) -> tuple:
-        start = self.tuned(plan)[0]
-        make = lambda: peak_of(lambda: learn(self.model, start, self.calibration))
-        return kept(self.folder, self._name(plan) + " learned", make)
 
     def by_blocks(self, plan: jm.Plan, passes: int) -> tuple:
         """A layer at a time, each behind the encoded ones before it."""
