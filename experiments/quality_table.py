@@ -119,6 +119,12 @@ def contest():
         yield f"{r['form']} | {basis} | {r['bits_per_weight']:.3f} | {measured(r)}"
 
 
+def budgets():
+    for r in sorted(read("budget_plans.json"), key=lambda r: -r["limit"]):
+        how = f"{r['bytes']:,} | {r['least_bits']} to 8 | by {r['sensitivity']}"
+        yield f"{how} | {interval(r['kl']['before'])} | {interval(r['kl']['after'])}"
+
+
 def structured():
     peak = whole("structured.json")["dense_v5e_peak_bytes"]
     yield f"nothing | | | | | | | {peak / 2**20:.0f} MiB"
@@ -137,6 +143,7 @@ TABLES = {
     planes: " | bits a weight | perplexity | KL",
     pruned: "pattern | method | bytes | perplexity | KL",
     contest: "form | basis | bits a weight | perplexity | KL",
+    budgets: "bytes | bits | weighed | KL where it calibrates | KL",
     structured: "removed | of the parameters | distilled | perplexity | KL | decode | prompt | v5e",
 }
 
