@@ -19,7 +19,6 @@ from .codecs import Chain as Chain
 from .codecs import Codebook as Codebook
 from .codecs import Coo as Coo
 from .codecs import Csr as Csr
-from .codecs import DoubleQuant as DoubleQuant
 from .codecs import Dynamic as Dynamic
 from .codecs import Fake as Fake
 from .codecs import Float as Float
@@ -92,6 +91,7 @@ from .solvers import HQQ as HQQ
 from .solvers import QERA as QERA
 from .solvers import RIA as RIA
 from .solvers import Basis as Basis
+from .solvers import DoubleQuant as DoubleQuant
 from .solvers import Permute as Permute
 from .solvers import Prune as Prune
 from .solvers import Refit as Refit

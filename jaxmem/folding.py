@@ -169,6 +169,10 @@ class Folded(Encoded):
         """x (m, k) times the rows of an unstacked leaf: (m, n) in f32."""
         return decoded_product(x, self, precision)
 
+    def integers(self) -> "Folded | None":
+        """The leaf of `Int` that this one is, for products of integers; None where it is none."""
+        return None
+
     def piece(self, fold: Fold, side: str, parts: int) -> Self:
         """The shapes of one of `parts` runs of rows ("kept") or columns ("summed").
 

@@ -35,9 +35,11 @@ CODECS = [
     jm.Codebook("nf4"),
     jm.Codebook("fp4", group=16),
     jm.KMeans(3),
+    jm.KMeans(2, group=16),
     jm.Affine(4, group=16),
     jm.Affine(3, group=10),
     jm.DoubleQuant(jm.Codebook("nf4", group=8), jm.Int(8, group=16, symmetric=False)),
+    jm.DoubleQuant(jm.Affine(4, group=8)),
     jm.Planes(group=16),
     jm.Sum((jm.Int(4), jm.LowRank(4))),
     jm.Search(jm.Int(4, group=10, symmetric=False)),
@@ -190,9 +192,10 @@ def half_a_step_and_an_end(leaf, w):
 
 def equal_cells(leaf, w):
     """KMeans: the root mean square is within half of one of 2^bits equal cells, and f16's error."""
-    rms = lambda x: jnp.sqrt((x * x).mean(0))
-    limit = (w.max(0) - w.min(0)) / 2 ** (leaf.bits + 1) + jnp.abs(w).max(0) * 2.0**-11
-    return rms(w - leaf.decode()), limit + 2.0**-24
+    cut = lambda w: w.reshape(-1, leaf.group, w.shape[-1])
+    rms = lambda x: jnp.sqrt((cut(x) ** 2).mean(1))
+    limit = (cut(w).max(1) - cut(w).min(1)) / 2 ** (leaf.bits + 1)
+    return rms(w - leaf.decode()), limit + jnp.abs(cut(w)).max(1) * 2.0**-11 + 2.0**-24
 
 
 def the_least_kept(leaf, w):

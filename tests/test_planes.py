@@ -66,17 +66,29 @@ def test_a_sum_is_its_parts_and_its_bytes_are_theirs():
     assert near(leaf) < 0.8 * near(leaf.parts[0])
 
 
-def test_double_quantized_scales_cost_an_eighth_of_a_bit():
+@pytest.mark.parametrize("scales", [(), (jm.Int(8, group=256, symmetric=False),)], ids=str)
+def test_double_quantized_scales_cost_an_eighth_of_a_bit(scales):
     w = weight(512, 256)
-    once, int8 = jm.Codebook("nf4", group=64), jm.Int(8, group=256, symmetric=False)
-    twice = jm.DoubleQuant(once, int8)
+    once = jm.Codebook("nf4", group=64)
+    twice = jm.DoubleQuant(once, *scales)
     bits = [8 * jm.nbytes(c.encode(w)) / w.size for c in (once, twice)]
     assert bits[0] == 4.25 and bits[1] < 4.13
     error = [float(((c.encode(w).decode() - w) ** 2).mean()) for c in (once, twice)]
     assert error[1] < 1.01 * error[0]
 
 
+def test_floats_keep_the_scales_of_small_channels_and_integers_do_not():
+    w = weight(64, 16) * jnp.geomspace(1e-4, 1, 16)[None]
+    size = lambda w: jnp.linalg.norm(w, axis=0)
+    error = lambda codec: size(codec.encode(w).decode() - w) / size(w)
+    nf4 = jm.Codebook("nf4", group=16)
+    assert (error(jm.DoubleQuant(nf4)) < 1.2 * error(nf4)).all()
+    assert error(jm.DoubleQuant(nf4, jm.Int(8)))[0] == 1  # all of it
+
+
 def test_what_has_no_float_scales_is_refused():
+    with pytest.raises(TypeError, match="no float scales"):
+        jm.DoubleQuant(jm.KMeans(3))
     with pytest.raises(TypeError, match="no float scales"):
         jm.DoubleQuant(jm.Float("mxfp4"), jm.Int(8)).encode(weight(64, 32))
     with pytest.raises(ValueError, match="at least two codecs"):

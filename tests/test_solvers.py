@@ -125,6 +125,19 @@ def test_gptq_loses_much_less_of_what_is_computed(inner):
     assert loss(jm.GPTQ(jm.Search(inner)), w, x) < loss(jm.Search(inner), w, x) / 2
 
 
+@pytest.mark.parametrize("inner", [jm.KMeans(3), jm.DoubleQuant(jm.Affine(4, group=10))], ids=str)
+def test_gptq_takes_levels_and_double_quantized_scales(inner):
+    w, x = weight(48, 24), weight(100, 12) @ weight(12, 48, seed=2)  # inputs that go together
+    assert loss(jm.GPTQ(inner, turns=1), w, x) < loss(inner, w, x) / 2
+
+
+def test_a_solver_may_be_inside_or_outside_of_double_quantized_scales():
+    w, x, inner = weight(48, 24), inputs(48), jm.Search(jm.Codebook("nf4", group=16))
+    codecs = jm.DoubleQuant(jm.GPTQ(inner)), jm.GPTQ(jm.DoubleQuant(inner))
+    one, other = (codec.encode(w, stats=moments(x)) for codec in codecs)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
 @pytest.mark.parametrize("inner", [*INNER, jm.Affine(3, group=10)], ids=str)
 def test_turns_only_lower_the_loss(inner):
     w, x = weight(48, 24), inputs(48)
@@ -156,7 +169,7 @@ def test_gptq_is_the_textbook_loop_in_float64(act_order):
     order = np.argsort(-np.diag(gram)) if act_order else np.arange(24)
     gram = gram[order][:, order] + 0.01 * np.diag(gram).mean() * np.eye(24)
     upper = np.linalg.cholesky(np.linalg.inv(gram)).T
-    scale, zero = (np.asarray(a, np.float64) for a in codec.scales(w.T))
+    scale, zero = (np.asarray(a, np.float64) for a in codec.spans(w.T))
     left, want = np.asarray(w.T, np.float64), np.empty((6, 24))
     for j, column in enumerate(order):
         s, z = scale[:, column // 10], zero[:, column // 10]

@@ -11,7 +11,6 @@ from .coo import Coo as Coo
 from .coo import from_bcoo as from_bcoo
 from .coo import to_bcoo as to_bcoo
 from .csr import Csr as Csr
-from .doubling import DoubleQuant as DoubleQuant
 from .faking import Fake as Fake
 from .faking import export as export
 from .floating import Float as Float

@@ -65,9 +65,9 @@ class Int:
 
     def fit(self, matrix: Array, fold: Fold, dtype: Any) -> "IntArray":
         """The leaf of a matrix (*stack, n, k), each group rounded to the range it spans."""
-        return self.round(matrix, *self.scales(matrix), fold, dtype)
+        return self.round(matrix, *self.spans(matrix), fold, dtype)
 
-    def scales(self, matrix: Array, stats: Any = None) -> tuple[Array, Array]:
+    def spans(self, matrix: Array, stats: Any = None) -> tuple[Array, Array]:
         """The scale and zero that span each group, (*stack, n, groups)."""
         k = matrix.shape[-1]
         g = min(self.group or k, k) or 1
@@ -147,6 +147,9 @@ class IntArray(Folded):
 
     lead = property(lambda self: self.scale.shape[:-2])
     read_as_stored = property(lambda self: self.bits == 8 and self.scale.shape[-2] == 1)
+
+    def integers(self) -> "IntArray":
+        return self
 
     def scales(self) -> Array:
         """(*stack, groups, n) in f32."""

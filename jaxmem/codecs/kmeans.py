@@ -21,8 +21,9 @@ STEPS = 16  # Lloyd's; more change the squared error by less than 1 %
 class KMeans:
     """2^bits f16 levels (2 to 4 bits) for each output channel, or each `group` of its weights.
 
-    With `stats`, the squared error is weighted by E[x²] of what each weight multiplies. The levels
-    take 16 · 2^bits / group bits a weight: groups are for weights of long rows.
+    With `stats`, the squared error is weighted by E[x²] of what each weight multiplies; `GPTQ` then
+    chooses the codes. The levels take 16 · 2^bits / group bits a weight: groups are for weights of
+    long rows.
 
     Error: Lloyd's steps start at the middles of 2^bits equal cells and never do worse, so the root
     mean square error of a group is at most (max − min) / 2^(bits+1), and 2^-11 · max |w| for f16.
@@ -50,26 +51,45 @@ class KMeans:
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "KMeansArray":
         if is_encoded(w):
             return w.map(self.encode)
-        return _encode(self, w, tuple(axes), None if stats is None else stats.diag)
+        return _encode(self, w, tuple(axes), stats)
+
+    def spans(self, matrix: Array, stats: Any = None) -> tuple[Array, None]:
+        """The levels that Lloyd's algorithm finds for each group, (*stack, n, groups, 2^bits)."""
+        k = matrix.shape[-1]
+        x = self._groups(matrix)
+        mass = jnp.ones((1,) * matrix.ndim) if stats is None else stats.diag[..., None, :]
+        mass = jnp.broadcast_to(mass, (*mass.shape[:-1], k))
+        group = x.shape[-1]
+        inside = jnp.arange(k + -k % group).reshape((1,) * (x.ndim - 2) + (-1, group)) < k
+        mass = jnp.where(inside, self._groups(mass), 0.0)
+        return lloyd(x, mass, 2**self.bits), None
+
+    def round(self, matrix, levels, zero, fold, dtype) -> "KMeansArray":
+        """The leaf with the nearest codes, given levels (*stack, n, groups, 2^bits); no zero."""
+        x, levels = self._groups(matrix), levels.astype(jnp.float16)
+        codes = _nearest(x, levels.astype(jnp.float32)).reshape(*matrix.shape[:-1], -1)
+        codes = pack(codes[..., : fold.k], self.bits, axis=-2)
+        levels = jnp.moveaxis(levels, (-1, -3), (-3, -1))  # (*stack, 2^bits, groups, n)
+        return KMeansArray(codes, levels, self.bits, x.shape[-1], fold, jnp.dtype(dtype))
+
+    def snap(self, values: Array, levels: Array, zero: None = None) -> Array:
+        """The nearest of the levels (..., 2^bits) of each value (...), as they are decoded."""
+        codes = _nearest(values[..., None], levels)[..., 0]
+        return selected(codes, jnp.moveaxis(levels, -1, 0))
+
+    def _groups(self, matrix):
+        """(*stack, n, groups, group); the last one filled up with its end."""
+        k = matrix.shape[-1]
+        group = min(self.group or k, k) or 1
+        return _padded(matrix, group).reshape(*matrix.shape[:-1], -1, group)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _encode(codec, w, axes, weights):
+def _encode(codec, w, axes, stats):
     """Compiled, since step by step it would hold several copies of the weight in f32."""
     matrix, fold = Fold.of(w, axes)
-    k = fold.k
-    group = min(codec.group or k, k) or 1
-    cut = lambda a: _padded(a.astype(jnp.float32), group).reshape(*a.shape[:-1], -1, group)
-    x = cut(matrix)  # (*stack, n, groups, group)
-    mass = jnp.ones((1,) * matrix.ndim) if weights is None else weights[..., None, :]
-    mass = jnp.broadcast_to(mass, (*mass.shape[:-1], k))
-    inside = jnp.arange(k + -k % group).reshape((1,) * (x.ndim - 2) + (-1, group)) < k
-    mass = jnp.where(inside, cut(mass), 0.0)
-    levels = lloyd(x, mass, 2**codec.bits).astype(jnp.float16)
-    codes = _nearest(x, levels.astype(jnp.float32)).reshape(*matrix.shape[:-1], -1)[..., :k]
-    codes = pack(codes, codec.bits, axis=-2)
-    levels = jnp.moveaxis(levels, (-1, -3), (-3, -1))  # (*stack, 2^bits, groups, n)
-    return KMeansArray(codes, levels, codec.bits, group, fold, jnp.dtype(w.dtype))
+    matrix = matrix.astype(jnp.float32)
+    return codec.round(matrix, *codec.spans(matrix, stats), fold, w.dtype)
 
 
 def lloyd(x: Array, mass: Array, count: int) -> Array:
@@ -126,6 +146,10 @@ class KMeansArray(Folded):
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
     lead = property(lambda self: self.levels.shape[:-3])
+
+    def scales(self) -> Array:
+        """The levels, (*stack, groups, n, 2^bits) in f32."""
+        return jnp.moveaxis(self.levels, -3, -1).astype(jnp.float32)
 
     def rows(self):
         codes = unpack(self.codes, self.bits, self.levels.shape[-1], axis=-2)

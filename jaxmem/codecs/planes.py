@@ -25,7 +25,8 @@ class Planes:
     A group's range [a, b] is cut into 2^8 cells of Δ = (b − a)/2^8, and the code of x is
     ⌊(x − a)/Δ⌋: its upper bits are the codes of 2^2 to 2^7 cells. A weight stands for the middle of
     its cell. Δ and a are f16, one pair for each output channel or `group` of its weights; a group
-    so small that f16's least Δ would do more harm than zeros becomes zeros.
+    so small that f16's least Δ would do more harm than zeros becomes zeros. No solver takes it: a
+    weight that `GPTQ` moves out of its cell at few bits can't come back with more.
 
     Error: |w − decode| ≤ Δ · 2^(8−bits) / 2, and f16's |a| · 2^-11. Park et al., 2024
     (Any-Precision LLM); Nair et al., 2025 (MatQuant).

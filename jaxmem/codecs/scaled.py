@@ -45,9 +45,9 @@ class Scaled(abc.ABC):
 
     def fit(self, matrix: Array, fold: Fold, dtype: Any) -> "ScaledArray":
         """The leaf of a matrix (*stack, n, k), each group scaled to its largest weight."""
-        return self.round(matrix, *self.scales(matrix), fold, dtype)
+        return self.round(matrix, *self.spans(matrix), fold, dtype)
 
-    def scales(self, matrix: Array, stats: Any = None) -> tuple[Array, None]:
+    def spans(self, matrix: Array, stats: Any = None) -> tuple[Array, None]:
         """The scales that span each group, (*stack, n, groups)."""
         parts = grouped(matrix, self.group)
         return self.range(parts.min(-1, initial=0.0), parts.max(-1, initial=0.0))

@@ -1,6 +1,7 @@
 """Solvers: one file, one algorithm that finds better numbers for a codec; each is a codec."""
 
 from .basis import Basis as Basis
+from .doubling import DoubleQuant as DoubleQuant
 from .gptq import GPTQ as GPTQ
 from .hqq import HQQ as HQQ
 from .permuting import Permute as Permute

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..codecs import Codebook, Int
+from ..codecs import Codebook, Int, KMeans
 from ..codecs.scaled import divisor, spread
 from ..folding import Fold
 from ..statistics import Moments
@@ -24,10 +24,11 @@ LARGEST = 65504.0  # in f16
 class GPTQ(Solver):
     """Wraps a codec, or a solver that finds its scales: `GPTQ(Search(Int(4, group=64)))`.
 
-    Scales and zeros are found before and stay ("static groups"), so that with `act_order` inputs
-    are rounded in falling order of E[x²] and a group still lies together in memory. `damping` is
-    added to the Gram matrix, times its mean diagonal; it is raised where the matrix is singular.
-    An input that was never fed is rounded to nearest and shares no error.
+    Scales and zeros, or the levels of `KMeans`, are found before and stay ("static groups"), so
+    that with `act_order` inputs are rounded in falling order of E[x²] and a group still lies
+    together in memory. `damping` is added to the Gram matrix, times its mean diagonal; it is raised
+    where the matrix is singular. An input that was never fed is rounded to nearest and shares no
+    error.
 
     Each of `turns` then refits the scales to the codes, and settles every weight once more given
     all others (`descent`); rows that lose less by it are kept. It helps most at few bits.
@@ -36,7 +37,7 @@ class GPTQ(Solver):
     two of the layer's size. In f32.
 
     Raises:
-        TypeError: a codec that does not round to scales.
+        TypeError: a codec that rounds neither to scales nor to levels.
         ValueError: negative damping or turns; encoding a concrete weight without Gram moments.
 
     Example:
@@ -58,7 +59,8 @@ class GPTQ(Solver):
     calibrated: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not isinstance(self.codec, Solver) or isinstance(self.codec, GPTQ):
+        finds_scales = isinstance(self.codec, Solver) and not isinstance(self.codec, GPTQ)
+        if not finds_scales and not isinstance(self.codec, KMeans):
             super().__post_init__()
         if not self.damping >= 0:
             raise ValueError(f"GPTQ takes a damping of at least 0, got {self.damping}")
@@ -68,26 +70,29 @@ class GPTQ(Solver):
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
         """The leaf of a matrix (n, k) in f32; without stats (traced) as if inputs were white."""
         grid, k = rounding(self.codec), matrix.shape[-1]
-        scale, zero = self.codec.scales(matrix, stats)
+        scale, zero = self.codec.spans(matrix, stats)
         if matrix.size == 0:
             return grid.round(matrix, scale, zero, fold, dtype)
         gram = jnp.eye(k) if stats is None else stats.second
         if gram.ndim != 2:
             raise ValueError('GPTQ wants stats of moments="gram", got "diag"')
         order = by_energy(gram) if self.act_order else jnp.arange(k)
-        stored = grid.round(matrix, scale, zero, fold, dtype).scales()  # as decoded, (groups, n)
+        leaf = grid.round(matrix, scale, zero, fold, dtype)
+        stored, low = leaf.scales(), getattr(leaf, "low", None)  # as decoded, (groups, n)
+        held = zero if low is None else low.mT.astype(jnp.float32)
         group = order // min(grid.group or k, k)
 
         def settle(rows, i, j, state):
             at = group[jnp.minimum(j, k - 1)]
-            zeros = None if zero is None else zero[:, at]
+            zeros = None if held is None else held[:, at]
             return grid.snap(rows[i], stored[at], zeros), state
 
         factor = inverse_factor(gram[order][:, order], self.damping)
         solved = sweep(matrix.T[order], factor, settle)[0][jnp.argsort(order)].T
         if self.turns:
-            solved, held = self._descended(matrix, solved, stored.T, zero, gram, order)
-            scale = held.astype(scale.dtype) if _linear(grid) else scale
+            stored = stored.swapaxes(0, 1)
+            solved, found = self._descended(matrix, solved, stored, held, gram, order)
+            scale = found.astype(scale.dtype) if _linear(grid) else scale
         return grid.round(solved, scale, zero, fold, dtype)
 
     def _descended(self, matrix, solved, scale, zero, gram, order):
@@ -112,8 +117,8 @@ class GPTQ(Solver):
             rounded = settle_again(matrix, rounded, curve, order, snap)
             now = losses(rounded - matrix, curve)
             better = (now < loss)[:, None]
-            rounded, scale = (jnp.where(better, *x) for x in ((rounded, best[0]), (scale, best[1])))
-            return rounded, scale, jnp.minimum(now, loss)
+            scale = jnp.where(better, scale, best[1]) if _linear(grid) else scale
+            return jnp.where(better, rounded, best[0]), scale, jnp.minimum(now, loss)
 
         first = (solved, scale, losses(solved - matrix, curve))
         return lax.fori_loop(0, self.turns, turn, first)[:2]

@@ -35,10 +35,10 @@ class HQQ(Solver):
         True
     """
 
-    def scales(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
+    def spans(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
         """The scale and zero of each group, (n, groups)."""
         if matrix.size == 0:
-            return self.codec.scales(matrix)
+            return self.codec.spans(matrix)
         groups = grouped(matrix, self.codec.group)
         inside = grouped(jnp.ones((1, matrix.shape[1])), self.codec.group)  # (1, groups, group)
         count = inside.sum(-1)

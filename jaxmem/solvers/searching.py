@@ -39,7 +39,7 @@ class Search(Solver):
         True
     """
 
-    def scales(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
+    def spans(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
         """The scale and zero of each group, (n, groups)."""
         if matrix.size == 0:
             return self.codec.range(*[grouped(matrix, self.codec.group).sum(-1)] * 2)

@@ -42,13 +42,13 @@ class Solver(abc.ABC):
             raise ValueError(f"{type(self).__name__} wants the stats of what the weight is fed")
         return _encode(self, w, tuple(axes), stats)
 
-    def scales(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
+    def spans(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
         """Scale and zero (n, groups) of a matrix (n, k) in f32."""
-        return self.codec.scales(matrix, stats)
+        return self.codec.spans(matrix, stats)
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
         """The leaf of a matrix (n, k) in f32."""
-        return self.codec.round(matrix, *self.scales(matrix, stats), fold, dtype)
+        return self.codec.round(matrix, *self.spans(matrix, stats), fold, dtype)
 
 
 def rounding(codec: Any) -> Int | Scaled:
