@@ -171,7 +171,7 @@ def _best_share(bins, far, edges, to):
     def error(share):
         lost = jnp.maximum(middles - share * far[..., None], 0.0)
         clipped = (bins * lost**2).sum((-2, -1))
-        if to == "e4m3":  # a float's steps are relative
+        if to != "int8":  # a float's steps are relative
             return clipped
         return clipped + bins.sum((-2, -1)) * (share * far.sum(-1) / 255) ** 2 / 12
 

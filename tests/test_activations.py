@@ -43,13 +43,21 @@ def test_integers_of_nine_bits_in_bfloat16_make_the_integer_product(inner):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("to", ["int8", "e4m3"])
+def test_integers_with_double_quantized_scales_meet_integers():
+    leaf = jm.Dynamic(jm.DoubleQuant(jm.Int(4, group=16))).encode(weight(48, 24))
+    x, fn = weight(40, 48, seed=1), jm.lift(jnp.matmul, on_decode="error")
+    np.testing.assert_allclose(fn(x, leaf), rounded(x, leaf) @ leaf.decode(), rtol=1e-5, atol=1e-4)
+    assert "preferred_element_type=int32" in str(jax.make_jaxpr(fn)(x, leaf))
+
+
+@pytest.mark.parametrize("to", ["int8", "e4m3", "e5m2"])
 @pytest.mark.parametrize("shift", [-9.0, 0.0, 2.0])
 def test_the_input_is_within_its_stated_bound(to, shift):
     leaf, x = jm.Dynamic(jm.Int(8), to).encode(weight(48, 8)), weight(40, 48, seed=1) + shift
     low, high = (f(x, -1, keepdims=True) for f in (jnp.min, jnp.max))
     limit = (jnp.maximum(high, 0) - jnp.minimum(low, 0)) / 510
-    limit = limit if to == "int8" else jnp.maximum(jnp.abs(x) / 16, limit / 100)
+    relative = {"int8": 0, "e4m3": jnp.abs(x) / 16, "e5m2": jnp.abs(x) / 8}[to]
+    limit = jnp.maximum(relative, limit if to == "int8" else limit / 100)
     assert (jnp.abs(rounded(x, leaf) - x) <= limit * (1 + 1e-4)).all()
 
 

@@ -14,19 +14,20 @@ from .packing import unpack
 
 FEW_ROWS = 32  # up to here a CPU does best not to unpack
 FEW_ON_TPU = 128  # up to here a TPU waits for the weight and not for products
-_LARGEST = 448.0  # of e4m3
+_FLOATS = {"e4m3": (jnp.float8_e4m3fn, 448.0), "e5m2": (jnp.float8_e5m2, 57344.0)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic:
     """Rounds what the weight multiplies, too: `Dynamic(Int(8))` is W8A8, `Dynamic(Int(4))` W4A8.
 
-    `to` is "int8", with the range and zero point of each token (a row of x), or "e4m3" (fp8), with
-    the largest of each token. Integers meet weights of `Int` in int8 × int8 products, summed in
-    int32. `static` fixes the ranges by calibration. The bytes are those of the codec.
+    `to` is "int8", with the range and zero point of each token (a row of x), or "e4m3" or "e5m2"
+    (fp8), with the largest of each token. Integers meet weights of `Int` in int8 × int8 products,
+    summed in int32; other weights take the rounded x as floats. `static` fixes the ranges by
+    calibration. The bytes are those of the codec.
 
-    Error: |Δx| ≤ (max − min)/510 (int8), |x|/16 (e4m3) for each x. The gradient goes straight
-    through the rounding. Dettmers et al., 2022 (per-token ranges); Xiao et al., 2023.
+    Error: |Δx| ≤ (max − min)/510 (int8), |x|/16 (e4m3), |x|/8 (e5m2) for each x. The gradient goes
+    straight through the rounding. Dettmers et al., 2022 (per-token ranges); Xiao et al., 2023.
 
     Raises:
         ValueError: an unknown `to`.
@@ -44,8 +45,8 @@ class Dynamic:
     to: str = "int8"
 
     def __post_init__(self):
-        if self.to not in ("int8", "e4m3"):
-            raise ValueError(f'Dynamic rounds to "int8" or "e4m3", got {self.to!r}')
+        if self.to not in ("int8", *_FLOATS):
+            raise ValueError(f"Dynamic rounds to int8, e4m3 or e5m2, got {self.to!r}")
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "DynamicArray":
         if is_encoded(w):
@@ -86,9 +87,10 @@ class DynamicArray(Wrapped):
 def rounded(x: Array, leaf: DynamicArray) -> Array:
     """x (m, k) in f32 as the product sees it."""
     low, high = leaf.ranges(x)
-    if leaf.to == "e4m3":
-        step = _divisor(jnp.maximum(-low, high) / _LARGEST)
-        near = jnp.clip(x / step, -_LARGEST, _LARGEST).astype(jnp.float8_e4m3fn)
+    if leaf.to in _FLOATS:
+        kind, most = _FLOATS[leaf.to]
+        step = _divisor(jnp.maximum(-low, high) / most)
+        near = jnp.clip(x / step, -most, most).astype(kind)
         return near.astype(jnp.float32) * step
     q, zero, step = _integers(x, low, high)
     return (q.astype(jnp.float32) - zero) * step
@@ -97,9 +99,9 @@ def rounded(x: Array, leaf: DynamicArray) -> Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _matmul(x, leaf, precision):
     """rounded(x) (m, k) . rows^T: (m, n) f32."""
-    wide, inner = x.astype(jnp.float32), leaf.inner
-    if leaf.to != "int8" or not hasattr(inner, "zeros"):
-        return inner.matmul(rounded(wide, leaf).astype(x.dtype), precision)
+    wide, inner = x.astype(jnp.float32), leaf.inner.integers()
+    if leaf.to != "int8" or inner is None:
+        return leaf.inner.matmul(rounded(wide, leaf).astype(x.dtype), precision)
     q, zero, step = _integers(wide, *leaf.ranges(wide))
     on_cpu = _by_rows if x.size and len(x) <= FEW_ROWS else _integer_product
     on_tpu = _in_halves if len(x) <= FEW_ON_TPU else _integer_product

@@ -16,6 +16,7 @@ class DoubleQuantArray(Wrapped):
 
     inner: Any
 
+    bits = property(lambda self: self.inner.bits)
     low = property(lambda self: getattr(self.opened(), "low", None))
 
     def opened(self):

@@ -39,7 +39,7 @@ class DoubleQuant(Scaled):
         (69632, 67600)
         >>> w = jnp.tile(jnp.array([[1.0, 1e-3]]), (64, 1))
         >>> small = lambda s: float(jm.DoubleQuant(nf4, s).encode(w).decode()[0, 1])
-        >>> round(small(BYTES), 6), round(small(jm.Int(8)), 6)
+        >>> round(small(BYTES), 4), round(small(jm.Int(8)), 4)
         (0.001, 0.0)
     """
 
