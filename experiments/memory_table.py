@@ -13,6 +13,7 @@ from jaxmem.commands.planning import name as in_words
 from jaxmem.proving import Candidate
 
 HERE = pathlib.Path(__file__).parent
+WEIGHTS = 4096 * 14_336  # of tpu_formats.py
 TASKS = ("train", "lora", "serve")
 
 
@@ -95,6 +96,23 @@ def resident():
     yield f"**largest and median error** | | | {worst:.1%}, {middle:.1%}"
 
 
+def products():
+    rows = read("tpu_formats.json")["rows"]
+    found = {(r["format"], r["device"].removeprefix("tpu "), r["batch"]): r for r in rows}
+    for name in dict.fromkeys(r["format"] for r in rows):
+        here = [r for r in rows if r["format"] == name]
+        cells = (
+            f"{found[name, chip, batch]['traffic_over_floor']:.2f}"
+            if (name, chip, batch) in found
+            else ""
+            for chip in ("v5e:1x1", "v6e:1x1")
+            for batch in (1, 8, 256)
+        )
+        held = max(r["temp"] for r in here) / 2**20
+        bits = 8 * here[0]["weight_bytes"] / WEIGHTS
+        yield f"{name} | {bits:.2f} | {held:.1f} | {' | '.join(cells)}"
+
+
 def one_block():
     found = read("by_block_memory.json")
     for r in found["rows"]:
@@ -110,6 +128,7 @@ TABLES = {
     estimators: "estimator | median error | ",
     budgets: "budget, GiB | fixed order takes | tokens/s | with micro-batches | tokens/s",
     traffic: "weights | layers | GB moved | floor, GB | ratio",
+    products: "format | bits a weight | temp, MiB | v5e: 1 | 8 | 256 | v6e: 1 | 8 | 256",
     resident: "program | predicted, MB | grown, MB | error",
     one_block: "layers | bfloat16, GiB | encoded, GiB | peak, GiB",
 }
