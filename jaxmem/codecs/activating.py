@@ -104,7 +104,8 @@ def _matmul(x, leaf, precision):
         return leaf.inner.matmul(rounded(wide, leaf).astype(x.dtype), precision)
     q, zero, step = _integers(wide, *leaf.ranges(wide))
     on_cpu = _by_rows if x.size and len(x) <= FEW_ROWS else _integer_product
-    on_tpu = _in_halves if len(x) <= FEW_ON_TPU else _integer_product
+    grouped = inner.scale.shape[-2] > 1  # a chip's int8 products would leave their sums by group
+    on_tpu = _in_halves if grouped or len(x) <= FEW_ON_TPU else _integer_product
     how = dict(cpu=on_cpu, tpu=on_tpu, default=_integer_product)
     return lax.platform_dependent(q, zero, inner, **how) * step
 
