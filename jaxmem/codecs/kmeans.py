@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import UNROLLED, Fold, Folded, decoded_product
-from ..kernels.grouped import packed_product
+from ..folding import Fold, Folded
 from ..leaf import is_encoded
 from .packing import WIDTHS, divided, pack, shifts, unpack, unpack_rows
-from .scaled import checked_group, selected
+from .scaled import checked_group, packed_matmul, selected
 
 STEPS = 16  # Lloyd's; more change the squared error by less than 1 %
 
@@ -188,22 +187,4 @@ class KMeansArray(Folded):
         return dict(fields=self.codes, levels=self.levels, values=selected, **how)
 
     def matmul(self, x, precision=None):
-        return _shared_matmul(x, self, precision)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _matmul(x, leaf, precision):
-    """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
-    decoded = functools.partial(decoded_product, precision=precision)
-    tiles = functools.partial(decoded, unrolled=UNROLLED)
-    elsewhere = functools.partial(packed_product, otherwise=tiles, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
-
-
-@_matmul.defjvp
-def _matmul_jvp(precision, primals, tangents):
-    decoded = functools.partial(decoded_product, precision=precision)
-    return _matmul(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
-
-
-_shared_matmul = jax.jit(_matmul, static_argnums=2)  # layers of one shape trace and lower it once
+        return packed_matmul(x, self, precision)

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import UNROLLED, Fold, Folded, decoded_product
-from ..kernels.grouped import packed_product
+from ..folding import Fold, Folded
 from ..leaf import is_encoded
 from .packing import divided, pack, unpack, unpack_rows
-from .scaled import checked_group, divisor, half_above
+from .scaled import checked_group, divisor, half_above, packed_matmul
 
 _WIDTHS = (2, 1, 1, 1, 1, 1, 1)  # of the planes, from the highest bits down
 T = TypeVar("T")
@@ -178,19 +177,4 @@ class PlanesArray(Folded):
         return dict(fields=self.planes, scale=self.step, low=self.low, **how)
 
     def matmul(self, x, precision=None):
-        return _matmul(x, self, precision)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _matmul(x, leaf, precision):
-    """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
-    decoded = functools.partial(decoded_product, precision=precision)
-    tiles = functools.partial(decoded, unrolled=UNROLLED)
-    elsewhere = functools.partial(packed_product, otherwise=tiles, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
-
-
-@_matmul.defjvp
-def _matmul_jvp(precision, primals, tangents):
-    decoded = functools.partial(decoded_product, precision=precision)
-    return _matmul(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
+        return packed_matmul(x, self, precision)

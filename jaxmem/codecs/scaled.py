@@ -201,3 +201,21 @@ def selected(codes: Array, levels) -> Array:
     """
     pick = lambda y, pair: jnp.where(codes == pair[0], pair[1], y)
     return functools.reduce(pick, enumerate(levels[1:], 1), jnp.full(codes.shape, levels[0], "f4"))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _packed(x, leaf, precision):
+    """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
+    decoded = functools.partial(decoded_product, precision=precision)
+    tiles = functools.partial(decoded, unrolled=UNROLLED)
+    elsewhere = functools.partial(packed_product, otherwise=tiles, precision=precision)
+    return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
+
+
+@_packed.defjvp
+def _packed_jvp(precision, primals, tangents):
+    decoded = functools.partial(decoded_product, precision=precision)
+    return _packed(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
+
+
+packed_matmul = jax.jit(_packed, static_argnums=2)  # layers of one shape trace and lower it once
