@@ -14,7 +14,6 @@ import hashlib
 import json
 import pathlib
 import re
-import sys
 import time
 
 import jax
@@ -28,6 +27,7 @@ from jaxmem.commands.output import Output
 from jaxmem.models import fetching
 from jaxmem.models.model import Model
 
+COMMAND = "python experiments/fit_smollm2.py"
 LIMITS = (163_000_000, 122_000_000, 102_000_000)  # 8, 6 and 5 bits for each of 162.9M weights
 SPARE = 1.015  # a uniform plan may take up to this many times the limit
 CALIBRATION = (2, 512)  # windows, tokens
@@ -61,7 +61,7 @@ def main() -> None:
     encode = lambda t: np.asarray(model.tokenizer.encode(t, add_special_tokens=False).ids)
     calibration, ids = encode(text[: len(text) // 2]), encode(text[len(text) // 2 :])
     found = {
-        "command": " ".join(["python", "experiments/fit_smollm2.py", *sys.argv[1:]]),
+        "command": f"{COMMAND} --text {args.text.name} --windows {args.windows}",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": model.source,
