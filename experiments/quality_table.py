@@ -22,7 +22,7 @@ BEFORE = {  # method: the one that it adds a step to
     f"{TURNS}, rank 8": TURNS,
     f"{TURNS}, scales tuned": TURNS,
     f"{TURNS}, by blocks": TURNS,
-    f"{TURNS}, by blocks, codes learned": f"{TURNS}, by blocks",
+    f"{TURNS}, by blocks, codes learned": TURNS,
     f"{TURNS}, by blocks, codes learned, scales tuned": f"{TURNS}, by blocks, codes learned",
     "GPTQ, by blocks": "GPTQ",
 }
