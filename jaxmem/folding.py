@@ -11,12 +11,10 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from .leaf import Encoded, apart
-
-TILE = 1024  # rows decoded at a time: 1,024 x 2,048 f32 is 8 MiB, the L2 of two cores
-UNROLLED = 16  # tiles that an accelerator spells out, so that each stays on the chip
+from .tiling import decoded_product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +163,13 @@ class Folded(Encoded):
     def pick(self, index: Array) -> Array:
         """Rows (*index.shape, k) in f32 of an unstacked leaf."""
 
+    def strands(self) -> list[Array]:
+        """The rows j, P + j, 2 P + j, ... of the matrix as entry j of P, where a byte holds P rows.
+
+        What is packed along n is decoded so without interleaving, at which a CPU is slow.
+        """
+        return [self.rows()]
+
     def matmul(self, x: Array, precision=None) -> Array:
         """x (m, k) times the rows of an unstacked leaf: (m, n) in f32."""
         return decoded_product(x, self, precision)
@@ -299,37 +304,6 @@ class Wrapped(Folded):
     def reshape(self, shape):
         inner = self.inner.reshape(shape)
         return inner if inner is NotImplemented else dataclasses.replace(self, inner=inner)
-
-
-def decoded_product(x: Array, leaf: Folded, precision=None, *, unrolled: int = 0) -> Array:
-    """x (m, k) . rows^T as (m, n) f32, some rows decoded at a time: never a dense weight."""
-
-    @jax.checkpoint  # the gradient decodes again instead of keeping every tile
-    def product(x, part):
-        w = part.rows().astype(x.dtype)
-        dims = (((1,), (1,)), ((), ()))
-        return lax.dot_general(x, w, dims, precision, preferred_element_type=jnp.float32)
-
-    return by_tiles(product, x, leaf, unrolled=unrolled)
-
-
-def by_tiles(product, x: Any, leaf: Folded, *, unrolled: int = 0) -> Array:
-    """`product(x, part)` (m, rows of part) over parts of `leaf`, joined: (m, n).
-
-    A loop, which keeps the program small; up to `unrolled` tiles one after the other, since a TPU
-    copies what a loop reads to its own memory first (experiments/tpu_memory.json).
-    """
-    n = leaf.fold.n
-    size = next((t for t in range(TILE, TILE // 8, -8) if n % t == 0), TILE)
-    if n <= size:
-        return product(x, leaf)
-    part = lambda start, size=size: product(x, leaf.narrow(start, size))
-    if n <= size * unrolled:
-        return jnp.concatenate([part(i, min(size, n - i)) for i in range(0, n, size)], 1)
-    even = n - n % size
-    y = lax.map(part, jnp.arange(0, even, size, dtype=jnp.int32))  # (tiles, m, size)
-    y = jnp.moveaxis(y, 0, 1).reshape(y.shape[1], even)
-    return y if even == n else jnp.concatenate([y, part(even, n - even)], 1)
 
 
 def _segments(old, new):

@@ -1,6 +1,7 @@
 """Int: the product of every target is that of the decoded weight; the range is used to its ends."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.codecs.integer import _by_digits, _scaled_after
-from jaxmem.folding import decoded_product
+from jaxmem.tiling import decoded_product
 
 CODECS = [jm.Int(bits, symmetric=s) for bits in range(2, 9) for s in (True, False)]
 GROUPED = [jm.Int(4, group=10), jm.Int(3, group=16, symmetric=False)]
@@ -18,17 +19,20 @@ W = jax.random.normal(jax.random.key(0), (48, 40))
 X = jax.random.normal(jax.random.key(1), (4, 48))
 PRODUCTS = {
     "cpu, few rows": _by_digits,
-    "cpu, many rows": decoded_product,
+    "cpu, many rows or groups": decoded_product,
     "accelerator, per channel": functools.partial(_scaled_after, precision=None),
     "accelerator, groups": functools.partial(decoded_product, unrolled=2),
 }
+OF_GROUPS = [name for name in PRODUCTS if "groups" in name]
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
-@pytest.mark.parametrize("codec", CODECS + GROUPED, ids=str)
+@pytest.mark.parametrize(
+    ("codec", "name"),
+    [*itertools.product(CODECS, PRODUCTS), *itertools.product(GROUPED, OF_GROUPS)],
+    ids=str,
+)
 def test_every_product_is_that_of_the_decoded_weight(codec, name):
-    product = PRODUCTS[name if codec.group is None else name.replace("per channel", "groups")]
-    leaf = jit(codec.encode)(W)
+    product, leaf = PRODUCTS[name], jit(codec.encode)(W)
     got, want = jit(lambda x, leaf: (product(x, leaf), x @ leaf.rows().T))(X, leaf)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
 

@@ -17,6 +17,7 @@ CORE = [
     "segmented",
     "operations",
     "lifting",
+    "tiling",
     "folding",
     "codecs",
     "solvers",

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import UNROLLED, Folded, Wrapped, by_tiles, decoded_product
+from ..folding import Folded, Wrapped
 from ..leaf import is_encoded
+from ..tiling import UNROLLED, by_tiles, decoded_product
 from .packing import unpack
 
 FEW_ROWS = 32  # up to here a CPU does best not to unpack
@@ -103,8 +104,9 @@ def _matmul(x, leaf, precision):
     if leaf.to != "int8" or inner is None:
         return leaf.inner.matmul(rounded(wide, leaf).astype(x.dtype), precision)
     q, zero, step = _integers(wide, *leaf.ranges(wide))
-    on_cpu = _by_rows if x.size and len(x) <= FEW_ROWS else _integer_product
     grouped = inner.scale.shape[-2] > 1  # a chip's int8 products would leave their sums by group
+    few = x.size and len(x) <= FEW_ROWS
+    on_cpu = _in_floats if grouped else _by_rows if few else _integer_product
     on_tpu = _in_halves if grouped or len(x) <= FEW_ON_TPU else _integer_product
     how = dict(cpu=on_cpu, tpu=on_tpu, default=_integer_product)
     return lax.platform_dependent(q, zero, inner, **how) * step
@@ -131,6 +133,11 @@ def _by_rows(q, zero, leaf):
     one = jnp.ones((len(q), 1), jnp.float32)
     ones = jnp.ones((1, q.shape[1]), jnp.int8)
     return leaf.by_integers([(q, one), (ones, -zero * one)])
+
+
+def _in_floats(q, zero, leaf):
+    """The same by decoding the weight, which has groups."""
+    return decoded_product(q.astype(jnp.float32) - zero, leaf)
 
 
 def _in_halves(q, zero, leaf):

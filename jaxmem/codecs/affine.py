@@ -77,6 +77,11 @@ class AffineArray(ScaledArray):
     def rows(self):
         return self._raised(super().rows(), lambda low: low)
 
+    def strands(self):
+        parts = super().strands()
+        mine = lambda j: lambda low: low[..., j :: len(parts)]
+        return [self._raised(rows, mine(j)) for j, rows in enumerate(parts)]
+
     def pick(self, index):
         return self._raised(super().pick(index), lambda low: low[:, index.reshape(-1)], index.shape)
 

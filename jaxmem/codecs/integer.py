@@ -2,21 +2,20 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import UNROLLED, Fold, Folded, by_tiles, decoded_product
+from ..folding import Fold, Folded
 from ..kernels.grouped import packed_product
 from ..leaf import is_encoded
-from .packing import WIDTHS, divided, interleave, pack, shifts, slices, unpack, unpack_rows
+from ..tiling import UNROLLED, by_tiles, decoded_product, wide_product
+from .packing import WIDTHS, divided, interleave, pack, shifts, slices, strands, unpack, unpack_rows
 from .scaled import checked_group
 
-FEW_ROWS = 32  # up to here the CPU's integer product beats decoding (experiments/cpu_decode.py)
-FEW_GROUPED = 8  # and up to here where each group has a product of its own
+FEW_ROWS = 32  # up to here a CPU's integer product beats decoding, if a row has one scale
 RUN = 512  # rows of a weight at a time in a product on a CPU
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
 _LEAST = 2.0**-14  # f16 scales below are coarse
@@ -162,12 +161,25 @@ class IntArray(Folded):
         return unpack(self.zero, self.bits, self.scale.shape[-1], axis=-1).astype(jnp.int32)
 
     def rows(self):
-        n, k = self.scale.shape[-1], self.codes[0].shape[-1]
-        spread = lambda a: jnp.repeat(a.mT, self.group, -1)[..., :k] if a.shape[-2] > 1 else a.mT
-        codes = unpack(self.codes, self.bits, n, axis=-2).astype(jnp.float32)
-        zeros = self.zeros()
+        codes = unpack(self.codes, self.bits, self.scale.shape[-1], axis=-2)
+        return self._values(codes, self.scale, self.zeros())
+
+    def strands(self):
+        n, zeros = self.scale.shape[-1], self.zeros()
+        parts = strands(self.codes, self.bits, n, axis=-2)
+        if self.zero is None:
+            zeros = [zeros] * len(parts)
+        else:
+            zeros = strands(self.zero, self.bits, n, axis=-1)
+        scales = [self.scale[..., j :: len(parts)] for j in range(len(parts))]
+        return [self._values(*each) for each in zip(parts, scales, zeros)]
+
+    def _values(self, codes, scale, zeros):
+        """Rows in f32 of their codes (*stack, rows, k), scales and zeros (*stack, groups, rows)."""
+        one = scale.shape[-2] == 1
+        spread = lambda a: a.mT if one else jnp.repeat(a.mT, self.group, -1)[..., : codes.shape[-1]]
         zeros = zeros if self.zero is None else spread(zeros.astype(jnp.float32))
-        return (codes - zeros) * spread(self.scale.astype(jnp.float32))
+        return (codes.astype(jnp.float32) - zeros) * spread(scale.astype(jnp.float32))
 
     def narrow(self, start, size):
         def cut(a, axis, width):
@@ -189,13 +201,10 @@ class IntArray(Folded):
         return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, fold=fold)
 
     def pick(self, index):
-        at = index.reshape(-1)
-        codes = unpack_rows(self.codes, self.bits, at).astype(jnp.float32)  # (rows, k)
-        spread = lambda a: jnp.repeat(a[:, at].T, self.group, -1)[:, : codes.shape[-1]]
-        zeros = self.zeros()
-        zeros = zeros if self.zero is None else spread(zeros).astype(jnp.float32)
-        rows = (codes - zeros) * spread(self.scale).astype(jnp.float32)
-        return rows.reshape(*index.shape, codes.shape[-1])
+        at, zeros = index.reshape(-1), self.zeros()
+        zeros = zeros if self.zero is None else zeros[:, at]
+        rows = self._values(unpack_rows(self.codes, self.bits, at), self.scale[:, at], zeros)
+        return rows.reshape(*index.shape, rows.shape[-1])
 
     def on_chip(self) -> dict[str, Any]:
         """What a kernel reads of an unstacked leaf."""
@@ -208,13 +217,12 @@ class IntArray(Folded):
     def by_integers(self, terms: list[tuple[Array, Array]]) -> Array:
         """Σ factor · digits . rows^T, (m, n) f32, as a CPU does it: in int8 × int8 products.
 
-        A term is int8 digits (m or 1, k) and an f32 factor (m, 1). The products read the codes as
-        they are; f32 would have to unpack them first.
+        The leaf has one group. A term is int8 digits (m or 1, k) and an f32 factor (m, 1). The
+        products read the codes as they are; f32 would have to unpack them first.
         """
         digits = jnp.concatenate([digits for digits, _ in terms])
-        sizes = tuple(len(digits) for digits, _ in terms)
-        args = (_grouped(digits, self), [factor for _, factor in terms])
-        product = lambda args, part: _terms_product(*args, part, sizes)
+        args = digits, [(len(digits), factor) for digits, factor in terms]
+        product = lambda args, part: _terms_product(*args, part)
         return product(args, self) if self.bits == 8 else by_tiles(product, args, self)
 
     def matmul(self, x, precision=None):
@@ -225,9 +233,8 @@ class IntArray(Folded):
 def _matmul(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
     (m, k), (groups, n) = x.shape, leaf.scale.shape[-2:]
-    decoded = functools.partial(decoded_product, precision=precision)
-    few = m <= (FEW_ROWS if groups == 1 else FEW_GROUPED)
-    on_cpu = _by_digits if few and k else decoded
+    wide = functools.partial(wide_product, precision=precision)
+    on_cpu = _by_digits if groups == 1 and m <= FEW_ROWS and k else wide
     after = functools.partial(_scaled_after, precision=precision)
     if groups == 1 and (leaf.bits == 8 or m == 1):
         elsewhere = after
@@ -283,56 +290,36 @@ def _by_digits(x, leaf):
     return leaf.by_integers(_digits(x.astype(jnp.float32), 3))
 
 
-def _terms_product(rows, factors, leaf, sizes):
-    """The sum of terms whose digits are `rows` (Σ sizes, groups, g): (m, rows of leaf) f32."""
-    groups, n = leaf.scale.shape[-2:]
-    sums = rows.astype(jnp.int32).sum(-1).T[:, None]  # (groups, 1, Σ sizes)
-    ends = list(itertools.accumulate(sizes))
-    total = 0.0
-    for i, (weight, parts) in enumerate(_centred(leaf)):
-        short = -n % len(parts)
-        ys = []
-        for j, part in enumerate(parts):
-            every = lambda a: jnp.pad(a, ((0, 0), (0, short)))[:, j :: len(parts)]  # noqa: B023
-            codes = _products(_grouped(part, leaf), rows)
-            in_runs = lambda a: a.reshape(groups, len(codes), -1, 1).swapaxes(0, 1)  # noqa: B023
-            if leaf.zero is not None and not i:
-                codes -= sums[None] * in_runs(every(leaf.zeros()))
-            y = sum(
-                codes[..., end - size : end].astype(jnp.float32) * factor.reshape(1, 1, 1, -1)
-                for end, size, factor in zip(ends, sizes, factors)
-            )
-            y *= in_runs(every(leaf.scale.astype(jnp.float32))) * weight
-            # spelt out: XLA is slow at reducing leading axes (jax 0.10.2)
-            y = sum(y[:, group] for group in range(groups))
-            ys.append(y.reshape(-1, y.shape[-1]).T)
-        total += interleave(ys, -1)[:, :n]
-    return total
+def _terms_product(digits, terms, leaf):
+    """Σ factor · digits . rows^T of terms (count of digits, factor): (m, rows of leaf) f32."""
+    n, zeros = leaf.scale.shape[-1], leaf.zeros()
+    sums = digits.astype(jnp.int32).sum(-1)
+    parts = strands(leaf.codes, leaf.bits, n, axis=-2)
+    ys = []
+    for j, codes in enumerate(parts):
+        if leaf.zero is None:
+            found = _products(codes - jnp.int8(zeros) if zeros else codes, digits)
+        else:
+            found = _products(codes, digits) - zeros[0, j :: len(parts), None] * sums[None]
+        found, y = found.astype(jnp.float32), 0.0
+        for count, factor in terms:
+            y += found[:, :count] * factor.T
+            found = found[:, count:]
+        ys.append((y * leaf.scales()[0, j :: len(parts), None]).T)
+    return interleave(ys, -1)
 
 
-def _grouped(a, leaf):
-    """(r, k) as (r, groups, g); a short last group is padded with zeros."""
-    groups = leaf.scale.shape[-2]
-    g = leaf.group if groups > 1 else a.shape[1]
-    return jnp.pad(a, ((0, 0), (0, groups * g - a.shape[1]))).reshape(len(a), groups, g)
-
-
-def _products(w, rows):
-    """w (n, groups, g) . rows (r, groups, g) of int8: (runs, groups, n/runs, r) int32.
+def _products(w, digits):
+    """w (n, k) . digits (r, k) of int8: (n, r) int32.
 
     w on the left is read as it lies, a run of its rows a time; on the right XLA would pack it first
     (jax 0.10.2 and 0.12: 1.4 to 2 times as long).
     """
-    (n, groups, g), r = w.shape, len(rows)
+    (n, k), r = w.shape, len(digits)
     runs = next((i for i in range(max(1, -(-n // RUN)), n // 32 + 1) if n % i == 0), 1)
-    if groups == 1:  # an axis of length 1 costs 1.4 times as long
-        w, rows = w.reshape(runs, -1, g), jnp.broadcast_to(rows[:, 0], (runs, r, g))
-        dims = (((2,), (2,)), ((0,), (0,)))
-        return lax.dot_general(w, rows, dims, preferred_element_type=jnp.int32)[:, None]
-    rows = jnp.broadcast_to(rows.swapaxes(0, 1), (runs, groups, r, g))
-    dims = (((3,), (3,)), ((0, 2), (0, 1)))
-    w = w.reshape(runs, -1, groups, g)
-    return lax.dot_general(w, rows, dims, preferred_element_type=jnp.int32)
+    w, digits = w.reshape(runs, -1, k), jnp.broadcast_to(digits, (runs, r, k))
+    dims = (((2,), (2,)), ((0,), (0,)))
+    return lax.dot_general(w, digits, dims, preferred_element_type=jnp.int32).reshape(n, r)
 
 
 def _digits(x, count):

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from ..folding import Fold, Folded
 from ..leaf import is_encoded
-from .packing import WIDTHS, divided, pack, shifts, unpack, unpack_rows
+from .packing import WIDTHS, divided, pack, shifts, strands, unpack, unpack_rows
 from .scaled import checked_group, packed_matmul, selected
 
 STEPS = 16  # Lloyd's; more change the squared error by less than 1 %
@@ -153,6 +153,11 @@ class KMeansArray(Folded):
     def rows(self):
         codes = unpack(self.codes, self.bits, self.levels.shape[-1], axis=-2)
         return self._values(codes, self.levels)
+
+    def strands(self):
+        parts = strands(self.codes, self.bits, self.levels.shape[-1], axis=-2)
+        mine = lambda j: self.levels[..., j :: len(parts)]
+        return [self._values(codes, mine(j)) for j, codes in enumerate(parts)]
 
     def _values(self, codes, levels):
         """What codes (*stack, n, k) stand for; a chain of selections, as in `Codebook`."""

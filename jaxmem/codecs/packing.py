@@ -13,6 +13,7 @@ from jax import Array, lax
 
 from ..folding import Fold
 from ..leaf import is_encoded, shrunk
+from ..tiling import interleave
 
 WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
@@ -81,14 +82,39 @@ def slices(field: Array, width: int) -> list[Array]:
     return [(field >> width * j & mask).astype(jnp.int8) for j in range(8 // width)]
 
 
-def interleave(parts: list[Array], axis: int) -> Array:
-    """Undoes `slices`: part j holds every len(parts)-th element from j on."""
-    if len(parts) == 1:
-        return parts[0]
-    together = jnp.stack(parts, axis)  # the new axis follows the split one
-    at = together.ndim + axis
-    shape = together.shape
-    return together.reshape(*shape[: at - 1], shape[at - 1] * shape[at], *shape[at + 1 :])
+def strands(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> list[Array]:
+    """The codes j, P + j, 2 P + j, ... as entry j of P, what a byte of the narrowest field holds.
+
+    As `unpack` gives them, int8, n along `axis` in all; nothing is interleaved.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> codes = jnp.arange(6, dtype=jnp.uint8)
+        >>> strands(pack(codes, 4, axis=-1), 4, 6, axis=-1)
+        [Array([0, 2, 4], dtype=int8), Array([1, 3, 5], dtype=int8)]
+    """
+    if bits == 8:
+        return list(fields)
+    return [part.astype(jnp.int8) for part in joined(fields, shifts(bits), n, axis)]
+
+
+def joined(fields: tuple[Array, ...], shifts: list[tuple[int, int]], n: int, axis: int):
+    """Strands, in uint8, of fields whose (width, shift) are given."""
+    count = 8 // min(width for width, _ in shifts)
+
+    def strand(places):
+        codes = None
+        for field, (width, shift) in zip(fields, shifts):
+            byte, at = divmod(places.start, 8 // width)
+            step = places.step * width // 8
+            end = byte + max(0, (len(places) - 1) * step + 1)
+            part = lax.slice_in_dim(field, byte, end, step, axis)
+            part = part >> at * width & (1 << width) - 1
+            part = part << shift if shift else part  # by none is a copy of the weight on a CPU
+            codes = part if codes is None else codes | part
+        return codes
+
+    return [strand(range(j, n, count)) for j in range(max(1, min(count, n)))]
 
 
 def unpack(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> Array:
@@ -105,7 +131,7 @@ def unpack(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> Array:
         part = interleave(slices(field, width), axis)
         part = part << shift if shift else part  # by none is a copy of the weight on a CPU
         # each field is padded to whole bytes by itself
-        part = jnp.take(part, jnp.arange(n), axis) if part.shape[axis] != n else part
+        part = lax.slice_in_dim(part, 0, n, axis=axis) if part.shape[axis] != n else part
         codes = part if codes is None else codes | part
     return codes
 

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from ..folding import Fold, Folded
 from ..leaf import is_encoded
-from .packing import divided, pack, unpack, unpack_rows
+from .packing import divided, joined, pack, unpack, unpack_rows
 from .scaled import checked_group, divisor, half_above, packed_matmul
 
 _WIDTHS = (2, 1, 1, 1, 1, 1, 1)  # of the planes, from the highest bits down
@@ -127,23 +127,39 @@ class PlanesArray(Folded):
 
     lead = property(lambda self: self.step.shape[:-2])
     bits = property(lambda self: len(self.planes) + 1)
+    _half = property(lambda self: 2.0 ** (7 - self.bits))  # of a cell, in steps of 8 bits
 
-    def _joined(self, read):
-        """Codes of the planes that are there, as f32 middles of 8-bit cells."""
-        codes = 0
-        for plane, width in zip(self.planes, _WIDTHS):
-            codes = (codes << width) + read((plane,), width).astype(jnp.int32)
-        return (codes.astype(jnp.float32) + 0.5) * 2.0 ** (8 - self.bits)
-
-    def _values(self, middles, step, low):
+    def _values(self, codes, step, low):
+        """The middles, in f32, of cells that codes of 8 bits (what is cut off 0) begin."""
         spread = lambda a: jnp.repeat(a.mT.astype(jnp.float32), self.group, -1)
-        k = middles.shape[-1]
-        return middles * spread(step)[..., :k] + spread(low)[..., :k]
+        k = codes.shape[-1]
+        return (codes.astype(jnp.float32) + self._half) * spread(step)[..., :k] + spread(low)[
+            ..., :k
+        ]
+
+    def _shifts(self):
+        """(width, how far its bits stand to the left in 8) of each plane."""
+        return [(w, 8 - sum(_WIDTHS[: i + 1])) for i, w in enumerate(_WIDTHS[: self.bits - 1])]
+
+    def _codes(self, read):
+        """Codes of 8 bits, what is cut off 0; `read` takes a plane and its width."""
+        each = zip(self.planes, self._shifts())
+        return sum(
+            read((plane,), width).astype(jnp.int32) << shift for plane, (width, shift) in each
+        )
 
     def rows(self):
         n = self.step.shape[-1]
-        middles = self._joined(lambda plane, width: unpack(plane, width, n, axis=-2))
-        return self._values(middles, self.step, self.low)
+        codes = self._codes(lambda plane, width: unpack(plane, width, n, axis=-2))
+        return self._values(codes, self.step, self.low)
+
+    def strands(self):
+        parts = joined(self.planes, self._shifts(), self.step.shape[-1], axis=-2)
+        mine = lambda a, j: a[..., j :: len(parts)]
+        return [
+            self._values(codes, mine(self.step, j), mine(self.low, j))
+            for j, codes in enumerate(parts)
+        ]
 
     def narrow(self, start, size):
         cut = lax.dynamic_slice_in_dim
@@ -164,16 +180,15 @@ class PlanesArray(Folded):
 
     def pick(self, index):
         at = index.reshape(-1)
-        middles = self._joined(lambda plane, width: unpack_rows(plane, width, at))
-        rows = self._values(middles, self.step[:, at], self.low[:, at])
+        codes = self._codes(lambda plane, width: unpack_rows(plane, width, at))
+        rows = self._values(codes, self.step[:, at], self.low[:, at])
         return rows.reshape(*index.shape, rows.shape[-1])
 
     def on_chip(self) -> dict[str, Any]:
         """What a kernel reads of an unstacked leaf, the planes joined on the chip."""
-        ends = [8 - sum(_WIDTHS[: i + 1]) for i in range(len(self.planes))]
-        half = 2.0 ** (7 - self.bits)
+        half = self._half
         values = lambda codes: codes.astype(jnp.float32) + half
-        how = dict(shifts=tuple(zip(_WIDTHS, ends)), group=self.group, values=values)
+        how = dict(shifts=tuple(self._shifts()), group=self.group, values=values)
         return dict(fields=self.planes, scale=self.step, low=self.low, **how)
 
     def matmul(self, x, precision=None):

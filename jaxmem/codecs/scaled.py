@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..folding import UNROLLED, Fold, Folded, decoded_product
+from ..folding import Fold, Folded
 from ..kernels.grouped import packed_product
 from ..leaf import is_encoded
-from .packing import WIDTHS, divided, interleave, pack, shifts, slices, unpack, unpack_rows
+from ..tiling import UNROLLED, decoded_product, wide_product
+from .packing import WIDTHS, divided, interleave, pack, shifts, slices, strands, unpack, unpack_rows
 
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
 
@@ -87,12 +88,18 @@ class ScaledArray(Folded):
         return dict(fields=self.codes, scale=self.scale, values=self.values, **how)
 
     def rows(self):
-        n, k = self.scale.shape[-1], self.codes[0].shape[-1]
-        return self.values(unpack(self.codes, self.bits, n, axis=-2)) * self._spread(k)
+        codes = unpack(self.codes, self.bits, self.scale.shape[-1], axis=-2)
+        return self._scaled(codes, self.scales())
 
-    def _spread(self, k):
-        scale = self.scales().mT
-        return scale if scale.shape[-1] == 1 else jnp.repeat(scale, self.group, -1)[..., :k]
+    def strands(self):
+        parts, scale = strands(self.codes, self.bits, self.scale.shape[-1], axis=-2), self.scales()
+        return [self._scaled(codes, scale[..., j :: len(parts)]) for j, codes in enumerate(parts)]
+
+    def _scaled(self, codes, scale):
+        """Rows in f32 of their codes (*stack, rows, k) and scales (*stack, groups, rows)."""
+        scale, k = scale.mT, codes.shape[-1]
+        scale = scale if scale.shape[-1] == 1 else jnp.repeat(scale, self.group, -1)[..., :k]
+        return self.values(codes) * scale
 
     def narrow(self, start, size):
         def cut(field, width):
@@ -111,10 +118,8 @@ class ScaledArray(Folded):
 
     def pick(self, index):
         at = index.reshape(-1)
-        codes = unpack_rows(self.codes, self.bits, at)
-        own = dataclasses.replace(self, scale=self.scale[:, at])
-        rows = self.values(codes) * own._spread(codes.shape[-1])
-        return rows.reshape(*index.shape, codes.shape[-1])
+        rows = self._scaled(unpack_rows(self.codes, self.bits, at), self.scales()[:, at])
+        return rows.reshape(*index.shape, rows.shape[-1])
 
     def matmul(self, x, precision=None):
         return _shared_matmul(x, self, precision)
@@ -123,14 +128,14 @@ class ScaledArray(Folded):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _matmul(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
-    decoded = functools.partial(decoded_product, precision=precision)
-    elsewhere = functools.partial(decoded, unrolled=UNROLLED)
+    wide = functools.partial(wide_product, precision=precision)
+    elsewhere = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED)
     alone = leaf.scale.shape[-2] == 1 and getattr(leaf, "low", None) is None
     if alone and (leaf.bits == 8 or len(x) == 1):
         elsewhere = functools.partial(_scaled_after, precision=precision)
     else:
         elsewhere = functools.partial(packed_product, otherwise=elsewhere, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
+    return lax.platform_dependent(x, leaf, cpu=wide, default=elsewhere)
 
 
 @_matmul.defjvp
@@ -206,10 +211,10 @@ def selected(codes: Array, levels) -> Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _packed(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
-    decoded = functools.partial(decoded_product, precision=precision)
-    tiles = functools.partial(decoded, unrolled=UNROLLED)
+    wide = functools.partial(wide_product, precision=precision)
+    tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED)
     elsewhere = functools.partial(packed_product, otherwise=tiles, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
+    return lax.platform_dependent(x, leaf, cpu=wide, default=elsewhere)
 
 
 @_packed.defjvp

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..folding import UNROLLED, Fold, Folded, decoded_product
+from ..folding import Fold, Folded
 from ..leaf import Encoded, is_encoded, shrunk
+from ..tiling import UNROLLED, decoded_product
 
 Count = Callable[[int, int], "Array | int"]
 FEW = 16  # entries that are compared with each other rather than counted or sorted

@@ -1,0 +1,73 @@
+"""Products with an encoded weight that decode some of its rows at a time: never a dense weight."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+TILE = 1024  # rows decoded at a time: 1,024 x 2,048 f32 is 8 MiB, the L2 of two cores
+FEWER = 2**19  # weights of a tile of rows that strands decode (experiments/cpu_matvec.py)
+FEW = 32  # rows of bfloat16 that a CPU multiplies faster as f32
+UNROLLED = 16  # tiles that an accelerator spells out, so that each stays on the chip
+
+
+def decoded_product(x: Array, leaf: Any, precision=None, *, unrolled: int = 0) -> Array:
+    """x (m, k) . rows^T as (m, n) f32, some rows decoded at a time: never a dense weight.
+
+    By strands, but whole where tiles are `unrolled`: an accelerator interleaves on the chip.
+    """
+
+    @jax.checkpoint  # the gradient decodes again instead of keeping every tile
+    def product(x, part):
+        dims = (((1,), (1,)), ((), ()))
+        how = dict(precision=precision, preferred_element_type=jnp.float32)
+        strands = [part.rows()] if unrolled else part.strands()
+        return interleave([lax.dot_general(x, w.astype(x.dtype), dims, **how) for w in strands], -1)
+
+    tile = TILE if unrolled else max(TILE // 4, FEWER // max(1, leaf.fold.k))
+    return by_tiles(product, x, leaf, unrolled=unrolled, tile=tile)
+
+
+def wide_product(x: Array, leaf: Any, precision=None) -> Array:
+    """The same for a CPU, which is slow at few rows of bfloat16."""
+    return decoded_product(x.astype(jnp.float32) if len(x) <= FEW else x, leaf, precision)
+
+
+def by_tiles(product, x: Any, leaf: Any, *, unrolled: int = 0, tile: int = TILE) -> Array:
+    """`product(x, part)` (m, rows of part) over parts of `leaf`, joined: (m, n).
+
+    A loop, which keeps the program small; up to `unrolled` tiles one after the other, since a TPU
+    copies what a loop reads to its own memory first (experiments/tpu_memory.json).
+    """
+    n, tile = leaf.fold.n, tile - tile % 8
+    size = next((t for t in range(tile, tile // 8, -8) if n % t == 0), tile)
+    if n <= size:
+        return product(x, leaf)
+    part = lambda start, size=size: product(x, leaf.narrow(start, size))
+    if n <= size * unrolled:
+        return jnp.concatenate([part(i, min(size, n - i)) for i in range(0, n, size)], 1)
+    even = n - n % size
+    y = lax.map(part, jnp.arange(0, even, size, dtype=jnp.int32))  # (tiles, m, size)
+    y = jnp.moveaxis(y, 0, 1).reshape(y.shape[1], even)
+    return y if even == n else jnp.concatenate([y, part(even, n - even)], 1)
+
+
+def interleave(parts: list[Array], axis: int) -> Array:
+    """The array of which parts[j] holds every len(parts)-th element along `axis` (negative) from j.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> interleave([jnp.array([0, 3]), jnp.array([1, 4]), jnp.array([2])], -1).tolist()
+        [0, 1, 2, 3, 4]
+    """
+    if len(parts) == 1:
+        return parts[0]
+    at = parts[0].ndim + axis
+    n, longest = sum(part.shape[at] for part in parts), parts[0].shape[at]
+    short = lambda part: [(0, longest - part.shape[at] if a == at else 0) for a in range(part.ndim)]
+    parts = [part if part.shape[at] == longest else jnp.pad(part, short(part)) for part in parts]
+    together = jnp.stack(parts, at + 1)
+    shape = parts[0].shape
+    together = together.reshape(*shape[:at], longest * len(parts), *shape[at + 1 :])
+    return lax.slice_in_dim(together, 0, n, axis=at)
