@@ -22,8 +22,10 @@ def decoded_product(x: Array, leaf: Any, precision=None, *, unrolled: int = 0) -
     def product(x, part):
         dims = (((1,), (1,)), ((), ()))
         how = dict(precision=precision, preferred_element_type=jnp.float32)
-        strands = [part.rows()] if unrolled else part.strands()
-        return interleave([lax.dot_general(x, w.astype(x.dtype), dims, **how) for w in strands], -1)
+        if unrolled:
+            return lax.dot_general(x, part.rows().astype(x.dtype), dims, **how)
+        ys = [lax.dot_general(w.astype(x.dtype), x, dims, **how) for w in part.strands()]
+        return interleave(ys, -2).T
 
     tile = TILE if unrolled else max(TILE // 4, FEWER // max(1, leaf.fold.k))
     return by_tiles(product, x, leaf, unrolled=unrolled, tile=tile)

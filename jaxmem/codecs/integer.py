@@ -305,8 +305,8 @@ def _terms_product(digits, terms, leaf):
         for count, factor in terms:
             y += found[:, :count] * factor.T
             found = found[:, count:]
-        ys.append((y * leaf.scales()[0, j :: len(parts), None]).T)
-    return interleave(ys, -1)
+        ys.append(y * leaf.scales()[0, j :: len(parts), None])
+    return interleave(ys, -2).T
 
 
 def _products(w, digits):
