@@ -4,12 +4,13 @@ Every encoding takes its turn in one process, round after round; the figure is t
 rounds of its step time against the dense step of the same round. Accuracy: the logits of `lift`
 against those of the same model on `decode(enc)`.
 
-    python experiments/cpu_decode.py [--rounds 15]
+    taskset -c 0 python experiments/cpu_decode.py [--rounds 15]
 """
 
 import argparse
 import functools
 import json
+import os
 import pathlib
 import statistics
 import time
@@ -75,6 +76,7 @@ def main():
         "command": f"python experiments/cpu_decode.py --rounds {rounds}",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
+        "cores": len(os.sched_getaffinity(0)),
         "seed": None,
         "model": model.source,
         "rows": rows,

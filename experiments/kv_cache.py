@@ -3,17 +3,28 @@
     pip install -e ".[demo]"
     python experiments/kv_cache.py --text wikitext2_valid.txt
     python experiments/kv_cache.py --speed
+    python experiments/kv_cache.py --generate 32
 
 The model is smollm2-135m with dense f32 weights. The second half of TEXT measures, windows of 1,024
 tokens read through the cache. `--speed` times steps at position 2,047 with all before it in the
-cache; it wants a quiet machine. A row that is in the file already is not measured again.
+cache; it wants a quiet machine. `--generate TOKENS` begins to write 2,016 tokens after 32 random
+ones, each cache in a process of its own, and stops after TOKENS, since every step runs the same
+program on the same whole cache: how far the resident set grew beyond the loaded model (Linux).
+Programs come from a cache on disk, so that no compiler counts. A row that has it is left alone.
 """
 
 import argparse
+import contextlib
+import ctypes
+import dataclasses
+import gc
 import hashlib
 import json
+import os
 import pathlib
+import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -31,6 +42,7 @@ CACHES = {"dense f32": None} | {
     for rotate in (False, True)
 }
 LENGTH, STEPS, ROUNDS = 2048, 8, 5
+PROMPT, SEED = 32, 0
 
 
 def empty(model, how, length):
@@ -94,12 +106,62 @@ def speed(model):
         )
 
 
+class Enough(Exception):
+    """As much was written as was asked for."""
+
+
+def write_on(name, tokens):
+    """Bytes resident before a generation and at its fullest moment, of this process."""
+    model = models.load("smollm2-135m")
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos=()))
+    jax.block_until_ready(model.params)
+    prompt = np.random.default_rng(SEED).integers(0, model.config.vocab, PROMPT)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed while loading would be filled unseen
+    before, shown = status()["VmRSS"], []
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+
+    def stream(text):
+        shown.append(text)
+        if len(shown) >= tokens:
+            raise Enough
+
+    with contextlib.suppress(Enough):
+        how = dict(max_new_tokens=LENGTH - PROMPT, cache=CACHES[name])
+        models.generate(model, prompt, **how, stream=stream)
+    peak = status()["VmHWM"]
+    return {"tokens": len(shown), "before_bytes": before, "grown_bytes": peak - before}
+
+
+def status():
+    lines = map(str.split, pathlib.Path("/proc/self/status").read_text().splitlines())
+    return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[0].startswith("Vm")}
+
+
+def generated(rows, tokens):
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"JAX_COMPILATION_CACHE_DIR": folder}
+        own |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        for name in CACHES:
+            if rows[name].get("generation", {}).get("tokens", 0) >= tokens:
+                continue
+            for count in (3, tokens):  # the first compiles
+                command = [sys.executable, __file__, "--one", name, "--generate", str(count)]
+                how = dict(stdout=subprocess.PIPE, env=os.environ | own)
+                out = subprocess.run(command, check=True, **how)
+            yield name, {"generation": json.loads(out.stdout.splitlines()[-1])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=pathlib.Path)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--generate", type=int, metavar="TOKENS")
+    parser.add_argument("--one", choices=CACHES, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.one:
+        return print(json.dumps(write_on(args.one, args.generate)))
     path = pathlib.Path(__file__).with_suffix(".json")
     model = models.load("smollm2-135m")
     found = {
@@ -108,7 +170,7 @@ def main() -> None:
         "backend": jax.default_backend(),
         "model": model.source,
         "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
-        "seed": None,
+        "seed": SEED,
         "windows": args.windows,
         "length": LENGTH,
         "rows": {name: {} for name in CACHES},
@@ -123,6 +185,8 @@ def main() -> None:
             path.write_text(json.dumps(found, indent=1) + "\n")
             print(name, row, flush=True)
 
+    if args.generate:
+        add(generated(found["rows"], args.generate))
     if args.speed:
         add(speed(model))
     if args.text:

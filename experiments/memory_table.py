@@ -14,6 +14,7 @@ from jaxmem.proving import Candidate
 
 HERE = pathlib.Path(__file__).parent
 WEIGHTS = 4096 * 14_336  # of tpu_formats.py
+CPU = ("0.10.2", "0.12.0.1")  # versions of jax
 TASKS = ("train", "lora", "serve")
 
 
@@ -121,6 +122,20 @@ def one_block():
     yield f"32, by arithmetic | | | {gib(found['whole_bytes'])}"
 
 
+def on_cpu():
+    found = [read(f"cpu_matvec.jax{jax}.json") for jax in CPU]
+    assert all(f["cores"] == 1 for f in found)  # as the page says
+    speed = {(f["jax"], r["batch"], r["format"]): r for f in found for r in f["rows"]}
+    k, n = found[0]["shape"]
+    for r in found[0]["rows"][1 : len(found[0]["rows"]) // 2]:
+        cells = (
+            f"{speed[jax, batch, r['format']]['times_dense']:.2f}×"
+            for batch in (1, 8)
+            for jax in CPU
+        )
+        yield f"{r['format']} | {8 * r['bytes'] / (k * n):.2f} | {' | '.join(cells)}"
+
+
 TABLES = {
     plans: "model | task | device | recipe | GiB, of the chip's | plain way, GiB | planned in",
     remat: "target | policy | peak, GiB | host, GiB | residuals, GiB | Tflop | cost | chosen",
@@ -129,6 +144,7 @@ TABLES = {
     budgets: "budget, GiB | fixed order takes | tokens/s | with micro-batches | tokens/s",
     traffic: "weights | layers | GB moved | floor, GB | ratio",
     products: "format | bits a weight | temp, MiB | v5e: 1 | 8 | 256 | v6e: 1 | 8 | 256",
+    on_cpu: "format | bits a weight | 1 row, jax 0.10.2 | 0.12 | 8 rows, jax 0.10.2 | 0.12",
     resident: "program | predicted, MB | grown, MB | error",
     one_block: "layers | bfloat16, GiB | encoded, GiB | peak, GiB",
 }

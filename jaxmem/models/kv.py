@@ -2,7 +2,9 @@
 
 A key channel has large values that stay large from token to token, a value does not (Liu et al.,
 2024, KIVI): so keys share a range over `STEP` tokens of one channel, values over one token's head.
-The keys of the step under way are kept as they are, and rounded again with each new token.
+The step under way is kept as it is, and rounded again with each new token. A byte holds channels
+that lie half a head (or a quarter) apart, or, of a head that fills a TPU's lanes, tokens half a
+step apart: then the codes of a token are as wide as its head, and no lane is left empty.
 """
 
 import dataclasses
@@ -14,9 +16,11 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxmem.models.hadamards import hadamard
-from jaxmem.models.layers import attend, causal, write
+from jaxmem.models.layers import attend, attend_by, causal, write
 
 STEP = 64  # tokens that share the range of a key's channel
+LANES = 128  # of a TPU
+DECODED = 2**24  # bytes of keys, or of values, that are decoded at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +28,10 @@ class KVCache:
     """How `generate` holds keys and values: `bits` (8, 4 or 2) each, and f16 ranges.
 
     A token takes, for each layer and key/value head of width h, h · bits/4 bytes of codes, and
-    h/16 + 4 bytes of ranges (32 bits for 64 keys of a channel, 32 for a value). `rotate` turns
-    queries, keys and values by a Hadamard matrix, which spreads large channels (Ashkboos et al.,
-    2024, QuaRot); the head width is then one that `hadamard` knows: a power of two, 12, 80, 96.
+    h/16 + 4 bytes of ranges (32 bits for 64 keys of a channel, 32 for a value); 64 tokens are held
+    whole beside them. `rotate` turns queries, keys and values by a Hadamard matrix, which spreads
+    large channels (Ashkboos et al., 2024, QuaRot); the head width is then one that `hadamard`
+    knows: a power of two, 12, 80, 96.
 
     Error: |x − held| ≤ range/(2^bits − 1)/2 + 2^-10 · (|low| + range), the second for f16.
 
@@ -40,7 +45,7 @@ class KVCache:
         >>> cache = jax.eval_shape(lambda: jm.models.KVCache(4).empty(config, *how))
         >>> dense = jax.eval_shape(lambda: config.cache(*how))
         >>> round(jm.nbytes(cache) / jm.nbytes(dense), 3)
-        0.277
+        0.281
     """
 
     bits: int
@@ -55,32 +60,43 @@ class KVCache:
         """An empty cache of at least `length` tokens, for a model's configuration.
 
         Raises:
-            ValueError: a head width that does not pack, or has no Hadamard matrix with `rotate`.
+            ValueError: a head width that has no Hadamard matrix, with `rotate`.
         """
         length += -length % STEP
         dense = jax.eval_shape(lambda: config.cache(batch, length, dtype))["k"].shape
         lead, width = dense[:-2], dense[-1]
-        if width % (8 // self.bits):
-            raise ValueError(f"{self} cannot pack heads of width {width}")
         try:
             _ = self.rotate and hadamard(width)
         except ValueError as error:
             raise ValueError(f"{self} cannot turn heads of width {width}: {error}") from None
-        codes = lambda: jnp.zeros((*lead, length, width * self.bits // 8), jnp.uint8)
+        apart = 8 // self.bits
+        by_tokens = width >= LANES or width % apart
+        shape = (length // apart, width) if by_tokens else (length, width // apart)
+        codes = lambda: jnp.zeros((*lead, *shape), jnp.uint8)
         half = lambda *shape: jnp.zeros((*lead, *shape), jnp.float16)
-        keys = _Rounded(codes(), half(length // STEP, width), half(length // STEP, width))
-        values = _Rounded(codes(), half(length, 1), half(length, 1))
-        return Quantized(keys, values, jnp.zeros((*lead, STEP, width), dtype), self)
+        recent = lambda: jnp.zeros((*lead, STEP, width), dtype)
+        steps = lambda: half(length // STEP, width)
+        static = dict(bits=self.bits, axis=-2 if by_tokens else -1)
+        keys = _Rounded(codes(), steps(), steps(), recent(), **static)
+        values = _Rounded(codes(), half(length, 1), half(length, 1), recent(), **static)
+        return Quantized(keys, values, self)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Rounded:
-    """Codes, the step between two and the least number: (layers, B, K, ...)."""
+    """Keys or values: codes, the step between two and the least number, (layers, B, K, ...)."""
 
-    codes: Array  # (..., tokens, h · bits / 8) uint8
+    codes: Array  # (..., tokens, h) uint8, `axis` of it shorter by 8 / bits
     step: Array  # keys: (..., tokens / STEP, h) f16; values: (..., tokens, 1)
     low: Array
+    recent: Array  # (..., STEP, h): the step under way
+    bits: int = dataclasses.field(metadata=dict(static=True))
+    axis: int = dataclasses.field(metadata=dict(static=True))
+
+    rows = property(lambda self: STEP * self.bits // 8 if self.axis == -2 else STEP)  # of a step
+    length = property(lambda self: self.codes.shape[3] // self.rows * STEP)
+    each = property(lambda self: self.length // self.step.shape[3])  # tokens that share a range
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +106,6 @@ class Quantized:
 
     keys: _Rounded
     values: _Rounded
-    recent: Array  # (layers, B, K, STEP, h): the keys of the step under way
     how: KVCache = dataclasses.field(metadata=dict(static=True))
 
 
@@ -103,8 +118,8 @@ def attend_through(
     attention among the given.
 
     Raises:
-        ValueError: a `Quantized` cache and a T that is neither 1 nor a multiple of `STEP`, or more
-            than the cache is long.
+        ValueError: a `Quantized` cache and a T that is neither 1 nor a multiple of `STEP` (then
+            `position` is one, too), or more than the cache is long.
     """
     if not isinstance(cache, Quantized):
         if cache is not None:
@@ -114,10 +129,11 @@ def attend_through(
     turn = hadamard(k.shape[-1]) if cache.how.rotate else None
     back = None if turn is None else turn.T
     q, k, v = (_turned(x, turn) for x in (q, k, v))
-    cache = _written(cache, layer, position, k, v)
-    keys, values = _layer(cache, layer, position, k)
-    allowed = causal(q.shape[2], keys.shape[2], position, window)
-    return cache, _turned(attend(q, keys, values, allowed, scale), back)
+    keys, values = (
+        _written(held, layer, position, x) for held, x in ((cache.keys, k), (cache.values, v))
+    )
+    cache = dataclasses.replace(cache, keys=keys, values=values)
+    return cache, _turned(_attended(cache, layer, position, q, window, scale), back)
 
 
 def _turned(x, turn):
@@ -128,78 +144,104 @@ def _turned(x, turn):
     return y.astype(x.dtype)
 
 
-def _written(cache: Quantized, layer, position, k, v) -> Quantized:
-    bits, length = cache.how.bits, cache.values.step.shape[3]
-    tokens = k.shape[2]
-    if tokens > length or (tokens > 1 and tokens % STEP):
+def _written(held: _Rounded, layer, position, x) -> _Rounded:
+    """With the keys or values x (B, K, T, h) of a layer from `position` on."""
+    tokens, step = x.shape[2], position // STEP
+    if tokens > held.length or (tokens > 1 and tokens % STEP):
         raise ValueError(
-            f"{tokens} steps for a quantized cache of {length}: expected 1 or a multiple of {STEP}"
+            f"{tokens} steps for a quantized cache of {held.length}: expected 1 or a multiple of "
+            f"{STEP}"
         )
-    values = _put(cache.values, _rounded(v, -1, bits), layer, (position, position))
     if tokens == 1:
         inside = position % STEP
-        recent = lax.dynamic_index_in_dim(cache.recent, layer, 0, keepdims=False)
-        recent = lax.dynamic_update_slice(recent, k.astype(recent.dtype), (0, 0, inside, 0))
+        recent = lax.dynamic_index_in_dim(held.recent, layer, 0, keepdims=False)
+        recent = lax.dynamic_update_slice(recent, x.astype(recent.dtype), (0, 0, inside, 0))
         known = jnp.arange(STEP, dtype=jnp.int32)[None, None, :, None] <= inside
-        spare = jnp.broadcast_to(recent[:, :, :1], recent.shape)  # a token that is there
-        k = jnp.where(known, recent, spare)
-    else:
-        recent = k[:, :, -STEP:]
-    groups = k.reshape(*k.shape[:2], -1, STEP, k.shape[-1])
-    new = _rounded(groups, -2, bits)
-    new = _Rounded(new.codes.reshape(*k.shape[:3], -1), new.step[..., 0, :], new.low[..., 0, :])
-    first = position // STEP
-    keys = _put(cache.keys, new, layer, (first * STEP, first))
-    recent = lax.dynamic_update_slice(
-        cache.recent, recent[None].astype(cache.recent.dtype), (layer, 0, 0, 0, 0)
-    )
-    return dataclasses.replace(cache, keys=keys, values=values, recent=recent)
+        x = jnp.where(known, recent, recent[:, :, :1])  # of what is to come, a token that is there
+    put = lambda old, new, i: lax.dynamic_update_slice(old, new[None], (layer, 0, 0, i, 0))
+    recent = put(held.recent, x[:, :, -STEP:].astype(held.recent.dtype), 0)
+    codes, *ranges = _rounded(x.reshape(*x.shape[:2], -1, STEP, x.shape[-1]), held)
+    codes = put(held.codes, codes.reshape(*x.shape[:2], -1, codes.shape[-1]), step * held.rows)
+    ranges = [r.reshape(*x.shape[:2], -1, r.shape[-1]) for r in ranges]
+    first = step * (STEP // held.each)
+    step, low = (put(old, r, first) for old, r in zip((held.step, held.low), ranges))
+    return dataclasses.replace(held, codes=codes, step=step, low=low, recent=recent)
 
 
-def _layer(cache: Quantized, layer, position, like):
-    """The layer's keys and values, (B, K, tokens, h) in the dtype of `like`."""
-    get = lambda a: lax.dynamic_index_in_dim(a, layer, 0, keepdims=False)
-    keys, values, recent = jax.tree.map(get, (cache.keys, cache.values, cache.recent))
-    bits, dtype = cache.how.bits, like.dtype
-    held = _codes(values.codes, bits) * values.step.astype(jnp.float32)
-    values = (held + values.low.astype(jnp.float32)).astype(dtype)
-    wide = lambda a: a.astype(jnp.float32)[..., None, :]
-    codes = _codes(keys.codes, bits)
-    codes = codes.reshape(*codes.shape[:2], -1, STEP, codes.shape[-1])
-    keys = (codes * wide(keys.step) + wide(keys.low)).astype(dtype)
-    keys = keys.reshape(values.shape)
-    if like.shape[2] == 1:
-        at = (0, 0, position // STEP * STEP, 0)
-        keys = lax.dynamic_update_slice(keys, recent.astype(dtype), at)
-    return keys, values
+def _attended(cache: Quantized, layer, position, q, window, scale):
+    """Attention of q over the layer's keys and values, some tokens decoded at a time."""
+    batch, kv_heads = cache.keys.codes.shape[1:3]
+    length, both = cache.keys.length, ((0, 1), (0, 1))
+    each = DECODED // (4 * batch * kv_heads * q.shape[-1])  # tokens, of both
+    tokens = next(t for t in range(length, 0, -STEP) if length % t == 0 and t <= max(each, STEP))
+    starts = jnp.arange(0, length, tokens, dtype=jnp.int32)
+
+    def dot(x, y, axis):
+        how = dict(preferred_element_type=jnp.float32)
+        return lax.dot_general(x, y.astype(x.dtype), (((3,), (axis,)), both), **how)
+
+    first, lone = position // STEP * STEP, q.shape[2] == 1
+    recent = lambda held: lax.dynamic_index_in_dim(held.recent, layer, 0, keepdims=False)
+
+    def scores(rows):
+        part = lambda start: dot(rows, _part(cache.keys, layer, start, tokens), 3)
+        found = part(0) if tokens == length else _joined(lax.map(part, starts))
+        if not lone:
+            return found
+        return lax.dynamic_update_slice(found, dot(rows, recent(cache.keys), 3), (0, 0, 0, first))
+
+    def mix(shares):
+        shares, out = shares.astype(q.dtype), jnp.zeros((), jnp.float32)
+        if lone:
+            mine = lax.dynamic_slice_in_dim(shares, first, STEP, 3)
+            out = dot(mine, recent(cache.values), 2)
+            shares = lax.dynamic_update_slice(shares, jnp.zeros_like(mine), (0, 0, 0, first))
+
+        def add(start, out):
+            mine = lax.dynamic_slice_in_dim(shares, start, tokens, 3)
+            return out + dot(mine, _part(cache.values, layer, start, tokens), 2)
+
+        if tokens == length:
+            return add(0, out)
+        out = jnp.broadcast_to(out, (*shares.shape[:3], q.shape[-1]))
+        return lax.fori_loop(0, length // tokens, lambda i, out: add(i * tokens, out), out)
+
+    allowed = causal(q.shape[2], length, position, window)
+    return attend_by(scores, mix, q, kv_heads, allowed, scale)
 
 
-def _rounded(x, axis, bits) -> _Rounded:
-    """x in codes packed along its last axis, with one range over `axis`."""
+def _joined(parts):
+    """(parts, B, K, R, tokens) as (B, K, R, all tokens)."""
+    parts = jnp.moveaxis(parts, 0, 3)
+    return parts.reshape(*parts.shape[:3], -1)
+
+
+def _part(held: _Rounded, layer, start, tokens: int):
+    """Keys or values [start, start + tokens) of a layer, (B, K, tokens, h) in f32."""
+
+    def cut(a, each):  # an entry of `a` for each so many tokens
+        shape = (1, *a.shape[1:3], tokens // each, a.shape[4])
+        return lax.dynamic_slice(a, (layer, 0, 0, start // each, 0), shape)[0]
+
+    codes = cut(held.codes, STEP // held.rows)
+    codes = codes.reshape(*codes.shape[:2], -1, held.rows, codes.shape[-1])
+    mask = (1 << held.bits) - 1
+    parts = [codes >> i & mask for i in range(0, 8, held.bits)]
+    codes = jnp.concatenate(parts, held.axis).astype(jnp.float32)
+    codes = codes.reshape(*codes.shape[:2], -1, held.each, codes.shape[-1])
+    wide = lambda a: cut(a, held.each).astype(jnp.float32)[..., None, :]
+    return (codes * wide(held.step) + wide(held.low)).reshape(*codes.shape[:2], tokens, -1)
+
+
+def _rounded(x, held: _Rounded):
+    """(bytes of codes, step, least) of x (..., STEP, h), with ranges as `held` has them."""
+    axis = -1 if held.each == 1 else -2
     x = x.astype(jnp.float32)
     low = x.min(axis, keepdims=True).astype(jnp.float16)
     span = x.max(axis, keepdims=True) - low.astype(jnp.float32)
-    step = (span / (2**bits - 1)).astype(jnp.float16)
-    each = step.astype(jnp.float32)
-    codes = jnp.round((x - low.astype(jnp.float32)) / jnp.where(each == 0, 1.0, each))
-    codes = jnp.clip(codes, 0, 2**bits - 1).astype(jnp.uint8)
-    parts = jnp.split(codes, 8 // bits, -1)  # halves or quarters of the head share a byte
-    packed = sum((part << i * bits for i, part in enumerate(parts[1:], 1)), parts[0])
-    return _Rounded(packed, step, low)
-
-
-def _codes(packed, bits):
-    """The codes in f32."""
-    mask = (1 << bits) - 1
-    parts = [packed >> i * bits & mask for i in range(8 // bits)]
-    return jnp.concatenate(parts, -1).astype(jnp.float32)
-
-
-def _put(held: _Rounded, new: _Rounded, layer, at) -> _Rounded:
-    token, group = at
-    put = lambda old, x, i: lax.dynamic_update_slice(old, x[None], (layer, 0, 0, i, 0))
-    return _Rounded(
-        put(held.codes, new.codes, token),
-        put(held.step, new.step, group),
-        put(held.low, new.low, group),
-    )
+    step = (span / (2**held.bits - 1)).astype(jnp.float16)
+    wide = step.astype(jnp.float32)
+    codes = jnp.round((x - low.astype(jnp.float32)) / jnp.where(wide == 0, 1.0, wide))
+    codes = jnp.clip(codes, 0, 2**held.bits - 1).astype(jnp.uint8)
+    parts = jnp.split(codes, 8 // held.bits, held.axis)
+    return sum(part << i * held.bits for i, part in enumerate(parts)), step, low
