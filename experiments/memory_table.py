@@ -122,6 +122,15 @@ def one_block():
     yield f"32, by arithmetic | | | {gib(found['whole_bytes'])}"
 
 
+def caches():
+    for r in read("kv_tpu.json")["rows"]:
+        if "rotated" in r["cache"]:
+            continue  # as without
+        what = f"{r['model']} | {r['batch']} | {r['length']:,} | {r['cache']}"
+        sizes = " | ".join(f"{r[name] / 2**20:,.1f}" for name in ("cache_bytes", "temp_bytes"))
+        yield f"{what} | {sizes} | {r['traffic'] / 1e9:.2f}"
+
+
 def on_cpu():
     found = [read(f"cpu_matvec.jax{jax}.json") for jax in CPU]
     assert all(f["cores"] == 1 for f in found)  # as the page says
@@ -145,6 +154,7 @@ TABLES = {
     traffic: "weights | layers | GB moved | floor, GB | ratio",
     products: "format | bits a weight | temp, MiB | v5e: 1 | 8 | 256 | v6e: 1 | 8 | 256",
     on_cpu: "format | bits a weight | 1 row, jax 0.10.2 | 0.12 | 8 rows, jax 0.10.2 | 0.12",
+    caches: "model | batch | tokens | cache | MiB | temp, MiB | GB moved a step",
     resident: "program | predicted, MB | grown, MB | error",
     one_block: "layers | bfloat16, GiB | encoded, GiB | peak, GiB",
 }

@@ -96,7 +96,8 @@ def encoder():
 def cache():
     for name, r in read("kv_cache.json"):
         sizes = f"{r['cache_bytes']:,} | {r['cache_and_temp_bytes']:,}"
-        yield f"{name} | {sizes} | {r['kl']['mean']:.5f} | {r['tokens_per_second']:.1f}"
+        grown, ratio = r["generation"]["grown_bytes"], r["speed_ratio"]
+        yield f"{name} | {sizes} | {grown:,} | {r['kl']['mean']:.5f} | {ratio:.2f}×"
 
 
 def planes():
@@ -139,7 +140,7 @@ TABLES = {
     blocks: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     everything: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     encoder: " | bits a weight | Spearman | cosine",
-    cache: "cache | bytes | with a step's temporaries | KL | tokens a second",
+    cache: "cache | bytes | with a step's temporaries | grown | KL | speed",
     planes: " | bits a weight | perplexity | KL",
     pruned: "pattern | method | bytes | perplexity | KL",
     contest: "form | basis | bits a weight | perplexity | KL",
