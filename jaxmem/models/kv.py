@@ -171,35 +171,30 @@ def _written(held: _Rounded, layer, position, x) -> _Rounded:
 def _attended(cache: Quantized, layer, position, q, window, scale):
     """Attention of q over the layer's keys and values, some tokens decoded at a time."""
     batch, kv_heads = cache.keys.codes.shape[1:3]
-    length, both = cache.keys.length, ((0, 1), (0, 1))
+    length = cache.keys.length
     each = DECODED // (4 * batch * kv_heads * q.shape[-1])  # tokens, of both
     tokens = next(t for t in range(length, 0, -STEP) if length % t == 0 and t <= max(each, STEP))
     starts = jnp.arange(0, length, tokens, dtype=jnp.int32)
-
-    def dot(x, y, axis):
-        how = dict(preferred_element_type=jnp.float32)
-        return lax.dot_general(x, y.astype(x.dtype), (((3,), (axis,)), both), **how)
-
     first, lone = position // STEP * STEP, q.shape[2] == 1
     recent = lambda held: lax.dynamic_index_in_dim(held.recent, layer, 0, keepdims=False)
 
     def scores(rows):
-        part = lambda start: dot(rows, _part(cache.keys, layer, start, tokens), 3)
+        part = lambda start: _scores(rows, cache.keys, layer, start, tokens)
         found = part(0) if tokens == length else _joined(lax.map(part, starts))
         if not lone:
             return found
-        return lax.dynamic_update_slice(found, dot(rows, recent(cache.keys), 3), (0, 0, 0, first))
+        return lax.dynamic_update_slice(found, _dot(rows, recent(cache.keys), 3), (0, 0, 0, first))
 
     def mix(shares):
         shares, out = shares.astype(q.dtype), jnp.zeros((), jnp.float32)
         if lone:
             mine = lax.dynamic_slice_in_dim(shares, first, STEP, 3)
-            out = dot(mine, recent(cache.values), 2)
+            out = _dot(mine, recent(cache.values), 2)
             shares = lax.dynamic_update_slice(shares, jnp.zeros_like(mine), (0, 0, 0, first))
 
         def add(start, out):
             mine = lax.dynamic_slice_in_dim(shares, start, tokens, 3)
-            return out + dot(mine, _part(cache.values, layer, start, tokens), 2)
+            return out + _mixed(mine, cache.values, layer, start, tokens)
 
         if tokens == length:
             return add(0, out)
@@ -216,21 +211,51 @@ def _joined(parts):
     return parts.reshape(*parts.shape[:3], -1)
 
 
-def _part(held: _Rounded, layer, start, tokens: int):
-    """Keys or values [start, start + tokens) of a layer, (B, K, tokens, h) in f32."""
+def _scores(rows, held: _Rounded, layer, start, tokens: int):
+    """rows (B, K, R, h) . the keys [start, start + tokens) of a layer: (B, K, R, tokens)."""
+    parts = _parts(held, layer, start, tokens)
+    if held.axis == -1:
+        return sum(map(lambda x, k: _dot(x, k, 3), jnp.split(rows, len(parts), -1), parts))
+    each = [_dot(rows, k, 3) for k in parts]
+    each = [y.reshape(*y.shape[:3], -1, held.rows) for y in each]
+    return jnp.stack(each, -2).reshape(*rows.shape[:3], tokens)
 
-    def cut(a, each):  # an entry of `a` for each so many tokens
+
+def _mixed(shares, held: _Rounded, layer, start, tokens: int):
+    """shares (B, K, R, tokens) . the values [start, start + tokens) of a layer: (B, K, R, h)."""
+    parts = _parts(held, layer, start, tokens)
+    if held.axis == -1:
+        return jnp.concatenate([_dot(shares, v, 2) for v in parts], -1)
+    shares = shares.reshape(*shares.shape[:3], -1, len(parts), held.rows)
+    mine = lambda i: shares[..., i, :].reshape(*shares.shape[:3], -1)
+    return sum(_dot(mine(i), v, 2) for i, v in enumerate(parts))
+
+
+def _dot(x, y, axis):
+    dims = (((3,), (axis,)), ((0, 1), (0, 1)))
+    return lax.dot_general(x, y.astype(x.dtype), dims, preferred_element_type=jnp.float32)
+
+
+def _parts(held: _Rounded, layer, start, tokens: int):
+    """Keys or values [start, start + tokens) of a layer in f32, for each place of a byte apart.
+
+    (B, K, tokens, a part of h), or (B, K, a part of each step's tokens, h): a CPU is slow to join
+    them.
+    """
+
+    def cut(a, each):  # (B, K, steps, entries of a step, ...): one entry for each so many tokens
         shape = (1, *a.shape[1:3], tokens // each, a.shape[4])
-        return lax.dynamic_slice(a, (layer, 0, 0, start // each, 0), shape)[0]
+        a = lax.dynamic_slice(a, (layer, 0, 0, start // each, 0), shape)
+        return a.reshape(*a.shape[1:3], -1, STEP // each, a.shape[4])
 
-    codes = cut(held.codes, STEP // held.rows)
-    codes = codes.reshape(*codes.shape[:2], -1, held.rows, codes.shape[-1])
-    mask = (1 << held.bits) - 1
-    parts = [codes >> i & mask for i in range(0, 8, held.bits)]
-    codes = jnp.concatenate(parts, held.axis).astype(jnp.float32)
-    codes = codes.reshape(*codes.shape[:2], -1, held.each, codes.shape[-1])
-    wide = lambda a: cut(a, held.each).astype(jnp.float32)[..., None, :]
-    return (codes * wide(held.step) + wide(held.low)).reshape(*codes.shape[:2], tokens, -1)
+    def apart(a):
+        a = cut(a, held.each).astype(jnp.float32)
+        return jnp.split(a, count, held.axis) if a.shape[held.axis] > 1 else [a] * count
+
+    codes, count, mask = cut(held.codes, STEP // held.rows), 8 // held.bits, (1 << held.bits) - 1
+    codes = [(codes >> i * held.bits & mask).astype(jnp.float32) for i in range(count)]
+    parts = [code * step + low for code, step, low in zip(codes, apart(held.step), apart(held.low))]
+    return [part.reshape(*part.shape[:2], -1, part.shape[-1]) for part in parts]
 
 
 def _rounded(x, held: _Rounded):
