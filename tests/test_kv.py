@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 CONFIG = llama.Config(
     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8, context=256
 )
+V5E = "tpu v5e:1x1"
 each_bits = pytest.mark.parametrize("bits", [8, 4, 2])
 
 
@@ -102,6 +103,18 @@ def test_a_step_copies_no_cache():
     ids, at = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((1, 1), ()))
     step = jax.jit(run, donate_argnums=2).lower(params, ids, cache, at).compile()
     assert step.memory_analysis().alias_size_in_bytes >= jm.nbytes(cache)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [64, 128])  # bytes along a head, and along tokens
+def test_a_step_on_a_tpu_decodes_no_whole_layer(width):
+    pytest.importorskip("libtpu")
+    config = dataclasses.replace(CONFIG, heads=8, kv_heads=8, head_dim=width)
+    params = jax.eval_shape(llama.module(config).init, jax.random.key(0), jnp.zeros((1, 1), "i4"))
+    cache = jax.eval_shape(lambda: KVCache(4).empty(config, 4, 8192, jnp.bfloat16))
+    ids, at = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((4, 1), ()))
+    m = jm.memory(llama.module(config).apply, params, ids, cache, at, donate_argnums=2, device=V5E)
+    assert m.temp < 4 * 8 * 8192 * width / 4
 
 
 def test_what_it_cannot_hold_is_refused():
