@@ -11,12 +11,11 @@ from jax import Array, lax
 from ..folding import Fold, Folded
 from ..kernels.grouped import packed_product
 from ..leaf import is_encoded
-from ..tiling import UNROLLED, by_tiles, decoded_product, wide_product
+from ..tiling import TILE, UNROLLED, by_tiles, decoded_product, wide_product
 from .packing import WIDTHS, divided, interleave, pack, shifts, slices, strands, unpack, unpack_rows
 from .scaled import checked_group
 
 FEW_ROWS = 32  # up to here a CPU's integer product beats decoding, if a row has one scale
-RUN = 512  # rows of a weight at a time in a product on a CPU
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
 _LEAST = 2.0**-14  # f16 scales below are coarse
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
@@ -316,7 +315,7 @@ def _products(w, digits):
     (jax 0.10.2 and 0.12: 1.4 to 2 times as long).
     """
     (n, k), r = w.shape, len(digits)
-    runs = next((i for i in range(max(1, -(-n // RUN)), n // 32 + 1) if n % i == 0), 1)
+    runs = next((i for i in range(max(1, -(-n // TILE)), n // 32 + 1) if n % i == 0), 1)
     w, digits = w.reshape(runs, -1, k), jnp.broadcast_to(digits, (runs, r, k))
     dims = (((2,), (2,)), ((0,), (0,)))
     return lax.dot_general(w, digits, dims, preferred_element_type=jnp.int32).reshape(n, r)

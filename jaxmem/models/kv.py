@@ -211,24 +211,45 @@ def _joined(parts):
     return parts.reshape(*parts.shape[:3], -1)
 
 
-def _scores(rows, held: _Rounded, layer, start, tokens: int):
-    """rows (B, K, R, h) . the keys [start, start + tokens) of a layer: (B, K, R, tokens)."""
-    parts = _parts(held, layer, start, tokens)
-    if held.axis == -1:
-        return sum(map(lambda x, k: _dot(x, k, 3), jnp.split(rows, len(parts), -1), parts))
-    each = [_dot(rows, k, 3) for k in parts]
-    each = [y.reshape(*y.shape[:3], -1, held.rows) for y in each]
-    return jnp.stack(each, -2).reshape(*rows.shape[:3], tokens)
+def _by_place(fn):
+    """`fn` on parts of the decoded numbers by their place in a byte where that is fast: on a CPU.
+
+    Elsewhere on the whole, so that bytes are read once.
+    """
+
+    def run(x, held, layer, start, tokens):
+        def on(joined):
+            parts = lambda held, layer, start: _parts(held, layer, start, tokens, joined)
+            return lambda x, held, layer, start: fn(x, parts(held, layer, start), held.axis)
+
+        return lax.platform_dependent(x, held, layer, start, cpu=on(False), default=on(True))
+
+    return run
 
 
-def _mixed(shares, held: _Rounded, layer, start, tokens: int):
-    """shares (B, K, R, tokens) . the values [start, start + tokens) of a layer: (B, K, R, h)."""
-    parts = _parts(held, layer, start, tokens)
-    if held.axis == -1:
-        return jnp.concatenate([_dot(shares, v, 2) for v in parts], -1)
-    shares = shares.reshape(*shares.shape[:3], -1, len(parts), held.rows)
-    mine = lambda i: shares[..., i, :].reshape(*shares.shape[:3], -1)
-    return sum(_dot(mine(i), v, 2) for i, v in enumerate(parts))
+@_by_place
+def _scores(rows, parts, axis):
+    """rows (B, K, R, h) . keys: (B, K, R, tokens)."""
+    if axis == -1:
+        each = zip(jnp.split(rows, len(parts), -1), parts)
+        return sum(_dot(x, _flat(k), 3) for x, k in each)
+    each = [_dot(rows, _flat(k), 3).reshape(*rows.shape[:3], *k.shape[2:4]) for k in parts]
+    return jnp.stack(each, -2).reshape(*rows.shape[:3], -1)
+
+
+@_by_place
+def _mixed(shares, parts, axis):
+    """shares (B, K, R, tokens) . values: (B, K, R, h)."""
+    if axis == -1:
+        return jnp.concatenate([_dot(shares, _flat(v), 2) for v in parts], -1)
+    steps, rows = parts[0].shape[2:4]
+    each = shares.reshape(*shares.shape[:3], steps, len(parts), rows)
+    mine = lambda i: each[..., i, :].reshape(*shares.shape[:3], -1)
+    return sum(_dot(mine(i), _flat(v), 2) for i, v in enumerate(parts))
+
+
+def _flat(part):
+    return part.reshape(*part.shape[:2], -1, part.shape[-1])
 
 
 def _dot(x, y, axis):
@@ -236,11 +257,10 @@ def _dot(x, y, axis):
     return lax.dot_general(x, y.astype(x.dtype), dims, preferred_element_type=jnp.float32)
 
 
-def _parts(held: _Rounded, layer, start, tokens: int):
+def _parts(held: _Rounded, layer, start, tokens: int, joined: bool):
     """Keys or values [start, start + tokens) of a layer in f32, for each place of a byte apart.
 
-    (B, K, tokens, a part of h), or (B, K, a part of each step's tokens, h): a CPU is slow to join
-    them.
+    Each (B, K, steps, tokens of a step, h): with some of the tokens, or some of h. One if `joined`.
     """
 
     def cut(a, each):  # (B, K, steps, entries of a step, ...): one entry for each so many tokens
@@ -250,12 +270,13 @@ def _parts(held: _Rounded, layer, start, tokens: int):
 
     def apart(a):
         a = cut(a, held.each).astype(jnp.float32)
-        return jnp.split(a, count, held.axis) if a.shape[held.axis] > 1 else [a] * count
+        return jnp.split(a, len(codes), held.axis) if a.shape[held.axis] > 1 else [a] * len(codes)
 
-    codes, count, mask = cut(held.codes, STEP // held.rows), 8 // held.bits, (1 << held.bits) - 1
-    codes = [(codes >> i * held.bits & mask).astype(jnp.float32) for i in range(count)]
-    parts = [code * step + low for code, step, low in zip(codes, apart(held.step), apart(held.low))]
-    return [part.reshape(*part.shape[:2], -1, part.shape[-1]) for part in parts]
+    packed, mask = cut(held.codes, STEP // held.rows), (1 << held.bits) - 1
+    codes = [packed >> i & mask for i in range(0, 8, held.bits)]
+    codes = [jnp.concatenate(codes, held.axis)] if joined else codes
+    each = zip(codes, apart(held.step), apart(held.low))
+    return [code.astype(jnp.float32) * step + low for code, step, low in each]
 
 
 def _rounded(x, held: _Rounded):
