@@ -174,13 +174,21 @@ def _attended(cache: Quantized, layer, position, q, window, scale):
     length = cache.keys.length
     each = DECODED // (4 * batch * kv_heads * q.shape[-1])  # tokens, of both
     tokens = next(t for t in range(length, 0, -STEP) if length % t == 0 and t <= max(each, STEP))
-    starts = jnp.arange(0, length, tokens, dtype=jnp.int32)
     first, lone = position // STEP * STEP, q.shape[2] == 1
     recent = lambda held: lax.dynamic_index_in_dim(held.recent, layer, 0, keepdims=False)
 
     def scores(rows):
         part = lambda start: _scores(rows, cache.keys, layer, start, tokens)
-        found = part(0) if tokens == length else _joined(lax.map(part, starts))
+
+        def put(i, found):
+            return lax.dynamic_update_slice_in_dim(found, part(i * tokens), i * tokens, 3)
+
+        if tokens == length:
+            found = part(0)
+        else:
+            found = lax.fori_loop(
+                0, length // tokens, put, jnp.zeros((*rows.shape[:3], length), "f4")
+            )
         if not lone:
             return found
         return lax.dynamic_update_slice(found, _dot(rows, recent(cache.keys), 3), (0, 0, 0, first))
@@ -203,12 +211,6 @@ def _attended(cache: Quantized, layer, position, q, window, scale):
 
     allowed = causal(q.shape[2], length, position, window)
     return attend_by(scores, mix, q, kv_heads, allowed, scale)
-
-
-def _joined(parts):
-    """(parts, B, K, R, tokens) as (B, K, R, all tokens)."""
-    parts = jnp.moveaxis(parts, 0, 3)
-    return parts.reshape(*parts.shape[:3], -1)
 
 
 def _by_place(fn):
