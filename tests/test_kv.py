@@ -106,15 +106,14 @@ def test_a_step_copies_no_cache():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [64, 128])  # bytes along a head, and along tokens
-def test_a_step_on_a_tpu_decodes_no_whole_layer(width):
+def test_a_step_on_a_tpu_decodes_no_whole_layer():
     pytest.importorskip("libtpu")
-    config = dataclasses.replace(CONFIG, heads=8, kv_heads=8, head_dim=width)
+    config = dataclasses.replace(CONFIG, heads=8, kv_heads=8, head_dim=128)
     params = jax.eval_shape(llama.module(config).init, jax.random.key(0), jnp.zeros((1, 1), "i4"))
     cache = jax.eval_shape(lambda: KVCache(4).empty(config, 4, 8192, jnp.bfloat16))
     ids, at = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((4, 1), ()))
     m = jm.memory(llama.module(config).apply, params, ids, cache, at, donate_argnums=2, device=V5E)
-    assert m.temp < 4 * (4 * 8 * 8192 * width) / 2  # of the keys in float32
+    assert m.temp < 4 * (4 * 8 * 8192 * 128) / 2  # of the keys in float32
 
 
 def test_what_it_cannot_hold_is_refused():
