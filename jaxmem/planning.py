@@ -168,7 +168,7 @@ def _run(leaf, start, stop, codec, axes, stats):
     elif isinstance(leaf, jax.ShapeDtypeStruct):
         part = jax.ShapeDtypeStruct(shape, leaf.dtype)
     else:
-        part = leaf[start:stop]
+        part = leaf.layers(start, stop) if is_encoded(leaf) else leaf[start:stop]
     own = jax.tree.map(lambda a: a[start:stop], stats)
     return _kept(part) if codec is None else _encode(codec, part, axes, own)
 
