@@ -7,6 +7,7 @@ The step reads one token for each of `batch` sequences, with `length` tokens in 
 updates in place; weights are int8 (8B) or bfloat16 (1B). Temporaries are beside weights and cache.
 """
 
+import hashlib
 import json
 import pathlib
 
@@ -49,11 +50,18 @@ def rows():
             yield row
 
 
+def config_hash(name):
+    config = json.dumps(jm.models.load(name).config.to_dict(), sort_keys=True)
+    return hashlib.sha256(config.encode()).hexdigest()
+
+
 def main() -> None:
     found = {
         "command": "python experiments/kv_tpu.py",
         "jax": jax.__version__,
+        "backend": "a TPU target, compiled and not run",
         "device": DEVICE,
+        "config_sha256": {name: config_hash(name) for name, *_ in SHAPES},
         "seed": None,
         "rows": list(rows()),
     }
