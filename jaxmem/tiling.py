@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-TILE = 1024  # rows decoded at a time: 1,024 x 2,048 f32 is 8 MiB, the L2 of two cores
-FEWER = 2**19  # weights of a tile of rows that strands decode (experiments/cpu_matvec.py)
+TILE = 1024  # rows decoded at a time
+FEWER = 2**19  # weights of a tile that strands decode, in a core's cache: cpu_matvec.py
 FEW = 32  # rows of bfloat16 that a CPU multiplies faster as f32
 UNROLLED = 16  # tiles that an accelerator spells out, so that each stays on the chip
 
