@@ -10,7 +10,7 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.codecs.integer import _by_digits, _scaled_after
+from jaxmem.codecs.integer_products import _by_digits, _scaled_after
 from jaxmem.tiling import decoded_product
 
 CODECS = [jm.Int(bits, symmetric=s) for bits in range(2, 9) for s in (True, False)]

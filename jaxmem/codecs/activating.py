@@ -11,6 +11,7 @@ from jax import Array, lax
 from ..folding import Folded, Wrapped
 from ..leaf import is_encoded
 from ..tiling import UNROLLED, by_tiles, decoded_product
+from .integer_products import by_integers
 from .packing import unpack
 
 FEW_ROWS = 32  # up to here a CPU does best not to unpack
@@ -132,12 +133,12 @@ def _by_rows(q, zero, leaf):
     """The same as `_integer_product`, for few rows on a CPU."""
     one = jnp.ones((len(q), 1), jnp.float32)
     ones = jnp.ones((1, q.shape[1]), jnp.int8)
-    return leaf.by_integers([(q, one), (ones, -zero * one)])
+    return by_integers([(q, one), (ones, -zero * one)], leaf)
 
 
 def _in_floats(q, zero, leaf):
     """The same by decoding the weight, which has groups."""
-    return decoded_product(q.astype(jnp.float32) - zero, leaf)
+    return leaf.matmul(q.astype(jnp.float32) - zero)
 
 
 def _in_halves(q, zero, leaf):

@@ -9,16 +9,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..folding import Fold, Folded
-from ..kernels.grouped import packed_product
 from ..leaf import is_encoded
-from ..tiling import TILE, UNROLLED, by_tiles, decoded_product, wide_product
-from .packing import WIDTHS, divided, interleave, pack, shifts, slices, strands, unpack, unpack_rows
-from .scaled import checked_group
+from .integer_products import matmul
+from .packing import WIDTHS, divided, pack, shifts, unpack, unpack_rows
+from .scaled import checked_group, divisor
+from .stranded import Stranded
 
-FEW_ROWS = 32  # up to here a CPU's integer product beats decoding, if a row has one scale
-FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
 _LEAST = 2.0**-14  # f16 scales below are coarse
-_LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Int:
             return _scale(high, top, up=True), jnp.full(high.shape, 2 ** (self.bits - 1))
         span, top = high - low, 2**self.bits - 1
         scale = _scale(span, top, up=span < top * _LEAST)  # down, so that the ends are codes
-        zero = jnp.round(-low / _divisor(scale)).astype(jnp.int32)
+        zero = jnp.round(-low / divisor(scale)).astype(jnp.int32)
         return scale, jnp.clip(zero, 0, top)
 
     def round(self, matrix, scale, zero, fold, dtype) -> "IntArray":
@@ -109,7 +106,7 @@ class Int:
         return (codes - zero.astype(jnp.float32)) * scale.astype(jnp.float32)
 
     def _codes(self, values, scale, zero):
-        codes = jnp.round(values / _divisor(scale)) + zero.astype(jnp.float32)
+        codes = jnp.round(values / divisor(scale)) + zero.astype(jnp.float32)
         return jnp.clip(codes, 1 if self.symmetric else 0, 2**self.bits - 1)
 
 
@@ -164,14 +161,7 @@ class IntArray(Folded):
         return self._values(codes, self.scale, self.zeros())
 
     def strands(self):
-        n, zeros = self.scale.shape[-1], self.zeros()
-        parts = strands(self.codes, self.bits, n, axis=-2)
-        if self.zero is None:
-            zeros = [zeros] * len(parts)
-        else:
-            zeros = strands(self.zero, self.bits, n, axis=-1)
-        scales = [self.scale[..., j :: len(parts)] for j in range(len(parts))]
-        return [self._values(*each) for each in zip(parts, scales, zeros)]
+        return Stranded.of(self).strands()
 
     def _values(self, codes, scale, zeros):
         """Rows in f32 of their codes (*stack, rows, k), scales and zeros (*stack, groups, rows)."""
@@ -213,124 +203,8 @@ class IntArray(Folded):
         values = lambda codes: (codes - centre).astype(jnp.float32)
         return dict(fields=self.codes, scale=self.scale, zero=zero, values=values, **how)
 
-    def by_integers(self, terms: list[tuple[Array, Array]]) -> Array:
-        """Σ factor · digits . rows^T, (m, n) f32, as a CPU does it: in int8 × int8 products.
-
-        The leaf has one group. A term is int8 digits (m or 1, k) and an f32 factor (m, 1). The
-        products read the codes as they are; f32 would have to unpack them first.
-        """
-        digits = jnp.concatenate([digits for digits, _ in terms])
-        args = digits, [(len(digits), factor) for digits, factor in terms]
-        product = lambda args, part: _terms_product(*args, part)
-        return product(args, self) if self.bits == 8 else by_tiles(product, args, self)
-
     def matmul(self, x, precision=None):
-        return _shared_matmul(x, self, precision)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _matmul(x, leaf, precision):
-    """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
-    (m, k), (groups, n) = x.shape, leaf.scale.shape[-2:]
-    wide = functools.partial(wide_product, precision=precision)
-    on_cpu = _by_digits if groups == 1 and m <= FEW_ROWS and k else wide
-    after = functools.partial(_scaled_after, precision=precision)
-    if groups == 1 and (leaf.bits == 8 or m == 1):
-        elsewhere = after
-    else:  # a byte of several codes is read once, not once for each of its parts
-        tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED)
-        otherwise = after if groups == 1 and m * n <= FEW_SUMS else tiles
-        elsewhere = functools.partial(packed_product, otherwise=otherwise, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
-
-
-@_matmul.defjvp
-def _matmul_jvp(precision, primals, tangents):
-    decoded = functools.partial(decoded_product, precision=precision)
-    return _matmul(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
-
-
-_shared_matmul = jax.jit(_matmul, static_argnums=2)  # layers of one shape trace and lower it once
-
-
-def _centred(leaf):
-    """(weight, parts) of each field: codes less the middle when symmetric, so they need no zero."""
-    for field, (width, shift) in zip(leaf.codes, shifts(leaf.bits)):
-        parts = slices(field, width)
-        if leaf.zero is None and width + shift == leaf.bits < 8:
-            parts = [part - (1 << width - 1) for part in parts]
-        yield 1 << shift, parts
-
-
-def _codes_product(x, leaf, dot):
-    """x . codes^T (m, n), a dot for each interleaved part of each field."""
-    n = leaf.scale.shape[-1]
-    return sum(
-        interleave([dot(x, part) for part in parts], -1)[:, :n] * weight
-        for weight, parts in _centred(leaf)
-    )
-
-
-def _scaled_after(x, leaf, precision):
-    """(x . codes) · scale: the accelerator reads packed codes and nothing is materialised."""
-
-    def dot(x, w):
-        w = w.astype(x.dtype)
-        return lax.dot_general(x, w, _LAST, precision, preferred_element_type=jnp.float32)
-
-    y = _codes_product(x, leaf, dot)
-    if leaf.zero is not None:
-        y -= dot(x, jnp.ones((1, x.shape[1]), x.dtype)) * leaf.zeros().astype(jnp.float32)
-    return y * leaf.scale.astype(jnp.float32)
-
-
-def _by_digits(x, leaf):
-    """int8 x int8 products of three base-254 digits of x: f32's accuracy at int8's speed."""
-    return leaf.by_integers(_digits(x.astype(jnp.float32), 3))
-
-
-def _terms_product(digits, terms, leaf):
-    """Σ factor · digits . rows^T of terms (count of digits, factor): (m, rows of leaf) f32."""
-    n, zeros = leaf.scale.shape[-1], leaf.zeros()
-    sums = digits.astype(jnp.int32).sum(-1)
-    parts = strands(leaf.codes, leaf.bits, n, axis=-2)
-    ys = []
-    for j, codes in enumerate(parts):
-        if leaf.zero is None:
-            found = _products(codes - jnp.int8(zeros) if zeros else codes, digits)
-        else:
-            found = _products(codes, digits) - zeros[0, j :: len(parts), None] * sums[None]
-        found, y = found.astype(jnp.float32), 0.0
-        for count, factor in terms:
-            y += found[:, :count] * factor.T
-            found = found[:, count:]
-        ys.append(y * leaf.scales()[0, j :: len(parts), None])
-    return interleave(ys, -2).T
-
-
-def _products(w, digits):
-    """w (n, k) . digits (r, k) of int8: (n, r) int32.
-
-    w on the left is read as it lies, a run of its rows a time; on the right XLA would pack it first
-    (jax 0.10.2 and 0.12: 1.4 to 2 times as long).
-    """
-    (n, k), r = w.shape, len(digits)
-    runs = next((i for i in range(max(1, -(-n // TILE)), n // 32 + 1) if n % i == 0), 1)
-    w, digits = w.reshape(runs, -1, k), jnp.broadcast_to(digits, (runs, r, k))
-    dims = (((2,), (2,)), ((0,), (0,)))
-    return lax.dot_general(w, digits, dims, preferred_element_type=jnp.int32).reshape(n, r)
-
-
-def _digits(x, count):
-    """[(digit (m, k) in [-127, 127], step (m, 1))]: x is about the sum of digit · step."""
-    step = _divisor(jnp.abs(x).max(-1, keepdims=True, initial=0.0) / 127)
-    terms = []
-    for _ in range(count):
-        digit = jnp.round(x / step)
-        x = x - digit * step
-        terms.append((digit.astype(jnp.int8), step))
-        step = step / 254  # what is left is at most half a step
-    return terms
+        return matmul(x, self, precision)
 
 
 def _scale(span, top, up):
@@ -340,8 +214,3 @@ def _scale(span, top, up):
     higher, lower = (jnp.nextafter(near, jnp.float16(end)) for end in (jnp.inf, 0))
     over = (gap > 0) & (gap < jnp.inf)
     return jnp.where(up, jnp.where(gap < 0, higher, near), jnp.where(over, lower, near))
-
-
-def _divisor(scale):
-    scale = scale.astype(jnp.float32)
-    return jnp.where(scale == 0, 1.0, scale)

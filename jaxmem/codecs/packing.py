@@ -98,6 +98,21 @@ def strands(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> list[Arr
     return [part.astype(jnp.int8) for part in joined(fields, shifts(bits), n, axis)]
 
 
+def centred(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> list[Array]:
+    """Strands of (code − 2^(bits−1)) · 2^(8−bits), int8: all bits as high as a byte has them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> codes = jnp.arange(6, dtype=jnp.uint8)
+        >>> centred(pack(codes, 4, axis=-1), 4, 6, axis=-1)
+        [Array([-128,  -96,  -64], dtype=int8), Array([-112,  -80,  -48], dtype=int8)]
+    """
+    if bits == 8:
+        return list(fields)
+    high = [(width, shift + 8 - bits) for width, shift in shifts(bits)]
+    return [lax.bitcast_convert_type(a ^ 128, jnp.int8) for a in joined(fields, high, n, axis)]
+
+
 def joined(fields: tuple[Array, ...], shifts: list[tuple[int, int]], n: int, axis: int):
     """Strands, in uint8, of fields whose (width, shift) are given."""
     count = 8 // min(width for width, _ in shifts)
@@ -109,8 +124,9 @@ def joined(fields: tuple[Array, ...], shifts: list[tuple[int, int]], n: int, axi
             step = places.step * width // 8
             end = byte + max(0, (len(places) - 1) * step + 1)
             part = lax.slice_in_dim(field, byte, end, step, axis)
-            part = part >> at * width & (1 << width) - 1
-            part = part << shift if shift else part  # by none is a copy of the weight on a CPU
+            by = shift - at * width  # by none is a copy of the weight on a CPU
+            part = part << by if by > 0 else part >> -by if by else part
+            part = part & ((1 << width) - 1 << shift)
             codes = part if codes is None else codes | part
         return codes
 
