@@ -34,6 +34,8 @@ CODECS = {
     "w4a8": jm.Dynamic(jm.Int(4)),
     "w4a8 g128": jm.Dynamic(jm.Int(4, group=128)),
     "int3 g64": jm.Int(3, group=64),
+    "nf4 g64": jm.Codebook("nf4", group=64),
+    "fp8 e4m3": jm.Float("e4m3"),
 }
 
 
