@@ -170,6 +170,10 @@ class Folded(Encoded):
         """
         return [self.rows()]
 
+    def laid_out(self) -> Any:
+        """The rows of an unstacked leaf, ready for a CPU to decode tile after tile of them."""
+        return self
+
     def matmul(self, x: Array, precision=None) -> Array:
         """x (m, k) times the rows of an unstacked leaf: (m, n) in f32."""
         return decoded_product(x, self, precision)

@@ -30,7 +30,7 @@ def decoded_product(x: Array, leaf: Any, precision=None, *, unrolled: int = 0) -
 
 def wide_product(x: Array, leaf: Any, precision=None) -> Array:
     """The same for a CPU, which is slow at few rows of bfloat16."""
-    x = x.astype(jnp.float32) if len(x) <= FEW else x
+    x, leaf = x.astype(jnp.float32) if len(x) <= FEW else x, leaf.laid_out()
     if len(x) > ALONE:
         return decoded_product(x, leaf, precision)
     product = lambda x, part: _product(x, part, precision, False)

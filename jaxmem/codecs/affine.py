@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .scaled import Scaled, ScaledArray, checked_group, divisor, half_above, packed, spread
+from .stranded import Stranded
 
 _LEAST = 2.0**-14  # f16 steps below are coarse
 
@@ -78,9 +79,14 @@ class AffineArray(ScaledArray):
         return self._raised(super().rows(), lambda low: low)
 
     def strands(self):
-        parts = super().strands()
-        mine = lambda j: lambda low: low[..., j :: len(parts)]
-        return [self._raised(rows, mine(j)) for j, rows in enumerate(parts)]
+        return self.laid_out().strands()
+
+    def laid_out(self):
+        middle, low = 2.0 ** (self.bits - 1), self.low
+        mine = lambda j, parts: 0.0 if low is None else low[:, j::parts].astype(jnp.float32)
+        return Stranded.of(
+            self, lambda scale: [s * middle + mine(j, len(scale)) for j, s in enumerate(scale)]
+        )
 
     def pick(self, index):
         return self._raised(super().pick(index), lambda low: low[:, index.reshape(-1)], index.shape)

@@ -11,7 +11,6 @@ from ..kernels.grouped import packed_product
 from ..tiling import UNROLLED, by_tiles, decoded_product, wide_product
 from .packing import centred, interleave, shifts, slices
 from .scaled import divisor
-from .stranded import Stranded
 
 FEW_ROWS = 32  # up to here a CPU's integer product beats decoding, if a row has one scale
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
@@ -24,7 +23,7 @@ _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
 def _matmul(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
     (m, k), (groups, n) = x.shape, leaf.scale.shape[-2:]
-    wide = lambda x, leaf: wide_product(x, Stranded.of(leaf), precision)
+    wide = functools.partial(wide_product, precision=precision)
     on_cpu = _by_digits if groups == 1 and m <= FEW_ROWS and k else wide
     after = functools.partial(_scaled_after, precision=precision)
     if groups == 1 and (leaf.bits == 8 or m == 1):

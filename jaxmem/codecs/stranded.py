@@ -16,7 +16,7 @@ _APART = 16  # floats of a cache line: what lies a power of two apart shares a p
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stranded:
-    """Rows (n, k) of an `IntArray` as sums of scale · code and low, which every tile finds ready.
+    """Rows (n, k) of packed integers as scale · code + low, which every tile finds ready.
 
     Each strand has its scales and, where there are zero points, its lows: (groups, rows and
     _APART) f32, to go with codes that are `centred`.
@@ -31,17 +31,19 @@ class Stranded:
     fold: Fold = dataclasses.field(metadata=dict(static=True))
 
     @classmethod
-    def of(cls, leaf: Any) -> Self:
-        """The rows of an unstacked `IntArray`, exactly."""
+    def of(cls, leaf: Any, lows=None) -> Self:
+        """The rows of an unstacked leaf of scale · (code − 2^(bits−1)) + low.
+
+        `lows` gives the lows of the strands, (groups, rows) f32, of their scales.
+        """
         bits, n = leaf.bits, leaf.scale.shape[-1]
         count = max(1, min(n, 8 // min(WIDTHS[bits])))
-        scale = leaf.scale.astype(jnp.float32) * 2.0 ** (bits - 8)
-        scale, low = [scale[:, j::count] for j in range(count)], []
-        if leaf.zero is not None:
-            zero = centred(leaf.zero, bits, n, axis=-1)
-            low = [-z.astype(jnp.float32) * s for z, s in zip(zero, scale)]
-        scale, low = ([jnp.pad(a, ((0, 0), (0, _APART))) for a in each] for each in (scale, low))
-        return cls(leaf.codes, scale, low, bits, leaf.group, n, leaf.fold)
+        scale = leaf.scale.astype(jnp.float32)
+        scale = [scale[:, j::count] for j in range(count)]
+        low = [] if lows is None else lows(scale)
+        ready = lambda parts, unit=1.0: [jnp.pad(a * unit, ((0, 0), (0, _APART))) for a in parts]
+        scale = ready(scale, 2.0 ** (bits - 8))
+        return cls(leaf.codes, scale, ready(low), bits, leaf.group, n, leaf.fold)
 
     def narrow(self, start: Array, size: int) -> Self:
         cut, count = lax.dynamic_slice_in_dim, len(self.scale)
