@@ -3,17 +3,18 @@
     pip install -e .
     python experiments/cpu_matvec.py [--rounds 25]
 
-Every encoding takes its turn in one process, round after round, on weights that take turns too, so
-that none stays in a cache. `times_dense` is the median over rounds of the dense time of the round
-over its own, `times_dense_by_least` the ratio of the shortest times, which a busy neighbour changes
-less: it slows most what reads most. Error: the largest difference to the product with `decode`,
-over that one's largest. It wants a quiet machine; on one core: `taskset -c 0 python ...`.
+Every encoding takes its turn in one process, in an order that each round shuffles, on weights that
+take turns too, so that none stays in a cache. `times_dense` is the median over rounds of the dense
+time of the round over its own, `times_dense_by_least` the ratio of the shortest times, which a busy
+neighbour changes less: it slows most what reads most. Error: the largest difference to the product
+with `decode`, over that one's largest. It wants a quiet machine; on one core: `taskset -c 0 ...`.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import random
 import statistics
 import time
 
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 
 import jaxmem as jm
 
-K, N, WEIGHTS = 2048, 8192, 4
+K, N, WEIGHTS = 2048, 8192, 8
 BATCHES = (1, 8)
 CODECS = {
     "int8": jm.Int(8),
@@ -43,9 +44,14 @@ def measured(weights: dict, batch: int, rounds: int) -> list[dict]:
     x = jax.random.normal(jax.random.key(1), (batch, K))
     run = jax.jit(jm.lift(jnp.matmul))
     times = {name: [] for name in weights}
+    order, shuffle = list(weights), random.Random(0).shuffle
     for turn in range(rounds + 1):
-        for name, held in weights.items():
-            start = time.perf_counter()
+        last = order[-1]
+        shuffle(order)  # the first weight after a dense product takes longer
+        if order[0] == last:  # its weights are in the cache still
+            order.reverse()
+        for name in order:
+            held, start = weights[name], time.perf_counter()
             for w in held:
                 jax.block_until_ready(run(x, w))
             if turn:  # the first compiles

@@ -170,9 +170,12 @@ class Folded(Encoded):
         """
         return [self.rows()]
 
-    def laid_out(self) -> Any:
-        """The rows of an unstacked leaf, ready for a CPU to decode tile after tile of them."""
-        return self
+    def ready(self, x: Array) -> tuple[Any, Array | None]:
+        """Rows of an unstacked leaf for a CPU to decode tile after tile, and what they leave out.
+
+        x (m, k) times the leaf's rows is x times those, and the array (m, n) f32 added, if any.
+        """
+        return self, None
 
     def matmul(self, x: Array, precision=None) -> Array:
         """x (m, k) times the rows of an unstacked leaf: (m, n) in f32."""

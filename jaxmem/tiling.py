@@ -30,11 +30,14 @@ def decoded_product(x: Array, leaf: Any, precision=None, *, unrolled: int = 0) -
 
 def wide_product(x: Array, leaf: Any, precision=None) -> Array:
     """The same for a CPU, which is slow at few rows of bfloat16."""
-    x, leaf = x.astype(jnp.float32) if len(x) <= FEW else x, leaf.laid_out()
+    x = x.astype(jnp.float32) if len(x) <= FEW else x
+    leaf, more = leaf.ready(x)
     if len(x) > ALONE:
-        return decoded_product(x, leaf, precision)
-    product = lambda x, part: _product(x, part, precision, False)
-    return by_tiles(product, x, leaf, tile=max(32, FEWEST // max(1, leaf.fold.k)), fetch=True)
+        y = decoded_product(x, leaf, precision)
+    else:
+        product = lambda x, part: _product(x, part, precision, False)
+        y = by_tiles(product, x, leaf, tile=max(32, FEWEST // max(1, leaf.fold.k)), fetch=True)
+    return y if more is None else y + more
 
 
 @functools.partial(jax.checkpoint, static_argnums=(2, 3))  # a gradient decodes again, keeps no tile

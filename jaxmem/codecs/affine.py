@@ -79,14 +79,14 @@ class AffineArray(ScaledArray):
         return self._raised(super().rows(), lambda low: low)
 
     def strands(self):
-        return self.laid_out().strands()
+        parts = super().strands()
+        mine = lambda j: lambda low: low[..., j :: len(parts)]
+        return [self._raised(rows, mine(j)) for j, rows in enumerate(parts)]
 
-    def laid_out(self):
-        middle, low = 2.0 ** (self.bits - 1), self.low
-        mine = lambda j, parts: 0.0 if low is None else low[:, j::parts].astype(jnp.float32)
-        return Stranded.of(
-            self, lambda scale: [s * middle + mine(j, len(scale)) for j, s in enumerate(scale)]
-        )
+    def ready(self, x):
+        rows, low = Stranded.of(self), self.low
+        mine = lambda j: 0.0 if low is None else low[:, j :: len(rows.scale)].astype(jnp.float32)
+        return rows, rows.raised(x, lambda j, scale: 128 * scale + mine(j))
 
     def pick(self, index):
         return self._raised(super().pick(index), lambda low: low[:, index.reshape(-1)], index.shape)

@@ -11,7 +11,7 @@ from jax import Array, lax
 from ..folding import Fold, Folded
 from ..leaf import is_encoded
 from .integer_products import matmul
-from .packing import WIDTHS, centred, divided, pack, shifts, unpack, unpack_rows
+from .packing import WIDTHS, centred, divided, pack, shifts, strands, unpack, unpack_rows
 from .scaled import checked_group, divisor
 from .stranded import Stranded
 
@@ -161,16 +161,21 @@ class IntArray(Folded):
         return self._values(codes, self.scale, self.zeros())
 
     def strands(self):
-        return self.laid_out().strands()
-
-    def laid_out(self):
+        n, zeros = self.scale.shape[-1], self.zeros()
+        parts = strands(self.codes, self.bits, n, axis=-2)
         if self.zero is None:
-            return Stranded.of(self)
+            zeros = [zeros] * len(parts)
+        else:
+            zeros = strands(self.zero, self.bits, n, axis=-1)
+        scales = [self.scale[..., j :: len(parts)] for j in range(len(parts))]
+        return [self._values(*each) for each in zip(parts, scales, zeros)]
+
+    def ready(self, x):
+        rows = Stranded.of(self)
+        if self.zero is None:
+            return rows, None
         zero = centred(self.zero, self.bits, self.scale.shape[-1], axis=-1)
-        unit = 2.0 ** (self.bits - 8)
-        return Stranded.of(
-            self, lambda scale: [z.astype(jnp.float32) * -unit * s for z, s in zip(zero, scale)]
-        )
+        return rows, rows.raised(x, lambda j, scale: -zero[j].astype(jnp.float32) * scale)
 
     def _values(self, codes, scale, zeros):
         """Rows in f32 of their codes (*stack, rows, k), scales and zeros (*stack, groups, rows)."""
