@@ -10,8 +10,9 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
+from jaxmem import tiling
 from jaxmem.codecs.integer_products import _by_digits, _scaled_after
-from jaxmem.tiling import decoded_product
+from jaxmem.tiling import decoded_product, wide_product
 
 CODECS = [jm.Int(bits, symmetric=s) for bits in range(2, 9) for s in (True, False)]
 GROUPED = [jm.Int(4, group=10), jm.Int(3, group=16, symmetric=False)]
@@ -19,7 +20,8 @@ W = jax.random.normal(jax.random.key(0), (48, 40))
 X = jax.random.normal(jax.random.key(1), (4, 48))
 PRODUCTS = {
     "cpu, few rows": _by_digits,
-    "cpu, many rows or groups": decoded_product,
+    "cpu, groups": wide_product,
+    "gradient, groups": decoded_product,
     "accelerator, per channel": functools.partial(_scaled_after, precision=None),
     "accelerator, groups": functools.partial(decoded_product, unrolled=2),
 }
@@ -35,6 +37,14 @@ def test_every_product_is_that_of_the_decoded_weight(codec, name):
     product, leaf = PRODUCTS[name], jit(codec.encode)(W)
     got, want = jit(lambda x, leaf: (product(x, leaf), x @ leaf.rows().T))(X, leaf)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("codec", [*CODECS, *GROUPED, jm.Affine(3, group=16)], ids=str)
+def test_tiles_that_do_not_divide_the_rows_are_joined(codec, monkeypatch):
+    monkeypatch.setattr(tiling, "FEWEST", 1)
+    leaf = jit(codec.encode)(jnp.concatenate([W, W[:, :3]], 1))  # tiles of 32 rows and 11 more
+    got = jit(wide_product)(X, leaf)
+    np.testing.assert_allclose(got, X @ leaf.decode(), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)

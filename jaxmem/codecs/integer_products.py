@@ -14,6 +14,7 @@ from .scaled import divisor
 
 FEW_ROWS = 32  # up to here a CPU's integer product beats decoding, if a row has one scale
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
+WHOLE = 2**20  # weights that are too few for tiles
 CACHED = 2**18  # weights of a tile of int8, in a core's cache: experiments/cpu_matvec.py
 RUN = 2**22  # weights that one integer product of a CPU reads
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
@@ -89,9 +90,10 @@ def by_integers(terms: list[tuple[Array, Array]], leaf: Any) -> Array:
     digits = jnp.concatenate([digits for digits, _ in terms])
     args = digits, [(len(digits), factor) for digits, factor in terms]
     product = lambda args, part: _terms_product(*args, part)
-    if leaf.bits == 8:
+    n, k = leaf.fold.n, leaf.fold.k
+    if leaf.bits == 8 or n * k <= WHOLE:
         return product(args, leaf)
-    return by_tiles(product, args, leaf, tile=max(32, CACHED // max(1, leaf.fold.k)), fetch=True)
+    return by_tiles(product, args, leaf, tile=max(32, CACHED // k), fetch=True)
 
 
 def _terms_product(digits, terms, leaf):
