@@ -75,8 +75,8 @@ def by_tiles(
 def fetched(leaf: Any, start: Array, size: int) -> Array:
     """`start`, known once a byte of every cache line of its rows' codes has been read.
 
-    Such reads wait for the memory together; decoding waits for line after line, where the CPU does
-    not foresee them: a third of its time on the machine of experiments/cpu_matvec.py.
+    Such reads wait for the memory together; decoding would wait for line after line, where the CPU
+    does not foresee which comes next (that of experiments/cpu_matvec.py).
     """
     codes = [a for a in jax.tree.leaves(leaf.narrow(start, size)) if a.dtype.itemsize == 1]
     lines = [lax.bitcast_convert_type(a[..., ::LINE], jnp.uint8).astype(jnp.int32) for a in codes]
