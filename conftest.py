@@ -39,3 +39,10 @@ def quickly_compiled(forget_programs):
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def examples_quickly_compiled(request):
+    """The same for the examples of every module."""
+    if "tests" not in request.path.parts and request.path.suffix == ".py":
+        request.getfixturevalue("quickly_compiled")

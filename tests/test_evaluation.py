@@ -13,6 +13,8 @@ import jaxmem as jm
 from jaxmem.evaluation import Evaluation, evaluate, evaluate_embeddings, sentence_embedder
 from jaxmem.models import Model, bert
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 VOCAB = 12
 TEXT = np.random.default_rng(0).integers(0, VOCAB, 103)
 TABLE = jax.random.normal(jax.random.key(0), (VOCAB, VOCAB)) * 3

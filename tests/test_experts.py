@@ -3,12 +3,15 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from quick import jit
 
 import jaxmem as jm
 from jaxmem import hlo
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 EXPERTS, LAYERS, WIDTH = 4, 2, 32
 CODEC = jm.Int(4, group=16)

@@ -9,6 +9,8 @@ from reference_models import reference
 
 from jaxmem.models import gpt2
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -14,6 +14,8 @@ from jaxmem import tiling
 from jaxmem.codecs.integer_products import _by_digits, _scaled_after
 from jaxmem.tiling import decoded_product, wide_product
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CODECS = [jm.Int(bits, symmetric=s) for bits in range(2, 9) for s in (True, False)]
 GROUPED = [jm.Int(4, group=10), jm.Int(3, group=16, symmetric=False)]
 W = jax.random.normal(jax.random.key(0), (48, 40))

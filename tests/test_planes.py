@@ -11,6 +11,8 @@ from jaxmem.codecs.activating import DynamicArray
 from jaxmem.codecs.summing import SumArray
 from jaxmem.segmented import Segmented
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def weight(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)

@@ -9,6 +9,8 @@ import jaxmem as jm
 from jaxmem import planning
 from jaxmem.lazy import Lazy
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CODECS = [
     jm.Int(8),
     jm.Int(5, group=32, symmetric=False),

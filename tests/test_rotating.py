@@ -13,6 +13,8 @@ from jaxmem.models import llama as family
 from jaxmem.models.hadamards import hadamard
 from jaxmem.models.rotating import orthogonal
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 SIZES = family.Config(vocab=96, width=48, ffn=80, layers=2, heads=4, kv_heads=2, head_dim=16)
 IDS = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
 

@@ -16,6 +16,8 @@ from jaxmem import hlo, traffic
 from jaxmem.models import Model, bert, gpt2, llama
 from jaxmem.placing import ShardedArray
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CONFIGS = {
     "llama": llama.Config(
         vocab=96, width=48, ffn=96, layers=3, heads=3, kv_heads=3, head_dim=16, tied=True

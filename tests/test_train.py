@@ -14,6 +14,8 @@ from jaxmem.train.entropy import next_token_loss
 from jaxmem.train.lora import adapters, attach
 from jaxmem.train.rounding import apply_rounded, in_bfloat16, in_float32, stochastic_round
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 KEY = jax.random.key(0)
 
 
