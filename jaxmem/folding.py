@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .kernels.tiled_matmul import decoded_product
 from .leaf import Encoded, apart
-from .tiling import decoded_product
 
 
 @dataclasses.dataclass(frozen=True)

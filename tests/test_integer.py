@@ -10,9 +10,9 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
-from jaxmem import tiling
 from jaxmem.codecs.integer_products import _by_digits, _scaled_after
-from jaxmem.tiling import decoded_product, wide_product
+from jaxmem.kernels import tiled_matmul
+from jaxmem.kernels.tiled_matmul import decoded_product, wide_product
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -43,7 +43,7 @@ def test_every_product_is_that_of_the_decoded_weight(codec, name):
 
 @pytest.mark.parametrize("codec", [*CODECS, *GROUPED, jm.Affine(3, group=16)], ids=str)
 def test_tiles_that_do_not_divide_the_rows_are_joined(codec, monkeypatch):
-    monkeypatch.setattr(tiling, "FEWEST", 1)
+    monkeypatch.setattr(tiled_matmul, "FEWEST", 1)
     leaf = jit(codec.encode)(jnp.concatenate([W, W[:, :3]], 1))  # tiles of 32 rows and 11 more
     got = jit(wide_product)(X, leaf)
     np.testing.assert_allclose(got, X @ leaf.decode(), rtol=1e-5, atol=1e-4)

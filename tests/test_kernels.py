@@ -9,10 +9,10 @@ from jax.sharding import PartitionSpec as P
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.kernels.choosing import on_one_chip
-from jaxmem.kernels.grouped import COLUMNS, grouped_product, suits
-from jaxmem.kernels.neighbours import neighbours_product
-from jaxmem.kernels.strips import strips_product
+from jaxmem.kernels.block_sparse_matmul import strips_product
+from jaxmem.kernels.dispatch import on_one_chip
+from jaxmem.kernels.nm_matmul import neighbours_product
+from jaxmem.kernels.packed_matmul import COLUMNS, grouped_product, suits
 
 
 def by_kernel(x, leaf):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..folding import Folded, Wrapped
+from ..kernels.tiled_matmul import UNROLLED, by_tiles, decoded_product
 from ..leaf import is_encoded
-from ..tiling import UNROLLED, by_tiles, decoded_product
 from .integer_products import by_integers
 from .packing import unpack
 

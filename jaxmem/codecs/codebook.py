@@ -8,15 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .scaled import (
-    Scaled,
-    ScaledArray,
-    checked_group,
-    divisor,
-    half_above,
-    packed,
-    spread,
-)
+from .scaled import Scaled, ScaledArray, checked_group, divisor, half_above, packed, spread
 
 # Dettmers et al., 2023, appendix E: quantiles of the normal distribution, with an exact zero
 NF4 = (

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..kernels.grouped import packed_product
-from ..tiling import UNROLLED, by_tiles, decoded_product, wide_product
+from ..kernels.packed_matmul import packed_product
+from ..kernels.tiled_matmul import UNROLLED, by_tiles, decoded_product, wide_product
 from .packing import centred, interleave, shifts, slices
 from .scaled import divisor
 

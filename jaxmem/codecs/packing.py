@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..folding import Fold
+from ..kernels.tiled_matmul import interleave
 from ..leaf import is_encoded, shrunk
-from ..tiling import interleave
 
 WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 

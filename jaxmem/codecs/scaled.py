@@ -14,9 +14,9 @@ import numpy as np
 from jax import Array, lax
 
 from ..folding import Fold, Folded
-from ..kernels.grouped import packed_product
+from ..kernels.packed_matmul import packed_product
+from ..kernels.tiled_matmul import UNROLLED, decoded_product, wide_product
 from ..leaf import is_encoded
-from ..tiling import UNROLLED, decoded_product, wide_product
 from .packing import WIDTHS, divided, interleave, pack, shifts, slices, strands, unpack, unpack_rows
 
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis

@@ -17,8 +17,8 @@ import numpy as np
 from jax import Array, lax
 
 from ..folding import Fold, Folded
+from ..kernels.tiled_matmul import UNROLLED, decoded_product
 from ..leaf import Encoded, is_encoded, shrunk
-from ..tiling import UNROLLED, decoded_product
 
 Count = Callable[[int, int], "Array | int"]
 FEW = 16  # entries that are compared with each other rather than counted or sorted

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..folding import Fold
-from ..tiling import interleave
+from ..kernels.tiled_matmul import interleave
 from .packing import WIDTHS, centred
 
 _APART = 16  # floats of a cache line: what lies a power of two apart shares a place in the cache

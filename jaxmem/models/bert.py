@@ -10,9 +10,9 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxmem.meshes import constrain
-from jaxmem.models.layers import Embed, LayerNorm, Linear, attend, merge_heads, split_heads
-from jaxmem.models.recipe import Recipe, same
+from ..meshes import constrain
+from .layers import Embed, LayerNorm, Linear, attend, merge_heads, split_heads
+from .recipe import Recipe, same
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.codecs.activating import DynamicArray
-from jaxmem.codecs.integer import IntArray
-from jaxmem.codecs.packing import pack
-from jaxmem.folding import Fold
-from jaxmem.lazy import Lazy
+from ..codecs.activating import DynamicArray
+from ..codecs.integer import IntArray
+from ..codecs.packing import pack
+from ..folding import Fold
+from ..lazy import Lazy
 
 FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
 

@@ -12,11 +12,11 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding
 
-from jaxmem import layouts
-from jaxmem.leaf import is_encoded
-from jaxmem.models.kv import STEP, KVCache
-from jaxmem.models.model import Model
-from jaxmem.sharding import shard, shardings
+from .. import layouts
+from ..leaf import is_encoded
+from ..sharding import shard, shardings
+from .kv import STEP, KVCache
+from .model import Model
 
 _PROMPT_STEP, _CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often
 

@@ -11,11 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.codecs.affine import AffineArray
-from jaxmem.codecs.doubling import DoubleQuantArray
-from jaxmem.codecs.integer import IntArray
-from jaxmem.codecs.packing import pack
-from jaxmem.folding import Fold
+from ..codecs.affine import AffineArray
+from ..codecs.doubling import DoubleQuantArray
+from ..codecs.integer import IntArray
+from ..codecs.packing import pack
+from ..folding import Fold
 
 
 @dataclasses.dataclass(frozen=True)

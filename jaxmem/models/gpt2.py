@@ -11,10 +11,10 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from jaxmem.meshes import constrain
-from jaxmem.models.kv import attend_through
-from jaxmem.models.layers import Embed, LayerNorm, Linear, keep_layout, merge_heads, split_heads
-from jaxmem.models.recipe import Recipe
+from ..meshes import constrain
+from .kv import attend_through
+from .layers import Embed, LayerNorm, Linear, keep_layout, merge_heads, split_heads
+from .recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

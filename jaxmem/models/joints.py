@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmem.lazy import combined, is_lazy
-from jaxmem.leaf import is_encoded
-from jaxmem.models.model import Model
+from ..lazy import combined, is_lazy
+from ..leaf import is_encoded
+from .model import Model
 
 
 @dataclasses.dataclass(frozen=True)

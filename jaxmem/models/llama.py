@@ -15,19 +15,11 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from jaxmem.meshes import constrain
-from jaxmem.models.kv import attend_through
-from jaxmem.models.layers import (
-    Embed,
-    Linear,
-    keep_layout,
-    merge_heads,
-    rms_norm,
-    rope,
-    split_heads,
-)
-from jaxmem.models.llama_hf import from_hf
-from jaxmem.models.llama_hf import weights as weights
+from ..meshes import constrain
+from .kv import attend_through
+from .layers import Embed, Linear, keep_layout, merge_heads, rms_norm, rope, split_heads
+from .llama_hf import from_hf
+from .llama_hf import weights as weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.models.recipe import Recipe, same
+from .recipe import Recipe, same
 
 _GEMMA = {
     "vocab_size": 262_208,

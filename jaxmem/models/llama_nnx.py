@@ -8,8 +8,8 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax import Array
 
-from jaxmem.models.layers import attend, causal, merge_heads, rms_norm, rope, split_heads
-from jaxmem.models.llama import Config, activate
+from .layers import attend, causal, merge_heads, rms_norm, rope, split_heads
+from .llama import Config, activate
 
 
 class Norm(nnx.Module):

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.lazy import Lazy
-from jaxmem.models.files import halves
-from jaxmem.models.ggml import Gguf
+from ..lazy import Lazy
+from .files import halves
+from .ggml import Gguf
 
 _LLAMA = {
     "token_embd": "model.embed_tokens",

@@ -16,20 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxmem.lazy import Lazy
-from jaxmem.leaf import is_encoded
-from jaxmem.models import (
-    abstract,
-    compressed,
-    fetching,
-    files,
-    ggml,
-    llamacpp,
-    quantized,
-    tokenizing,
-)
-from jaxmem.models.model import FORMAT, PARAMS, RECORD, Model, family
-from jaxmem.models.recipe import Recipe
+from ..lazy import Lazy
+from ..leaf import is_encoded
+from . import abstract, compressed, fetching, files, ggml, llamacpp, quantized, tokenizing
+from .model import FORMAT, PARAMS, RECORD, Model, family
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -200,7 +191,7 @@ def _llama2c(path: pathlib.Path) -> _Found:
 
 
 def _ours(path: pathlib.Path, dtype: Any) -> Model:
-    from jaxmem import store
+    from .. import store
 
     record = _json(path / RECORD)
     if record.get("format") != FORMAT:

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import lazy
-from jaxmem.leaf import is_encoded
+from .. import lazy
+from ..leaf import is_encoded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -65,7 +65,7 @@ class Model:
             family(self.config).module(self.config).apply({"params": p}, *a, **k)
         )
         if any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded))):
-            from jaxmem.lifting import lift
+            from ..lifting import lift
 
             dense = lift(dense)
         return dense(params, *args, **kwargs)
@@ -79,7 +79,7 @@ class Model:
         Raises:
             ValueError: `path` exists and holds something else.
         """
-        from jaxmem import store
+        from .. import store
 
         path = pathlib.Path(path)
         if path.exists() and not (path / RECORD).exists():

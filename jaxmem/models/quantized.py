@@ -6,15 +6,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.codecs.casting import CastArray
-from jaxmem.folding import Fold
-from jaxmem.lazy import Lazy
-from jaxmem.leaf import is_encoded
-from jaxmem.models import ggml_blocks, llamacpp
-from jaxmem.models.compressed import Codes
-from jaxmem.models.ggml import Gguf
-from jaxmem.models.recipe import Recipe
-from jaxmem.segmented import together
+from ..codecs.casting import CastArray
+from ..folding import Fold
+from ..lazy import Lazy
+from ..leaf import is_encoded
+from ..segmented import together
+from . import ggml_blocks, llamacpp
+from .compressed import Codes
+from .ggml import Gguf
+from .recipe import Recipe
 
 _HALVES = {"F16": "float16", "BF16": "bfloat16"}
 

@@ -7,11 +7,11 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxmem.lazy import combined, is_lazy
-from jaxmem.leaf import is_encoded
-from jaxmem.models.hadamards import hadamard
-from jaxmem.models.joints import check_dense, find, joints, replaced
-from jaxmem.models.model import Model
+from ..lazy import combined, is_lazy
+from ..leaf import is_encoded
+from .hadamards import hadamard
+from .joints import check_dense, find, joints, replaced
+from .model import Model
 
 _READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # what follows the norm before each
 _WRITES = {"attn": "out", "mlp": "down"}

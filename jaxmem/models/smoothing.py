@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxmem.lazy import piece
-from jaxmem.models.joints import Joint, check_dense, find, joints, rescaled
-from jaxmem.models.model import Model
-from jaxmem.statistics import Moments
+from ..lazy import piece
+from ..statistics import Moments
+from .joints import Joint, check_dense, find, joints, rescaled
+from .model import Model
 
 STEPS = 20  # strengths that awq tries, from 0 (as it was) to 0.95
 

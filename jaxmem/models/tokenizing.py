@@ -8,7 +8,7 @@ import pathlib
 import struct
 from typing import TYPE_CHECKING, Any
 
-from jaxmem.models.ggml import Gguf
+from .ggml import Gguf
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .costing import cost
-from .grouped import LANES, ROWS, from_half_bits
+from .cost_estimate import cost
+from .packed_matmul import LANES, ROWS, from_half_bits
 
 INPUTS = 2**20  # elements of x on the chip at a time
 BYTES = 2**22  # of the kept values of ROWS rows

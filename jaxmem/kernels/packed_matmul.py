@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from .choosing import on_one_chip
-from .costing import cost
+from .cost_estimate import cost
+from .dispatch import on_one_chip
 
 LANES = 128  # columns unpacked at a time: the width of the chip's registers and of its matrix unit
 ROWS = 256  # rows of the weight at a time: 32 bytes of the narrowest field

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .costing import cost
+from .cost_estimate import cost
 
 LANES = 128  # columns of a register
 INPUTS = 2**20  # elements of x on the chip at a time
