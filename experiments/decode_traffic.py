@@ -18,7 +18,7 @@ import jax
 
 import jaxmem as jm
 from jaxmem import hlo, traffic
-from jaxmem.caching import write_whole
+from jaxmem.io.disk_cache import write_whole
 from jaxmem.models import Model, llama
 
 CODECS = {"bf16": None, "int8": jm.Int(8), "int4": jm.Int(4), "int4 g128": jm.Int(4, group=128)}

@@ -27,8 +27,8 @@ import jax
 from remat_table import MODEL
 
 import jaxmem as jm
-from jaxmem.caching import write_whole
 from jaxmem.estimating import spearman
+from jaxmem.io.disk_cache import write_whole
 from jaxmem.pricing import device_bytes
 
 V5E, V6E, V5P, POD = "tpu v5e:1x1", "tpu v6e:1x1", "tpu v5p:1x1x1", "tpu v5e:2x4"

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
 from jaxmem import hlo
-from jaxmem.caching import write_whole
+from jaxmem.io.disk_cache import write_whole
 from jaxmem.models import Model, llama
 from jaxmem.train.lora import adapters, attach
 

@@ -17,7 +17,7 @@ import jax
 
 import jaxmem as jm
 from jaxmem.accounting import residuals
-from jaxmem.caching import write_whole
+from jaxmem.io.disk_cache import write_whole
 from jaxmem.models import Model, llama
 from jaxmem.pricing import HOST
 

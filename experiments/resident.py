@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxmem as jm
-from jaxmem.caching import write_whole
+from jaxmem.io.disk_cache import write_whole
 from jaxmem.models import llama
 
 KEY = jax.random.key(0)

@@ -53,6 +53,8 @@ from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .footprint import Memory as Memory
 from .footprint import memory as memory
+from .io.checkpoint import load as load
+from .io.checkpoint import save as save
 from .iterating import iterated as iterated
 from .leaf import Encoded as Encoded
 from .leaf import decode as decode
@@ -100,8 +102,6 @@ from .solvers import SparseGPT as SparseGPT
 from .solvers import Wanda as Wanda
 from .statistics import Moments as Moments
 from .statistics import stats as stats
-from .store import load as load
-from .store import save as save
 from .structured import fewer as fewer
 from .structured import least_missed as least_missed
 from .structured import least_worth as least_worth

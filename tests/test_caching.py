@@ -2,7 +2,7 @@ import pathlib
 
 import pytest
 
-from jaxmem.caching import cache_dir, write_whole
+from jaxmem.io.disk_cache import cache_dir, write_whole
 
 
 @pytest.mark.parametrize(

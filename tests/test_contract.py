@@ -17,8 +17,8 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.codecs.sparse import Sparse
+from jaxmem.io.checkpoint import load, save
 from jaxmem.solvers.solver import needs_stats
-from jaxmem.store import load, save
 
 CODECS = [
     *map(jm.Int, range(2, 9)),

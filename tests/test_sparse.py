@@ -9,7 +9,7 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.codecs.sparse import compressed, highest
-from jaxmem.store import load, save
+from jaxmem.io.checkpoint import load, save
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

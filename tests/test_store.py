@@ -23,10 +23,10 @@ from flax.core import FrozenDict
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import jaxmem as jm
-from jaxmem import blobs
-from jaxmem.describing import known_classes
+from jaxmem.io import packed_bytes
+from jaxmem.io.checkpoint import HEAD, load, save
+from jaxmem.io.manifest import known_classes
 from jaxmem.models import gpt2
-from jaxmem.store import HEAD, load, save
 
 MESH = [("a", None), (None, "b"), ("b", "a"), (("a", "b"), None), (None, None)]
 ROOT = pathlib.Path(__file__).parents[1]
@@ -141,7 +141,7 @@ def test_weights_take_fewer_bytes_and_return_in_every_bit(path, dtype, most):
 
 
 def test_chunks_of_a_large_array_are_joined(path, monkeypatch):
-    monkeypatch.setattr(blobs, "CHUNK", 1 << 12)
+    monkeypatch.setattr(packed_bytes, "CHUNK", 1 << 12)
     for dtype in ("bfloat16", "int4", "float32"):
         tree = jnp.asarray(weights("float32", (129, 77)) * 100).astype(dtype)
         save(path, tree, compress=True)

@@ -10,7 +10,7 @@ from tyro.conf import arg
 import jaxmem as jm
 
 from ..accounting import plot
-from ..caching import write_whole
+from ..io.disk_cache import write_whole
 from ..planner import kept, seconds
 from ..pricing import TOLERANCE, noise
 from ..proving import Candidate

@@ -19,11 +19,11 @@ from ..codecs.activating import DynamicArray
 from ..codecs.casting import CastArray
 from ..codecs.integer import IntArray
 from ..folding import Fold
+from ..io.atomic import replacing
 from ..leaf import is_encoded
 from ..models.compressed import packed as words
 from ..models.model import Model
 from ..models.recipe import Recipe
-from ..writing import replacing
 from . import layers
 from .checkpoint import config_json, write_safetensors
 from .layers import Written

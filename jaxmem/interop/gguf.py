@@ -15,13 +15,13 @@ import numpy as np
 
 from ..codecs.casting import CastArray
 from ..folding import Fold
+from ..io.atomic import replacing
 from ..lazy import Lazy
 from ..leaf import is_encoded
 from ..models import ggml, llamacpp
 from ..models.model import Model
 from ..models.quantized import placed
 from ..models.recipe import Recipe
-from ..writing import replacing
 from . import blocks, layers, metadata
 from .layers import Written
 

@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 
-from ..caching import cache_dir
+from ..io.disk_cache import cache_dir
 
 
 @dataclasses.dataclass(frozen=True)

@@ -191,7 +191,7 @@ def _llama2c(path: pathlib.Path) -> _Found:
 
 
 def _ours(path: pathlib.Path, dtype: Any) -> Model:
-    from .. import store
+    from ..io import checkpoint
 
     record = _json(path / RECORD)
     if record.get("format") != FORMAT:
@@ -199,7 +199,7 @@ def _ours(path: pathlib.Path, dtype: Any) -> Model:
     with _naming(path / RECORD):
         fields, source = dict(record["config"]), str(record["source"])
         config = _module(fields["family"]).Config(**fields)
-    tree = store.load(path / PARAMS)
+    tree = checkpoint.load(path / PARAMS)
     if dtype is not None:
         tree = jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_encoded)
     return Model(config, tree, _tokenizer(path), f"{path}, made from {source}")

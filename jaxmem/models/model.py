@@ -79,7 +79,7 @@ class Model:
         Raises:
             ValueError: `path` exists and holds something else.
         """
-        from .. import store
+        from ..io import checkpoint
 
         path = pathlib.Path(path)
         if path.exists() and not (path / RECORD).exists():
@@ -88,7 +88,7 @@ class Model:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as staging:
             new, old = pathlib.Path(staging, "new"), pathlib.Path(staging, "old")
             new.mkdir()
-            store.save(new / PARAMS, self.params if params is None else params)
+            checkpoint.save(new / PARAMS, self.params if params is None else params)
             if self.tokenizer is not None:
                 _write(new / "tokenizer.json", self.tokenizer.to_str())
             record = {"format": FORMAT, "source": self.source, "config": self.config.to_dict()}

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from . import blobs, squeezing
-from .describing import describe, known_classes, named_dtype, rebuild
+from . import lossless, packed_bytes
+from .manifest import describe, known_classes, named_dtype, rebuild
 
 MAGIC = b"\x89jaxmem\n"
 HEAD = struct.Struct("<8sQI")  # magic, bytes of the manifest, its CRC-32
@@ -193,11 +193,11 @@ def _read_head(file: BinaryIO) -> tuple[Any, list[_Slot]]:
     for entry in manifest["arrays"]:
         shape, dtype = tuple(entry["shape"]), named_dtype(entry["dtype"])
         spans = entry.get("parts", [[(0, n) for n in shape]])
-        sizes = [blobs.stored_bytes(_size(span), dtype) for span in spans]
+        sizes = [packed_bytes.stored_bytes(_size(span), dtype) for span in spans]
         stored = None
         if manifest["format"] == COMPRESSED:
             stored = tuple(int(size, 16) for size in entry["bytes"])
-            if any(raw > squeezing.RATIO * size for raw, size in zip(sizes, stored, strict=True)):
+            if any(raw > lossless.RATIO * size for raw, size in zip(sizes, stored, strict=True)):
                 raise ValueError(f"it is damaged: {sum(stored)} bytes for an array {shape}")
         parts = []
         for span, crc32, size in zip(spans, entry["crc32"], stored or sizes, strict=True):
@@ -253,13 +253,13 @@ def _write_pieces(
         else:
             mine = {parts[0]: x} if jax.process_index() == 0 else {}
         for span in parts:
-            size = blobs.stored_bytes(_size(span), x.dtype)
+            size = packed_bytes.stored_bytes(_size(span), x.dtype)
             if span in mine:
                 file.seek(offset)
                 if sizes is None:
-                    sums[n] = blobs.write(file, mine[span])
+                    sums[n] = packed_bytes.write(file, mine[span])
                 else:
-                    sums[n], size = squeezing.write(file, mine[span])
+                    sums[n], size = lossless.write(file, mine[span])
                     sizes[n] = size
             offset, n = offset + size, n + 1
 
@@ -277,11 +277,11 @@ def _read(file: BinaryIO, slot: _Slot, sharding: jax.sharding.Sharding | None) -
         if any(all(a < d and c < b for (a, b), (c, d) in zip(span, w)) for w in wanted):
             file.seek(offset)
             piece = host if len(slot.parts) == 1 else np.empty([b - a for a, b in span], host.dtype)
-            size = blobs.stored_bytes(_size(span), slot.dtype)
+            size = packed_bytes.stored_bytes(_size(span), slot.dtype)
             if slot.stored is None:
-                found = blobs.read_into(file, piece, size)
+                found = packed_bytes.read_into(file, piece, size)
             else:
-                found = squeezing.read_into(file, piece, slot.stored[i])
+                found = lossless.read_into(file, piece, slot.stored[i])
             if found != crc:
                 what = f"an array of {slot.dtype} {slot.shape}"
                 raise ValueError(f"it is damaged: {what} does not match its checksum")

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import jax
 import numpy as np
 
-from . import blobs
+from . import packed_bytes
 
 SAMPLE = 1 << 16  # bytes of a plane that say which way is better
 RATIO = 1032  # the most that deflate saves; a smaller file is not what it says it is
@@ -28,7 +28,7 @@ _TURNED = ("bfloat16", "float32", "float64")  # a sign, and then an exponent tha
 def write(file: BinaryIO, piece: np.ndarray | jax.Array) -> tuple[int, int]:
     """Writes an array where the file stands; returns the CRC-32 of what it wrote, and the bytes."""
     crc = size = 0
-    for raw in blobs.raw_parts(piece):
+    for raw in packed_bytes.raw_parts(piece):
         streams = [_deflated(plane) for plane in _planes(raw, piece.dtype)]
         lengths = struct.pack(f"<{1 + len(streams)}I", raw.size, *map(len, streams))
         for data in (lengths, *streams):
@@ -46,7 +46,7 @@ def read_into(file: BinaryIO, piece: np.ndarray, stored: int) -> int:
         ValueError: the bytes are no streams of that many numbers.
     """
     head, crc, at = struct.Struct(f"<{1 + _count(piece.dtype)}I"), 0, 0
-    whole = blobs.stored_bytes(piece.size, piece.dtype)
+    whole = packed_bytes.stored_bytes(piece.size, piece.dtype)
 
     def take(length: int) -> bytes:
         nonlocal stored, crc
@@ -61,7 +61,7 @@ def read_into(file: BinaryIO, piece: np.ndarray, stored: int) -> int:
         if not 0 < size <= whole - at or size % len(lengths):
             raise ValueError(f"it is damaged: a chunk of {size} bytes where {whole - at} are left")
         planes = [_inflated(take(length), size // len(lengths)) for length in lengths]
-        blobs.put(piece, at, _joined(planes, piece.dtype))
+        packed_bytes.put(piece, at, _joined(planes, piece.dtype))
         at += size
     if stored:
         raise ValueError(f"it is damaged: {stored} bytes follow a compressed array")
