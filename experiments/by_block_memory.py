@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 
 import jaxmem as jm
-from jaxmem.lazy import Lazy
+from jaxmem.core.lazy import Lazy
 from jaxmem.models import llama
 
 BATCHES, TOKENS = 4, 512

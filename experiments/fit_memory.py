@@ -23,8 +23,8 @@ import numpy as np
 import safetensors.numpy
 
 import jaxmem as jm
+from jaxmem.core.paths import is_whole
 from jaxmem.models import abstract, llama
-from jaxmem.select import is_whole
 
 CHILD = """
 import sys

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmem as jm
-from jaxmem.folding import Fold
+from jaxmem.core.fold import Fold
 from jaxmem.models import ggml_blocks
 
 DEVICES = ("tpu v5e:1x1", "tpu v6e:1x1")

@@ -38,6 +38,17 @@ from .codecs import export as export
 from .codecs import from_bcoo as from_bcoo
 from .codecs import to_bcoo as to_bcoo
 from .compiling import CompileError as CompileError
+from .core.leaf import Encoded as Encoded
+from .core.leaf import decode as decode
+from .core.leaf import is_encoded as is_encoded
+from .core.leaf import nbytes as nbytes
+from .core.lifting import dot_general as dot_general
+from .core.lifting import lift as lift
+from .core.paths import merge as merge
+from .core.paths import paths as paths
+from .core.paths import split as split
+from .core.usage import Use as Use
+from .core.usage import uses as uses
 from .curvature import fisher as fisher
 from .curvature import gradients as gradients
 from .densities import erdos_renyi as erdos_renyi
@@ -56,12 +67,6 @@ from .footprint import memory as memory
 from .io.checkpoint import load as load
 from .io.checkpoint import save as save
 from .iterating import iterated as iterated
-from .leaf import Encoded as Encoded
-from .leaf import decode as decode
-from .leaf import is_encoded as is_encoded
-from .leaf import nbytes as nbytes
-from .lifting import dot_general as dot_general
-from .lifting import lift as lift
 from .measuring import Measured as Measured
 from .measuring import measured as measured
 from .meshes import constrain as constrain
@@ -81,9 +86,6 @@ from .runtime.pipelining import one_f_one_b as one_f_one_b
 from .runtime.pipelining import pipelined as pipelined
 from .runtime.remat import Remat as Remat
 from .runtime.remat import remat as remat
-from .select import merge as merge
-from .select import paths as paths
-from .select import split as split
 from .sharding import mesh as mesh
 from .sharding import shard as shard
 from .sharding import shardings as shardings
@@ -120,5 +122,3 @@ from .train.rewinding import rewind as rewind
 from .train.straight import movement as movement
 from .train.straight import straight_through as straight_through
 from .train.tuning import tune as tune
-from .usage import Use as Use
-from .usage import uses as uses

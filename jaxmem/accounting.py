@@ -11,8 +11,8 @@ import jax
 
 from . import hlo
 from .buffers import Buffer, at_peak, lines
+from .core.leaf import nbytes
 from .footprint import Memory
-from .leaf import nbytes
 from .pricing import device_bytes
 
 LARGEST = 12  # buffers that are named

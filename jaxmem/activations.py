@@ -15,10 +15,10 @@ from jax import Array
 
 from .batching import tuples
 from .codecs.activating import DynamicArray
-from .folding import Wrapped
-from .leaf import decode, is_encoded
-from .lifting import lift
-from .select import paths
+from .core.fold import Wrapped
+from .core.leaf import decode, is_encoded
+from .core.lifting import lift
+from .core.paths import paths
 
 Method = Literal["minmax", "percentile", "mse"]
 T = TypeVar("T")

@@ -12,16 +12,16 @@ import numpy as np
 from jax import Array, lax
 
 from .batching import tuples
-from .lazy import is_lazy
-from .leaf import decode
-from .lifting import around_scans
+from .core.lazy import is_lazy
+from .core.leaf import decode
+from .core.lifting import around_scans
+from .core.paths import is_whole, paths
+from .core.segmented import Segmented, by_layer, layers_of
+from .core.usage import uses
 from .planning import encode, joined
-from .segmented import Segmented, by_layer, layers_of
-from .select import is_whole, paths
 from .solvers.solver import needs_stats
 from .statistics import product_axes, stats
 from .train import learning
-from .usage import uses
 
 
 def encode_by_block(

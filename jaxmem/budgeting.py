@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from .core.fold import Fold
+from .core.leaf import nbytes as count_bytes
+from .core.paths import is_whole, paths
+from .core.segmented import named
 from .erring import CANDIDATES, Errors, choices, errors, naming, shape_of
-from .folding import Fold
-from .leaf import nbytes as count_bytes
 from .planning import Plan, summed_axes
-from .segmented import named
-from .select import is_whole, paths
 from .solvers.solver import ties_layers
 
 LOOKED_UP = 1 / 8  # of a table that is only looked up: .12 and .21 of the others in two models

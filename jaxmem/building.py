@@ -13,21 +13,21 @@ from jax.sharding import AbstractMesh, AxisType
 
 from .allotting import Places
 from .chips import target
-from .leaf import is_encoded
-from .lifting import around_scans, dot_general, lift
+from .core.leaf import is_encoded
+from .core.lifting import around_scans, dot_general, lift
+from .core.paths import is_whole, match, paths
+from .core.usage import uses
 from .models import KVCache, Model, load
 from .models.model import family
 from .planning import Plan, encode
 from .recipes import Recipe
 from .runtime.offload import on_host, streamed
 from .runtime.remat import remat
-from .select import is_whole, match, paths
 from .train.accumulate import accumulate
 from .train.eighths import in_int8
 from .train.entropy import next_token_loss
 from .train.lora import adapters, attach
 from .train.rounding import apply_rounded, in_bfloat16, in_float32
-from .usage import uses
 
 _WEIGHTS = ".*(kernel|embedding)"
 _STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from .codecs import NM, Bitmask, Chain, Int, LowRank
+from .core.fold import Fold
+from .core.leaf import is_encoded, nbytes
+from .core.paths import is_whole, paths
 from .erring import is_matrix
-from .folding import Fold
-from .leaf import is_encoded, nbytes
 from .planning import summed_axes
-from .select import is_whole, paths
 from .solvers import GPTQ, QERA, Search, SparseGPT, Wanda
 
 BITS = ((2, 32), (2, 64), (3, 64), (3, 128), (4, 64), (4, 128), (5, 64), (6, 64), (8, 128))

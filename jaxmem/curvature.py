@@ -14,11 +14,11 @@ import numpy as np
 from jax import Array
 
 from .batching import tuples
-from .folding import Fold
-from .leaf import decode, is_encoded
+from .core.fold import Fold
+from .core.leaf import decode, is_encoded
+from .core.paths import paths
+from .core.usage import uses
 from .planning import summed_axes
-from .select import paths
-from .usage import uses
 
 
 def fisher(

@@ -15,9 +15,9 @@ import numpy as np
 from jax import Array
 
 from .codecs import Bitmask, Coo, Csr, Smallest
-from .folding import Fold
+from .core.fold import Fold
+from .core.paths import is_whole, match, paths
 from .planning import summed_axes
-from .select import is_whole, match, paths
 from .solvers.scores import magnitude
 
 BINS = 4096  # of the scores' logarithms, among which a threshold is found

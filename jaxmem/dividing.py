@@ -10,9 +10,9 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
+from .core.leaf import nbytes
+from .core.paths import is_whole, match, paths
 from .following import follow
-from .leaf import nbytes
-from .select import is_whole, match, paths
 
 
 @dataclasses.dataclass(frozen=True)

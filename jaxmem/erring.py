@@ -12,11 +12,11 @@ import numpy as np
 from jax import Array
 
 from .codecs import Int
-from .folding import Fold
-from .lazy import is_lazy
-from .leaf import is_encoded
+from .core.fold import Fold
+from .core.lazy import is_lazy
+from .core.leaf import is_encoded
+from .core.paths import is_whole, match, paths
 from .planning import summed_axes
-from .select import is_whole, match, paths
 from .solvers.solver import encodes_rows, needs_stats, ties_layers
 
 CANDIDATES = tuple(Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128))

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .core.leaf import nbytes
 from .estimating import Estimate, spearman
-from .leaf import nbytes
 from .meshes import whole
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .leaf import decode
+from .core.leaf import decode
 from .planning import encode
 
 

@@ -15,8 +15,8 @@ from jax import Array, lax
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from .folding import Folded, Wrapped
-from .leaf import nbytes
+from .core.fold import Folded, Wrapped
+from .core.leaf import nbytes
 from .meshes import AXES, batch_spec, mesh_of
 
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from . import codecs, solvers
 from .codecs.faking import FakeArray
-from .folding import Fold
-from .lazy import Lazy, is_lazy
-from .leaf import is_encoded
-from .segmented import Segmented, by_layer, layers_of, named
-from .select import is_whole, match, paths
+from .core.fold import Fold
+from .core.lazy import Lazy, is_lazy
+from .core.leaf import is_encoded
+from .core.paths import is_whole, match, paths
+from .core.segmented import Segmented, by_layer, layers_of, named
 from .solvers.solver import encodes_rows, needs_stats, ties_layers
 from .statistics import Moments
 

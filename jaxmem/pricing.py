@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .building import Built
 from .chips import Chip
 from .codecs import Int
-from .leaf import nbytes
+from .core.leaf import nbytes
 from .recipes import Recipe
 from .runtime.remat import Remat
 from .train.eighths import encoded

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .lazy import is_lazy
-from .leaf import apart, decode, is_encoded, nbytes
+from .core.lazy import is_lazy
+from .core.leaf import apart, decode, is_encoded, nbytes
+from .core.paths import is_whole, paths
 from .placing import ShardedArray
-from .select import is_whole, paths
 
 
 @dataclasses.dataclass(frozen=True)

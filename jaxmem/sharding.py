@@ -10,11 +10,11 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .chips import target
+from .core.leaf import is_encoded
+from .core.paths import is_whole, match, paths
 from .following import follow
-from .leaf import is_encoded
 from .meshes import AXES
 from .placing import placed
-from .select import is_whole, match, paths
 
 
 def mesh(

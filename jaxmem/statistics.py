@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .batching import tuples
-from .leaf import decode, is_encoded
-from .lifting import lean, lift
-from .select import paths
-from .usage import Watched, uses
+from .core.leaf import decode, is_encoded
+from .core.lifting import lean, lift
+from .core.paths import paths
+from .core.usage import Watched, uses
 
 
 @jax.tree_util.register_dataclass

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import jaxmem as jm
-from jaxmem.lazy import Lazy
+from jaxmem.core.lazy import Lazy
 from jaxmem.models import Model, gpt2, llama
 from jaxmem.models.model import family
 from jaxmem.train.learned import LearnedArray

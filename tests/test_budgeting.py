@@ -9,8 +9,8 @@ import pytest
 
 import jaxmem as jm
 from jaxmem.budgeting import _knapsack
+from jaxmem.core.lazy import Lazy
 from jaxmem.erring import _interpolated
-from jaxmem.lazy import Lazy
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

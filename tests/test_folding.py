@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmem.folding import Fold
+from jaxmem.core.fold import Fold
 
 sizes = st.integers(0, 4)
 

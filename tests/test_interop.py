@@ -13,7 +13,7 @@ from quick import jit
 from reference_models import reference
 
 import jaxmem as jm
-from jaxmem.folding import Fold
+from jaxmem.core.fold import Fold
 from jaxmem.interop import blocks, to_compressed_tensors, to_gguf
 from jaxmem.interop import checkpoint as checkpoints_of
 from jaxmem.models import gpt2, llama
@@ -278,7 +278,7 @@ def test_what_has_no_integers_is_decoded_and_told(model, tmp_path):
 
 def test_another_tool_s_words_are_read(tmp_path):
     """What compressed-tensors' own `pack_to_int32` makes: code + 8, first in the low bits."""
-    from jaxmem.lazy import Lazy
+    from jaxmem.core.lazy import Lazy
     from jaxmem.models.compressed import read
 
     held = lambda a: Lazy(a.shape, a.dtype, lambda _: a)

@@ -10,8 +10,8 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.core.hadamard import hadamard
 from jaxmem.models import KVCache, Model, generate, gpt2, llama
-from jaxmem.models.hadamards import hadamard
 from jaxmem.models.kv import STEP, attend_through
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from checkpoints import random_tensors, write_gguf
 
-from jaxmem.lazy import Lazy
+from jaxmem.core.lazy import Lazy
 from jaxmem.models import ggml, llamacpp
 
 

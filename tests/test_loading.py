@@ -24,7 +24,7 @@ from checkpoints import (
     write_single,
 )
 
-from jaxmem.lazy import is_lazy
+from jaxmem.core.lazy import is_lazy
 from jaxmem.models import load
 
 

@@ -7,7 +7,7 @@ import pytest
 from checkpoints import random_tensors, write_single
 
 from jaxmem.codecs import Int
-from jaxmem.leaf import decode, nbytes
+from jaxmem.core.leaf import decode, nbytes
 from jaxmem.models import load
 
 

@@ -9,7 +9,7 @@ from quick import jit
 import jaxmem as jm
 from jaxmem.codecs.activating import DynamicArray
 from jaxmem.codecs.summing import SumArray
-from jaxmem.segmented import Segmented
+from jaxmem.core.segmented import Segmented
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -7,7 +7,7 @@ import pytest
 
 import jaxmem as jm
 from jaxmem import planning
-from jaxmem.lazy import Lazy
+from jaxmem.core.lazy import Lazy
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -11,10 +11,10 @@ from checkpoints import HF, LAYERS, random_tensors, write_gguf, write_single
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.folding import Fold
+from jaxmem.core.fold import Fold
+from jaxmem.core.segmented import together
 from jaxmem.models import ggml, ggml_blocks, quantized
 from jaxmem.models.loading import load
-from jaxmem.segmented import together
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
-from jaxmem.lazy import Lazy
+from jaxmem.core.lazy import Lazy
 
 
 def made():

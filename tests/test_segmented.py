@@ -11,8 +11,8 @@ from jax import lax
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.lazy import Lazy
-from jaxmem.segmented import Segmented, by_layer, named
+from jaxmem.core.lazy import Lazy
+from jaxmem.core.segmented import Segmented, by_layer, named
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

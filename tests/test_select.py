@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 import jaxmem as jm
-from jaxmem.lazy import Lazy
-from jaxmem.select import match
+from jaxmem.core.lazy import Lazy
+from jaxmem.core.paths import match
 
 PLAIN = {"up": {"bias": jnp.zeros(3), "kernel": jnp.ones((2, 3))}}
 

@@ -10,8 +10,8 @@ from jax import lax
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.core.lazy import Lazy
 from jaxmem.io.checkpoint import load, save
-from jaxmem.lazy import Lazy
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
-from jaxmem.lazy import Lazy, is_lazy
+from jaxmem.core.lazy import Lazy, is_lazy
 from jaxmem.models import Model, awq, bert, gpt2, llama, load, smooth
 from jaxmem.models.joints import find, joints, rescaled
 

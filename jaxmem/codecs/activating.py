@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import Folded, Wrapped
+from ..core.fold import Folded, Wrapped
+from ..core.leaf import is_encoded
 from ..kernels.tiled_matmul import UNROLLED, by_tiles, decoded_product
-from ..leaf import is_encoded
 from .integer_products import by_integers
 from .packing import unpack
 

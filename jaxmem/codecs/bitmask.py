@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..leaf import shrunk
+from ..core.leaf import shrunk
 from .packing import pack
 from .sparse import (
     Count,

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.leaf import shrunk
 from ..kernels.block_sparse_matmul import strips_product, suits
 from ..kernels.dispatch import on_one_chip
 from ..kernels.tiled_matmul import decoded_product
-from ..leaf import shrunk
 from .sparse import (
     Count,
     Sparse,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..leaf import Encoded, is_encoded, shrunk
+from ..core.leaf import Encoded, is_encoded, shrunk
 
 
 @dataclasses.dataclass(frozen=True)

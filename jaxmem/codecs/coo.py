@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..folding import Fold
+from ..core.fold import Fold
 from .sparse import (
     Count,
     Sparse,

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.leaf import shrunk
 from ..kernels.tiled_matmul import by_tiles, decoded_product
-from ..leaf import shrunk
 from .sparse import (
     Count,
     Sparse,

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from ..folding import Wrapped
-from ..leaf import is_encoded
+from ..core.fold import Wrapped
+from ..core.leaf import is_encoded
 
 
 @jax.tree_util.register_dataclass

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import Fold
-from ..leaf import Encoded, is_encoded, shrunk
-from ..nesting import needs_stats, ties_layers
+from ..core.codec import needs_stats, ties_layers
+from ..core.fold import Fold
+from ..core.leaf import Encoded, is_encoded, shrunk
 from .scaled import divisor, grouped, spread
 
 T = TypeVar("T")

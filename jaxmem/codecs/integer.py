@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import Fold, Folded
-from ..leaf import is_encoded
+from ..core.fold import Fold, Folded
+from ..core.leaf import is_encoded
 from .integer_products import matmul
 from .packing import WIDTHS, centred, divided, pack, shifts, strands, unpack, unpack_rows
 from .scaled import checked_group, divisor

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import Fold, Folded
-from ..leaf import is_encoded
+from ..core.fold import Fold, Folded
+from ..core.leaf import is_encoded
 from .packing import WIDTHS, divided, pack, shifts, strands, unpack, unpack_rows
 from .scaled import checked_group, packed_matmul, selected
 

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..folding import Fold, Folded
-from ..leaf import decode, is_encoded, shrunk
-from ..lifting import dot_general
+from ..core.fold import Fold, Folded
+from ..core.leaf import decode, is_encoded, shrunk
+from ..core.lifting import dot_general
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.leaf import shrunk
 from ..kernels.dispatch import on_one_chip
 from ..kernels.nm_matmul import neighbours_product, suits
 from ..kernels.tiled_matmul import UNROLLED, decoded_product
-from ..leaf import shrunk
 from .packing import WIDTHS, pack, shifts, unpack, unpack_rows
 from .scaled import selected
 from .sparse import (

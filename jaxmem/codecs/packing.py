@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import Fold
+from ..core.fold import Fold
+from ..core.leaf import is_encoded, shrunk
 from ..kernels.tiled_matmul import interleave
-from ..leaf import is_encoded, shrunk
 
 WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 

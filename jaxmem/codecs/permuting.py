@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import Wrapped
+from ..core.fold import Wrapped
 
 
 @jax.tree_util.register_dataclass

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..folding import Fold, Folded
+from ..core.fold import Fold, Folded
+from ..core.leaf import is_encoded
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED, decoded_product, wide_product
-from ..leaf import is_encoded
 from .packing import WIDTHS, divided, interleave, pack, shifts, slices, strands, unpack, unpack_rows
 
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..folding import Fold
-from ..leaf import Tied, decode, is_encoded, shrunk
-from ..lifting import dot_general
+from ..core.fold import Fold
+from ..core.leaf import Tied, decode, is_encoded, shrunk
+from ..core.lifting import dot_general
 
 DAMPING = 0.01  # of the mean diagonal of a Gram matrix
 

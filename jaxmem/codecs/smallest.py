@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from ..leaf import Encoded, nbytes
+from ..core.leaf import Encoded, nbytes
 
 
 @dataclasses.dataclass(frozen=True)

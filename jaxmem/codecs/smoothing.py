@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..folding import Fold, Folded, Wrapped
-from ..leaf import is_encoded, shrunk
+from ..core.fold import Fold, Folded, Wrapped
+from ..core.leaf import is_encoded, shrunk
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..folding import Fold, Folded
+from ..core.fold import Fold, Folded
+from ..core.leaf import Encoded, is_encoded, shrunk
 from ..kernels.tiled_matmul import UNROLLED, decoded_product
-from ..leaf import Encoded, is_encoded, shrunk
 
 Count = Callable[[int, int], "Array | int"]
 FEW = 16  # entries that are compared with each other rather than counted or sorted

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..folding import Fold
+from ..core.fold import Fold
 from ..kernels.tiled_matmul import interleave
 from .packing import WIDTHS, centred
 

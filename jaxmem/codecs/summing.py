@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..leaf import Encoded, is_encoded
-from ..lifting import dot_general
+from ..core.leaf import Encoded, is_encoded
+from ..core.lifting import dot_general
 
 
 @dataclasses.dataclass(frozen=True)

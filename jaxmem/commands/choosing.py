@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import jaxmem as jm
 
 from ..budgeting import Unreachable
+from ..core.paths import is_whole
 from ..models import Model
-from ..select import is_whole
 from ..structured.shrinking import Structure
 from . import calibrating, options
 from .output import Output

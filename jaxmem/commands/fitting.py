@@ -12,10 +12,10 @@ from tyro.conf import arg
 import jaxmem as jm
 
 from ..budgeting import Unreachable
+from ..core.paths import is_whole
 from ..erring import CANDIDATES
 from ..models import Model, load, rotate
 from ..models.model import RECORD
-from ..select import is_whole
 from . import calibrating, choosing, options
 from .evaluating import as_data, measure
 from .inspecting import shapes

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 import jaxmem as jm
 
+from ..core.paths import is_whole
 from ..models import Model, load
-from ..select import is_whole
 from .options import Json, ModelName, inputs
 from .output import Output
 from .sizes import show

@@ -10,8 +10,8 @@ import numpy as np
 from ..codecs.affine import AffineArray
 from ..codecs.casting import CastArray
 from ..codecs.integer import IntArray
-from ..folding import Fold
-from ..leaf import is_encoded
+from ..core.fold import Fold
+from ..core.leaf import is_encoded
 from .layers import held, lies, limits, matrix, numbers, opened, spread
 
 BLOCK = 32  # weights that share a scale

@@ -18,9 +18,9 @@ import numpy as np
 from ..codecs.activating import DynamicArray
 from ..codecs.casting import CastArray
 from ..codecs.integer import IntArray
-from ..folding import Fold
+from ..core.fold import Fold
+from ..core.leaf import is_encoded
 from ..io.atomic import replacing
-from ..leaf import is_encoded
 from ..models.compressed import packed as words
 from ..models.model import Model
 from ..models.recipe import Recipe

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..codecs.casting import CastArray
-from ..folding import Fold
+from ..core.fold import Fold
+from ..core.lazy import Lazy
+from ..core.leaf import is_encoded
 from ..io.atomic import replacing
-from ..lazy import Lazy
-from ..leaf import is_encoded
 from ..models import ggml, llamacpp
 from ..models.model import Model
 from ..models.quantized import placed

@@ -15,13 +15,13 @@ from ..codecs.casting import CastArray
 from ..codecs.doubling import DoubleQuantArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import unpack
-from ..folding import Fold
-from ..lazy import is_lazy
-from ..leaf import is_encoded
+from ..core.fold import Fold
+from ..core.lazy import is_lazy
+from ..core.leaf import is_encoded
+from ..core.paths import is_whole, paths
+from ..core.segmented import named
 from ..models.model import Model, family
 from ..models.recipe import Recipe
-from ..segmented import named
-from ..select import is_whole, paths
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from ..codecs.doubling import DoubleQuantArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack, unpack
-from ..folding import Fold
+from ..core.fold import Fold
 
 if TYPE_CHECKING:
     from qwix import QArray

@@ -16,8 +16,8 @@ import numpy as np
 from ..codecs.activating import DynamicArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack
-from ..folding import Fold
-from ..lazy import Lazy
+from ..core.fold import Fold
+from ..core.lazy import Lazy
 
 FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
 

@@ -11,7 +11,7 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
-from ..lazy import Lazy
+from ..core.lazy import Lazy
 
 _SAFETENSORS = {
     "F64": np.dtype("<f8"),

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.sharding import NamedSharding
 
 from .. import layouts
-from ..leaf import is_encoded
+from ..core.leaf import is_encoded
 from ..sharding import shard, shardings
 from .kv import STEP, KVCache
 from .model import Model

@@ -15,7 +15,7 @@ from ..codecs.affine import AffineArray
 from ..codecs.doubling import DoubleQuantArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack
-from ..folding import Fold
+from ..core.fold import Fold
 
 
 @dataclasses.dataclass(frozen=True)

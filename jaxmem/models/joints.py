@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..lazy import combined, is_lazy
-from ..leaf import is_encoded
+from ..core.lazy import combined, is_lazy
+from ..core.leaf import is_encoded
 from .model import Model
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from .hadamards import hadamard
+from ..core.hadamard import hadamard
 from .layers import attend, attend_by, causal, write
 
 STEP = 64  # tokens that share the range of a key's channel

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..lazy import Lazy
+from ..core.lazy import Lazy
 from .files import halves
 from .ggml import Gguf
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from ..lazy import Lazy
-from ..leaf import is_encoded
+from ..core.lazy import Lazy
+from ..core.leaf import is_encoded
 from . import abstract, compressed, fetching, files, ggml, llamacpp, quantized, tokenizing
 from .model import FORMAT, PARAMS, RECORD, Model, family
 from .recipe import Recipe

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import lazy
-from ..leaf import is_encoded
+from ..core import lazy
+from ..core.leaf import is_encoded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -65,7 +65,7 @@ class Model:
             family(self.config).module(self.config).apply({"params": p}, *a, **k)
         )
         if any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded))):
-            from ..lifting import lift
+            from ..core.lifting import lift
 
             dense = lift(dense)
         return dense(params, *args, **kwargs)

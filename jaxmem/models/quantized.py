@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..codecs.casting import CastArray
-from ..folding import Fold
-from ..lazy import Lazy
-from ..leaf import is_encoded
-from ..segmented import together
+from ..core.fold import Fold
+from ..core.lazy import Lazy
+from ..core.leaf import is_encoded
+from ..core.segmented import together
 from . import ggml_blocks, llamacpp
 from .compressed import Codes
 from .ggml import Gguf

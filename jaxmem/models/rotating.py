@@ -7,9 +7,9 @@ from typing import Literal
 import jax
 import numpy as np
 
-from ..lazy import combined, is_lazy
-from ..leaf import is_encoded
-from .hadamards import hadamard
+from ..core.hadamard import hadamard
+from ..core.lazy import combined, is_lazy
+from ..core.leaf import is_encoded
 from .joints import check_dense, find, joints, replaced
 from .model import Model
 

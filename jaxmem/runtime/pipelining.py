@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from ..lifting import made_of
+from ..core.lifting import made_of
 from .stages import STAGE, Stages, zeros
 
 

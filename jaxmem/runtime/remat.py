@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from ..lifting import around_scans
+from ..core.lifting import around_scans
 
 NAMES = ("attn_out", "mlp_out")  # what our models tag with `checkpoint_name`
 _KINDS = ("none", "full", "dots", "dots_no_batch", "named", "offload", "nested")

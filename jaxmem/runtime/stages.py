@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from ..lifting import around_scans, made_of
+from ..core.lifting import around_scans, made_of
 from ..meshes import ROWS
 
 STAGE = "stage"  # the axis of the mesh

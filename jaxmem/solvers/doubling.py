@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ..codecs import Float, Int
 from ..codecs.doubling import DoubleQuantArray
 from ..codecs.scaled import Scaled
-from ..leaf import is_encoded
+from ..core.leaf import is_encoded
 from .solver import Solver, rounding
 
 BYTES = Float("e4m3", group=256)

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from ..codecs import Codebook, Int, KMeans
 from ..codecs.scaled import divisor, spread
-from ..folding import Fold
+from ..core.fold import Fold
 from ..statistics import Moments
 from .descent import losses, refit, settle_again
 from .obs import by_energy, inverse_factor, sweep

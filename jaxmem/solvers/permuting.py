@@ -10,7 +10,7 @@ from jax import Array, lax
 from ..codecs import NM, Chain
 from ..codecs.permuting import PermutedArray
 from ..codecs.sparse import index_dtype
-from ..folding import Fold
+from ..core.fold import Fold
 from ..statistics import Moments
 from .solver import Solver, needs_stats
 

@@ -8,7 +8,7 @@ from jax import Array
 
 from ..codecs import Chain
 from ..codecs.sparse import Sparse
-from ..folding import Fold
+from ..core.fold import Fold
 from .scores import ria, wanda
 from .solver import Solver
 

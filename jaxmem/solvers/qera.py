@@ -13,8 +13,8 @@ from jax import lax
 
 from ..codecs import Int, LowRank
 from ..codecs.summing import SumArray
-from ..folding import Fold
-from ..leaf import is_encoded
+from ..core.fold import Fold
+from ..core.leaf import is_encoded
 from ..statistics import Moments
 from .solver import Solver
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..codecs.sparse import SparseArray
-from ..folding import Fold
+from ..core.fold import Fold
 from ..statistics import Moments
 from .solver import Solver
 

@@ -11,10 +11,10 @@ from jax import Array, lax
 
 from ..codecs import NM, Bitmask, Cast, Chain, Csr, Int, Sum
 from ..codecs.scaled import Scaled
-from ..folding import Fold
-from ..leaf import is_encoded
-from ..nesting import needs_stats as needs_stats
-from ..nesting import ties_layers as ties_layers
+from ..core.codec import needs_stats as needs_stats
+from ..core.codec import ties_layers as ties_layers
+from ..core.fold import Fold
+from ..core.leaf import is_encoded
 from ..statistics import Moments
 
 

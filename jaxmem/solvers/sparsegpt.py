@@ -10,7 +10,7 @@ from jax import Array, lax
 from ..codecs import NM, Bitmask, Csr, Int
 from ..codecs.scaled import Scaled, grouped
 from ..codecs.sparse import Sparse, compressed, highest
-from ..folding import Fold
+from ..core.fold import Fold
 from ..statistics import Moments
 from .obs import inverse_factor, sweep
 from .pruning import Pruner

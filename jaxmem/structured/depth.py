@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..folding import Fold
+from ..core.fold import Fold
+from ..core.paths import paths
 from ..models.model import Model, family
-from ..select import paths
 from ..solvers.scores import magnitude
 
 

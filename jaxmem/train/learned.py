@@ -17,9 +17,9 @@ from ..codecs.integer import IntArray
 from ..codecs.scaled import divisor, spread
 from ..codecs.smoothing import SmoothArray
 from ..codecs.summing import SumArray
-from ..folding import Fold, Folded
-from ..leaf import Encoded, is_encoded
-from ..segmented import Segmented
+from ..core.fold import Fold, Folded
+from ..core.leaf import Encoded, is_encoded
+from ..core.segmented import Segmented
 
 SLOWER = 0.05  # how much less than a weight, in steps of its grid, a scale moves relative to itself
 NEARER = 0.5  # how much of its way to the dense one, within its code, a weight starts

@@ -10,7 +10,7 @@ import optax
 from jax import Array
 
 from ..batching import tuples
-from ..lifting import lift
+from ..core.lifting import lift
 from .learned import closed, joined, opened
 from .rounding import in_float32
 

@@ -13,9 +13,9 @@ from jax import Array
 from ..codecs import Cast
 from ..codecs.lowrank import LowRankArray
 from ..codecs.summing import SumArray
-from ..folding import Fold, Folded
-from ..leaf import is_encoded
-from ..select import is_whole, match, paths
+from ..core.fold import Fold, Folded
+from ..core.leaf import is_encoded
+from ..core.paths import is_whole, match, paths
 
 
 def adapters(key: Array, params: Any, rank: int, where: str = ".*kernel") -> dict[str, dict]:

@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
-from ..folding import Fold
+from ..core.fold import Fold
 from ..planning import summed_axes
 from .pruning import check, find, masked, need_params, put, top
 

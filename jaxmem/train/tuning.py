@@ -15,9 +15,9 @@ import optax
 from jax import Array
 
 from ..batching import tuples
-from ..leaf import Encoded, is_encoded
-from ..lifting import lift
-from ..segmented import Segmented
+from ..core.leaf import Encoded, is_encoded
+from ..core.lifting import lift
+from ..core.segmented import Segmented
 from .rounding import in_float32
 
 T = TypeVar("T")

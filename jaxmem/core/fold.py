@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .kernels.tiled_matmul import decoded_product
+from ..kernels.tiled_matmul import decoded_product
 from .leaf import Encoded, apart
 
 

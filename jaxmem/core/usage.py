@@ -9,7 +9,7 @@ import jax
 
 from .leaf import Encoded, is_encoded
 from .lifting import lift
-from .select import is_whole, paths
+from .paths import is_whole, paths
 
 
 class Use(NamedTuple):

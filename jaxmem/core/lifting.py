@@ -12,10 +12,10 @@ from jax import Array, lax
 from jax.extend import source_info_util
 from jax.interpreters import partial_eval
 
+from ..meshes import stand_in
 from .leaf import Encoded, apart, decode, is_encoded
-from .meshes import stand_in
-from .operations import RULES, decoded, dot
-from .select import paths
+from .paths import paths
+from .primitive_rules import RULES, decoded, dot
 
 OnDecode = Literal["allow", "error"] | Callable[[str, str], None]
 

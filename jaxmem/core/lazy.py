@@ -18,7 +18,7 @@ class Lazy:
 
     Example:
         >>> import numpy as np
-        >>> from jaxmem.lazy import Lazy
+        >>> from jaxmem.core.lazy import Lazy
         >>> layers = [np.zeros((2, 3)), np.ones((2, 3))]
         >>> w = Lazy((2, 2, 3), np.dtype("float32"), lambda i: layers[i], stacked=True)
         >>> w.map(lambda layer: layer.T, (2, 3, 2)).load().sum(axis=(1, 2))
@@ -61,7 +61,7 @@ def combined(
 
     Example:
         >>> import numpy as np
-        >>> from jaxmem.lazy import combined
+        >>> from jaxmem.core.lazy import combined
         >>> w, gain = np.full((2, 3), 2.0), np.array([[1.0], [5.0]])
         >>> combined(np.multiply, w, gain, stacked=True).load()
         array([[ 2.,  2.,  2.],
