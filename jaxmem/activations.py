@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .batching import tuples
-from .codecs.activating import DynamicArray
+from .codecs.dynamic import DynamicArray
 from .core.fold import Wrapped
 from .core.leaf import decode, is_encoded
 from .core.lifting import lift

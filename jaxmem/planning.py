@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import codecs, solvers
-from .codecs.faking import FakeArray
+from .codecs.fake import FakeArray
 from .core.fold import Fold
 from .core.lazy import Lazy, is_lazy
 from .core.leaf import is_encoded

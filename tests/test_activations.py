@@ -7,7 +7,7 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.codecs.activating import _in_halves, _integer_product, rounded
+from jaxmem.codecs.dynamic import _in_halves, _integer_product, rounded
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

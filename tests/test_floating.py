@@ -8,7 +8,7 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.codecs.codebook import FP4, NF4
-from jaxmem.codecs.floating import exponent, nearest, power
+from jaxmem.codecs.float_formats import exponent, nearest, power
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -10,7 +10,7 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.codecs.integer_products import _by_digits, _scaled_after
+from jaxmem.codecs.integer_matmul import _by_digits, _scaled_after
 from jaxmem.kernels import tiled_matmul
 from jaxmem.kernels.tiled_matmul import decoded_product, wide_product
 

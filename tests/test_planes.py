@@ -7,8 +7,8 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.codecs.activating import DynamicArray
-from jaxmem.codecs.summing import SumArray
+from jaxmem.codecs.dynamic import DynamicArray
+from jaxmem.codecs.sum import SumArray
 from jaxmem.core.segmented import Segmented
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

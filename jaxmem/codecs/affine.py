@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .cpu_layout import Stranded
 from .scaled import Scaled, ScaledArray, checked_group, divisor, half_above, packed, spread
-from .stranded import Stranded
 
 _LEAST = 2.0**-14  # f16 steps below are coarse
 

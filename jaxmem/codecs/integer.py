@@ -10,10 +10,10 @@ from jax import Array, lax
 
 from ..core.fold import Fold, Folded
 from ..core.leaf import is_encoded
-from .integer_products import matmul
+from .cpu_layout import Stranded
+from .integer_matmul import matmul
 from .packing import WIDTHS, centred, divided, pack, shifts, strands, unpack, unpack_rows
 from .scaled import checked_group, divisor
-from .stranded import Stranded
 
 _LEAST = 2.0**-14  # f16 scales below are coarse
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from ..codecs.affine import AffineArray
-from ..codecs.casting import CastArray
+from ..codecs.cast import CastArray
 from ..codecs.integer import IntArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded

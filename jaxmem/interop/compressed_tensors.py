@@ -15,8 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..codecs.activating import DynamicArray
-from ..codecs.casting import CastArray
+from ..codecs.cast import CastArray
+from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded

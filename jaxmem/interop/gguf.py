@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..codecs.casting import CastArray
+from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..codecs.activating import DynamicArray
 from ..codecs.affine import AffineArray
-from ..codecs.casting import CastArray
-from ..codecs.doubling import DoubleQuantArray
+from ..codecs.cast import CastArray
+from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import unpack
+from ..codecs.quantized_scales import DoubleQuantArray
 from ..core.fold import Fold
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..codecs.affine import AffineArray
-from ..codecs.doubling import DoubleQuantArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack
+from ..codecs.quantized_scales import DoubleQuantArray
 from ..core.fold import Fold
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..codecs.casting import CastArray
+from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded

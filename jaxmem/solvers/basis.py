@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..codecs.lowrank import LowRankArray
-from ..codecs.sharing import DAMPING, SharedArray, by_group, checked_sharing, layers_of
+from ..codecs.low_rank import LowRankArray
+from ..codecs.shared import DAMPING, SharedArray, by_group, checked_sharing, layers_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..codecs import Float, Int
-from ..codecs.doubling import DoubleQuantArray
+from ..codecs.quantized_scales import DoubleQuantArray
 from ..codecs.scaled import Scaled
 from ..core.leaf import is_encoded
 from .solver import Solver, rounding

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..codecs import NM, Chain
-from ..codecs.permuting import PermutedArray
+from ..codecs.permuted import PermutedArray
 from ..codecs.sparse import index_dtype
 from ..core.fold import Fold
 from ..statistics import Moments

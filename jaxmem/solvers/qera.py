@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..codecs import Int, LowRank
-from ..codecs.summing import SumArray
+from ..codecs.sum import SumArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..statistics import Moments

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..codecs import Int
-from ..codecs.activating import DynamicArray
+from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
 from ..codecs.scaled import divisor, spread
-from ..codecs.smoothing import SmoothArray
-from ..codecs.summing import SumArray
+from ..codecs.smooth import SmoothArray
+from ..codecs.sum import SumArray
 from ..core.fold import Fold, Folded
 from ..core.leaf import Encoded, is_encoded
 from ..core.segmented import Segmented

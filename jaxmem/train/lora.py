@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..codecs import Cast
-from ..codecs.lowrank import LowRankArray
-from ..codecs.summing import SumArray
+from ..codecs.low_rank import LowRankArray
+from ..codecs.sum import SumArray
 from ..core.fold import Fold, Folded
 from ..core.leaf import is_encoded
 from ..core.paths import is_whole, match, paths

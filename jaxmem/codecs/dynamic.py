@@ -11,7 +11,7 @@ from jax import Array, lax
 from ..core.fold import Folded, Wrapped
 from ..core.leaf import is_encoded
 from ..kernels.tiled_matmul import UNROLLED, by_tiles, decoded_product
-from .integer_products import by_integers
+from .integer_matmul import by_integers
 from .packing import unpack
 
 FEW_ROWS = 32  # up to here a CPU does best not to unpack
