@@ -8,11 +8,16 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.optimizers.int8_state import encoded, in_int8
+from jaxmem.optimizers.stochastic_rounding import (
+    apply_rounded,
+    in_bfloat16,
+    in_float32,
+    stochastic_round,
+)
 from jaxmem.train.accumulate import accumulate
-from jaxmem.train.eighths import encoded, in_int8
 from jaxmem.train.entropy import next_token_loss
 from jaxmem.train.lora import adapters, attach
-from jaxmem.train.rounding import apply_rounded, in_bfloat16, in_float32, stochastic_round
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

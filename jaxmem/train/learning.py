@@ -11,8 +11,8 @@ from jax import Array
 
 from ..batching import tuples
 from ..core.lifting import lift
+from ..optimizers.stochastic_rounding import in_float32
 from .learned import closed, joined, opened
-from .rounding import in_float32
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from ..batching import tuples
 from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import lift
 from ..core.segmented import Segmented
-from .rounding import in_float32
+from ..optimizers.stochastic_rounding import in_float32
 
 T = TypeVar("T")
 

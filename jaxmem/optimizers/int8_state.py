@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from .rounding import hashed, updated, wide
+from .stochastic_rounding import hashed, updated, wide
 
 BLOCK = 256  # numbers to a scale, along the last axis
 LEAST = 4096  # a smaller array is a vector of biases or scales, and stays in f32
