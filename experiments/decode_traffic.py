@@ -17,7 +17,7 @@ import pathlib
 import jax
 
 import jaxmem as jm
-from jaxmem import hlo, traffic
+from jaxmem.compiler import cost_analysis, hlo
 from jaxmem.io.disk_cache import write_whole
 from jaxmem.models import Model, llama
 
@@ -43,7 +43,7 @@ def measured(codec, device: str) -> dict:
         "floor_bytes": floor,
         "traffic_over_floor": round(m.traffic / floor, 4),
         "seconds_estimated": m.seconds,
-        "heaviest": traffic.heaviest(hlo.read(m.text), 4),
+        "heaviest": cost_analysis.heaviest(hlo.read(m.text), 4),
         "program": m.hash,
         "versions": m.versions,
     }

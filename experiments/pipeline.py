@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
-from jaxmem import hlo
+from jaxmem.compiler import hlo
 from jaxmem.io.disk_cache import write_whole
 from jaxmem.models import Model, llama
 from jaxmem.train.lora import adapters, attach

@@ -16,7 +16,7 @@ import pathlib
 import jax
 
 import jaxmem as jm
-from jaxmem.accounting import residuals
+from jaxmem.compiler.memory_breakdown import residuals
 from jaxmem.io.disk_cache import write_whole
 from jaxmem.models import Model, llama
 from jaxmem.pricing import HOST

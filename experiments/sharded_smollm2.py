@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
-from jaxmem import hlo
+from jaxmem.compiler import hlo
 from jaxmem.io.disk_cache import write_whole
 from jaxmem.models import fetching
 

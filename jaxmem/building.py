@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import AbstractMesh, AxisType
 
 from .allotting import Places
-from .chips import target
+from .compiler.devices import target
 from .core.leaf import is_encoded
 from .core.lifting import around_scans, dot_general, lift
 from .core.paths import is_whole, match, paths

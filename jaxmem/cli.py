@@ -31,7 +31,7 @@ def main(args: Sequence[str] | None = None) -> int:
         import tyro
 
         from .commands import Command, Output
-        from .compiling import CompileError
+        from .compiler.compile_subprocess import CompileError
     except ModuleNotFoundError as error:
         if error.name.split(".")[0] not in ("tyro", "rich"):
             raise

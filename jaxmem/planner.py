@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from .accounting import residuals
 from .building import Built, build
-from .chips import GIB, Chip, target
 from .codecs import Int
-from .compiling import CompileError
-from .footprint import Memory, memory
+from .compiler.compile_subprocess import CompileError
+from .compiler.devices import GIB, Chip, target
+from .compiler.footprint import Memory, memory
+from .compiler.memory_breakdown import residuals
 from .models import Model, load
 from .pricing import arithmetic, noise, price
 from .proving import SLACK, Candidate, prove

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from .building import Built
-from .chips import Chip
 from .codecs import Int
+from .compiler.devices import Chip
 from .core.leaf import nbytes
 from .optimizers.int8_state import encoded
 from .optimizers.stochastic_rounding import stochastic_round

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .chips import target
+from .compiler.devices import target
 from .core.leaf import is_encoded
 from .core.paths import is_whole, match, paths
 from .following import follow

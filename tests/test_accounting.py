@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 import jaxmem as jm
-from jaxmem import hlo
-from jaxmem.accounting import breakdown, plot, residuals
-from jaxmem.buffers import at_peak, lines
+from jaxmem.compiler import hlo
+from jaxmem.compiler.live_buffers import at_peak, lines
+from jaxmem.compiler.memory_breakdown import breakdown, plot, residuals
 from jaxmem.models import Model, llama
 
 CONFIG = llama.Config(

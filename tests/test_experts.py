@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from quick import jit
 
 import jaxmem as jm
-from jaxmem import hlo
+from jaxmem.compiler import hlo
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

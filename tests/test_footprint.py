@@ -8,8 +8,8 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 import jaxmem as jm
-from jaxmem.compiling import CompileError, needed_bytes, versions
-from jaxmem.footprint import Memory, memory
+from jaxmem.compiler.compile_subprocess import CompileError, needed_bytes, versions
+from jaxmem.compiler.footprint import Memory, memory
 
 V5E = "tpu v5e:1x1"
 EARLY = (

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxmem as jm
-from jaxmem.chips import GPUS
-from jaxmem.gpus import target_config
+from jaxmem.compiler.devices import GPUS
+from jaxmem.compiler.gpus import target_config
 
 HERE = importlib.util.find_spec("jax_cuda12_plugin") is not None
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import jaxmem as jm
-from jaxmem.chips import Chip
+from jaxmem.compiler.devices import Chip
 from jaxmem.models import Model, llama
 from jaxmem.planner import as_data, kept
 from jaxmem.pricing import arithmetic, noise, price

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from quick import jit
 
 import jaxmem as jm
-from jaxmem import hlo, traffic
+from jaxmem.compiler import cost_analysis, hlo
 from jaxmem.models import Model, bert, gpt2, llama
 from jaxmem.placing import ShardedArray
 
@@ -73,7 +73,7 @@ def test_a_model_sharded_is_the_model_and_gathers_no_stack(family, kind):
     codes = [op.nbytes for op in gathered if op.type.startswith("u8")]
     assert max(codes, default=0) <= jm.nbytes(enc["embed"]["embedding"])
     assert not any(op.type.startswith(f"u8[{model.config.layers},") for op in gathered)
-    assert traffic.collective_bytes(text)
+    assert cost_analysis.collective_bytes(text)
 
 
 @pytest.mark.parametrize("family", ["gpt2", pytest.param("bert", marks=pytest.mark.slow)])
@@ -135,7 +135,7 @@ def test_few_tokens_are_gathered_in_place_of_weights():
     gathered = {}
     for rows in (8, 512):
         program = jit(jm.lift(jnp.matmul)).lower(jnp.ones((rows, 256)), placed).compile()
-        found = traffic.collective_bytes(hlo.read(program.as_text()))
+        found = cost_analysis.collective_bytes(hlo.read(program.as_text()))
         gathered[rows] = found.get("all-gather", 0)
     assert gathered[8] == 0 and gathered[512] == jm.nbytes(leaf)
 
@@ -156,7 +156,9 @@ def test_experts_stay_where_they_lie():
     assert isinstance(placed, ShardedArray)
     program = jit(jm.lift(lambda w, x: jnp.einsum("ebk,ekn->ebn", x, w)))
     close(program(placed, x), program(stack, x))
-    assert not traffic.collective_bytes(hlo.read(program.lower(placed, x).compile().as_text()))
+    assert not cost_analysis.collective_bytes(
+        hlo.read(program.lower(placed, x).compile().as_text())
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxmem import Float, hlo, lift, nbytes, traffic
-from jaxmem.footprint import memory
+from jaxmem import Float, lift, nbytes
+from jaxmem.compiler import cost_analysis, hlo
+from jaxmem.compiler.footprint import memory
 
 LOOP = """
 %body (s: (s32[], f32[4,8], f32[8])) -> (s32[], f32[4,8], f32[8]) {
@@ -50,9 +51,9 @@ ENTRY %main (w: f32[4,8], x: f32[8]) -> f32[8] {
 def test_a_slice_is_read_as_often_as_its_loop_runs_and_fast_memory_is_free():
     program = hlo.read(LOOP)
     rows, x, index = 4 * 32, 32, 4 * (4 + 4 + 4)
-    assert traffic.hbm_bytes(program) <= rows + 2 * x + index
-    assert traffic.hbm_bytes(program) >= rows + 2 * x
-    assert traffic.collective_bytes(program) == {"all-reduce": 32}
+    assert cost_analysis.hbm_bytes(program) <= rows + 2 * x + index
+    assert cost_analysis.hbm_bytes(program) >= rows + 2 * x
+    assert cost_analysis.collective_bytes(program) == {"all-reduce": 32}
 
 
 def test_flops_of_a_loop_are_its_bodys_times_its_trips():
@@ -102,5 +103,5 @@ ENTRY %main (x: f32[32]) -> f32[256] {
 }
 """
     program = hlo.read(text)
-    assert traffic.collective_bytes(program) == {"all-gather": 1024}
-    assert traffic.hbm_bytes(program) == 0
+    assert cost_analysis.collective_bytes(program) == {"all-gather": 1024}
+    assert cost_analysis.hbm_bytes(program) == 0

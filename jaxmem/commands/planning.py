@@ -9,7 +9,7 @@ from tyro.conf import arg
 
 import jaxmem as jm
 
-from ..accounting import plot
+from ..compiler.memory_breakdown import plot
 from ..io.disk_cache import write_whole
 from ..planner import kept, seconds
 from ..pricing import TOLERANCE, noise

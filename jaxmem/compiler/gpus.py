@@ -6,7 +6,7 @@ capabilities: cores, shared memory of a core, threads of a core, L2 in MiB, GHz.
 
 import dataclasses
 
-from .chips import GPUS
+from .devices import GPUS
 
 _LIMITS = {  # what every one of them has
     "threads_per_block_limit": 1024,

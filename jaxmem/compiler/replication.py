@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from . import hlo
+from .cost_analysis import FREE, reads_all, source
 from .footprint import Memory
-from .traffic import FREE, reads_all, source
 
 
 @dataclasses.dataclass(frozen=True)

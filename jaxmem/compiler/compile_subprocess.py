@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import jax.export
 
-from .chips import Target
+from ..io.disk_cache import cache_dir, write_whole
+from .devices import Target
 from .gpus import target_config
-from .io.disk_cache import cache_dir, write_whole
 
 _WORKER = pathlib.Path(__file__).with_name("compile_worker.py")
 PACKAGES = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-plugin"]}  # each platform's compiler

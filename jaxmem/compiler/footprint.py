@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from . import hlo, traffic
-from .chips import Target, target
+from . import cost_analysis, hlo
+from .compile_subprocess import PACKAGES, compile_for, needed_bytes, unpacked, versions
 from .compile_worker import sizes
-from .compiling import PACKAGES, compile_for, needed_bytes, unpacked, versions
+from .devices import Target, target
 
 _MIB = 2**20
 _UNTUNED = {"xla_backend_optimization_level": 0}  # buffers are placed before machine code is made
@@ -57,7 +57,7 @@ class Memory:
     fits: bool = True
     estimate: int | None = None
     flops: int | None = None
-    traffic: int | None = None
+    cost_analysis: int | None = None
     collectives: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
     hash: str | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict, hash=False)
@@ -202,7 +202,11 @@ def memory(
 def _measured(device: str, on: Target, found: dict, limit: int, quick: bool) -> Memory:
     installed = versions("jax", "jaxlib", *PACKAGES[on.platform])
     program = unpacked(found["program"])
-    known = {"program": program, "flops": traffic.flops(hlo.read(program)), "versions": installed}
+    known = {
+        "program": program,
+        "flops": cost_analysis.flops(hlo.read(program)),
+        "versions": installed,
+    }
     m = Memory(device, limit=limit, hash=found["hash"], **known)
     if "sizes" not in found:
         needed = found["needed"] if quick else max(found["needed"], limit + 1)
@@ -215,8 +219,8 @@ def _measured(device: str, on: Target, found: dict, limit: int, quick: bool) -> 
 
 def _moved(text: str) -> dict:
     program = hlo.read(text)
-    collectives = traffic.collective_bytes(program)
-    return {"traffic": traffic.hbm_bytes(program), "collectives": collectives, "text": text}
+    collectives = cost_analysis.collective_bytes(program)
+    return {"traffic": cost_analysis.hbm_bytes(program), "collectives": collectives, "text": text}
 
 
 def _abstract(x: Any) -> Any:
@@ -240,7 +244,7 @@ def _in_process(place: jax.Device, jitted: jax.stages.Wrapped, args: tuple, limi
     program, installed = lowered.as_text("hlo"), versions("jax", "jaxlib")
     identity = json.dumps([installed, lowered.as_text()])
     known = {"hash": hashlib.sha256(identity.encode()).hexdigest(), "versions": installed}
-    known |= {"program": program, "flops": traffic.flops(hlo.read(program)), "limit": limit}
+    known |= {"program": program, "flops": cost_analysis.flops(hlo.read(program)), "limit": limit}
     name = "cpu" if on_cpu else "here"
     try:
         compiled = lowered.compile(compiler_options=_UNTUNED if on_cpu else None)

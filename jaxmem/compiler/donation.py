@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from .core.leaf import nbytes
+from ..core.leaf import nbytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
+from ..core.leaf import nbytes
+from ..pricing import device_bytes
 from . import hlo
-from .buffers import Buffer, at_peak, lines
-from .core.leaf import nbytes
 from .footprint import Memory
-from .pricing import device_bytes
+from .live_buffers import Buffer, at_peak, lines
 
 LARGEST = 12  # buffers that are named
 
