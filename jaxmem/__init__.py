@@ -71,6 +71,8 @@ from .io.checkpoint import load as load
 from .io.checkpoint import save as save
 from .iterating import iterated as iterated
 from .meshes import constrain as constrain
+from .offload.streamed_weights import from_host as from_host
+from .offload.streamed_weights import layers_on_host as layers_on_host
 from .planner import Planned as Planned
 from .planner import plan as plan
 from .planning import Plan as Plan
@@ -80,8 +82,6 @@ from .proving import search as search
 from .recipes import Recipe as Recipe
 from .reporting import Report as Report
 from .reporting import report as report
-from .runtime.fetching import from_host as from_host
-from .runtime.fetching import layers_on_host as layers_on_host
 from .runtime.pipelining import one_f_one_b as one_f_one_b
 from .runtime.pipelining import pipelined as pipelined
 from .runtime.remat import Remat as Remat

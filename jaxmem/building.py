@@ -19,11 +19,11 @@ from .core.paths import is_whole, match, paths
 from .core.usage import uses
 from .models import KVCache, Model, load
 from .models.model import family
+from .offload.optimizer_state import on_host, streamed
 from .optimizers.int8_state import in_int8
 from .optimizers.stochastic_rounding import apply_rounded, in_bfloat16, in_float32
 from .planning import Plan, encode
 from .recipes import Recipe
-from .runtime.offload import on_host, streamed
 from .runtime.remat import remat
 from .train.accumulate import accumulate
 from .train.entropy import next_token_loss

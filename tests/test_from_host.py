@@ -7,7 +7,7 @@ import pytest
 
 import jaxmem as jm
 from jaxmem.models import llama
-from jaxmem.runtime.fetching import from_host, layers_on_host
+from jaxmem.offload.streamed_weights import from_host, layers_on_host
 
 CONFIG = llama.Config(vocab=64, width=128, ffn=256, layers=3, heads=2, kv_heads=2, head_dim=64)
 NET, IDS = llama.module(CONFIG), jnp.arange(8, dtype=jnp.int32).reshape(1, 8)
