@@ -11,8 +11,8 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.core.hadamard import hadamard
+from jaxmem.kv_cache.quantized import STEP, attend_through
 from jaxmem.models import KVCache, Model, generate, gpt2, llama
-from jaxmem.models.kv import STEP, attend_through
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

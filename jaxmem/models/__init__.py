@@ -1,7 +1,7 @@
 """Readable Flax models that load real checkpoints."""
 
+from ..kv_cache.quantized import KVCache as KVCache
 from .generation import generate as generate
-from .kv import KVCache as KVCache
 from .loading import load as load
 from .model import Model as Model
 from .rotating import rotate as rotate

@@ -11,8 +11,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from ..kv_cache.quantized import attend_through
 from ..meshes import constrain
-from .kv import attend_through
 from .layers import Embed, LayerNorm, Linear, keep_layout, merge_heads, split_heads
 from .recipe import Recipe
 

@@ -15,8 +15,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from ..kv_cache.quantized import attend_through
 from ..meshes import constrain
-from .kv import attend_through
 from .layers import Embed, Linear, keep_layout, merge_heads, rms_norm, rope, split_heads
 from .llama_hf import from_hf
 from .llama_hf import weights as weights

@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from ..core.hadamard import hadamard
-from .layers import attend, attend_by, causal, write
+from ..models.layers import attend, attend_by, causal, write
 
 STEP = 64  # tokens that share the range of a key's channel
 LANES = 128  # of a TPU
