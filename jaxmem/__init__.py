@@ -3,10 +3,14 @@
 from . import interop as interop
 from . import layouts as layouts
 from . import models as models
-from .activations import static as static
 from .blockwise import encode_by_block as encode_by_block
 from .budgeting import budget as budget
 from .building import build as build
+from .calibration.activation_ranges import static as static
+from .calibration.fisher import fisher as fisher
+from .calibration.fisher import gradients as gradients
+from .calibration.statistics import Moments as Moments
+from .calibration.statistics import stats as stats
 from .candidates import techniques as techniques
 from .codecs import NM as NM
 from .codecs import Affine as Affine
@@ -56,8 +60,6 @@ from .core.paths import paths as paths
 from .core.paths import split as split
 from .core.usage import Use as Use
 from .core.usage import uses as uses
-from .curvature import fisher as fisher
-from .curvature import gradients as gradients
 from .densities import erdos_renyi as erdos_renyi
 from .densities import sparse as sparse
 from .densities import together as together
@@ -102,8 +104,6 @@ from .solvers import Refit as Refit
 from .solvers import Search as Search
 from .solvers import SparseGPT as SparseGPT
 from .solvers import Wanda as Wanda
-from .statistics import Moments as Moments
-from .statistics import stats as stats
 from .structured import fewer as fewer
 from .structured import least_missed as least_missed
 from .structured import least_worth as least_worth

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .batching import tuples
+from .calibration.batches import tuples
+from .calibration.statistics import product_axes, stats
 from .core.lazy import is_lazy
 from .core.leaf import decode
 from .core.lifting import around_scans
@@ -20,7 +21,6 @@ from .core.segmented import Segmented, by_layer, layers_of
 from .core.usage import uses
 from .planning import encode, joined
 from .solvers.solver import needs_stats
-from .statistics import product_axes, stats
 from .train import learning
 
 

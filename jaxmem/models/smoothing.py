@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ..calibration.statistics import Moments
 from ..core.lazy import piece
-from ..statistics import Moments
 from .joints import Joint, check_dense, find, joints, rescaled
 from .model import Model
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..calibration.statistics import Moments
 from ..codecs import Codebook, Int, KMeans
 from ..codecs.scaled import divisor, spread
 from ..core.fold import Fold
-from ..statistics import Moments
 from .descent import losses, refit, settle_again
 from .obs import by_energy, inverse_factor, sweep
 from .solver import Solver, rounding

@@ -9,8 +9,8 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..calibration.statistics import Moments
 from ..codecs.scaled import grouped
-from ..statistics import Moments
 from .solver import Solver
 
 P, BETA, GROWTH, STEPS = 0.7, 10.0, 1.01, 20  # of the paper; errors count in steps of the grid

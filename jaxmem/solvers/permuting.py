@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..calibration.statistics import Moments
 from ..codecs import NM, Chain
 from ..codecs.permuted import PermutedArray
 from ..codecs.sparse import index_dtype
 from ..core.fold import Fold
-from ..statistics import Moments
 from .solver import Solver, needs_stats
 
 ROWS = 128  # of a matrix, evenly spaced, that an order is judged by

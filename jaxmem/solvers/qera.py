@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..calibration.statistics import Moments
 from ..codecs import Int, LowRank
 from ..codecs.sum import SumArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
-from ..statistics import Moments
 from .solver import Solver
 
 BYTES = Int(8)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..calibration.statistics import Moments
 from ..codecs.sparse import SparseArray
 from ..core.fold import Fold
-from ..statistics import Moments
 from .solver import Solver
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..statistics import Moments
+from ..calibration.statistics import Moments
 
 
 def magnitude(matrix: Array, stats: Moments | None = None) -> Array:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..calibration.statistics import Moments
 from ..codecs.scaled import grouped
-from ..statistics import Moments
 from .solver import Solver
 
 COARSE = tuple(1 - 0.1 * i for i in range(8))  # shrinks of both ends, 1.0 to 0.3

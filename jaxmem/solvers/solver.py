@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..calibration.statistics import Moments
 from ..codecs import NM, Bitmask, Cast, Chain, Csr, Int, Sum
 from ..codecs.scaled import Scaled
 from ..core.codec import needs_stats as needs_stats
 from ..core.codec import ties_layers as ties_layers
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
-from ..statistics import Moments
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..calibration.statistics import Moments
 from ..codecs import NM, Bitmask, Csr, Int
 from ..codecs.scaled import Scaled, grouped
 from ..codecs.sparse import Sparse, compressed, highest
 from ..core.fold import Fold
-from ..statistics import Moments
 from .obs import inverse_factor, sweep
 from .pruning import Pruner
 from .searching import LEAST, best_range

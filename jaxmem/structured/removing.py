@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from ..statistics import Moments
+from ..calibration.statistics import Moments
 
 DAMPING = 0.01  # of the mean diagonal of H
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from ..batching import tuples
+from ..calibration.batches import tuples
 from ..core.lifting import lift
 from ..optimizers.stochastic_rounding import in_float32
 from .learned import closed, joined, opened

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from ..batching import tuples
+from ..calibration.batches import tuples
 from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import lift
 from ..core.segmented import Segmented

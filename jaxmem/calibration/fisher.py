@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .batching import tuples
-from .core.fold import Fold
-from .core.leaf import decode, is_encoded
-from .core.paths import paths
-from .core.usage import uses
-from .planning import summed_axes
+from ..core.fold import Fold
+from ..core.leaf import decode, is_encoded
+from ..core.paths import paths
+from ..core.usage import uses
+from ..planning import summed_axes
+from .batches import tuples
 
 
 def fisher(

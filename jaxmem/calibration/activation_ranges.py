@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .batching import tuples
-from .codecs.dynamic import DynamicArray
-from .core.fold import Wrapped
-from .core.leaf import decode, is_encoded
-from .core.lifting import lift
-from .core.paths import paths
+from ..codecs.dynamic import DynamicArray
+from ..core.fold import Wrapped
+from ..core.leaf import decode, is_encoded
+from ..core.lifting import lift
+from ..core.paths import paths
+from .batches import tuples
 
 Method = Literal["minmax", "percentile", "mse"]
 T = TypeVar("T")

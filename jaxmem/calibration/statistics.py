@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .batching import tuples
-from .core.leaf import decode, is_encoded
-from .core.lifting import lean, lift
-from .core.paths import paths
-from .core.usage import Watched, uses
+from ..core.leaf import decode, is_encoded
+from ..core.lifting import lean, lift
+from ..core.paths import paths
+from ..core.usage import Watched, uses
+from .batches import tuples
 
 
 @jax.tree_util.register_dataclass
