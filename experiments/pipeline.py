@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
+from jaxmem.adapters.lora import adapters, attach
 from jaxmem.compiler import hlo
 from jaxmem.io.disk_cache import write_whole
 from jaxmem.models import Model, llama
-from jaxmem.train.lora import adapters, attach
 
 STAGES, ROWS, LENGTH, SEED = 4, 2, 64, 0
 FORWARD, BACKWARD = 1, 3

@@ -29,8 +29,8 @@ def prepare(args: argparse.Namespace, optimizer):
     import numpy as np
 
     import jaxmem as jm
+    from jaxmem.adapters.lora import adapters
     from jaxmem.models import Model, llama
-    from jaxmem.train.lora import adapters
 
     sizes = dict(vocab=256, width=64, ffn=192, layers=2, heads=4, kv_heads=4, head_dim=16)
     config, ids = llama.Config(**sizes, tied=True), np.zeros((1, 4), np.int32)
@@ -62,7 +62,7 @@ def worker(args: argparse.Namespace) -> None:
     import optax
 
     import jaxmem as jm
-    from jaxmem.train.lora import attach
+    from jaxmem.adapters.lora import attach
 
     if args.count > 1:
         jax.distributed.initialize(args.address, args.count, args.index)

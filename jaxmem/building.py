@@ -11,6 +11,7 @@ import optax
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType
 
+from .adapters.lora import adapters, attach
 from .allotting import Places
 from .compiler.devices import target
 from .core.leaf import is_encoded
@@ -27,7 +28,6 @@ from .recipes import Recipe
 from .runtime.remat import remat
 from .train.accumulate import accumulate
 from .train.entropy import next_token_loss
-from .train.lora import adapters, attach
 
 _WEIGHTS = ".*(kernel|embedding)"
 _STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}

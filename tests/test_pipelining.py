@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.adapters.lora import adapters, attach
 from jaxmem.models import Model, bert, llama
-from jaxmem.train.lora import adapters, attach
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

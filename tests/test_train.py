@@ -8,6 +8,7 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.adapters.lora import adapters, attach
 from jaxmem.optimizers.int8_state import encoded, in_int8
 from jaxmem.optimizers.stochastic_rounding import (
     apply_rounded,
@@ -17,7 +18,6 @@ from jaxmem.optimizers.stochastic_rounding import (
 )
 from jaxmem.train.accumulate import accumulate
 from jaxmem.train.entropy import next_token_loss
-from jaxmem.train.lora import adapters, attach
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
