@@ -19,7 +19,7 @@ import numpy as np
 
 import jaxmem as jm
 from jaxmem.core.fold import Fold
-from jaxmem.models import ggml_blocks
+from jaxmem.formats import gguf_blocks
 
 DEVICES = ("tpu v5e:1x1", "tpu v6e:1x1")
 BATCHES = (1, 8, 256)
@@ -33,9 +33,9 @@ class Gguf:
     kind: str
 
     def encode(self, w):
-        size, _ = ggml_blocks.TYPES[self.kind]
+        size, _ = gguf_blocks.TYPES[self.kind]
         blocks = w.shape[0] // (256 if self.kind.endswith("_K") else 32)
-        rows = ggml_blocks.rows(self.kind, np.zeros((w.shape[1], blocks * size), np.uint8))
+        rows = gguf_blocks.rows(self.kind, np.zeros((w.shape[1], blocks * size), np.uint8))
         return rows.leaf(Fold(w.shape[1:], w.shape[:1], (-1, -2)), w.dtype)
 
 

@@ -279,7 +279,7 @@ def test_what_has_no_integers_is_decoded_and_told(model, tmp_path):
 def test_another_tool_s_words_are_read(tmp_path):
     """What compressed-tensors' own `pack_to_int32` makes: code + 8, first in the low bits."""
     from jaxmem.core.lazy import Lazy
-    from jaxmem.models.compressed import read
+    from jaxmem.formats.compressed_tensors import read
 
     held = lambda a: Lazy(a.shape, a.dtype, lambda _: a)
     codes = np.random.default_rng(0).integers(-8, 8, (16, 24))

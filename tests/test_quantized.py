@@ -13,14 +13,15 @@ from quick import jit
 import jaxmem as jm
 from jaxmem.core.fold import Fold
 from jaxmem.core.segmented import together
-from jaxmem.models import ggml, ggml_blocks, quantized
+from jaxmem.formats import gguf, gguf_blocks
+from jaxmem.models import quantized
 from jaxmem.models.loading import load
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0]}
 HALVES |= {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
-KINDS = list(ggml_blocks.TYPES)
+KINDS = list(gguf_blocks.TYPES)
 IDS = np.array([[5, 17, 2, 300, 9]])
 
 
@@ -38,7 +39,7 @@ def blocks(kind, n, k, seed=0):
 def test_blocks_are_leaves_of_the_file_s_bytes_that_decode_as_gguf_decodes(kind, order):
     data, want = blocks(kind, 24, 512)
     assert np.isfinite(want).all()
-    leaf = ggml_blocks.rows(kind, data).leaf(Fold((24,), (512,), order), "float32")
+    leaf = gguf_blocks.rows(kind, data).leaf(Fold((24,), (512,), order), "float32")
     np.testing.assert_array_equal(leaf.decode(), want.T if order == (-1, -2) else want)
     assert jm.nbytes(leaf) == data.nbytes
     x = np.random.default_rng(1).standard_normal((3, 512)).astype(np.float32)
@@ -51,7 +52,7 @@ def test_blocks_are_leaves_of_the_file_s_bytes_that_decode_as_gguf_decodes(kind,
 def test_layers_of_different_types_are_runs_of_the_file_s_own_bytes(kinds):
     made = [blocks(kind, 16, 512, seed) for seed, kind in enumerate(kinds)]
     fold = Fold((16,), (512,), (-2, -1))
-    rows = (ggml_blocks.rows(kind, data) for kind, (data, _) in zip(kinds, made))
+    rows = (gguf_blocks.rows(kind, data) for kind, (data, _) in zip(kinds, made))
     leaf = together(row.leaf(fold, "float32") for row in rows)
     np.testing.assert_array_equal(leaf.decode(), [w for _, w in made])
     assert jm.nbytes(leaf) == sum(data.nbytes for data, _ in made)
@@ -105,7 +106,7 @@ def test_what_holds_no_codes_is_told(tmp_path):
 
 def test_a_file_with_scales_that_are_no_numbers_is_told(tmp_path):
     path = write_gguf(tmp_path, tensors(), gguf.GGMLQuantizationType.Q8_0)
-    file = ggml.gguf(path)
+    file = gguf.gguf(path)
     at = file.places["blk.1.ffn_up.weight"][0]
     data = bytearray(path.read_bytes())
     data[at : at + 2] = b"\0\x7c"

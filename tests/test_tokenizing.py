@@ -6,8 +6,9 @@ import pathlib
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from jaxmem.models import load, tokenizing
-from jaxmem.models.ggml import Gguf
+from jaxmem.formats import tokenizers
+from jaxmem.formats.gguf import Gguf
+from jaxmem.models import load
 
 TEXT = "In 1984  he'd paid 12345 kr. for it, ½ of what SHE'LL ask;\n\n\tnaïve, 東京 <|x|> \r\n"
 LLAMA3 = (
@@ -24,7 +25,7 @@ SPLITS = {  # by llama.cpp's name, what the models' own tokenizer.json has befor
 
 def described(**fields):
     fields = {f"tokenizer.ggml.{k}": v for k, v in fields.items()}
-    return tokenizing.from_gguf(Gguf(pathlib.Path("some.gguf"), fields, {}))
+    return tokenizers.from_gguf(Gguf(pathlib.Path("some.gguf"), fields, {}))
 
 
 def in_order(tokenizer):
@@ -71,7 +72,7 @@ def test_a_sentencepiece_tokenizer_gives_the_ids_of_its_original(shared_data):
 def test_a_llama2c_tokenizer_gives_the_ids_of_its_original(shared_data):
     folder = shared_data / "stories260K"
     original = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    found = tokenizing.from_llama2c(folder / "tok512.bin", 512)
+    found = tokenizers.from_llama2c(folder / "tok512.bin", 512)
     text = (shared_data / "tinystories_a.txt").read_text(encoding="utf-8")[:20_000]
     assert found.encode(text).ids == [1, *original.encode(text).ids]
     assert found.encode(text, add_special_tokens=False).ids == original.encode(text).ids
@@ -80,7 +81,7 @@ def test_a_llama2c_tokenizer_gives_the_ids_of_its_original(shared_data):
 def test_a_truncated_llama2c_tokenizer_is_one_clear_error(tmp_path):
     (tmp_path / "tok512.bin").write_bytes(b"\x07\x00\x00\x00\x00\x00\x00\x00\x05\x00\x00\x00<unk")
     with pytest.raises(ValueError, match=r"tok512\.bin is no llama2\.c tokenizer of 512 tokens"):
-        tokenizing.from_llama2c(tmp_path / "tok512.bin", 512)
+        tokenizers.from_llama2c(tmp_path / "tok512.bin", 512)
 
 
 def test_gemma_s_spaces_are_stored_bare_and_nothing_is_put_before_the_text():
@@ -89,7 +90,7 @@ def test_gemma_s_spaces_are_stored_bare_and_nothing_is_put_before_the_text():
     fields = {"tokenizer.ggml.model": "llama", "general.architecture": "gemma3"}
     more = {"tokens": tokens, "token_type": types, "scores": [-1000.0] * 10, "bos_token_id": 2}
     fields |= {f"tokenizer.ggml.{k}": v for k, v in more.items()}
-    found = tokenizing.from_gguf(Gguf(pathlib.Path("gemma.gguf"), fields, {}))
+    found = tokenizers.from_gguf(Gguf(pathlib.Path("gemma.gguf"), fields, {}))
     assert found.encode("a ab").ids == [2, 4, 8, 6]
     assert found.encode("a  a").ids == [2, 4, 7, 4]
 

@@ -20,8 +20,8 @@ from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
+from ..formats.compressed_tensors import packed as words
 from ..io.atomic import replacing
-from ..models.compressed import packed as words
 from ..models.model import Model
 from ..models.recipe import Recipe
 from . import layers

@@ -17,8 +17,8 @@ from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
+from ..formats import gguf, gguf_llama
 from ..io.atomic import replacing
-from ..models import ggml, llamacpp
 from ..models.model import Model
 from ..models.quantized import placed
 from ..models.recipe import Recipe
@@ -98,21 +98,21 @@ def _part(config: Any, where: str, recipe: Recipe, leaf: Any, half: bool) -> _Pa
     return _Part(where, recipe, leaf, names, shape, blocks.kind(leaf, fold, half))
 
 
-def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]) -> ggml.Gguf:
+def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]) -> gguf.Gguf:
     """The file as a reader will find it, without the weights."""
     tensors = {name: Lazy(x.shape, x.dtype, lambda _, x=x: x) for name, x in factors.items()}
     for part in parts:
         nothing = np.broadcast_to(np.float32(0), part.shape)
         own = Lazy(part.shape, np.dtype("f4"), lambda _, x=nothing: x)
         tensors |= dict.fromkeys(part.names, own)
-    return ggml.Gguf(path, metadata.fields(config), tensors)
+    return gguf.Gguf(path, metadata.fields(config), tensors)
 
 
-def _data(file: ggml.Gguf, part: _Part) -> Iterator[np.ndarray]:
+def _data(file: gguf.Gguf, part: _Part) -> Iterator[np.ndarray]:
     """What stands in the file for each layer."""
     for name, layer in zip(part.names, layers.layers(part.leaf, part.recipe)):
         read = lambda w, name=name: part.recipe.fn(
-            llamacpp.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
+            gguf_llama.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
         )
         try:
             data = blocks.data(layer, part.kind)

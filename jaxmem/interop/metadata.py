@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..models import ggml, llamacpp
+from ..formats import gguf, gguf_llama
 from ..models.model import Model
 
 _U32, _F32, _BOOL, _STRING = 4, 6, 7, 8  # types of a field
@@ -32,7 +32,7 @@ def architecture(config: Any) -> str:
 def names(config: Any) -> dict[str, str]:
     """For each name in a Hugging Face checkpoint, llama.cpp's."""
     found = {}
-    for part, stem in llamacpp.NAMES[architecture(config)].items():
+    for part, stem in gguf_llama.NAMES[architecture(config)].items():
         for i in range(config.layers) if "{}" in stem else (None,):
             name = part if i is None else f"blk.{i}.{part}"
             found |= {f"{stem.format(i)}.{end}": f"{name}.{end}" for end in ("weight", "bias")}
@@ -74,7 +74,7 @@ def factors(config: Any) -> dict[str, np.ndarray]:
     return {"rope_freqs.weight": (1 / (keep + (1 - keep) / factor)).astype(np.float32)}
 
 
-def check(config: Any, file: ggml.Gguf) -> None:
+def check(config: Any, file: gguf.Gguf) -> None:
     """Refuses a configuration that is not the one a reader of the file would find.
 
     Raises:
@@ -85,7 +85,7 @@ def check(config: Any, file: ggml.Gguf) -> None:
         name: tuple(map(single, x)) if isinstance(x, tuple) else single(x)
         for name, x in dataclasses.asdict(c).items()
     }
-    found, want = plain(type(config).from_hf(llamacpp.config(file))), plain(config)
+    found, want = plain(type(config).from_hf(gguf_llama.config(file))), plain(config)
     moot = {"bos", "eos"} if config.local else {"bos", "eos", "local_theta"}
     for name in want:
         if name not in moot and found[name] != want[name]:
@@ -98,7 +98,7 @@ def tokenizer(model: Model) -> dict[str, bytes]:
     """The fields of the model's tokenizer, encoded: of its own GGUF file as they are there."""
     source = pathlib.Path(model.source)
     if source.suffix == ".gguf" and source.is_file():
-        return ggml.encoded_fields(source, "tokenizer.")
+        return gguf.encoded_fields(source, "tokenizer.")
     found = {} if model.tokenizer is None else {_TEXT: model.tokenizer.to_str()}
     if model.config.bos is not None:
         found["tokenizer.ggml.bos_token_id"] = model.config.bos

@@ -18,7 +18,8 @@ from jax.typing import DTypeLike
 
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
-from . import abstract, compressed, fetching, files, ggml, llamacpp, quantized, tokenizing
+from ..formats import compressed_tensors, gguf, gguf_llama, safetensors, tokenizers
+from . import abstract, fetching, quantized
 from .model import FORMAT, PARAMS, RECORD, Model, family
 from .recipe import Recipe
 
@@ -155,38 +156,38 @@ def _safetensors(path: pathlib.Path) -> _Found:
     hf = _json(folder / "config.json")
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if path.is_file() or single.is_file():
-        tensors = files.safetensors(single if path.is_dir() else path)
+        tensors = safetensors.safetensors(single if path.is_dir() else path)
     elif index.is_file():
-        tensors = files.sharded(index)
+        tensors = safetensors.sharded(index)
     else:
         raise ValueError(f"{path} holds neither {single.name} nor {index.name}")
     if not hf.get("quantization_config"):
         return _Found(hf, tensors, _tokenizer(folder))
     with _naming(folder):
-        tensors, coded = compressed.read(tensors, hf["quantization_config"])
+        tensors, coded = compressed_tensors.read(tensors, hf["quantization_config"])
     return _Found(hf, tensors, _tokenizer(folder), coded, quantized.from_codes)
 
 
 def _gguf(path: pathlib.Path) -> _Found:
-    file = ggml.gguf(path)
+    file = gguf.gguf(path)
     tokenizer = _tokenizer(path.parent)
     if tokenizer is None and isinstance(file.fields.get("tokenizer.huggingface.json"), str):
         tokenizer = _built(file.fields["tokenizer.huggingface.json"], path)
     if tokenizer is None and "tokenizer.ggml.model" in file.fields:
-        tokenizer = tokenizing.from_gguf(file)
-    tensors, leaf = llamacpp.tensors(file), functools.partial(quantized.from_gguf, file)
-    return _Found(llamacpp.config(file), tensors, tokenizer, llamacpp.sources(file), leaf)
+        tokenizer = tokenizers.from_gguf(file)
+    tensors, leaf = gguf_llama.tensors(file), functools.partial(quantized.from_gguf, file)
+    return _Found(gguf_llama.config(file), tensors, tokenizer, gguf_llama.sources(file), leaf)
 
 
 def _llama2c(path: pathlib.Path) -> _Found:
-    hf, tensors = files.llama2c(path)
+    hf, tensors = safetensors.llama2c(path)
     size = hf["vocab_size"]
     tokenizer = _tokenizer(path.parent)
     if tokenizer is not None and tokenizer.token_to_id("<s>") == hf["bos_token_id"]:
-        tokenizing.begin(tokenizer, "<s>")
+        tokenizers.begin(tokenizer, "<s>")
     for beside in (path.with_name(f"tok{size}.bin"), path.with_name("tokenizer.bin")):
         if tokenizer is None and beside.is_file():
-            tokenizer = tokenizing.from_llama2c(beside, size)
+            tokenizer = tokenizers.from_llama2c(beside, size)
     return _Found(hf, tensors, tokenizer)
 
 

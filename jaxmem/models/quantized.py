@@ -11,9 +11,9 @@ from ..core.fold import Fold
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
 from ..core.segmented import together
-from . import ggml_blocks, llamacpp
-from .compressed import Codes
-from .ggml import Gguf
+from ..formats import gguf_blocks, gguf_llama
+from ..formats.compressed_tensors import Codes
+from ..formats.gguf import Gguf
 from .recipe import Recipe
 
 _HALVES = {"F16": "float16", "BF16": "bfloat16"}
@@ -41,15 +41,15 @@ def from_codes(found: list[Codes | None], recipe: Recipe, dense: Lazy) -> Any:
 
 def _of_gguf(file: Gguf, name: str, recipe: Recipe, dtype: Any) -> Any:
     """A tensor of a file as a leaf, or None."""
-    undone = lambda w: llamacpp.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
+    undone = lambda w: gguf_llama.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
     made, tensor, kind = lambda w: recipe.fn(undone(w)), file.tensors[name], file.kind(name)
     if kind in _HALVES:
         return CastArray(jnp.asarray(made(tensor.load()).astype(_HALVES[kind])), jnp.dtype(dtype))
-    place = placed(made, *tensor.shape) if kind in ggml_blocks.TYPES else None
+    place = placed(made, *tensor.shape) if kind in gguf_blocks.TYPES else None
     if place is None:
         return None
     order, fold = place
-    rows = ggml_blocks.rows(kind, file.blocks(name)[order])
+    rows = gguf_blocks.rows(kind, file.blocks(name)[order])
     if not all(np.isfinite(s.unit).all() for s in (rows.scale, rows.low) if s is not None):
         raise ValueError(f"{file.path}: {name} has scales that are NaN or infinite")
     return rows.leaf(fold, dtype)

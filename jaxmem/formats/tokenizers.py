@@ -8,7 +8,7 @@ import pathlib
 import struct
 from typing import TYPE_CHECKING, Any
 
-from .ggml import Gguf
+from .gguf import Gguf
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

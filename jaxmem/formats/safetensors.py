@@ -104,7 +104,7 @@ def halves(pairs: np.ndarray, heads: int) -> np.ndarray:
 
     Example:
         >>> import numpy as np
-        >>> from jaxmem.models.files import halves
+        >>> from jaxmem.formats.safetensors import halves
         >>> halves(np.array([0, 10, 1, 11, 2, 12, 3, 13]), heads=2)
         array([ 0,  1, 10, 11,  2,  3, 12, 13])
     """

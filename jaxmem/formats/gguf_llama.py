@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..core.lazy import Lazy
-from .files import halves
-from .ggml import Gguf
+from .gguf import Gguf
+from .safetensors import halves
 
 _LLAMA = {
     "token_embd": "model.embed_tokens",
