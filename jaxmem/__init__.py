@@ -1,7 +1,6 @@
 """Fit any language model into the memory you have, and prove it before you rent the machine."""
 
 from . import interop as interop
-from . import layouts as layouts
 from . import models as models
 from .blockwise import encode_by_block as encode_by_block
 from .budgeting import budget as budget
@@ -64,17 +63,24 @@ from .densities import erdos_renyi as erdos_renyi
 from .densities import sparse as sparse
 from .densities import together as together
 from .densities import uniform as uniform
-from .dividing import Placement as Placement
-from .dividing import placement as placement
 from .erring import errors as errors
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .io.checkpoint import load as load
 from .io.checkpoint import save as save
 from .iterating import iterated as iterated
-from .meshes import constrain as constrain
 from .offload.streamed_weights import from_host as from_host
 from .offload.streamed_weights import layers_on_host as layers_on_host
+from .parallel import layouts as layouts
+from .parallel.constraints import constrain as constrain
+from .parallel.pipeline import one_f_one_b as one_f_one_b
+from .parallel.pipeline import pipelined as pipelined
+from .parallel.placement import Placement as Placement
+from .parallel.placement import placement as placement
+from .parallel.sharding import mesh as mesh
+from .parallel.sharding import shard as shard
+from .parallel.sharding import shardings as shardings
+from .parallel.sharding import state_shardings as state_shardings
 from .planner import Planned as Planned
 from .planner import plan as plan
 from .planning import Plan as Plan
@@ -84,14 +90,8 @@ from .proving import search as search
 from .recipes import Recipe as Recipe
 from .reporting import Report as Report
 from .reporting import report as report
-from .runtime.pipelining import one_f_one_b as one_f_one_b
-from .runtime.pipelining import pipelined as pipelined
 from .runtime.remat import Remat as Remat
 from .runtime.remat import remat as remat
-from .sharding import mesh as mesh
-from .sharding import shard as shard
-from .sharding import shardings as shardings
-from .sharding import state_shardings as state_shardings
 from .solvers import GPTQ as GPTQ
 from .solvers import HQQ as HQQ
 from .solvers import QERA as QERA

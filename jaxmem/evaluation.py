@@ -20,7 +20,7 @@ from jax import Array
 
 from .core.leaf import nbytes
 from .estimating import Estimate, spearman
-from .meshes import whole
+from .parallel.constraints import whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from .core.lazy import is_lazy
 from .core.leaf import apart, decode, is_encoded, nbytes
 from .core.paths import is_whole, paths
-from .placing import ShardedArray
+from .parallel.sharded_array import ShardedArray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from quick import jit
 import jaxmem as jm
 from jaxmem.compiler import cost_analysis, hlo
 from jaxmem.models import Model, bert, gpt2, llama
-from jaxmem.placing import ShardedArray
+from jaxmem.parallel.sharded_array import ShardedArray
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

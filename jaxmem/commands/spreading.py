@@ -8,8 +8,8 @@ from tyro.conf import arg
 
 import jaxmem as jm
 
-from ..meshes import AXES
 from ..models import Model
+from ..parallel.constraints import AXES
 from .sizes import show
 
 MeshOption = Annotated[

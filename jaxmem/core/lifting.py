@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.extend import source_info_util
 from jax.interpreters import partial_eval
 
-from ..meshes import stand_in
+from ..parallel.constraints import stand_in
 from .leaf import Encoded, apart, decode, is_encoded
 from .paths import paths
 from .primitive_rules import RULES, decoded, dot

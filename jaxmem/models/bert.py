@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from ..meshes import constrain
+from ..parallel.constraints import constrain
 from .layers import Embed, LayerNorm, Linear, attend, merge_heads, split_heads
 from .recipe import Recipe, same
 

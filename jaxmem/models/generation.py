@@ -12,10 +12,10 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding
 
-from .. import layouts
 from ..core.leaf import is_encoded
 from ..kv_cache.quantized import STEP, KVCache
-from ..sharding import shard, shardings
+from ..parallel import layouts
+from ..parallel.sharding import shard, shardings
 from .model import Model
 
 _PROMPT_STEP, _CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ..kv_cache.quantized import attend_through
-from ..meshes import constrain
+from ..parallel.constraints import constrain
 from .layers import Embed, LayerNorm, Linear, keep_layout, merge_heads, split_heads
 from .recipe import Recipe
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..meshes import looked_up
+from ..parallel.constraints import looked_up
 
 
 class Linear(nn.Module):

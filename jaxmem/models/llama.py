@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ..kv_cache.quantized import attend_through
-from ..meshes import constrain
+from ..parallel.constraints import constrain
 from .layers import Embed, Linear, keep_layout, merge_heads, rms_norm, rope, split_heads
 from .llama_hf import from_hf
 from .llama_hf import weights as weights

@@ -9,12 +9,12 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .compiler.devices import target
-from .core.leaf import is_encoded
-from .core.paths import is_whole, match, paths
+from ..compiler.devices import target
+from ..core.leaf import is_encoded
+from ..core.paths import is_whole, match, paths
+from .constraints import AXES
 from .following import follow
-from .meshes import AXES
-from .placing import placed
+from .sharded_array import placed
 
 
 def mesh(

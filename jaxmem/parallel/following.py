@@ -7,8 +7,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .core.lazy import is_lazy
-from .core.leaf import is_encoded
+from ..core.lazy import is_lazy
+from ..core.leaf import is_encoded
 
 
 def follow(

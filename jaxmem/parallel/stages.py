@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from ..core.lifting import around_scans, made_of
-from ..meshes import ROWS
+from .constraints import ROWS
 
 STAGE = "stage"  # the axis of the mesh
 

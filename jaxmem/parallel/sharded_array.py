@@ -15,9 +15,9 @@ from jax import Array, lax
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from .core.fold import Folded, Wrapped
-from .core.leaf import nbytes
-from .meshes import AXES, batch_spec, mesh_of
+from ..core.fold import Folded, Wrapped
+from ..core.leaf import nbytes
+from .constraints import AXES, batch_spec, mesh_of
 
 
 @jax.tree_util.register_dataclass

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from .core.leaf import nbytes
-from .core.paths import is_whole, match, paths
+from ..core.leaf import nbytes
+from ..core.paths import is_whole, match, paths
 from .following import follow
 
 
