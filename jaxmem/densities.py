@@ -18,7 +18,7 @@ from .codecs import Bitmask, Coo, Csr, Smallest
 from .core.fold import Fold
 from .core.paths import is_whole, match, paths
 from .planning import summed_axes
-from .solvers.scores import magnitude
+from .solvers.pruning_scores import magnitude
 
 BINS = 4096  # of the scores' logarithms, among which a threshold is found
 
@@ -95,7 +95,7 @@ def together(
 ) -> dict[str, float]:
     """The densities that one threshold on the scores of all weights together leaves.
 
-    `score` is one of `jaxmem.solvers.scores`, or yours. The threshold is found within 1 % of a
+    `score` is one of `jaxmem.solvers.pruning_scores`, or yours. The threshold is found within 1 % of a
     score. A weight that would stay whole is left out of the result, and one that would lose all is
     an error, not a network cut in two.
 

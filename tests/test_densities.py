@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxmem as jm
-from jaxmem.solvers import scores
+from jaxmem.solvers import pruning_scores
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -28,7 +28,7 @@ def test_the_total_is_what_was_asked_for(spread, density):
 
 
 def test_one_expression_takes_any_score_pattern_and_spread():
-    random = scores.random(0)
+    random = pruning_scores.random(0)
     for spread, pattern in zip(SPREADS, (jm.Bitmask, jm.Csr, jm.sparse)):
         densities = spread(PARAMS, 0.3)
         if pattern is jm.sparse:  # a choice among forms, by magnitude

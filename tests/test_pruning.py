@@ -9,7 +9,7 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.solvers import scores
+from jaxmem.solvers import pruning_scores
 from jaxmem.solvers.obs import inverse_factor
 from jaxmem.solvers.refit import support
 
@@ -121,11 +121,13 @@ def test_scores_choose_what_their_formulas_say():
     relative = size / size.sum(0, keepdims=True) + size / size.sum(1, keepdims=True)
     want = by(relative * jnp.sqrt(energy)[None])
     np.testing.assert_array_equal(chosen(jm.RIA(jm.Bitmask(0.5))), want)
-    first, again, other = (chosen(jm.Prune(jm.Bitmask(0.5), scores.random(i))) for i in (0, 0, 1))
+    first, again, other = (
+        chosen(jm.Prune(jm.Bitmask(0.5), pruning_scores.random(i))) for i in (0, 0, 1)
+    )
     assert (first == again).all() and not (first == other).all()
 
 
-@pytest.mark.parametrize("score", [scores.taylor, scores.magnitude])
+@pytest.mark.parametrize("score", [pruning_scores.taylor, pruning_scores.magnitude])
 @pytest.mark.parametrize(
     "pattern",
     [jm.Bitmask, lambda d: jm.Blocks(d, block=(4, 4)), jm.Inputs, lambda d: jm.Outputs(d, size=2)],

@@ -59,7 +59,7 @@ def gradients(
 ) -> dict[str, Array]:
     """{path: mean of ∂loss/∂w}, f32, as the matrices (*stack, n, k) that solvers see.
 
-    `loss(params, *batch)` is a number. What `Prune(codec, jaxmem.solvers.scores.taylor)` takes as
+    `loss(params, *batch)` is a number. What `Prune(codec, jaxmem.solvers.pruning_scores.taylor)` takes as
     its `stats`. `uses` says which axes each weight is summed over, as in `encode`; what is no
     matrix is left out. Holds a gradient of all weights in memory.
 
@@ -68,7 +68,7 @@ def gradients(
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
-        >>> from jaxmem.solvers.scores import taylor
+        >>> from jaxmem.solvers.pruning_scores import taylor
         >>> params, x = {"w": jnp.array([[3.0], [1.0]])}, jnp.array([[0.1, 9.0]])
         >>> found = jm.gradients(lambda p, x: (x @ p["w"]).sum(), params, [(x,)])
         >>> found["w"].tolist()

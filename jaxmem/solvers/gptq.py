@@ -13,7 +13,7 @@ from ..calibration.statistics import Moments
 from ..codecs import Codebook, Int, KMeans
 from ..codecs.scaled import divisor, spread
 from ..core.fold import Fold
-from .descent import losses, refit, settle_again
+from .coordinate_descent import losses, refit, settle_again
 from .obs import by_energy, inverse_factor, sweep
 from .solver import Solver, rounding
 

@@ -14,7 +14,7 @@ from ..codecs.sparse import Sparse, compressed, highest
 from ..core.fold import Fold
 from .obs import inverse_factor, sweep
 from .pruning import Pruner
-from .searching import LEAST, best_range
+from .range_search import LEAST, best_range
 
 BLOCK = 128  # inputs whose mask is chosen together, given all that was settled before them
 
