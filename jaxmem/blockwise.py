@@ -21,7 +21,7 @@ from .core.segmented import Segmented, by_layer, layers_of
 from .core.usage import uses
 from .planning import encode, joined
 from .solvers.solver import needs_stats
-from .train import learning
+from .train import learned_rounding
 
 
 def encode_by_block(
@@ -110,7 +110,7 @@ def encode_by_block(
             for kept, batch in zip(exact, batches):
                 kept.put(_run(cut, own, rest, i, kept.get(), batch))
             if passes:
-                how = (cut.block, learning.relative, learning_rate, passes * len(batches))
+                how = (cut.block, learned_rounding.relative, learning_rate, passes * len(batches))
                 found = _learned(how, own, found, given, lambda: (k.get() for k in exact))
             del own, seen
             dense = decode(found)
@@ -138,7 +138,7 @@ def _check_learning(cut: "Cut", plan: Mapping[str, Any], ways: Mapping) -> None:
     """Refuses passes over blocks of which nothing learns."""
     own = {path: codec for path, codec in plan.items() if layers_of(path)[0] in cut.layered}
     whole = encode(cut.abstract, own, uses=ways)
-    if not jax.eval_shape(learning.opened, whole, cut.abstract)[0]:
+    if not jax.eval_shape(learned_rounding.opened, whole, cut.abstract)[0]:
         codecs = ", ".join(sorted(set(map(str, own.values())))) or "none"
         raise ValueError(f"passes, but no codec of the blocks leaves an Int to learn: {codecs}")
 
@@ -146,13 +146,15 @@ def _check_learning(cut: "Cut", plan: Mapping[str, Any], ways: Mapping) -> None:
 def _learned(how: tuple, own: dict, enc: dict, given: Callable, targets: Callable) -> dict:
     """The block's leaves after the steps, or `enc` where these brought nothing."""
     fn, loss, _, steps = how
-    moving, still = learning.opened(enc, own)
+    moving, still = learned_rounding.opened(enc, own)
     if not moving:
         return enc
-    state, done = learning.started(how, moving), 0
+    state, done = learned_rounding.started(how, moving), 0
     while done < steps:
         for args, target in zip(given(), targets()):
-            moving, state, value = learning.step(how, moving, state, still, own, args, target)
+            moving, state, value = learned_rounding.step(
+                how, moving, state, still, own, args, target
+            )
             if not jnp.isfinite(value):
                 message = f"block {args[1]}: the loss is {float(value)}, expected a finite number"
                 raise ValueError(message)
@@ -160,7 +162,7 @@ def _learned(how: tuple, own: dict, enc: dict, given: Callable, targets: Callabl
     far = lambda tree: sum(
         float(_distance(fn, loss, tree, args, target)) for args, target in zip(given(), targets())
     )
-    found = learning.closed(moving, still)
+    found = learned_rounding.closed(moving, still)
     return found if far(decode(found)) < far(decode(enc)) else enc
 
 

@@ -25,9 +25,9 @@ from .optimizers.int8_state import in_int8
 from .optimizers.stochastic_rounding import apply_rounded, in_bfloat16, in_float32
 from .planning import Plan, encode
 from .recipes import Recipe
-from .runtime.remat import remat
-from .train.accumulate import accumulate
-from .train.entropy import next_token_loss
+from .train.chunked_cross_entropy import next_token_loss
+from .train.gradient_accumulation import accumulate
+from .train.remat import remat
 
 _WEIGHTS = ".*(kernel|embedding)"
 _STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}

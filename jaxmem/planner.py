@@ -21,7 +21,7 @@ from .models import Model, load
 from .pricing import arithmetic, noise, price
 from .proving import SLACK, Candidate, prove
 from .recipes import Recipe
-from .runtime.remat import Remat
+from .train.remat import Remat
 
 STATES = ("float32", "bfloat16", "int8")  # the last takes a compiler minutes, and so comes last
 CHUNKS = (512, 128)  # positions whose logits exist at a time

@@ -16,7 +16,7 @@ from .core.leaf import nbytes
 from .optimizers.int8_state import encoded
 from .optimizers.stochastic_rounding import stochastic_round
 from .recipes import Recipe
-from .runtime.remat import Remat
+from .train.remat import Remat
 
 TOLERANCE = 0.01  # noise at which a step counts as twice as dear: between 8 and 4 bits
 _AGAIN = {"none": 0.0, "dots_no_batch": 0.1, "named": 0.9, "full": 1.0, "nested": 2.0}

@@ -5,7 +5,7 @@ import json
 from typing import Any, Self
 
 from .planning import Plan
-from .runtime.remat import Remat
+from .train.remat import Remat
 
 TASKS = ("train", "lora", "serve")
 STATES = ("float32", "bfloat16", "int8")

@@ -12,7 +12,7 @@ import jaxmem as jm
 from jaxmem.core.lazy import Lazy
 from jaxmem.models import Model, gpt2, llama
 from jaxmem.models.model import family
-from jaxmem.train.learned import LearnedArray
+from jaxmem.train.learnable_int import LearnedArray
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -16,8 +16,8 @@ from jaxmem.optimizers.stochastic_rounding import (
     in_float32,
     stochastic_round,
 )
-from jaxmem.train.accumulate import accumulate
-from jaxmem.train.entropy import next_token_loss
+from jaxmem.train.chunked_cross_entropy import next_token_loss
+from jaxmem.train.gradient_accumulation import accumulate
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

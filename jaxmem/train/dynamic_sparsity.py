@@ -15,7 +15,7 @@ from jax import Array
 from ..codecs.sparse import Sparse
 from ..core.fold import Fold
 from ..planning import summed_axes
-from .pruning import check, find, masked, need_params, put, top
+from .gradual_pruning import check, find, masked, need_params, put, top
 
 
 class Moving(NamedTuple):

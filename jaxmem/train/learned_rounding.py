@@ -12,7 +12,7 @@ from jax import Array
 from ..calibration.batches import tuples
 from ..core.lifting import lift
 from ..optimizers.stochastic_rounding import in_float32
-from .learned import closed, joined, opened
+from .learnable_int import closed, joined, opened
 
 T = TypeVar("T")
 

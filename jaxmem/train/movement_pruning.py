@@ -14,7 +14,7 @@ from jax import Array
 
 from ..codecs.sparse import Sparse
 from ..planning import summed_axes
-from .pruning import check, find, need_params, polynomial, put, top
+from .gradual_pruning import check, find, need_params, polynomial, put, top
 
 
 class Dense(NamedTuple):

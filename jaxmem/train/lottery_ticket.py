@@ -11,7 +11,7 @@ from jax import Array
 from ..codecs.sparse import Sparse
 from ..core.fold import Fold
 from ..planning import summed_axes
-from .pruning import check, find, masked, need_params, put, whole
+from .gradual_pruning import check, find, masked, need_params, put, whole
 
 
 class Early(NamedTuple):
