@@ -25,8 +25,8 @@ import ml_dtypes
 import numpy as np
 
 import jaxmem as jm
+from jaxmem.architectures import llama
 from jaxmem.core.lazy import Lazy
-from jaxmem.models import llama
 
 BATCHES, TOKENS = 4, 512
 LAYERS = (2, 3)

@@ -17,9 +17,10 @@ import pathlib
 import jax
 
 import jaxmem as jm
+from jaxmem.architectures import llama
 from jaxmem.compiler import cost_analysis, hlo
 from jaxmem.io.disk_cache import write_whole
-from jaxmem.models import Model, llama
+from jaxmem.models import Model
 
 CODECS = {"bf16": None, "int8": jm.Int(8), "int4": jm.Int(4), "int4 g128": jm.Int(4, group=128)}
 DEVICES = ("tpu v5e:1x1", "tpu v6e:1x1")

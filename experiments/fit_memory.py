@@ -23,8 +23,8 @@ import numpy as np
 import safetensors.numpy
 
 import jaxmem as jm
+from jaxmem.architectures import llama, published_configs
 from jaxmem.core.paths import is_whole
-from jaxmem.models import abstract, llama
 
 CHILD = """
 import sys
@@ -68,7 +68,7 @@ def random_1b(folder: pathlib.Path) -> int:
         w = rng.standard_normal(shape, dtype=np.float32)
         return (w * 0.02).astype(ml_dtypes.bfloat16)
 
-    write(folder, abstract.CONFIGS["llama-1b"], draw)
+    write(folder, published_configs.CONFIGS["llama-1b"], draw)
     return largest(jm.models.load(folder))
 
 

@@ -22,9 +22,10 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
 from jaxmem.adapters.lora import adapters, attach
+from jaxmem.architectures import llama
 from jaxmem.compiler import hlo
 from jaxmem.io.disk_cache import write_whole
-from jaxmem.models import Model, llama
+from jaxmem.models import Model
 
 STAGES, ROWS, LENGTH, SEED = 4, 2, 64, 0
 FORWARD, BACKWARD = 1, 3

@@ -30,7 +30,8 @@ def prepare(args: argparse.Namespace, optimizer):
 
     import jaxmem as jm
     from jaxmem.adapters.lora import adapters
-    from jaxmem.models import Model, llama
+    from jaxmem.architectures import llama
+    from jaxmem.models import Model
 
     sizes = dict(vocab=256, width=64, ffn=192, layers=2, heads=4, kv_heads=4, head_dim=16)
     config, ids = llama.Config(**sizes, tied=True), np.zeros((1, 4), np.int32)

@@ -22,7 +22,8 @@ import transformers
 from scipy.stats import spearmanr
 
 from jaxmem import models
-from jaxmem.models import bert, fetching
+from jaxmem.architectures import bert
+from jaxmem.models import fetching
 from jaxmem.models.generation import generate
 
 GREEDY_TOKENS = 200

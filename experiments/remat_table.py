@@ -16,9 +16,10 @@ import pathlib
 import jax
 
 import jaxmem as jm
+from jaxmem.architectures import llama
 from jaxmem.compiler.memory_breakdown import residuals
 from jaxmem.io.disk_cache import write_whole
-from jaxmem.models import Model, llama
+from jaxmem.models import Model
 from jaxmem.pricing import HOST
 
 DEVICES = ("tpu v5p:1x1x1", "gpu h100")

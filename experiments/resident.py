@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import optax
 
 import jaxmem as jm
+from jaxmem.architectures import llama
 from jaxmem.io.disk_cache import write_whole
-from jaxmem.models import llama
 
 KEY = jax.random.key(0)
 

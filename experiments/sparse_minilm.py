@@ -26,8 +26,8 @@ import numpy as np
 import optax
 
 import jaxmem as jm
+from jaxmem.architectures import bert
 from jaxmem.evaluation import evaluate_embeddings, sentence_embedder
-from jaxmem.models import bert
 
 LENGTHS = (8, 12, 16, 20, 24)  # sentences of so many tokens calibrate: no padding is counted
 BLOCKS, TABLES = "layers/.*/kernel", ".*/embedding"

@@ -93,7 +93,8 @@ def build(
 
     Example:
         >>> import jax, jaxmem as jm
-        >>> from jaxmem.models import Model, llama
+        >>> from jaxmem.models import Model
+        >>> from jaxmem.architectures import llama
         >>> config = llama.Config(
         ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
         ... )

@@ -213,7 +213,7 @@ def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Call
     Sentences are cut at `length` tokens, sorted by length and run `batch` at a time, padded to
     multiples of 16, so that few shapes are compiled.
     """
-    from .models import bert
+    from .architectures import bert
 
     run = jax.jit(lambda params, ids, mask: bert.embed(model.apply(params, ids, mask), mask))
 

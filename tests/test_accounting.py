@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 import jaxmem as jm
+from jaxmem.architectures import llama
 from jaxmem.compiler import hlo
 from jaxmem.compiler.live_buffers import at_peak, lines
 from jaxmem.compiler.memory_breakdown import breakdown, plot, residuals
-from jaxmem.models import Model, llama
+from jaxmem.models import Model
 
 CONFIG = llama.Config(
     vocab=2048, width=128, ffn=512, layers=4, heads=4, kv_heads=2, head_dim=32, tied=True

@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from reference_models import reference
 
-from jaxmem.models import bert
+from jaxmem.architectures import bert
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

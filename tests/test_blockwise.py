@@ -9,8 +9,9 @@ import pytest
 from jax import lax
 
 import jaxmem as jm
+from jaxmem.architectures import gpt2, llama
 from jaxmem.core.lazy import Lazy
-from jaxmem.models import Model, gpt2, llama
+from jaxmem.models import Model
 from jaxmem.models.model import family
 from jaxmem.train.learnable_int import LearnedArray
 

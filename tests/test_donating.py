@@ -40,7 +40,8 @@ def test_one_result_takes_over_one_argument():
 
 
 def test_the_steps_of_recipes_hold_nothing_twice():
-    from jaxmem.models import Model, llama
+    from jaxmem.architectures import llama
+    from jaxmem.models import Model
 
     config = llama.Config(
         vocab=64, width=32, ffn=64, layers=2, heads=4, kv_heads=2, head_dim=8, tied=True

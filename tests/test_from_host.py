@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
-from jaxmem.models import llama
+from jaxmem.architectures import llama
 from jaxmem.offload.streamed_weights import from_host, layers_on_host
 
 CONFIG = llama.Config(vocab=64, width=128, ffn=256, layers=3, heads=2, kv_heads=2, head_dim=64)

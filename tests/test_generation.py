@@ -10,7 +10,8 @@ import pytest
 from reference_models import reference
 
 import jaxmem as jm
-from jaxmem.models import Model, bert, gpt2, llama
+from jaxmem.architectures import bert, gpt2, llama
+from jaxmem.models import Model
 from jaxmem.models.generation import _pick, _run, generate
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from checkpoints import random_tensors, write_gguf
 
-from jaxmem.formats import gguf
+from jaxmem.formats import gguf as gguf_format
 from jaxmem.models import load
 
 
@@ -36,5 +36,5 @@ def test_a_tensor_of_many_chunks_is_decoded_as_gguf_decodes_it_whole(kind, tmp_p
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = gguf.gguf(tmp_path / "w.gguf").tensors["w"].load()
+    found = gguf_format.gguf(tmp_path / "w.gguf").tensors["w"].load()
     np.testing.assert_array_equal(found, gguf.dequantize(blocks, kind))

@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from reference_models import reference
 
-from jaxmem.models import gpt2
+from jaxmem.architectures import gpt2
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -13,10 +13,11 @@ from quick import jit
 from reference_models import reference
 
 import jaxmem as jm
+from jaxmem.architectures import gpt2, llama
 from jaxmem.core.fold import Fold
+from jaxmem.formats import gguf as gguf_format
 from jaxmem.interop import blocks, to_compressed_tensors, to_gguf
 from jaxmem.interop import checkpoint as checkpoints_of
-from jaxmem.models import gpt2, llama
 from jaxmem.models.loading import load
 from jaxmem.models.model import Model
 
@@ -207,11 +208,11 @@ def test_the_tokenizer_s_fields_of_a_gguf_are_kept_as_they_are(tmp_path):
     writer.add_bool("tokenizer.ggml.add_bos_token", False)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.close):
         step()
-    fields = jm.models.ggml.encoded_fields(tmp_path / "a.gguf", "tokenizer.")
+    fields = gguf_format.encoded_fields(tmp_path / "a.gguf", "tokenizer.")
     model = load(path)
-    assert len(fields) == 3 and len(jm.models.ggml.encoded_fields(path, "tokenizer.")) == 2
+    assert len(fields) == 3 and len(gguf_format.encoded_fields(path, "tokenizer.")) == 2
     to_gguf(tmp_path / "b.gguf", model)
-    kept = jm.models.ggml.gguf(tmp_path / "b.gguf").fields
+    kept = gguf_format.gguf(tmp_path / "b.gguf").fields
     assert kept["tokenizer.ggml.bos_token_id"] == 1 and kept["tokenizer.ggml.eos_token_id"] == 2
 
 

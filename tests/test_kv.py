@@ -10,9 +10,10 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.architectures import gpt2, llama
 from jaxmem.core.hadamard import hadamard
 from jaxmem.kv_cache.quantized import STEP, attend_through
-from jaxmem.models import KVCache, Model, generate, gpt2, llama
+from jaxmem.models import KVCache, Model, generate
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from reference_models import reference
 
-from jaxmem.models import llama
+from jaxmem.architectures import llama
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxmem.models.llama import Config
+from jaxmem.architectures.llama import Config
 
 GEMMA3_1B = {
     "model_type": "gemma3_text",

@@ -9,7 +9,7 @@ from flax import nnx
 from reference_models import reference
 
 import jaxmem as jm
-from jaxmem.models import llama, llama_nnx
+from jaxmem.architectures import llama, llama_nnx
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -6,7 +6,8 @@ import pytest
 from checkpoints import random_tensors, write_gguf
 
 from jaxmem.core.lazy import Lazy
-from jaxmem.formats import gguf, gguf_llama
+from jaxmem.formats import gguf as gguf_format
+from jaxmem.formats import gguf_llama
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +33,14 @@ def test_gemma_s_gains_are_stored_with_one_added_and_gpt2_s_kernels_turned():
         ("gpt2", "token_embd.weight", kernel, kernel),
     ]:
         held = Lazy(stored.shape, stored.dtype, lambda _, w=stored: w)
-        file = gguf.Gguf(None, {"general.architecture": arch}, {name: held})
+        file = gguf_format.Gguf(None, {"general.architecture": arch}, {name: held})
         ((_, found),) = gguf_llama.tensors(file).items()
         assert found.shape == expected.shape
         np.testing.assert_array_equal(found.load(), expected)
 
 
 def test_llama_3_s_rope_factors_in_a_gguf_become_its_scaling(tensors, tmp_path):
-    file = gguf.gguf(write_gguf(tmp_path, tensors))
+    file = gguf_format.gguf(write_gguf(tmp_path, tensors))
     held = Lazy((4,), np.dtype("float32"), lambda _: np.array([1, 1, 3.5, 8], np.float32))
-    found = gguf.Gguf(file.path, file.fields, file.tensors | {"rope_freqs.weight": held})
+    found = gguf_format.Gguf(file.path, file.fields, file.tensors | {"rope_freqs.weight": held})
     assert gguf_llama.config(found)["rope_scaling"]["factor"] == 8.0

@@ -12,7 +12,8 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.adapters.lora import adapters, attach
-from jaxmem.models import Model, bert, llama
+from jaxmem.architectures import bert, llama
+from jaxmem.models import Model
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

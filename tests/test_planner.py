@@ -5,8 +5,9 @@ import json
 import pytest
 
 import jaxmem as jm
+from jaxmem.architectures import llama
 from jaxmem.compiler.devices import Chip
-from jaxmem.models import Model, llama
+from jaxmem.models import Model
 from jaxmem.planner import as_data, kept
 from jaxmem.pricing import arithmetic, noise, price
 from jaxmem.proving import Candidate, prove

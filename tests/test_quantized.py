@@ -13,7 +13,8 @@ from quick import jit
 import jaxmem as jm
 from jaxmem.core.fold import Fold
 from jaxmem.core.segmented import together
-from jaxmem.formats import gguf, gguf_blocks
+from jaxmem.formats import gguf as gguf_format
+from jaxmem.formats import gguf_blocks
 from jaxmem.models import quantized
 from jaxmem.models.loading import load
 
@@ -106,7 +107,7 @@ def test_what_holds_no_codes_is_told(tmp_path):
 
 def test_a_file_with_scales_that_are_no_numbers_is_told(tmp_path):
     path = write_gguf(tmp_path, tensors(), gguf.GGMLQuantizationType.Q8_0)
-    file = gguf.gguf(path)
+    file = gguf_format.gguf(path)
     at = file.places["blk.1.ffn_up.weight"][0]
     data = bytearray(path.read_bytes())
     data[at : at + 2] = b"\0\x7c"

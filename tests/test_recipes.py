@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import jaxmem as jm
-from jaxmem.models import Model, llama
+from jaxmem.architectures import llama
+from jaxmem.models import Model
 
 SIZES = dict(vocab=64, width=32, ffn=64, layers=4, heads=4, kv_heads=2, head_dim=8, tied=True)
 CONFIG = llama.Config(**SIZES)

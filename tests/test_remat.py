@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.models import llama
+from jaxmem.architectures import llama
 from jaxmem.train.remat import Remat, remat
 
 POLICIES = [Remat(k) for k in ("none", "full", "dots", "dots_no_batch", "nested")]

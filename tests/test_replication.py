@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
-from jaxmem.models import llama
+from jaxmem.architectures import llama
 
 CONFIG = llama.Config(vocab=64, width=32, ffn=80, layers=2, heads=4, kv_heads=4, head_dim=12)
 IDS = (8, 24)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmem.architectures import bert, gpt2
+from jaxmem.architectures import llama as family
 from jaxmem.core.hadamard import hadamard
 from jaxmem.core.lazy import Lazy, is_lazy
-from jaxmem.models import Model, bert, gpt2, load, rotate, rotate_heads
-from jaxmem.models import llama as family
+from jaxmem.models import Model, load, rotate, rotate_heads
 from jaxmem.models.rotating import orthogonal
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.compiler import cost_analysis, hlo
-from jaxmem.models import Model, bert, gpt2, llama
+from jaxmem.models import Model
 from jaxmem.parallel.sharded_array import ShardedArray
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

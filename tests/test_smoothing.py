@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
+from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.core.lazy import Lazy, is_lazy
-from jaxmem.models import Model, awq, bert, gpt2, llama, load, smooth
+from jaxmem.models import Model, awq, load, smooth
 from jaxmem.models.joints import find, joints, rescaled
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -23,10 +23,10 @@ from flax.core import FrozenDict
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import jaxmem as jm
+from jaxmem.architectures import gpt2
 from jaxmem.io import packed_bytes
 from jaxmem.io.checkpoint import HEAD, load, save
 from jaxmem.io.manifest import known_classes
-from jaxmem.models import gpt2
 
 MESH = [("a", None), (None, "b"), ("b", "a"), (("a", "b"), None), (None, None)]
 ROOT = pathlib.Path(__file__).parents[1]

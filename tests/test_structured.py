@@ -10,8 +10,8 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.commands.choosing import _shared
-from jaxmem.models import bert, gpt2, llama
 from jaxmem.structured.removing import remove as plain_remove
 from jaxmem.structured.removing import remove_inputs
 

@@ -57,7 +57,7 @@ class Memory:
     fits: bool = True
     estimate: int | None = None
     flops: int | None = None
-    cost_analysis: int | None = None
+    traffic: int | None = None
     collectives: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
     hash: str | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict, hash=False)

@@ -14,7 +14,10 @@ _SAME = {"tuple", "bitcast", "opt-barrier", "while"}
 _VIEWS = {"tuple", "get-tuple-element", "bitcast", "opt-barrier"}  # they read nothing
 _NOTHING = {"parameter", "constant", "iota", "after-all", "partition-id", "replica-id"}
 _LIBRARIES = re.compile(r"/(jax|flax|optax|concurrent)/|^<")
-_OURS = re.compile(r"/jaxmem/(lifting|operations|footprint|compiling|compile_worker|proving)\.py$")
+_OURS = re.compile(
+    r"/jaxmem/(core/(lifting|primitive_rules)|planner/search"
+    r"|compiler/(footprint|compile_subprocess|compile_worker))\.py$"
+)
 
 
 @dataclasses.dataclass(frozen=True)

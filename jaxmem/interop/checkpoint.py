@@ -27,7 +27,7 @@ def config_json(config: Any) -> dict:
         ValueError: no config.json says it.
 
     Example:
-        >>> from jaxmem.models.llama import Config
+        >>> from jaxmem.architectures.llama import Config
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
         >>> config = Config(**sizes, rope_scaling=(8.0, 1.0, 4.0, 8192.0))
         >>> Config.from_hf(config_json(config)) == config

@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..architectures.weight_map import Recipe
 from ..codecs.cast import CastArray
 from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
@@ -23,7 +24,6 @@ from ..core.leaf import is_encoded
 from ..formats.compressed_tensors import packed as words
 from ..io.atomic import replacing
 from ..models.model import Model
-from ..models.recipe import Recipe
 from . import layers
 from .checkpoint import config_json, write_safetensors
 from .layers import Written

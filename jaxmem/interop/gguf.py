@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..architectures.weight_map import Recipe
 from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy
@@ -21,7 +22,6 @@ from ..formats import gguf, gguf_llama
 from ..io.atomic import replacing
 from ..models.model import Model
 from ..models.quantized import placed
-from ..models.recipe import Recipe
 from . import blocks, layers, metadata
 from .layers import Written
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..architectures.weight_map import Recipe
 from ..codecs.affine import AffineArray
 from ..codecs.cast import CastArray
 from ..codecs.dynamic import DynamicArray
@@ -21,7 +22,6 @@ from ..core.leaf import is_encoded
 from ..core.paths import is_whole, paths
 from ..core.segmented import named
 from ..models.model import Model, family
-from ..models.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

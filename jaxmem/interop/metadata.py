@@ -19,7 +19,7 @@ def architecture(config: Any) -> str:
     """llama.cpp's name for a member of the family.
 
     Example:
-        >>> from jaxmem.models.llama import Config
+        >>> from jaxmem.architectures.llama import Config
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
         >>> architecture(Config(**sizes)), architecture(Config(**sizes, qkv_bias=True))
         ('llama', 'qwen2')

@@ -171,7 +171,7 @@ def _is_ours(cls: type) -> bool:
 
 def _is_of_a_model(cls: type) -> bool:
     """No part of a tree: each family of models has a class named `Config`."""
-    return cls.__module__.startswith("jaxmem.models.")
+    return cls.__module__.startswith("jaxmem.architectures.")
 
 
 def _flax_mappings() -> set[type]:

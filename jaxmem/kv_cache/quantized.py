@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from ..architectures.layers import attend, attend_by, causal, write
 from ..core.hadamard import hadamard
-from ..models.layers import attend, attend_by, causal, write
 
 STEP = 64  # tokens that share the range of a key's channel
 LANES = 128  # of a TPU

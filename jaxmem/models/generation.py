@@ -69,7 +69,8 @@ def generate(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmem.models import Model, llama
+        >>> from jaxmem.models import Model
+        >>> from jaxmem.architectures import llama
         >>> from jaxmem.models.generation import generate
         >>> config = llama.Config(
         ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from ..architectures import published_configs
+from ..architectures.weight_map import Recipe
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
 from ..formats import compressed_tensors, gguf, gguf_llama, safetensors, tokenizers
-from . import abstract, fetching, quantized
+from . import fetching, quantized
 from .model import FORMAT, PARAMS, RECORD, Model, family
-from .recipe import Recipe
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -73,8 +74,8 @@ def load(
 
 
 def _load(name: str, dtype: Any, encoded: bool) -> Model:
-    if name in abstract.CONFIGS:
-        config = _config(abstract.CONFIGS[name], name)
+    if name in published_configs.CONFIGS:
+        config = _config(published_configs.CONFIGS[name], name)
         shape = lambda recipe: jax.ShapeDtypeStruct(recipe.shape, dtype or jnp.bfloat16)
         shapes = {path: shape(r) for path, r in family(config).weights(config).items()}
         return Model(config, _nested(shapes), None, f"{name}, shapes only")
@@ -88,7 +89,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     readers = {"": _safetensors, ".safetensors": _safetensors, ".gguf": _gguf, ".bin": _llama2c}
     suffix = "" if path.is_dir() else path.suffix
     if not path.exists() or suffix not in readers:
-        names = ", ".join([*fetching.WHEELS, *abstract.CONFIGS])
+        names = ", ".join([*fetching.WHEELS, *published_configs.CONFIGS])
         raise ValueError(
             f"no model {name!r}: expected {names}, hf://org/name, a directory, or a file that "
             "ends in .safetensors, .gguf or .bin"
@@ -215,7 +216,7 @@ def _config(hf: dict, source: Any) -> Any:
 def _module(name: str) -> ModuleType:
     if name not in _FAMILIES:
         raise ValueError(f"family {name!r}, expected {', '.join(_FAMILIES)}")
-    return importlib.import_module(f"jaxmem.models.{name}")
+    return importlib.import_module(f"jaxmem.architectures.{name}")
 
 
 @contextlib.contextmanager

@@ -106,7 +106,7 @@ class Model:
 
 def family(config: Any) -> ModuleType:
     """The module that computes a configuration: its `Config`, `module` and `weights`."""
-    return importlib.import_module(f"jaxmem.models.{config.family}")
+    return importlib.import_module(f"jaxmem.architectures.{config.family}")
 
 
 def _is_leaf(x: Any) -> bool:

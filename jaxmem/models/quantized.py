@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..architectures.weight_map import Recipe
 from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy
@@ -14,7 +15,6 @@ from ..core.segmented import together
 from ..formats import gguf_blocks, gguf_llama
 from ..formats.compressed_tensors import Codes
 from ..formats.gguf import Gguf
-from .recipe import Recipe
 
 _HALVES = {"F16": "float16", "BF16": "bfloat16"}
 

@@ -33,7 +33,7 @@ def smooth(model: Model, stats: Mapping[str, Moments], *, strength: float = 0.5)
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
-        >>> from jaxmem.models import llama
+        >>> from jaxmem.architectures import llama
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
         >>> config, ids = llama.Config(**sizes), jnp.arange(60).reshape(2, 30)
         >>> params = llama.module(config).init(jax.random.key(0), ids)["params"]
@@ -73,7 +73,7 @@ def awq(model: Model, stats: Mapping[str, Moments], codec: Any) -> Model:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
-        >>> from jaxmem.models import llama
+        >>> from jaxmem.architectures import llama
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
         >>> config, ids = llama.Config(**sizes), jnp.arange(60).reshape(2, 30)
         >>> params = llama.module(config).init(jax.random.key(0), ids)["params"]

@@ -24,7 +24,7 @@ def remove_layers(model: Model, gone: Sequence[int]) -> Model:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
-        >>> from jaxmem.models import gpt2
+        >>> from jaxmem.architectures import gpt2
         >>> config, ids = gpt2.Config(vocab=64, width=32, layers=3, heads=4), jnp.ones((1, 5), int)
         >>> shapes = jax.eval_shape(gpt2.module(config).init, jax.random.key(0), ids)["params"]
         >>> params = jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes)
@@ -56,7 +56,7 @@ def least_missed(model: Model, count: int, ids: Array) -> list[int]:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
-        >>> from jaxmem.models import gpt2
+        >>> from jaxmem.architectures import gpt2
         >>> config, ids = gpt2.Config(vocab=64, width=32, layers=3, heads=4), jnp.ones((1, 5), int)
         >>> shapes = jax.eval_shape(gpt2.module(config).init, jax.random.key(0), ids)["params"]
         >>> params = jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes)
@@ -92,7 +92,7 @@ def least_worth(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
-        >>> from jaxmem.models import gpt2
+        >>> from jaxmem.architectures import gpt2
         >>> config, ids = gpt2.Config(vocab=64, width=32, layers=3, heads=4), jnp.ones((1, 5), int)
         >>> shapes = jax.eval_shape(gpt2.module(config).init, jax.random.key(0), ids)["params"]
         >>> params = jax.tree.map(lambda s: jnp.ones(s.shape), shapes)

@@ -28,7 +28,7 @@ def remove_heads(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
-        >>> from jaxmem.models import llama
+        >>> from jaxmem.architectures import llama
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
         >>> config, ids = llama.Config(**sizes), jnp.arange(60).reshape(2, 30)
         >>> shapes = jax.eval_shape(llama.module(config).init, jax.random.key(0), ids)["params"]

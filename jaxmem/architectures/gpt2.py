@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from ..kv_cache.quantized import attend_through
 from ..parallel.constraints import constrain
 from .layers import Embed, LayerNorm, Linear, keep_layout, merge_heads, split_heads
-from .recipe import Recipe
+from .weight_map import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Config:
     """The sizes of a GPT-2.
 
     Example:
-        >>> from jaxmem.models.gpt2 import Config
+        >>> from jaxmem.architectures.gpt2 import Config
         >>> config = Config(vocab=64, width=32, layers=2, heads=4)
         >>> Config(**config.to_dict()) == config
         True
@@ -98,7 +98,7 @@ def module(config: Config) -> "GPT2":
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmem.models import gpt2
+        >>> from jaxmem.architectures import gpt2
         >>> net = gpt2.module(gpt2.Config(vocab=64, width=32, layers=2, heads=4))
         >>> ids = jnp.zeros((1, 5), jnp.int32)
         >>> jax.eval_shape(net.init_with_output, jax.random.key(0), ids)[0].shape
@@ -182,7 +182,7 @@ def weights(config: Config) -> dict[str, Recipe]:
     GPT-2's checkpoints hold kernels as (in, out), as we do.
 
     Example:
-        >>> from jaxmem.models import gpt2
+        >>> from jaxmem.architectures import gpt2
         >>> config = gpt2.Config(vocab=64, width=32, layers=2, heads=4)
         >>> gpt2.weights(config)["layers/attn/qkv/kernel"].names
         ('h.0.attn.c_attn.weight', 'h.1.attn.c_attn.weight')

@@ -17,7 +17,7 @@ class Linear(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmem.models.layers import Linear
+        >>> from jaxmem.architectures.layers import Linear
         >>> y, params = Linear(3).init_with_output(jax.random.key(0), jnp.ones((1, 2, 4)))
         >>> y.shape, params["params"]["kernel"].shape
         ((1, 2, 3), (4, 3))

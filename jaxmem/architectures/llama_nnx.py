@@ -66,7 +66,7 @@ class Block(nnx.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
-        >>> from jaxmem.models import llama, llama_nnx
+        >>> from jaxmem.architectures import llama, llama_nnx
         >>> config = llama.Config(
         ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
         ... )

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .recipe import Recipe, same
+from .weight_map import Recipe, same
 
 _GEMMA = {
     "vocab_size": 262_208,
@@ -87,7 +87,7 @@ def weights(config) -> dict[str, Recipe]:
     """Where in a Hugging Face checkpoint each parameter comes from.
 
     Example:
-        >>> from jaxmem.models import llama
+        >>> from jaxmem.architectures import llama
         >>> config = llama.Config(
         ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
         ... )

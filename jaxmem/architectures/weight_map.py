@@ -23,7 +23,7 @@ class Recipe:
 
     Example:
         >>> import numpy as np
-        >>> from jaxmem.models.recipe import Recipe
+        >>> from jaxmem.architectures.weight_map import Recipe
         >>> r = Recipe(("h.0.w", "h.1.w"), (2, 4, 3), np.transpose, stacked=True)
         >>> r.fn(np.zeros((3, 4))).shape == r.shape[1:]
         True

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ..parallel.constraints import constrain
 from .layers import Embed, LayerNorm, Linear, attend, merge_heads, split_heads
-from .recipe import Recipe, same
+from .weight_map import Recipe, same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Config:
     """The sizes of a BERT.
 
     Example:
-        >>> from jaxmem.models.bert import Config
+        >>> from jaxmem.architectures.bert import Config
         >>> config = Config(vocab=64, width=32, ffn=48, layers=2, heads=4)
         >>> Config(**config.to_dict()) == config
         True
@@ -96,7 +96,7 @@ def embed(hidden: Array, mask: Array) -> Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxmem.models import bert
+        >>> from jaxmem.architectures import bert
         >>> hidden = jnp.asarray([[[3.0, 4.0], [9.0, 9.0]]])
         >>> bert.embed(hidden, jnp.asarray([[True, False]]))
         Array([[0.6, 0.8]], dtype=float32)
@@ -111,7 +111,7 @@ def module(config: Config) -> "Bert":
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmem.models import bert
+        >>> from jaxmem.architectures import bert
         >>> net = bert.module(bert.Config(vocab=64, width=32, ffn=48, layers=2, heads=4))
         >>> ids, mask = jnp.zeros((1, 5), jnp.int32), jnp.ones((1, 5), bool)
         >>> jax.eval_shape(net.init_with_output, jax.random.key(0), ids, mask)[0].shape
@@ -192,7 +192,7 @@ def weights(config: Config) -> dict[str, Recipe]:
     """Where in a Hugging Face checkpoint each parameter comes from.
 
     Example:
-        >>> from jaxmem.models import bert
+        >>> from jaxmem.architectures import bert
         >>> config = bert.Config(vocab=64, width=32, ffn=48, layers=1, heads=4)
         >>> bert.weights(config)["layers/mlp/up/kernel"].names
         ('encoder.layer.0.intermediate.dense.weight',)

@@ -31,7 +31,7 @@ class Config:
     by `local_theta`; empty for none.
 
     Example:
-        >>> from jaxmem.models.llama import Config
+        >>> from jaxmem.architectures.llama import Config
         >>> config = Config(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
         >>> Config(**config.to_dict()) == config
         True
@@ -111,7 +111,7 @@ def module(config: Config) -> "Llama":
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmem.models import llama
+        >>> from jaxmem.architectures import llama
         >>> config = llama.Config(
         ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
         ... )
