@@ -25,7 +25,7 @@ from ways import CALIBRATION, TOGETHER, kept
 
 import jaxmem as jm
 from jaxmem import models
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 
 LIMITS = (81_000_000, 66_000_000)  # 4.0 and 3.2 bits a weight
 WAYS = [(s, least) for least in (2, 3) for s in ("role", "fisher")]
@@ -84,7 +84,7 @@ def main() -> None:
                 "backend": jax.default_backend(),
                 "model": model.source,
                 "gguf_sha256": hashlib.sha256(
-                    fetching.fetch("smollm2-135m").read_bytes()
+                    downloading.fetch("smollm2-135m").read_bytes()
                 ).hexdigest(),
                 "seed": 0,
             }

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 import jaxmem as jm
 from jaxmem import models
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 
 
 def measured(tree: dict, folder: pathlib.Path) -> dict:
@@ -70,7 +70,7 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "seed": 0,
         "sha256": {
-            name: hashlib.sha256(fetching.fetch(name).read_bytes()).hexdigest()
+            name: hashlib.sha256(downloading.fetch(name).read_bytes()).hexdigest()
             for name in ("smollm2-135m", "minilm-l6")
         },
         "rows": rows,

@@ -28,7 +28,7 @@ import jaxmem as jm
 from jaxmem import models
 from jaxmem.commands.fitting import encode_calibrated, encode_chosen
 from jaxmem.commands.output import Output
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 
 LIMITS = (62_000_000,)
 FORMS = ("int", "sparsity", "n:m", "rank")
@@ -77,7 +77,7 @@ def main() -> None:
         "backend": jax.default_backend(),
         "cores": len(os.sched_getaffinity(0)),
         "model": model.source,
-        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": SEED,
         "rows": [],
     }

@@ -24,7 +24,7 @@ import jaxmem as jm
 from jaxmem import models
 from jaxmem.commands.fitting import encode_calibrated
 from jaxmem.commands.output import Output
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 from jaxmem.models.model import Model
 
 COMMAND = "python experiments/fit_smollm2.py"
@@ -65,7 +65,7 @@ def main() -> None:
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": model.source,
-        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": SEED,
         "windows": args.windows,
         "rows": [],

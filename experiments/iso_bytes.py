@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmem as jm
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 
 LENGTH, AT_ONCE, CALIBRATION = 512, 4, 128
 BLOCKS = "layers/.*/kernel"
@@ -172,7 +172,7 @@ def main() -> None:
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": plain.source,
-        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": 0,
         "calibration_tokens": CALIBRATION * LENGTH,
         "rows": [],

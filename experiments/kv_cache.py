@@ -33,7 +33,7 @@ import numpy as np
 
 import jaxmem as jm
 from jaxmem import models
-from jaxmem.models import KVCache, fetching
+from jaxmem.models import KVCache, downloading
 from jaxmem.models.generation import _run
 
 CACHES = {"dense f32": None} | {
@@ -169,7 +169,7 @@ def main() -> None:
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": model.source,
-        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": SEED,
         "windows": args.windows,
         "length": LENGTH,

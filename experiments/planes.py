@@ -19,7 +19,7 @@ import numpy as np
 
 import jaxmem as jm
 from jaxmem import models
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 
 BITS = (8, 6, 5, 4, 3)
 LINEARS = r"layers/.*kernel"
@@ -56,7 +56,7 @@ def main() -> None:
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": f"{model.source}, rotated; {LINEARS} in groups of 64",
-        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": 0,
         "windows": args.windows,
         "rows": {},

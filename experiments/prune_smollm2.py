@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmem as jm
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 
 LENGTH, AT_ONCE = 512, 4
 PATTERNS = {
@@ -157,7 +157,7 @@ def main() -> None:
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": model.source,
-        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "calibration_tokens": args.calibration * LENGTH,
         "dense_block_bytes": stored(model.params),
         "rows": [],

@@ -33,8 +33,8 @@ from ways import CALIBRATION, Ways, first_codec
 
 import jaxmem as jm
 from jaxmem import models
-from jaxmem.models import fetching
-from jaxmem.models.joints import find, joints, rescaled
+from jaxmem.models import downloading
+from jaxmem.models.rescaling import find, joints, rescaled
 
 TUNED = "GPTQ of a weighted search, 4 turns"  # the row that tuned ones start from
 SCORES = ("perplexity", "kl", "kl_by_window", "agreement", "dense_perplexity")
@@ -85,7 +85,7 @@ def started(path: pathlib.Path, model: models.Model) -> dict:
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": model.source,
-        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": 0,
         "calibration": CALIBRATION,
         "windows": 8,

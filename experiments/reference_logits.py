@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 
 from jaxmem import models
 from jaxmem.architectures import bert
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 from jaxmem.models.generation import generate
 
 GREEDY_TOKENS = 200
@@ -31,7 +31,7 @@ GREEDY_TOKENS = 200
 
 def smollm2(text: str) -> dict:
     """Largest difference of logits over two windows of 512 tokens, dense f32 weights."""
-    model, path = models.load("smollm2-135m"), fetching.fetch("smollm2-135m")
+    model, path = models.load("smollm2-135m"), downloading.fetch("smollm2-135m")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
     )
@@ -50,7 +50,7 @@ def smollm2(text: str) -> dict:
 
 def minilm(pairs: list[list[str]]) -> dict:
     """Hidden states, and Spearman correlation of cosine with human scores, ours and theirs."""
-    model, path = models.load("minilm-l6"), fetching.fetch("minilm-l6")
+    model, path = models.load("minilm-l6"), downloading.fetch("minilm-l6")
     theirs = transformers.BertModel.from_pretrained(
         path.parent, dtype=torch.float32, attn_implementation="eager"
     )

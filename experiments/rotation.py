@@ -16,7 +16,7 @@ import numpy as np
 
 import jaxmem as jm
 from jaxmem import models
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 
 WINDOWS = 8
 
@@ -36,7 +36,7 @@ def main() -> None:
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "model": turned.source,
-        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": 0,
         "tokens": found.tokens,
         "perplexity_before": before,

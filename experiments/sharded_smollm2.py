@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 import jaxmem as jm
 from jaxmem.compiler import hlo
 from jaxmem.io.disk_cache import write_whole
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 
 CODECS = {"int8": jm.Int(8), "int4 g64": jm.Int(4, group=64)}
 MESHES = {
@@ -74,7 +74,7 @@ def main() -> None:
         "jax": jax.__version__,
         "backend": f"{jax.default_backend()}, {jax.device_count()} virtual devices",
         "model": model.source,
-        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": SEED,
         "rows": [],
     }

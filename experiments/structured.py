@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import jaxmem as jm
-from jaxmem.models import fetching
+from jaxmem.models import downloading
 
 SIZES = {  # what is left, or how many layers go, at -20, -10 and -30 % where that can be reached
     "neurons": [1017, 1276, 757],
@@ -138,7 +138,7 @@ def main() -> None:
         "backend": jax.default_backend(),
         "cores": len(os.sched_getaffinity(0)),
         "model": model.source,
-        "gguf_sha256": hashlib.sha256(fetching.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "rows": [],
     }
     if path.exists():

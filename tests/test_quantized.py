@@ -15,7 +15,7 @@ from jaxmem.core.fold import Fold
 from jaxmem.core.segmented import together
 from jaxmem.formats import gguf as gguf_format
 from jaxmem.formats import gguf_blocks
-from jaxmem.models import quantized
+from jaxmem.models import quantized_weights
 from jaxmem.models.loading import load
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -120,7 +120,7 @@ def test_a_file_with_scales_that_are_no_numbers_is_told(tmp_path):
     "fn", [lambda w: w[:1], lambda w: w[:, ::-1], lambda w: w.reshape(2, 6), lambda w: 2 * w]
 )
 def test_what_is_no_order_of_rows_is_not_taken_for_one(fn):
-    assert quantized.placed(fn, 3, 4) is None
+    assert quantized_weights.placed(fn, 3, 4) is None
 
 
 def test_an_encoded_model_saves_and_comes_back(tmp_path):

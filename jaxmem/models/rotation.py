@@ -10,8 +10,8 @@ import numpy as np
 from ..core.hadamard import hadamard
 from ..core.lazy import combined, is_lazy
 from ..core.leaf import is_encoded
-from .joints import check_dense, find, joints, replaced
 from .model import Model
+from .rescaling import check_dense, find, joints, replaced
 
 _READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # what follows the norm before each
 _WRITES = {"attn": "out", "mlp": "down"}

@@ -12,8 +12,8 @@ from jax import Array, lax
 
 from ..calibration.statistics import Moments
 from ..core.lazy import piece
-from .joints import Joint, check_dense, find, joints, rescaled
 from .model import Model
+from .rescaling import Joint, check_dense, find, joints, rescaled
 
 STEPS = 20  # strengths that awq tries, from 0 (as it was) to 0.95
 
