@@ -27,7 +27,7 @@ import jax
 from remat_table import MODEL
 
 import jaxmem as jm
-from jaxmem.estimating import spearman
+from jaxmem.evaluation.confidence import spearman
 from jaxmem.io.disk_cache import write_whole
 from jaxmem.pricing import device_bytes
 

@@ -64,8 +64,8 @@ from .densities import sparse as sparse
 from .densities import together as together
 from .densities import uniform as uniform
 from .erring import errors as errors
-from .evaluation import Evaluation as Evaluation
-from .evaluation import evaluate as evaluate
+from .evaluation.perplexity_kl import Evaluation as Evaluation
+from .evaluation.perplexity_kl import evaluate as evaluate
 from .io.checkpoint import load as load
 from .io.checkpoint import save as save
 from .iterating import iterated as iterated

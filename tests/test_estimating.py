@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxmem.estimating import Estimate, spearman
+from jaxmem.evaluation.confidence import Estimate, spearman
 
 
 def test_a_t_interval_is_the_textbook_one():

@@ -11,7 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jaxmem as jm
 from jaxmem.architectures import bert
-from jaxmem.evaluation import Evaluation, evaluate, evaluate_embeddings, sentence_embedder
+from jaxmem.evaluation.perplexity_kl import (
+    Evaluation,
+    evaluate,
+    evaluate_embeddings,
+    sentence_embedder,
+)
 from jaxmem.models import Model
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

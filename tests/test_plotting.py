@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from jaxmem.estimating import Estimate
-from jaxmem.evaluation import Evaluation
-from jaxmem.plotting import plot
+from jaxmem.evaluation.confidence import Estimate
+from jaxmem.evaluation.perplexity_kl import Evaluation
+from jaxmem.evaluation.quality_plot import plot
 
 
 def lm(size, kl, low=None, high=None):

@@ -9,7 +9,7 @@ import numpy as np
 
 import jaxmem as jm
 
-from ..evaluation import evaluate
+from ..evaluation.perplexity_kl import evaluate
 from ..models import Model
 from . import options
 from .output import Output

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ..estimating import Estimate
-from ..evaluation import Evaluation
+from ..evaluation.confidence import Estimate
+from ..evaluation.perplexity_kl import Evaluation
+from ..evaluation.quality_plot import plot
 from ..models import Model, downloading, generate, load, rotate
-from ..plotting import plot
 from . import options
 from .evaluating import as_data, measure
 from .fitting import encode_within, sizes

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ..evaluation import Evaluation, evaluate
+from ..evaluation.perplexity_kl import Evaluation, evaluate
 from ..models import Model, load
 from . import options
 from .output import Output

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .core.leaf import nbytes
-from .estimating import Estimate, spearman
-from .parallel.constraints import whole
+from ..core.leaf import nbytes
+from ..parallel.constraints import whole
+from .confidence import Estimate, spearman
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Call
     Sentences are cut at `length` tokens, sorted by length and run `batch` at a time, padded to
     multiples of 16, so that few shapes are compiled.
     """
-    from .architectures import bert
+    from ..architectures import bert
 
     run = jax.jit(lambda params, ids, mask: bert.embed(model.apply(params, ids, mask), mask))
 

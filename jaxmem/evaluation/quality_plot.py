@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from .evaluation import Evaluation
+from .perplexity_kl import Evaluation
 
 
 def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> None:
