@@ -12,8 +12,8 @@ from quick import jit
 import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.commands.choosing import _shared
-from jaxmem.structured.removing import remove as plain_remove
-from jaxmem.structured.removing import remove_inputs
+from jaxmem.structured_pruning.input_removal import remove as plain_remove
+from jaxmem.structured_pruning.input_removal import remove_inputs
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -11,7 +11,7 @@ import jaxmem as jm
 from ..budgeting import Unreachable
 from ..core.paths import is_whole
 from ..models import Model
-from ..structured.shrinking import Structure
+from ..structured_pruning.structures import Structure
 from . import calibrating, options
 from .output import Output
 from .sizes import show

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 
 from ..models.model import Model
-from .removing import moments_of, remove_inputs, take_runs
+from .input_removal import moments_of, remove_inputs, take_runs
 
 OUT = "layers/attn/out/kernel"
 

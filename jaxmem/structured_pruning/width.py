@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..models.model import Model
-from .removing import DAMPING, moments_of
+from .input_removal import DAMPING, moments_of
 
 READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # what follows the norm before each
 WRITES = {"attn": "out", "mlp": "down"}
