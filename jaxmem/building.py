@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 from .adapters.lora import adapters, attach
 from .allotting import Places
 from .compiler.devices import target
+from .compression.encoding import Plan, encode
 from .core.leaf import is_encoded
 from .core.lifting import around_scans, dot_general, lift
 from .core.paths import is_whole, match, paths
@@ -23,7 +24,6 @@ from .models.model import family
 from .offload.optimizer_state import on_host, streamed
 from .optimizers.int8_state import in_int8
 from .optimizers.stochastic_rounding import apply_rounded, in_bfloat16, in_float32
-from .planning import Plan, encode
 from .recipes import Recipe
 from .train.chunked_cross_entropy import next_token_loss
 from .train.gradient_accumulation import accumulate

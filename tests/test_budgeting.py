@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
-from jaxmem.budgeting import _knapsack
+from jaxmem.compression.budgeting import _knapsack
+from jaxmem.compression.layer_errors import _interpolated
 from jaxmem.core.lazy import Lazy
-from jaxmem.erring import _interpolated
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -11,7 +11,7 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama
-from jaxmem.commands.choosing import _shared
+from jaxmem.compression.fit_structures import _shared
 from jaxmem.structured_pruning.input_removal import remove as plain_remove
 from jaxmem.structured_pruning.input_removal import remove_inputs
 

@@ -11,12 +11,13 @@ from tyro.conf import arg
 
 import jaxmem as jm
 
-from ..budgeting import Unreachable
+from ..compression import fit_calibrated, fit_structures
+from ..compression.budgeting import Unreachable
+from ..compression.layer_errors import CANDIDATES
 from ..core.paths import is_whole
-from ..erring import CANDIDATES
 from ..models import Model, load, rotate
 from ..models.model import RECORD
-from . import calibrating, choosing, options
+from . import options
 from .evaluating import as_data, measure
 from .inspecting import shapes
 from .output import Output
@@ -42,7 +43,7 @@ class Fit:
     """The most that the weights may take: 100MB, 95MiB, 1.5GB or a number of bytes."""
     out: Annotated[str, arg(metavar="DIR")]
     """A directory to write; it appears whole or not at all."""
-    among: tuple[choosing.Technique, ...] = choosing.INTEGERS
+    among: tuple[fit_structures.Technique, ...] = fit_structures.INTEGERS
     """What one budget chooses among: int (codes of 2 to 8 bits), sparsity and n:m (with codes for
     what stays), rank (low rank, alone and beside codes), and, with --calibrate, fewer neurons,
     heads or layers or less width, which make a smaller model."""
@@ -67,7 +68,7 @@ class Fit:
         """What was done, which `output` shows."""
         out = pathlib.Path(self.out)
         check_out(out, self.force)
-        choosing.check(self.among, self.calibrate)
+        fit_structures.check(self.among, self.calibrate)
         steps = options.steps(self.tune, self.calibrate, TUNING)
         mesh = parse(self.mesh) if self.mesh else None
         texts = {path: options.read(path) for path in (self.text, self.calibrate) if path}
@@ -78,14 +79,14 @@ class Fit:
         if self.text:  # before the work, not after it
             options.tokens(model, texts[self.text], self.windows)
         model = whole = rotate(model) if self.rotate else model
-        if self.calibrate and self.among != choosing.INTEGERS:
+        if self.calibrate and self.among != fit_structures.INTEGERS:
             given = (self.among, texts[self.calibrate], steps)
             model, plan, encoded, done = encode_chosen(output, whole, self.nbytes, *given)
-            output.say(calibrating.told(done))
+            output.say(fit_calibrated.told(done))
         elif self.calibrate:
             given = (texts[self.calibrate], steps)
             plan, encoded, done = encode_calibrated(output, model, self.nbytes, *given)
-            output.say(calibrating.told(done))
+            output.say(fit_calibrated.told(done))
         else:
             plan, encoded = encode_within(output, model, self.nbytes, self.among)
             done = None
@@ -148,11 +149,11 @@ def check_dense(model: Model) -> None:
 
 
 def encode_within(
-    output: Output, model: Model, nbytes: int, among: tuple = choosing.INTEGERS
+    output: Output, model: Model, nbytes: int, among: tuple = fit_structures.INTEGERS
 ) -> tuple[jm.Plan, Any]:
     """The plan that fits `nbytes`, with each range searched, and the tensors encoded by it."""
-    if among != choosing.INTEGERS:
-        return choosing.without_text(output, model, nbytes, among)
+    if among != fit_structures.INTEGERS:
+        return fit_structures.without_text(output, model, nbytes, among)
     uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
     with output.step(f"planning {show(nbytes)}"):
         plan = planned(model, nbytes, uses=uses)
@@ -174,18 +175,18 @@ def encode_calibrated(
 ) -> tuple[jm.Plan, Any, dict]:
     """The plan that fits `nbytes`, the tensors encoded by it on a text, and what was done."""
     with output.step("calibrating: what weights are fed"):
-        stats = calibrating.moments(model, text)
+        stats = fit_calibrated.moments(model, text)
     with output.step("calibrating: what an error costs"):
-        costs = calibrating.costs(model, text)
+        costs = fit_calibrated.costs(model, text)
     uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
     plans = {}
     with output.step(f"planning {show(nbytes)}"):
         for name, sensitivity in {"by Fisher information": costs, "by role": None}.items():
             how = {"uses": uses, "stats": stats, "sensitivity": sensitivity}
             plans[name] = planned(model, nbytes, **how)
-    name, compared = calibrating.least(output, model, plans, uses, text)
-    plan = calibrating.solvers(plans[name], uses)
-    encoded, done = calibrating.encode(output, model, plan, text, steps)
+    name, compared = fit_calibrated.least(output, model, plans, uses, text)
+    plan = fit_calibrated.solvers(plans[name], uses)
+    encoded, done = fit_calibrated.encode(output, model, plan, text, steps)
     return plan, encoded, done | {"plan": name, "plans_kl": compared}
 
 
@@ -193,8 +194,8 @@ def encode_chosen(
     output: Output, model: Model, nbytes: int, among: tuple, text: str, steps: int
 ) -> tuple[Model, jm.Plan, Any, dict]:
     """(the model that stays, its plan over all techniques, the tensors encoded, what was done)."""
-    small, plan, structures = choosing.with_text(output, model, nbytes, among, text)
-    encoded, done = calibrating.encode(output, small, plan, text, steps, dense=model)
+    small, plan, structures = fit_structures.with_text(output, model, nbytes, among, text)
+    encoded, done = fit_calibrated.encode(output, small, plan, text, steps, dense=model)
     return small, plan, encoded, done | {"structures": structures}
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 import jaxmem as jm
 
+from ..commands import options
+from ..commands.output import Output
 from ..evaluation.perplexity_kl import evaluate
 from ..models import Model
-from . import options
-from .output import Output
 
 WINDOWS = 16  # that say what weights are fed, for a budget
 SENSED = 4  # rows that say what an error costs

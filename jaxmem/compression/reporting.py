@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .core.lazy import is_lazy
-from .core.leaf import apart, decode, is_encoded, nbytes
-from .core.paths import is_whole, paths
-from .parallel.sharded_array import ShardedArray
+from ..core.lazy import is_lazy
+from ..core.leaf import apart, decode, is_encoded, nbytes
+from ..core.paths import is_whole, paths
+from ..parallel.sharded_array import ShardedArray
 
 
 @dataclasses.dataclass(frozen=True)

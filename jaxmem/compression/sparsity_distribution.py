@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .codecs import Bitmask, Coo, Csr, Smallest
-from .core.fold import Fold
-from .core.paths import is_whole, match, paths
-from .planning import summed_axes
-from .solvers.pruning_scores import magnitude
+from ..codecs import Bitmask, Coo, Csr, Smallest
+from ..core.fold import Fold
+from ..core.paths import is_whole, match, paths
+from ..solvers.pruning_scores import magnitude
+from .encoding import summed_axes
 
 BINS = 4096  # of the scores' logarithms, among which a threshold is found
 

@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from .codecs import NM, Bitmask, Chain, Int, LowRank
-from .core.fold import Fold
-from .core.leaf import is_encoded, nbytes
-from .core.paths import is_whole, paths
-from .erring import is_matrix
-from .planning import summed_axes
-from .solvers import GPTQ, QERA, Search, SparseGPT, Wanda
+from ..codecs import NM, Bitmask, Chain, Int, LowRank
+from ..core.fold import Fold
+from ..core.leaf import is_encoded, nbytes
+from ..core.paths import is_whole, paths
+from ..solvers import GPTQ, QERA, Search, SparseGPT, Wanda
+from .encoding import summed_axes
+from .layer_errors import is_matrix
 
 BITS = ((2, 32), (2, 64), (3, 64), (3, 128), (4, 64), (4, 128), (5, 64), (6, 64), (8, 128))
 NEIGHBOURS = ((NM(2, 4), 3), (NM(2, 4), 4))  # and bits of what stays

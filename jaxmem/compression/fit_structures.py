@@ -8,13 +8,14 @@ import jax.numpy as jnp
 
 import jaxmem as jm
 
-from ..budgeting import Unreachable
+from ..commands import options
+from ..commands.output import Output
+from ..commands.sizes import show
 from ..core.paths import is_whole
 from ..models import Model
 from ..structured_pruning.structures import Structure
-from . import calibrating, options
-from .output import Output
-from .sizes import show
+from . import fit_calibrated
+from .budgeting import Unreachable
 
 Technique = Literal["int", "sparsity", "n:m", "rank", "neurons", "heads", "width", "layers"]
 INTEGERS: tuple[Technique, ...] = ("int",)
@@ -62,14 +63,14 @@ def with_text(
     forms = [kind for kind in among if kind not in STRUCTURES]
     kinds = [kind for kind in among if kind in STRUCTURES]
     with output.step("calibrating: what weights are fed"):
-        stats = calibrating.moments(model, text, "gram")
+        stats = fit_calibrated.moments(model, text, "gram")
     ids = options.tokens(model, text)
     found, least, errors = [], None, {}
     for small, layers in _structures(model, kinds, stats, ids):
-        seen = stats if small is model else calibrating.moments(small, text, "gram", FEW)
+        seen = stats if small is model else fit_calibrated.moments(small, text, "gram", FEW)
         name = small.source.removeprefix(model.source).lstrip(", ") or "whole"
         uses = jm.uses(small.apply, small.tensors, *options.inputs(small))
-        seen = {p: m for p, m in seen.items() if not calibrating.looked_up(p, uses)}
+        seen = {p: m for p, m in seen.items() if not fit_calibrated.looked_up(p, uses)}
         with output.step(f"planning {show(nbytes)}, {name}"):
             candidates = jm.techniques(small.tensors, forms, uses=uses, stats=seen)
             how = {"candidates": candidates, "uses": uses, "stats": seen}
@@ -123,11 +124,11 @@ def _turned(codec):
     if isinstance(codec, jm.QERA):
         return dataclasses.replace(codec, codec=_turned(codec.codec))
     if isinstance(codec, jm.GPTQ):
-        return dataclasses.replace(codec, turns=calibrating.TURNS)
+        return dataclasses.replace(codec, turns=fit_calibrated.TURNS)
     return codec
 
 
 def _distance(whole, small, plan, uses, stats, ids) -> float:
     """KL to the whole model of the smaller one, encoded by a plan."""
     encoded = jm.encode(small.tensors, plan, uses=uses, stats=stats)
-    return calibrating.distance(whole, small, encoded, ids)
+    return fit_calibrated.distance(whole, small, encoded, ids)

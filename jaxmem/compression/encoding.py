@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import codecs, solvers
-from .calibration.statistics import Moments
-from .codecs.fake import FakeArray
-from .core.fold import Fold
-from .core.lazy import Lazy, is_lazy
-from .core.leaf import is_encoded
-from .core.paths import is_whole, match, paths
-from .core.segmented import Segmented, by_layer, layers_of, named
-from .solvers.solver import encodes_rows, needs_stats, ties_layers
+from .. import codecs, solvers
+from ..calibration.statistics import Moments
+from ..codecs.fake import FakeArray
+from ..core.fold import Fold
+from ..core.lazy import Lazy, is_lazy
+from ..core.leaf import is_encoded
+from ..core.paths import is_whole, match, paths
+from ..core.segmented import Segmented, by_layer, layers_of, named
+from ..solvers.solver import encodes_rows, needs_stats, ties_layers
 
 BLOCK = 2**23  # weights of a large matrix that are dense at a time
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .core.leaf import decode
-from .planning import encode
+from ..core.leaf import decode
+from .encoding import encode
 
 
 def iterated(

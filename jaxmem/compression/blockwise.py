@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .calibration.batches import tuples
-from .calibration.statistics import product_axes, stats
-from .core.lazy import is_lazy
-from .core.leaf import decode
-from .core.lifting import around_scans
-from .core.paths import is_whole, paths
-from .core.segmented import Segmented, by_layer, layers_of
-from .core.usage import uses
-from .planning import encode, joined
-from .solvers.solver import needs_stats
-from .train import learned_rounding
+from ..calibration.batches import tuples
+from ..calibration.statistics import product_axes, stats
+from ..core.lazy import is_lazy
+from ..core.leaf import decode
+from ..core.lifting import around_scans
+from ..core.paths import is_whole, paths
+from ..core.segmented import Segmented, by_layer, layers_of
+from ..core.usage import uses
+from ..solvers.solver import needs_stats
+from ..train import learned_rounding
+from .encoding import encode, joined
 
 
 def encode_by_block(

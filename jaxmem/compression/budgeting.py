@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from .core.fold import Fold
-from .core.leaf import nbytes as count_bytes
-from .core.paths import is_whole, paths
-from .core.segmented import named
-from .erring import CANDIDATES, Errors, choices, errors, naming, shape_of
-from .planning import Plan, summed_axes
-from .solvers.solver import ties_layers
+from ..core.fold import Fold
+from ..core.leaf import nbytes as count_bytes
+from ..core.paths import is_whole, paths
+from ..core.segmented import named
+from ..solvers.solver import ties_layers
+from .encoding import Plan, summed_axes
+from .layer_errors import CANDIDATES, Errors, choices, errors, naming, shape_of
 
 LOOKED_UP = 1 / 8  # of a table that is only looked up: .12 and .21 of the others in two models
 GAP = 1e-6  # the plan's loss is at most this share above the least possible
