@@ -10,7 +10,7 @@ from pages import fill
 
 import jaxmem as jm
 from jaxmem.commands.planning import name as in_words
-from jaxmem.proving import Candidate
+from jaxmem.planner.search import Candidate
 
 HERE = pathlib.Path(__file__).parent
 WEIGHTS = 4096 * 14_336  # of tpu_formats.py

@@ -20,7 +20,7 @@ from jaxmem.architectures import llama
 from jaxmem.compiler.memory_breakdown import residuals
 from jaxmem.io.disk_cache import write_whole
 from jaxmem.models import Model
-from jaxmem.pricing import HOST
+from jaxmem.planner.price import HOST
 
 DEVICES = ("tpu v5p:1x1x1", "gpu h100")
 POLICIES = {

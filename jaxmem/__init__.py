@@ -2,7 +2,6 @@
 
 from . import interop as interop
 from . import models as models
-from .building import build as build
 from .calibration.activation_ranges import static as static
 from .calibration.fisher import fisher as fisher
 from .calibration.fisher import gradients as gradients
@@ -86,10 +85,11 @@ from .parallel.sharding import mesh as mesh
 from .parallel.sharding import shard as shard
 from .parallel.sharding import shardings as shardings
 from .parallel.sharding import state_shardings as state_shardings
-from .planner import Planned as Planned
-from .planner import plan as plan
-from .proving import search as search
-from .recipes import Recipe as Recipe
+from .planner.planner import Planned as Planned
+from .planner.planner import plan as plan
+from .planner.recipe import Recipe as Recipe
+from .planner.search import search as search
+from .planner.step import build as build
 from .solvers import GPTQ as GPTQ
 from .solvers import HQQ as HQQ
 from .solvers import QERA as QERA

@@ -11,9 +11,9 @@ import jaxmem as jm
 
 from ..compiler.memory_breakdown import plot
 from ..io.disk_cache import write_whole
-from ..planner import kept, seconds
-from ..pricing import TOLERANCE, noise
-from ..proving import Candidate
+from ..planner.planner import kept, seconds
+from ..planner.price import TOLERANCE, noise
+from ..planner.search import Candidate
 from . import options
 from .output import Output
 from .sizes import Size

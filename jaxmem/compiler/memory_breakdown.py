@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from ..core.leaf import nbytes
-from ..pricing import device_bytes
+from ..planner.price import device_bytes
 from . import hlo
 from .footprint import Memory
 from .live_buffers import Buffer, at_peak, lines

@@ -4,8 +4,8 @@ import dataclasses
 import json
 from typing import Any, Self
 
-from .compression.encoding import Plan
-from .train.remat import Remat
+from ..compression.encoding import Plan
+from ..train.remat import Remat
 
 TASKS = ("train", "lora", "serve")
 STATES = ("float32", "bfloat16", "int8")

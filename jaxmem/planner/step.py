@@ -11,23 +11,23 @@ import optax
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType
 
-from .adapters.lora import adapters, attach
-from .allotting import Places
-from .compiler.devices import target
-from .compression.encoding import Plan, encode
-from .core.leaf import is_encoded
-from .core.lifting import around_scans, dot_general, lift
-from .core.paths import is_whole, match, paths
-from .core.usage import uses
-from .models import KVCache, Model, load
-from .models.model import family
-from .offload.optimizer_state import on_host, streamed
-from .optimizers.int8_state import in_int8
-from .optimizers.stochastic_rounding import apply_rounded, in_bfloat16, in_float32
-from .recipes import Recipe
-from .train.chunked_cross_entropy import next_token_loss
-from .train.gradient_accumulation import accumulate
-from .train.remat import remat
+from ..adapters.lora import adapters, attach
+from ..compiler.devices import target
+from ..compression.encoding import Plan, encode
+from ..core.leaf import is_encoded
+from ..core.lifting import around_scans, dot_general, lift
+from ..core.paths import is_whole, match, paths
+from ..core.usage import uses
+from ..models import KVCache, Model, load
+from ..models.model import family
+from ..offload.optimizer_state import on_host, streamed
+from ..optimizers.int8_state import in_int8
+from ..optimizers.stochastic_rounding import apply_rounded, in_bfloat16, in_float32
+from ..train.chunked_cross_entropy import next_token_loss
+from ..train.gradient_accumulation import accumulate
+from ..train.remat import remat
+from .recipe import Recipe
+from .step_sharding import Places
 
 _WEIGHTS = ".*(kernel|embedding)"
 _STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}

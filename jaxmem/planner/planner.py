@@ -11,17 +11,17 @@ from typing import Any
 
 import jax
 
-from .building import Built, build
-from .codecs import Int
-from .compiler.compile_subprocess import CompileError
-from .compiler.devices import GIB, Chip, target
-from .compiler.footprint import Memory, memory
-from .compiler.memory_breakdown import residuals
-from .models import Model, load
-from .pricing import arithmetic, noise, price
-from .proving import SLACK, Candidate, prove
-from .recipes import Recipe
-from .train.remat import Remat
+from ..codecs import Int
+from ..compiler.compile_subprocess import CompileError
+from ..compiler.devices import GIB, Chip, target
+from ..compiler.footprint import Memory, memory
+from ..compiler.memory_breakdown import residuals
+from ..models import Model, load
+from ..train.remat import Remat
+from .price import arithmetic, noise, price
+from .recipe import Recipe
+from .search import SLACK, Candidate, prove
+from .step import Built, build
 
 STATES = ("float32", "bfloat16", "int8")  # the last takes a compiler minutes, and so comes last
 CHUNKS = (512, 128)  # positions whose logits exist at a time

@@ -9,9 +9,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .compiler.compile_subprocess import CompileError
-from .compiler.devices import target
-from .compiler.footprint import Memory, memory
+from ..compiler.compile_subprocess import CompileError
+from ..compiler.devices import target
+from ..compiler.footprint import Memory, memory
 
 SLACK = 1.08  # an estimate is no more than this above the truth (experiments/estimates.json)
 

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .building import Built
-from .codecs import Int
-from .compiler.devices import Chip
-from .core.leaf import nbytes
-from .optimizers.int8_state import encoded
-from .optimizers.stochastic_rounding import stochastic_round
-from .recipes import Recipe
-from .train.remat import Remat
+from ..codecs import Int
+from ..compiler.devices import Chip
+from ..core.leaf import nbytes
+from ..optimizers.int8_state import encoded
+from ..optimizers.stochastic_rounding import stochastic_round
+from ..train.remat import Remat
+from .recipe import Recipe
+from .step import Built
 
 TOLERANCE = 0.01  # noise at which a step counts as twice as dear: between 8 and 4 bits
 _AGAIN = {"none": 0.0, "dots_no_batch": 0.1, "named": 0.9, "full": 1.0, "nested": 2.0}
