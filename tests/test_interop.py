@@ -16,8 +16,8 @@ import jaxmem as jm
 from jaxmem.architectures import gpt2, llama
 from jaxmem.core.fold import Fold
 from jaxmem.formats import gguf as gguf_format
-from jaxmem.interop import blocks, to_compressed_tensors, to_gguf
-from jaxmem.interop import checkpoint as checkpoints_of
+from jaxmem.interop import gguf_encoding, to_compressed_tensors, to_gguf
+from jaxmem.interop import hf_config as checkpoints_of
 from jaxmem.models.loading import load
 from jaxmem.models.model import Model
 
@@ -63,10 +63,10 @@ FORMS = {
 def test_a_block_type_holds_the_codes_exactly_or_is_not_taken(kind, codec):
     w = np.random.default_rng(0).standard_normal((64, 24)).astype(np.float32)
     leaf = jit(codec.encode)(w)
-    assert blocks.kind(leaf, Fold((24,), (64,), (-1, -2)), half=False) == kind
-    data = blocks.data(leaf, kind)
+    assert gguf_encoding.kind(leaf, Fold((24,), (64,), (-1, -2)), half=False) == kind
+    data = gguf_encoding.data(leaf, kind)
     if kind[0] == "Q":
-        assert data.nbytes == blocks.nbytes(kind, (24, 64))
+        assert data.nbytes == gguf_encoding.nbytes(kind, (24, 64))
         data = gguf.dequantize(data, gguf.GGMLQuantizationType[kind]).T
     np.testing.assert_array_equal(data.astype(np.float32), leaf.decode())
 
@@ -75,8 +75,10 @@ def test_leaves_that_lie_otherwise_are_not_taken_for_blocks():
     leaf = jm.Int(4, group=32).encode(jnp.ones((64, 64)))
     for order in ((-2, -1), (-1, -2)):
         fold = Fold((64,), (64,), order)
-        assert blocks.kind(leaf, fold, half=False) == ("Q4_0" if order == (-1, -2) else "F32")
-    assert blocks.kind(leaf, None, half=False) == "F32"
+        assert gguf_encoding.kind(leaf, fold, half=False) == (
+            "Q4_0" if order == (-1, -2) else "F32"
+        )
+    assert gguf_encoding.kind(leaf, None, half=False) == "F32"
 
 
 MIXED = {
@@ -143,8 +145,8 @@ def test_an_imported_gguf_is_exported_with_the_same_bytes_of_every_tensor(tmp_pa
     path = write_gguf(tmp_path, random_tensors(), gguf.GGMLQuantizationType.Q4_1)
     to_gguf(tmp_path / "again.gguf", load(path, encoded=True))
     old, new = (gguf.GGUFReader(p) for p in (path, tmp_path / "again.gguf"))
-    blocks = {t.name: (t.tensor_type, t.data.tobytes()) for t in old.tensors}
-    assert {t.name: (t.tensor_type, t.data.tobytes()) for t in new.tensors} == blocks
+    gguf_encoding = {t.name: (t.tensor_type, t.data.tobytes()) for t in old.tensors}
+    assert {t.name: (t.tensor_type, t.data.tobytes()) for t in new.tensors} == gguf_encoding
 
 
 def random(config):

@@ -24,9 +24,9 @@ from ..core.leaf import is_encoded
 from ..formats.compressed_tensors import packed as words
 from ..io.atomic import replacing
 from ..models.model import Model
-from . import layers
-from .checkpoint import config_json, write_safetensors
-from .layers import Written
+from . import layer_codes
+from .hf_config import config_json, write_safetensors
+from .layer_codes import Written
 
 Scheme = tuple[int, int | None, bool, bool]  # bits, group, symmetric, int8 inputs
 
@@ -54,7 +54,7 @@ def to_compressed_tensors(
     if model.config.family != "llama":
         raise ValueError(f"{model.source} is a {model.config.family}, expected a Llama")
     hf = config_json(model.config)
-    parts = list(layers.parameters(model, params))
+    parts = list(layer_codes.parameters(model, params))
     schemes = {where: _scheme(leaf, recipe, packed) for where, recipe, leaf in parts}
     if any(schemes.values()):
         hf["torch_dtype"] = "float16"  # that of the scales
@@ -75,7 +75,7 @@ def to_compressed_tensors(
     decoded = tuple(where for where, _, leaf in parts if lost(leaf) and not schemes[where])
     size = sum(file.stat().st_size for file in path.iterdir())
     kept = lambda where: schemes[where] is not None and schemes[where][-1]
-    rounded = [where for where, _, leaf in parts if layers.rounds_inputs(leaf)]
+    rounded = [where for where, _, leaf in parts if layer_codes.rounds_inputs(leaf)]
     unrounded = tuple(where for where in rounded if not kept(where))
     return Written(str(path), size, types, decoded, unrounded)
 
@@ -83,13 +83,13 @@ def to_compressed_tensors(
 def _scheme(leaf: Any, recipe: Recipe, packed: bool) -> Scheme | None:
     """How a leaf's codes are kept; None: not at all."""
     dynamic = isinstance(leaf, DynamicArray) and leaf.limits is None and leaf.to == "int8"
-    inner = layers.opened(leaf)
+    inner = layer_codes.opened(leaf)
     turned = recipe.fn is np.transpose
     if not isinstance(inner, IntArray) or not turned or inner.scale.dtype == jnp.float32:
         return None
     k, n = recipe.shape[-2:]
     whole = inner.scale.shape[-2] == 1
-    if not layers.lies(inner, Fold((n,), (k,), (-1, -2))) or (not whole and k % inner.group):
+    if not layer_codes.lies(inner, Fold((n,), (k,), (-1, -2))) or (not whole and k % inner.group):
         return None
     bits = 4 if inner.bits <= 4 and packed else 8
     return bits, None if whole else inner.group, inner.zero is None, dynamic
@@ -108,7 +108,7 @@ def _shapes(recipe: Recipe, leaf: Any, scheme: Scheme | None, packed: bool) -> t
     groups, count = (k // group if group else 1), lambda length: -(-length * bits // 32)
     i4, i8 = np.dtype("int32"), np.dtype("int8")
     codes = {"weight_packed": ((n, count(k)), i4)} if packed else {"weight": ((n, k), i8)}
-    out = codes | {"weight_scale": ((n, groups), np.dtype(layers.opened(leaf).scale.dtype))}
+    out = codes | {"weight_scale": ((n, groups), np.dtype(layer_codes.opened(leaf).scale.dtype))}
     if packed:
         out["weight_shape"] = ((2,), np.dtype("int64"))
     if not symmetric:
@@ -117,22 +117,22 @@ def _shapes(recipe: Recipe, leaf: Any, scheme: Scheme | None, packed: bool) -> t
 
 
 def _arrays(recipe: Recipe, leaf: Any, scheme: Scheme | None, packed: bool) -> Iterator[np.ndarray]:
-    for layer in layers.layers(leaf, recipe):
+    for layer in layer_codes.layers(leaf, recipe):
         if scheme is None:
-            held = layers.held(layer)
+            held = layer_codes.held(layer)
             yield held.T if recipe.fn is np.transpose else held
             continue
-        inner = layers.opened(layer)
+        inner = layer_codes.opened(layer)
         bits, middle = scheme[0], 2 ** (inner.bits - 1)
         shifted = lambda a: (a - middle + 2 ** (bits - 1)).astype(np.uint8)  # noqa: B023
         signed = lambda a: (a - middle).astype(np.int8)  # noqa: B023
-        codes = layers.matrix(inner)
+        codes = layer_codes.matrix(inner)
         yield words(shifted(codes), bits) if packed else signed(codes)
         yield np.asarray(inner.scale).T
         if packed:
             yield np.array(codes.shape, np.int64)
         if inner.zero is not None:
-            zeros = layers.zero_points(inner)  # (groups, n)
+            zeros = layer_codes.zero_points(inner)  # (groups, n)
             yield words(shifted(zeros), bits).T if packed else signed(zeros).T
 
 

@@ -12,7 +12,7 @@ from ..codecs.cast import CastArray
 from ..codecs.integer import IntArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
-from .layers import held, lies, limits, matrix, numbers, opened, spread
+from .layer_codes import held, lies, limits, matrix, numbers, opened, spread
 
 BLOCK = 32  # weights that share a scale
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}

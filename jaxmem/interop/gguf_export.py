@@ -22,8 +22,8 @@ from ..formats import gguf, gguf_llama
 from ..io.atomic import replacing
 from ..models.model import Model
 from ..models.quantized_weights import placed
-from . import blocks, layers, metadata
-from .layers import Written
+from . import gguf_encoding, gguf_metadata, layer_codes
+from .layer_codes import Written
 
 _ALIGNED = 32  # bytes; where a tensor begins
 
@@ -51,12 +51,12 @@ def to_gguf(
         raise ValueError(f"cannot write {path}: it is a directory, expected a file")
     if model.config.family != "llama":
         raise ValueError(f"{model.source} is a {model.config.family}, expected a Llama")
-    parts = [_part(model.config, *found, half) for found in layers.parameters(model, params)]
-    factors = metadata.factors(model.config)
+    parts = [_part(model.config, *found, half) for found in layer_codes.parameters(model, params)]
+    factors = gguf_metadata.factors(model.config)
     file = _skeleton(path, model.config, factors, parts)
-    metadata.check(model.config, file)
-    fields = {name: metadata.field(name, value) for name, value in file.fields.items()}
-    fields |= metadata.tokenizer(model)
+    gguf_metadata.check(model.config, file)
+    fields = {name: gguf_metadata.field(name, value) for name, value in file.fields.items()}
+    fields |= gguf_metadata.tokenizer(model)
     kinds = dict.fromkeys(factors, "F32") | {name: p.kind for p in parts for name in p.names}
     with replacing(path) as temporary, temporary.open("wb") as out:
         out.write(
@@ -72,7 +72,7 @@ def to_gguf(
                 _pad(out)
     types = {part.where: part.kind for part in parts}
     decoded = tuple(part.where for part in parts if part.kind[0] in "FB" and _is_coded(part.leaf))
-    unrounded = tuple(part.where for part in parts if layers.rounds_inputs(part.leaf))
+    unrounded = tuple(part.where for part in parts if layer_codes.rounds_inputs(part.leaf))
     return Written(str(path), path.stat().st_size, types, decoded, unrounded)
 
 
@@ -89,13 +89,13 @@ class _Part:
 
 
 def _part(config: Any, where: str, recipe: Recipe, leaf: Any, half: bool) -> _Part:
-    theirs, turned = metadata.names(config), recipe.fn is np.transpose
+    theirs, turned = gguf_metadata.names(config), recipe.fn is np.transpose
     shape = recipe.shape[1:] if recipe.stacked else recipe.shape
     shape, fold = shape[::-1] if turned else shape, None
     if len(shape) == 2:
         fold = Fold(shape[:1], shape[1:], (-1, -2) if turned else (-2, -1))
     names = [theirs[name] for name in recipe.names]
-    return _Part(where, recipe, leaf, names, shape, blocks.kind(leaf, fold, half))
+    return _Part(where, recipe, leaf, names, shape, gguf_encoding.kind(leaf, fold, half))
 
 
 def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]) -> gguf.Gguf:
@@ -105,17 +105,17 @@ def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]
         nothing = np.broadcast_to(np.float32(0), part.shape)
         own = Lazy(part.shape, np.dtype("f4"), lambda _, x=nothing: x)
         tensors |= dict.fromkeys(part.names, own)
-    return gguf.Gguf(path, metadata.fields(config), tensors)
+    return gguf.Gguf(path, gguf_metadata.fields(config), tensors)
 
 
 def _data(file: gguf.Gguf, part: _Part) -> Iterator[np.ndarray]:
     """What stands in the file for each layer."""
-    for name, layer in zip(part.names, layers.layers(part.leaf, part.recipe)):
+    for name, layer in zip(part.names, layer_codes.layers(part.leaf, part.recipe)):
         read = lambda w, name=name: part.recipe.fn(
             gguf_llama.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
         )
         try:
-            data = blocks.data(layer, part.kind)
+            data = gguf_encoding.data(layer, part.kind)
         except ValueError as error:
             raise ValueError(f"{part.where}: {error}") from error
         if len(part.shape) == 1:
@@ -135,10 +135,10 @@ def _header(fields: dict[str, bytes], tensors: dict[str, tuple[tuple[int, ...], 
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(fields)), *fields.values()]
     offset = 0
     for name, (shape, kind) in tensors.items():
-        parts += [metadata.text(name), struct.pack("<I", len(shape))]
+        parts += [gguf_metadata.text(name), struct.pack("<I", len(shape))]
         parts += [struct.pack(f"<{len(shape)}Q", *shape[::-1])]
-        parts += [struct.pack("<IQ", blocks.TYPES[kind], offset)]
-        offset += -(-blocks.nbytes(kind, shape) // _ALIGNED) * _ALIGNED
+        parts += [struct.pack("<IQ", gguf_encoding.TYPES[kind], offset)]
+        offset += -(-gguf_encoding.nbytes(kind, shape) // _ALIGNED) * _ALIGNED
     return b"".join(parts)
 
 
