@@ -26,7 +26,7 @@ import numpy as np
 
 import jaxmem as jm
 from jaxmem import models
-from jaxmem.commands.fitting import encode_calibrated, encode_chosen
+from jaxmem.commands.fit import encode_calibrated, encode_chosen
 from jaxmem.commands.output import Output
 from jaxmem.models import downloading
 

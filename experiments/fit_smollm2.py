@@ -22,7 +22,7 @@ import numpy as np
 
 import jaxmem as jm
 from jaxmem import models
-from jaxmem.commands.fitting import encode_calibrated
+from jaxmem.commands.fit import encode_calibrated
 from jaxmem.commands.output import Output
 from jaxmem.models import downloading
 from jaxmem.models.model import Model

@@ -9,7 +9,7 @@ import pathlib
 from pages import fill
 
 import jaxmem as jm
-from jaxmem.commands.planning import name as in_words
+from jaxmem.commands.plan import name as in_words
 from jaxmem.planner.search import Candidate
 
 HERE = pathlib.Path(__file__).parent

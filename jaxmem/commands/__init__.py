@@ -4,14 +4,14 @@ from typing import Annotated
 
 from tyro.conf import subcommand
 
-from .demonstrating import Demo
-from .evaluating import Eval
-from .exporting import Export
-from .fitting import Fit
-from .generating import Generate
-from .inspecting import Inspect
+from .demo import Demo
+from .eval import Eval
+from .export import Export
+from .fit import Fit
+from .generate import Generate
+from .inspect import Inspect
 from .output import Output as Output
-from .planning import Plan
+from .plan import Plan
 
 Command = (
     Annotated[Demo, subcommand("demo")]

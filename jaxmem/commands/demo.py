@@ -12,10 +12,10 @@ from ..evaluation.perplexity_kl import Evaluation
 from ..evaluation.quality_plot import plot
 from ..models import Model, downloading, generate, load, rotate
 from . import options
-from .evaluating import as_data, measure
-from .fitting import encode_within, sizes
+from .eval import as_data, measure
+from .fit import encode_within, sizes
 from .output import Output
-from .prose import SOURCE, prose
+from .sample_text import SOURCE, prose
 from .sizes import show
 
 NAME = "smollm2-135m"

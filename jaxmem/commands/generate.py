@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ..models import KVCache, generate, load
+from .mesh_option import MeshOption, spread_model, told
 from .options import Count, Json, ModelName
 from .output import Output
-from .spreading import MeshOption, spread_model, told
 
 
 @dataclasses.dataclass(frozen=True)

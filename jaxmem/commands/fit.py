@@ -18,12 +18,12 @@ from ..core.paths import is_whole
 from ..models import Model, load, rotate
 from ..models.model import RECORD
 from . import options
-from .evaluating import as_data, measure
-from .inspecting import shapes
+from .eval import as_data, measure
+from .inspect import shapes
+from .mesh_option import MeshOption, parse, spread, told
+from .mesh_option import as_data as places_of
 from .output import Output
 from .sizes import Size, show
-from .spreading import MeshOption, parse, spread, told
-from .spreading import as_data as places_of
 
 TUNING = 64  # steps
 FEWEST = tuple(jm.Int(2, group=group, symmetric=False) for group in (32, 64))
