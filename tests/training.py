@@ -1,4 +1,4 @@
-"""Training over devices and processes, as tests/test_processes.py runs it: here or as a program."""
+"""Training over devices and processes: tests/parallel/test_processes.py calls it or runs it."""
 
 import json
 import os

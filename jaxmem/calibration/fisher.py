@@ -59,9 +59,9 @@ def gradients(
 ) -> dict[str, Array]:
     """{path: mean of ∂loss/∂w}, f32, as the matrices (*stack, n, k) that solvers see.
 
-    `loss(params, *batch)` is a number. What `Prune(codec, jaxmem.solvers.pruning_scores.taylor)` takes as
-    its `stats`. `uses` says which axes each weight is summed over, as in `encode`; what is no
-    matrix is left out. Holds a gradient of all weights in memory.
+    `loss(params, *batch)` is a number. `Prune(codec, jm.solvers.pruning_scores.taylor)` takes the
+    result as its `stats`. `uses` says which axes each weight is summed over, as in `encode`; leaves
+    that are no matrices are left out. Holds a gradient of all weights in memory.
 
     Raises:
         ValueError: no batch.

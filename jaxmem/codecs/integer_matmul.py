@@ -15,7 +15,7 @@ from .scaled import divisor
 FEW_ROWS = 32  # up to here a CPU's integer product beats decoding, if a row has one scale
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
 WHOLE = 2**20  # weights that are too few for tiles
-CACHED = 2**18  # weights of a tile of int8, in a core's cache: experiments/cpu_matvec.py
+CACHED = 2**18  # weights of a tile of int8, in a core's cache: experiments/speed/cpu_matvec.py
 RUN = 2**22  # weights that one integer product of a CPU reads
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
 

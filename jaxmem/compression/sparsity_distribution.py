@@ -95,7 +95,7 @@ def together(
 ) -> dict[str, float]:
     """The densities that one threshold on the scores of all weights together leaves.
 
-    `score` is one of `jaxmem.solvers.pruning_scores`, or yours. The threshold is found within 1 % of a
+    `score` is one of `jm.solvers.pruning_scores`, or yours. The threshold is found within 1 % of a
     score. A weight that would stay whole is left out of the result, and one that would lose all is
     an error, not a network cut in two.
 

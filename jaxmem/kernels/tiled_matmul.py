@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 TILE = 1024  # rows decoded at a time
-FEWER = 2**19  # weights of a tile that strands decode: experiments/cpu_matvec.py
+FEWER = 2**19  # weights of a tile that strands decode: experiments/speed/cpu_matvec.py
 UNROLLED = 16  # tiles that an accelerator spells out, so that each stays on the chip
 
 # On a CPU:
@@ -56,7 +56,7 @@ def by_tiles(
     """`product(x, part)` (m, rows of part) over parts of `leaf`, joined: (m, n).
 
     A loop, which keeps the program small; up to `unrolled` tiles one after the other, since a TPU
-    copies what a loop reads to its own memory first (experiments/tpu_memory.json).
+    copies what a loop reads to its own memory first (experiments/memory/tpu_memory.json).
     """
     n, tile = leaf.fold.n, tile - tile % 8
     size = next((t for t in range(tile, tile // 8, -8) if n % t == 0), tile)
@@ -76,7 +76,7 @@ def fetched(leaf: Any, start: Array, size: int) -> Array:
     """`start`, known once a byte of every cache line of its rows' codes has been read.
 
     Such reads wait for the memory together; decoding would wait for line after line, where the CPU
-    does not foresee which comes next (that of experiments/cpu_matvec.py).
+    does not foresee which comes next (that of experiments/speed/cpu_matvec.py).
     """
     codes = [a for a in jax.tree.leaves(leaf.narrow(start, size)) if a.dtype.itemsize == 1]
     lines = [lax.bitcast_convert_type(a[..., ::LINE], jnp.uint8).astype(jnp.int32) for a in codes]

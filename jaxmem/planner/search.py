@@ -13,7 +13,7 @@ from ..compiler.compile_subprocess import CompileError
 from ..compiler.devices import target
 from ..compiler.footprint import Memory, memory
 
-SLACK = 1.08  # an estimate is no more than this above the truth (experiments/estimates.json)
+SLACK = 1.08  # an estimate is no more than this above the truth (experiments/memory/estimates.json)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Pruner(Solver):
 
 @dataclasses.dataclass(frozen=True)
 class Prune(Pruner):
-    """Keeps the weights of the highest `score`, a function of `jaxmem.solvers.pruning_scores` or yours.
+    """Keeps the weights of the highest `score`, from `jm.solvers.pruning_scores` or yours.
 
     It takes the matrix (n, k) in f32 and the weight's stats, and gives (n, k). `Wanda` and `RIA`
     are the same with a score that has a name, which a saved `Plan` wants.

@@ -82,7 +82,7 @@ def least_worth(
     score: Callable[[Array, Any], Array] = magnitude,
     stats: Mapping | None = None,
 ) -> list[int]:
-    """The `count` layers whose weights are worth least by a score of `jaxmem.solvers.pruning_scores`.
+    """The `count` layers whose weights are worth least by a score of `jm.solvers.pruning_scores`.
 
     A layer is worth its share of the scores of each matrix, on average over the matrices. So layers
     are a pattern like any other, for any score; `least_missed` runs the model and tells better.

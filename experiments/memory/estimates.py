@@ -1,0 +1,184 @@
+"""How far estimates are from the compiler's peak, on twelve programs: estimates.json.
+
+    pip install -e ".[demo,tpu]"
+    python experiments/memory/estimates.py
+
+`programs`: for steps that train, tune and serve the stack of remat_table.py, `quick=True` (the
+compiler's own estimate, in seconds) and formulas, each over the peak of the full compile, which
+the first five have from remat_table.json. The formulas: weights x 1.2 to serve, and to train
+4 x weights (as `accelerate estimate-memory` has it for Adam) or what ZeRO adds up (Rajbhandari et
+al., 2020: weights, gradients and optimizer state, shared by the chips, in the precision they have
+here). None of them knows activations.
+
+`budgets`: a batch of 8 x 2,048 tokens under twelve budgets on one v5e, by the compiler's estimates.
+`fixed_order` is how MaxText's search goes: from keeping everything to computing everything again,
+the largest batch for each, nothing else; it takes the one of most tokens a second. `plan` also
+has micro-batches, so that the batch stays what was asked for. Tokens a second are an estimate from
+flops. Nothing is run, and a row that is in the file already is not compiled again.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+from remat_table import MODEL
+
+import jaxmem as jm
+from jaxmem.evaluation.confidence import spearman
+from jaxmem.io.disk_cache import write_whole
+from jaxmem.planner.price import device_bytes
+
+V5E, V6E, V5P, POD = "tpu v5e:1x1", "tpu v6e:1x1", "tpu v5p:1x1x1", "tpu v5e:2x4"
+NAMED = jm.Remat("named", ("attn_out",))
+
+
+def recipe(device: str, task: str, batch: int, seq: int = 2048, **knobs) -> jm.Recipe:
+    return jm.Recipe("8 layers", device, task, batch, seq, **{"state": "bfloat16"} | knobs)
+
+
+PROGRAMS = {
+    **{
+        f"train, remat {policy.kind}, v5p": ("step", recipe(V5P, "train", 4, remat=policy))
+        for policy in (*map(jm.Remat, ("none", "dots_no_batch", "full", "nested")), NAMED)
+    },
+    "train, 4 micro-batches, v5e": ("step", recipe(V5E, "train", 8, micro=4)),
+    "train, f32 state, v6e": ("step", recipe(V6E, "train", 4, remat=NAMED, state="float32")),
+    "train, v5e:2x4": ("step", recipe(POD, "train", 16, remat=NAMED)),
+    "lora on int8, v5e": ("step", recipe(V5E, "lora", 4, encoding=jm.Int(8))),
+    "serve, v5e": ("step", recipe(V5E, "serve", 8)),
+    "serve a prompt, int8, v5e": ("prompt", recipe(V5E, "serve", 8, encoding=jm.Int(8))),
+    "serve, int8, cache of 8 bits, v6e": (
+        "step",
+        recipe(V6E, "serve", 8, encoding=jm.Int(8), cache_bits=8),
+    ),
+}
+POLICIES = [jm.Remat(kind) for kind in ("none", "dots_no_batch", "full")]
+TABLE = pathlib.Path(__file__).with_name("remat_table.json")
+GIB, BUDGETS = 2**30, (5.75, 6, 6.5, 7, 7.5, 8, 9, 10, 11, 12, 14, 15.75)
+TOKENS = 2048
+
+
+def compared(name: str) -> dict:
+    which, given = PROGRAMS[name]
+    built = jm.build(given, model=MODEL)
+    fn, args = built.programs[which]
+    start = time.perf_counter()
+    guess = jm.memory(fn, *args, device=given.device, quick=True)
+    took = {"quick": round(time.perf_counter() - start, 1)}
+    known = json.loads(TABLE.read_text())["rows"].get(given.device, {}) if "remat" in name else {}
+    if row := known.get(given.remat.kind + " ".join(["", *given.remat.names])):
+        peak, program, versions = (row[key] for key in ("peak_bytes", "program", "versions"))
+    else:
+        start = time.perf_counter()
+        m = jm.memory(fn, *args, device=given.device)
+        took["compiled"] = round(time.perf_counter() - start, 1)
+        assert m.exact, name
+        peak, program, versions = m.peak, m.hash, m.versions
+    parts = {part: device_bytes(tree) for part, tree in built.parts.items()}
+    weights = parts["weights"]
+    formulas = {}
+    if given.task == "serve":
+        formulas["weights x 1.2"] = int(1.2 * weights)
+    if given.task == "train":
+        formulas["weights x 4"] = 4 * weights
+        formulas["ZeRO"] = 2 * weights + parts["optimizer"]  # and a gradient for each weight
+    return {
+        "device": given.device,
+        "peak_bytes": peak,
+        "quick_bytes": guess.peak,
+        "quick_over_peak": round(guess.peak / peak, 4),
+        "seconds": took,
+        "formulas_over_peak": {name: round(n / peak, 4) for name, n in formulas.items()},
+        "program": program,
+        "versions": versions,
+    }
+
+
+def probe(**knobs) -> dict:
+    """Bytes and tokens a second by the compiler's estimate."""
+    batch = knobs.pop("batch")
+    built = jm.build(recipe(V5E, "train", batch, TOKENS, **knobs), model=MODEL)
+    m = jm.memory(built.step, *built.arguments, device=V5E, quick=True)
+    return {"bytes": m.peak, "tokens_a_second": round(batch * TOKENS / m.seconds)}
+
+
+def probes(rows: dict):
+    """Every (policy, batch) of the fixed order, and the whole batch in micro-batches."""
+    for policy in POLICIES:
+        for batch in (8, 4, 2, 1):
+            name = f"{policy.kind}, batch {batch}"
+            if name not in rows:
+                rows[name] = probe(batch=batch, remat=policy)
+                yield name
+    for policy in (*POLICIES, NAMED):
+        for micro in (1, 2, 4, 8):
+            name = f"{policy.kind}, 8 in {micro}"
+            if name not in rows:
+                rows[name] = probe(batch=8, micro=micro, remat=policy)
+                yield name
+
+
+def under(budget: float, rows: dict) -> dict:
+    """What each way takes under so many GiB: its fastest that fits."""
+    limit = int(budget * GIB)
+    out = {"budget_bytes": limit}
+    for way, mark in (("fixed_order", ", batch "), ("plan", ", 8 in ")):
+        fit = {k: v for k, v in rows.items() if mark in k and v["bytes"] <= limit}
+        best = max(fit, key=lambda name: fit[name]["tokens_a_second"], default=None)
+        batch = 0 if best is None else 8 if way == "plan" else int(best.split(mark)[1])
+        row = {"takes": best, "batch": batch}
+        out[way] = row | ({"unused": round(1 - fit[best]["bytes"] / limit, 4)} if best else {})
+        out[way] |= fit.get(best, {})
+    return out
+
+
+def summary(rows: dict) -> dict:
+    ratios = [row["quick_over_peak"] for row in rows.values()]
+    peaks, guesses = ([row[k] for row in rows.values()] for k in ("peak_bytes", "quick_bytes"))
+    errors: dict[str, list] = {}
+    for row in rows.values():
+        for name, ratio in row["formulas_over_peak"].items():
+            errors.setdefault(name, []).append(ratio - 1)
+    middle = lambda xs: round(statistics.median(map(abs, xs)), 4)
+    return {
+        "quick": {"least": min(ratios), "median": statistics.median(ratios), "most": max(ratios)},
+        "quick_median_error": middle([ratio - 1 for ratio in ratios]),
+        "spearman": dataclasses.asdict(spearman(guesses, peaks)) if len(rows) > 3 else None,
+        "formulas_median_error": {name: middle(xs) for name, xs in errors.items()},
+        "formulas_largest_error": {name: round(max(xs, key=abs), 4) for name, xs in errors.items()},
+    }
+
+
+def main() -> None:
+    path = pathlib.Path(__file__).with_suffix(".json")
+    before = json.loads(path.read_text()) if path.exists() else {"programs": {}, "probes": {}}
+    found = {
+        "command": "python experiments/memory/estimates.py",
+        "jax": jax.__version__,
+        "backend": "TPU targets, compiled and not run",
+        "seed": None,
+        "model": "8 Llama layers, shapes only",
+        "programs": before["programs"],
+        "probes": before["probes"],
+    }
+    write = lambda: write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+    for name in PROGRAMS:
+        if name in found["programs"]:
+            continue
+        found["programs"][name] = compared(name)
+        found["summary"] = summary(found["programs"])
+        write()
+        print(name, found["programs"][name]["quick_over_peak"], flush=True)
+    for name in probes(found["probes"]):
+        write()
+        print(name, found["probes"][name], flush=True)
+    found["summary"] = summary(found["programs"])
+    found["budgets"] = [under(budget, found["probes"]) for budget in BUDGETS]
+    write()
+
+
+if __name__ == "__main__":
+    main()

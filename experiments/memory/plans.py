@@ -1,0 +1,92 @@
+"""What `plan` chooses for 1B and 8B Llamas on four TPUs, against each chip's limit: plans.json.
+
+    pip install -e ".[demo,tpu]"
+    python experiments/memory/plans.py [--only NAME]
+
+Training and adapters at 8 x 2,048 tokens, serving 16 rows of 4,096. Nothing is run: a row's bytes
+are what the target's compiler says of the chosen recipe, compiled at the limit. The baseline keeps
+bfloat16 weights, f32 optimizer state and everything that the backward pass wants. Each row is
+planned in a process of its own with an empty cache; `host_bytes` is the most that it and the
+largest of its compilers held at once. A row that is in the file already is not planned again.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import resource
+import tempfile
+
+import jax
+
+import jaxmem as jm
+from jaxmem.io.disk_cache import write_whole
+
+DEVICES = ("tpu v5e:1x1", "tpu v6e:1x1", "tpu v5p:2x2x1", "tpu v5e:2x4")
+TASKS = {"serve": (16, 4096), "lora": (8, 2048), "train": (8, 2048)}
+PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+FIRST = ("llama-8b lora on tpu v5e:1x1", "llama-8b serve on tpu v5e:1x1")
+ROWS = {
+    f"{model} {task} on {device}": (model, task, device)
+    for task in TASKS
+    for device in DEVICES
+    for model in ("llama-1b", "llama-8b")
+}
+
+
+def planned(model: str, task: str, device: str) -> dict:
+    batch, seq = TASKS[task]
+    row = {"model": model, "task": task, "device": device, "batch": batch, "seq": seq}
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["JAXMEM_CACHE"] = cache
+        try:
+            found = jm.plan(model, device=device, task=task, batch=batch, seq=seq)
+        except ValueError as error:
+            row |= {"fits": False, "why": str(error)}
+        else:
+            data = found.to_data()
+            kept = ("limit_bytes", "chosen", "baseline", "seconds_to_plan")
+            row |= {"fits": True} | {key: data[key] for key in kept}
+            row["tried"] = [
+                {key: tried[key] for key in ("status", "peak_bytes", "why", "recipe")}
+                for tried in data["rows"]
+                if tried["why"] != "by arithmetic"
+            ]
+    peaks = [resource.getrusage(who).ru_maxrss for who in PROCESSES]
+    return row | {"host_bytes": sum(peaks) * 1024}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="part of a row's name")
+    args = parser.parse_args()
+    path = pathlib.Path(__file__).with_suffix(".json")
+    config = lambda name: json.dumps(jm.models.load(name).config.to_dict(), sort_keys=True)
+    found = {
+        "command": "python experiments/memory/plans.py",
+        "jax": jax.__version__,
+        "backend": "TPU targets, compiled and not run",
+        "seed": None,
+        "config_sha256": {
+            name: hashlib.sha256(config(name).encode()).hexdigest()
+            for name in ("llama-1b", "llama-8b")
+        },
+        "rows": json.loads(path.read_text())["rows"] if path.exists() else {},
+    }
+    order = [*FIRST, *(name for name in ROWS if name not in FIRST)]
+    for name in order:
+        if name in found["rows"] or args.only not in name:
+            continue
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            found["rows"][name] = row = pool.submit(planned, *ROWS[name]).result()
+        write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+        chosen = row.get("chosen", {}).get("peak_bytes") or row.get("why")
+        print(name, chosen, row.get("seconds_to_plan"), row["host_bytes"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

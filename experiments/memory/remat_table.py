@@ -1,0 +1,98 @@
+"""What each remat policy takes for a stack of eight layers, by two compilers: remat_table.json.
+
+    pip install -e ".[demo,tpu,gpu]"
+    python experiments/memory/remat_table.py
+
+Eight Llama layers of width 2,048, 4 x 2,048 tokens, one step of Adam with everything in bfloat16,
+donated. Nothing is run. `cost_seconds` is the estimate of a step (flops and traffic over published
+peaks) and the way of what is offloaded to the host and back. Chosen are the policies that no other
+beats in both peak and cost: as the peak falls the cost rises. `residual_bytes` is what the backward
+pass keeps before any compiler sees it. A row that is in the file already is not compiled again.
+"""
+
+import json
+import pathlib
+
+import jax
+
+import jaxmem as jm
+from jaxmem.architectures import llama
+from jaxmem.compiler.memory_breakdown import residuals
+from jaxmem.io.disk_cache import write_whole
+from jaxmem.models import Model
+from jaxmem.planner.price import HOST
+
+DEVICES = ("tpu v5p:1x1x1", "gpu h100")
+POLICIES = {
+    "none": jm.Remat("none"),
+    "dots": jm.Remat("dots"),
+    "dots_no_batch": jm.Remat("dots_no_batch"),
+    "named attn_out": jm.Remat("named", ("attn_out",)),
+    "offload attn_out": jm.Remat("offload", ("attn_out",)),
+    "full": jm.Remat("full"),
+    "nested": jm.Remat("nested"),
+}
+CONFIG = llama.Config(
+    vocab=32_000, width=2048, ffn=8192, layers=8, heads=16, kv_heads=16, head_dim=128, tied=True
+)
+MODEL = Model(CONFIG, llama.module(CONFIG), None, "8 layers")
+
+
+def built(policy: jm.Remat, device: str) -> jm.recipes.Built:
+    how = dict(state="bfloat16", remat=policy, chunk=512)
+    return jm.build(jm.Recipe("8 layers", device, "train", 4, 2048, **how), model=MODEL)
+
+
+def measured(policy: jm.Remat, device: str) -> dict:
+    step = built(policy, device)
+    m = jm.memory(step.step, *step.arguments, device=device)
+    state, ids = step.arguments
+    there_and_back = 2 * m.host / HOST if m.exact else 0.0
+    return {
+        "fits": m.fits,
+        "peak_bytes": m.peak,
+        "compiled": m.exact,
+        "arguments_bytes": m.arguments,
+        "temp_bytes": m.temp,
+        "host_bytes": m.host,
+        "flops": m.flops,
+        "traffic_bytes": m.traffic,
+        "residual_bytes": residuals(step.loss, state["params"], ids),
+        "cost_seconds": None if m.seconds is None else round(m.seconds + there_and_back, 6),
+        "program": m.hash,
+        "versions": m.versions,
+    }
+
+
+def chosen(rows: dict) -> list[str]:
+    """Names of the rows that no other beats in peak and cost, the largest peak first."""
+    point = {name: (row["peak_bytes"], row["cost_seconds"]) for name, row in rows.items()}
+    beaten = lambda a: any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in point.values())
+    kept = [name for name in rows if rows[name]["compiled"] and not beaten(point[name])]
+    return sorted(kept, key=lambda name: -rows[name]["peak_bytes"])
+
+
+def main() -> None:
+    path = pathlib.Path(__file__).with_suffix(".json")
+    found = {
+        "command": "python experiments/memory/remat_table.py",
+        "jax": jax.__version__,
+        "backend": "TPU and GPU targets, compiled and not run",
+        "seed": None,
+        "model": "8 Llama layers, shapes only",
+        "rows": json.loads(path.read_text())["rows"] if path.exists() else {},
+    }
+    for device in DEVICES:
+        rows = found["rows"].setdefault(device, {})
+        for name, policy in POLICIES.items():
+            if name in rows:
+                continue
+            rows[name] = measured(policy, device)
+            print(device, name, rows[name], flush=True)
+            write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+        found.setdefault("chosen", {})[device] = chosen(rows)
+        write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""`fit --among`, one budget over all techniques, beside integers alone: writes fit_among.json.
+
+    pip install -e ".[demo]"
+    python experiments/quality/fit_among.py --text wikitext2_valid.txt [--tune 64]
+
+The model is smollm2-135m as it is, which pruning wants. The first half of TEXT calibrates, the
+second half measures. A row is encoded as `jaxmem fit --calibrate` does it; `seconds` are those of
+each step it tells of. A row that is in the file already is not measured again.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmem as jm
+from jaxmem import models
+from jaxmem.commands.fit import encode_calibrated, encode_chosen
+from jaxmem.commands.output import Output
+from jaxmem.models import downloading
+
+LIMITS = (62_000_000,)
+FORMS = ("int", "sparsity", "n:m", "rank")
+AMONG = (("int",), FORMS, (*FORMS, "neurons", "layers"))
+SEED = 0  # of the rows that tuning draws
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed(Output):
+    """An output that keeps the seconds of each step."""
+
+    json: bool = True
+    seconds: dict = dataclasses.field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def step(self, what):
+        start = time.perf_counter()
+        with super().step(what):
+            yield
+        self.seconds[what] = time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def counting(self, what):
+        start = time.perf_counter()
+        with super().counting(what) as progress:
+            yield progress
+        self.seconds[what] = time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=pathlib.Path, required=True)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--tune", type=int, default=64, help="steps")
+    parser.add_argument("--rows", default=".*", help="a regex of limit and techniques")
+    args = parser.parse_args()
+    path = pathlib.Path(__file__).with_suffix(".json")
+    model = models.load("smollm2-135m")
+    text = args.text.read_text(encoding="utf-8")
+    calibration, judged = text[: len(text) // 2], text[len(text) // 2 :]
+    ids = np.asarray(model.tokenizer.encode(judged, add_special_tokens=False).ids)
+    found = {
+        "command": f"python experiments/quality/fit_among.py --text {args.text.name}"
+        f" --windows {args.windows} --tune {args.tune}",
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "cores": len(os.sched_getaffinity(0)),
+        "model": model.source,
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "seed": SEED,
+        "rows": [],
+    }
+    found |= {"rows": json.loads(path.read_text(encoding="utf-8"))["rows"]} if path.exists() else {}
+
+    def save() -> None:
+        staged = path.with_suffix(".tmp")
+        staged.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        staged.replace(path)
+
+    @functools.cache
+    def known() -> dict:
+        """The dense model's logits of each window, computed once."""
+        text = jnp.asarray(ids[: args.windows * 1024].reshape(-1, 1024))
+        dense = jax.jit(model.apply)
+        return {"ids": text, "logits": jnp.stack([dense(model.params, w[None])[0] for w in text])}
+
+    def look_up(known: dict, window: jax.Array) -> jax.Array:
+        return known["logits"][(known["ids"] == window).all(-1).argmax()][None]
+
+    for limit in LIMITS:
+        for among in AMONG:
+            key = {"limit_bytes": limit, "among": list(among), "tune": args.tune}
+            key |= {"windows": args.windows}
+            there = any(key.items() <= row.items() for row in found["rows"])
+            if there or not re.fullmatch(args.rows, f"{limit} {' '.join(among)}"):
+                continue
+            output = Timed()
+            if among == ("int",):
+                plan, encoded, done = encode_calibrated(
+                    output, model, limit, calibration, args.tune
+                )
+                small = model
+            else:
+                how = limit, among, calibration, args.tune
+                small, plan, encoded, done = encode_chosen(output, model, *how)
+            how = {"reference": (look_up, known()), "windows": args.windows}
+            evaluation = json.loads(
+                jm.evaluate(small.apply, jm.decode(encoded), ids, **how).to_json()
+            )
+            kept = ("tokens", "perplexity", "dense_perplexity", "kl", "agreement")
+            row = key | {"seconds": output.seconds, "bytes": jm.nbytes(encoded), "done": done}
+            row |= {name: evaluation[name] for name in kept}
+            row |= {"model": small.source, "plan": json.loads(plan.to_json())}
+            found["rows"].append(row)
+            save()
+            kinds = collections.Counter(type(codec).__name__ for codec in plan.values())
+            total = sum(output.seconds.values())
+            print(limit, *among, small.source, dict(kinds), row["bytes"], f"{total:.0f} s")
+            print(row["kl"]["mean"], row["perplexity"]["mean"], flush=True)
+    save()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""A pipeline of 4 stages: equal to the sequence, its ticks, bubble and bytes beside the formulas'.
+
+    python experiments/scaling/pipeline.py
+
+A Llama of 8 layers, width 256, in 4 bits, frozen, with pairs of rank 4 to train, micro-batches of 2
+rows of 64 ids, on 4 virtual CPU devices. Ticks are counted in the compiled program (how often it
+hands activations on); the bubble follows from which stage works in which tick, forward taking one
+unit of time and backward, which computes the stage again, three. A row that is in the file already
+is not measured again.
+"""
+
+import json
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+import jaxmem as jm
+from jaxmem.adapters.lora import adapters, attach
+from jaxmem.architectures import llama
+from jaxmem.compiler import hlo
+from jaxmem.io.disk_cache import write_whole
+from jaxmem.models import Model
+
+STAGES, ROWS, LENGTH, SEED = 4, 2, 64, 0
+FORWARD, BACKWARD = 1, 3
+CONFIG = llama.Config(
+    vocab=512, width=256, ffn=640, layers=8, heads=4, kv_heads=4, head_dim=64, tied=True
+)
+MICRO = (4, 8, 16)
+
+
+def works(schedule, stage, tick, micro):
+    """Units of time that a stage is busy in a tick, by the rules of `runtime/pipelining.py`."""
+    if schedule == "gpipe":  # all forward, then all backward in the opposite order
+        there = 0 <= tick - stage < micro
+        return FORWARD * there
+    forth, back = tick - stage, tick - 2 * (STAGES - 1) + stage
+    return FORWARD * (0 <= forth < micro) + BACKWARD * (0 <= back < micro)
+
+
+def bubble(schedule, micro, ticks):
+    """The share of time that stages wait: a tick lasts as long as its busiest stage."""
+    work = lambda tick: [works(schedule, stage, tick, micro) for stage in range(STAGES)]
+    lasts = sum(max(work(tick)) for tick in range(ticks))
+    busy = sum(sum(work(tick)) for tick in range(ticks))
+    return 1 - busy / (STAGES * lasts)
+
+
+def error(got, want):
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want))
+    return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
+
+
+def ticks_of(program):
+    """How often a compiled program hands what a stage made to the next one."""
+    hands = [
+        times
+        for _, op, times in hlo.read(program.as_text()).walk()
+        if op.kind.removesuffix("-start") == "collective-permute"
+    ]
+    return max(hands)
+
+
+def main() -> None:
+    path = pathlib.Path(__file__).with_suffix(".json")
+    found = {
+        "command": "python experiments/scaling/pipeline.py",
+        "jax": jax.__version__,
+        "backend": f"{jax.default_backend()}, {STAGES} virtual devices",
+        "seed": SEED,
+        "stages": STAGES,
+        "layers": CONFIG.layers,
+        "rows": [],
+    }
+    if path.exists():
+        found["rows"] = json.loads(path.read_text())["rows"]
+    ids = jnp.zeros((1, 4), jnp.int32)
+    params = jax.jit(llama.module(CONFIG).init)(jax.random.key(SEED), ids)["params"]
+    model = Model(CONFIG, params, None, "small")
+    plan = jm.choose(params, {".*kernel": jm.Int(4, group=64), ".*embedding": jm.Int(8)})
+    enc = jm.encode(params, plan, uses=jm.uses(model.apply, params, ids))
+    pairs = adapters(jax.random.key(SEED + 1), enc, 4, "layers/.*kernel")
+    pairs = jax.tree.map(lambda a: a + 0.01, pairs)
+
+    def loss(pairs, params, ids):
+        scores = jax.nn.log_softmax(model.apply(attach(params, pairs), ids)[:, :-1])
+        return -jnp.take_along_axis(scores, ids[:, 1:, None], -1).mean()
+
+    mesh = jm.mesh(stage=STAGES)
+    rules = {"(.*/)?layers/.*": P("stage")}
+    put = lambda tree: jm.shard(tree, jm.shardings(tree, mesh, rules))
+    placed, moved = put(enc), put(pairs)
+    table = jm.placement(enc, mesh, rules)
+    stacks = [row for row in table.rows if row.path.startswith("layers/")]
+    carried = ROWS * LENGTH * CONFIG.width * 4
+    for micro in MICRO:
+        ids = jax.random.randint(jax.random.key(micro), (ROWS * micro, LENGTH), 0, CONFIG.vocab)
+        want = None
+        for schedule in ("gpipe", "1f1b"):
+            key = {"schedule": schedule, "micro_batches": micro}
+            if any(key.items() <= row.items() for row in found["rows"]):
+                continue
+            want = want or jax.jit(jax.value_and_grad(loss))(pairs, enc, ids)
+            forward = jax.jit(jm.pipelined(model.apply, mesh, micro=micro))
+            forward = forward.lower(placed, ids).compile()
+            how = dict(micro=micro)
+            gpipe = lambda: jax.value_and_grad(jm.pipelined(loss, mesh, **how))  # noqa: B023
+            step = gpipe() if schedule == "gpipe" else jm.one_f_one_b(loss, mesh, **how)
+            step = jax.jit(step).lower(moved, placed, ids).compile()
+            ticks, sizes = ticks_of(step), step.memory_analysis()
+            held = micro + STAGES - 1 if schedule == "gpipe" else min(micro, 2 * STAGES - 1)
+            row = key | {
+                "forward_error": error(forward(placed, ids), jax.jit(model.apply)(enc, ids)),
+                "loss_and_gradient_error": error(step(moved, placed, ids), want),
+                "ticks": ticks,
+                "ticks_formula": micro + (STAGES - 1) * (1 if schedule == "gpipe" else 2),
+                "bubble": round(bubble(schedule, micro, ticks), 6),
+                "bubble_formula": round((STAGES - 1) / (micro + STAGES - 1), 6),
+                "stack_bytes_a_stage": sum(row.per_device for row in stacks),
+                "stack_bytes_formula": sum(row.nbytes for row in stacks) // STAGES,
+                "argument_bytes_a_stage": sizes.argument_size_in_bytes,
+                "temp_bytes_a_stage": sizes.temp_size_in_bytes,
+                "micro_batches_held_formula": held,
+                "bytes_held_formula": held * carried,
+            }
+            print(row, flush=True)
+            found["rows"].append(row)
+            write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Training on 1, 2 and 4 processes: the same losses, also after a kill and on another mesh.
+
+    python experiments/scaling/processes.py
+
+A small Llama in 4 bits, frozen, with pairs of rank 4 to train, of 20 steps of Adam on random ids.
+Processes talk over this machine's network (gloo), 8 devices in all. One run goes through; others
+are stopped after 10 steps, saved, killed (kill -9) in the middle of a later save, and go on from
+what is in the file with another number of processes and another mesh.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+DEVICES, STEPS, HALF, SEED = 8, 20, 10, 0
+MESHES = {1: {"fsdp": 8}, 2: {"fsdp": 4, "tensor": 2}, 4: {"fsdp": 2, "tensor": 4}}
+
+
+def prepare(args: argparse.Namespace, optimizer):
+    """(the model, what a run starts from, where its arrays lie)."""
+    import jax
+    import numpy as np
+
+    import jaxmem as jm
+    from jaxmem.adapters.lora import adapters
+    from jaxmem.architectures import llama
+    from jaxmem.models import Model
+
+    sizes = dict(vocab=256, width=64, ffn=192, layers=2, heads=4, kv_heads=4, head_dim=16)
+    config, ids = llama.Config(**sizes, tied=True), np.zeros((1, 4), np.int32)
+    net, model = llama.module(config), Model(config, {}, None, "small")
+    mesh = jm.mesh(**json.loads(args.mesh))
+    rules = jm.layouts.fsdp_tensor(config, mesh)
+
+    def start():
+        params = jax.jit(net.init)(jax.random.key(SEED), ids)["params"]
+        plan = jm.choose(params, {".*kernel": jm.Int(4, group=16), ".*embedding": jm.Int(8)})
+        enc = jm.encode(params, plan, uses=jm.uses(model.apply, params, ids))
+        pairs = adapters(jax.random.key(SEED + 1), enc, 4, "layers/.*kernel")
+        return {"params": enc, "pairs": pairs, "state": optimizer.init(pairs)}
+
+    def lie(tree):
+        where = {"params": jm.shardings(tree["params"], mesh, rules)}
+        where["pairs"] = jm.shardings(tree["pairs"], mesh, jm.layouts.adapters(rules))
+        held = jm.state_shardings(tree["state"], tree["pairs"], where["pairs"])
+        return where | {"state": held}
+
+    return model, start, lie
+
+
+def worker(args: argparse.Namespace) -> None:
+    """One process of a run: trains, evaluates, loads and saves; process 0 writes what it found."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    import jaxmem as jm
+    from jaxmem.adapters.lora import attach
+
+    if args.count > 1:
+        jax.distributed.initialize(args.address, args.count, args.index)
+    optimizer = optax.adam(1e-2)
+    model, start, lie = prepare(args, optimizer)
+    here = jm.load(args.load, shardings=lie) if args.load else start()
+    here = jm.shard(here, lie(here))
+
+    @jax.jit
+    def step(params, pairs, state, ids):
+        def loss(pairs):
+            x = model.apply(attach(params, pairs), ids)
+            wanted = jnp.take_along_axis(jax.nn.log_softmax(x[:, :-1]), ids[:, 1:, None], -1)
+            return -wanted.mean()
+
+        value, slope = jax.value_and_grad(loss)(pairs)
+        updates, state = optimizer.update(slope, state)
+        return optax.apply_updates(pairs, updates), state, value
+
+    batch = lambda i: np.random.default_rng([SEED, i]).integers(0, 64, (8, 32)).astype(np.int32)
+    losses = []
+    for i in range(args.first, args.last):
+        pairs, state, value = step(here["params"], here["pairs"], here["state"], batch(i))
+        here |= {"pairs": pairs, "state": state}
+        losses.append(float(value))
+    joined = attach(here["params"], here["pairs"])
+    found = jm.evaluate(model.apply, joined, batch(2**31).reshape(-1), window=32, batch=8)
+    if args.die:
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # pieces written, the head not
+    if args.save:
+        jm.save(args.save, here)
+    if args.index == 0:
+        up = here["params"]["layers"]["mlp"]["up"]["kernel"]
+        held = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(up))
+        result = {"losses": losses, "perplexity": found.perplexity.mean}
+        result |= {"bytes_of_a_weight": jm.nbytes(up), "on_one_device": held}
+        result |= {"jax": jax.__version__, "processes": jax.process_count()}
+        pathlib.Path(args.out).write_text(json.dumps(result))
+
+
+def run(folder, count, first, last, *, load=None, save=None, die=False) -> dict:
+    """Steps [first, last) on `count` processes; what process 0 found, or {} after a kill."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    out = folder / "found.json"
+    out.unlink(missing_ok=True)
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += f" --xla_force_host_platform_device_count={DEVICES // count}"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, __file__, "worker", "--address", address, "--out", str(out)]
+    command += ["--count", str(count), "--mesh", json.dumps(MESHES[count])]
+    command += ["--first", str(first), "--last", str(last)]
+    command += ["--load", str(load)] if load else []
+    command += ["--save", str(save)] if save else []
+    workers = []
+    for i in range(count):
+        dies = ["--die"] if die and i == count - 1 else []
+        with open(folder / f"log.{i}", "w") as log:
+            workers.append(
+                subprocess.Popen(
+                    [*command, "--index", str(i), *dies], env=env, stderr=log, stdout=log
+                )
+            )
+    if die:
+        code = workers[-1].wait(600)
+        assert code == -signal.SIGKILL, (folder / f"log.{count - 1}").read_text()[-2000:]
+        for each in workers:  # the others wait for it: end them likewise
+            each.kill()
+        [each.wait() for each in workers]
+        return {}
+    codes = [each.wait(600) for each in workers]
+    assert codes == [0] * count, (folder / "log.0").read_text()[-2000:]
+    return json.loads(out.read_text())
+
+
+def interrupted(folder, before, after, steps, half) -> dict:
+    """A run saved at `half`, killed in a save at the end, gone on by `after` processes."""
+    path = folder / f"{before}-{after}.jm"
+    start = run(folder, before, 0, half, save=path)
+    whole = path.read_bytes()
+    run(folder, before, half, steps, load=path, save=path, die=True)
+    left = path.read_bytes() == whole
+    parts = len(list(folder.glob(f".{path.name}.*.tmp")))
+    end = run(folder, after, half, steps, load=path, save=path)
+    cleared = not list(folder.glob(f".{path.name}.*.tmp"))
+    return {
+        "processes": [before, after],
+        "meshes": [MESHES[before], MESHES[after]],
+        "old_file_whole_after_kill": left,
+        "unfinished_files_after_kill": parts,
+        "next_save_removed_them": cleared,
+        "file_bytes": len(whole),
+        "losses": start["losses"] + end["losses"],
+        "perplexity": end["perplexity"],
+        "bytes_of_a_weight": end["bytes_of_a_weight"],
+        "on_one_device": end["on_one_device"],
+    }
+
+
+def compare(folder, pairs, steps, half) -> dict:
+    """One run that went through, and those that were interrupted, against it."""
+    through = run(folder, 1, 0, steps)
+    rows = []
+    for before, after in pairs:
+        row = interrupted(folder, before, after, steps, half)
+        differ = [abs(a / b - 1) for a, b in zip(row["losses"], through["losses"], strict=True)]
+        row["largest_relative_difference_of_losses"] = max(differ)
+        row["relative_difference_of_perplexity"] = abs(
+            row["perplexity"] / through["perplexity"] - 1
+        )
+        rows.append(row)
+        print(row, flush=True)
+    return {"through": through, "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("all", "worker", "small"), default="all")
+    for name in ("address", "mesh", "load", "save", "out"):
+        parser.add_argument(f"--{name}")
+    for name in ("count", "index", "first", "last"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--die", action="store_true")
+    args = parser.parse_args()
+    if args.what == "worker":
+        worker(args)
+        return
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        if args.what == "small":
+            found = compare(folder, [(2, 1)], 4, 2)
+        else:
+            found = compare(folder, [(2, 4), (4, 2), (4, 1)], STEPS, HALF)
+    found = {
+        "command": " ".join(["python", "experiments/scaling/processes.py", *sys.argv[1:]]),
+        "jax": found["through"].pop("jax"),
+        "backend": f"cpu, {DEVICES} virtual devices over the processes, gloo",
+        "seed": SEED,
+        "seconds": round(time.perf_counter() - start),
+        **found,
+    }
+    out = args.out or pathlib.Path(__file__).with_suffix(".json")
+    pathlib.Path(out).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Bytes a device from one chip to 256, by the TPU's compiler: writes scaling.json.
+
+    pip install -e ".[demo,tpu]"
+    python experiments/scaling/scaling.py [--only NAME]
+
+llama-8b trained in bfloat16 with f32 Adam states at one row of 2,048 tokens for each device of
+`fsdp`, full remat; llama-70b serving in 4 bits, 8 rows of 4,096 tokens. Nothing is run. Each row
+is compiled at the chip's own memory, with activations constrained at block boundaries as our models
+do, and again on a mesh whose axes they do not know, so that they constrain nothing; `needed` of one
+that does not fit is the compiler's estimate. A row that is in the file already is not compiled
+again.
+"""
+
+import argparse
+import json
+import pathlib
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmem as jm
+
+SEQ, CACHE = 2048, 4096
+TRAIN = {
+    "tpu v5e:1x1": {},
+    "tpu v5e:2x2": dict(fsdp=4),
+    "tpu v5e:2x4": dict(fsdp=8),
+    "tpu v5e:4x8": dict(fsdp=32),
+    "tpu v5e:8x8": dict(fsdp=64),
+    "tpu v5e:16x16": dict(fsdp=64, tensor=4),
+}
+SERVE = {
+    "tpu v6e:1x1": {},
+    "tpu v5e:2x2": dict(tensor=4),
+    "tpu v5e:2x4": dict(tensor=8),
+    "tpu v5e:4x4": dict(data=2, tensor=8),
+}
+UNKNOWN = {"fsdp": "rows", "data": "rows"}
+
+
+def on(device, axes, layout, config, constrained):
+    """(a mesh, the layout's rules on it, the axis that rows lie over)."""
+    mesh = jm.mesh(**axes, device=device)
+    rules, rows = layout(config, mesh), ("data", "fsdp")
+    if not constrained:
+        names = tuple(map(renamed, axes))
+        how = dict(axis_types=(AxisType.Auto,) * len(names))
+        mesh = AbstractMesh(tuple(axes.values()), names, **how)
+        rules = {at: P(*(renamed(e) for e in spec)) for at, spec in rules.items()}
+        rows = tuple(name for name in names if name == "rows")
+    return mesh, rules, P(rows or None)
+
+
+def renamed(entry):
+    """An entry of a spec, its axes by the names that models do not know."""
+    each = lambda name: UNKNOWN.get(name, name)
+    return tuple(map(each, entry)) if isinstance(entry, tuple) else each(entry)
+
+
+def train(device: str, axes: dict, constrained: bool):
+    """(step, its arguments) of llama-8b on a mesh."""
+    built = jm.build(jm.Recipe("llama-8b", "cpu", "train", axes.get("fsdp", 1), SEQ))
+    if not axes:
+        return built.step, built.arguments
+    state, ids = built.arguments
+    config = jm.models.load("llama-8b").config
+    mesh, rules, rows = on(device, axes, jm.layouts.fsdp_tensor, config, constrained)
+    params = state["params"]
+    where = jm.shardings(params, mesh, rules)
+    state = jm.shard(state, jm.state_shardings(state, params, where))
+    place = NamedSharding(mesh, rows)
+    return built.step, (state, jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=place))
+
+
+def serve(device: str, axes: dict, constrained: bool):
+    """(step, its arguments) of llama-70b in 4 bits on a mesh."""
+    recipe = jm.Recipe("llama-70b", "cpu", "serve", 8, CACHE, encoding=jm.Int(4))
+    built = jm.build(recipe)
+    if not axes:
+        return built.step, built.arguments
+    cache, params, ids, position = built.arguments
+    config = jm.models.load("llama-70b").config
+    mesh, rules, rows = on(device, axes, jm.layouts.tensor, config, constrained)
+    params = jm.shard(params, jm.shardings(params, mesh, rules))
+    held = P(None, *rows, "tensor")
+    cache = jm.shard(cache, jm.shardings(cache, mesh, {".*": held}))
+    place = NamedSharding(mesh, rows)
+    ids = jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=place)
+    return built.step, (cache, params, ids, position)
+
+
+def measure(make, device: str, axes: dict, constrained: bool) -> dict:
+    step, arguments = make(device, axes, constrained)
+    m = jm.memory(step, *arguments, device=device)
+    sizes = ("arguments", "temp", "peak", "needed", "limit", "fits", "exact", "collectives")
+    return {name: getattr(m, name) for name in sizes} | {"versions": m.versions}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="")
+    args = parser.parse_args()
+    path = pathlib.Path(__file__).with_suffix(".json")
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
+    found |= {
+        "command": "python experiments/scaling/scaling.py",
+        "jax": jax.__version__,
+        "seed": None,
+    }
+    found |= {"backend": "tpu, compiled, not run", "models": "llama-8b, llama-70b: shapes"}
+    write = lambda: path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for make, meshes in ((train, TRAIN), (serve, SERVE)):
+        for device, axes in meshes.items():
+            for constrained in (True, False):
+                over = " x ".join(f"{k} {v}" for k, v in axes.items()) or "one chip"
+                how = "constrained" if constrained else "not constrained"
+                name = f"{make.__name__}, {device}, {over}, {how}"
+                if name in found["rows"] or args.only not in name or (not axes and not constrained):
+                    continue
+                found["rows"][name] = measure(make, device, axes, constrained)
+                write()
+                print(name, f"{found['rows'][name]['peak'] / 2**30:.2f} GiB", flush=True)
+    write()
+
+
+if __name__ == "__main__":
+    main()

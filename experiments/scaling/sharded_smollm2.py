@@ -1,0 +1,103 @@
+"""SmolLM2 in 8 and 4 bits on 8 virtual CPU devices: the logits of one device, a share of the bytes.
+
+    pip install -e ".[demo]"
+    python experiments/scaling/sharded_smollm2.py
+
+The model is smollm2-135m, kernels in the codec named, embedding in 8 bits. Each row of ids is read
+from position 0, once as 8 rows of 32 tokens and once as 8 rows of one, where a CPU multiplies
+integer digits. A row that is in the file already is not measured again.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmem as jm
+from jaxmem.compiler import hlo
+from jaxmem.io.disk_cache import write_whole
+from jaxmem.models import downloading
+
+CODECS = {"int8": jm.Int(8), "int4 g64": jm.Int(4, group=64)}
+MESHES = {
+    "fsdp 8": (jm.layouts.fsdp, {"fsdp": 8}),
+    "tensor 3": (jm.layouts.tensor, {"tensor": 3}),
+    "fsdp 2 x tensor 3": (jm.layouts.fsdp_tensor, {"fsdp": 2, "tensor": 3}),
+}
+LENGTHS, BATCH, SEED = (32, 1), 8, 0
+
+
+def measure(model, enc, ids, want, layout, axes):
+    mesh = jm.mesh(**axes)
+    rules = layout(model.config, mesh)
+    placed = jm.shard(enc, jm.shardings(enc, mesh, rules))
+    ids = jax.device_put(ids, NamedSharding(mesh, P(("data", "fsdp"))))
+    program = jax.jit(model.apply).lower(placed, ids).compile()
+    got = np.asarray(program(placed, ids))
+    sizes = program.memory_analysis()
+    text = hlo.read(program.as_text())
+    gathers = [op for _, op, _ in text.walk() if op.kind.startswith("all-gather")]
+    codes = [op for op in gathers if hlo.dims(op.type)[0][0] in ("s8", "u8")]
+    stacks = [x for x in jax.tree.leaves(enc["layers"]) if x.dtype.itemsize == 1]
+    share = jm.nbytes((enc, ids)) / mesh.size
+    table = jm.placement(enc, mesh, rules)
+    return {
+        "relative_error": float(np.abs(got - want).max() / np.abs(want).max()),
+        "argument_bytes_a_device": sizes.argument_size_in_bytes,
+        "total_over_devices": round(share),
+        "argument_ratio": round(sizes.argument_size_in_bytes / share, 4),
+        "left_whole": [r.path for r in table.rows if r.whole],
+        "temp_bytes": sizes.temp_size_in_bytes,
+        "largest_gather_of_codes": max((op.nbytes for op in codes), default=0),
+        "smallest_stack_of_codes": min(x.size for x in stacks),
+        "gathers_of_a_stack": sum(  # of codes, or of scales
+            kind in ("s8", "u8", "f16") and sides[:1] == [model.config.layers]
+            for op in gathers
+            for kind, sides in hlo.dims(op.type)
+        ),
+    }
+
+
+def main() -> None:
+    path = pathlib.Path(__file__).with_suffix(".json")
+    model = jm.models.load("smollm2-135m")
+    found = {
+        "command": "python experiments/scaling/sharded_smollm2.py",
+        "jax": jax.__version__,
+        "backend": f"{jax.default_backend()}, {jax.device_count()} virtual devices",
+        "model": model.source,
+        "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
+        "seed": SEED,
+        "rows": [],
+    }
+    if path.exists():
+        found["rows"] = json.loads(path.read_text())["rows"]
+    ids = np.random.default_rng(SEED).integers(0, model.config.vocab, (BATCH, max(LENGTHS)))
+    uses = jm.uses(model.apply, model.tensors, ids)
+    for name, codec in CODECS.items():
+        rules = {".*kernel": codec, "embed/embedding": jm.Int(8)}
+        enc = jm.encode(model.tensors, jm.choose(model.tensors, rules), uses=uses)
+        for length in LENGTHS:
+            here = ids[:, :length].astype(np.int32)
+            want = None
+            for kind, (layout, axes) in MESHES.items():
+                key = {"codec": name, "mesh": kind, "ids": [BATCH, length]}
+                if any(key.items() <= row.items() for row in found["rows"]):
+                    continue
+                want = np.asarray(jax.jit(model.apply)(enc, here)) if want is None else want
+                row = key | measure(model, enc, here, want, layout, axes)
+                print(row, flush=True)
+                found["rows"].append(row)
+                write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A product on a CPU, encoded against dense f32: x (batch, 2048) times (2048, 8192).
+
+    pip install -e .
+    python experiments/speed/cpu_matvec.py [--rounds 25]
+
+Every encoding takes its turn in one process, in an order that each round shuffles, on weights that
+take turns too, so that none stays in a cache. `times_dense` is the median over rounds of the dense
+time of the round over its own, `times_dense_by_least` the ratio of the shortest times, which a busy
+neighbour changes less: it slows most what reads most. Error: the largest difference to the product
+with `decode`, over that one's largest. It wants a quiet machine; on one core: `taskset -c 0 ...`.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+import jaxmem as jm
+
+K, N, WEIGHTS = 2048, 8192, 8
+BATCHES = (1, 8)
+CODECS = {
+    "int8": jm.Int(8),
+    "w8a8": jm.Dynamic(jm.Int(8)),
+    "int4": jm.Int(4),
+    "int4 g128": jm.Int(4, group=128),
+    "int4 g64": jm.Int(4, group=64),
+    "int4 g64, zero points": jm.Int(4, group=64, symmetric=False),
+    "w4a8": jm.Dynamic(jm.Int(4)),
+    "w4a8 g128": jm.Dynamic(jm.Int(4, group=128)),
+    "int3 g64": jm.Int(3, group=64),
+    "nf4 g64": jm.Codebook("nf4", group=64),
+    "fp8 e4m3": jm.Float("e4m3"),
+}
+
+
+def measured(weights: dict, batch: int, rounds: int) -> list[dict]:
+    x = jax.random.normal(jax.random.key(1), (batch, K))
+    run = jax.jit(jm.lift(jnp.matmul))
+    times = {name: [] for name in weights}
+    order, shuffle = list(weights), random.Random(0).shuffle
+    for turn in range(rounds + 1):
+        last = order[-1]
+        shuffle(order)  # the first weight after a dense product takes longer
+        if order[0] == last:  # its weights are in the cache still
+            order.reverse()
+        for name in order:
+            held, start = weights[name], time.perf_counter()
+            for w in held:
+                jax.block_until_ready(run(x, w))
+            if turn:  # the first compiles
+                times[name].append((time.perf_counter() - start) / len(held))
+    rows = []
+    for name, seconds in times.items():
+        w = weights[name][0]
+        want = x @ jm.decode(w)
+        rows.append(
+            {
+                "batch": batch,
+                "format": name,
+                "codec": str(CODECS.get(name)),
+                "bytes": jm.nbytes(w),
+                "microseconds": round(1e6 * statistics.median(seconds), 1),
+                "times_dense": round(
+                    statistics.median(d / s for d, s in zip(times["dense f32"], seconds)), 3
+                ),
+                "least_microseconds": round(1e6 * min(seconds), 1),
+                "times_dense_by_least": round(min(times["dense f32"]) / min(seconds), 3),
+                "error": float(jnp.abs(run(x, w) - want).max() / jnp.abs(want).max()),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=25)
+    rounds = parser.parse_args().rounds
+    dense = [jax.random.normal(jax.random.key(i), (K, N)) for i in range(WEIGHTS)]
+    weights = {"dense f32": dense}
+    for name, codec in CODECS.items():
+        weights[name] = jax.block_until_ready([codec.encode(w) for w in dense])
+    found = {
+        "command": f"python experiments/speed/cpu_matvec.py --rounds {rounds}",
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "cores": len(os.sched_getaffinity(0)),
+        "seed": 0,
+        "shape": [K, N],
+        "weights": WEIGHTS,
+        "rows": [row for batch in BATCHES for row in measured(weights, batch, rounds)],
+    }
+    path = pathlib.Path(__file__).with_suffix(f".jax{jax.__version__}.json")
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
