@@ -27,9 +27,9 @@ import jax
 from remat_table import MODEL
 
 import jaxmem as jm
+from jaxmem.core.leaf import device_bytes
 from jaxmem.evaluation.confidence import spearman
-from jaxmem.io.disk_cache import write_whole
-from jaxmem.planner.price import device_bytes
+from jaxmem.io.atomic import write_whole
 
 V5E, V6E, V5P, POD = "tpu v5e:1x1", "tpu v6e:1x1", "tpu v5p:1x1x1", "tpu v5e:2x4"
 NAMED = jm.Remat("named", ("attn_out",))

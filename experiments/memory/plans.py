@@ -23,7 +23,7 @@ import tempfile
 import jax
 
 import jaxmem as jm
-from jaxmem.io.disk_cache import write_whole
+from jaxmem.io.atomic import write_whole
 
 DEVICES = ("tpu v5e:1x1", "tpu v6e:1x1", "tpu v5p:2x2x1", "tpu v5e:2x4")
 TASKS = {"serve": (16, 4096), "lora": (8, 2048), "train": (8, 2048)}

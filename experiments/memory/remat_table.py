@@ -17,10 +17,10 @@ import jax
 
 import jaxmem as jm
 from jaxmem.architectures import llama
-from jaxmem.compiler.memory_breakdown import residuals
-from jaxmem.io.disk_cache import write_whole
+from jaxmem.compiler.residuals import residuals
+from jaxmem.io.atomic import write_whole
 from jaxmem.models import Model
-from jaxmem.planner.price import HOST
+from jaxmem.planner.estimates import HOST
 
 DEVICES = ("tpu v5p:1x1x1", "gpu h100")
 POLICIES = {

@@ -20,7 +20,7 @@ import optax
 
 import jaxmem as jm
 from jaxmem.architectures import llama
-from jaxmem.io.disk_cache import write_whole
+from jaxmem.io.atomic import write_whole
 
 KEY = jax.random.key(0)
 

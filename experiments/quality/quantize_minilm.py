@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmem as jm
-from jaxmem.evaluation.perplexity_kl import evaluate_embeddings, sentence_embedder
+from jaxmem.evaluation.embeddings import evaluate_embeddings, sentence_embedder
 
 LENGTHS = (8, 12, 16, 20, 24)  # sentences of so many tokens calibrate: no padding is counted
 COMMAND = "python experiments/quality/quantize_minilm.py"

@@ -27,7 +27,7 @@ import optax
 
 import jaxmem as jm
 from jaxmem.architectures import bert
-from jaxmem.evaluation.perplexity_kl import evaluate_embeddings, sentence_embedder
+from jaxmem.evaluation.embeddings import evaluate_embeddings, sentence_embedder
 
 LENGTHS = (8, 12, 16, 20, 24)  # sentences of so many tokens calibrate: no padding is counted
 BLOCKS, TABLES = "layers/.*/kernel", ".*/embedding"

@@ -24,7 +24,7 @@ import jaxmem as jm
 from jaxmem.adapters.lora import adapters, attach
 from jaxmem.architectures import llama
 from jaxmem.compiler import hlo
-from jaxmem.io.disk_cache import write_whole
+from jaxmem.io.atomic import write_whole
 from jaxmem.models import Model
 
 STAGES, ROWS, LENGTH, SEED = 4, 2, 64, 0

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
 from jaxmem.compiler import hlo
-from jaxmem.io.disk_cache import write_whole
+from jaxmem.io.atomic import write_whole
 from jaxmem.models import downloading
 
 CODECS = {"int8": jm.Int(8), "int4 g64": jm.Int(4, group=64)}

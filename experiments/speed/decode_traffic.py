@@ -19,7 +19,7 @@ import jax
 import jaxmem as jm
 from jaxmem.architectures import llama
 from jaxmem.compiler import cost_analysis, hlo
-from jaxmem.io.disk_cache import write_whole
+from jaxmem.io.atomic import write_whole
 from jaxmem.models import Model
 
 CODECS = {"bf16": None, "int8": jm.Int(8), "int4": jm.Int(4), "int4 g128": jm.Int(4, group=128)}

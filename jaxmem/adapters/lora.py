@@ -13,8 +13,9 @@ from jax import Array
 from ..codecs import Cast
 from ..codecs.low_rank import LowRankArray
 from ..codecs.sum import SumArray
-from ..core.fold import Fold, Folded
+from ..core.fold import Fold
 from ..core.leaf import is_encoded
+from ..core.matrix_leaf import Folded
 from ..core.paths import is_whole, match, paths
 
 

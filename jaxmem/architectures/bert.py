@@ -10,8 +10,9 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from ..kv_cache.attention import attend
 from ..parallel.constraints import constrain
-from .layers import Embed, LayerNorm, Linear, attend, merge_heads, split_heads
+from .layers import Embed, LayerNorm, Linear, merge_heads, split_heads
 from .weight_map import Recipe, same
 
 

@@ -11,9 +11,10 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from ..kv_cache.quantized import attend_through
+from ..kv_cache.cached_attention import attend_through
+from ..kv_cache.dense import keep_layout
 from ..parallel.constraints import constrain
-from .layers import Embed, LayerNorm, Linear, keep_layout, merge_heads, split_heads
+from .layers import Embed, LayerNorm, Linear, merge_heads, split_heads
 from .weight_map import Recipe
 
 

@@ -15,9 +15,10 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from ..kv_cache.quantized import attend_through
+from ..kv_cache.cached_attention import attend_through
+from ..kv_cache.dense import keep_layout
 from ..parallel.constraints import constrain
-from .layers import Embed, Linear, keep_layout, merge_heads, rms_norm, rope, split_heads
+from .layers import Embed, Linear, merge_heads, rms_norm, rope, split_heads
 from .llama_hf import from_hf
 from .llama_hf import weights as weights
 

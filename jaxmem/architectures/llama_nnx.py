@@ -8,7 +8,8 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax import Array
 
-from .layers import attend, causal, merge_heads, rms_norm, rope, split_heads
+from ..kv_cache.attention import attend, causal
+from .layers import merge_heads, rms_norm, rope, split_heads
 from .llama import Config, activate
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..codecs.dynamic import DynamicArray
-from ..core.fold import Wrapped
 from ..core.leaf import decode, is_encoded
 from ..core.lifting import lift
+from ..core.matrix_leaf import Wrapped
 from ..core.paths import paths
 from .batches import tuples
 

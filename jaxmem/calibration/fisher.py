@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..compression.encoding import summed_axes
 from ..core.fold import Fold
 from ..core.leaf import decode, is_encoded
 from ..core.paths import paths
-from ..core.usage import uses
+from ..core.usage import summed_axes, uses
 from .batches import tuples
 
 

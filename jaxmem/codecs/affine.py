@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .cpu_layout import Stranded
-from .scaled import Scaled, ScaledArray, checked_group, divisor, half_above, packed, spread
+from .scale_rounding import divisor, half_above
+from .scaled import Scaled, ScaledArray, checked_group, packed, spread
 
 _LEAST = 2.0**-14  # f16 steps below are coarse
 

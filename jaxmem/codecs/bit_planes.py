@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.fold import Fold, Folded
+from ..core.fold import Fold
 from ..core.leaf import is_encoded
+from ..core.matrix_leaf import Folded
 from .packing import divided, joined, pack, unpack, unpack_rows
-from .scaled import checked_group, divisor, half_above, packed_matmul
+from .scale_rounding import divisor, half_above
+from .scaled import checked_group, packed_matmul
 
 _WIDTHS = (2, 1, 1, 1, 1, 1, 1)  # of the planes, from the highest bits down
 T = TypeVar("T")

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.fold import Folded
 from ..core.leaf import shrunk
+from ..core.matrix_leaf import Folded
 from .sparse import (
     Count,
     Sparse,

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.fold import Folded, Wrapped
 from ..core.leaf import is_encoded
+from ..core.matrix_leaf import Folded, Wrapped
 from ..kernels.tiled_matmul import UNROLLED, by_tiles, decoded_product
 from .integer_matmul import by_integers
 from .packing import unpack

@@ -11,7 +11,8 @@ from jax import Array, lax
 from ..core.codec import needs_stats, ties_layers
 from ..core.fold import Fold
 from ..core.leaf import Encoded, is_encoded, shrunk
-from .scaled import divisor, grouped, spread
+from .scale_rounding import divisor
+from .scaled import grouped, spread
 
 T = TypeVar("T")
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .scaled import Scaled, ScaledArray, checked_group, divisor, half_above, packed, spread
+from .scale_rounding import divisor, half_above
+from .scaled import Scaled, ScaledArray, checked_group, packed, spread
 
 
 class _Format(NamedTuple):

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.fold import Fold, Folded
+from ..core.fold import Fold
 from ..core.leaf import is_encoded
+from ..core.matrix_leaf import Folded
 from .cpu_layout import Stranded
 from .integer_matmul import matmul
 from .packing import WIDTHS, centred, divided, pack, shifts, strands, unpack, unpack_rows
-from .scaled import checked_group, divisor
+from .scale_rounding import divisor
+from .scaled import checked_group
 
 _LEAST = 2.0**-14  # f16 scales below are coarse
 

@@ -10,7 +10,7 @@ from jax import Array, lax
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED, by_tiles, decoded_product, wide_product
 from .packing import centred, interleave, shifts, slices
-from .scaled import divisor
+from .scale_rounding import divisor
 
 FEW_ROWS = 32  # up to here a CPU's integer product beats decoding, if a row has one scale
 FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.fold import Fold, Folded
+from ..core.fold import Fold
 from ..core.leaf import is_encoded
+from ..core.matrix_leaf import Folded
 from .packing import WIDTHS, divided, pack, shifts, strands, unpack, unpack_rows
 from .scaled import checked_group, packed_matmul, selected
 

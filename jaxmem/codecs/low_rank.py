@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.fold import Fold, Folded
+from ..core.fold import Fold
 from ..core.leaf import decode, is_encoded, shrunk
 from ..core.lifting import dot_general
+from ..core.matrix_leaf import Folded
 
 
 @dataclasses.dataclass(frozen=True)

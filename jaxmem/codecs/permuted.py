@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.fold import Wrapped
+from ..core.matrix_leaf import Wrapped
 
 
 @jax.tree_util.register_dataclass

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from ..core.fold import Wrapped
 from ..core.leaf import is_encoded
+from ..core.matrix_leaf import Wrapped
 
 
 @jax.tree_util.register_dataclass

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..core.fold import Fold, Folded
+from ..core.fold import Fold
 from ..core.leaf import is_encoded
+from ..core.matrix_leaf import Folded
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED, decoded_product, wide_product
 from .packing import WIDTHS, divided, interleave, pack, shifts, slices, strands, unpack, unpack_rows
@@ -176,19 +177,6 @@ def grouped(matrix: Array, group: int | None) -> Array:
 def spread(groups: Array, group: int | None, k: int) -> Array:
     """One number a group (*stack, n, groups), for each weight (*stack, n, k)."""
     return jnp.repeat(groups, min(group or k, k) or 1, -1)[..., :k]
-
-
-def divisor(scale: Array) -> Array:
-    """The scale in f32, 1 where it is 0."""
-    scale = scale.astype(jnp.float32)
-    return jnp.where(scale == 0, 1.0, scale)
-
-
-def half_above(x: Array, top: float = 1.0) -> Array:
-    """The least f16 whose product with `top` (of at most 13 bits) is no less than x, f32."""
-    near = (x / top).astype(jnp.float16)
-    short = near.astype(jnp.float32) * top < x
-    return jnp.where(short, jnp.nextafter(near, jnp.float16(jnp.inf)), near)
 
 
 def packed(codes: Array, bits: int) -> tuple[Array, ...]:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.fold import Fold, Folded, Wrapped
+from ..core.fold import Fold
 from ..core.leaf import is_encoded, shrunk
+from ..core.matrix_leaf import Folded, Wrapped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..core.fold import Fold, Folded
+from ..core.fold import Fold
 from ..core.leaf import Encoded, is_encoded, shrunk
+from ..core.matrix_leaf import Folded
 from ..kernels.tiled_matmul import UNROLLED, decoded_product
 
 Count = Callable[[int, int], "Array | int"]

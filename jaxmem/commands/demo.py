@@ -8,8 +8,8 @@ from typing import Annotated
 from tyro.conf import arg
 
 from ..evaluation.confidence import Estimate
-from ..evaluation.perplexity_kl import Evaluation
 from ..evaluation.quality_plot import plot
+from ..evaluation.result import Evaluation
 from ..models import Model, downloading, generate, load, rotate
 from . import options
 from .eval import as_data, measure

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ..evaluation.perplexity_kl import Evaluation, evaluate
+from ..evaluation.perplexity_kl import evaluate
+from ..evaluation.result import Evaluation
 from ..models import Model, load
 from . import options
 from .output import Output

@@ -9,7 +9,7 @@ from tyro.conf import arg
 import jaxmem as jm
 
 from ..models import Model
-from ..parallel.constraints import AXES
+from ..parallel.axes import AXES
 from .sizes import show
 
 MeshOption = Annotated[

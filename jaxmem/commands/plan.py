@@ -10,7 +10,7 @@ from tyro.conf import arg
 import jaxmem as jm
 
 from ..compiler.memory_breakdown import plot
-from ..io.disk_cache import write_whole
+from ..io.atomic import write_whole
 from ..planner.planner import kept, seconds
 from ..planner.price import TOLERANCE, noise
 from ..planner.search import Candidate

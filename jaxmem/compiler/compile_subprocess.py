@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.export
 
-from ..io.disk_cache import cache_dir, write_whole
+from ..io.atomic import write_whole
+from ..io.disk_cache import cache_dir
 from .devices import Target
 from .gpus import target_config
 

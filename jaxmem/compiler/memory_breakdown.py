@@ -4,13 +4,12 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from ..core.leaf import nbytes
-from ..planner.price import device_bytes
+from ..core.leaf import device_bytes
 from . import hlo
 from .footprint import Memory
 from .live_buffers import Buffer, at_peak, lines
@@ -97,23 +96,6 @@ def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
         if b.nbytes > temp / 1000
     )
     return Breakdown(m.device, {name: n for name, n in parts.items() if n}, largest)
-
-
-def residuals(fn: Callable, *args: Any) -> int:
-    """Bytes that the backward pass of `fn` keeps besides its arguments, before any compiler.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> residuals(lambda x: jnp.sin(x).sum(), jax.ShapeDtypeStruct((1000,), jnp.float32))
-        4000
-    """
-
-    def kept(*args):
-        backward = jax.vjp(lambda first: fn(first, *args[1:]), args[0])[1]
-        given = {id(x) for x in jax.tree.leaves(args)}
-        return [x for x in jax.tree.leaves(backward) if id(x) not in given]
-
-    return nbytes(jax.eval_shape(kept, *args))
 
 
 def _purpose(b: Buffer, shapes: set[tuple[int, ...]], layers: int) -> str:

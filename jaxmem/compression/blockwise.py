@@ -17,11 +17,12 @@ from ..core.lazy import is_lazy
 from ..core.leaf import decode
 from ..core.lifting import around_scans
 from ..core.paths import is_whole, paths
-from ..core.segmented import Segmented, by_layer, layers_of
+from ..core.segmented import Segmented
 from ..core.usage import uses
 from ..solvers.solver import needs_stats
 from ..train import learned_rounding
 from .encoding import encode, joined
+from .layer_paths import by_layer, layers_of
 
 
 def encode_by_block(

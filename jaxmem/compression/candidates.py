@@ -12,8 +12,8 @@ from ..codecs import NM, Bitmask, Chain, Int, LowRank
 from ..core.fold import Fold
 from ..core.leaf import is_encoded, nbytes
 from ..core.paths import is_whole, paths
+from ..core.usage import summed_axes
 from ..solvers import GPTQ, QERA, Search, SparseGPT, Wanda
-from .encoding import summed_axes
 from .layer_errors import is_matrix
 
 BITS = ((2, 32), (2, 64), (3, 64), (3, 128), (4, 64), (4, 128), (5, 64), (6, 64), (8, 128))

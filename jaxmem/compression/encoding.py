@@ -1,115 +1,26 @@
 """Plan: {path: codec}, the plain value between deciding and doing."""
 
-import dataclasses
 import functools
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import codecs, solvers
+from .. import codecs
 from ..calibration.statistics import Moments
 from ..codecs.fake import FakeArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy, is_lazy
 from ..core.leaf import is_encoded
-from ..core.paths import is_whole, match, paths
-from ..core.segmented import Segmented, by_layer, layers_of, named
+from ..core.paths import is_whole, paths
+from ..core.segmented import Segmented
+from ..core.usage import summed_axes
 from ..solvers.solver import encodes_rows, needs_stats, ties_layers
+from .layer_paths import by_layer
 
 BLOCK = 2**23  # weights of a large matrix that are dense at a time
-
-
-class Plan(Mapping):
-    """Which codec each weight gets; paths that are not in it are kept.
-
-    A mapping: print it, compare it, take `plan | {"head/kernel": jm.Int(8)}`.
-
-    Example:
-        >>> import jaxmem as jm
-        >>> plan = Plan({"mlp/kernel": jm.Int(4, group=32)})
-        >>> Plan.from_json(plan.to_json()) == plan
-        True
-        >>> print(plan)
-        mlp/kernel  Int(bits=4, group=32, symmetric=True)
-    """
-
-    def __init__(self, items: Mapping[str, Any] = ()):
-        self._codecs = dict(items)
-
-    def __getitem__(self, path: str) -> Any:
-        return self._codecs[path]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._codecs)
-
-    def __len__(self) -> int:
-        return len(self._codecs)
-
-    def __or__(self, other: Mapping[str, Any]) -> "Plan":
-        return Plan({**self._codecs, **other})
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mapping) and dict(self) == dict(other)
-
-    __hash__ = None
-
-    def __repr__(self) -> str:
-        return f"Plan({self._codecs!r})"
-
-    def __str__(self) -> str:
-        width = max(map(len, self._codecs), default=0)
-        return "\n".join(f"{path:{width}}  {codec}" for path, codec in self._codecs.items())
-
-    def to_json(self) -> str:
-        """The plan as JSON text; the same plan gives the same text."""
-        return json.dumps({path: _to_data(codec) for path, codec in self.items()}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str, classes: tuple[type, ...] = ()) -> "Plan":
-        """The plan that `to_json` wrote; a codec of your own is named in `classes`.
-
-        Raises:
-            ValueError: not such a text, or it names a codec that is not known.
-        """
-        try:
-            data = json.loads(text)
-            known = {**vars(codecs), **vars(solvers), **{c.__name__: c for c in classes}}
-            return cls({path: _from_data(value, known) for path, value in data.items()})
-        except (json.JSONDecodeError, AttributeError, TypeError) as e:
-            raise ValueError(f"not the JSON text of a Plan: {e}") from e
-
-
-def choose(params: Any, rules: dict[str, Any]) -> Plan:
-    """A plan by rules: each leaf gets the codec of the first regex that matches its whole path.
-
-    A leaf that no rule matches is kept. A rule that matches no path as it is may name layers of
-    stacks, `layers[3]/.*` or `layers[0:8]/mlp/.*`: for those it counts before rules for the whole.
-
-    Raises:
-        ValueError: a rule matches no leaf.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxmem as jm
-        >>> jm.choose({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}, {".*kernel": jm.Int(4)})
-        Plan({'kernel': Int(bits=4, group=None, symmetric=True)})
-        >>> print(jm.choose({"a": {"w": jnp.ones((6, 4, 4))}}, {".*": jm.Int(4), "a[0:2]/w": None}))
-        a/w       Int(bits=4, group=None, symmetric=True)
-        a[0:2]/w  None
-    """
-    names = paths(params)
-    some = lambda rule: layers_of(rule)[1] and not any(re.fullmatch(rule, name) for name in names)
-    plan = match(names, {rule: codec for rule, codec in rules.items() if not some(rule)})
-    for rule, codec in rules.items():
-        if some(rule):
-            pattern, layers = layers_of(rule)
-            for path in match(names, {pattern: codec}):
-                plan.setdefault(named(path, layers.start, layers.stop), codec)
-    return Plan(plan)
 
 
 def encode(
@@ -171,15 +82,6 @@ def _run(leaf, start, stop, codec, axes, stats):
         part = leaf.layers(start, stop) if is_encoded(leaf) else leaf[start:stop]
     own = jax.tree.map(lambda a: a[start:stop], stats)
     return _kept(part) if codec is None else _encode(codec, part, axes, own)
-
-
-def summed_axes(path: str, uses: Mapping | None) -> tuple[int, ...]:
-    """The axes that the weight's product sums over; a table that is only looked up: its last."""
-    found = (uses or {}).get(path, ())
-    dots = [u.axes for u in found if u.op == "dot_general"]
-    if dots:
-        return dots[0]
-    return (-1,) if any(u.op == "gather" for u in found) else (-2,)
 
 
 def _check_given(codec, w, axes, stats):
@@ -297,24 +199,3 @@ def _check(encoded):
     for part in jax.tree.leaves(encoded):
         if jnp.issubdtype(part.dtype, jnp.floating) and not bool(jnp.isfinite(part).all()):
             raise ValueError(f"the weight is too large for {part.dtype} scales or values")
-
-
-def _to_data(value):
-    if dataclasses.is_dataclass(value):
-        fields = {f.name: _to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {type(value).__name__: fields}
-    if isinstance(value, tuple):
-        return [_to_data(v) for v in value]
-    return value
-
-
-def _from_data(value, known):
-    if isinstance(value, list):
-        return tuple(_from_data(v, known) for v in value)
-    if not isinstance(value, dict):
-        return value
-    name, fields = next(iter(value.items()), (None, {}))
-    made = known.get(name)
-    if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
-        raise ValueError(f"unknown codec {name!r}; name its class in classes=(...)")
-    return made(**{k: _from_data(v, known) for k, v in fields.items()})

@@ -16,8 +16,8 @@ from ..core.fold import Fold
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
 from ..core.paths import is_whole, match, paths
+from ..core.usage import summed_axes
 from ..solvers.solver import encodes_rows, needs_stats, ties_layers
-from .encoding import summed_axes
 
 CANDIDATES = tuple(Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128))
 ROWS = 2048  # of a weight, evenly spaced over its layers, that an error is measured on

@@ -17,8 +17,8 @@ from jax import Array
 from ..codecs import Bitmask, Coo, Csr, Smallest
 from ..core.fold import Fold
 from ..core.paths import is_whole, match, paths
+from ..core.usage import summed_axes
 from ..solvers.pruning_scores import magnitude
-from .encoding import summed_axes
 
 BINS = 4096  # of the scores' logarithms, among which a threshold is found
 

@@ -187,3 +187,15 @@ def nbytes(tree: Any) -> int:
     arrays = jax.tree.leaves(tree)
     bits = (math.prod(x.shape) * jax.dtypes.itemsize_bits(x.dtype) for x in arrays)
     return sum(-(-b // 8) for b in bits)
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes on one device: of an array's shard, and nothing of what lies on the host."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        place = getattr(x, "sharding", None)
+        if getattr(place, "memory_kind", None) == "pinned_host":
+            continue
+        shape = place.shard_shape(x.shape) if place is not None else x.shape
+        total += nbytes(jax.ShapeDtypeStruct(shape, x.dtype))
+    return total

@@ -12,10 +12,10 @@ from jax import Array, lax
 from jax.extend import source_info_util
 from jax.interpreters import partial_eval
 
-from ..parallel.constraints import stand_in
 from .leaf import Encoded, apart, decode, is_encoded
 from .paths import paths
 from .primitive_rules import RULES, decoded, dot
+from .traced_mesh import stand_in
 
 OnDecode = Literal["allow", "error"] | Callable[[str, str], None]
 

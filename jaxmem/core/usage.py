@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -100,3 +100,12 @@ class Watched(Encoded):
     def take(self, rows):
         self.note(Use("gather", (), tuple(rows.shape), str(rows.dtype), 0))
         return NotImplemented
+
+
+def summed_axes(path: str, uses: Mapping | None) -> tuple[int, ...]:
+    """The axes that the weight's product sums over; a table that is only looked up: its last."""
+    found = (uses or {}).get(path, ())
+    dots = [u.axes for u in found if u.op == "dot_general"]
+    if dots:
+        return dots[0]
+    return (-1,) if any(u.op == "gather" for u in found) else (-2,)

@@ -6,12 +6,10 @@ A 95 % interval is the t-interval over the windows' means (exp of it for a perpl
 two windows; over sentences for a cosine.
 """
 
-import dataclasses
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,77 +18,8 @@ from jax import Array
 
 from ..core.leaf import nbytes
 from ..parallel.constraints import whole
-from .confidence import Estimate, spearman
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` and `evaluate_embeddings` measured; `str()` is a table.
-
-    Sizes are in bytes: of the weights when resident, of the compiled forward pass over one batch
-    at its peak (weights, logits and temporaries), of the file where the caller fills it in. KL is
-    in nats. Seconds are the median forward pass over whole windows, without the first; they say
-    nothing of decoding. For an encoder, tokens are sentences and seconds those of the whole call.
-
-    Example:
-        >>> e = Evaluation(tokens=2046, resident=162_700_000, perplexity=Estimate(20.1, 17.5, 23.1))
-        >>> print(e)
-        tokens               2,046
-        resident       162,700,000
-        perplexity   20.1  [17.5, 23.1]
-        >>> Evaluation.from_json(e.to_json()) == e
-        True
-    """
-
-    tokens: int
-    resident: int
-    peak: int | None = None
-    file: int | None = None
-    seconds_per_token: float | None = None
-    perplexity: Estimate | None = None
-    dense_perplexity: Estimate | None = None
-    kl: Estimate | None = None
-    agreement: Estimate | None = None
-    spearman: Estimate | None = None
-    cosine: Estimate | None = None
-    kl_by_window: tuple[float, ...] | None = None
-
-    def gain(self, before: Self) -> Estimate:
-        """How much nearer the dense model than `before`: KL, in nats, over the same windows.
-
-        The interval is of the windows' differences, and so narrower than those of the two.
-
-        Raises:
-            ValueError: either has no KL, or they have different windows.
-
-        Example:
-            >>> a = Evaluation(8, 1, kl_by_window=(0.2, 0.5))
-            >>> print(dataclasses.replace(a, kl_by_window=(0.1, 0.4)).gain(a))
-            0.1  [0.1, 0.1]
-        """
-        then, now = before.kl_by_window, self.kl_by_window
-        if then is None or now is None or len(then) != len(now):
-            count = lambda each: "none" if each is None else len(each)
-            raise ValueError(f"KL of {count(then)} and {count(now)} windows, expected as many")
-        return Estimate.of(np.subtract(then, now))
-
-    def to_json(self) -> str:
-        """Plain JSON; what was not measured is left out."""
-        return json.dumps({k: v for k, v in dataclasses.asdict(self).items() if v is not None})
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The inverse of `to_json`."""
-        content = json.loads(text)
-        kinds = {dict: lambda v: Estimate(**v), list: tuple}
-        return cls(**{k: kinds.get(type(v), lambda v: v)(v) for k, v in content.items()})
-
-    def __str__(self) -> str:
-        values = {k: v for k, v in vars(self).items() if v is not None and not isinstance(v, tuple)}
-        width = max(map(len, values))
-        formats = {int: "{:,}", float: "{:.4g}"}
-        rows = ((k, formats.get(type(v), "{}").format(v)) for k, v in values.items())
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+from .confidence import Estimate
+from .result import Evaluation
 
 
 def evaluate(
@@ -161,81 +90,6 @@ def evaluate(
     )
 
 
-def evaluate_embeddings(
-    embed: Callable[[Any, Sequence[str]], Any],
-    params: Any,
-    pairs: Sequence[tuple[str, str]],
-    scores: Sequence[float],
-    *,
-    reference: tuple[Callable[[Any, Sequence[str]], Any], Any] | None = None,
-) -> Evaluation:
-    """How an encoder ranks sentence pairs (STS-B), and its cosine to a dense `reference`.
-
-    `embed(params, sentences)` gives one vector a sentence, as `sentence_embedder` makes it.
-    `spearman` is the rank correlation of the pairs' cosines with `scores`; `cosine` the mean
-    cosine of each sentence's vector to that of the dense `(embed, params)`, which still sees
-    differences where the ranks do not.
-
-    Raises:
-        ValueError: fewer than four pairs, another number of scores, scores or cosines that are
-            all equal, or a vector that is not finite.
-
-    Example:
-        >>> import numpy as np
-        >>> embed = lambda params, sentences: np.array([[1.0, len(s)] for s in sentences])
-        >>> pairs = [("a", "a"), ("a", "bb"), ("a", "ccc"), ("a", "dddd")]
-        >>> evaluate_embeddings(embed, None, pairs, [5, 4, 2, 1]).spearman.mean > 0.999
-        True
-    """
-    if len(pairs) != len(scores):
-        raise ValueError(f"{len(pairs)} pairs have {len(scores)} scores, expected one each")
-    sentences = [side for pair in pairs for side in pair]
-    start = time.perf_counter()
-    vectors = np.asarray(embed(params, sentences), np.float64)
-    seconds = time.perf_counter() - start
-    if not np.isfinite(vectors).all():
-        raise ValueError("the embeddings are not all finite")
-    result = Evaluation(
-        tokens=len(sentences),
-        resident=nbytes(params),
-        seconds_per_token=seconds / len(sentences),
-        spearman=spearman(_cosine(vectors[::2], vectors[1::2]), scores),
-    )
-    if reference:
-        dense = np.asarray(reference[0](reference[1], sentences), np.float64)
-        result = dataclasses.replace(result, cosine=Estimate.of(_cosine(vectors, dense), -1.0, 1.0))
-    return result
-
-
-def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Callable:
-    """`embed(params, sentences)` for an encoder: mean of the hidden vectors (Reimers, 2019).
-
-    Sentences are cut at `length` tokens, sorted by length and run `batch` at a time, padded to
-    multiples of 16, so that few shapes are compiled.
-    """
-    from ..architectures import bert
-
-    run = jax.jit(lambda params, ids, mask: bert.embed(model.apply(params, ids, mask), mask))
-
-    def embed(params: Any, sentences: Sequence[str]) -> np.ndarray:
-        model.tokenizer.no_padding()
-        model.tokenizer.enable_truncation(length)
-        ids = [encoding.ids for encoding in model.tokenizer.encode_batch(list(sentences))]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        out = [np.empty(0)] * len(ids)
-        for group in (order[i : i + batch] for i in range(0, len(order), batch)):
-            width = -(-max(len(ids[i]) for i in group) // 16) * 16
-            padded = np.zeros((batch, width), np.int32)
-            mask = np.zeros((batch, width), bool)
-            for row, i in enumerate(group):
-                padded[row, : len(ids[i])], mask[row, : len(ids[i])] = ids[i], True
-            for i, vector in zip(group, np.asarray(run(params, padded, mask))):
-                out[i] = vector
-        return np.stack(out)
-
-    return embed
-
-
 @jax.jit
 def _score(logits: Array, dense: Array | None, ids: Array) -> dict[str, Array]:
     """Means over each window, (batch,); some positions at a time, so no logits are copied."""
@@ -273,11 +127,6 @@ def _windows(ids: Any, window: int, windows: int | None) -> np.ndarray:
         need = f"{max(count, 1)} windows of {window}"
         raise ValueError(f"the text has {len(ids)} tokens, expected at least {need}")
     return ids[: count * window].reshape(count, window).astype(np.int32)
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return (a * b).sum(axis=1) / np.maximum(norms, 1e-30)
 
 
 def _peak(compiled: Any) -> int | None:

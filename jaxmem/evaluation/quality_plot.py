@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from .perplexity_kl import Evaluation
+from .result import Evaluation
 
 
 def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> None:

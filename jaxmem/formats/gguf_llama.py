@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.lazy import Lazy
 from .gguf import Gguf
-from .safetensors import halves
+from .rope_order import halves
 
 _LLAMA = {
     "token_embd": "model.embed_tokens",

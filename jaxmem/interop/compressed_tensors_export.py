@@ -22,10 +22,11 @@ from ..codecs.integer import IntArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..formats.compressed_tensors import packed as words
+from ..formats.safetensors import write_safetensors
 from ..io.atomic import replacing
 from ..models.model import Model
 from . import layer_codes
-from .hf_config import config_json, write_safetensors
+from .hf_config import config_json
 from .layer_codes import Written
 
 Scheme = tuple[int, int | None, bool, bool]  # bits, group, symmetric, int8 inputs

@@ -1,13 +1,8 @@
 """A Llama's config.json, and a safetensors file that is written a tensor at a time."""
 
 import dataclasses
-import json
 import math
-import pathlib
-from collections.abc import Iterable
 from typing import Any
-
-import numpy as np
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -16,8 +11,6 @@ _CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
-_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
-_NAMES["int8"] = "I8"
 
 
 def config_json(config: Any) -> dict:
@@ -75,23 +68,3 @@ def config_json(config: Any) -> dict:
         if again[name] != want and not near and not moot:
             raise ValueError(f"no config.json says {name} = {want}; it would read as {again[name]}")
     return found
-
-
-def write_safetensors(
-    path: pathlib.Path, shapes: dict[str, tuple[tuple[int, ...], Any]], arrays: Iterable[np.ndarray]
-) -> None:
-    """Writes tensors of the given shapes and dtypes; `arrays` yields them in the same order."""
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, (shape, dtype) in shapes.items():
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        ends = [offset, offset + size]
-        kind = _NAMES[np.dtype(dtype).name]
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": ends}
-        offset += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for (shape, dtype), array in zip(shapes.values(), arrays, strict=True):
-            data = np.ascontiguousarray(array, np.dtype(dtype)).reshape(shape)
-            data.view(np.uint8).tofile(file)

@@ -16,11 +16,11 @@ from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import unpack
 from ..codecs.quantized_scales import DoubleQuantArray
+from ..compression.layer_paths import named
 from ..core.fold import Fold
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
 from ..core.paths import is_whole, paths
-from ..core.segmented import named
 from ..models.model import Model, family
 
 

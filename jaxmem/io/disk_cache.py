@@ -23,13 +23,3 @@ def cache_dir(part: str) -> pathlib.Path:
     folder = pathlib.Path(root).expanduser() / part
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Writes `data` to `path` so that a reader sees all of it or what was there before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

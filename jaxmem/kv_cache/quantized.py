@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from ..architectures.layers import attend, attend_by, causal, write
 from ..core.hadamard import hadamard
+from .attention import attend_by, causal
 
 STEP = 64  # tokens that share the range of a key's channel
 LANES = 128  # of a TPU
@@ -107,33 +107,6 @@ class Quantized:
     keys: _Rounded
     values: _Rounded
     how: KVCache = dataclasses.field(metadata=dict(static=True))
-
-
-def attend_through(
-    cache: Any, layer: Array, position: Array | int, q: Array, k: Array, v: Array, window, scale
-):
-    """(cache with k and v at `position`, attention of q over it); a dense or a `Quantized` cache.
-
-    Shapes: q (B, H, T, h); k, v (B, K, T, h); the result (B, H, T, h). With None for a cache,
-    attention among the given.
-
-    Raises:
-        ValueError: a `Quantized` cache and a T that is neither 1 nor a multiple of `STEP` (then
-            `position` is one, too), or more than the cache is long.
-    """
-    if not isinstance(cache, Quantized):
-        if cache is not None:
-            cache, k, v = write(cache, layer, position, k, v)
-        start = 0 if cache is None else position
-        return cache, attend(q, k, v, causal(q.shape[2], k.shape[2], start, window), scale)
-    turn = hadamard(k.shape[-1]) if cache.how.rotate else None
-    back = None if turn is None else turn.T
-    q, k, v = (_turned(x, turn) for x in (q, k, v))
-    keys, values = (
-        _written(held, layer, position, x) for held, x in ((cache.keys, k), (cache.values, v))
-    )
-    cache = dataclasses.replace(cache, keys=keys, values=values)
-    return cache, _turned(_attended(cache, layer, position, q, window, scale), back)
 
 
 def _turned(x, turn):

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from .stochastic_rounding import hashed, updated, wide
+from .float32_state import updated, wide
+from .stochastic_rounding import hashed
 
 BLOCK = 256  # numbers to a scale, along the last axis
 LEAST = 4096  # a smaller array is a vector of biases or scales, and stays in f32

@@ -3,59 +3,17 @@
 Nothing here looks at devices: a traced array knows the mesh it lies on, not how it lies.
 """
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 from jax import Array, lax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ..core.traced_mesh import mesh_of
+from .axes import POSITIONS, ROWS, batch_spec
+
 T = TypeVar("T")
-AXES = ("stage", "data", "fsdp", "sequence", "expert", "tensor")  # outermost first
-ROWS, POSITIONS = ("data", "fsdp"), ("sequence",)  # what the axes of a batch lie over
-
-
-def mesh_of(tree: Any) -> AbstractMesh | None:
-    """The mesh of Auto axes that the arrays of a tree lie on; None for one device.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> mesh_of(jnp.ones(3)) is None
-        True
-    """
-    for x in jax.tree.leaves(tree):
-        mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
-        if mesh is not None and not mesh.empty and mesh.size > 1:
-            return mesh if all(kind == AxisType.Auto for kind in mesh.axis_types) else None
-    return None
-
-
-def stand_in(x: Any) -> jax.ShapeDtypeStruct:
-    """The shape that an encoded leaf stands for, on the mesh of its arrays."""
-    mesh = mesh_of(x)
-    where = None if mesh is None else NamedSharding(mesh, P())
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-
-def batch_spec(
-    mesh: Mesh | AbstractMesh, shape: tuple[int, ...], without: tuple[str, ...] = ()
-) -> tuple[Any, ...]:
-    """The axes that (rows, positions, ...) of a batch lie over, where they divide it.
-
-    Example:
-        >>> import jaxmem as jm
-        >>> batch_spec(jm.mesh(data=2, fsdp=2, sequence=2), (2, 64))
-        (('data',), ('sequence',))
-    """
-    out: list[Any] = [None] * len(shape)
-    for at, names in enumerate((ROWS, POSITIONS)[: len(shape)]):
-        over, left = [], shape[at]
-        for name in names:
-            size = 1 if name in without else mesh.shape.get(name, 1)
-            if size > 1 and left % size == 0:
-                over, left = [*over, name], left // size
-        out[at] = tuple(over) or None
-    return tuple(out)
 
 
 def whole(tree: T) -> T:

@@ -10,7 +10,7 @@ from typing import Any
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from .constraints import ROWS
+from .axes import ROWS
 
 Rules = dict[str, P]
 

@@ -15,9 +15,10 @@ from jax import Array, lax
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from ..core.fold import Folded, Wrapped
 from ..core.leaf import nbytes
-from .constraints import AXES, batch_spec, mesh_of
+from ..core.matrix_leaf import Folded, Wrapped
+from ..core.traced_mesh import mesh_of
+from .axes import AXES, batch_spec
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from ..core.lifting import around_scans, made_of
-from .constraints import ROWS
+from .axes import ROWS
 
 STAGE = "stage"  # the axis of the mesh
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any, Self
 
-from ..compression.encoding import Plan
+from ..compression.plan import Plan
 from ..train.remat import Remat
 
 TASKS = ("train", "lora", "serve")

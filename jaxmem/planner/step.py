@@ -13,7 +13,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from ..adapters.lora import adapters, attach
 from ..compiler.devices import target
-from ..compression.encoding import Plan, encode
+from ..compression.encoding import encode
+from ..compression.plan import Plan
 from ..core.leaf import is_encoded
 from ..core.lifting import around_scans, dot_general, lift
 from ..core.paths import is_whole, match, paths
@@ -21,8 +22,10 @@ from ..core.usage import uses
 from ..models import KVCache, Model, load
 from ..models.model import family
 from ..offload.optimizer_state import on_host, streamed
+from ..optimizers.bfloat16_state import in_bfloat16
+from ..optimizers.float32_state import in_float32
 from ..optimizers.int8_state import in_int8
-from ..optimizers.stochastic_rounding import apply_rounded, in_bfloat16, in_float32
+from ..optimizers.stochastic_rounding import apply_rounded
 from ..train.chunked_cross_entropy import next_token_loss
 from ..train.gradient_accumulation import accumulate
 from ..train.remat import remat

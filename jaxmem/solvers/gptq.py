@@ -11,7 +11,8 @@ from jax import Array, lax
 
 from ..calibration.statistics import Moments
 from ..codecs import Codebook, Int, KMeans
-from ..codecs.scaled import divisor, spread
+from ..codecs.scale_rounding import divisor
+from ..codecs.scaled import spread
 from ..core.fold import Fold
 from .coordinate_descent import losses, refit, settle_again
 from .obs import by_energy, inverse_factor, sweep

@@ -14,9 +14,9 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
-from ..compression.encoding import summed_axes
 from ..core.fold import Fold
 from ..core.paths import is_whole, paths
+from ..core.usage import summed_axes
 
 
 class Masks(NamedTuple):

@@ -14,11 +14,13 @@ from jax import Array, lax
 from ..codecs import Int
 from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
-from ..codecs.scaled import divisor, spread
+from ..codecs.scale_rounding import divisor
+from ..codecs.scaled import spread
 from ..codecs.smooth import SmoothArray
 from ..codecs.sum import SumArray
-from ..core.fold import Fold, Folded
+from ..core.fold import Fold
 from ..core.leaf import Encoded, is_encoded
+from ..core.matrix_leaf import Folded
 from ..core.segmented import Segmented
 
 SLOWER = 0.05  # how much less than a weight, in steps of its grid, a scale moves relative to itself

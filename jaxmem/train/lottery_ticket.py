@@ -9,8 +9,8 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
-from ..compression.encoding import summed_axes
 from ..core.fold import Fold
+from ..core.usage import summed_axes
 from .gradual_pruning import check, find, masked, need_params, put, whole
 
 

@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
-from ..compression.encoding import summed_axes
+from ..core.usage import summed_axes
 from .gradual_pruning import check, find, need_params, polynomial, put, top
 
 

@@ -18,7 +18,7 @@ from ..calibration.batches import tuples
 from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import lift
 from ..core.segmented import Segmented
-from ..optimizers.stochastic_rounding import in_float32
+from ..optimizers.float32_state import in_float32
 
 T = TypeVar("T")
 

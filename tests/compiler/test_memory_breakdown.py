@@ -10,7 +10,8 @@ import jaxmem as jm
 from jaxmem.architectures import llama
 from jaxmem.compiler import hlo
 from jaxmem.compiler.live_buffers import at_peak, lines
-from jaxmem.compiler.memory_breakdown import breakdown, plot, residuals
+from jaxmem.compiler.memory_breakdown import breakdown, plot
+from jaxmem.compiler.residuals import residuals
 from jaxmem.models import Model
 
 CONFIG = llama.Config(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
-from jaxmem.compression.budgeting import _knapsack
+from jaxmem.compression.knapsack import _knapsack
 from jaxmem.compression.layer_errors import _interpolated
 from jaxmem.core.lazy import Lazy
 

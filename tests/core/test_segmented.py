@@ -11,8 +11,9 @@ from jax import lax
 from quick import jit
 
 import jaxmem as jm
+from jaxmem.compression.layer_paths import by_layer, named
 from jaxmem.core.lazy import Lazy
-from jaxmem.core.segmented import Segmented, by_layer, named
+from jaxmem.core.segmented import Segmented
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

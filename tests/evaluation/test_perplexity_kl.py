@@ -11,12 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jaxmem as jm
 from jaxmem.architectures import bert
-from jaxmem.evaluation.perplexity_kl import (
-    Evaluation,
-    evaluate,
-    evaluate_embeddings,
-    sentence_embedder,
-)
+from jaxmem.evaluation.embeddings import evaluate_embeddings, sentence_embedder
+from jaxmem.evaluation.perplexity_kl import evaluate
+from jaxmem.evaluation.result import Evaluation
 from jaxmem.models import Model
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

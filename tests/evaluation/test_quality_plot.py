@@ -5,8 +5,8 @@ import pytest
 from matplotlib.image import imread
 
 from jaxmem.evaluation.confidence import Estimate
-from jaxmem.evaluation.perplexity_kl import Evaluation
 from jaxmem.evaluation.quality_plot import plot
+from jaxmem.evaluation.result import Evaluation
 
 
 def lm(size, kl, low=None, high=None):

@@ -2,7 +2,8 @@ import pathlib
 
 import pytest
 
-from jaxmem.io.disk_cache import cache_dir, write_whole
+from jaxmem.io.atomic import write_whole
+from jaxmem.io.disk_cache import cache_dir
 
 
 @pytest.mark.parametrize(

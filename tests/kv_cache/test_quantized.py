@@ -12,7 +12,8 @@ from quick import jit
 import jaxmem as jm
 from jaxmem.architectures import gpt2, llama
 from jaxmem.core.hadamard import hadamard
-from jaxmem.kv_cache.quantized import STEP, attend_through
+from jaxmem.kv_cache.cached_attention import attend_through
+from jaxmem.kv_cache.quantized import STEP
 from jaxmem.models import KVCache, Model, generate
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -8,8 +8,9 @@ import jaxmem as jm
 from jaxmem.architectures import llama
 from jaxmem.compiler.devices import Chip
 from jaxmem.models import Model
+from jaxmem.planner.estimates import arithmetic
 from jaxmem.planner.planner import as_data, kept
-from jaxmem.planner.price import arithmetic, noise, price
+from jaxmem.planner.price import noise, price
 from jaxmem.planner.search import Candidate, prove
 
 MIB = 2**20

@@ -9,13 +9,10 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.adapters.lora import adapters, attach
+from jaxmem.optimizers.bfloat16_state import in_bfloat16
+from jaxmem.optimizers.float32_state import in_float32
 from jaxmem.optimizers.int8_state import encoded, in_int8
-from jaxmem.optimizers.stochastic_rounding import (
-    apply_rounded,
-    in_bfloat16,
-    in_float32,
-    stochastic_round,
-)
+from jaxmem.optimizers.stochastic_rounding import apply_rounded, stochastic_round
 from jaxmem.train.chunked_cross_entropy import next_token_loss
 from jaxmem.train.gradient_accumulation import accumulate
 

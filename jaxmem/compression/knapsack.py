@@ -1,0 +1,37 @@
+"""The choice for each weight whose sizes add up to at most a limit and whose losses are least."""
+
+import numpy as np
+
+GAP = 1e-6  # the plan's loss is at most this share above the least possible
+
+
+def _knapsack(sizes, losses, limit) -> list[int]:
+    """The choice in each row, so that the sizes are at most `limit` and the losses least."""
+    try:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+    except ModuleNotFoundError as e:
+        raise ImportError('budget wants scipy: pip install "jaxmem[demo]"') from e
+    if not sizes:
+        return []
+    size, loss = np.concatenate(sizes), np.concatenate(losses)
+    row = np.repeat(np.arange(len(sizes)), [len(s) for s in sizes])
+    which = csr_array((np.ones(len(size)), (row, np.arange(len(size)))))
+    one_each = LinearConstraint(which, 1, 1)
+    unit = max(limit, 1) / 1e3  # better conditioned; HiGHS may then go over by a billionth
+    solve = lambda whole, scale, most: milp(
+        loss / max(scale, 1e-300),
+        integrality=np.full(len(loss), whole),
+        bounds=Bounds(0, 1),
+        constraints=[one_each, LinearConstraint(size[None] / unit, -np.inf, most / unit)],
+        options={"mip_rel_gap": GAP},
+    )
+    bound = solve(0, loss.max(), limit).fun * loss.max()  # of fractions, just below the answer
+    scale, most = max(bound, loss.max() * 1e-9), limit  # losses about 1: HiGHS's gap is absolute
+    while True:
+        found = solve(1, scale, most).x
+        picked = [int(part.argmax()) for part in np.split(found, np.flatnonzero(np.diff(row)) + 1)]
+        over = sum(s[i] for s, i in zip(sizes, picked)) - limit
+        if over <= 0:
+            return picked
+        most -= over

@@ -1,0 +1,120 @@
+"""Plan: {path: codec}, the plain value between deciding and doing."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .. import codecs, solvers
+from ..core.paths import match, paths
+from .layer_paths import layers_of, named
+
+
+class Plan(Mapping):
+    """Which codec each weight gets; paths that are not in it are kept.
+
+    A mapping: print it, compare it, take `plan | {"head/kernel": jm.Int(8)}`.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> plan = Plan({"mlp/kernel": jm.Int(4, group=32)})
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+        >>> print(plan)
+        mlp/kernel  Int(bits=4, group=32, symmetric=True)
+    """
+
+    def __init__(self, items: Mapping[str, Any] = ()):
+        self._codecs = dict(items)
+
+    def __getitem__(self, path: str) -> Any:
+        return self._codecs[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._codecs)
+
+    def __len__(self) -> int:
+        return len(self._codecs)
+
+    def __or__(self, other: Mapping[str, Any]) -> "Plan":
+        return Plan({**self._codecs, **other})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and dict(self) == dict(other)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"Plan({self._codecs!r})"
+
+    def __str__(self) -> str:
+        width = max(map(len, self._codecs), default=0)
+        return "\n".join(f"{path:{width}}  {codec}" for path, codec in self._codecs.items())
+
+    def to_json(self) -> str:
+        """The plan as JSON text; the same plan gives the same text."""
+        return json.dumps({path: _to_data(codec) for path, codec in self.items()}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, classes: tuple[type, ...] = ()) -> "Plan":
+        """The plan that `to_json` wrote; a codec of your own is named in `classes`.
+
+        Raises:
+            ValueError: not such a text, or it names a codec that is not known.
+        """
+        try:
+            data = json.loads(text)
+            known = {**vars(codecs), **vars(solvers), **{c.__name__: c for c in classes}}
+            return cls({path: _from_data(value, known) for path, value in data.items()})
+        except (json.JSONDecodeError, AttributeError, TypeError) as e:
+            raise ValueError(f"not the JSON text of a Plan: {e}") from e
+
+
+def choose(params: Any, rules: dict[str, Any]) -> Plan:
+    """A plan by rules: each leaf gets the codec of the first regex that matches its whole path.
+
+    A leaf that no rule matches is kept. A rule that matches no path as it is may name layers of
+    stacks, `layers[3]/.*` or `layers[0:8]/mlp/.*`: for those it counts before rules for the whole.
+
+    Raises:
+        ValueError: a rule matches no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> jm.choose({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}, {".*kernel": jm.Int(4)})
+        Plan({'kernel': Int(bits=4, group=None, symmetric=True)})
+        >>> print(jm.choose({"a": {"w": jnp.ones((6, 4, 4))}}, {".*": jm.Int(4), "a[0:2]/w": None}))
+        a/w       Int(bits=4, group=None, symmetric=True)
+        a[0:2]/w  None
+    """
+    names = paths(params)
+    some = lambda rule: layers_of(rule)[1] and not any(re.fullmatch(rule, name) for name in names)
+    plan = match(names, {rule: codec for rule, codec in rules.items() if not some(rule)})
+    for rule, codec in rules.items():
+        if some(rule):
+            pattern, layers = layers_of(rule)
+            for path in match(names, {pattern: codec}):
+                plan.setdefault(named(path, layers.start, layers.stop), codec)
+    return Plan(plan)
+
+
+def _to_data(value):
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: _to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {type(value).__name__: fields}
+    if isinstance(value, tuple):
+        return [_to_data(v) for v in value]
+    return value
+
+
+def _from_data(value, known):
+    if isinstance(value, list):
+        return tuple(_from_data(v, known) for v in value)
+    if not isinstance(value, dict):
+        return value
+    name, fields = next(iter(value.items()), (None, {}))
+    made = known.get(name)
+    if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
+        raise ValueError(f"unknown codec {name!r}; name its class in classes=(...)")
+    return made(**{k: _from_data(v, known) for k, v in fields.items()})

@@ -1,0 +1,29 @@
+"""The mesh of what is traced: which one an array lies on, and one that stands in for it."""
+
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def mesh_of(tree: Any) -> AbstractMesh | None:
+    """The mesh of Auto axes that the arrays of a tree lie on; None for one device.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mesh_of(jnp.ones(3)) is None
+        True
+    """
+    for x in jax.tree.leaves(tree):
+        mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
+        if mesh is not None and not mesh.empty and mesh.size > 1:
+            return mesh if all(kind == AxisType.Auto for kind in mesh.axis_types) else None
+    return None
+
+
+def stand_in(x: Any) -> jax.ShapeDtypeStruct:
+    """The shape that an encoded leaf stands for, on the mesh of its arrays."""
+    mesh = mesh_of(x)
+    where = None if mesh is None else NamedSharding(mesh, P())
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

@@ -1,0 +1,93 @@
+"""Embeddings against a similarity that people gave: Spearman's rank correlation."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..core.leaf import nbytes
+from .confidence import Estimate, spearman
+from .result import Evaluation
+
+
+def evaluate_embeddings(
+    embed: Callable[[Any, Sequence[str]], Any],
+    params: Any,
+    pairs: Sequence[tuple[str, str]],
+    scores: Sequence[float],
+    *,
+    reference: tuple[Callable[[Any, Sequence[str]], Any], Any] | None = None,
+) -> Evaluation:
+    """How an encoder ranks sentence pairs (STS-B), and its cosine to a dense `reference`.
+
+    `embed(params, sentences)` gives one vector a sentence, as `sentence_embedder` makes it.
+    `spearman` is the rank correlation of the pairs' cosines with `scores`; `cosine` the mean
+    cosine of each sentence's vector to that of the dense `(embed, params)`, which still sees
+    differences where the ranks do not.
+
+    Raises:
+        ValueError: fewer than four pairs, another number of scores, scores or cosines that are
+            all equal, or a vector that is not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> embed = lambda params, sentences: np.array([[1.0, len(s)] for s in sentences])
+        >>> pairs = [("a", "a"), ("a", "bb"), ("a", "ccc"), ("a", "dddd")]
+        >>> evaluate_embeddings(embed, None, pairs, [5, 4, 2, 1]).spearman.mean > 0.999
+        True
+    """
+    if len(pairs) != len(scores):
+        raise ValueError(f"{len(pairs)} pairs have {len(scores)} scores, expected one each")
+    sentences = [side for pair in pairs for side in pair]
+    start = time.perf_counter()
+    vectors = np.asarray(embed(params, sentences), np.float64)
+    seconds = time.perf_counter() - start
+    if not np.isfinite(vectors).all():
+        raise ValueError("the embeddings are not all finite")
+    result = Evaluation(
+        tokens=len(sentences),
+        resident=nbytes(params),
+        seconds_per_token=seconds / len(sentences),
+        spearman=spearman(_cosine(vectors[::2], vectors[1::2]), scores),
+    )
+    if reference:
+        dense = np.asarray(reference[0](reference[1], sentences), np.float64)
+        result = dataclasses.replace(result, cosine=Estimate.of(_cosine(vectors, dense), -1.0, 1.0))
+    return result
+
+
+def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Callable:
+    """`embed(params, sentences)` for an encoder: mean of the hidden vectors (Reimers, 2019).
+
+    Sentences are cut at `length` tokens, sorted by length and run `batch` at a time, padded to
+    multiples of 16, so that few shapes are compiled.
+    """
+    from ..architectures import bert
+
+    run = jax.jit(lambda params, ids, mask: bert.embed(model.apply(params, ids, mask), mask))
+
+    def embed(params: Any, sentences: Sequence[str]) -> np.ndarray:
+        model.tokenizer.no_padding()
+        model.tokenizer.enable_truncation(length)
+        ids = [encoding.ids for encoding in model.tokenizer.encode_batch(list(sentences))]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        out = [np.empty(0)] * len(ids)
+        for group in (order[i : i + batch] for i in range(0, len(order), batch)):
+            width = -(-max(len(ids[i]) for i in group) // 16) * 16
+            padded = np.zeros((batch, width), np.int32)
+            mask = np.zeros((batch, width), bool)
+            for row, i in enumerate(group):
+                padded[row, : len(ids[i])], mask[row, : len(ids[i])] = ids[i], True
+            for i, vector in zip(group, np.asarray(run(params, padded, mask))):
+                out[i] = vector
+        return np.stack(out)
+
+    return embed
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(axis=1) / np.maximum(norms, 1e-30)

@@ -1,0 +1,26 @@
+"""A range of a file's bytes as an array that is read when it is asked for."""
+
+import math
+import pathlib
+
+import numpy as np
+
+from ..core.lazy import Lazy
+
+
+def part(path: pathlib.Path, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
+    """`count` numbers from byte `offset` of a file.
+
+    Raises:
+        ValueError: The file has become shorter than it was when it was opened.
+    """
+    numbers = np.fromfile(path, dtype, count, offset=offset)
+    if numbers.size != count:
+        raise ValueError(f"{path} ends inside a tensor; has it changed since it was opened?")
+    return numbers
+
+
+def stored(path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Lazy:
+    """An array that lies as it is at byte `offset` of a file."""
+    read = lambda _=None: part(path, offset, math.prod(shape), dtype).reshape(shape)
+    return Lazy(shape, dtype, read)
