@@ -21,6 +21,7 @@ from jaxmem.compiler.residuals import residuals
 from jaxmem.io.atomic import write_whole
 from jaxmem.models import Model
 from jaxmem.planner.estimates import HOST
+from jaxmem.planner.step import Built
 
 DEVICES = ("tpu v5p:1x1x1", "gpu h100")
 POLICIES = {
@@ -38,7 +39,7 @@ CONFIG = llama.Config(
 MODEL = Model(CONFIG, llama.module(CONFIG), None, "8 layers")
 
 
-def built(policy: jm.Remat, device: str) -> jm.recipes.Built:
+def built(policy: jm.Remat, device: str) -> Built:
     how = dict(state="bfloat16", remat=policy, chunk=512)
     return jm.build(jm.Recipe("8 layers", device, "train", 4, 2048, **how), model=MODEL)
 

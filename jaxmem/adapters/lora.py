@@ -80,6 +80,6 @@ def _sum(leaf: Any, pair: dict) -> SumArray:
 def _fold(leaf: Any) -> tuple[tuple[int, ...], Fold]:
     """The stack of a weight's matrix, and how the weight lies in it; a dense one is (k, n)."""
     if isinstance(leaf, Folded):
-        return leaf.lead, leaf.fold
+        return leaf.batch_shape, leaf.fold
     k, n = leaf.shape[-2:]
     return leaf.shape[:-2], Fold((n,), (k,), (-1, -2))

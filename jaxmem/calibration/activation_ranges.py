@@ -102,7 +102,7 @@ def _count(fn, tree, batch):
         outs = [y for y in outs if jnp.issubdtype(y.dtype, jnp.floating)]
         return sum(jnp.sum(y.astype(jnp.float32)) for y in outs)
 
-    return jax.grad(loss)([zeros(w.lead) for w in _parts(tree)[0] if _is_dynamic(w)])
+    return jax.grad(loss)([zeros(w.batch_shape) for w in _parts(tree)[0] if _is_dynamic(w)])
 
 
 @jax.tree_util.register_dataclass

@@ -79,18 +79,20 @@ class AffineArray(ScaledArray):
     def rows(self):
         return self._raised(super().rows(), lambda low: low)
 
-    def strands(self):
-        parts = super().strands()
+    def interleaved_rows(self):
+        parts = super().interleaved_rows()
         mine = lambda j: lambda low: low[..., j :: len(parts)]
         return [self._raised(rows, mine(j)) for j, rows in enumerate(parts)]
 
-    def ready(self, x):
+    def prepare_for_cpu(self, x):
         rows, low = Stranded.of(self), self.low
         mine = lambda j: 0.0 if low is None else low[:, j :: len(rows.scale)].astype(jnp.float32)
         return rows, rows.raised(x, lambda j, scale: 128 * scale + mine(j))
 
-    def pick(self, index):
-        return self._raised(super().pick(index), lambda low: low[:, index.reshape(-1)], index.shape)
+    def take_rows(self, index):
+        return self._raised(
+            super().take_rows(index), lambda low: low[:, index.reshape(-1)], index.shape
+        )
 
     def _raised(self, rows, mine, shape=None):
         """`rows` with the least weights added; `mine` picks those of their rows."""
@@ -100,15 +102,19 @@ class AffineArray(ScaledArray):
         low = low if low.shape[-1] == 1 else jnp.repeat(low, self.group, -1)[..., :k]
         return rows + (low if shape is None else low.reshape(*shape, -1))
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         cut = lambda a: lax.dynamic_slice_in_dim(a, start, size, 1)
         low = None if self.low is None else cut(self.low)
-        return dataclasses.replace(super().narrow(start, size), low=low)
+        return dataclasses.replace(super().slice_rows(start, size), low=low)
 
-    def piece(self, fold, side, parts):
-        own = super().piece(fold, side, parts)
+    def shard_matrix(self, fold, side, parts):
+        own = super().shard_matrix(fold, side, parts)
         low = dataclasses.replace(self, scale=self.low, low=None)
-        low = own if own is NotImplemented or self.low is None else low.piece(fold, side, parts)
+        low = (
+            own
+            if own is NotImplemented or self.low is None
+            else low.shard_matrix(fold, side, parts)
+        )
         if low is NotImplemented:
             return low
         return own if self.low is None else dataclasses.replace(own, low=low.scale)

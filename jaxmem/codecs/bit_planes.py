@@ -127,7 +127,7 @@ class PlanesArray(Folded):
     fold: Fold = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
-    lead = property(lambda self: self.step.shape[:-2])
+    batch_shape = property(lambda self: self.step.shape[:-2])
     bits = property(lambda self: len(self.planes) + 1)
     _half = property(lambda self: 2.0 ** (7 - self.bits))  # of a cell, in steps of 8 bits
 
@@ -155,7 +155,7 @@ class PlanesArray(Folded):
         codes = self._codes(lambda plane, width: unpack(plane, width, n, axis=-2))
         return self._values(codes, self.step, self.low)
 
-    def strands(self):
+    def interleaved_rows(self):
         parts = joined(self.planes, self._shifts(), self.step.shape[-1], axis=-2)
         mine = lambda a, j: a[..., j :: len(parts)]
         return [
@@ -163,7 +163,7 @@ class PlanesArray(Folded):
             for j, codes in enumerate(parts)
         ]
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         cut = lax.dynamic_slice_in_dim
         planes = tuple(
             cut(a, start * width // 8, -(-size * width // 8), 0)
@@ -172,7 +172,7 @@ class PlanesArray(Folded):
         step, low = (cut(a, start, size, 1) for a in (self.step, self.low))
         return dataclasses.replace(self, planes=planes, step=step, low=low)
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         how = dict(group=self.group, widths=_WIDTHS[: len(self.planes)])
         cut = divided(self.planes, (self.step, self.low), fold, side, parts, **how)
         if cut is NotImplemented:
@@ -180,7 +180,7 @@ class PlanesArray(Folded):
         planes, (step, low) = cut
         return dataclasses.replace(self, planes=planes, step=step, low=low, fold=fold)
 
-    def pick(self, index):
+    def take_rows(self, index):
         at = index.reshape(-1)
         codes = self._codes(lambda plane, width: unpack_rows(plane, width, at))
         rows = self._values(codes, self.step[:, at], self.low[:, at])

@@ -87,17 +87,17 @@ class BitmaskArray(SparseArray):
     def rows(self):
         return spread_values(self.bits, value_rows(self.values), self.fold.k)
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         values = narrow_values(self.values, start, size)
         bits = lax.dynamic_slice_in_dim(self.bits, start, size, 0)
         return dataclasses.replace(self, values=values, bits=bits)
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         if side == "summed":  # runs of columns keep different numbers of weights
             return NotImplemented
         return self.cut_rows(fold, parts, bits=shrunk(self.bits, -2, parts))
 
-    def pick(self, index):
+    def take_rows(self, index):
         at = index.reshape(-1)
         rows = spread_values(self.bits[at], pick_values(self.values, at), self.fold.k)
         return rows.reshape(*index.shape, self.fold.k)

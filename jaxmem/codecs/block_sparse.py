@@ -113,20 +113,20 @@ class BlocksArray(SparseArray):
         shape = (*places.shape[:-2], -1, self.blocks * self.inputs)
         return dense.reshape(shape)[..., : self.fold.k]
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         """A leaf of strips of one row."""
         height = self.values.shape[-2] // self.places.shape[-2]
         rows = start + jnp.arange(size)
         values = narrow_values(self.values, start, size)
         return dataclasses.replace(self, values=values, places=self.places[rows // height])
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         height = self.values.shape[-2] // self.places.shape[-2]
         if side == "summed" or fold.n % height:
             return NotImplemented
         return self.cut_rows(fold, parts, places=shrunk(self.places, -2, parts))
 
-    def pick(self, index):
+    def take_rows(self, index):
         at = index.reshape(-1)
         height = self.values.shape[-2] // self.places.shape[-2]
         rows = self._dense(pick_values(self.values, at), self.places[at // height])

@@ -63,7 +63,7 @@ class CastArray(Encoded):
         y = lax.dot_general(x, w, dims, precision, preferred_element_type=jnp.float32)
         return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
 
-    def part(self, axis, parts):
+    def shard_shape(self, axis, parts):
         return dataclasses.replace(self, values=shrunk(self.values, axis, parts))
 
     def take(self, rows):

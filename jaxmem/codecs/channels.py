@@ -138,15 +138,15 @@ class InputsArray(SparseArray):
         dense = jnp.where(there[..., None], jnp.take_along_axis(cut, slot[..., None], -2), 0.0)
         return dense.reshape(*values.shape[:-1], self.fold.k)
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         return dataclasses.replace(self, values=narrow_values(self.values, start, size))
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         if side == "summed":  # parts keep different numbers of inputs
             return NotImplemented
         return self.cut_rows(fold, parts)
 
-    def pick(self, index):
+    def take_rows(self, index):
         rows = self._dense(pick_values(self.values, index.reshape(-1)), self.places[None])
         return rows.reshape(*index.shape, self.fold.k)
 
@@ -171,19 +171,19 @@ class OutputsArray(SparseArray):
         dense = jnp.where(there[..., None], jnp.take_along_axis(cut, slot[..., None], -2), 0.0)
         return dense.reshape(*values.shape[:-2], self.fold.n, self.fold.k)
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         """A leaf of runs of one output, which are all there, some of them zero."""
-        rows, every = self.pick(start + jnp.arange(size)), jnp.arange(size)
+        rows, every = self.take_rows(start + jnp.arange(size)), jnp.arange(size)
         fold = dataclasses.replace(self.fold, kept=(size,))
         return dataclasses.replace(self, values=rows, places=every, run=1, fold=fold)
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         values = shrunk(self.values, -1, parts) if side == "summed" else NotImplemented
         if values is NotImplemented:  # runs of outputs keep different numbers of them
             return values
         return dataclasses.replace(self, values=values, fold=fold)
 
-    def pick(self, index):
+    def take_rows(self, index):
         at = index.reshape(-1)
         slot, there = _found(self.places, self.fold.n // self.run)
         of = at // self.run

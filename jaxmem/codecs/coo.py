@@ -82,15 +82,15 @@ class CooArray(SparseArray):
         zeros = jnp.zeros((len(row), n, k), jnp.float32)
         values = value_rows(self.values).reshape(-1, kept)
         dense = zeros.at[layer, row, column].set(values, mode="drop")
-        return dense.reshape(*self.lead, n, k)
+        return dense.reshape(*self.batch_shape, n, k)
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         here = self.row.astype(jnp.int32) - start
         outside = (here < 0) | (here >= size)
         fold = dataclasses.replace(self.fold, kept=(size,))
         return dataclasses.replace(self, row=jnp.where(outside, size, here), fold=fold)
 
-    def pick(self, index):
+    def take_rows(self, index):
         at = index.reshape(-1)
         slot = jnp.full(self.fold.n, at.size).at[at].set(jnp.arange(at.size))  # one for each row
         rows = self._dense(slot[self.row.astype(jnp.int32)], at.size)
@@ -108,8 +108,8 @@ def to_bcoo(leaf: CooArray) -> Any:
     """
     from jax.experimental.sparse import BCOO
 
-    if leaf.lead:
-        raise ValueError(f"to_bcoo takes a matrix, got a stack of {leaf.lead}: map over it")
+    if leaf.batch_shape:
+        raise ValueError(f"to_bcoo takes a matrix, got a stack of {leaf.batch_shape}: map over it")
     place = jnp.stack([leaf.row[0].astype(jnp.int32), leaf.column[0].astype(jnp.int32)], -1)
     values = value_rows(leaf.values)[0].astype(leaf.dtype)
     return BCOO((values, place), shape=(leaf.fold.n, leaf.fold.k), unique_indices=True)

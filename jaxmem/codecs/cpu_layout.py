@@ -38,7 +38,7 @@ class Stranded:
         scale = [jnp.pad(scale[:, j::count], ((0, 0), (0, _APART))) for j in range(count)]
         return cls(leaf.codes, scale, bits, leaf.group, n, leaf.fold)
 
-    def narrow(self, start: Array, size: int) -> Self:
+    def slice_rows(self, start: Array, size: int) -> Self:
         cut, count = lax.dynamic_slice_in_dim, len(self.scale)
         codes = tuple(
             cut(a, start * w // 8, -(-size * w // 8)) for a, w in zip(self.codes, WIDTHS[self.bits])
@@ -46,7 +46,7 @@ class Stranded:
         scale = [cut(a, start // count, -(-size // count), 1) for a in self.scale]
         return dataclasses.replace(self, codes=codes, scale=scale, n=size)
 
-    def strands(self) -> list[Array]:
+    def interleaved_rows(self) -> list[Array]:
         def rows(codes, scale):
             n, k = codes.shape
             scale = scale[:, :n].T

@@ -75,17 +75,17 @@ class CsrArray(SparseArray):
         zeros = jnp.zeros((*columns.shape[:-1], self.fold.k), jnp.float32)
         return jnp.put_along_axis(zeros, columns.astype(jnp.int32), values, -1, inplace=False)
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         columns = lax.dynamic_slice_in_dim(self.columns, start, size, 0)
         values = narrow_values(self.values, start, size)
         return dataclasses.replace(self, values=values, columns=columns)
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         if side == "summed":  # runs of columns keep different numbers of weights
             return NotImplemented
         return self.cut_rows(fold, parts, columns=shrunk(self.columns, -2, parts))
 
-    def pick(self, index):
+    def take_rows(self, index):
         at = index.reshape(-1)
         rows = self._dense(pick_values(self.values, at), self.columns[at])
         return rows.reshape(*index.shape, self.fold.k)

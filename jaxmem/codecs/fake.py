@@ -106,7 +106,7 @@ class FakeArray(Encoded):
             return NotImplemented
         return dataclasses.replace(self, w=self.w.mT, axes=(-3 - self.axes[0],))
 
-    def part(self, axis, parts):
+    def shard_shape(self, axis, parts):
         w, grown = shrunk(self.w, axis, parts), self.grown
         if grown is not None:
             start = lambda w: _spans(_grid(self.codec), Fold.of(w, self.axes)[0])[0]

@@ -142,7 +142,7 @@ class IntArray(Folded):
     fold: Fold = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
-    lead = property(lambda self: self.scale.shape[:-2])
+    batch_shape = property(lambda self: self.scale.shape[:-2])
     read_as_stored = property(lambda self: self.bits == 8 and self.scale.shape[-2] == 1)
 
     def integers(self) -> "IntArray":
@@ -162,7 +162,7 @@ class IntArray(Folded):
         codes = unpack(self.codes, self.bits, self.scale.shape[-1], axis=-2)
         return self._values(codes, self.scale, self.zeros())
 
-    def strands(self):
+    def interleaved_rows(self):
         n, zeros = self.scale.shape[-1], self.zeros()
         parts = strands(self.codes, self.bits, n, axis=-2)
         if self.zero is None:
@@ -172,7 +172,7 @@ class IntArray(Folded):
         scales = [self.scale[..., j :: len(parts)] for j in range(len(parts))]
         return [self._values(*each) for each in zip(parts, scales, zeros)]
 
-    def ready(self, x):
+    def prepare_for_cpu(self, x):
         rows = Stranded.of(self)
         if self.zero is None:
             return rows, None
@@ -186,7 +186,7 @@ class IntArray(Folded):
         zeros = zeros if self.zero is None else spread(zeros.astype(jnp.float32))
         return (codes.astype(jnp.float32) - zeros) * spread(scale.astype(jnp.float32))
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         def cut(a, axis, width):
             at = start * width // 8
             return lax.dynamic_slice_in_dim(a, at, -(-size * width // 8), axis)
@@ -197,7 +197,7 @@ class IntArray(Folded):
         scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
         return dataclasses.replace(self, codes=codes, scale=scale, zero=zero)
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         how = dict(group=self.group, widths=WIDTHS[self.bits])
         cut = divided(self.codes, (self.scale, self.zero), fold, side, parts, **how)
         if cut is NotImplemented:
@@ -205,7 +205,7 @@ class IntArray(Folded):
         codes, (scale, zero) = cut
         return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, fold=fold)
 
-    def pick(self, index):
+    def take_rows(self, index):
         at, zeros = index.reshape(-1), self.zeros()
         zeros = zeros if self.zero is None else zeros[:, at]
         rows = self._values(unpack_rows(self.codes, self.bits, at), self.scale[:, at], zeros)

@@ -145,7 +145,7 @@ class KMeansArray(Folded):
     fold: Fold = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
-    lead = property(lambda self: self.levels.shape[:-3])
+    batch_shape = property(lambda self: self.levels.shape[:-3])
 
     def scales(self) -> Array:
         """The levels, (*stack, groups, n, 2^bits) in f32."""
@@ -155,7 +155,7 @@ class KMeansArray(Folded):
         codes = unpack(self.codes, self.bits, self.levels.shape[-1], axis=-2)
         return self._values(codes, self.levels)
 
-    def strands(self):
+    def interleaved_rows(self):
         parts = strands(self.codes, self.bits, self.levels.shape[-1], axis=-2)
         mine = lambda j: self.levels[..., j :: len(parts)]
         return [self._values(codes, mine(j)) for j, codes in enumerate(parts)]
@@ -167,7 +167,7 @@ class KMeansArray(Folded):
         tables = [levels[..., i, :, :] for i in range(2**self.bits)]
         return selected(codes, [spread(t) for t in tables])
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         def cut(field, width):
             return lax.dynamic_slice_in_dim(field, start * width // 8, -(-size * width // 8), 0)
 
@@ -175,14 +175,14 @@ class KMeansArray(Folded):
         levels = lax.dynamic_slice_in_dim(self.levels, start, size, 2)
         return dataclasses.replace(self, codes=codes, levels=levels)
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         how = dict(group=self.group, widths=WIDTHS[self.bits])
         cut = divided(self.codes, self.levels, fold, side, parts, **how)
         if cut is NotImplemented:
             return cut
         return dataclasses.replace(self, codes=cut[0], levels=cut[1], fold=fold)
 
-    def pick(self, index):
+    def take_rows(self, index):
         at = index.reshape(-1)
         rows = self._values(unpack_rows(self.codes, self.bits, at), self.levels[..., at])
         return rows.reshape(*index.shape, rows.shape[-1])

@@ -70,24 +70,24 @@ class LowRankArray(Folded):
     fold: Fold = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
-    lead = property(lambda self: self.u.shape[:-2])
+    batch_shape = property(lambda self: self.u.shape[:-2])
 
     def rows(self):
         u, v = (decode(part).astype(jnp.float32) for part in (self.u, self.v))
         return jnp.matmul(u, v)
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         u = jax.lax.dynamic_slice_in_dim(decode(self.u), start, size, 0)
         return dataclasses.replace(self, u=u)
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         name, axis = ("u", -2) if side == "kept" else ("v", -1)
         factor = shrunk(getattr(self, name), axis, parts)
         if factor is NotImplemented:
             return factor
         return dataclasses.replace(self, fold=fold, **{name: factor})
 
-    def pick(self, index):
+    def take_rows(self, index):
         rows = self.u.take(index) if is_encoded(self.u) else self.u[index]
         if rows is NotImplemented:
             rows = self.u.decode()[index]

@@ -102,7 +102,7 @@ class NMArray(SparseArray):
         dense = spread_pattern(codes, [values[..., i] for i in range(self.n)], self.m)
         return dense.reshape(*codes.shape[:-1], -1)
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         def cut(field, width):
             return lax.dynamic_slice_in_dim(field, start * width // 8, -(-size * width // 8), 0)
 
@@ -111,7 +111,7 @@ class NMArray(SparseArray):
             self, values=narrow_values(self.values, start, size), codes=codes
         )
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         axis = -2 if side == "kept" else -1
         split = fold.n * math.gcd(*WIDTHS[self.bits]) % 8 if side == "kept" else fold.k % self.m
         values = NotImplemented if split else shrunk(self.values, axis, parts)
@@ -133,7 +133,7 @@ class NMArray(SparseArray):
         how = dict(shifts=tuple(shifts(self.bits)), n=self.n, m=self.m, spread=planes)
         return dict(fields=self.codes, values=values, **how)
 
-    def pick(self, index):
+    def take_rows(self, index):
         at = index.reshape(-1)
         rows = self._dense(unpack_rows(self.codes, self.bits, at), pick_values(self.values, at))
         return rows.reshape(*index.shape, self.fold.k)

@@ -30,11 +30,11 @@ class PermutedArray(Wrapped):
     def rows(self):
         return self._turned(self.inner.rows())
 
-    def narrow(self, start, size):
-        return dataclasses.replace(self, inner=self.inner.narrow(start, size))
+    def slice_rows(self, start, size):
+        return dataclasses.replace(self, inner=self.inner.slice_rows(start, size))
 
-    def pick(self, index):
-        return self._turned(self.inner.pick(index))
+    def take_rows(self, index):
+        return self._turned(self.inner.take_rows(index))
 
     def matmul(self, x, precision=None):
         # apart from the product: fused into it, jax 0.12 on a CPU finds no bf16 x bf16 -> f32
@@ -43,10 +43,10 @@ class PermutedArray(Wrapped):
     def map(self, fn):
         return dataclasses.replace(self, inner=self.inner.map(fn))
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         if side == "summed":  # runs of inputs lie all over the columns
             return NotImplemented
-        return super().piece(fold, side, parts)
+        return super().shard_matrix(fold, side, parts)
 
     def _turned(self, rows):
         place = jnp.argsort(self.order, axis=-1)

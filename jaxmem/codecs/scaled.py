@@ -73,7 +73,7 @@ class ScaledArray(Folded):
     fold: Fold = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
-    lead = property(lambda self: self.scale.shape[:-2])
+    batch_shape = property(lambda self: self.scale.shape[:-2])
 
     @abc.abstractmethod
     def values(self, codes: Array) -> Array:
@@ -92,7 +92,7 @@ class ScaledArray(Folded):
         codes = unpack(self.codes, self.bits, self.scale.shape[-1], axis=-2)
         return self._scaled(codes, self.scales())
 
-    def strands(self):
+    def interleaved_rows(self):
         parts, scale = strands(self.codes, self.bits, self.scale.shape[-1], axis=-2), self.scales()
         return [self._scaled(codes, scale[..., j :: len(parts)]) for j, codes in enumerate(parts)]
 
@@ -102,7 +102,7 @@ class ScaledArray(Folded):
         scale = scale if scale.shape[-1] == 1 else jnp.repeat(scale, self.group, -1)[..., :k]
         return self.values(codes) * scale
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         def cut(field, width):
             return lax.dynamic_slice_in_dim(field, start * width // 8, -(-size * width // 8), 0)
 
@@ -110,14 +110,14 @@ class ScaledArray(Folded):
         scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
         return dataclasses.replace(self, codes=codes, scale=scale)
 
-    def piece(self, fold, side, parts):
+    def shard_matrix(self, fold, side, parts):
         how = dict(group=self.group, widths=WIDTHS[self.bits])
         cut = divided(self.codes, self.scale, fold, side, parts, **how)
         if cut is NotImplemented:
             return cut
         return dataclasses.replace(self, codes=cut[0], scale=cut[1], fold=fold)
 
-    def pick(self, index):
+    def take_rows(self, index):
         at = index.reshape(-1)
         rows = self._scaled(unpack_rows(self.codes, self.bits, at), self.scales()[:, at])
         return rows.reshape(*index.shape, rows.shape[-1])

@@ -140,10 +140,10 @@ class SharedArray(Tied):
         inner = shape[1:] if self.stack else shape
         return self._moved(self.base.reshape((self.base.shape[0], *inner)))
 
-    def part(self, axis, parts):
+    def shard_shape(self, axis, parts):
         axis -= self.ndim if axis >= 0 else 0
         if -axis > len(self.base.shape) - 1:
-            return super().part(axis, parts)
+            return super().shard_shape(axis, parts)
         return self._moved(shrunk(self.base, axis, parts))
 
     def _moved(self, base):

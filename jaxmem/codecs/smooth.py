@@ -79,15 +79,15 @@ class SmoothArray(Wrapped):
     def rows(self):
         return self.inner.rows() / self.s.astype(jnp.float32)[..., None, :]
 
-    def narrow(self, start, size):
-        return dataclasses.replace(self, inner=self.inner.narrow(start, size))
+    def slice_rows(self, start, size):
+        return dataclasses.replace(self, inner=self.inner.slice_rows(start, size))
 
-    def pick(self, index):
-        rows = self.inner.pick(index)
+    def take_rows(self, index):
+        rows = self.inner.take_rows(index)
         return rows / self.s.astype(jnp.float32).reshape((1,) * (rows.ndim - 1) + (-1,))
 
-    def piece(self, fold, side, parts):
-        inner = self.inner.piece(fold, side, parts)
+    def shard_matrix(self, fold, side, parts):
+        inner = self.inner.shard_matrix(fold, side, parts)
         if inner is NotImplemented:
             return inner
         s = self.s if side == "kept" else shrunk(self.s, -1, parts)

@@ -72,7 +72,7 @@ class SparseArray(Folded):
     fold: Fold = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
-    lead = property(lambda self: self.values.shape[:-2])
+    batch_shape = property(lambda self: self.values.shape[:-2])
 
     def map(self, fn):
         return dataclasses.replace(self, values=fn(self.values, (-1,)))
@@ -185,7 +185,7 @@ def value_rows(values: Any) -> Array:
 def narrow_values(values: Any, start: Array, size: int) -> Any:
     """Rows [start, start + size) of unstacked values."""
     if isinstance(values, Folded):
-        return values.narrow(start, size)
+        return values.slice_rows(start, size)
     values = values.decode() if isinstance(values, Encoded) else values
     return lax.dynamic_slice_in_dim(values, start, size, 0)
 
@@ -193,5 +193,5 @@ def narrow_values(values: Any, start: Array, size: int) -> Any:
 def pick_values(values: Any, at: Array) -> Array:
     """Rows `at` (m,) of unstacked values, in f32."""
     if isinstance(values, Folded):
-        return values.pick(at)
+        return values.take_rows(at)
     return (values.decode() if isinstance(values, Encoded) else values)[at].astype(jnp.float32)

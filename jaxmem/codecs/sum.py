@@ -83,8 +83,8 @@ class SumArray(Encoded):
     def reshape(self, shape):
         return self._each(lambda p: p.reshape(shape))
 
-    def part(self, axis, parts):
-        return self._each(lambda p: p.part(axis, parts))
+    def shard_shape(self, axis, parts):
+        return self._each(lambda p: p.shard_shape(axis, parts))
 
     def _each(self, move):
         parts = tuple(move(p) for p in self.parts)

@@ -20,7 +20,7 @@ from ..core.paths import is_whole, paths
 from ..core.segmented import Segmented
 from ..core.usage import uses
 from ..solvers.solver import needs_stats
-from ..train import learned_rounding
+from ..train import learned_rounding, losses
 from .encoding import encode, joined
 from .layer_paths import by_layer, layers_of
 
@@ -111,7 +111,7 @@ def encode_by_block(
             for kept, batch in zip(exact, batches):
                 kept.put(_run(cut, own, rest, i, kept.get(), batch))
             if passes:
-                how = (cut.block, learned_rounding.relative, learning_rate, passes * len(batches))
+                how = (cut.block, losses.relative, learning_rate, passes * len(batches))
                 found = _learned(how, own, found, given, lambda: (k.get() for k in exact))
             del own, seen
             dense = decode(found)

@@ -67,7 +67,7 @@ class Encoded(abc.ABC):
         """Applies `fn` to the float arrays inside: how one codec follows another."""
         raise TypeError(f"{type(self).__name__} holds no float weights: in a Chain it comes last")
 
-    def part(self, axis: int, parts: int) -> Self:
+    def shard_shape(self, axis: int, parts: int) -> Self:
         """The shapes of one of `parts` equal pieces along `axis`: how a device holds its share.
 
         What stands along the axis is divided in each array, the rest stays whole, as a scale that
@@ -168,7 +168,7 @@ def shrunk(x: Any, axis: int, parts: int) -> Any:
     if x.shape[axis] == 1:
         return x
     if is_encoded(x):
-        return x.part(axis, parts)
+        return x.shard_shape(axis, parts)
     sides = list(x.shape)
     sides[axis] //= parts
     return jax.ShapeDtypeStruct(tuple(sides), x.dtype)

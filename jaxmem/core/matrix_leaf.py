@@ -17,9 +17,9 @@ from .leaf import Encoded, apart
 class Folded(Encoded):
     """An encoded weight that holds its matrix (*stack, n, k) row by row.
 
-    A subclass has a static field `fold`, and says `rows`, `narrow`, `pick` and `lead`, `piece`
-    where it can be sharded, and `matmul` where it has a faster way. The first axes of every array
-    inside are the stack.
+    A subclass has a static field `fold` and defines `rows`, `slice_rows`, `take_rows` and
+    `batch_shape`; also `shard_matrix` where it can be sharded, and `matmul` where it has a faster
+    way. The first axes of every array inside are the stack.
     """
 
     fold: Fold
@@ -31,21 +31,21 @@ class Folded(Encoded):
         """The matrix (*stack, n, k) in f32."""
 
     @abc.abstractmethod
-    def narrow(self, start: Array, size: int) -> Self:
+    def slice_rows(self, start: Array, size: int) -> Self:
         """Rows [start, start + size) of an unstacked leaf; `start` is a multiple of 8."""
 
     @abc.abstractmethod
-    def pick(self, index: Array) -> Array:
+    def take_rows(self, index: Array) -> Array:
         """Rows (*index.shape, k) in f32 of an unstacked leaf."""
 
-    def strands(self) -> list[Array]:
+    def interleaved_rows(self) -> list[Array]:
         """The rows j, P + j, 2 P + j, ... of the matrix as entry j of P, where a byte holds P rows.
 
         What is packed along n is decoded so without interleaving, at which a CPU is slow.
         """
         return [self.rows()]
 
-    def ready(self, x: Array) -> tuple[Any, Array | None]:
+    def prepare_for_cpu(self, x: Array) -> tuple[Any, Array | None]:
         """Rows of an unstacked leaf for a CPU to decode tile after tile, and what they leave out.
 
         x (m, k) times the leaf's rows is x times those, and the array (m, n) f32 added, if any.
@@ -60,7 +60,7 @@ class Folded(Encoded):
         """The leaf of `Int` that this one is, for products of integers; None where it is none."""
         return None
 
-    def piece(self, fold: Fold, side: str, parts: int) -> Self:
+    def shard_matrix(self, fold: Fold, side: str, parts: int) -> Self:
         """The shapes of one of `parts` runs of rows ("kept") or columns ("summed").
 
         `fold` is the piece's own. NotImplemented where the runs split a group or a byte.
@@ -73,29 +73,29 @@ class Folded(Encoded):
         return self.matmul(flat, precision).reshape(*x.shape[:-1], self.fold.n)
 
     def mapped_over(self, axis: int) -> Any:
-        """Axes of a mesh that the matrix's stack axis (negative, among `lead`) lies over."""
+        """Axes of a mesh that the matrix's stack axis (negative, among `batch_shape`) lies over."""
         return None
 
     @property
     @abc.abstractmethod
-    def lead(self) -> tuple[int, ...]:
+    def batch_shape(self) -> tuple[int, ...]:
         """The matrix's stack axes."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.fold.shape(self.lead)
+        return self.fold.shape(self.batch_shape)
 
     @property
     def stack(self) -> tuple[int, ...]:
         return self.shape[: self.ndim - len(self.fold.order)]
 
-    def part(self, axis, parts):
+    def shard_shape(self, axis, parts):
         axis -= self.ndim if axis >= 0 else 0
         if axis + self.ndim < len(self.stack):
-            return super().part(axis, parts)
+            return super().shard_shape(axis, parts)
         side = self.fold.side(axis)
         fold = NotImplemented if side is None else self.fold.cut(side, parts)
-        return fold if fold is NotImplemented else self.piece(fold, side, parts)
+        return fold if fold is NotImplemented else self.shard_matrix(fold, side, parts)
 
     def decode(self) -> Array:
         return self.fold.unfold(self.rows()).astype(self.dtype)
@@ -113,14 +113,14 @@ class Folded(Encoded):
     def take(self, rows):
         fold = self.fold
         whole = tuple(range(-len(fold.summed) - 1, 0))
-        if self.lead or len(fold.kept) != 1 or fold.order != whole:
+        if self.batch_shape or len(fold.kept) != 1 or fold.order != whole:
             return NotImplemented
-        return self.pick(rows).reshape(*rows.shape, *fold.summed).astype(self.dtype)
+        return self.take_rows(rows).reshape(*rows.shape, *fold.summed).astype(self.dtype)
 
     def dot(self, x, dims, preferred_element_type=None, precision=None):
         (xc, wc), (xb, wb) = dims
         place = [a + self.ndim for a in self.fold.full_order(self.ndim)]  # weight -> matrix axis
-        n_stack = len(self.lead)
+        n_stack = len(self.batch_shape)
         sums = {place[w]: x for w, x in zip(wc, xc)}
         batch = {place[w]: x for w, x in zip(wb, xb)}
         if sorted(sums) != list(range(n_stack + len(self.fold.kept), self.ndim)):
@@ -138,7 +138,7 @@ class Folded(Encoded):
         for i in reversed(range(n_stack)):
             over = self.mapped_over(i - n_stack)
             run = jax.vmap(run, (0 if i in batch else None, 0), spmd_axis_name=over)
-        y = run(x, own).reshape(*self.lead, *sizes, *self.fold.kept)
+        y = run(x, own).reshape(*self.batch_shape, *sizes, *self.fold.kept)
         after = lambda i: i if i < n_stack else i + len(free)  # x's free axes follow the stack
         rest = [after(place[w]) for w in range(self.ndim) if w not in (*wc, *wb)]
         middle = range(n_stack, n_stack + len(free))
@@ -153,7 +153,7 @@ class Wrapped(Folded):
 
     fold = property(lambda self: self.inner.fold)
     dtype = property(lambda self: self.inner.dtype)
-    lead = property(lambda self: self.inner.lead)
+    batch_shape = property(lambda self: self.inner.batch_shape)
     splits_sums = property(lambda self: self.inner.splits_sums)
     rounds_inputs = property(lambda self: self.inner.rounds_inputs)
 
@@ -164,17 +164,17 @@ class Wrapped(Folded):
     def rows(self):
         return self.opened().rows()
 
-    def narrow(self, start, size):
-        return self.opened().narrow(start, size)
+    def slice_rows(self, start, size):
+        return self.opened().slice_rows(start, size)
 
-    def pick(self, index):
-        return self.opened().pick(index)
+    def take_rows(self, index):
+        return self.opened().take_rows(index)
 
     def matmul(self, x, precision=None):
         return self.opened().matmul(x, precision)
 
-    def piece(self, fold, side, parts):
-        inner = self.inner.piece(fold, side, parts)
+    def shard_matrix(self, fold, side, parts):
+        inner = self.inner.shard_matrix(fold, side, parts)
         return inner if inner is NotImplemented else dataclasses.replace(self, inner=inner)
 
     def astype(self, dtype):

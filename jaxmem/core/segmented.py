@@ -59,7 +59,7 @@ class Segmented(Encoded):
     def astype(self, dtype):
         return Segmented(tuple(part.astype(dtype) for part in self.parts))
 
-    def part(self, axis, parts):
+    def shard_shape(self, axis, parts):
         axis += self.ndim if axis < 0 else 0
         if axis == 0:
             return NotImplemented
@@ -90,7 +90,7 @@ def _layers(part: Any, start: int, stop: int) -> Any:
 
 def _part(part: Any, axis: int, parts: int) -> Any:
     if is_encoded(part):
-        return part.part(axis, parts)
+        return part.shard_shape(axis, parts)
     sides = list(part.shape)
     sides[axis] //= parts
     return jax.ShapeDtypeStruct(tuple(sides), part.dtype)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..core.lazy import Lazy
-from . import safetensors
+from . import byte_ranges
 
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -47,7 +47,7 @@ class Gguf:
         block, taken = GGML_QUANT_SIZES[kind]
         width = shape[-1] // block * taken
         count = math.prod(shape[:-1]) * width
-        return safetensors.part(self.path, offset, count, np.dtype("u1")).reshape(-1, width)
+        return byte_ranges.part(self.path, offset, count, np.dtype("u1")).reshape(-1, width)
 
 
 def gguf(path: pathlib.Path) -> Gguf:
@@ -70,7 +70,7 @@ def gguf(path: pathlib.Path) -> Gguf:
 def encoded_fields(path: pathlib.Path, prefix: str) -> dict[str, bytes]:
     """The fields whose names begin with `prefix`, as they stand in the file."""
     spans = {name: span for name, span in gguf(path).spans.items() if name.startswith(prefix)}
-    cut = lambda begin, end: safetensors.part(path, begin, end - begin, np.dtype("u1")).tobytes()
+    cut = lambda begin, end: byte_ranges.part(path, begin, end - begin, np.dtype("u1")).tobytes()
     return {name: cut(*span) for name, span in spans.items()}
 
 
@@ -146,7 +146,7 @@ def _tensor(path: pathlib.Path, offset: int, shape: tuple[int, ...], kind: Any) 
     for begin in range(0, out.size, _CHUNK):
         piece = out[begin : begin + _CHUNK]
         count = piece.size // block * taken
-        data = safetensors.part(path, offset + begin // block * taken, count, np.dtype("u1"))
+        data = byte_ranges.part(path, offset + begin // block * taken, count, np.dtype("u1"))
         try:
             piece[:] = dequantize(data, kind)
         except NotImplementedError as error:

@@ -31,7 +31,7 @@ def decoded_product(x: Array, leaf: Any, precision=None, *, unrolled: int = 0) -
 def wide_product(x: Array, leaf: Any, precision=None) -> Array:
     """The same for a CPU, which is slow at few rows of bfloat16."""
     x = x.astype(jnp.float32) if len(x) <= FEW else x
-    leaf, more = leaf.ready(x)
+    leaf, more = leaf.prepare_for_cpu(x)
     if len(x) > ALONE:
         y = decoded_product(x, leaf, precision)
     else:
@@ -46,7 +46,7 @@ def _product(x, part, precision, whole):
     how = dict(precision=precision, preferred_element_type=jnp.float32)
     if whole:
         return lax.dot_general(x, part.rows().astype(x.dtype), dims, **how)
-    ys = [lax.dot_general(w.astype(x.dtype), x, dims, **how) for w in part.strands()]
+    ys = [lax.dot_general(w.astype(x.dtype), x, dims, **how) for w in part.interleaved_rows()]
     return interleave(ys, -2).T
 
 
@@ -63,7 +63,7 @@ def by_tiles(
     if n <= size:
         return product(x, leaf)
     at = functools.partial(fetched, leaf) if fetch else lambda start, size: start
-    part = lambda start, size=size: product(x, leaf.narrow(at(start, size), size))
+    part = lambda start, size=size: product(x, leaf.slice_rows(at(start, size), size))
     if n <= size * unrolled:
         return jnp.concatenate([part(i, min(size, n - i)) for i in range(0, n, size)], 1)
     even = n - n % size
@@ -78,7 +78,7 @@ def fetched(leaf: Any, start: Array, size: int) -> Array:
     Such reads wait for the memory together; decoding would wait for line after line, where the CPU
     does not foresee which comes next (that of experiments/speed/cpu_matvec.py).
     """
-    codes = [a for a in jax.tree.leaves(leaf.narrow(start, size)) if a.dtype.itemsize == 1]
+    codes = [a for a in jax.tree.leaves(leaf.slice_rows(start, size)) if a.dtype.itemsize == 1]
     lines = [lax.bitcast_convert_type(a[..., ::LINE], jnp.uint8).astype(jnp.int32) for a in codes]
     return start + sum(jnp.minimum(a.sum(), 0) for a in lines)  # no sum is below 0
 

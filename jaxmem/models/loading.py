@@ -20,7 +20,7 @@ from ..architectures import published_configs
 from ..architectures.weight_map import Recipe
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
-from ..formats import compressed_tensors, gguf, gguf_llama, safetensors, tokenizers
+from ..formats import compressed_tensors, gguf, gguf_llama, llama2c, safetensors, tokenizers
 from . import downloading, quantized_weights
 from .model import FORMAT, PARAMS, RECORD, Model, family
 
@@ -181,7 +181,7 @@ def _gguf(path: pathlib.Path) -> _Found:
 
 
 def _llama2c(path: pathlib.Path) -> _Found:
-    hf, tensors = safetensors.llama2c(path)
+    hf, tensors = llama2c.llama2c(path)
     size = hf["vocab_size"]
     tokenizer = _tokenizer(path.parent)
     if tokenizer is not None and tokenizer.token_to_id("<s>") == hf["bos_token_id"]:

@@ -39,7 +39,7 @@ def follow(
     whole, piece = [], leaf
     for axis, names in enumerate(over):
         kept, small = names, piece
-        while parts(kept) > 1 and (small := piece.part(axis, parts(kept))) is NotImplemented:
+        while parts(kept) > 1 and (small := piece.shard_shape(axis, parts(kept))) is NotImplemented:
             kept, small = kept[:-1], piece  # the innermost is given up first
         whole += [axis] if parts(kept) < parts(names) else []
         for entries, a, b in zip(specs, *map(jax.tree.leaves, (piece, small))):

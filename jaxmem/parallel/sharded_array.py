@@ -53,17 +53,17 @@ class ShardedArray(Wrapped):
         x_spec, y_spec = P(*batch, how.columns or None), P(*batch, how.rows or None)
         return _mapped(local, mesh, (x_spec, *how.specs), y_spec)(x, *jax.tree.leaves(self.inner))
 
-    def pick(self, index):
+    def take_rows(self, index):
         mesh, batch, how = self._pieces(index.shape, 4 * index.size * self.fold.k)
         if how is None:
-            return self.inner.pick(index)
+            return self.inner.take_rows(index)
 
         def local(index, *arrays):
             leaf = how.leaf(arrays)
             start = lax.axis_index(how.rows) * leaf.fold.n if how.rows else 0
             at = index - start
             here = (at >= 0) & (at < leaf.fold.n)
-            rows = leaf.pick(jnp.clip(at, 0, leaf.fold.n - 1))
+            rows = leaf.take_rows(jnp.clip(at, 0, leaf.fold.n - 1))
             return lax.psum(jnp.where(here[..., None], rows, 0.0), how.rows)
 
         y_spec = P(*batch, how.columns or None)
@@ -147,7 +147,7 @@ def _known(leaf: Folded, where: Any) -> Folded:
     specs = [tuple(s.spec) + (None,) * x.ndim for x, s in zip(*map(jax.tree.leaves, (leaf, where)))]
     mesh = jax.tree.leaves(where)[0].mesh
     rows, columns = (_over(leaf, specs, side, mesh) for side in ("kept", "summed"))
-    first = [specs[0][i] for i in range(len(leaf.lead))]
+    first = [specs[0][i] for i in range(len(leaf.batch_shape))]
     stack = tuple(() if e is None else e if isinstance(e, tuple) else (e,) for e in first)
     used = {*rows, *columns, *(name for names in stack for name in names)}
     if not used - {"stage"} or not used <= set(AXES):
@@ -172,7 +172,7 @@ def _cut(leaf: Folded, side: str, parts: int) -> Any:
     if parts == 1:
         return leaf
     fold = leaf.fold.cut(side, parts)
-    return fold if fold is NotImplemented else leaf.piece(fold, side, parts)
+    return fold if fold is NotImplemented else leaf.shard_matrix(fold, side, parts)
 
 
 def _before(names: tuple[str, ...], busy: set[str]) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class LearnedArray(Folded):
     fold: Fold = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
-    lead = property(lambda self: self.start.shape[:-2])
+    batch_shape = property(lambda self: self.start.shape[:-2])
     dot = Encoded.dot  # decoded at once: a step has many rows
 
     @classmethod
@@ -85,10 +85,10 @@ class LearnedArray(Folded):
         slope = near / by - jnp.where(inside, still(w) / by, 0.0)
         return near + jnp.where(inside, w - still(w), 0.0) + (scale - still(scale)) * slope
 
-    def narrow(self, start, size):
+    def slice_rows(self, start, size):
         return self._each(lambda a: lax.dynamic_slice_in_dim(a, start, size))
 
-    def pick(self, index):
+    def take_rows(self, index):
         rows = self._each(lambda a: a[index.reshape(-1)]).rows()
         return rows.reshape(*index.shape, self.fold.k)
 
@@ -125,7 +125,9 @@ def _wide(leaf: Any, w: Array) -> Any:
 def _matrix(leaf: Folded, w: Array) -> Array:
     """`w` as the matrix (*stack, n, k) that `leaf` holds, in f32."""
     order = [leaf.fold.full_order(w.ndim).index(a) for a in range(-w.ndim, 0)]
-    return w.transpose(order).reshape(*leaf.lead, leaf.fold.n, leaf.fold.k).astype(jnp.float32)
+    return (
+        w.transpose(order).reshape(*leaf.batch_shape, leaf.fold.n, leaf.fold.k).astype(jnp.float32)
+    )
 
 
 @jax.jit

@@ -444,7 +444,7 @@ def test_sharded_gives_what_unsharded_gives(codec):
 @pytest.mark.parametrize("axis, parts", [(0, 3), (1, 2), (2, 3)])
 def test_a_part_decodes_to_a_slice_of_what_the_whole_does(codec, axis, parts):
     leaf = encoded(codec, "f32 stacked")
-    shapes = leaf.part(axis, parts)
+    shapes = leaf.shard_shape(axis, parts)
     if shapes is NotImplemented and codec in SPARSE:  # columns or rows that keep other numbers
         rows = isinstance(codec, jm.Coo | jm.Outputs) and axis == 2
         assert (axis == 1 and not isinstance(codec, jm.NM | jm.Outputs)) or rows

@@ -76,7 +76,11 @@ def test_a_slice_a_part_and_a_transpose_are_those_of_the_dense(codec):
     jax.tree.map(near, jm.decode((leaf.layers(1, 5), leaf.layer(4))), (want[1:5], want[4]))
     error = np.linalg.norm(want - W) / np.linalg.norm(W)
     assert jm.report({"w": W}, {"w": leaf}).rows[0].error == pytest.approx(error, rel=1e-5)
-    assert leaf.part(0, 3).shape == (2, K, N) and leaf.part(-1, 2).shape == (L, K, N // 2)
+    assert leaf.shard_shape(0, 3).shape == (2, K, N) and leaf.shard_shape(-1, 2).shape == (
+        L,
+        K,
+        N // 2,
+    )
 
 
 def test_the_shared_weight_is_the_mean_or_what_computes_most_alike():
