@@ -1,7 +1,11 @@
 """Fit any language model into the memory you have, and prove it before you rent the machine."""
 
+from . import adapters as adapters
 from . import interop as interop
 from . import models as models
+from . import optimizers as optimizers
+from . import solvers as solvers
+from . import train as train
 from .calibration.activation_ranges import static as static
 from .calibration.fisher import fisher as fisher
 from .calibration.fisher import gradients as gradients
@@ -109,7 +113,7 @@ from .structured_pruning import remove_heads as remove_heads
 from .structured_pruning import remove_layers as remove_layers
 from .structured_pruning import remove_neurons as remove_neurons
 from .structured_pruning import remove_width as remove_width
-from .train.distillation import distillation as distillation
+from .train.distillation_loss import distillation as distillation
 from .train.dynamic_sparsity import evolve as evolve
 from .train.dynamic_sparsity import rigl as rigl
 from .train.gradual_pruning import gradual as gradual
@@ -119,6 +123,6 @@ from .train.losses import relative as relative
 from .train.lottery_ticket import rewind as rewind
 from .train.movement_pruning import movement as movement
 from .train.movement_pruning import straight_through as straight_through
-from .train.remat import Remat as Remat
-from .train.remat import remat as remat
+from .train.remat_policy import Remat as Remat
+from .train.remat_policy import remat as remat
 from .train.scale_tuning import tune as tune

@@ -8,7 +8,17 @@ import optax
 
 
 def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer with its state in f32, whatever the dtype of the params."""
+    """The optimizer with its state in f32, whatever the dtype of the params.
+
+    Gradients and params are cast to f32 before they reach `optimizer`, and the updates come back
+    in f32 (see `apply_rounded`).
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> params = {"w": jnp.ones((64, 64), jnp.bfloat16)}
+        >>> in_float32(optax.adam(1e-3)).init(params)[0].mu["w"].dtype
+        dtype('float32')
+    """
     update = lambda grads, state, params=None: updated(optimizer, grads, state, params)
     return optax.GradientTransformation(lambda params: optimizer.init(wide(params)), update)
 

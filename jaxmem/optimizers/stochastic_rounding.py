@@ -40,7 +40,20 @@ def hashed(shape: tuple[int, ...], seed: Array | int) -> Array:
 
 
 def apply_rounded(params: Any, updates: Any, step: Array | int) -> Any:
-    """`params + updates`, those in bfloat16 rounded stochastically: small updates still count."""
+    """`params + updates`, each in the dtype of the param; bfloat16 sums are rounded stochastically.
+
+    So an update far below half a step of bfloat16 still counts on average. `step`, the number of
+    the training step, seeds the random bits.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params, updates = {"w": jnp.ones(10_000, jnp.bfloat16)}, {"w": jnp.full(10_000, 1e-3)}
+        >>> mean = lambda tree: float(tree["w"].astype(jnp.float32).mean())
+        >>> mean({"w": params["w"] + updates["w"].astype(jnp.bfloat16)})  # rounded to nearest
+        1.0
+        >>> abs(mean(apply_rounded(params, updates, step=1)) - 1.001) < 1e-4
+        True
+    """
     leaves, tree = jax.tree.flatten(params)
     new = []
     for i, (p, u) in enumerate(zip(leaves, tree.flatten_up_to(updates))):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..compiler.devices import Chip
 from ..core.leaf import device_bytes, nbytes
-from ..train.remat import Remat
+from ..train.remat_policy import Remat
 from .recipe import Recipe
 from .step import Built
 

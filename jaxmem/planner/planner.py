@@ -15,7 +15,7 @@ from ..compiler.devices import GIB, Chip, target
 from ..compiler.footprint import Memory, memory
 from ..compiler.residuals import residuals
 from ..models import Model, load
-from ..train.remat import Remat
+from ..train.remat_policy import Remat
 from .estimates import arithmetic
 from .price import noise, price
 from .recipe import Recipe

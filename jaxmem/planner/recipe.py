@@ -5,7 +5,7 @@ import json
 from typing import Any, Self
 
 from ..compression.plan import Plan
-from ..train.remat import Remat
+from ..train.remat_policy import Remat
 
 TASKS = ("train", "lora", "serve")
 STATES = ("float32", "bfloat16", "int8")

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from ..codecs import Int
-from ..train.remat import Remat
+from ..train.remat_policy import Remat
 from .recipe import Recipe
 
 STATES = ("float32", "bfloat16", "int8")  # the last takes a compiler minutes, and so comes last

@@ -28,7 +28,7 @@ from ..optimizers.int8_state import in_int8
 from ..optimizers.stochastic_rounding import apply_rounded
 from ..train.chunked_cross_entropy import next_token_loss
 from ..train.gradient_accumulation import accumulate
-from ..train.remat import remat
+from ..train.remat_policy import remat
 from .recipe import Recipe
 from .step_sharding import Places
 

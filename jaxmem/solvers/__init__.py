@@ -1,5 +1,6 @@
 """Solvers: one file, one algorithm that finds better numbers for a codec; each is a codec."""
 
+from . import pruning_scores as pruning_scores
 from .double_quant import DoubleQuant as DoubleQuant
 from .gptq import GPTQ as GPTQ
 from .hqq import HQQ as HQQ

@@ -1,1 +1,19 @@
-"""Training in less memory: losses, steps, adapters and optimizer states."""
+"""Training: losses, transformations of a training step, and optimizers that prune as they train."""
+
+from .chunked_cross_entropy import next_token_loss as next_token_loss
+from .distillation_loss import distillation as distillation
+from .dynamic_sparsity import evolve as evolve
+from .dynamic_sparsity import rigl as rigl
+from .gradient_accumulation import accumulate as accumulate
+from .gradual_pruning import gradual as gradual
+from .gradual_pruning import polynomial as polynomial
+from .learned_rounding import learn_rounding as learn_rounding
+from .losses import divergence as divergence
+from .losses import relative as relative
+from .losses import squared as squared
+from .lottery_ticket import rewind as rewind
+from .movement_pruning import movement as movement
+from .movement_pruning import straight_through as straight_through
+from .remat_policy import Remat as Remat
+from .remat_policy import remat as remat
+from .scale_tuning import tune as tune

@@ -9,7 +9,7 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.architectures import llama
-from jaxmem.train.remat import Remat, remat
+from jaxmem.train.remat_policy import Remat, remat
 
 POLICIES = [Remat(k) for k in ("none", "full", "dots", "dots_no_batch", "nested")]
 POLICIES += [Remat("named", ("out",)), Remat("offload", ("out",))]
