@@ -19,7 +19,6 @@ import jax.export
 from ..io.atomic import write_whole
 from ..io.disk_cache import cache_dir
 from .devices import Target
-from .gpus import target_config
 
 _WORKER = pathlib.Path(__file__).with_name("compile_worker.py")
 PACKAGES = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-plugin"]}  # each platform's compiler
@@ -91,7 +90,7 @@ def compile_for(
     request = {
         "platform": target.platform,
         "topology": target.topology,
-        "options": _options(target),
+        "options": target.options,
         "donated": [i for i, argument in enumerate(arguments) if argument.donated],
         "compiler_options": budget if target.platform == "tpu" else {},
     }
@@ -104,14 +103,6 @@ def compile_for(
         found = _result(_ask(request, exported, timeout))
         write_whole(path, json.dumps(found).encode())
     return json.loads(path.read_text()) | {"hash": name}
-
-
-def _options(target: Target) -> dict[str, Any]:
-    """What a topology is asked for with, besides its name."""
-    if target.platform != "cuda":
-        return target.options
-    config = target_config(target.options["gpu"])
-    return {"target_config": config, "topology": target.topology}
 
 
 def _result(answer: dict) -> dict:

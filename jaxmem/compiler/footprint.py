@@ -84,7 +84,7 @@ class Memory:
 
     @property
     def seconds(self) -> float | None:
-        """An estimate of the time of one run: see `chips.Chip.seconds`; None on CPU.
+        """An estimate of the time of one run: see `devices.Device.seconds`; None on CPU.
 
         Without a compiled program the traffic is taken to be the peak, read once.
         """
@@ -92,7 +92,7 @@ class Memory:
         if on is None or self.flops is None:
             return None
         moved = self.peak if self.traffic is None else self.traffic
-        return on.chip.seconds(self.flops / on.count, moved, sum(self.collectives.values()))
+        return on.device.seconds(self.flops / on.count, moved, sum(self.collectives.values()))
 
     @functools.cached_property
     def notes(self) -> tuple[str, ...]:
@@ -162,7 +162,7 @@ def memory(
     `limit` is only compared with the peak.
 
     Args:
-        device: "cpu", "tpu v5e:1x1", "tpu v5e:2x4", "gpu h100" and the like (see `chips`), or
+        device: "cpu", "tpu v5e:1x1", "tpu v5e:2x4", "gpu h100" and the like (see `devices`), or
             "here", which is JAX's first device.
         limit: bytes on one device; the chip's own by default.
         quick: stop at the TPU compiler's estimate, seconds instead of minutes for a train step.
@@ -185,8 +185,8 @@ def memory(
     on = target(device)
     if limit is not None and limit < _MIB:
         raise ValueError(f"limit is {limit} bytes; expected at least {_MIB} (1 MiB)")
-    if on and on.platform == "tpu" and (limit or 0) > on.chip.memory:
-        raise ValueError(f"limit is {limit:,} bytes; {device} has {on.chip.memory:,}")
+    if on and on.platform == "tpu" and (limit or 0) > on.device.memory:
+        raise ValueError(f"limit is {limit:,} bytes; {device} has {on.device.memory:,}")
     donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
     own = isinstance(fn, jax.stages.Wrapped) and not donate
     jitted = fn if own else jax.jit(fn, donate_argnums=donate)
@@ -196,7 +196,7 @@ def memory(
         return _in_process(here, jitted, args, limit)
     quick = quick and on.platform == "tpu"  # a GPU's compiler is quick, and knows no limit
     found = compile_for(on, jitted, args, limit=_PROBE if quick else limit, timeout=timeout)
-    return _measured(device, on, found, limit or on.chip.memory, quick)
+    return _measured(device, on, found, limit or on.device.memory, quick)
 
 
 def _measured(device: str, on: Target, found: dict, limit: int, quick: bool) -> Memory:

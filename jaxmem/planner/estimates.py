@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..compiler.devices import Chip
+from ..compiler.devices import Device
 from ..core.leaf import device_bytes, nbytes
 from ..train.remat_policy import Remat
 from .recipe import Recipe
@@ -16,7 +16,7 @@ HOST = 16e9  # bytes a second between a chip and its host: PCIe 3 x16
 _CERTAIN = 0.8  # the share of the formula for activations that no compiler has done without
 
 
-def arithmetic(recipe: Recipe, config: Any, build: Callable, chip: Chip, chips: int) -> tuple:
+def arithmetic(recipe: Recipe, config: Any, build: Callable, chip: Device, chips: int) -> tuple:
     """(bytes on a chip that it takes at least, seconds): what a step holds, multiplies, moves.
 
     `build` gives what `recipes.build` does, and `config` is the Llama's.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ..compiler.compile_subprocess import CompileError
-from ..compiler.devices import GIB, Chip, target
+from ..compiler.devices import GIB, Device, target
 from ..compiler.footprint import Memory, memory
 from ..compiler.residuals import residuals
 from ..models import Model, load
@@ -127,14 +127,14 @@ def plan(
     on = target(device)
     if on is None and limit is None:
         raise ValueError("the CPU has no limit of its own: give a limit, in bytes")
-    limit = limit or on.chip.memory
+    limit = limit or on.device.memory
     name = model if isinstance(model, str) else model.source
     plain = {"remat": Remat("none"), "chunk": max(seq, 1)}
     first = Recipe(name, device, task, batch, seq, **plain)
     model = load(model) if isinstance(model, str) else model
     built = functools.lru_cache(maxsize=64)(lambda recipe: build(recipe, model=model))
     naive = built(first)
-    chip, count = (on.chip, on.count) if on else (Chip(limit, 1e12, 1e11, 1e10), 1)  # a guess
+    chip, count = (on.device, on.count) if on else (Device(limit, 1e12, 1e11, 1e10), 1)  # a guess
     guess = functools.cache(lambda r: arithmetic(r, model.config, built, chip, count))
     dear = lambda recipe: price(guess(recipe)[1], noise(recipe))
     programs = lambda recipe: built(recipe).programs

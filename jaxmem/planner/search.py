@@ -131,7 +131,7 @@ def search(
         return {"step": (fn, args, *donated)}
 
     on = target(device)
-    limit = limit or (on.chip.memory if on else None)
+    limit = limit or (on.device.memory if on else None)
     if limit is None:
         raise ValueError("the CPU has no limit of its own: give a limit, in bytes")
     rows = prove(((c, None) for c in choices), programs, device, limit, most, timeout)

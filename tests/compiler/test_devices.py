@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import pytest
 
 import jaxmem as jm
-from jaxmem.compiler.devices import GPUS
-from jaxmem.compiler.gpus import target_config
+from jaxmem.compiler.devices import DEVICES, GPUS, target
 
 HERE = importlib.util.find_spec("jax_cuda12_plugin") is not None
 
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_gpu_has_a_description(gpu):
-    text = target_config(gpu)
-    assert text.count("{") == text.count("}") and f"device_memory_size: {GPUS[gpu].memory}" in text
+    text = target(f"gpu {gpu}").options["target_config"]
+    memory = DEVICES[gpu].memory
+    assert text.count("{") == text.count("}") and f"device_memory_size: {memory}" in text
 
 
 @pytest.mark.parametrize("gpu", GPUS)

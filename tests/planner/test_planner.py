@@ -6,7 +6,7 @@ import pytest
 
 import jaxmem as jm
 from jaxmem.architectures import llama
-from jaxmem.compiler.devices import Chip
+from jaxmem.compiler.devices import Device
 from jaxmem.models import Model
 from jaxmem.planner.estimates import arithmetic
 from jaxmem.planner.planner import as_data, kept
@@ -104,7 +104,7 @@ def test_weights_that_chips_share_take_less_and_say_more():
     for shared in (True, False):
         how = functools.partial(jm.build, model=TINY)
         given = dataclasses.replace(recipe, shared=shared)
-        taken[shared] = arithmetic(given, CONFIG, how, Chip(MIB, 1e15, 1e15, 1e9), 8)
+        taken[shared] = arithmetic(given, CONFIG, how, Device(MIB, 1e15, 1e15, 1e9), 8)
     assert taken[True][0] < taken[False][0] and taken[True][1] > taken[False][1]
 
 
