@@ -15,7 +15,7 @@ from ..codecs.low_rank import LowRankArray
 from ..codecs.sum import SumArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
-from ..core.matrix_leaf import Folded
+from ..core.matrix_leaf import MatrixLeaf
 from ..core.paths import is_whole, match, paths
 
 
@@ -79,7 +79,7 @@ def _sum(leaf: Any, pair: dict) -> SumArray:
 
 def _fold(leaf: Any) -> tuple[tuple[int, ...], Fold]:
     """The stack of a weight's matrix, and how the weight lies in it; a dense one is (k, n)."""
-    if isinstance(leaf, Folded):
+    if isinstance(leaf, MatrixLeaf):
         return leaf.batch_shape, leaf.fold
     k, n = leaf.shape[-2:]
     return leaf.shape[:-2], Fold((n,), (k,), (-1, -2))

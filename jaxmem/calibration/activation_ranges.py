@@ -16,7 +16,7 @@ from jax import Array
 from ..codecs.dynamic import DynamicArray
 from ..core.leaf import decode, is_encoded
 from ..core.lifting import lift
-from ..core.matrix_leaf import Wrapped
+from ..core.matrix_leaf import MatrixLeafWrapper
 from ..core.paths import paths
 from .batches import tuples
 
@@ -107,7 +107,7 @@ def _count(fn, tree, batch):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class _Counting(Wrapped):
+class _Counting(MatrixLeafWrapper):
     """A weight whose probe's cotangent is the counts of what the weight multiplies."""
 
     inner: Any

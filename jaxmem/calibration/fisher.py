@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
 from ..core.leaf import decode, is_encoded
 from ..core.paths import paths
 from ..core.usage import summed_axes, uses
@@ -82,7 +82,9 @@ def gradients(
         total = here if total is None else jax.tree.map(jnp.add, total, here)
         count += 1
     found = zip(paths(params), jax.tree.leaves(total))
-    fold = lambda path, g: Fold.of(g.astype(jnp.float32), summed_axes(path, uses))[0] / count
+    fold = lambda path, g: (
+        Fold.from_weight(g.astype(jnp.float32), summed_axes(path, uses))[0] / count
+    )
     moving = lambda g: g.ndim > 1 and jnp.issubdtype(g.dtype, jnp.floating)
     return {path: fold(path, g) for path, g in found if moving(g)}
 
@@ -108,7 +110,7 @@ def _squares(how, params, batch, key):
 
 def _each_layer(w, g, axes):
     """½ · ‖w‖² · ‖g‖² / size over each slice of the weight's stack."""
-    shape = jax.eval_shape(lambda w: Fold.of(w, axes)[0], w).shape if w.ndim > 1 else w.shape
+    shape = matrix_shape(w, axes) if w.ndim > 1 else w.shape
     depth = len(shape[:-2])
     square = lambda a: jnp.square(a.astype(jnp.float32)).sum(tuple(range(depth, a.ndim)))
     size = max(1, w.size // max(1, int(np.prod(w.shape[:depth]))))

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
-from ..core.matrix_leaf import Folded
+from ..core.matrix_leaf import MatrixLeaf
 from .packing import divided, joined, pack, unpack, unpack_rows
 from .scale_rounding import divisor, half_above
 from .scaled import checked_group, packed_matmul
@@ -93,7 +93,7 @@ def at_bits(tree: T, bits: int) -> T:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(codec, w, axes):
     """Compiled, since step by step it would hold several copies of the weight in f32."""
-    matrix, fold = Fold.of(w, axes)
+    matrix, fold = Fold.from_weight(w, axes)
     k = fold.k
     group = min(codec.group or k, k) or 1
     x = matrix.astype(jnp.float32)
@@ -117,7 +117,7 @@ def _encode(codec, w, axes):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PlanesArray(Folded):
+class PlanesArray(MatrixLeaf):
     """Bit planes packed along n, highest first; Δ and the least weight of each group."""
 
     planes: tuple[Array, ...]  # each (*stack, n·width/8, k) uint8

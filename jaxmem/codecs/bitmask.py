@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.leaf import shrunk
+from ..core.leaf import divided_shape
 from .packing import pack
 from .sparse import (
     Count,
@@ -95,7 +95,7 @@ class BitmaskArray(SparseArray):
     def shard_matrix(self, fold, side, parts):
         if side == "summed":  # runs of columns keep different numbers of weights
             return NotImplemented
-        return self.cut_rows(fold, parts, bits=shrunk(self.bits, -2, parts))
+        return self.cut_rows(fold, parts, bits=divided_shape(self.bits, -2, parts))
 
     def take_rows(self, index):
         at = index.reshape(-1)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.leaf import shrunk
-from ..kernels.block_sparse_matmul import strips_product, suits
+from ..core.leaf import divided_shape
+from ..kernels.block_sparse_matmul import block_sparse_product, suits
 from ..kernels.dispatch import on_one_chip
 from ..kernels.tiled_matmul import decoded_product
 from .sparse import (
@@ -124,7 +124,7 @@ class BlocksArray(SparseArray):
         height = self.values.shape[-2] // self.places.shape[-2]
         if side == "summed" or fold.n % height:
             return NotImplemented
-        return self.cut_rows(fold, parts, places=shrunk(self.places, -2, parts))
+        return self.cut_rows(fold, parts, places=divided_shape(self.places, -2, parts))
 
     def take_rows(self, index):
         at = index.reshape(-1)
@@ -144,7 +144,7 @@ def _matmul(x, leaf, precision):
     whole = isinstance(leaf.values, Array)
     if not whole or not suits(height, leaf.inputs, leaf.places.shape[-1], x.shape[1]):
         return plain(x, leaf)
-    kernel = lambda x, leaf: strips_product(
+    kernel = lambda x, leaf: block_sparse_product(
         x, leaf.values, leaf.places, leaf.inputs, leaf.fold.n, precision
     )
     return on_one_chip(kernel, plain, x, leaf)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.leaf import Encoded, is_encoded, shrunk
+from ..core.leaf import Encoded, divided_shape, is_encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class CastArray(Encoded):
         return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
 
     def shard_shape(self, axis, parts):
-        return dataclasses.replace(self, values=shrunk(self.values, axis, parts))
+        return dataclasses.replace(self, values=divided_shape(self.values, axis, parts))
 
     def take(self, rows):
         return self.values[rows].astype(self.dtype)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.leaf import shrunk
-from ..core.matrix_leaf import Folded
+from ..core.leaf import divided_shape
+from ..core.matrix_leaf import MatrixLeaf
 from .sparse import (
     Count,
     Sparse,
@@ -178,7 +178,7 @@ class OutputsArray(SparseArray):
         return dataclasses.replace(self, values=rows, places=every, run=1, fold=fold)
 
     def shard_matrix(self, fold, side, parts):
-        values = shrunk(self.values, -1, parts) if side == "summed" else NotImplemented
+        values = divided_shape(self.values, -1, parts) if side == "summed" else NotImplemented
         if values is NotImplemented:  # runs of outputs keep different numbers of them
             return values
         return dataclasses.replace(self, values=values, fold=fold)
@@ -205,7 +205,7 @@ def _found(places: Array, runs: int) -> tuple[Array, Array]:
 
 def _product(x: Array, values: Any, precision) -> Array:
     """x (m, k) . values^T (m, rows) in f32, values an array or encoded."""
-    if isinstance(values, Folded):
+    if isinstance(values, MatrixLeaf):
         return values.matmul(x, precision)
     values = value_rows(values) if not isinstance(values, Array) else values
     dims = (((1,), (1,)), ((), ()))

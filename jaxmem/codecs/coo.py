@@ -132,7 +132,7 @@ def from_bcoo(matrix: Any, axes: tuple[int, ...] = (-1,)) -> CooArray:
         raise ValueError(f"from_bcoo takes a matrix with sparse axes only, got {matrix}")
     shape = jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)
     folds = []
-    jax.eval_shape(lambda w: folds.append(Fold.of(w, axes)[1]), shape)
+    jax.eval_shape(lambda w: folds.append(Fold.from_weight(w, axes)[1]), shape)
     row, column = matrix.indices.T if axes in ((-1,), (1,)) else matrix.indices.T[::-1]
     narrow = lambda a, size: a[None].astype(index_dtype(size))
     (fold,) = folds

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.leaf import shrunk
-from ..kernels.tiled_matmul import by_tiles, decoded_product
+from ..core.leaf import divided_shape
+from ..kernels.tiled_matmul import decoded_product, map_tiles
 from .sparse import (
     Count,
     Sparse,
@@ -83,7 +83,7 @@ class CsrArray(SparseArray):
     def shard_matrix(self, fold, side, parts):
         if side == "summed":  # runs of columns keep different numbers of weights
             return NotImplemented
-        return self.cut_rows(fold, parts, columns=shrunk(self.columns, -2, parts))
+        return self.cut_rows(fold, parts, columns=divided_shape(self.columns, -2, parts))
 
     def take_rows(self, index):
         at = index.reshape(-1)
@@ -93,7 +93,7 @@ class CsrArray(SparseArray):
     def matmul(self, x, precision=None):
         if x.shape[0] * self.columns.shape[-1] > self.fold.k:  # more is gathered than decoded
             return decoded_product(x, self, precision)
-        return by_tiles(functools.partial(_gathered, precision=precision), x, self)
+        return map_tiles(functools.partial(_gathered, precision=precision), x, self)
 
 
 def _gathered(x, leaf, precision):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.leaf import is_encoded
-from ..core.matrix_leaf import Folded, Wrapped
-from ..kernels.tiled_matmul import UNROLLED, by_tiles, decoded_product
+from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
+from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product, map_tiles
 from .integer_matmul import by_integers
 from .packing import unpack
 
@@ -54,14 +54,14 @@ class Dynamic:
         if is_encoded(w):
             return w.map(self.encode)
         inner = self.codec.encode(w, axes, stats)
-        if not isinstance(inner, Folded):
+        if not isinstance(inner, MatrixLeaf):
             raise TypeError(f"Dynamic takes a codec of rows, got {self.codec}")
         return DynamicArray(inner, None, self.to)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DynamicArray(Wrapped):
+class DynamicArray(MatrixLeafWrapper):
     """An encoded weight whose products round the other operand first."""
 
     inner: Any
@@ -101,7 +101,7 @@ def rounded(x: Array, leaf: DynamicArray) -> Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _matmul(x, leaf, precision):
     """rounded(x) (m, k) . rows^T: (m, n) f32."""
-    wide, inner = x.astype(jnp.float32), leaf.inner.integers()
+    wide, inner = x.astype(jnp.float32), leaf.inner.as_int_array()
     if leaf.to != "int8" or inner is None:
         return leaf.inner.matmul(rounded(wide, leaf).astype(x.dtype), precision)
     q, zero, step = _integers(wide, *leaf.ranges(wide))
@@ -178,8 +178,8 @@ def _integer_product(q, zero, leaf):
 
     if leaf.bits == 8:
         return product(q, leaf)
-    tiles = lambda unrolled: lambda q, leaf: by_tiles(product, q, leaf, unrolled=unrolled)
-    return lax.platform_dependent(q, leaf, cpu=tiles(0), default=tiles(UNROLLED))
+    tiles = lambda unrolled: lambda q, leaf: map_tiles(product, q, leaf, unrolled=unrolled)
+    return lax.platform_dependent(q, leaf, cpu=tiles(0), default=tiles(UNROLLED_TILES))
 
 
 def _divisor(step):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.codec import needs_stats, ties_layers
-from ..core.fold import Fold
-from ..core.leaf import Encoded, is_encoded, shrunk
+from ..core.fold import Fold, matrix_shape
+from ..core.leaf import Encoded, divided_shape, is_encoded
 from .scale_rounding import divisor
 from .scaled import grouped, spread
 
@@ -61,7 +61,7 @@ class Fake:
         if is_encoded(w):
             return w.map(self.encode)
         axes = tuple(a if a < 0 else a - w.ndim for a in axes)
-        Fold.of(w, axes)  # refuses axes that the weight has not
+        Fold.from_weight(w, axes)  # refuses axes that the weight has not
         grown = _start(self.codec, jnp.asarray(w), axes) if self.learn else None
         return FakeArray(jnp.asarray(w), grown, self.codec, axes, jnp.dtype(w.dtype))
 
@@ -81,7 +81,7 @@ class FakeArray(Encoded):
 
     @property
     def stack(self):
-        return jax.eval_shape(lambda w: Fold.of(w, self.axes)[0], self.w).shape[:-2]
+        return matrix_shape(self.w, self.axes)[:-2]
 
     def encoded(self) -> Encoded:
         """What `codec` makes of it; with learned ranges, by them."""
@@ -107,9 +107,9 @@ class FakeArray(Encoded):
         return dataclasses.replace(self, w=self.w.mT, axes=(-3 - self.axes[0],))
 
     def shard_shape(self, axis, parts):
-        w, grown = shrunk(self.w, axis, parts), self.grown
+        w, grown = divided_shape(self.w, axis, parts), self.grown
         if grown is not None:
-            start = lambda w: _spans(_grid(self.codec), Fold.of(w, self.axes)[0])[0]
+            start = lambda w: _spans(_grid(self.codec), Fold.from_weight(w, self.axes)[0])[0]
             own = jax.eval_shape(start, w)
             divides = all(a in (b, b * parts) for a, b in zip(grown.shape, own.shape))
             grown = jax.ShapeDtypeStruct(own.shape, grown.dtype) if divides else grown
@@ -122,7 +122,7 @@ class FakeArray(Encoded):
 
     def _rounded(self):
         """(the leaf that its codec of scales makes of it, by the learned ranges; their zeros)."""
-        matrix, fold = Fold.of(self.w, self.axes)
+        matrix, fold = Fold.from_weight(self.w, self.axes)
         matrix, grid = matrix.astype(jnp.float32), _grid(self.codec)
         low, high = _spans(grid, matrix)
         share = jnp.maximum(1 + self.grown / divisor(jnp.maximum(-low, high)), LEAST)
@@ -138,7 +138,7 @@ class FakeArray(Encoded):
     def _grows(self, y):
         """0 for each weight, with the gradient that brings a range by descent where LSQ does."""
         still = lax.stop_gradient(self)
-        matrix, fold = Fold.of(still.w, self.axes)
+        matrix, fold = Fold.from_weight(still.w, self.axes)
         grid, k = _grid(self.codec), fold.k
         leaf, zero = still._rounded()
         scale, wide = leaf.scales().mT, lambda a: spread(a, grid.group, k)
@@ -179,7 +179,7 @@ def _spans(grid, matrix):
 
 def _start(codec, w, axes):
     """What a range is more than its span at first; LSQ's scale is 2 · mean |w| / √top."""
-    grid, matrix = _grid(codec), Fold.of(w, axes)[0]
+    grid, matrix = _grid(codec), Fold.from_weight(w, axes)[0]
     while codec is not grid and not hasattr(codec, "solve"):
         codec = codec.codec
     low, high = _spans(grid, matrix)

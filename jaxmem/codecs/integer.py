@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
-from ..core.matrix_leaf import Folded
+from ..core.matrix_leaf import MatrixLeaf
 from .cpu_layout import Stranded
 from .integer_matmul import matmul
 from .packing import WIDTHS, centred, divided, pack, shifts, strands, unpack, unpack_rows
@@ -115,13 +115,13 @@ class Int:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(codec, w, axes):
     """Compiled, since step by step it would hold several copies of the weight in f32."""
-    matrix, fold = Fold.of(w, axes)
+    matrix, fold = Fold.from_weight(w, axes)
     return codec.fit(matrix.astype(jnp.float32), fold, w.dtype)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class IntArray(Folded):
+class IntArray(MatrixLeaf):
     """Integer codes packed along n, scales (*stack, groups, n), zero points packed likewise.
 
     Example:
@@ -145,7 +145,7 @@ class IntArray(Folded):
     batch_shape = property(lambda self: self.scale.shape[:-2])
     read_as_stored = property(lambda self: self.bits == 8 and self.scale.shape[-2] == 1)
 
-    def integers(self) -> "IntArray":
+    def as_int_array(self) -> "IntArray":
         return self
 
     def scales(self) -> Array:

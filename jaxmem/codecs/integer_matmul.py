@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..kernels.packed_matmul import packed_product
-from ..kernels.tiled_matmul import UNROLLED, by_tiles, decoded_product, wide_product
+from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product, map_tiles
 from .packing import centred, interleave, shifts, slices
 from .scale_rounding import divisor
 
@@ -24,13 +24,13 @@ _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
 def _matmul(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
     (m, k), (groups, n) = x.shape, leaf.scale.shape[-2:]
-    wide = functools.partial(wide_product, precision=precision)
+    wide = functools.partial(cpu_product, precision=precision)
     on_cpu = _by_digits if groups == 1 and m <= FEW_ROWS and k else wide
     after = functools.partial(_scaled_after, precision=precision)
     if groups == 1 and (leaf.bits == 8 or m == 1):
         elsewhere = after
     else:  # a byte of several codes is read once, not once for each of its parts
-        tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED)
+        tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
         otherwise = after if groups == 1 and m * n <= FEW_SUMS else tiles
         elsewhere = functools.partial(packed_product, otherwise=otherwise, precision=precision)
     return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
@@ -93,7 +93,7 @@ def by_integers(terms: list[tuple[Array, Array]], leaf: Any) -> Array:
     n, k = leaf.fold.n, leaf.fold.k
     if leaf.bits == 8 or n * k <= WHOLE:
         return product(args, leaf)
-    return by_tiles(product, args, leaf, tile=max(32, CACHED // k), fetch=True)
+    return map_tiles(product, args, leaf, tile=max(32, CACHED // k), fetch=True)
 
 
 def _terms_product(digits, terms, leaf):

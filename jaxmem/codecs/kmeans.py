@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
-from ..core.matrix_leaf import Folded
+from ..core.matrix_leaf import MatrixLeaf
 from .packing import WIDTHS, divided, pack, shifts, strands, unpack, unpack_rows
 from .scaled import checked_group, packed_matmul, selected
 
@@ -87,7 +87,7 @@ class KMeans:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(codec, w, axes, stats):
     """Compiled, since step by step it would hold several copies of the weight in f32."""
-    matrix, fold = Fold.of(w, axes)
+    matrix, fold = Fold.from_weight(w, axes)
     matrix = matrix.astype(jnp.float32)
     return codec.round(matrix, *codec.spans(matrix, stats), fold, w.dtype)
 
@@ -135,7 +135,7 @@ def _padded(a, group):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KMeansArray(Folded):
+class KMeansArray(MatrixLeaf):
     """Codes packed along n, and f16 levels for each row and group."""
 
     codes: tuple[Array, ...]  # bit fields, each (*stack, n·width/8, k)

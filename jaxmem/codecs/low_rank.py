@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core.fold import Fold
-from ..core.leaf import decode, is_encoded, shrunk
+from ..core.leaf import decode, divided_shape, is_encoded
 from ..core.lifting import dot_general
-from ..core.matrix_leaf import Folded
+from ..core.matrix_leaf import MatrixLeaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LowRank:
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "LowRankArray":
         if is_encoded(w):
             raise TypeError("LowRank factorises a dense weight: in a Chain it comes first")
-        matrix, fold = Fold.of(w, axes)
+        matrix, fold = Fold.from_weight(w, axes)
         if self.rank * (fold.n + fold.k) >= fold.n * fold.k:
             raise ValueError(f"rank {self.rank} saves nothing on a {fold.k} x {fold.n} weight")
         matrix = matrix.astype(jnp.float32)
@@ -62,7 +62,7 @@ def _times_root(matrix, stats):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LowRankArray(Folded):
+class LowRankArray(MatrixLeaf):
     """Rows (n, k) as u (n, r) . v (r, k); each factor an array or encoded."""
 
     u: Any  # (*stack, n, r)
@@ -82,7 +82,7 @@ class LowRankArray(Folded):
 
     def shard_matrix(self, fold, side, parts):
         name, axis = ("u", -2) if side == "kept" else ("v", -1)
-        factor = shrunk(getattr(self, name), axis, parts)
+        factor = divided_shape(getattr(self, name), axis, parts)
         if factor is NotImplemented:
             return factor
         return dataclasses.replace(self, fold=fold, **{name: factor})

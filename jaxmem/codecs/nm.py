@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.leaf import shrunk
+from ..core.leaf import divided_shape
 from ..kernels.dispatch import on_one_chip
-from ..kernels.nm_matmul import neighbours_product, suits
-from ..kernels.tiled_matmul import UNROLLED, decoded_product
+from ..kernels.nm_matmul import nm_product, suits
+from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
 from .packing import WIDTHS, pack, shifts, unpack, unpack_rows
 from .scaled import selected
 from .sparse import (
@@ -114,10 +114,10 @@ class NMArray(SparseArray):
     def shard_matrix(self, fold, side, parts):
         axis = -2 if side == "kept" else -1
         split = fold.n * math.gcd(*WIDTHS[self.bits]) % 8 if side == "kept" else fold.k % self.m
-        values = NotImplemented if split else shrunk(self.values, axis, parts)
+        values = NotImplemented if split else divided_shape(self.values, axis, parts)
         if values is NotImplemented:
             return values
-        codes = tuple(shrunk(a, axis, parts) for a in self.codes)
+        codes = tuple(divided_shape(a, axis, parts) for a in self.codes)
         return dataclasses.replace(self, values=values, codes=codes, fold=fold)
 
     def matmul(self, x, precision=None):
@@ -143,9 +143,9 @@ class NMArray(SparseArray):
 def _matmul(x, leaf, precision):
     """x (rows, k) . rows^T in f32, by what is fast where it runs."""
     decoded = functools.partial(decoded_product, precision=precision)
-    elsewhere = functools.partial(decoded, unrolled=UNROLLED)
+    elsewhere = functools.partial(decoded, unrolled=UNROLLED_TILES)
     if leaf.on_chip():
-        kernel = lambda x, leaf: neighbours_product(x, **leaf.on_chip(), precision=precision)
+        kernel = lambda x, leaf: nm_product(x, **leaf.on_chip(), precision=precision)
         elsewhere = functools.partial(on_one_chip, kernel, elsewhere)
     return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.fold import Fold
-from ..core.leaf import is_encoded, shrunk
+from ..core.leaf import divided_shape, is_encoded
 from ..kernels.tiled_matmul import interleave
 
 WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
@@ -67,7 +67,7 @@ def divided(fields: Any, groups: Any, fold: Fold, side: str, parts: int, *, grou
         one = all(a.shape[-2] == 1 for a in arrays)
         whole, along, beside = one or fold.k % group == 0, -1, -2
     cut = lambda tree, axis: jax.tree.map(
-        lambda a: shrunk(a, axis, parts), tree, is_leaf=is_encoded
+        lambda a: divided_shape(a, axis, parts), tree, is_leaf=is_encoded
     )
     out = cut(fields, along), cut(groups, beside)
     missing = any(x is NotImplemented for x in jax.tree.leaves(out, is_leaf=is_encoded))

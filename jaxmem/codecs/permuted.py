@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.matrix_leaf import Wrapped
+from ..core.matrix_leaf import MatrixLeafWrapper
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PermutedArray(Wrapped):
+class PermutedArray(MatrixLeafWrapper):
     """Column i of the matrix that `inner` holds multiplies input order[i].
 
     A product reorders its few inputs and leaves the weight as it lies. `jm.Permute` makes it.

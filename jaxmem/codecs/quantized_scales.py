@@ -6,27 +6,27 @@ from typing import Any
 import jax
 
 from ..core.leaf import is_encoded
-from ..core.matrix_leaf import Wrapped
+from ..core.matrix_leaf import MatrixLeafWrapper
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DoubleQuantArray(Wrapped):
+class DoubleQuantArray(MatrixLeafWrapper):
     """A leaf whose scale (and least weight) is an encoded leaf; it decodes those and does as it."""
 
     inner: Any
 
     bits = property(lambda self: self.inner.bits)
-    low = property(lambda self: getattr(self.opened(), "low", None))
+    low = property(lambda self: getattr(self.unwrapped(), "low", None))
 
-    def opened(self):
+    def unwrapped(self):
         parts = {name: getattr(self.inner, name, None) for name in ("scale", "low")}
         return dataclasses.replace(
             self.inner, **{name: part.decode() for name, part in parts.items() if is_encoded(part)}
         )
 
     def scales(self):
-        return self.opened().scales()
+        return self.unwrapped().scales()
 
-    def integers(self):
-        return self.opened().integers()
+    def as_int_array(self):
+        return self.unwrapped().as_int_array()

@@ -15,9 +15,9 @@ from jax import Array, lax
 
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
-from ..core.matrix_leaf import Folded
+from ..core.matrix_leaf import MatrixLeaf
 from ..kernels.packed_matmul import packed_product
-from ..kernels.tiled_matmul import UNROLLED, decoded_product, wide_product
+from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product
 from .packing import WIDTHS, divided, interleave, pack, shifts, slices, strands, unpack, unpack_rows
 
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
@@ -58,12 +58,12 @@ class Scaled(abc.ABC):
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(codec, w, axes):
     """Compiled, since step by step it would hold several copies of the weight in f32."""
-    matrix, fold = Fold.of(w, axes)
+    matrix, fold = Fold.from_weight(w, axes)
     return codec.fit(matrix.astype(jnp.float32), fold, w.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaledArray(Folded):
+class ScaledArray(MatrixLeaf):
     """Codes packed along n and scales (*stack, groups, n); a subclass says what a code means."""
 
     codes: tuple[Array, ...]  # bit fields, each (*stack, n·width/8, k)
@@ -129,8 +129,8 @@ class ScaledArray(Folded):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _matmul(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
-    wide = functools.partial(wide_product, precision=precision)
-    elsewhere = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED)
+    wide = functools.partial(cpu_product, precision=precision)
+    elsewhere = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
     alone = leaf.scale.shape[-2] == 1 and getattr(leaf, "low", None) is None
     if alone and (leaf.bits == 8 or len(x) == 1):
         elsewhere = functools.partial(_scaled_after, precision=precision)
@@ -199,8 +199,8 @@ def selected(codes: Array, levels) -> Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _packed(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
-    wide = functools.partial(wide_product, precision=precision)
-    tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED)
+    wide = functools.partial(cpu_product, precision=precision)
+    tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
     elsewhere = functools.partial(packed_product, otherwise=tiles, precision=precision)
     return lax.platform_dependent(x, leaf, cpu=wide, default=elsewhere)
 

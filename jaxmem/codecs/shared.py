@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from ..core.fold import Fold
-from ..core.leaf import Tied, decode, is_encoded, shrunk
+from ..core.leaf import Tied, decode, divided_shape, is_encoded
 from ..core.lifting import dot_general
 
 DAMPING = 0.01  # of the mean diagonal of a Gram matrix
@@ -88,7 +88,7 @@ class SharedArray(Tied):
     shape = property(lambda self: (*self.index.shape, *self.base.shape[1:]))
     stack = property(lambda self: self.index.shape)
 
-    def apart(self):
+    def separate_shared(self):
         return self.index, lambda index: dataclasses.replace(self, index=index)
 
     def own(self) -> Any:
@@ -118,7 +118,7 @@ class SharedArray(Tied):
             at = along = xb[out]
         less = lambda axes: tuple(a - (a > at) for a in axes if a != at)
         dims = (less(xc), inner(wc)), (less(xb), inner(wb))
-        parts, back = self.apart()
+        parts, back = self.separate_shared()
         one = lambda x, index: dot_general(x, back(index), dims, **how)
         return jax.vmap(one, (along, 0), out)(x, parts)
 
@@ -144,7 +144,7 @@ class SharedArray(Tied):
         axis -= self.ndim if axis >= 0 else 0
         if -axis > len(self.base.shape) - 1:
             return super().shard_shape(axis, parts)
-        return self._moved(shrunk(self.base, axis, parts))
+        return self._moved(divided_shape(self.base, axis, parts))
 
     def _moved(self, base):
         return base if base is NotImplemented else dataclasses.replace(self, base=base)
@@ -161,7 +161,7 @@ def layers_of(w: Any, axes: tuple[int, ...], codec: Any) -> tuple[Array, Fold, n
     """The matrices (layers, n, k) of a stacked weight, how they fold, and each layer's group."""
     if is_encoded(w):
         raise TypeError(f"{type(codec).__name__} takes a dense weight: in a Chain it is first")
-    matrix, fold = Fold.of(w, axes)
+    matrix, fold = Fold.from_weight(w, axes)
     if matrix.ndim != 3:
         raise ValueError(f"expected a stack of layers to tie, got a weight of shape {w.shape}")
     layers, groups = len(matrix), codec.groups

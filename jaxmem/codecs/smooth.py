@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.fold import Fold
-from ..core.leaf import is_encoded, shrunk
-from ..core.matrix_leaf import Folded, Wrapped
+from ..core.leaf import divided_shape, is_encoded
+from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Smooth:
             raise TypeError("Smooth takes a dense weight: in a Chain it comes first")
         if stats is None and not isinstance(w, jax.core.Tracer):
             raise ValueError("Smooth wants the stats of what the weight is fed")
-        matrix, fold = Fold.of(w, axes)
+        matrix, fold = Fold.from_weight(w, axes)
         most = jnp.abs(matrix.astype(jnp.float32)).max(-2, initial=0.0)  # (*stack, k)
         s = self._scale(most if stats is None else stats.absmax, most)
         wide = matrix.astype(jnp.float32) * s.astype(jnp.float32)[..., None, :]
         own = None if stats is None else _divided(stats, s.astype(jnp.float32))
         inner = self.codec.encode(fold.unfold(wide).astype(w.dtype), axes, own)
-        if not isinstance(inner, Folded):
+        if not isinstance(inner, MatrixLeaf):
             raise TypeError(f"Smooth takes a codec of rows, got {self.codec}")
         return SmoothArray(inner, s)
 
@@ -70,7 +70,7 @@ class Smooth:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SmoothArray(Wrapped):
+class SmoothArray(MatrixLeafWrapper):
     """An encoded weight, each of its columns multiplied by what x is divided by."""
 
     inner: Any
@@ -90,7 +90,7 @@ class SmoothArray(Wrapped):
         inner = self.inner.shard_matrix(fold, side, parts)
         if inner is NotImplemented:
             return inner
-        s = self.s if side == "kept" else shrunk(self.s, -1, parts)
+        s = self.s if side == "kept" else divided_shape(self.s, -1, parts)
         return dataclasses.replace(self, inner=inner, s=s)
 
     def matmul(self, x, precision=None):

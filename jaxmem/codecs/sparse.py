@@ -17,9 +17,9 @@ import numpy as np
 from jax import Array, lax
 
 from ..core.fold import Fold
-from ..core.leaf import Encoded, is_encoded, shrunk
-from ..core.matrix_leaf import Folded
-from ..kernels.tiled_matmul import UNROLLED, decoded_product
+from ..core.leaf import Encoded, divided_shape, is_encoded
+from ..core.matrix_leaf import MatrixLeaf
+from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
 
 Count = Callable[[int, int], "Array | int"]
 FEW = 16  # entries that are compared with each other rather than counted or sorted
@@ -53,7 +53,7 @@ class Sparse(abc.ABC):
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(codec, w, axes):
     """Maps over the stack: what it takes beside the weight is one layer, and stays in a cache."""
-    matrix, fold = Fold.of(w, axes)
+    matrix, fold = Fold.from_weight(w, axes)
 
     def layer(matrix):
         mask = codec.mask(jnp.abs(matrix.astype(jnp.float32)))
@@ -65,7 +65,7 @@ def _encode(codec, w, axes):
 
 
 @dataclasses.dataclass(frozen=True)
-class SparseArray(Folded):
+class SparseArray(MatrixLeaf):
     """Values that stay, as an array or encoded, and where they stand."""
 
     values: Any  # (*stack, n, kept), or as a subclass says
@@ -79,7 +79,7 @@ class SparseArray(Folded):
 
     def cut_rows(self, fold: Fold, parts: int, **places: Any) -> Any:
         """The shapes of one of `parts` runs of rows, given those of the leaf's other arrays."""
-        values = shrunk(self.values, -2, parts)
+        values = divided_shape(self.values, -2, parts)
         if values is NotImplemented:
             return values
         return dataclasses.replace(self, values=values, fold=fold, **places)
@@ -89,7 +89,9 @@ class SparseArray(Folded):
             x,
             self,
             cpu=functools.partial(decoded_product, precision=precision),
-            default=functools.partial(decoded_product, precision=precision, unrolled=UNROLLED),
+            default=functools.partial(
+                decoded_product, precision=precision, unrolled=UNROLLED_TILES
+            ),
         )
 
 
@@ -177,14 +179,14 @@ def index_dtype(size: int) -> Any:
 
 def value_rows(values: Any) -> Array:
     """Values (*stack, n, kept) in f32."""
-    if isinstance(values, Folded):
+    if isinstance(values, MatrixLeaf):
         return values.rows()
     return (values.decode() if isinstance(values, Encoded) else values).astype(jnp.float32)
 
 
 def narrow_values(values: Any, start: Array, size: int) -> Any:
     """Rows [start, start + size) of unstacked values."""
-    if isinstance(values, Folded):
+    if isinstance(values, MatrixLeaf):
         return values.slice_rows(start, size)
     values = values.decode() if isinstance(values, Encoded) else values
     return lax.dynamic_slice_in_dim(values, start, size, 0)
@@ -192,6 +194,6 @@ def narrow_values(values: Any, start: Array, size: int) -> Any:
 
 def pick_values(values: Any, at: Array) -> Array:
     """Rows `at` (m,) of unstacked values, in f32."""
-    if isinstance(values, Folded):
+    if isinstance(values, MatrixLeaf):
         return values.take_rows(at)
     return (values.decode() if isinstance(values, Encoded) else values)[at].astype(jnp.float32)

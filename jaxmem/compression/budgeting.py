@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..core.fold import Fold
+from ..core.fold import matrix_shape
 from ..core.leaf import nbytes as count_bytes
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
@@ -117,7 +117,7 @@ def budget(
 def _cells(leaf, axes, codecs, runs) -> list[tuple]:
     """[(layers that are chosen for together, ... for a whole weight; their shape)]."""
     shape = shape_of(leaf)
-    stack = jax.eval_shape(lambda w: Fold.of(w, axes)[0], shape).shape[:-2]
+    stack = matrix_shape(shape, axes)[:-2]
     count = min(runs, stack[0]) if stack and not any(map(ties_layers, codecs)) else 1
     if count <= 1:
         return [(..., shape)]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..codecs import NM, Bitmask, Chain, Int, LowRank
-from ..core.fold import Fold
+from ..core.fold import matrix_shape
 from ..core.leaf import is_encoded, nbytes
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
@@ -72,7 +72,7 @@ def techniques(
 
 def _all(kinds, shape, axes, moments):
     """Candidates of these kinds, whether or not the weight can take them."""
-    *_, n, k = jax.eval_shape(lambda w: Fold.of(w, axes)[0], shape).shape
+    *_, n, k = matrix_shape(shape, axes)
     gram = moments is not None and moments.second.ndim > moments.mean.ndim
     integer = lambda bits, group: Int(bits, group=group, symmetric=False)
     solved = lambda bits, group: Search(integer(bits, group))

@@ -11,7 +11,7 @@ import numpy as np
 from .. import codecs
 from ..calibration.statistics import Moments
 from ..codecs.fake import FakeArray
-from ..core.fold import Fold
+from ..core.fold import matrix_shape
 from ..core.lazy import Lazy, is_lazy
 from ..core.leaf import is_encoded
 from ..core.paths import is_whole, paths
@@ -96,7 +96,7 @@ def _check_given(codec, w, axes, stats):
         return
     moments = isinstance(stats, Moments)  # else a gradient, folded as the weight is
     like = jax.ShapeDtypeStruct(w.shape, w.dtype)
-    *stack, _, k = jax.eval_shape(lambda w: Fold.of(w, axes)[0], like).shape
+    *stack, _, k = matrix_shape(like, axes)
     *fed, of = stats.mean.shape if moments else (*stats.shape[:-2], stats.shape[-1])
     if k != of:
         raise ValueError(f"the stats are of vectors of {of}, and the weight sums over {k}")

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from ..codecs import Int
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
 from ..core.paths import is_whole, match, paths
@@ -67,7 +67,7 @@ def errors(
     for path, codecs in choices(leaves, candidates, uses).items():
         with naming(path):
             leaf, axes = leaves[path], summed_axes(path, uses)
-            stack = jax.eval_shape(lambda w: Fold.of(w, axes)[0], shape_of(leaf)).shape[:-2]  # noqa: B023
+            stack = matrix_shape(shape_of(leaf), axes)[:-2]
             had = (known or {}).get(path, {})
             had = {c: had[c] for c in codecs if c in had and had[c].shape == stack}
             missing = [c for c in dict.fromkeys(codecs) if c not in had]
@@ -123,7 +123,7 @@ def _errors(leaf, axes, stack, codecs, moments, white) -> np.ndarray:
     for i in np.flatnonzero(tied):
         found[..., i] = _tied_errors(leaf, axes, codecs[i], moments, white)
     together, few = _together(codecs, tied, math.prod(stack), abstract)
-    n = jax.eval_shape(lambda w: Fold.of(w, axes)[0], shape_of(leaf)).shape[-2]
+    n = matrix_shape(shape_of(leaf), axes)[-2]
     for number, (at, layer) in enumerate(_layers(leaf, len(stack))):
         here = jax.tree.map(lambda a: a[at], moments)  # noqa: B023
         computed = None
@@ -200,7 +200,7 @@ def _layers(leaf, depth: int) -> Iterator[tuple]:
 def _rows(layer, axes, count) -> Array:
     """`count` rows, or all, of the matrix (n, k) of a layer in f32; zeros where it has fewer."""
     if isinstance(layer, jax.ShapeDtypeStruct):
-        n, k = jax.eval_shape(lambda w: Fold.of(w, axes)[0], layer).shape
+        n, k = matrix_shape(layer, axes)
         layer = np.random.default_rng(0).standard_normal((min(n, count or n), k), np.float32)
         axes = (-1,)
     elif isinstance(layer, np.ndarray) and layer.ndim == 2 and axes in ((-1,), (-2,)):
@@ -213,7 +213,7 @@ def _rows(layer, axes, count) -> Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _picked_rows(layer, axes, count) -> Array:
-    matrix = Fold.of(layer, axes)[0].astype(jnp.float32)
+    matrix = Fold.from_weight(layer, axes)[0].astype(jnp.float32)
     n = matrix.shape[0]
     if count is None:
         return matrix
@@ -236,7 +236,7 @@ def _lost(w, moments, codecs) -> Array:
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _tied_relative(w, moments, codec, axes, white) -> Array:
     encoded = codec.encode(w, axes, moments).astype(jnp.float32)
-    fold = lambda w: Fold.of(w.astype(jnp.float32), axes)[0]
+    fold = lambda w: Fold.from_weight(w.astype(jnp.float32), axes)[0]
     matrix, got = fold(w), fold(encoded.decode())
     energy = {white: functools.partial(_energy, white=white) for white in (False, True)}
     for _ in range(matrix.ndim - 2):

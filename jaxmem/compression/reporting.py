@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.lazy import is_lazy
-from ..core.leaf import apart, decode, is_encoded, nbytes
+from ..core.leaf import decode, is_encoded, nbytes, separate_shared
 from ..core.paths import is_whole, paths
 from ..parallel.sharded_array import ShardedArray
 
@@ -204,7 +204,7 @@ def _can(leaf, use) -> bool:
     found = []
 
     def run(leaf, x):
-        own, back = apart(leaf)
+        own, back = separate_shared(leaf)
         layer = back(jax.tree.map(lambda a: a[(0,) * depth], own))
         axes = tuple(a + layer.ndim for a in use.axes)
         dims = (tuple(range(1, x.ndim)), axes), ((), ())

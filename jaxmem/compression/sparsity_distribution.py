@@ -69,7 +69,7 @@ def erdos_renyi(
     for path, leaf in leaves.items():
         shape = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
         *_, n, k = jax.eval_shape(
-            lambda w, p=path: Fold.of(w, summed_axes(p, uses))[0], shape
+            lambda w, p=path: Fold.from_weight(w, summed_axes(p, uses))[0], shape
         ).shape
         sizes[path], raw[path] = math.prod(leaf.shape), (n + k) / (n * k)
     left, total = density * sum(sizes.values()), dict(raw)
@@ -111,7 +111,7 @@ def together(
     """
     counts = {}
     for path, leaf in _chosen(params, density, where).items():
-        matrix = Fold.of(jnp.asarray(leaf), summed_axes(path, uses))[0].astype(jnp.float32)
+        matrix = Fold.from_weight(jnp.asarray(leaf), summed_axes(path, uses))[0].astype(jnp.float32)
         counts[path] = np.zeros(BINS, np.int64)
         for at in np.ndindex(matrix.shape[:-2]):
             here = jax.tree.map(lambda a: a[at], (stats or {}).get(path))  # noqa: B023

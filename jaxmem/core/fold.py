@@ -1,6 +1,6 @@
 """Fold: a weight of any shape as a matrix (*stack, n, k): k holds the summed axes, n the others.
 
-Codecs that work on rows (`Int` and its kin) encode that matrix; `Folded` gives them every
+Codecs that work on rows (`Int` and its kin) encode that matrix; `MatrixLeaf` gives them every
 structural law in return: transpose, reshape, row look-up, stacks, any `dot_general`.
 """
 
@@ -8,6 +8,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -19,7 +20,7 @@ class Fold:
     Example:
         >>> import jax.numpy as jnp
         >>> q = jnp.zeros((12, 64, 8, 16))  # layers, d, heads, head dim
-        >>> matrix, how = Fold.of(q, (-3,))
+        >>> matrix, how = Fold.from_weight(q, (-3,))
         >>> matrix.shape, how
         ((12, 128, 64), Fold(kept=(8, 16), summed=(64,), order=(-1, -3, -2)))
         >>> how.unfold(matrix).shape
@@ -31,7 +32,7 @@ class Fold:
     order: tuple[int, ...]  # for each trailing axis of the weight, its axis in (*kept, *summed)
 
     @classmethod
-    def of(cls, w: Any, axes: tuple[int, ...]) -> tuple[Array, "Fold"]:
+    def from_weight(cls, w: Any, axes: tuple[int, ...]) -> tuple[Array, "Fold"]:
         """The matrix (*stack, n, k) of `w` summed over `axes`, and the way back.
 
         Axes before the first summed one are the stack, except that a weight which ends in its
@@ -73,13 +74,13 @@ class Fold:
         inner = matrix.reshape((*matrix.shape[:-2], *self.kept, *self.summed))
         return inner.transpose([a + inner.ndim for a in self.full_order(inner.ndim)])
 
-    def cut(self, side: str, parts: int) -> "Fold":
+    def shard(self, side: str, parts: int) -> "Fold":
         """The fold of one of `parts` runs of rows ("kept") or columns ("summed").
 
         NotImplemented where `parts` does not divide the side's first axis.
 
         Example:
-            >>> Fold((9, 64), (576,), (-1, -3, -2)).cut("kept", 3)
+            >>> Fold((9, 64), (576,), (-1, -3, -2)).shard("kept", 3)
             Fold(kept=(3, 64), summed=(576,), order=(-1, -3, -2))
         """
         sizes = getattr(self, side)
@@ -90,7 +91,7 @@ class Fold:
             self, **{side: (*sizes[:at], sizes[at] // parts, *sizes[at + 1 :])}
         )
 
-    def side(self, axis: int) -> str | None:
+    def side_of_axis(self, axis: int) -> str | None:
         """The side ("kept", "summed") whose runs are runs of the weight's `axis` (negative)."""
         order = self.full_order(max(-axis, len(self.order)))
         sides = (*self.kept, *self.summed)
@@ -132,6 +133,16 @@ class Fold:
             tuple(pieces[p] for p in inner if p[0] >= first_summed),
             tuple(inner.index(p) - len(inner) for p in list(pieces)[len(lead) :]),
         )
+
+
+def matrix_shape(w: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape (*stack, n, k) of the matrix of `w`, an array or its shape and dtype.
+
+    Example:
+        >>> matrix_shape(jax.ShapeDtypeStruct((12, 64, 8, 16), jnp.float32), (-3,))
+        (12, 128, 64)
+    """
+    return jax.eval_shape(lambda w: Fold.from_weight(w, axes)[0], w).shape
 
 
 def _segments(old, new):

@@ -55,12 +55,12 @@ class Encoded(abc.ABC):
 
     def layers(self, start: int, stop: int) -> Any:
         """Layers start to stop of a stack."""
-        own, back = apart(self)
+        own, back = separate_shared(self)
         return back(jax.tree.map(lambda a: a[start:stop], own))
 
     def layer(self, i: int) -> Any:
         """Layer `i` of a stack, without its axis: a leaf, or an array where that is kept."""
-        own, back = apart(self)
+        own, back = separate_shared(self)
         return back(jax.tree.map(lambda a: a[i], own))
 
     def map(self, fn: Callable[[Array], Any]) -> Self:
@@ -84,8 +84,8 @@ class Encoded(abc.ABC):
         axis += self.ndim if axis < 0 else 0
         if axis >= len(self.stack):
             return NotImplemented
-        own, back = apart(self)
-        return back(jax.tree.map(lambda a: shrunk(a, axis, parts), own))
+        own, back = separate_shared(self)
+        return back(jax.tree.map(lambda a: divided_shape(a, axis, parts), own))
 
     # Faster ways than decode(). NotImplemented means: this way cannot, decode me.
     def dot(self, x: Array, dims, preferred_element_type=None, precision=None) -> Array:
@@ -109,17 +109,17 @@ class Tied(Encoded):
     """A leaf some of whose arrays belong to all slices of its stack: layers that share a weight."""
 
     @abc.abstractmethod
-    def apart(self) -> tuple[Any, Callable[[Any], "Tied"]]:
+    def separate_shared(self) -> tuple[Any, Callable[[Any], "Tied"]]:
         """(the arrays that have the stack's axes, how a slice of them is a leaf again)."""
 
 
-def apart(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
+def separate_shared(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
     """(what slicing a stack slices, how a slice is a leaf again): all arrays but those of `Tied`.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
         >>> leaf = jm.Shared(2).encode(jnp.ones((4, 16, 8)))
-        >>> own, back = apart(leaf)
+        >>> own, back = separate_shared(leaf)
         >>> jax.tree.map(jnp.shape, own), back(jax.tree.map(lambda a: a[0], own)).shape
         ([(4,)], (16, 8))
     """
@@ -127,7 +127,7 @@ def apart(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
     parts, tree = jax.tree.flatten(leaf, is_leaf=tied)
     if not any(map(tied, parts)):
         return leaf, lambda leaf: leaf
-    own, backs = zip(*(x.apart() if tied(x) else (x, lambda x: x) for x in parts))
+    own, backs = zip(*(x.separate_shared() if tied(x) else (x, lambda x: x) for x in parts))
     return list(own), lambda own: tree.unflatten([b(x) for b, x in zip(backs, own)])
 
 
@@ -155,14 +155,14 @@ def decode(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.decode() if is_encoded(x) else x, tree, is_leaf=is_encoded)
 
 
-def shrunk(x: Any, axis: int, parts: int) -> Any:
+def divided_shape(x: Any, axis: int, parts: int) -> Any:
     """The shape of an array or encoded leaf with `axis` divided; an axis of one stays as it is.
 
     NotImplemented where a leaf cannot be divided so.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> shrunk(jnp.ones((4, 6)), -1, 3).shape
+        >>> divided_shape(jnp.ones((4, 6)), -1, 3).shape
         (4, 2)
     """
     if x.shape[axis] == 1:

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.extend import source_info_util
 from jax.interpreters import partial_eval
 
-from .leaf import Encoded, apart, decode, is_encoded
+from .leaf import Encoded, decode, is_encoded, separate_shared
 from .paths import paths
 from .primitive_rules import RULES, decoded, dot
 from .traced_mesh import stand_in
@@ -280,7 +280,7 @@ def _scan(reader, vals, *, jaxpr, length, reverse, unroll, **params):
         return _runs(reader, const, carry, xs, ends, given)
     whole = lambda x: isinstance(x, _Held) and not x.leaf.stack  # its arrays have no such axis
     xs = [reader.dense("scan", [x])[0] if whole(x) else x for x in xs]
-    sliced, backs = zip(*map(apart, map(_open, xs))) if xs else ((), ())
+    sliced, backs = zip(*map(separate_shared, map(_open, xs))) if xs else ((), ())
     fixed = _constant_carry(jaxpr.jaxpr, n_const, carry)
     moving = [v for v, f in zip(carry, fixed) if not f]
 

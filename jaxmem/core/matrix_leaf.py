@@ -1,4 +1,4 @@
-"""Folded: an encoded weight that holds its matrix (*stack, n, k) by rows; Wrapped holds another."""
+"""MatrixLeaf: an encoded weight that holds its matrix (*stack, n, k) row by row."""
 
 import abc
 import dataclasses
@@ -11,10 +11,10 @@ from jax import Array
 
 from ..kernels.tiled_matmul import decoded_product
 from .fold import Fold
-from .leaf import Encoded, apart
+from .leaf import Encoded, separate_shared
 
 
-class Folded(Encoded):
+class MatrixLeaf(Encoded):
     """An encoded weight that holds its matrix (*stack, n, k) row by row.
 
     A subclass has a static field `fold` and defines `rows`, `slice_rows`, `take_rows` and
@@ -56,7 +56,7 @@ class Folded(Encoded):
         """x (m, k) times the rows of an unstacked leaf: (m, n) in f32."""
         return decoded_product(x, self, precision)
 
-    def integers(self) -> "Folded | None":
+    def as_int_array(self) -> "MatrixLeaf | None":
         """The leaf of `Int` that this one is, for products of integers; None where it is none."""
         return None
 
@@ -72,7 +72,7 @@ class Folded(Encoded):
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         return self.matmul(flat, precision).reshape(*x.shape[:-1], self.fold.n)
 
-    def mapped_over(self, axis: int) -> Any:
+    def stack_mesh_axes(self, axis: int) -> Any:
         """Axes of a mesh that the matrix's stack axis (negative, among `batch_shape`) lies over."""
         return None
 
@@ -93,8 +93,8 @@ class Folded(Encoded):
         axis -= self.ndim if axis >= 0 else 0
         if axis + self.ndim < len(self.stack):
             return super().shard_shape(axis, parts)
-        side = self.fold.side(axis)
-        fold = NotImplemented if side is None else self.fold.cut(side, parts)
+        side = self.fold.side_of_axis(axis)
+        fold = NotImplemented if side is None else self.fold.shard(side, parts)
         return fold if fold is NotImplemented else self.shard_matrix(fold, side, parts)
 
     def decode(self) -> Array:
@@ -133,10 +133,10 @@ class Folded(Encoded):
             [*(batch[i] for i in sorted(batch)), *free, *(sums[i] for i in sorted(sums))]
         )
         x = x.reshape(*x.shape[: len(batch)], *sizes, self.fold.k)
-        own, back = apart(self)
+        own, back = separate_shared(self)
         run = lambda x, own: back(own).product(x, precision)
         for i in reversed(range(n_stack)):
-            over = self.mapped_over(i - n_stack)
+            over = self.stack_mesh_axes(i - n_stack)
             run = jax.vmap(run, (0 if i in batch else None, 0), spmd_axis_name=over)
         y = run(x, own).reshape(*self.batch_shape, *sizes, *self.fold.kept)
         after = lambda i: i if i < n_stack else i + len(free)  # x's free axes follow the stack
@@ -146,10 +146,10 @@ class Folded(Encoded):
         return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
 
 
-class Wrapped(Folded):
+class MatrixLeafWrapper(MatrixLeaf):
     """A leaf that holds another, `inner`, and is as it is but for what a subclass says."""
 
-    inner: Folded
+    inner: MatrixLeaf
 
     fold = property(lambda self: self.inner.fold)
     dtype = property(lambda self: self.inner.dtype)
@@ -157,21 +157,21 @@ class Wrapped(Folded):
     splits_sums = property(lambda self: self.inner.splits_sums)
     rounds_inputs = property(lambda self: self.inner.rounds_inputs)
 
-    def opened(self) -> Folded:
+    def unwrapped(self) -> MatrixLeaf:
         """The leaf inside, ready for use."""
         return self.inner
 
     def rows(self):
-        return self.opened().rows()
+        return self.unwrapped().rows()
 
     def slice_rows(self, start, size):
-        return self.opened().slice_rows(start, size)
+        return self.unwrapped().slice_rows(start, size)
 
     def take_rows(self, index):
-        return self.opened().take_rows(index)
+        return self.unwrapped().take_rows(index)
 
     def matmul(self, x, precision=None):
-        return self.opened().matmul(x, precision)
+        return self.unwrapped().matmul(x, precision)
 
     def shard_matrix(self, fold, side, parts):
         inner = self.inner.shard_matrix(fold, side, parts)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .leaf import apart, decode, is_encoded
+from .leaf import decode, is_encoded, separate_shared
 
 
 def decoded(op, *vals):
@@ -58,7 +58,7 @@ def _on_stack(leaf, axes):
 
 def _each(fn, leaf):
     """`fn` on every array inside, on the stack axes they share."""
-    own, back = apart(leaf)
+    own, back = separate_shared(leaf)
     return back(jax.tree.map(fn, own))
 
 
@@ -160,7 +160,7 @@ def _reshape(w, *dyn, new_sizes, dimensions=None, **_):
 
 def _joined(join, ws, is_inside):
     """Leaves of equal structure joined along their stacks."""
-    if not all(map(is_encoded, ws)) or any(apart(w)[0] is not w for w in ws):
+    if not all(map(is_encoded, ws)) or any(separate_shared(w)[0] is not w for w in ws):
         return NotImplemented
     if len({jax.tree.structure(w) for w in ws}) > 1:
         return NotImplemented

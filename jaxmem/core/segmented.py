@@ -69,13 +69,13 @@ class Segmented(Encoded):
         )
 
 
-def together(layers: Iterable[Any]) -> Any:
+def join_layers(layers: Iterable[Any]) -> Any:
     """The stack of leaves or arrays that are a layer each: `Segmented` where neighbours differ.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
         >>> codecs = [jm.Int(8), jm.Int(4), jm.Int(4)]
-        >>> together(codec.encode(jnp.ones((32, 24))) for codec in codecs).ends
+        >>> join_layers(codec.encode(jnp.ones((32, 24))) for codec in codecs).ends
         (1, 3)
     """
     arrays = lambda leaf: [(a.shape, jnp.dtype(a.dtype)) for a in jax.tree.leaves(leaf)]

@@ -102,7 +102,7 @@ def rounds_inputs(leaf: Any) -> bool:
 def opened(leaf: Any) -> Any:
     """The leaf of the weights alone, with scales that are arrays."""
     leaf = leaf.inner if isinstance(leaf, DynamicArray) else leaf
-    return leaf.opened() if isinstance(leaf, DoubleQuantArray) else leaf
+    return leaf.unwrapped() if isinstance(leaf, DoubleQuantArray) else leaf
 
 
 def held(leaf: Any) -> Any:

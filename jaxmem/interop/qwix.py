@@ -29,7 +29,7 @@ def to_qwix(leaf: IntArray) -> "QArray":
         ImportError: qwix is missing; the message names the extra.
     """
     QArray = _qwix().QArray
-    leaf = leaf.opened() if isinstance(leaf, DoubleQuantArray) else leaf
+    leaf = leaf.unwrapped() if isinstance(leaf, DoubleQuantArray) else leaf
     if not isinstance(leaf, IntArray):
         raise TypeError(f"to_qwix takes a leaf of Int, got a {type(leaf).__name__}")
     fold, groups, n = leaf.fold, *leaf.scale.shape[-2:]
@@ -67,12 +67,14 @@ def from_qwix(array: "QArray", *, dtype: DTypeLike | None = None) -> IntArray:
         raise ValueError(
             f"scales of shape {scale.shape} for {q.shape}: expected groups of one axis"
         )
-    matrix, fold = Fold.of(q.astype(jnp.int16) + 2 ** (bits - 1), axes)
-    scales, _ = Fold.of(scale, axes)  # (*stack, n, groups)
+    matrix, fold = Fold.from_weight(q.astype(jnp.int16) + 2 ** (bits - 1), axes)
+    scales, _ = Fold.from_weight(scale, axes)  # (*stack, n, groups)
     codes = pack(matrix.astype(jnp.uint8), bits, axis=-2)
     zeros = None
     if zero is not None:
-        zeros, _ = Fold.of(_spread(zero.astype(jnp.int16) + 2 ** (bits - 1), scale.shape), axes)
+        zeros, _ = Fold.from_weight(
+            _spread(zero.astype(jnp.int16) + 2 ** (bits - 1), scale.shape), axes
+        )
         zeros = pack(zeros.mT.astype(jnp.uint8), bits, axis=-1)
     group = fold.k // scales.shape[-1]
     own = (bits, group, fold, jnp.dtype(dtype or scale.dtype))

@@ -27,7 +27,7 @@ def suits(height: int, inputs: int, kept: int, k: int) -> bool:
     return whole and height * kept * inputs <= KEPT and k <= INPUTS // LANES
 
 
-def strips_product(
+def block_sparse_product(
     x: Array, values: Array, places: Array, inputs: int, n: int, precision=None, *, interpret=False
 ) -> Array:
     """x (m, k) times the kept blocks: (m, n) f32.

@@ -33,7 +33,7 @@ def suits(n: int, groups: int, values: Any) -> bool:
     return ROWS * n * groups * values.dtype.itemsize <= BYTES
 
 
-def neighbours_product(
+def nm_product(
     x: Array,
     fields: tuple[Array, ...],
     values: Any,

@@ -9,7 +9,7 @@ from jax import Array, lax
 
 TILE = 1024  # rows decoded at a time
 FEWER = 2**19  # weights of a tile that strands decode: experiments/speed/cpu_matvec.py
-UNROLLED = 16  # tiles that an accelerator spells out, so that each stays on the chip
+UNROLLED_TILES = 16  # tiles that an accelerator spells out, so that each stays on the chip
 
 # On a CPU:
 FEW = 32  # rows of bfloat16 that it multiplies faster as f32
@@ -25,10 +25,10 @@ def decoded_product(x: Array, leaf: Any, precision=None, *, unrolled: int = 0) -
     """
     product = lambda x, part: _product(x, part, precision, bool(unrolled))
     tile = TILE if unrolled else max(TILE // 4, FEWER // max(1, leaf.fold.k))
-    return by_tiles(product, x, leaf, unrolled=unrolled, tile=tile)
+    return map_tiles(product, x, leaf, unrolled=unrolled, tile=tile)
 
 
-def wide_product(x: Array, leaf: Any, precision=None) -> Array:
+def cpu_product(x: Array, leaf: Any, precision=None) -> Array:
     """The same for a CPU, which is slow at few rows of bfloat16."""
     x = x.astype(jnp.float32) if len(x) <= FEW else x
     leaf, more = leaf.prepare_for_cpu(x)
@@ -36,7 +36,7 @@ def wide_product(x: Array, leaf: Any, precision=None) -> Array:
         y = decoded_product(x, leaf, precision)
     else:
         product = lambda x, part: _product(x, part, precision, False)
-        y = by_tiles(product, x, leaf, tile=max(32, FEWEST // max(1, leaf.fold.k)), fetch=True)
+        y = map_tiles(product, x, leaf, tile=max(32, FEWEST // max(1, leaf.fold.k)), fetch=True)
     return y if more is None else y + more
 
 
@@ -50,7 +50,7 @@ def _product(x, part, precision, whole):
     return interleave(ys, -2).T
 
 
-def by_tiles(
+def map_tiles(
     product, x: Any, leaf: Any, *, unrolled: int = 0, tile: int = TILE, fetch: bool = False
 ) -> Array:
     """`product(x, part)` (m, rows of part) over parts of `leaf`, joined: (m, n).

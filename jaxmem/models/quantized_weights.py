@@ -11,7 +11,7 @@ from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
-from ..core.segmented import together
+from ..core.segmented import join_layers
 from ..formats import gguf_blocks, gguf_llama
 from ..formats.compressed_tensors import Codes
 from ..formats.gguf import Gguf
@@ -69,7 +69,7 @@ def _leaf(layers: list[Any], recipe: Recipe, dense: Lazy) -> Any:
     if not recipe.stacked:
         return layers[0]
     read = lambda i: jnp.asarray(np.asarray(dense.read(i), dense.dtype))
-    return together(read(i) if x is None else x for i, x in enumerate(layers))
+    return join_layers(read(i) if x is None else x for i, x in enumerate(layers))
 
 
 def placed(fn: Callable, n: int, k: int) -> tuple[np.ndarray, Fold] | None:

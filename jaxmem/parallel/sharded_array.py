@@ -16,14 +16,14 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from ..core.leaf import nbytes
-from ..core.matrix_leaf import Folded, Wrapped
+from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.traced_mesh import mesh_of
 from .axes import AXES, batch_spec
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ShardedArray(Wrapped):
+class ShardedArray(MatrixLeafWrapper):
     """A leaf whose rows and columns lie over axes of a mesh, the one its arrays are seen on.
 
     On an axis over which the batch lies too (`fsdp`), the packed pieces are gathered for the time
@@ -36,7 +36,7 @@ class ShardedArray(Wrapped):
     columns_over: tuple[str, ...] = dataclasses.field(metadata=dict(static=True))
     stack_over: tuple[tuple[str, ...], ...] = dataclasses.field(metadata=dict(static=True))
 
-    def mapped_over(self, axis):
+    def stack_mesh_axes(self, axis):
         names = self.stack_over[axis] if -axis <= len(self.stack_over) else ()
         mesh = mesh_of(self.inner)
         return tuple(n for n in names if mesh and mesh.shape.get(n, 1) > 1) or None
@@ -124,7 +124,7 @@ class _Pieces:
             P(*(over(axes, i) for i in range(a.ndim))) for axes, a in zip(self.cut, self.arrays)
         )
 
-    def leaf(self, arrays: tuple[Array, ...]) -> Folded:
+    def leaf(self, arrays: tuple[Array, ...]) -> MatrixLeaf:
         def gathered(a, axes):
             for i, (_, names) in axes.items():
                 a = lax.all_gather(a, names, axis=i, tiled=True) if names else a
@@ -135,13 +135,13 @@ class _Pieces:
 
 def placed(tree: Any, shardings: Any) -> Any:
     """The tree with encoded leaves that know which axes of `AXES` they lie over."""
-    is_folded = lambda x: isinstance(x, Folded)
+    is_folded = lambda x: isinstance(x, MatrixLeaf)
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_folded)
     where = structure.flatten_up_to(shardings)
     return structure.unflatten([_known(x, s) if is_folded(x) else x for x, s in zip(leaves, where)])
 
 
-def _known(leaf: Folded, where: Any) -> Folded:
+def _known(leaf: MatrixLeaf, where: Any) -> MatrixLeaf:
     if isinstance(leaf, ShardedArray):
         leaf, where = leaf.inner, where.inner
     specs = [tuple(s.spec) + (None,) * x.ndim for x, s in zip(*map(jax.tree.leaves, (leaf, where)))]
@@ -168,10 +168,10 @@ def _over(leaf, specs, side, mesh) -> tuple[str, ...]:
     return ()
 
 
-def _cut(leaf: Folded, side: str, parts: int) -> Any:
+def _cut(leaf: MatrixLeaf, side: str, parts: int) -> Any:
     if parts == 1:
         return leaf
-    fold = leaf.fold.cut(side, parts)
+    fold = leaf.fold.shard(side, parts)
     return fold if fold is NotImplemented else leaf.shard_matrix(fold, side, parts)
 
 

@@ -74,7 +74,7 @@ class DoubleQuant(Scaled):
         if not jnp.issubdtype(first.scale.dtype, jnp.floating):
             raise TypeError(f"{self.codec} leaves no float scales to encode")
         parts = {name: self.scales.encode(part, (-1,)) for name, part in parts.items()}
-        held = DoubleQuantArray(dataclasses.replace(first, **parts)).opened()
+        held = DoubleQuantArray(dataclasses.replace(first, **parts)).unwrapped()
         zero = held.low.mT.astype(jnp.float32) if "low" in parts else zero
         again = codec.round(matrix, held.scales().mT, zero, fold, dtype)
         return DoubleQuantArray(dataclasses.replace(again, **parts))

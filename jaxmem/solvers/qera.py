@@ -14,7 +14,7 @@ from jax import lax
 from ..calibration.statistics import Moments
 from ..codecs import Int, LowRank
 from ..codecs.sum import SumArray
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
 from ..core.leaf import is_encoded
 from .solver import Solver
 
@@ -73,7 +73,7 @@ class QERA(Solver):
 def _encode(how, w, axes, stats):
     """Maps over the stack, so that what is held in f32 is one layer."""
     layer = lambda args: _layer(how, args[0], axes, args[1])
-    depth = jax.eval_shape(lambda w: Fold.of(w, axes)[0], w).ndim - 2
+    depth = len(matrix_shape(w, axes)) - 2
     for _ in range(depth):
         layer = functools.partial(lax.map, layer)
     return layer((w, stats))
@@ -105,7 +105,7 @@ def _layer(how, w, axes, stats):
 
 def _loss(wrong, axes, stats):
     """‖x · wrong‖² over the inputs that were seen."""
-    matrix = Fold.of(wrong, axes)[0]
+    matrix = Fold.from_weight(wrong, axes)[0]
     if stats is None:
         return jnp.square(matrix).sum()
     if stats.second.ndim == 1:

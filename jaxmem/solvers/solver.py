@@ -14,7 +14,7 @@ from ..codecs import NM, Bitmask, Cast, Chain, Csr, Int, Sum
 from ..codecs.scaled import Scaled
 from ..core.codec import needs_stats as needs_stats
 from ..core.codec import ties_layers as ties_layers
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
 from ..core.leaf import is_encoded
 
 
@@ -69,10 +69,10 @@ def encodes_rows(codec: Any) -> bool:
 def _encode(solver, w, axes, stats):
     """Maps over the stack, so that what is held in f32 is one layer."""
     axes = tuple(a - w.ndim if a >= 0 else a for a in axes)
-    depth = jax.eval_shape(lambda w: Fold.of(w, axes)[0], w).ndim - 2
+    depth = len(matrix_shape(w, axes)) - 2
 
     def layer(args):
-        matrix, fold = Fold.of(args[0], axes)
+        matrix, fold = Fold.from_weight(args[0], axes)
         return solver.solve(matrix.astype(jnp.float32), fold, w.dtype, args[1])
 
     for _ in range(depth):

@@ -64,7 +64,7 @@ class SparseGPT(Pruner):
         if rest and isinstance(rest[0], Int | Scaled):
             count, energy = leaf.values.shape[-1], jnp.diagonal(gram)
             settled = rounded(matrix, pruned, mask, count, factor, energy, rest[0])
-            own = Fold.of(settled[0], (-1,))[1]
+            own = Fold.from_weight(settled[0], (-1,))[1]
             leaf = dataclasses.replace(leaf, values=rest[0].round(*settled, own, dtype))
             rest = rest[1:]
         for codec in rest:

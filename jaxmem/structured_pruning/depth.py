@@ -108,7 +108,7 @@ def least_worth(
         if not (path.startswith("layers/") and path.endswith("/kernel")):
             continue
         own = (stats or {}).get(path)
-        of = lambda w, s: score(Fold.of(w, (-2,))[0].astype(jnp.float32), s).sum()
+        of = lambda w, s: score(Fold.from_weight(w, (-2,))[0].astype(jnp.float32), s).sum()
         sums = np.array([of(leaf[i], jax.tree.map(lambda a: a[i], own)) for i in range(layers)])  # noqa: B023
         worth += sums / max(sums.sum(), np.finfo(np.float64).tiny)
     return [int(i) for i in worth.argsort(kind="stable")[:count]]

@@ -134,8 +134,8 @@ def _moving(
 
 def _moved(codec: Sparse, mask, size, worth, share, axes) -> Array:
     """The mask with `share` of the kept weights of each run dropped, and as many others kept."""
-    fold_of = lambda a: Fold.of(a, axes)[0]
-    fold = Fold.of(mask, axes)[1]
+    fold_of = lambda a: Fold.from_weight(a, axes)[0]
+    fold = Fold.from_weight(mask, axes)[1]
     there = fold_of(mask)
     moved = lambda whole, kept: jnp.minimum(jnp.round(share * kept), whole - kept).astype(jnp.int32)
     left = lambda whole, kept: kept - moved(whole, kept)

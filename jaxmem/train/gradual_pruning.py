@@ -145,7 +145,7 @@ def masked(plan: Mapping, updates: Any, params: Any, masks: Mapping[str, Array])
 
 def top(codec: Sparse, scores: Array, gone: Array | float, axes: tuple[int, ...]) -> Array:
     """Where a weight's highest scores are, when a share `gone` of what the codec drops is gone."""
-    matrix, fold = Fold.of(scores, axes)
+    matrix, fold = Fold.from_weight(scores, axes)
     gone = jnp.asarray(gone, jnp.float32)
     count = lambda size, kept: size - jnp.round((size - kept) * gone).astype(jnp.int32)
     return fold.unfold(codec.mask(matrix.astype(jnp.float32), count))

@@ -20,7 +20,7 @@ from ..codecs.smooth import SmoothArray
 from ..codecs.sum import SumArray
 from ..core.fold import Fold
 from ..core.leaf import Encoded, is_encoded
-from ..core.matrix_leaf import Folded
+from ..core.matrix_leaf import MatrixLeaf
 from ..core.segmented import Segmented
 
 SLOWER = 0.05  # how much less than a weight, in steps of its grid, a scale moves relative to itself
@@ -50,7 +50,7 @@ def joined(moving: list[Array], still: Any) -> Any:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LearnedArray(Folded):
+class LearnedArray(MatrixLeaf):
     """A leaf of `Int` on its way: weights in steps of the first scales, and the scales' change."""
 
     at: Array  # (*stack, n, k) f32, in steps of `start`
@@ -122,7 +122,7 @@ def _wide(leaf: Any, w: Array) -> Any:
     return leaf
 
 
-def _matrix(leaf: Folded, w: Array) -> Array:
+def _matrix(leaf: MatrixLeaf, w: Array) -> Array:
     """`w` as the matrix (*stack, n, k) that `leaf` holds, in f32."""
     order = [leaf.fold.full_order(w.ndim).index(a) for a in range(-w.ndim, 0)]
     return (

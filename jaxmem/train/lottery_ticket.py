@@ -95,7 +95,7 @@ def tickets(codec: Sparse, scores: Array, done: Array | float, axes: tuple[int, 
         >>> [int(tickets(jm.Bitmask(0.25), scores, d, (-2,)).sum()) for d in (0.0, 0.5, 1.0)]
         [64, 32, 16]
     """
-    matrix, fold = Fold.of(scores, axes)
+    matrix, fold = Fold.from_weight(scores, axes)
     done = jnp.asarray(done, jnp.float32)
     count = lambda size, kept: jnp.round(size * (kept / size) ** done).astype(jnp.int32)
     return fold.unfold(codec.mask(matrix.astype(jnp.float32), count))

@@ -12,7 +12,7 @@ from quick import jit
 import jaxmem as jm
 from jaxmem.codecs.integer_matmul import _by_digits, _scaled_after
 from jaxmem.kernels import tiled_matmul
-from jaxmem.kernels.tiled_matmul import decoded_product, wide_product
+from jaxmem.kernels.tiled_matmul import cpu_product, decoded_product
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -22,7 +22,7 @@ W = jax.random.normal(jax.random.key(0), (48, 40))
 X = jax.random.normal(jax.random.key(1), (4, 48))
 PRODUCTS = {
     "cpu, few rows": _by_digits,
-    "cpu, groups": wide_product,
+    "cpu, groups": cpu_product,
     "gradient, groups": decoded_product,
     "accelerator, per channel": functools.partial(_scaled_after, precision=None),
     "accelerator, groups": functools.partial(decoded_product, unrolled=2),
@@ -45,7 +45,7 @@ def test_every_product_is_that_of_the_decoded_weight(codec, name):
 def test_tiles_that_do_not_divide_the_rows_are_joined(codec, monkeypatch):
     monkeypatch.setattr(tiled_matmul, "FEWEST", 1)
     leaf = jit(codec.encode)(jnp.concatenate([W, W[:, :3]], 1))  # tiles of 32 rows and 11 more
-    got = jit(wide_product)(X, leaf)
+    got = jit(cpu_product)(X, leaf)
     np.testing.assert_allclose(got, X @ leaf.decode(), rtol=1e-5, atol=1e-4)
 
 

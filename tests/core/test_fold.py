@@ -53,7 +53,7 @@ def matrix_of(fold, lead):
 def test_unfold_undoes_of(shape_and_axes):
     shape, axes = shape_and_axes
     w = np.arange(math.prod(shape)).reshape(shape)
-    matrix, fold = Fold.of(jnp.asarray(w), axes)
+    matrix, fold = Fold.from_weight(jnp.asarray(w), axes)
     assert matrix.shape[-2:] == (fold.n, fold.k)
     assert fold.shape(matrix.shape[:-2]) == shape
     np.testing.assert_array_equal(fold.unfold(np.asarray(matrix)), w)
@@ -64,7 +64,7 @@ def test_unfold_undoes_of(shape_and_axes):
 def test_a_row_of_the_matrix_holds_what_one_output_sums_over(shape_and_axes):
     shape, axes = shape_and_axes
     w = jax.ShapeDtypeStruct(shape, jnp.float32)
-    matrix = jax.eval_shape(lambda w: Fold.of(w, axes)[0], w)
+    matrix = jax.eval_shape(lambda w: Fold.from_weight(w, axes)[0], w)
     assert matrix.shape[-1] == math.prod(shape[a] for a in axes)
 
 
@@ -107,23 +107,23 @@ def test_regrouped_is_the_reshape_or_says_it_cannot(fold_and_lead, data):
 )
 def test_the_reshapes_that_models_make_stay_encoded(shape, axes, new):
     w = np.arange(math.prod(shape)).reshape(shape)
-    matrix, fold = Fold.of(jnp.asarray(w), axes)
+    matrix, fold = Fold.from_weight(jnp.asarray(w), axes)
     again = fold.regrouped(shape, new)
     np.testing.assert_array_equal(again.unfold(np.asarray(matrix)), w.reshape(new))
 
 
 def test_a_reshape_across_the_sides_is_refused():
-    _, fold = Fold.of(jnp.zeros((8, 12)), (-2,))
+    _, fold = Fold.from_weight(jnp.zeros((8, 12)), (-2,))
     assert fold.regrouped((8, 12), (96,)) is NotImplemented
     assert fold.regrouped((8, 12), (4, 24)) is NotImplemented
 
 
 def test_a_stack_is_not_merged_into_the_weight():
-    _, fold = Fold.of(jnp.zeros((5, 8, 12)), (-2,))
+    _, fold = Fold.from_weight(jnp.zeros((5, 8, 12)), (-2,))
     assert fold.regrouped((5, 8, 12), (40, 12)) is NotImplemented
 
 
 @pytest.mark.parametrize("axes", [(), (2,), (-3,), (0, -2), (1, 1)])
 def test_axes_that_are_not_axes_are_refused(axes):
     with pytest.raises(ValueError, match="distinct axes"):
-        Fold.of(jnp.zeros((3, 4)), axes)
+        Fold.from_weight(jnp.zeros((3, 4)), axes)

@@ -9,9 +9,9 @@ from jax.sharding import PartitionSpec as P
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.kernels.block_sparse_matmul import strips_product
+from jaxmem.kernels.block_sparse_matmul import block_sparse_product
 from jaxmem.kernels.dispatch import on_one_chip
-from jaxmem.kernels.nm_matmul import neighbours_product
+from jaxmem.kernels.nm_matmul import nm_product
 from jaxmem.kernels.packed_matmul import COLUMNS, grouped_product, suits
 
 
@@ -86,14 +86,16 @@ def test_the_grouped_kernel_says_which_shapes_it_suits(k, group, fits):
 def test_the_kernel_of_neighbours_is_the_product_with_the_decoded_weight(pattern, values):
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(1120, 264), (9, 1120)]))
     leaf = jm.Chain((pattern, *values)).encode(w)  # 280 groups: the last lanes are short
-    by_kernel = jit(lambda x, leaf: neighbours_product(x, **leaf.on_chip(), interpret=True))
+    by_kernel = jit(lambda x, leaf: nm_product(x, **leaf.on_chip(), interpret=True))
     np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=1e-3)
 
 
 def test_the_kernel_of_strips_is_the_product_with_the_decoded_weight():
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(700, 300), (200, 700)]))
     leaf = jm.Blocks(0.5, block=(128, 128)).encode(w)  # both sides end within a block
-    by_kernel = jit(lambda x, a: strips_product(x, a.values, a.places, 128, 300, interpret=True))
+    by_kernel = jit(
+        lambda x, a: block_sparse_product(x, a.values, a.places, 128, 300, interpret=True)
+    )
     np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=3e-4)
 
 
