@@ -170,8 +170,11 @@ def _is_ours(cls: type) -> bool:
 
 
 def _is_of_a_model(cls: type) -> bool:
-    """No part of a tree: each family of models has a class named `Config`."""
-    return cls.__module__.startswith("jaxmem.architectures.")
+    """Whether `cls` describes a model: such classes are no part of a tree, and share names.
+
+    Each family of models has a class named `Config`.
+    """
+    return cls.__module__.startswith(("jaxmem.architectures.", "jaxmem.models."))
 
 
 def _flax_mappings() -> set[type]:

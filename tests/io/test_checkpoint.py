@@ -25,7 +25,8 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 import jaxmem as jm
 from jaxmem.architectures import gpt2
 from jaxmem.io import packed_bytes
-from jaxmem.io.checkpoint import HEAD, load, save
+from jaxmem.io.checkpoint import load, save
+from jaxmem.io.checkpoint_header import HEAD
 from jaxmem.io.manifest import known_classes
 
 MESH = [("a", None), (None, "b"), ("b", "a"), (("a", "b"), None), (None, None)]
@@ -370,7 +371,8 @@ def test_no_two_frozen_dataclasses_of_the_package_share_a_name():
     values = {v for m in modules for v in vars(m).values() if isinstance(v, type)}
     found = [v for v in values if v in known_classes().values() and "jaxmem" in v.__module__]
     every = [v for v in values if dataclasses.is_dataclass(v) and "jaxmem." in v.__module__]
-    every = [v for v in every if not v.__module__.startswith("jaxmem.models.")]
+    models = "jaxmem.architectures.", "jaxmem.models."
+    every = [v for v in every if not v.__module__.startswith(models)]
     assert set(found) == {v for v in every if v.__dataclass_params__.frozen} != set()
 
 
@@ -422,7 +424,7 @@ KILL = """
 import os, resource, signal, sys
 import numpy as np
 import optax
-from jaxmem.store import save
+from jaxmem.io.checkpoint import save
 folder, points = sys.argv[1], sys.argv[2:]
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 for point in points:
@@ -463,7 +465,7 @@ TOGETHER = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jaxmem.store import HEAD, load, save
+from jaxmem.io.checkpoint import load, save
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
 mesh = jax.make_mesh((4,), ("d",))
 x = np.arange(64, dtype=np.int8).reshape(8, 8)
