@@ -9,11 +9,18 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary path beside `path`, which takes its place once the block is done.
+def replacing(
+    path: pathlib.Path, *, token: str | None = None, replace_directory: bool = False
+) -> Iterator[pathlib.Path]:
+    """A temporary path beside `path`; it is renamed to `path` when the block ends.
 
-    What was written, a file or a directory of files, is on the disk before it is renamed. When the
-    block raises, `path` is as it was and nothing is left. A directory replaces no directory.
+    The block writes a file or a flat directory of files at the temporary path. It is flushed to the
+    disk before the rename. When the block raises, `path` is as it was, and the temporary path is
+    removed. `token` is the part of the temporary name that is random otherwise. A directory
+    replaces another one only with `replace_directory`: the old directory is moved aside first.
+
+    Raises:
+        OSError: `path` is a directory, and `replace_directory` is False.
 
     Example:
         >>> import pathlib, tempfile
@@ -24,17 +31,31 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         [('a.txt', 'all of it')]
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_path(path, token or secrets.token_hex(4))
     try:
         yield temporary
-        for part in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
+        directory = temporary.is_dir()
+        for part in [*temporary.iterdir(), temporary] if directory else [temporary]:
             flush(part)
-        os.replace(temporary, path)
+        if replace_directory and directory and path.is_dir():
+            _swap(temporary, path)
+        else:
+            os.replace(temporary, path)
         flush(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: pathlib.Path, token: str) -> pathlib.Path:
+    """Where `replacing` with this `token` writes.
+
+    Example:
+        >>> temporary_path(pathlib.Path("weights/w.jm"), "0badcafe").name
+        '.w.jm.0badcafe.tmp'
+    """
+    return path.with_name(f".{path.name}.{token}.tmp")
 
 
 def flush(path: pathlib.Path) -> None:
@@ -47,10 +68,18 @@ def flush(path: pathlib.Path) -> None:
 
 
 def write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Writes `data` to `path` so that a reader sees all of it or what was there before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Writes `data` to `path`; a reader sees all of it, or the file that was there before."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _swap(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Puts the directory `temporary` in the place of the directory `path`, which is removed."""
+    old = temporary.with_suffix(".old")
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,65 @@
+"""replacing_together: several processes write one file, which appears whole or not at all.
+
+Each process writes its own parts of the file, into a file system that all processes share.
+Process 0 creates the temporary file and renames it. A single process needs no agreement, so for
+one process these functions only call `replacing`.
+"""
+
+import contextlib
+import pathlib
+import secrets
+import zlib
+from collections.abc import Iterator
+from glob import escape
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from .atomic import replacing, temporary_path
+
+
+@contextlib.contextmanager
+def replacing_together(path: pathlib.Path, plan: bytes) -> Iterator[pathlib.Path]:
+    """An empty temporary file, the same for all processes; it is renamed to `path` at the end.
+
+    `plan` describes what all processes together write. Temporary files that a killed save of
+    `path` left behind are removed, so only one save of a path may run at a time.
+
+    Raises:
+        ValueError: the processes' plans differ.
+    """
+    several, first = jax.process_count() > 1, jax.process_index() == 0
+    token = secrets.randbits(32)
+    if several:
+        token = _agreed(token, zlib.crc32(plan))
+    name = f"{token:08x}"
+    if not first:
+        multihost_utils.sync_global_devices("jaxmem.save: the file is there")
+        yield temporary_path(path, name)
+    else:
+        for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+        with replacing(path, token=name) as temporary:
+            temporary.touch(exist_ok=False)
+            if several:
+                multihost_utils.sync_global_devices("jaxmem.save: the file is there")
+            yield temporary
+    if several:
+        multihost_utils.sync_global_devices("jaxmem.save: the file is in place")
+
+
+def largest(numbers: np.ndarray) -> np.ndarray:
+    """The elementwise maximum of the processes' arrays, the same on each process."""
+    if jax.process_count() == 1:
+        return numbers
+    return multihost_utils.process_allgather(numbers).max(axis=0)
+
+
+def _agreed(token: int, crc: int) -> int:
+    """Process 0's token, if all processes have the same `crc` of their plan."""
+    answers = multihost_utils.process_allgather(np.array([token, crc], np.uint32))
+    for i, (_, other) in enumerate(answers.tolist()):
+        if other != answers[0, 1]:
+            raise ValueError(f"process {i} saves another tree than process 0, or places it apart")
+    return int(answers[0, 0])
