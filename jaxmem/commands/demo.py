@@ -1,7 +1,6 @@
 """demo: a real model in 8, 6 and 5 bits a weight, measured and shown."""
 
 import dataclasses
-import os
 import pathlib
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from tyro.conf import arg
 from ..evaluation.confidence import Estimate
 from ..evaluation.quality_plot import plot
 from ..evaluation.result import Evaluation
+from ..io.atomic import replacing
 from ..models import Model, downloading, generate, load, rotate
 from . import options
 from .eval import as_data, measure
@@ -110,12 +110,8 @@ def dense(model: Model, compared: Evaluation) -> Evaluation:
 
 def draw(results: dict[str, Evaluation], path: pathlib.Path) -> None:
     """Writes the plot so that it appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         plot(results, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def show_rows(output: Output, rows: list[dict], files: dict) -> None:

@@ -82,4 +82,7 @@ def _swap(temporary: pathlib.Path, path: pathlib.Path) -> None:
     except OSError:
         old.rename(path)
         raise
-    shutil.rmtree(old)
+    if old.is_symlink():  # the directory that a link names is left alone
+        old.unlink()
+    else:
+        shutil.rmtree(old)

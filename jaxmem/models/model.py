@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import pathlib
-import tempfile
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -80,28 +79,18 @@ class Model:
             ValueError: `path` exists and holds something else.
         """
         from ..io import checkpoint
+        from ..io.atomic import replacing
 
         path = pathlib.Path(path)
         if path.exists() and not (path / RECORD).exists():
             raise ValueError(f"{path} exists and was not written by jaxmem; choose another place")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as staging:
-            new, old = pathlib.Path(staging, "new"), pathlib.Path(staging, "old")
+        with replacing(path, replace_directory=True) as new:
             new.mkdir()
             checkpoint.save(new / PARAMS, self.params if params is None else params)
             if self.tokenizer is not None:
-                _write(new / "tokenizer.json", self.tokenizer.to_str())
+                (new / "tokenizer.json").write_text(self.tokenizer.to_str(), encoding="utf-8")
             record = {"format": FORMAT, "source": self.source, "config": self.config.to_dict()}
-            _write(new / RECORD, json.dumps(record, indent=1))
-            if not path.exists():
-                new.rename(path)
-                return
-            path.rename(old)
-            try:
-                new.rename(path)
-            except OSError:
-                old.rename(path)
-                raise
+            (new / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def family(config: Any) -> ModuleType:
@@ -111,10 +100,3 @@ def family(config: Any) -> ModuleType:
 
 def _is_leaf(x: Any) -> bool:
     return lazy.is_lazy(x) or is_encoded(x)
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -1,8 +1,7 @@
-import pathlib
+"""Where the cache is."""
 
 import pytest
 
-from jaxmem.io.atomic import write_whole
 from jaxmem.io.disk_cache import cache_dir
 
 
@@ -21,9 +20,3 @@ def test_the_nearest_setting_decides_where_the_cache_is(tmp_path, monkeypatch, e
         monkeypatch.setenv(name, value.format(t=tmp_path))
     assert cache_dir("compiled") == tmp_path / want
     assert (tmp_path / want).is_dir()
-
-
-def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: pathlib.Path):
-    write_whole(tmp_path / "a", b"one")
-    write_whole(tmp_path / "a", b"two")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"two")]
