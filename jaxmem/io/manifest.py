@@ -71,20 +71,21 @@ def _describe_object(x: Any, arrays: list, at: str) -> Any:
     return kind | {"fields": {k: describe(v, arrays, f"{at}/{k}") for k, v in fields.items()}}
 
 
-def rebuild(node: Any, arrays: list, classes: dict[str, type]) -> Any:
+def rebuild(node: Any, arrays: list, classes: dict[str, type], at: str = "") -> Any:
     """The tree that `describe` put down, with `arrays` for the arrays.
 
     Raises:
-        ValueError: a class that is not in `classes`, or does not take these fields.
+        ValueError: a class that is not in `classes`, or does not take these fields; names its path.
     """
-    again = lambda part: rebuild(part, arrays, classes)
+    again = lambda part, key: rebuild(part, arrays, classes, f"{at}/{key}" if at else str(key))
     match node:
         case list(items):
-            node = [again(v) for v in items]
+            node = [again(v, i) for i, v in enumerate(items)]
         case {"tuple": items}:
-            node = tuple(again(v) for v in items)
+            node = tuple(again(v, i) for i, v in enumerate(items))
         case {"dict": items}:
-            node = {again(k): again(v) for k, v in items}
+            keys = [rebuild(k, arrays, classes, at) for k, _ in items]
+            node = {k: again(v, k) for k, (_, v) in zip(keys, items)}
         case {"array": number}:
             node = arrays[number]
         case {"float": text}:
@@ -94,22 +95,24 @@ def rebuild(node: Any, arrays: list, classes: dict[str, type]) -> Any:
         case {"scalar": name, "hex": text}:
             node = np.frombuffer(bytes.fromhex(text), named_dtype(name))[0]
         case {"class": name, "of": content}:
-            node = _class(name, classes)(again(content))
+            node = _class(name, classes, at)(rebuild(content, arrays, classes, at))
         case {"class": name, "fields": fields}:
-            fields = {k: again(v) for k, v in fields.items()}
+            cls = _class(name, classes, at)
+            fields = {k: again(v, k) for k, v in fields.items()}
             try:
-                node = _class(name, classes)(**fields)
+                node = cls(**fields)
             except TypeError as error:
-                raise ValueError(f"it holds a {name} of other fields: {error}") from error
+                raise ValueError(f"it holds a {name} of other fields at {at!r}: {error}") from error
         case {}:
             raise ValueError(f"its manifest holds {list(node)}, which this jaxmem does not know")
     return node
 
 
-def _class(name: str, classes: dict[str, type]) -> type:
+def _class(name: str, classes: dict[str, type], at: str) -> type:
     if name not in classes:
         raise ValueError(
-            f"it holds a {name}, which is no class of this jaxmem; add yours to classes=[...]"
+            f"it holds a {name} at {at!r}, which is no class of this jaxmem; add yours to "
+            "classes=[...]"
         )
     return classes[name]
 

@@ -349,7 +349,7 @@ def test_a_missing_file_is_named(path):
 
 def test_a_class_that_is_not_handed_over_is_an_error(path):
     save(path, example())
-    with pytest.raises(ValueError, match=r"holds a Rounding.*classes="):
+    with pytest.raises(ValueError, match=r"holds a Rounding at 'w/by'.*classes="):
         load(path, classes=[Rounded])
 
 
