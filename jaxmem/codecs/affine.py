@@ -8,10 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .cpu_layout import Stranded
-from .scale_rounding import divisor, half_above
+from .scale_rounding import divisor, float16_nearest
 from .scaled import Scaled, ScaledArray, checked_group, packed, spread
-
-_LEAST = 2.0**-14  # f16 steps below are coarse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +44,8 @@ class Affine(Scaled):
     def range(self, low, high):
         low, top = low.astype(jnp.float16), 2**self.bits - 1
         span = (high - low.astype(jnp.float32)).clip(0)
-        near = (span / top).astype(jnp.float16)  # to the nearest, so that the ends are codes
-        step = jnp.where(span < top * _LEAST, half_above(span, float(top)), near)
+        # Round to the nearest step: then encoding the decoded weight again finds the same step.
+        step = float16_nearest(span, float(top))
         return step.astype(jnp.float32), low.astype(jnp.float32)
 
     def round(self, matrix, scale, zero, fold, dtype):

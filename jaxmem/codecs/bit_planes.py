@@ -12,7 +12,7 @@ from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
 from .packing import divided, joined, pack, unpack, unpack_rows
-from .scale_rounding import divisor, half_above
+from .scale_rounding import divisor, float16_above
 from .scaled import checked_group, packed_matmul
 
 _WIDTHS = (2, 1, 1, 1, 1, 1, 1)  # of the planes, from the highest bits down
@@ -100,7 +100,7 @@ def _encode(codec, w, axes):
     short = [(0, 0)] * (x.ndim - 1) + [(0, -k % group)]
     parts = jnp.pad(x, short, mode="edge").reshape(*x.shape[:-1], -1, group)
     low = parts.min(-1).astype(jnp.float16)
-    step = half_above((parts.max(-1) - low.astype(jnp.float32)).clip(0), 256.0)
+    step = float16_above((parts.max(-1) - low.astype(jnp.float32)).clip(0), 256.0)
     wide = lambda a: a.astype(jnp.float32)[..., None]
     codes = jnp.clip((parts - wide(low)) / wide(divisor(step)), 0, 255).astype(jnp.uint8)
     error = parts - wide(low) - (codes.astype(jnp.float32) + 0.5) * wide(step)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .scale_rounding import divisor, half_above
+from .scale_rounding import divisor, float16_above
 from .scaled import Scaled, ScaledArray, checked_group, packed, spread
 
 # Dettmers et al., 2023, appendix E: quantiles of the normal distribution, with an exact zero
@@ -54,7 +54,7 @@ class Codebook(Scaled):
         checked_group(self)
 
     def range(self, low, high):
-        return half_above(jnp.maximum(-low, high)).astype(jnp.float32), None
+        return float16_above(jnp.maximum(-low, high)).astype(jnp.float32), None
 
     def round(self, matrix, scale, zero, fold, dtype):
         group = min(self.group or fold.k, fold.k) or 1

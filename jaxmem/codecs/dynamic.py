@@ -13,6 +13,7 @@ from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product, map_tiles
 from .integer_matmul import by_integers
 from .packing import unpack
+from .scale_rounding import divisor
 
 FEW_ROWS = 32  # up to here a CPU does best not to unpack
 FEW_ON_TPU = 128  # up to here a TPU waits for the weight and not for products
@@ -91,7 +92,7 @@ def rounded(x: Array, leaf: DynamicArray) -> Array:
     low, high = leaf.ranges(x)
     if leaf.to in _FLOATS:
         kind, most = _FLOATS[leaf.to]
-        step = _divisor(jnp.maximum(-low, high) / most)
+        step = divisor(jnp.maximum(-low, high) / most)
         near = jnp.clip(x / step, -most, most).astype(kind)
         return near.astype(jnp.float32) * step
     q, zero, step = _integers(x, low, high)
@@ -124,7 +125,7 @@ _shared_matmul = jax.jit(_matmul, static_argnums=2)  # layers of one shape trace
 
 def _integers(x, low, high):
     """(codes int8 (m, k), zero, step): x ≈ (code − zero) · step, zero and step (m or 1, 1) f32."""
-    step = _divisor((high - low) / 255)
+    step = divisor((high - low) / 255)
     zero = jnp.round(-low / step) - 128
     return jnp.clip(jnp.round(x / step) + zero, -128, 127).astype(jnp.int8), zero, step
 
@@ -180,7 +181,3 @@ def _integer_product(q, zero, leaf):
         return product(q, leaf)
     tiles = lambda unrolled: lambda q, leaf: map_tiles(product, q, leaf, unrolled=unrolled)
     return lax.platform_dependent(q, leaf, cpu=tiles(0), default=tiles(UNROLLED_TILES))
-
-
-def _divisor(step):
-    return jnp.where(step == 0, 1.0, step)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .scale_rounding import divisor, half_above
+from .scale_rounding import divisor, float16_above
 from .scaled import Scaled, ScaledArray, checked_group, packed, spread
 
 
@@ -89,7 +89,7 @@ class Float(Scaled):
             return power(jnp.maximum(e, -100)), None  # so that scale · step is a normal f32
         if kind == "f16":
             unit = _unit(self.format)
-            return half_above(largest, top * unit).astype(jnp.float32) * unit, None
+            return float16_above(largest, top * unit).astype(jnp.float32) * unit, None
         return largest / top, None
 
     def round(self, matrix, scale, zero, fold, dtype):

@@ -14,10 +14,8 @@ from ..core.matrix_leaf import MatrixLeaf
 from .cpu_layout import Stranded
 from .integer_matmul import matmul
 from .packing import WIDTHS, centred, divided, pack, shifts, strands, unpack, unpack_rows
-from .scale_rounding import divisor
+from .scale_rounding import divisor, float16_above, float16_below
 from .scaled import checked_group
-
-_LEAST = 2.0**-14  # f16 scales below are coarse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +76,11 @@ class Int:
         if self.symmetric:
             top = 2 ** (self.bits - 1) - 1
             high = jnp.maximum(-low, high)
-            return _scale(high, top, up=True), jnp.full(high.shape, 2 ** (self.bits - 1))
+            return float16_above(high, top), jnp.full(high.shape, 2 ** (self.bits - 1))
         span, top = high - low, 2**self.bits - 1
-        scale = _scale(span, top, up=span < top * _LEAST)  # down, so that the ends are codes
+        # Round down: then both ends of the range are exactly representable, and encoding again
+        # changes nothing.
+        scale = float16_below(span, top)
         zero = jnp.round(-low / divisor(scale)).astype(jnp.int32)
         return scale, jnp.clip(zero, 0, top)
 
@@ -221,12 +221,3 @@ class IntArray(MatrixLeaf):
 
     def matmul(self, x, precision=None):
         return matmul(x, self, precision)
-
-
-def _scale(span, top, up):
-    """span / top in f16, rounded up or down; infinity where f16 ends, for `encode` to refuse."""
-    near = (span / top).astype(jnp.float16)
-    gap = near.astype(jnp.float32) * top - span
-    higher, lower = (jnp.nextafter(near, jnp.float16(end)) for end in (jnp.inf, 0))
-    over = (gap > 0) & (gap < jnp.inf)
-    return jnp.where(up, jnp.where(gap < 0, higher, near), jnp.where(over, lower, near))

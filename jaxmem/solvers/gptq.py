@@ -11,14 +11,12 @@ from jax import Array, lax
 
 from ..calibration.statistics import Moments
 from ..codecs import Codebook, Int, KMeans
-from ..codecs.scale_rounding import divisor
+from ..codecs.scale_rounding import divisor, finite_scale
 from ..codecs.scaled import spread
 from ..core.fold import Fold
 from .coordinate_descent import losses, refit, settle_again
 from .obs import by_energy, inverse_factor, sweep
 from .solver import Solver, rounding
-
-LARGEST = 65504.0  # in f16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +106,7 @@ class GPTQ(Solver):
             if _linear(grid):
                 units = rounded / spread(divisor(scale), group, k)
                 scale = refit(matrix, units, scale, curve, group)
-                scale = jnp.minimum(scale, LARGEST).astype(jnp.float16).astype(jnp.float32)
+                scale = finite_scale(scale).astype(jnp.float32)
                 rounded = units * spread(scale, group, k)
 
             def snap(values, j):

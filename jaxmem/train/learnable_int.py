@@ -14,7 +14,7 @@ from jax import Array, lax
 from ..codecs import Int
 from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
-from ..codecs.scale_rounding import divisor
+from ..codecs.scale_rounding import divisor, finite_scale
 from ..codecs.scaled import spread
 from ..codecs.smooth import SmoothArray
 from ..codecs.sum import SumArray
@@ -146,6 +146,6 @@ def _of(leaf, w):
 @jax.jit
 def _encoded(x):
     wide = lambda a: spread(a, x.codec.group, x.fold.k)
-    scale = jnp.minimum(x.scale(), float(jnp.finfo(jnp.float16).max)).astype(x.start.dtype)
+    scale = finite_scale(x.scale(), x.start.dtype)
     w = x.at * wide(x.start.astype(jnp.float32))
     return x.codec.round(w, scale, x.zero.astype(jnp.int32), x.fold, x.dtype)
