@@ -20,7 +20,7 @@ from ..core.paths import is_whole, paths
 from ..core.segmented import Segmented
 from ..core.usage import uses
 from ..solvers.solver import needs_stats
-from ..train import learned_rounding, losses
+from ..train import learnable_int, learned_rounding, losses
 from .encoding import encode, joined
 from .layer_paths import by_layer, layers_of
 
@@ -111,7 +111,9 @@ def encode_by_block(
             for kept, batch in zip(exact, batches):
                 kept.put(_run(cut, own, rest, i, kept.get(), batch))
             if passes:
-                how = (cut.block, losses.relative, learning_rate, passes * len(batches))
+                how = learned_rounding.Options(
+                    cut.block, losses.relative, learning_rate, passes * len(batches)
+                )
                 found = _learned(how, own, found, given, lambda: (k.get() for k in exact))
             del own, seen
             dense = decode(found)
@@ -139,7 +141,7 @@ def _check_learning(cut: "Cut", plan: Mapping[str, Any], ways: Mapping) -> None:
     """Refuses passes over blocks of which nothing learns."""
     own = {path: codec for path, codec in plan.items() if layers_of(path)[0] in cut.layered}
     whole = encode(cut.abstract, own, uses=ways)
-    if not jax.eval_shape(learned_rounding.opened, whole, cut.abstract)[0]:
+    if not jax.eval_shape(learnable_int.split_trainable, whole, cut.abstract)[0]:
         codecs = ", ".join(sorted(set(map(str, own.values())))) or "none"
         raise ValueError(f"passes, but no codec of the blocks leaves an Int to learn: {codecs}")
 
@@ -147,13 +149,13 @@ def _check_learning(cut: "Cut", plan: Mapping[str, Any], ways: Mapping) -> None:
 def _learned(how: tuple, own: dict, enc: dict, given: Callable, targets: Callable) -> dict:
     """The block's leaves after the steps, or `enc` where these brought nothing."""
     fn, loss, _, steps = how
-    moving, still = learned_rounding.opened(enc, own)
+    moving, still = learnable_int.split_trainable(enc, own)
     if not moving:
         return enc
-    state, done = learned_rounding.started(how, moving), 0
+    state, done = learned_rounding.init_state(how, moving), 0
     while done < steps:
         for args, target in zip(given(), targets()):
-            moving, state, value = learned_rounding.step(
+            moving, state, value = learned_rounding.train_step(
                 how, moving, state, still, own, args, target
             )
             if not jnp.isfinite(value):
@@ -163,7 +165,7 @@ def _learned(how: tuple, own: dict, enc: dict, given: Callable, targets: Callabl
     far = lambda tree: sum(
         float(_distance(fn, loss, tree, args, target)) for args, target in zip(given(), targets())
     )
-    found = learned_rounding.closed(moving, still)
+    found = learnable_int.encode_trained(moving, still)
     return found if far(decode(found)) < far(decode(enc)) else enc
 
 

@@ -4,18 +4,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .losses import divergence
+
 
 def distillation(
     student: Array, teacher: Array, labels: Array, *, alpha: float = 0.5, temperature: float = 1.0
 ) -> Array:
-    """The mean loss of a student that learns from labels and from a teacher's logits, in f32.
+    """The mean loss, in f32, of a student that learns from labels and from a teacher's logits.
 
     Shapes: student and teacher (..., classes), labels (...) integers. The gradient reaches the
-    student through both terms and does not reach the teacher; T² keeps the second's size as the
-    temperature grows. Hinton et al., 2015.
+    student through both terms and never reaches the teacher. The factor T² keeps the size of the
+    second term's gradient as the temperature T grows. Hinton et al., 2015.
 
     Raises:
-        ValueError: alpha outside 0 to 1, or a temperature that is not positive.
+        ValueError: `alpha` is outside 0 to 1, or `temperature` is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -27,9 +29,8 @@ def distillation(
         raise ValueError(f"alpha is {alpha}, expected 0 to 1")
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}, expected more than 0")
-    student, teacher = student.astype(jnp.float32), jax.lax.stop_gradient(teacher)
-    soft = lambda x: jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
-    target, guess = soft(teacher), soft(student)
-    divergence = (jnp.exp(target) * (target - guess)).sum(-1).mean()
-    own = jnp.take_along_axis(jax.nn.log_softmax(student), labels[..., None], -1)
-    return -(1 - alpha) * own.mean() + alpha * temperature**2 * divergence
+    student = student.astype(jnp.float32)
+    teacher = jax.lax.stop_gradient(teacher).astype(jnp.float32)
+    soft_loss = divergence(teacher / temperature, student / temperature)
+    log_probability = jnp.take_along_axis(jax.nn.log_softmax(student), labels[..., None], -1)
+    return -(1 - alpha) * log_probability.mean() + alpha * temperature**2 * soft_loss

@@ -1,8 +1,8 @@
-"""learn_rounding: codes and scales of `Int` by gradient, against what the dense weights do."""
+"""learn_rounding: codes and scales of `Int` by gradient, towards the outputs of dense weights."""
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from jax import Array
 
 from ..calibration.batches import tuples
 from ..core.lifting import lift
-from ..optimizers.float32_state import in_float32
-from .learnable_int import closed, joined, opened
+from .cosine_adam import cosine_adam
+from .learnable_int import encode_trained, merge_trainable, split_trainable
 from .losses import squared
 
 T = TypeVar("T")
@@ -29,25 +29,34 @@ def learn_rounding(
     learning_rate: float = 0.02,
     progress: Callable[[int, float], None] | None = None,
 ) -> T:
-    """`enc` with the codes and scales of its `Int` leaves trained, one step of Adam a batch.
+    """`enc` with the codes and scales of its `Int` leaves trained by Adam, one step per batch.
 
-    Those inside the leaves of `Dynamic`, `Smooth` and `Sum` (so of `QERA`) learn too, and in a
-    stack whose layers differ those that are there.
+    `Int` leaves inside those of `Dynamic`, `Smooth` and `Sum` (hence of `QERA`), and inside stacks
+    whose layers have different codecs, are trained too. All other leaves and the zero points stay;
+    so do the bytes.
 
-    `fn(params, *batch)` is what to come near to, by `loss(target, found)`: a block of a model by
-    `squared`, a language model's logits by `divergence`. `targets`, one a batch, stand for what the
-    dense `params` answer. A weight starts half way from the code that it has to the dense one, or
-    to the edge of the code if that is nearer, so start from GPTQ: what that rounded away from the
-    nearest code wants as much to go back as others to leave. `learning_rate` is in steps of the
-    grid; it rises over the first tenth and falls to zero as half a cosine, and what all steps reach
-    together should be half a step of the grid or more. Other leaves, and zero points, stay. The
-    bytes are the same. `progress(step, loss)` is called after each step.
+    A weight starts half way between its code and its dense value, or between its code and the edge
+    where the next code begins, if that is nearer. Encode by GPTQ first: a weight that GPTQ rounded
+    away from its nearest code then moves back to it as easily as another weight moves away.
 
-    Takes 16 bytes for each weight that learns, beside the dense weights and a batch's activations.
+    Takes 16 bytes for each trained weight, beside the dense weights and a batch's activations.
     Cheng et al., 2023 (AutoRound); Chen et al., 2024 (EfficientQAT, its first phase).
 
+    Args:
+        fn: `fn(params, *batch)` gives the outputs to approximate: of a block of a model (then with
+            `squared`), or a language model's logits (with `divergence`).
+        params: the dense params.
+        enc: the same tree, encoded.
+        batches: tuples of arrays.
+        targets: one per batch, the outputs to approximate; None: those of the dense `params`.
+        loss: `loss(target, output)`, a scalar.
+        learning_rate: in steps of the grid, at its peak: it rises over the first tenth of the steps
+            and falls to zero as half a cosine. Over all steps a weight should be able to move half
+            a step of the grid or more.
+        progress: called as `progress(step, loss)` after each step.
+
     Raises:
-        ValueError: no batch, no `Int` leaf, or a loss that is not finite.
+        ValueError: there is no batch or no `Int` leaf; a loss is not finite.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -55,54 +64,67 @@ def learn_rounding(
         >>> batches = [(draw(i, 64, 8) @ draw(0, 8, 32),) for i in range(1, 100)]
         >>> fn, params = lambda params, x: x @ params["w"], {"w": draw(0, 32, 16)}
         >>> enc, losses = jm.encode(params, {"w": jm.Int(2)}), []
-        >>> tell = lambda step, loss: losses.append(loss)
-        >>> learned = learn_rounding(fn, params, enc, batches, progress=tell)
+        >>> progress = lambda step, loss: losses.append(loss)
+        >>> learned = learn_rounding(fn, params, enc, batches, progress=progress)
         >>> losses[-1] < 0.5 * losses[0], jm.nbytes(learned) == jm.nbytes(enc)
         (True, True)
     """
     batches = list(tuples(batches, "learn_rounding"))
     targets = [None] * len(batches) if targets is None else list(targets)
-    moving, still = opened(enc, params)
-    if not moving:
+    trainable, frozen = split_trainable(enc, params)
+    if not trainable:
         raise ValueError("no leaf of Int to learn")
-    how = (fn, loss, learning_rate, len(batches))
-    state = started(how, moving)
+    options = Options(fn, loss, learning_rate, len(batches))
+    state = init_state(options, trainable)
     for i, (batch, target) in enumerate(zip(batches, targets, strict=True)):
-        moving, state, value = step(how, moving, state, still, params, batch, target)
+        trainable, state, value = train_step(
+            options, trainable, state, frozen, params, batch, target
+        )
         if not jnp.isfinite(value):
             raise ValueError(f"the loss of step {i} is {float(value)}, expected a finite number")
         if progress:
             progress(i + 1, float(value))
-    return closed(moving, still)
+    return encode_trained(trainable, frozen)
 
 
-def started(how: tuple, moving: list[Array]) -> Any:
-    """The optimizer's state."""
-    return _optimizer(*how[2:]).init(moving)
+class Options(NamedTuple):
+    """What `train_step` is compiled for: see `learn_rounding`; `steps` is their number in all."""
+
+    fn: Callable
+    loss: Callable[[Any, Any], Array]
+    learning_rate: float
+    steps: int
+
+
+def init_state(options: Options, trainable: list[Array]) -> optax.OptState:
+    """The optimizer's state before the first step."""
+    return cosine_adam(options.learning_rate, options.steps).init(trainable)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def step(
-    how: tuple,
-    moving: list[Array],
-    state: Any,
-    still: Any,
+def train_step(
+    options: Options,
+    trainable: list[Array],
+    state: optax.OptState,
+    frozen: Any,
     params: Any,
     batch: tuple,
     target: Any = None,
-) -> tuple[list[Array], Any, Array]:
-    """(what learns, state, loss) after a batch; how = (fn, loss, learning rate, steps)."""
-    fn, loss, *options = how
+) -> tuple[list[Array], optax.OptState, Array]:
+    """(trainable, state, loss) after one step; the loss is the one before the step.
+
+    Args:
+        options: hashable; a new value compiles again.
+        trainable: of `split_trainable`; donated.
+        state: of `init_state` or the last step; donated.
+        frozen: of `split_trainable`.
+        params: the dense params of the function.
+        batch: the arguments of the function after its params.
+        target: the outputs to approximate; None: those of `params`.
+    """
+    fn, loss, learning_rate, steps = options
     target = fn(params, *batch) if target is None else target
-    value = lambda moving: loss(target, lift(fn)(joined(moving, still), *batch))
-    now, slope = jax.value_and_grad(value)(moving)
-    updates, state = _optimizer(*options).update(slope, state)
-    return [m + u for m, u in zip(moving, updates)], state, now
-
-
-@functools.cache
-def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.1 * learning_rate, learning_rate, max(1, steps // 10), max(2, steps)
-    )
-    return in_float32(optax.adam(schedule))
+    objective = lambda arrays: loss(target, lift(fn)(merge_trainable(arrays, frozen), *batch))
+    value, gradient = jax.value_and_grad(objective)(trainable)
+    updates, state = cosine_adam(learning_rate, steps).update(gradient, state)
+    return [x + update for x, update in zip(trainable, updates)], state, value

@@ -1,24 +1,24 @@
-"""tune: least KL(dense ‖ encoded) over some text, by the floats inside encoded leaves alone.
+"""tune: least KL(dense ‖ encoded) over a text, by training the floats inside encoded leaves.
 
-Codes stay as they are, and so does every byte count: scales (and low-rank factors, codebooks, kept
-values of a sparse leaf) move to make up for what rounding lost in all layers together.
+Codes stay, and so does every byte count. Scales, low-rank factors, codebooks and the kept values of
+sparse leaves move to correct what rounding lost in all layers together.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from ..calibration.batches import tuples
 from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import lift
 from ..core.segmented import Segmented
-from ..optimizers.float32_state import in_float32
+from .cosine_adam import cosine_adam
+from .losses import divergence
 
 T = TypeVar("T")
 
@@ -33,20 +33,28 @@ def tune(
     dense: Callable | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> T:
-    """`enc` with its floats trained on what the dense `params` answer, one step a batch.
+    """`enc` with its floats trained towards the logits of the dense `params`, one step per batch.
 
-    `fn(params, *batch)` gives logits (..., classes); the loss is their mean KL divergence, in nats.
-    Adam's steps are relative to each array's root mean square, rise over the first tenth and fall
-    to zero as half a cosine. Arrays come back in the dtypes they had. Leaves that are not encoded
-    stay. Where `params` are those of another model, of which `enc` is a part, `dense(params,
-    *batch)` gives its logits. `progress(step, loss)` is called after each step.
+    The loss is the mean KL divergence of the logits, in nats. Leaves that are not encoded stay, and
+    each trained array keeps its dtype. The text should be one that no quality is measured on.
 
-    Takes the dense weights, two f32 numbers of state for each float that is trained, and the
-    activations of a batch. The text should be one that nothing is measured on. Chen et al., 2024
-    (EfficientQAT, its second phase); Egiazarian et al., 2024 (AQLM, tuning by distillation).
+    Takes the dense weights, two f32 numbers of optimizer state for each trained float, and the
+    activations of a batch. Chen et al., 2024 (EfficientQAT, its second phase); Egiazarian et al.,
+    2024 (AQLM, tuning by distillation).
+
+    Args:
+        fn: `fn(params, *batch)` gives logits (..., classes).
+        params: the dense params.
+        enc: the same tree, encoded; or, with `dense`, another model's.
+        batches: tuples of arrays.
+        learning_rate: at its peak, relative to the root mean square of each matrix: it rises over
+            the first tenth of the steps and falls to zero as half a cosine.
+        dense: `dense(params, *batch)` gives the logits of `params` where `enc` is only a part of
+            that model; None: `fn`.
+        progress: called as `progress(step, loss)` after each step.
 
     Raises:
-        ValueError: no batch, no float to train, or a loss that is not finite.
+        ValueError: there is no batch or no float to train; a loss is not finite.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -60,83 +68,90 @@ def tune(
         (True, True)
     """
     batches = list(tuples(batches, "tune"))
-    floats, rest = _apart(enc)
+    floats, rest = _take_floats(enc)
     if not floats:
         raise ValueError("no encoded leaf holds a float to train")
-    optimizer = _optimizer(learning_rate, len(batches))
+    options = _Options(fn, dense or fn, learning_rate, len(batches))
     moves = [jnp.zeros(x.shape, jnp.float32) for x in floats]
-    state = optimizer.init(moves)
+    state = cosine_adam(learning_rate, len(batches)).init(moves)
     for i, batch in enumerate(batches):
-        held = (params, floats, rest)
-        moves, state, loss = _step(
-            (fn, dense or fn, learning_rate, len(batches)), moves, state, held, batch
-        )
+        moves, state, loss = _step(options, moves, state, params, floats, rest, batch)
         if not jnp.isfinite(loss):
             raise ValueError(f"the loss of step {i} is {float(loss)}, expected a finite number")
         if progress:
             progress(i + 1, float(loss))
-    return _joined([_moved(x, m).astype(x.dtype) for x, m in zip(floats, moves)], rest)
+    return _put_floats([_moved(x, m).astype(x.dtype) for x, m in zip(floats, moves)], rest)
 
 
-@functools.cache
-def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.1 * learning_rate, learning_rate, max(1, steps // 10), max(2, steps)
-    )
-    return in_float32(optax.adam(schedule))
+class _Options(NamedTuple):
+    """What `_step` is compiled for."""
+
+    fn: Callable
+    dense: Callable
+    learning_rate: float
+    steps: int
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def _step(how, moves, state, held, batch):
-    fn, dense, *options = how
-    params, floats, rest = held
-    target = jax.nn.log_softmax(dense(params, *batch).astype(jnp.float32))
+def _step(
+    options: _Options,
+    moves: list[Array],
+    state: Any,
+    params: Any,
+    floats: list[Array],
+    rest: Any,
+    batch: tuple,
+) -> tuple[list[Array], Any, Array]:
+    """(moves, optimizer state, loss before the step); `floats` and `rest` of `_take_floats`."""
+    fn, dense, learning_rate, steps = options
+    target = dense(params, *batch)
 
     def loss(moves):
-        tree = _joined([_moved(x, m) for x, m in zip(floats, moves)], rest)
-        wrapped = jax.tree.map(_plain, tree, is_leaf=is_encoded)
-        guess = jax.nn.log_softmax(lift(fn)(wrapped, *batch).astype(jnp.float32))
-        return (jnp.exp(target) * (target - guess)).sum(-1).mean()
+        tree = _put_floats([_moved(x, m) for x, m in zip(floats, moves)], rest)
+        decoding = jax.tree.map(_decoding, tree, is_leaf=is_encoded)
+        return divergence(target, lift(fn)(decoding, *batch))
 
-    value, slope = jax.value_and_grad(loss)(moves)
-    updates, state = _optimizer(*options).update(slope, state)
+    value, gradient = jax.value_and_grad(loss)(moves)
+    updates, state = cosine_adam(learning_rate, steps).update(gradient, state)
     return [m + u for m, u in zip(moves, updates)], state, value
 
 
-def _plain(x: Any) -> Any:
+def _decoding(x: Any) -> Any:
+    """An encoded leaf as `Decoding`; every other leaf as it is."""
     if isinstance(x, Segmented):
-        return Segmented(tuple(map(_plain, x.parts)))
+        return Segmented(tuple(map(_decoding, x.parts)))
     return Decoding(x) if is_encoded(x) else x
 
 
 def _moved(x: Array, move: Array) -> Array:
-    """`x` in f32, moved by so many of its layers' root mean squares."""
+    """x + move · the root mean square of each matrix of x, in f32."""
     x = x.astype(jnp.float32)
     return x + move * jnp.sqrt(jnp.square(x).mean((-2, -1), keepdims=True))
 
 
-def _apart(tree: Any) -> tuple[list[Array], Any]:
-    """(the floats inside encoded leaves, the tree without them)."""
+def _take_floats(tree: Any) -> tuple[list[Array], Any]:
+    """(the float arrays inside encoded leaves, the tree with None in their places)."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_encoded)
     floats, rest = [], []
     for leaf in leaves:
-        arrays, own = jax.tree.flatten(leaf)
-        moves = [is_encoded(leaf) and jnp.issubdtype(a.dtype, jnp.floating) for a in arrays]
-        floats += [a for a, m in zip(arrays, moves) if m]
-        rest.append(_Rest([None if m else a for a, m in zip(arrays, moves)], own))
+        arrays, leaf_structure = jax.tree.flatten(leaf)
+        trained = [is_encoded(leaf) and jnp.issubdtype(a.dtype, jnp.floating) for a in arrays]
+        floats += [a for a, t in zip(arrays, trained) if t]
+        rest.append(_Rest([None if t else a for a, t in zip(arrays, trained)], leaf_structure))
     return floats, _Rest(rest, structure)
 
 
-def _joined(floats: list[Array], rest: Any) -> Any:
-    given = iter(floats)
-    whole = lambda r: r.structure.unflatten([next(given) if a is None else a for a in r.arrays])
-    return rest.structure.unflatten([whole(r) for r in rest.arrays])
+def _put_floats(floats: list[Array], rest: Any) -> Any:
+    """The tree that `_take_floats` took apart, with these floats."""
+    arrays = iter(floats)
+    filled = lambda r: r.structure.unflatten([next(arrays) if a is None else a for a in r.arrays])
+    return rest.structure.unflatten([filled(r) for r in rest.arrays])
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Rest:
-    """A leaf's arrays, None where a float was taken out."""
+    """The flattened arrays of a leaf, None where a float was taken out, and its structure."""
 
     arrays: list
     structure: Any = dataclasses.field(metadata=dict(static=True))
@@ -145,7 +160,7 @@ class _Rest:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoding(Encoded):
-    """A leaf without its fast ways: each product decodes it, as fast as can be with many rows."""
+    """A leaf whose products decode it first: the fastest way for the many rows of training."""
 
     leaf: Encoded
 
