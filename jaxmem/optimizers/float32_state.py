@@ -1,4 +1,4 @@
-"""in_float32: an optimizer that computes in float32, whatever the parameters are."""
+"""in_float32: an optimizer that computes in float32, whatever the dtype of the parameters."""
 
 from typing import Any
 
@@ -19,17 +19,19 @@ def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
         >>> in_float32(optax.adam(1e-3)).init(params)[0].mu["w"].dtype
         dtype('float32')
     """
-    update = lambda grads, state, params=None: updated(optimizer, grads, state, params)
-    return optax.GradientTransformation(lambda params: optimizer.init(wide(params)), update)
+    update = lambda grads, state, params=None: update_in_float32(optimizer, grads, state, params)
+    return optax.GradientTransformation(lambda params: optimizer.init(to_float32(params)), update)
 
 
-def updated(optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any) -> Any:
-    """(updates, state) of an optimizer that is given f32."""
+def update_in_float32(
+    optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any
+) -> tuple[Any, Any]:
+    """(updates, state) of the optimizer, given gradients and params cast to f32."""
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
-        return optimizer.update(wide(grads), state, wide(params))
+        return optimizer.update(to_float32(grads), state, to_float32(params))
 
 
-def wide(tree: Any) -> Any:
-    """The floats of a tree in f32."""
+def to_float32(tree: Any) -> Any:
+    """The tree with its floats in f32; integers stay."""
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     return jax.tree.map(lambda x: x.astype(jnp.float32) if is_float(x) else x, tree)

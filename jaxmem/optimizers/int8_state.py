@@ -1,7 +1,8 @@
-"""in_int8: optimizer state in a byte a number, in blocks with a scale each (Dettmers et al., 2021).
+"""in_int8: optimizer state in a byte a number, scale · sign(c) · |c/127|³ (Dettmers et al., 2021).
 
-A code c stands for scale · sign(c) · |c/127|³: half of the codes lie in the first decade below the
-largest number of a block, half of the rest in the next, as in the paper's dynamic data type.
+Each block of 256 numbers has a scale. Half of the codes c are for numbers within a factor of ten of
+the largest in the block, half of the rest for the next factor of ten, as in the paper's dynamic
+data type.
 """
 
 import dataclasses
@@ -12,23 +13,23 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from .float32_state import updated, wide
-from .stochastic_rounding import hashed
+from .float32_state import to_float32, update_in_float32
+from .stochastic_rounding import SEEDS_PER_STEP, hashed_bits
 
-BLOCK = 256  # numbers to a scale, along the last axis
-LEAST = 4096  # a smaller array is a vector of biases or scales, and stays in f32
+BLOCK = 256  # numbers that share a scale, along the last axis
+LEAST_SIZE = 4096  # a smaller array (biases, norm scales) stays in f32
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Eighths:
-    """Codes of an array's shape, and the largest magnitude of each block."""
+    """An array of optimizer state in int8, with the largest magnitude of each block."""
 
-    codes: Array | None  # int8
+    codes: Array | None  # int8, in the array's shape
     scale: Array | None  # f32 (..., last axis / BLOCK)
 
     def decode(self) -> Array | None:
-        """The numbers in f32; nothing of nothing, as where an update is of some arrays only."""
+        """The numbers in f32; None where there are no codes, as for arrays that are not updated."""
         if self.codes is None:
             return None
         shape = self.codes.shape
@@ -37,24 +38,26 @@ class Eighths:
         return (blocks * self.scale[..., None]).reshape(shape)
 
 
-def encoded(x: Array, seed: Array | int) -> Eighths:
-    """`x` in codes, rounded so that on average it stays what it is; what is not zero stays so.
+def encode_int8(x: Array, seed: Array | int) -> Eighths:
+    """`x` in int8, rounded stochastically: right on average, and zero only where `x` is zero.
 
-    A second moment of zero would make Adam divide by its epsilon alone.
+    If a second moment were rounded to zero, Adam would divide by its epsilon alone.
 
     Example:
         >>> import jax.numpy as jnp
         >>> x = jnp.linspace(-1, 1, 8192).reshape(16, 512)
-        >>> error = encoded(x, 1).decode() - x
+        >>> error = encode_int8(x, 1).decode() - x
         >>> float(jnp.abs(error).max()) < 3 / 127, abs(float(error.mean())) < 1e-4
         (True, True)
     """
     blocks = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, BLOCK)
     scale = jnp.abs(blocks).max(-1)
-    share = jnp.abs(blocks) / jnp.where(scale > 0, scale, 1)[..., None]
+    share = jnp.abs(blocks) / jnp.where(scale > 0, scale, 1)[..., None]  # |c/127|³
+    # the two codes around each number, and their values
     low = jnp.clip(jnp.floor(127 * jnp.cbrt(share)), 0, 126)
     below, above = (low / 127) ** 3, ((low + 1) / 127) ** 3
-    chance = (hashed(share.shape, seed) >> 8).astype(jnp.float32) * 2.0**-24
+    # one of the two at random, so that the mean is the number
+    chance = (hashed_bits(share.shape, seed) >> 8).astype(jnp.float32) * 2.0**-24
     up = chance < (share - below) / (above - below)
     code = jnp.where(share > 0, jnp.maximum(low + up.astype(jnp.float32), 1), 0) * jnp.sign(blocks)
     return Eighths(code.astype(jnp.int8).reshape(x.shape), scale)
@@ -63,9 +66,9 @@ def encoded(x: Array, seed: Array | int) -> Eighths:
 def in_int8(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The optimizer with the floats of its state in a byte each; it computes in f32.
 
-    Vectors, small arrays, and those whose last axis is no multiple of 256 stay in f32.
-    Gradients and params are cast to f32 before they reach `optimizer`, and the updates come back
-    in f32 (see `apply_rounded`).
+    Vectors, arrays of fewer than 4096 numbers, and those whose last axis is no multiple of 256 stay
+    in f32. Gradients and params are cast to f32 before they reach `optimizer`, and the updates come
+    back in f32 (see `apply_rounded`).
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmem as jm
@@ -75,28 +78,33 @@ def in_int8(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     """
 
     def init(params):
-        state = optimizer.init(wide(params))
-        state = jax.tree.map(lambda x: encoded(x, 0) if _takes(x) else x, state)
+        state = optimizer.init(to_float32(params))
+        state = jax.tree.map(lambda x: encode_int8(x, 0) if _fits_int8(x) else x, state)
         return {"state": state, "step": jnp.zeros((), jnp.int32)}
 
-    def update(grads, held, params=None):
-        old, tree = jax.tree.flatten(held["state"], is_leaf=_is_encoded)
+    def update(grads, wrapped, params=None):
+        old, tree = jax.tree.flatten(wrapped["state"], is_leaf=_is_encoded)
         state = tree.unflatten([x.decode() if _is_encoded(x) else x for x in old])
-        updates, state = updated(optimizer, grads, state, params)
-        step = held["step"] + 1
-        again = lambda i, x, was: encoded(x, step * 7919 + i) if _is_encoded(was) else x
-        new = [
-            was if x is None else again(i, x, was)
-            for i, (x, was) in enumerate(zip(tree.flatten_up_to(state), old))
-        ]
+        updates, state = update_in_float32(optimizer, grads, state, params)
+        step = wrapped["step"] + 1
+
+        def encode(i, x, was):
+            """Array i of the new state, in the form of the old one."""
+            if x is None:
+                return was
+            return encode_int8(x, step * SEEDS_PER_STEP + i) if _is_encoded(was) else x
+
+        pairs = zip(tree.flatten_up_to(state), old)
+        new = [encode(i, x, was) for i, (x, was) in enumerate(pairs)]
         return updates, {"state": tree.unflatten(new), "step": step}
 
     return optax.GradientTransformation(init, update)
 
 
-def _takes(x: Array) -> bool:
+def _fits_int8(x: Array) -> bool:
+    """Whether an array is a matrix of floats that is large enough and made of whole blocks."""
     floats = jnp.issubdtype(x.dtype, jnp.floating)
-    return floats and x.size >= LEAST and x.ndim > 1 and x.shape[-1] % BLOCK == 0
+    return floats and x.size >= LEAST_SIZE and x.ndim > 1 and x.shape[-1] % BLOCK == 0
 
 
 def _is_encoded(x: Any) -> bool:

@@ -1,4 +1,4 @@
-"""in_bfloat16: optimizer state in 2 bytes a number, E[round(x)] = x (Gupta et al., 2015)."""
+"""stochastic_round: f32 to bfloat16 with E[round(x)] = x (Gupta et al., 2015)."""
 
 from typing import Any
 
@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+SEEDS_PER_STEP = 7919  # seeds between two training steps: one for each array of an optimizer state
+PARAM_SEEDS_PER_STEP = 104_729  # likewise, for each array of the params
+
 
 def stochastic_round(x: Array, seed: Array | int) -> Array:
-    """f32 to bfloat16, up with the probability of how far it is from the lower neighbour.
+    """`x` in bfloat16, rounded up with a probability equal to its distance from the value below.
 
-    Round-to-nearest loses every change below 2^-9 of a number, such as Adam's second moment
-    with decay .999. The random bits are a hash of each number's place and `seed` (Steele et al.,
-    2014, the finalizer of SplitMix in 32 bits), which XLA computes in place.
+    The distance counts in steps between neighbours of bfloat16. Round-to-nearest loses every change
+    below 2^-9 of a number, such as those of Adam's second moment with decay .999. The random bits
+    are a hash of each number's position and `seed` (Steele et al., 2014, the finalizer of SplitMix
+    in 32 bits), which XLA computes in place.
 
     Example:
         >>> import jax.numpy as jnp
@@ -20,20 +24,23 @@ def stochastic_round(x: Array, seed: Array | int) -> Array:
         >>> abs(float(stochastic_round(x, 1).astype(jnp.float32).mean()) - 1.001) < 1e-4
         True
     """
-    low = hashed(x.shape, seed) & jnp.uint32(0xFFFF)
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) + low
+    noise = hashed_bits(x.shape, seed) & jnp.uint32(0xFFFF)  # for the 16 bits that are cut off
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) + noise
     rounded = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
 
-def hashed(shape: tuple[int, ...], seed: Array | int) -> Array:
-    """Random bits, uint32: a hash of each number's place and `seed`."""
-    place = jnp.zeros(shape, jnp.uint32)
+def hashed_bits(shape: tuple[int, ...], seed: Array | int) -> Array:
+    """Random bits, uint32 of this shape: a hash of each number's position and `seed`."""
+    # the position of each number, its axes mixed by multiplication
+    position = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
-        along = [1] * len(shape)
-        along[axis] = size
-        place = place * jnp.uint32(0x9E3779B1) + jnp.arange(size, dtype=jnp.uint32).reshape(along)
-    h = place ^ (jnp.asarray(seed).astype(jnp.uint32) * jnp.uint32(0x85EBCA6B))
+        broadcast = [1] * len(shape)
+        broadcast[axis] = size
+        index = jnp.arange(size, dtype=jnp.uint32).reshape(broadcast)
+        position = position * jnp.uint32(0x9E3779B1) + index
+    # shifts and odd factors spread each bit over all others
+    h = position ^ (jnp.asarray(seed).astype(jnp.uint32) * jnp.uint32(0x85EBCA6B))
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons, 2018
         h = (h ^ (h >> shift)) * jnp.uint32(factor)
     return h ^ (h >> 16)
@@ -42,8 +49,8 @@ def hashed(shape: tuple[int, ...], seed: Array | int) -> Array:
 def apply_rounded(params: Any, updates: Any, step: Array | int) -> Any:
     """`params + updates`, each in the dtype of the param; bfloat16 sums are rounded stochastically.
 
-    So an update far below half a step of bfloat16 still counts on average. `step`, the number of
-    the training step, seeds the random bits.
+    An update far below one step between neighbours of bfloat16 thus still counts, on average.
+    `step`, the number of the training step, seeds the random bits.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,8 +63,10 @@ def apply_rounded(params: Any, updates: Any, step: Array | int) -> Any:
     """
     leaves, tree = jax.tree.flatten(params)
     new = []
-    for i, (p, u) in enumerate(zip(leaves, tree.flatten_up_to(updates))):
-        x = p.astype(jnp.float32) + u.astype(jnp.float32)
-        exact = p.dtype != jnp.bfloat16
-        new.append(x.astype(p.dtype) if exact else stochastic_round(x, step * 104_729 + i))
+    for i, (param, update) in enumerate(zip(leaves, tree.flatten_up_to(updates))):
+        total = param.astype(jnp.float32) + update.astype(jnp.float32)
+        if param.dtype == jnp.bfloat16:
+            new.append(stochastic_round(total, step * PARAM_SEEDS_PER_STEP + i))
+        else:
+            new.append(total.astype(param.dtype))
     return tree.unflatten(new)

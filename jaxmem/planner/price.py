@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..codecs import Int
-from ..optimizers.int8_state import encoded
+from ..optimizers.int8_state import encode_int8
 from ..optimizers.stochastic_rounding import stochastic_round
 from .recipe import Recipe
 
@@ -55,5 +55,5 @@ def _state_noise(state: str) -> float:
     if state == "float32":
         return 0.0
     x = jax.random.normal(jax.random.key(0), (2**8, 2**8), jnp.float32)
-    held = stochastic_round(x, 1) if state == "bfloat16" else encoded(x, 1).decode()
+    held = stochastic_round(x, 1) if state == "bfloat16" else encode_int8(x, 1).decode()
     return float(((held.astype(jnp.float32) - x) ** 2).mean() / (x**2).mean())
