@@ -14,7 +14,11 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-collect_ignore = ["tests/reference/make_reference.py"]  # wants torch, and writes fixtures
+collect_ignore = [
+    "docs/_build",
+    "docs/conf.py",  # for Sphinx
+    "tests/reference/make_reference.py",  # imports torch, and writes fixtures
+]
 SHARED = pathlib.Path(__file__).parent / "../shared/data"
 
 

@@ -126,3 +126,12 @@ from .train.movement_pruning import straight_through as straight_through
 from .train.remat_policy import Remat as Remat
 from .train.remat_policy import remat as remat
 from .train.scale_tuning import tune as tune
+
+
+def __getattr__(name: str) -> str:
+    """`jaxmem.__version__`, read from the installed package when it is first asked for."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return globals().setdefault("__version__", version("jaxmem"))

@@ -12,12 +12,14 @@ _DESCRIPTION = """Fit any language model into the memory you have.
 
 A MODEL is smollm2-135m or minilm-l6 (fetched once), llama-1b, llama-8b or llama-70b (shapes only),
 a directory with config.json and safetensors, a .safetensors, .gguf or llama2.c .bin file,
-hf://org/name, or a directory that `jaxmem fit` wrote.
+hf://org/name, or a directory that `jaxmem fit` wrote. `jaxmem --version` prints the version.
 """
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; `args` is what follows `jaxmem` on the line.
+
+    `--version` alone prints the version, for which no extra is needed.
 
     0: done. 1: it could not be done (a download, a missing package, a full disk, a dead compiler).
     2: the input is wrong. 130: interrupted. Findings go to stdout and progress to stderr; with
@@ -27,6 +29,12 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the line itself is wrong (2), or asks for help (0).
     """
+    args = sys.argv[1:] if args is None else args
+    if list(args) == ["--version"]:
+        from . import __version__
+
+        print(f"jaxmem {__version__}")
+        return 0
     try:
         import tyro
 

@@ -1,0 +1,59 @@
+"""What stands around the code: the version, the types, and the names in the reference."""
+
+import importlib.metadata
+import inspect
+import operator
+import pathlib
+import re
+
+import pytest
+
+import jaxmem as jm
+from jaxmem import cli
+
+
+def test_the_version_is_that_of_the_installed_package(capsys):
+    version = importlib.metadata.version("jaxmem")
+    assert jm.__version__ == version
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jaxmem {version}\n"
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'encod'"):
+        jm.encod  # noqa: B018
+
+
+def test_type_checkers_read_the_annotations():
+    assert (pathlib.Path(jm.__file__).parent / "py.typed").exists()
+
+
+NAMESPACES = ["solvers", "layouts", "interop", "models", "optimizers", "adapters", "train"]
+REFERENCE = pathlib.Path(__file__).parents[1] / "docs" / "reference"
+
+
+def public(space):
+    """Names of a namespace that the package defines, with what they name; no modules."""
+    ours = lambda value: str(getattr(value, "__module__", "")).startswith("jaxmem")
+    named = {name: value for name, value in vars(space).items() if not name.startswith("_")}
+    return {n: v for n, v in named.items() if ours(v) and not inspect.ismodule(v)}
+
+
+def documented():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(REFERENCE.glob("*.md")))
+    return re.findall(r"^\.\. auto(?:class|function):: jaxmem\.(\S+)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("space", ["", *NAMESPACES])
+def test_every_public_name_is_in_the_reference(space):
+    names, top = set(documented()), public(jm)
+    for name, value in public(getattr(jm, space) if space else jm).items():
+        path = f"{space}.{name}" if space and top.get(name) is not value else name
+        assert path in names, f"jm.{path} is missing in docs/reference"
+
+
+def test_the_reference_has_only_names_that_exist_and_each_once():
+    names = documented()
+    assert len(set(names)) == len(names)
+    for name in names:
+        operator.attrgetter(name)(jm)
