@@ -18,6 +18,7 @@ from jax import Array
 
 from ..core.leaf import nbytes
 from ..parallel.constraints import whole
+from ..train.losses import kl_divergence
 from .confidence import Estimate
 from .result import Evaluation
 
@@ -102,9 +103,8 @@ def _score(logits: Array, dense: Array | None, ids: Array) -> dict[str, Array]:
         scores = {"perplexity": -log_q[target]}
         if y is not None:
             log_p = jax.nn.log_softmax(y.astype(jnp.float32))
-            p = jnp.exp(log_p)
             scores["dense_perplexity"] = -log_p[target]
-            scores["kl"] = jnp.where(p > 0, p * (log_p - log_q), 0).sum()
+            scores["kl"] = kl_divergence(y, x)
             scores["agreement"] = (x.argmax() == y.argmax()).astype(jnp.float32)
         return scores
 

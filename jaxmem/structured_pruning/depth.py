@@ -14,6 +14,7 @@ from ..core.fold import Fold
 from ..core.paths import paths
 from ..models.model import Model, family
 from ..solvers.pruning_scores import magnitude
+from ..train.losses import divergence
 
 
 def remove_layers(model: Model, gone: Sequence[int]) -> Model:
@@ -128,8 +129,7 @@ def _divergence(config, params, keep, ids, whole):
     found = family(config).module(config).apply({"params": _only(params, keep)}, ids)
     if config.family == "bert":
         return jnp.square(whole - found).sum(-1).mean()
-    whole, guess = jax.nn.log_softmax(whole), jax.nn.log_softmax(found)
-    return (jnp.exp(whole) * (whole - guess)).sum(-1).mean()
+    return divergence(whole, found)
 
 
 def _config(config, keep):

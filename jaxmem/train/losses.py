@@ -49,5 +49,19 @@ def divergence(target: Array, found: Array) -> Array:
         >>> float(divergence(jnp.array([[0.0, 2.0]]), jnp.array([[1.0, 3.0]])))
         0.0
     """
-    target, found = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (target, found))
-    return (jnp.exp(target) * (target - found)).sum(-1).mean()
+    return kl_divergence(target, found).mean()
+
+
+def kl_divergence(target: Array, found: Array) -> Array:
+    """KL(softmax(target) ‖ softmax(found)) of each row of logits (..., classes), (...) nats in f32.
+
+    A class whose target logit is -inf has probability 0, and adds nothing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(kl_divergence(jnp.array([0.0, -jnp.inf]), jnp.zeros(2))), 4)
+        0.6931
+    """
+    log_p, log_q = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (target, found))
+    p = jnp.exp(log_p)
+    return jnp.where(p > 0, p * (log_p - log_q), 0).sum(-1)
