@@ -1,6 +1,7 @@
 """Bitmask: one bit a weight says whether it is there, and the values that are stand in order."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,7 @@ class Bitmask(Sparse):
     """
 
     density: float = 0.5
+    independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         checked_density(self.density, "Bitmask")

@@ -1,7 +1,7 @@
 """Cast: the weight in a narrower float type, converted where it is used."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ class Cast:
     """
 
     dtype: str
+    independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from ..core.codec import has_independent_rows
+
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
@@ -24,6 +26,10 @@ class Chain:
         if not self.codecs:
             raise ValueError("Chain takes at least one codec, got none")
         object.__setattr__(self, "codecs", tuple(self.codecs))
+
+    @property
+    def independent_rows(self) -> bool:
+        return all(map(has_independent_rows, self.codecs))
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> Any:
         for codec in self.codecs:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ class Csr(Sparse):
     """
 
     density: float = 0.05
+    independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         checked_density(self.density, "Csr")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.codec import needs_stats, ties_layers
+from ..core.codec import RoundingCodec, SolvingCodec, needs_stats, rounding_codec, ties_layers
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import Encoded, divided_shape, is_encoded
 from .scale_rounding import divisor
@@ -54,7 +54,7 @@ class Fake:
     def __post_init__(self):
         if needs_stats(self.codec):
             raise TypeError(f"Fake rounds anew at each step, without the stats {self.codec} wants")
-        if self.learn and (_grid(self.codec) is None or ties_layers(self.codec)):
+        if self.learn and (rounding_codec(self.codec) is None or ties_layers(self.codec)):
             raise TypeError(f"{self.codec} has no scales to learn, expected Int, Float or Codebook")
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "FakeArray":
@@ -109,7 +109,8 @@ class FakeArray(Encoded):
     def shard_shape(self, axis, parts):
         w, grown = divided_shape(self.w, axis, parts), self.grown
         if grown is not None:
-            start = lambda w: _spans(_grid(self.codec), Fold.from_weight(w, self.axes)[0])[0]
+            grid = rounding_codec(self.codec)
+            start = lambda w: _spans(grid, Fold.from_weight(w, self.axes)[0])[0]
             own = jax.eval_shape(start, w)
             divides = all(a in (b, b * parts) for a, b in zip(grown.shape, own.shape))
             grown = jax.ShapeDtypeStruct(own.shape, grown.dtype) if divides else grown
@@ -123,7 +124,7 @@ class FakeArray(Encoded):
     def _rounded(self):
         """(the leaf that its codec of scales makes of it, by the learned ranges; their zeros)."""
         matrix, fold = Fold.from_weight(self.w, self.axes)
-        matrix, grid = matrix.astype(jnp.float32), _grid(self.codec)
+        matrix, grid = matrix.astype(jnp.float32), rounding_codec(self.codec)
         low, high = _spans(grid, matrix)
         share = jnp.maximum(1 + self.grown / divisor(jnp.maximum(-low, high)), LEAST)
         scale, zero = grid.range(low * share, high * share)
@@ -139,7 +140,7 @@ class FakeArray(Encoded):
         """0 for each weight, with the gradient that brings a range by descent where LSQ does."""
         still = lax.stop_gradient(self)
         matrix, fold = Fold.from_weight(still.w, self.axes)
-        grid, k = _grid(self.codec), fold.k
+        grid, k = rounding_codec(self.codec), fold.k
         leaf, zero = still._rounded()
         scale, wide = leaf.scales().mT, lambda a: spread(a, grid.group, k)
         least, most = (grid.snap(end * scale, scale, zero) for end in (-FAR, FAR))
@@ -164,13 +165,6 @@ def export(tree: T) -> T:
     return jax.tree.map(lambda x: x.encoded() if fake(x) else x, tree, is_leaf=fake)
 
 
-def _grid(codec):
-    """The codec of scales that `codec` rounds by; None if it has none."""
-    while codec is not None and not hasattr(codec, "range"):
-        codec = getattr(codec, "codec", None)
-    return codec
-
-
 def _spans(grid, matrix):
     """The least and the largest weight of each group, and 0 between them."""
     parts = grouped(matrix.astype(jnp.float32), grid.group)
@@ -179,8 +173,8 @@ def _spans(grid, matrix):
 
 def _start(codec, w, axes):
     """What a range is more than its span at first; LSQ's scale is 2 · mean |w| / √top."""
-    grid, matrix = _grid(codec), Fold.from_weight(w, axes)[0]
-    while codec is not grid and not hasattr(codec, "solve"):
+    grid, matrix = rounding_codec(codec), Fold.from_weight(w, axes)[0]
+    while codec is not grid and not isinstance(codec, SolvingCodec):
         codec = codec.codec
     low, high = _spans(grid, matrix)
     leaf, span = codec.encode(w, axes), jnp.maximum(-low, high)
@@ -195,10 +189,10 @@ def _start(codec, w, axes):
 
 def _around(codec, leaf, fake):
     """What `codec` makes of the leaf that its codec of scales made."""
-    if hasattr(codec, "range"):
+    if isinstance(codec, RoundingCodec):
         return leaf
     inner = _around(codec.codec, leaf, fake)
-    if hasattr(codec, "solve"):  # it chooses scales, and these are chosen
+    if isinstance(codec, SolvingCodec):  # it chooses scales, and these are chosen
         return inner
     return dataclasses.replace(codec, codec=_Made(inner)).encode(fake.w, fake.axes)
 

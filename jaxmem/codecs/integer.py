@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ class Int:
     _: dataclasses.KW_ONLY
     group: int | None = None
     symmetric: bool = True
+    independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.bits not in range(2, 9):

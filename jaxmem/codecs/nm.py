@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,7 @@ class NM(Sparse):
 
     n: int
     m: int
+    independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 0 < self.n < self.m:

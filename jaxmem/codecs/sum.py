@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.codec import has_independent_rows
 from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import dot_general
 
@@ -37,6 +38,10 @@ class Sum:
         if len(self.codecs) < 2:
             raise ValueError(f"Sum takes at least two codecs, got {len(self.codecs)}")
         object.__setattr__(self, "codecs", tuple(self.codecs))
+
+    @property
+    def independent_rows(self) -> bool:
+        return all(map(has_independent_rows, self.codecs))
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SumArray":
         if is_encoded(w):

@@ -120,8 +120,9 @@ def name(row: Candidate) -> str:
     """
     r = row.knobs
     codec = r.encoding
-    group = f" g{codec.group}" if getattr(codec, "group", None) else ""
-    held = f"int{codec.bits}{group}" if isinstance(codec, jm.Int) else codec or "bfloat16"
+    held = codec or "bfloat16"
+    if isinstance(codec, jm.Int):
+        held = f"int{codec.bits}" + (f" g{codec.group}" if codec.group else "")
     whole = "" if r.shared else ", weights whole on each chip"
     if r.task == "serve":
         return f"{held}, cache of {r.cache_bits} bits, prompts by {r.prompt}{whole}"

@@ -13,13 +13,13 @@ from jax import Array, lax
 
 from ..calibration.batches import tuples
 from ..calibration.statistics import product_axes, stats
+from ..core.codec import needs_stats
 from ..core.lazy import is_lazy
 from ..core.leaf import decode
 from ..core.lifting import around_scans
 from ..core.paths import is_whole, paths
 from ..core.segmented import Segmented
 from ..core.usage import uses
-from ..solvers.solver import needs_stats
 from ..train import learnable_int, learned_rounding, losses
 from .encoding import encode, joined
 from .layer_paths import by_layer, layers_of

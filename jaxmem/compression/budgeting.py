@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..core.codec import ties_layers
 from ..core.fold import matrix_shape
 from ..core.leaf import nbytes as count_bytes
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
-from ..solvers.solver import ties_layers
 from .knapsack import _knapsack
 from .layer_errors import CANDIDATES, Errors, choices, errors, naming, shape_of
 from .layer_paths import named

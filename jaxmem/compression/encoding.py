@@ -11,13 +11,13 @@ import numpy as np
 from .. import codecs
 from ..calibration.statistics import Moments
 from ..codecs.fake import FakeArray
+from ..core.codec import has_independent_rows, is_codec, needs_stats, ties_layers
 from ..core.fold import matrix_shape
 from ..core.lazy import Lazy, is_lazy
 from ..core.leaf import is_encoded
 from ..core.paths import is_whole, paths
 from ..core.segmented import Segmented
 from ..core.usage import summed_axes
-from ..solvers.solver import encodes_rows, needs_stats, ties_layers
 from .layer_paths import by_layer
 
 BLOCK = 2**23  # weights of a large matrix that are dense at a time
@@ -86,7 +86,7 @@ def _run(leaf, start, stop, codec, axes, stats):
 
 def _check_given(codec, w, axes, stats):
     """Refuses what no codec could be blamed for: a weight of no floats, stats that are not its."""
-    if isinstance(codec, str | type) or not hasattr(codec, "encode"):
+    if not is_codec(codec):
         raise TypeError(f"{codec!r} is no codec, expected one such as Int(4)")
     if is_encoded(w) or not hasattr(w, "dtype"):
         return
@@ -152,7 +152,7 @@ def _encode_lazy(codec, leaf: Lazy, axes, stats):
 def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
     """Encodes some rows of a large matrix at a time, where a codec takes each row by itself."""
     rows = {(-2,): -1, (-1,): -2}.get(axes)  # the axis that counts rows
-    if rows is None or w.size <= BLOCK or w.shape[rows] <= 8 or not encodes_rows(codec):
+    if rows is None or w.size <= BLOCK or w.shape[rows] <= 8 or not has_independent_rows(codec):
         return _encode(codec, jnp.asarray(np.asarray(w, dtype)), axes, stats)
     step = max(8, BLOCK // (w.size // w.shape[rows]) // 8 * 8)  # whole bytes of packed codes
     cut = lambda at: w[..., at : at + step] if rows == -1 else w[..., at : at + step, :]

@@ -12,12 +12,12 @@ import numpy as np
 from jax import Array
 
 from ..codecs import Int
+from ..core.codec import has_independent_rows, needs_stats, ties_layers
 from ..core.fold import Fold, matrix_shape
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
 from ..core.paths import is_whole, match, paths
 from ..core.usage import summed_axes
-from ..solvers.solver import encodes_rows, needs_stats, ties_layers
 
 CANDIDATES = tuple(Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128))
 ROWS = 2048  # of a weight, evenly spaced over its layers, that an error is measured on
@@ -156,9 +156,9 @@ def _together(codecs, tied, layers, abstract) -> tuple[dict, set]:
     for i, codec in enumerate(codecs):
         if tied[i]:
             continue
-        slow = needs_stats(codec) or not encodes_rows(codec)
+        slow = needs_stats(codec) or not has_independent_rows(codec)
         count = rows(FEW_ROWS, min(len(few), layers)) if slow else rows(ROWS, layers)
-        count = count if encodes_rows(codec) else None
+        count = count if has_independent_rows(codec) else None
         together.setdefault((count, slow), []).append(i)
     return together, few
 

@@ -1,10 +1,92 @@
-"""What a codec holds other codecs for: whether one of them wants stats, or looks at all layers."""
+"""Codec: what encodes a weight, and what else this library asks of a codec."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from jax import Array
 
 
-def needs_stats(codec: Any) -> bool:
+@runtime_checkable
+class Codec(Protocol):
+    """Encodes one weight. Only `encode` is required; `OptionalMembers` has the rest.
+
+    A codec is a frozen dataclass, so that plans can compare, hash, print and save it. It keeps the
+    codecs that it uses in fields, or in a tuple in a field: so this library finds them.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Clipped:
+        ...     limit: float
+        ...
+        ...     def encode(self, w, axes=(-2,), stats=None):
+        ...         return jm.Int(8).encode(jnp.clip(w, -self.limit, self.limit), axes)
+        >>> isinstance(Clipped(1.0), Codec), needs_stats(Clipped(1.0))
+        (True, False)
+    """
+
+    def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> Any:
+        """The encoded leaf of `w`; an array where the codec keeps the weight.
+
+        Args:
+            w: the weight (*stack, ...) in floats, often a tracer. Inside a `Chain` it may be the
+                leaf that another codec left: then return `w.map(self.encode)`.
+            axes: the axes of `w` that its products sum over.
+            stats: `jm.Moments` of the inputs of those products, or None.
+        """
+
+
+class OptionalMembers:
+    """The attributes that a codec may also have, each with its value for a codec without it."""
+
+    calibrated: bool = False  # whether `encode` cannot do without stats
+    layers_together: bool = False  # whether `encode` looks at all layers of a stack at once
+    independent_rows: bool = False  # whether each row of the matrix is encoded without the others
+    codec: Codec | None = None  # the codec that this one wraps
+
+
+@runtime_checkable
+class RoundingCodec(Codec, Protocol):
+    """A codec that rounds each group of a row to a scale: `Int`, `Float`, `Codebook`, `Affine`.
+
+    Shapes: matrix (*stack, n, k) f32; low, high, scale and zero (*stack, n, groups).
+    """
+
+    group: int | None  # weights of a row that share a scale; None: all of them
+
+    def range(self, low: Array, high: Array) -> tuple[Array, Array | None]:
+        """The scale and the zero of groups whose weights lie in [low, high]."""
+
+    def round(self, matrix: Array, scale: Array, zero: Array | None, fold: Any, dtype: Any) -> Any:
+        """The leaf with the nearest codes, by the given scales and zeros."""
+
+    def snap(self, values: Array, scale: Array, zero: Array | None) -> Array:
+        """The numbers in f32 that the nearest codes of `values` stand for."""
+
+
+@runtime_checkable
+class SolvingCodec(Codec, Protocol):
+    """A codec that chooses the numbers of the codec that it wraps: the solvers."""
+
+    codec: Codec
+
+    def solve(self, matrix: Array, fold: Any, dtype: Any, stats: Any) -> Any:
+        """The leaf of a matrix (n, k) in f32."""
+
+
+def is_codec(x: Any) -> bool:
+    """Whether `x` is a codec. A class is none, nor is a string, whose `encode` makes bytes.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> is_codec(jm.Int(4)), is_codec(jm.Int), is_codec("int4")
+        (True, False, False)
+    """
+    return isinstance(x, Codec) and not isinstance(x, str | type)
+
+
+def needs_stats(codec: Codec) -> bool:
     """Whether a codec, or one inside it, cannot do without stats.
 
     Example:
@@ -12,17 +94,52 @@ def needs_stats(codec: Any) -> bool:
         >>> needs_stats(jm.Search(jm.Int(4))), needs_stats(jm.Dynamic(jm.GPTQ(jm.Int(4))))
         (False, True)
     """
-    return getattr(codec, "calibrated", False) or any(map(needs_stats, _inside(codec)))
+    return _member(codec, "calibrated") or any(map(needs_stats, _inside(codec)))
 
 
-def ties_layers(codec: Any) -> bool:
-    """Whether a codec, or one inside it, looks at all layers of a stack together."""
-    return getattr(codec, "layers_together", False) or any(map(ties_layers, _inside(codec)))
+def ties_layers(codec: Codec) -> bool:
+    """Whether a codec, or one inside it, looks at all layers of a stack together.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> ties_layers(jm.Int(4)), ties_layers(jm.Sum((jm.Shared(2), jm.LowRank(8))))
+        (False, True)
+    """
+    return _member(codec, "layers_together") or any(map(ties_layers, _inside(codec)))
 
 
-def _inside(codec):
+def has_independent_rows(codec: Codec) -> bool:
+    """Whether a codec encodes each row of the matrix alone, so that a few rows can be tried.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> has_independent_rows(jm.Int(4)), has_independent_rows(jm.LowRank(8))
+        (True, False)
+    """
+    return _member(codec, "independent_rows")
+
+
+def rounding_codec(codec: Codec) -> RoundingCodec | None:
+    """The codec itself or the one inside it that rounds to scales; None where there is none.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> rounding_codec(jm.Search(jm.Int(4))) == jm.Int(4), rounding_codec(jm.LowRank(8))
+        (True, None)
+    """
+    while codec is not None and not isinstance(codec, RoundingCodec):
+        codec = _member(codec, "codec")
+    return codec
+
+
+def _member(codec: Any, name: str) -> Any:
+    """An attribute of a codec, or its value in `OptionalMembers`."""
+    return getattr(codec, name, getattr(OptionalMembers, name))
+
+
+def _inside(codec: Any) -> Iterator[Any]:
+    """The values in a codec's fields, or in a tuple: the codecs that it uses are among them."""
     if isinstance(codec, tuple):
-        return codec
-    if not dataclasses.is_dataclass(codec):
-        return ()
-    return [getattr(codec, field.name) for field in dataclasses.fields(codec)]
+        yield from codec
+    elif dataclasses.is_dataclass(codec):
+        yield from (getattr(codec, field.name) for field in dataclasses.fields(codec))

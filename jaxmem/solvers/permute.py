@@ -11,8 +11,9 @@ from ..calibration.statistics import Moments
 from ..codecs import NM, Chain
 from ..codecs.permuted import PermutedArray
 from ..codecs.sparse import index_dtype
+from ..core.codec import needs_stats
 from ..core.fold import Fold
-from .solver import Solver, needs_stats
+from .solver import Solver
 
 ROWS = 128  # of a matrix, evenly spaced, that an order is judged by
 

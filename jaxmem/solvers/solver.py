@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..calibration.statistics import Moments
-from ..codecs import NM, Bitmask, Cast, Chain, Csr, Int, Sum
+from ..codecs import Int
 from ..codecs.scaled import Scaled
-from ..core.codec import needs_stats as needs_stats
-from ..core.codec import ties_layers as ties_layers
+from ..core.codec import has_independent_rows
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import is_encoded
 
@@ -42,6 +41,10 @@ class Solver(abc.ABC):
             raise ValueError(f"{type(self).__name__} wants the stats of what the weight is fed")
         return _encode(self, w, tuple(axes), stats)
 
+    @property
+    def independent_rows(self) -> bool:
+        return self.by_rows and has_independent_rows(self.codec)
+
     def spans(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
         """Scale and zero (n, groups) of a matrix (n, k) in f32."""
         return self.codec.spans(matrix, stats)
@@ -54,15 +57,6 @@ class Solver(abc.ABC):
 def rounding(codec: Any) -> Int | Scaled:
     """The codec that a solver rounds by in the end."""
     return rounding(codec.codec) if isinstance(codec, Solver) else codec
-
-
-def encodes_rows(codec: Any) -> bool:
-    """Whether a codec encodes each row of a matrix by itself, so that some rows tell of all."""
-    if isinstance(codec, Solver):
-        return codec.by_rows and encodes_rows(codec.codec)
-    if isinstance(codec, Chain | Sum):
-        return all(map(encodes_rows, codec.codecs))
-    return isinstance(codec, Int | Cast | Bitmask | NM | Csr)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
