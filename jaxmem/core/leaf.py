@@ -76,9 +76,9 @@ class Encoded(abc.ABC):
         Example:
             >>> import jax.numpy as jnp, jaxmem as jm
             >>> leaf = jm.Int(4, group=16).encode(jnp.ones((32, 24)))  # codes, then scales
-            >>> [x.shape for x in jax.tree.leaves(leaf.part(-2, 2))]
+            >>> [x.shape for x in jax.tree.leaves(leaf.shard_shape(-2, 2))]
             [(12, 16), (1, 24)]
-            >>> leaf.part(-2, 4)  # half a group
+            >>> leaf.shard_shape(-2, 4)  # half a group
             NotImplemented
         """
         axis += self.ndim if axis < 0 else 0
