@@ -1,7 +1,7 @@
-"""attach: w + u · v, a frozen weight, dense or encoded, beside a pair to train (Hu et al., 2021).
+"""LoRA: w + u · v, a frozen weight w, dense or encoded, and a trainable pair (Hu et al., 2021).
 
-The pair is a tree of its own, {path: {"u", "v"}}: it is what an optimizer sees. `attach` puts it
-beside the frozen weights inside the loss, where a leaf stands for the sum.
+`adapters` makes the pairs, a tree {path: {"u", "v"}} for an optimizer. Inside the loss, `attach`
+replaces each weight that has a pair by a leaf that computes the sum.
 """
 
 from typing import Any
@@ -20,41 +20,41 @@ from ..core.paths import is_whole, match, paths
 
 
 def adapters(key: Array, params: Any, rank: int, where: str = ".*kernel") -> dict[str, dict]:
-    """{path: {"u" (*stack, n, rank) zeros, "v" (*stack, rank, k) of variance 1/k}} in f32.
+    """{path: {"u", "v"}} in f32, a pair for each weight whose whole path the regex `where` matches.
 
-    One pair for each weight whose whole path `where` matches; at first they add nothing. `params`
-    may be abstract under `eval_shape`.
+    A weight (*stack, k, n) gets u (*stack, n, rank) of zeros and v (*stack, rank, k) of variance
+    1/k, so the sum w + u · v is first w. Under `jax.eval_shape`, `params` may be abstract.
 
     Raises:
-        ValueError: `where` matches no weight, or the rank is not positive.
+        ValueError: `where` matches no weight, or `rank` is below 1.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> found = adapters(jax.random.key(0), {"kernel": jnp.ones((64, 32))}, 4)
-        >>> found["kernel"]["u"].shape, found["kernel"]["v"].shape
+        >>> pairs = adapters(jax.random.key(0), {"kernel": jnp.ones((64, 32))}, 4)
+        >>> pairs["kernel"]["u"].shape, pairs["kernel"]["v"].shape
         ((32, 4), (4, 64))
     """
     if rank < 1:
         raise ValueError(f"the rank is {rank}, expected at least 1")
     names = paths(params)
-    chosen = match(names, {where: True})
     leaves = dict(zip(names, jax.tree.leaves(params, is_leaf=is_whole)))
-    out = {}
-    for i, path in enumerate(chosen):
+    pairs = {}
+    for i, path in enumerate(match(names, {where: True})):
         stack, fold = _fold(leaves[path])
         v = jax.random.normal(jax.random.fold_in(key, i), (*stack, rank, fold.k), jnp.float32)
         u = jnp.zeros((*stack, fold.n, rank), jnp.float32)
-        out[path] = {"u": u, "v": v * fold.k**-0.5}
-    return out
+        pairs[path] = {"u": u, "v": v * fold.k**-0.5}
+    return pairs
 
 
 def attach(params: Any, pairs: dict[str, dict]) -> Any:
-    """The params with the leaf `w + u · v` at each path of `pairs`.
+    """The params with a leaf that stands for `w + u · v` at each path of `pairs`.
 
-    Run it with `jm.lift`, or a model's own `apply`. To keep the sum, encode what it decodes to.
+    A function of these params runs under `jm.lift`, which a model's `apply` does by itself. To
+    merge a pair into its weight, decode the leaf and encode the result.
 
     Raises:
-        ValueError: a path is none of `params`.
+        ValueError: a path of `pairs` is not one of `params`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -73,12 +73,13 @@ def attach(params: Any, pairs: dict[str, dict]) -> Any:
 
 
 def _sum(leaf: Any, pair: dict) -> SumArray:
+    """The leaf of `leaf` (an array or encoded) + u · v."""
     base = leaf if is_encoded(leaf) else Cast(str(leaf.dtype)).encode(leaf)
     return SumArray((base, LowRankArray(pair["u"], pair["v"], _fold(leaf)[1], leaf.dtype)))
 
 
 def _fold(leaf: Any) -> tuple[tuple[int, ...], Fold]:
-    """The stack of a weight's matrix, and how the weight lies in it; a dense one is (k, n)."""
+    """(stack shape, fold) of a weight's matrix (*stack, n, k); a dense weight is (*stack, k, n)."""
     if isinstance(leaf, MatrixLeaf):
         return leaf.batch_shape, leaf.fold
     k, n = leaf.shape[-2:]

@@ -1,4 +1,4 @@
-"""next_token_loss: mean of -log softmax(x · head)[next id], some positions' logits at a time."""
+"""next_token_loss: mean of −log softmax(x · head)[next id], with few logits in memory at a time."""
 
 import functools
 from typing import Any
@@ -11,11 +11,12 @@ from ..core.lifting import dot_general
 
 
 def next_token_loss(x: Array, head: Any, ids: Array, *, axis: int = 0, chunk: int = 512) -> Array:
-    """Cross entropy of each position's prediction of the next id, in f32.
+    """The mean cross entropy of predicting each next id, in nats, in f32.
 
-    x (B, T, D) are hidden states, `head` (D, V), or (V, D) with `axis=1`, dense or encoded; ids
-    (B, T) int32. Logits exist for `chunk` positions at a time, B · chunk · V · 4 bytes, and again
-    in the backward pass, instead of B · T · V · 4 and their gradient.
+    Shapes: hidden states x (B, T, D); `head` (D, V), or (V, D) with `axis=1`, dense or encoded; ids
+    (B, T) int32. Logits are computed for `chunk` positions at a time, which takes B · chunk · V · 4
+    bytes, and computed again in the backward pass. All logits would take B · T · V · 4 bytes, and
+    their gradient as many.
 
     Raises:
         ValueError: `chunk` does not divide T.
@@ -30,18 +31,22 @@ def next_token_loss(x: Array, head: Any, ids: Array, *, axis: int = 0, chunk: in
     chunk = min(chunk, steps)
     if steps % chunk:
         raise ValueError(f"a chunk of {chunk} positions does not divide the {steps} of each row")
-    wanted = jnp.roll(ids, -1, axis=1)
-    counts = jnp.broadcast_to(jnp.arange(steps)[None] < steps - 1, ids.shape)
-    cut = lambda a: jnp.moveaxis(a.reshape(batch, steps // chunk, chunk, *a.shape[2:]), 1, 0)
+    targets = jnp.roll(ids, -1, axis=1)
+    # the last position of a row has no next id
+    counted = jnp.broadcast_to(jnp.arange(steps)[None] < steps - 1, ids.shape)
+    # (B, T, ...) as (chunks, B, chunk, ...)
+    chunks = lambda a: jnp.moveaxis(a.reshape(batch, steps // chunk, chunk, *a.shape[2:]), 1, 0)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def add(total, part):
-        x, wanted, counts = part
+    def add(total, inputs):
+        x, targets, counted = inputs
         dims = (((2,), (axis,)), ((), ()))
         logits = dot_general(x, head, dims, preferred_element_type=jnp.float32)
-        here = jnp.take_along_axis(logits, wanted[..., None], -1)[..., 0]
-        loss = jax.nn.logsumexp(logits, axis=-1) - here
-        return total + jnp.where(counts, loss, 0.0).sum(), None
+        chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        loss = jax.nn.logsumexp(logits, axis=-1) - chosen
+        return total + jnp.where(counted, loss, 0.0).sum(), None
 
-    total, _ = lax.scan(add, jnp.zeros((), jnp.float32), (cut(x), cut(wanted), cut(counts)))
+    total, _ = lax.scan(
+        add, jnp.zeros((), jnp.float32), (chunks(x), chunks(targets), chunks(counted))
+    )
     return total / (batch * (steps - 1))

@@ -1,7 +1,7 @@
-"""rigl, evolve: a fixed number of weights, some of which move to where they are worth more.
+"""rigl, evolve: a fixed number of weights, a few of which are exchanged while training.
 
-Every few steps a share α/2 · (1 + cos(π·t/end)) of each row's kept weights, the smallest, goes, and
-as many come back as zeros elsewhere.
+Every few steps a share α/2 · (1 + cos(π·t/end)) of each row's kept weights, the smallest, are
+dropped, and as many dropped weights of the row are kept instead, from zero.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,11 +15,18 @@ from jax import Array
 from ..codecs.sparse import Sparse
 from ..core.fold import Fold
 from ..core.usage import summed_axes
-from .gradual_pruning import check, find, masked, need_params, put, top
+from .pruning_masks import (
+    check_sparse,
+    mask_updates,
+    planned_leaves,
+    replace_leaves,
+    require_params,
+    top_mask,
+)
 
 
 class Moving(NamedTuple):
-    """The state of `rigl` and `evolve`: steps done, the optimizer's state, {path: mask}, a key."""
+    """The state of `rigl` and `evolve`: steps done, optimizer's state, {path: mask}, key data."""
 
     count: Array
     inner: Any
@@ -36,15 +43,23 @@ def rigl(
     share: float = 0.3,
     uses: Mapping | None = None,
 ) -> optax.GradientTransformation:
-    """Trains sparse from the first step; weights come back where the gradient is largest.
+    """Trains sparse from the first step; weights are regrown where the gradient is largest.
 
-    Wraps the optimizer, since it wants the gradient itself, of the dropped weights too. The masks
-    begin with the largest of the initial weights; until `end` they move every `every` steps,
-    `share` of them at first. The optimizer sees no gradient of a dropped weight. Evci et al., 2020.
+    The masks begin with the largest of the initial weights. This wraps the optimizer instead of
+    following it in a chain, because it needs the gradient of the dropped weights too; the optimizer
+    is given zeros for these. Evci et al., 2020.
+
+    Args:
+        inner: the optimizer.
+        plan: {path: sparse codec}; the codecs say how many weights are kept.
+        every: steps between two exchanges.
+        end: the step from which masks stay.
+        share: the share α of kept weights that the first exchange drops; it falls as a cosine.
+        uses: what `jm.uses` returns: which axes a weight is summed over; None: over axis −2.
 
     Raises:
-        TypeError: the plan names a codec that is not sparse.
-        ValueError: a share outside 0 to 1, or steps that are no schedule.
+        TypeError: `plan` names a codec that is not sparse.
+        ValueError: `share` is outside 0 to 1, or `every` and `end` are no schedule.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmem as jm
@@ -69,13 +84,22 @@ def evolve(
     seed: int = 0,
     uses: Mapping | None = None,
 ) -> optax.GradientTransformation:
-    """Sparse evolutionary training: as `rigl`, but weights come back anywhere.
+    """Sparse evolutionary training: as `rigl`, but weights are regrown at random.
 
     Mocanu et al., 2018 (SET).
 
+    Args:
+        inner: the optimizer.
+        plan: {path: sparse codec}; the codecs say how many weights are kept.
+        every: steps between two exchanges.
+        end: the step from which masks stay.
+        share: the share α of kept weights that the first exchange drops; it falls as a cosine.
+        seed: of the random choices.
+        uses: what `jm.uses` returns: which axes a weight is summed over; None: over axis −2.
+
     Raises:
-        TypeError: the plan names a codec that is not sparse.
-        ValueError: a share outside 0 to 1, or steps that are no schedule.
+        TypeError: `plan` names a codec that is not sparse.
+        ValueError: `share` is outside 0 to 1, or `every` and `end` are no schedule.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmem as jm
@@ -93,9 +117,17 @@ def evolve(
 
 
 def _moving(
-    inner, plan, grow: Callable[[Array, Array], Array], every, end, share, uses, seed
+    inner: optax.GradientTransformation,
+    plan: Mapping[str, Sparse],
+    grow: Callable[[Array, Array], Array],
+    every: int,
+    end: int,
+    share: float,
+    uses: Mapping | None,
+    seed: int,
 ) -> optax.GradientTransformation:
-    check(plan)
+    """The optimizer with moving masks; `grow(gradient, key)` scores the weights to regrow."""
+    check_sparse(plan)
     if not 0 < share < 1:
         raise ValueError(f"the share of weights that move lies between 0 and 1, got {share}")
     if every < 1 or end < every:
@@ -103,8 +135,8 @@ def _moving(
     axes = {path: summed_axes(path, uses) for path in plan}
 
     def init(params):
-        own = find(plan, params)
-        masks = {p: top(codec, jnp.abs(own[p]), 1.0, axes[p]) for p, codec in plan.items()}
+        weights = planned_leaves(plan, params)
+        masks = {p: top_mask(codec, jnp.abs(weights[p]), 1.0, axes[p]) for p, codec in plan.items()}
         return Moving(
             jnp.zeros((), jnp.int32),
             inner.init(params),
@@ -113,32 +145,41 @@ def _moving(
         )
 
     def update(gradients, state, params=None):
-        need_params(params)
-        slopes, weights = find(plan, gradients), find(plan, params)
+        require_params(params)
+        slopes, weights = planned_leaves(plan, gradients), planned_leaves(plan, params)
         count = state.count + 1
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), count)
         moving = share / 2 * (1 + jnp.cos(jnp.pi * count.astype(jnp.float32) / end))
         masks = {}
         for i, (path, codec) in enumerate(plan.items()):
-            own = jnp.abs(weights[path]), grow(slopes[path], jax.random.fold_in(key, i))
-            move = lambda c=codec, own=own, p=path: _moved(c, state.masks[p], *own, moving, axes[p])
+            scores = jnp.abs(weights[path]), grow(slopes[path], jax.random.fold_in(key, i))
+            move = lambda c=codec, s=scores, p=path: _moved(c, state.masks[p], *s, moving, axes[p])
             due = (count % every == 0) & (count < end)
             masks[path] = jax.lax.cond(due, move, lambda p=path: state.masks[p])
-        seen = {p: jnp.where(masks[p], slopes[p], 0) for p in plan}
-        updates, after = inner.update(put(gradients, seen), state.inner, params)
-        stays = {p: masks[p] & state.masks[p] for p in plan}  # what comes back begins at zero
-        return masked(plan, updates, params, stays), Moving(count, after, masks, state.key)
+        masked = {p: jnp.where(masks[p], slopes[p], 0) for p in plan}
+        updates, after = inner.update(replace_leaves(gradients, masked), state.inner, params)
+        unchanged = {p: masks[p] & state.masks[p] for p in plan}  # a regrown weight begins at zero
+        return mask_updates(plan, updates, params, unchanged), Moving(
+            count, after, masks, state.key
+        )
 
     return optax.GradientTransformation(init, update)
 
 
-def _moved(codec: Sparse, mask, size, worth, share, axes) -> Array:
-    """The mask with `share` of the kept weights of each run dropped, and as many others kept."""
-    fold_of = lambda a: Fold.from_weight(a, axes)[0]
+def _moved(
+    codec: Sparse, mask: Array, magnitude: Array, growth: Array, share: Array, axes: tuple
+) -> Array:
+    """The mask with `share` of the kept weights dropped, and as many dropped weights kept.
+
+    `mask`, `magnitude` and `growth` (the scores for regrowing) have the weight's shape, and `axes`
+    are its summed axes.
+    """
+    to_matrix = lambda a: Fold.from_weight(a, axes)[0]
     fold = Fold.from_weight(mask, axes)[1]
-    there = fold_of(mask)
-    moved = lambda whole, kept: jnp.minimum(jnp.round(share * kept), whole - kept).astype(jnp.int32)
-    left = lambda whole, kept: kept - moved(whole, kept)
-    stays = codec.mask(jnp.where(there, fold_of(size), -1.0), left)
-    back = codec.mask(jnp.where(there, -1.0, fold_of(worth)), moved)
-    return fold.unfold(stays | back)
+    kept_now = to_matrix(mask)
+    # of `size` weights that compete, the codec keeps `kept`
+    moved = lambda size, kept: jnp.minimum(jnp.round(share * kept), size - kept).astype(jnp.int32)
+    unmoved = lambda size, kept: kept - moved(size, kept)
+    stays = codec.mask(jnp.where(kept_now, to_matrix(magnitude), -1.0), unmoved)
+    regrown = codec.mask(jnp.where(kept_now, -1.0, to_matrix(growth)), moved)
+    return fold.unfold(stays | regrown)

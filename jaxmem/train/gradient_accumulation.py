@@ -9,13 +9,14 @@ from jax import Array, lax
 
 
 def accumulate(loss: Callable, count: int) -> Callable:
-    """(params, batch) -> (loss, gradient), of `loss(params, batch)` over `count` micro-batches.
+    """A function (params, batch) -> (loss, gradient) that runs `count` micro-batches in turn.
 
-    Every array of `batch` has its rows first. The loss is summed in f32, the gradient in the
-    params' dtypes. With `count=1` this is `jax.value_and_grad(loss)`.
+    `loss(params, batch)` is a mean over rows, and the first axis of every array in `batch` counts
+    rows. The loss is summed in f32, the gradient in the params' dtypes. With `count=1` the function
+    is `jax.value_and_grad(loss)`.
 
     Raises:
-        ValueError: `count` does not divide the rows.
+        ValueError: `count` does not divide the number of rows (raised by the function).
 
     Example:
         >>> import jax.numpy as jnp
@@ -27,20 +28,20 @@ def accumulate(loss: Callable, count: int) -> Callable:
     if count == 1:
         return jax.value_and_grad(loss)
 
-    def slopes(params: Any, batch: Any) -> tuple[Array, Any]:
+    def accumulated(params: Any, batch: Any) -> tuple[Array, Any]:
         rows = {len(x) for x in jax.tree.leaves(batch)}
         if any(n % count for n in rows):
             raise ValueError(f"{count} micro-batches of {sorted(rows)} rows, expected a divisor")
-        # row i goes to micro-batch i mod count, so that a sharded batch stays where it is
-        cut = lambda x: jnp.moveaxis(x.reshape(len(x) // count, count, *x.shape[1:]), 1, 0)
+        # row i goes to micro-batch i mod count, so that no row of a sharded batch moves
+        split = lambda x: jnp.moveaxis(x.reshape(len(x) // count, count, *x.shape[1:]), 1, 0)
 
-        def add(total, part):
-            found = jax.value_and_grad(loss)(params, part)
-            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
+        def add(total, micro_batch):
+            new = jax.value_and_grad(loss)(params, micro_batch)
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, new), None
 
         zero = lambda x: jnp.zeros(x.shape, x.dtype)
         start = jnp.zeros((), jnp.float32), jax.tree.map(zero, params)
-        (value, slope), _ = lax.scan(add, start, jax.tree.map(cut, batch))
-        return value / count, jax.tree.map(lambda g: g / jnp.asarray(count, g.dtype), slope)
+        (value, gradient), _ = lax.scan(add, start, jax.tree.map(split, batch))
+        return value / count, jax.tree.map(lambda g: g / jnp.asarray(count, g.dtype), gradient)
 
-    return slopes
+    return accumulated

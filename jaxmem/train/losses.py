@@ -1,4 +1,4 @@
-"""Losses between two outputs: squared error, relative error, KL divergence."""
+"""Losses between a target and an output: squared error, relative error, KL divergence."""
 
 from typing import Any
 
@@ -8,7 +8,9 @@ from jax import Array
 
 
 def squared(target: Any, found: Any) -> Array:
-    """Mean squared error, of the outputs joined, in f32.
+    """The mean squared error over all numbers of all outputs, in f32.
+
+    `target` and `found` are arrays or trees of arrays of the same shapes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -22,9 +24,12 @@ def squared(target: Any, found: Any) -> Array:
 
 
 def relative(target: Any, found: Any) -> Array:
-    """Mean over rows (..., features) of ‖target − found‖² / ‖target‖², of all outputs, in f32.
+    """The mean of ‖target − found‖² / ‖target‖² over rows (..., features), in f32.
 
-    A few tokens of a language model are far larger than the others, and a norm comes next.
+    `target` and `found` are arrays or trees of arrays of the same shapes.
+
+    Each row is weighted by its own size, because the hidden states of a few tokens in a language
+    model are far larger than the others, and the norm of the next layer removes that difference.
 
     Example:
         >>> import jax.numpy as jnp
@@ -42,7 +47,7 @@ def relative(target: Any, found: Any) -> Array:
 
 
 def divergence(target: Array, found: Array) -> Array:
-    """Mean KL(softmax(target) ‖ softmax(found)) of logits (..., classes), in nats, in f32.
+    """The mean KL(softmax(target) ‖ softmax(found)) of logits (..., classes), in nats, in f32.
 
     Example:
         >>> import jax.numpy as jnp

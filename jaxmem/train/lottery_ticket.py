@@ -1,4 +1,4 @@
-"""rewind: train, drop the smallest, set the rest back to their early values, and train again."""
+"""rewind: train, drop the smallest weights, set the others back to early values, train again."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,11 +11,18 @@ from jax import Array
 from ..codecs.sparse import Sparse
 from ..core.fold import Fold
 from ..core.usage import summed_axes
-from .gradual_pruning import check, find, masked, need_params, put, whole
+from .pruning_masks import (
+    check_sparse,
+    full_masks,
+    mask_updates,
+    planned_leaves,
+    replace_leaves,
+    require_params,
+)
 
 
 class Early(NamedTuple):
-    """Steps done, the optimizer's state, {path: mask}, and the params to go back to."""
+    """The state of `rewind`: steps done, the optimizer's state, {path: mask}, the early params."""
 
     count: Array
     inner: Any
@@ -34,14 +41,22 @@ def rewind(
 ) -> optax.GradientTransformation:
     """Iterative magnitude pruning with rewinding: the lottery ticket's training.
 
-    After each of `rounds` rounds of `steps` steps the smallest weights of the plan go, equal shares
-    of what is left each time, and all params return to what they were at step `to`, with a fresh
-    optimizer. After the last round what is left trains on. Frankle and Carbin, 2019; Frankle et
-    al., 2020 (rewinding to a later step than 0).
+    After each of `rounds` rounds the smallest weights of the plan are dropped, each time the same
+    share of those that are left. All params return to their values at step `to`, and the optimizer
+    starts anew. After the last round the kept weights train on. Frankle and Carbin, 2019; Frankle
+    et al., 2020 (rewinding to a later step than 0).
+
+    Args:
+        inner: the optimizer.
+        plan: {path: sparse codec}; the codecs say how many weights are kept after the last round.
+        rounds: rounds that end in pruning and rewinding.
+        steps: training steps per round.
+        to: the step of the first round to which the params return.
+        uses: what `jm.uses` returns: which axes a weight is summed over; None: over axis −2.
 
     Raises:
-        TypeError: the plan names a codec that is not sparse.
-        ValueError: rounds and steps below 1, or `to` outside the first round.
+        TypeError: `plan` names a codec that is not sparse.
+        ValueError: `rounds` or `steps` is below 1, or `to` is outside the first round.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmem as jm
@@ -54,40 +69,42 @@ def rewind(
         >>> params["w"][:, 0].tolist()
         [0.0, 1.0, 3.0, 0.0]
     """
-    check(plan)
+    check_sparse(plan)
     if rounds < 1 or steps < 1 or not 0 <= to < steps:
         raise ValueError(f"expected rounds, steps >= 1 and 0 <= to < steps: {rounds, steps, to}")
 
     def init(params):
-        masks = whole(plan, params)
+        masks = full_masks(plan, params)
         return Early(jnp.zeros((), jnp.int32), inner.init(params), masks, params)
 
     def update(gradients, state, params=None):
-        need_params(params)
+        require_params(params)
         early = _where(state.count == to, params, state.early)
-        slopes = find(plan, gradients)
-        seen = {p: jnp.where(state.masks[p], slopes[p], 0) for p in plan}
-        updates, after = inner.update(put(gradients, seen), state.inner, params)
-        updates = masked(plan, updates, params, state.masks)
+        slopes = planned_leaves(plan, gradients)
+        masked = {p: jnp.where(state.masks[p], slopes[p], 0) for p in plan}
+        updates, after = inner.update(replace_leaves(gradients, masked), state.inner, params)
+        updates = mask_updates(plan, updates, params, state.masks)
         count = state.count + 1
-        ends = (count % steps == 0) & (count <= rounds * steps)
-        now = find(plan, optax.apply_updates(params, updates))
+        round_ends = (count % steps == 0) & (count <= rounds * steps)
+        new = planned_leaves(plan, optax.apply_updates(params, updates))
         masks = {}
         for path, codec in plan.items():
-            score = jnp.where(state.masks[path], jnp.abs(now[path]), -1.0)
+            score = jnp.where(state.masks[path], jnp.abs(new[path]), -1.0)
             chosen = tickets(codec, score, count // steps / rounds, summed_axes(path, uses))
-            masks[path] = jnp.where(ends, chosen, state.masks[path])
+            masks[path] = jnp.where(round_ends, chosen, state.masks[path])
         back = jax.tree.map(lambda a, p: (a - p).astype(p.dtype), early, params)
-        back = masked(plan, back, params, masks)
-        return _where(ends, back, updates), Early(
-            count, _where(ends, inner.init(early), after), masks, early
+        back = mask_updates(plan, back, params, masks)
+        return _where(round_ends, back, updates), Early(
+            count, _where(round_ends, inner.init(early), after), masks, early
         )
 
     return optax.GradientTransformation(init, update)
 
 
 def tickets(codec: Sparse, scores: Array, done: Array | float, axes: tuple[int, ...]) -> Array:
-    """Where the highest scores are when a share `done` of the rounds is over: density^done.
+    """The mask that keeps the highest scores when a share `done` of the rounds is over.
+
+    It keeps a share density^done of the weights, `density` being the codec's.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -102,4 +119,5 @@ def tickets(codec: Sparse, scores: Array, done: Array | float, axes: tuple[int, 
 
 
 def _where(condition: Array, a: Any, b: Any) -> Any:
+    """Tree `a` where the condition (a scalar) holds, else tree `b`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)

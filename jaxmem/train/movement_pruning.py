@@ -1,10 +1,11 @@
-"""straight_through, movement: the model sees masked weights, the optimizer keeps them all.
+"""straight_through, movement: the model uses masked weights, the optimizer has the dense ones.
 
-The params of the loop are the masked weights; the dense ones are in the optimizer's state, and the
-gradient at the masked weights moves them, as if the mask were not there (Bengio et al., 2013).
+The params of the training loop are the masked weights; the dense weights are in the optimizer's
+state. The gradient at the masked weights updates the dense ones, as if there were no mask (Bengio
+et al., 2013).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +15,18 @@ from jax import Array
 
 from ..codecs.sparse import Sparse
 from ..core.usage import summed_axes
-from .gradual_pruning import check, find, need_params, polynomial, put, top
+from .gradual_pruning import polynomial
+from .pruning_masks import (
+    check_sparse,
+    planned_leaves,
+    replace_leaves,
+    require_params,
+    top_mask,
+)
 
 
 class Dense(NamedTuple):
-    """Steps done, the optimizer's state, {path: dense weight, f32}, {path: score}, {path: mask}."""
+    """Steps done, the optimizer's state; {path: array} of dense weights (f32), scores, masks."""
 
     count: Array
     inner: Any
@@ -34,13 +42,14 @@ def straight_through(
     decay: float = 2e-4,
     uses: Mapping | None = None,
 ) -> optax.GradientTransformation:
-    """Trains N:M (or any sparse codec's) masks that follow the largest dense weights each step.
+    """Trains with masks, of N:M or any sparse codec, that keep the largest dense weights each step.
 
-    To the gradient of a dropped weight comes `decay` times the weight, so that it settles (SR-STE).
-    The first update brings the params to their mask. Zhou et al., 2021.
+    `decay` times the weight is added to the gradient of each dropped weight, so that the
+    masks become stable (SR-STE). The first update sets the dropped params to zero. Zhou et al.,
+    2021.
 
     Raises:
-        TypeError: the plan names a codec that is not sparse.
+        TypeError: `plan` names a codec that is not sparse.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmem as jm
@@ -51,12 +60,12 @@ def straight_through(
         >>> (params["w"] + updates["w"])[:, 0].tolist(), state.dense["w"][:, 0].tolist()
         ([4.0, 4.5, 0.0, 0.0], [4.0, 4.5, 3.0, 1.0])
     """
-    check(plan)
+    check_sparse(plan)
 
     def score(dense, old, slope, count):
         return jnp.abs(dense), 1.0
 
-    return _with_dense(inner, plan, score, decay, uses, scored=False)
+    return _with_dense(inner, plan, score, decay, uses, accumulates=False)
 
 
 def movement(
@@ -70,13 +79,21 @@ def movement(
 ) -> optax.GradientTransformation:
     """Drops the weights that training moves towards zero, most of them soon after `begin`.
 
-    A weight's score is −`rate` · Σ w · ∂loss/∂w over the steps: weights that shrink have low ones,
-    however large they are, which suits fine-tuning. The share that is gone follows the cubic
+    A weight's score is −`rate` · Σ w · ∂loss/∂w over the steps. Weights that shrink have low scores
+    however large they are, which suits fine-tuning. The share of dropped weights follows the cubic
     schedule of `polynomial`. Sanh et al., 2020.
 
+    Args:
+        inner: the optimizer.
+        plan: {path: sparse codec}; the codecs say how many weights are kept at `end`.
+        begin: the first step that drops weights.
+        end: the step at which the codecs' density is reached.
+        rate: the factor of a score's change in one step.
+        uses: what `jm.uses` returns: which axes a weight is summed over; None: over axis −2.
+
     Raises:
-        TypeError: the plan names a codec that is not sparse.
-        ValueError: begin and end that are no schedule.
+        TypeError: `plan` names a codec that is not sparse.
+        ValueError: `begin` and `end` are no schedule.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxmem as jm
@@ -90,44 +107,64 @@ def movement(
         >>> [round(float(x), 2) for x in params["w"][:, 0]]
         [0.0, 1.2, 3.2, 0.0]
     """
-    check(plan)
+    check_sparse(plan)
     if not 0 <= begin < end:
         raise ValueError(f"a schedule wants 0 <= begin < end, got begin={begin}, end={end}")
 
     def score(dense, old, slope, count):
         return old - rate * dense * slope, polynomial(count, begin, end)
 
-    return _with_dense(inner, plan, score, 0.0, uses, scored=True)
+    return _with_dense(inner, plan, score, 0.0, uses, accumulates=True)
 
 
-def _with_dense(inner, plan, score, decay, uses, scored) -> optax.GradientTransformation:
-    """`score(dense, old score, gradient, count)` gives (score, how much of the way is gone)."""
+def _with_dense(
+    inner: optax.GradientTransformation,
+    plan: Mapping[str, Sparse],
+    score: Callable[..., tuple[Array, Array | float]],
+    decay: float,
+    uses: Mapping | None,
+    *,
+    accumulates: bool,
+) -> optax.GradientTransformation:
+    """The optimizer with dense weights in its state, masked by scores after each step.
+
+    `score(dense weight, old score, gradient, step)` returns (score, progress of the schedule).
+    `accumulates` says whether scores are kept from step to step; if not, the old score is None.
+    """
     axes = {path: summed_axes(path, uses) for path in plan}
 
     def init(params):
-        dense = {path: w.astype(jnp.float32) for path, w in find(plan, params).items()}
-        scores = jax.tree.map(jnp.zeros_like, dense) if scored else {}
-        begin = 0.0 if scored else 1.0
-        masks = {p: top(codec, jnp.abs(dense[p]), begin, axes[p]) for p, codec in plan.items()}
+        dense = {path: w.astype(jnp.float32) for path, w in planned_leaves(plan, params).items()}
+        scores = jax.tree.map(jnp.zeros_like, dense) if accumulates else {}
+        progress = 0.0 if accumulates else 1.0
+        masks = {
+            p: top_mask(codec, jnp.abs(dense[p]), progress, axes[p]) for p, codec in plan.items()
+        }
         return Dense(jnp.zeros((), jnp.int32), inner.init(params), dense, scores, masks)
 
     def update(gradients, state, params=None):
-        need_params(params)
-        slopes = {p: g.astype(jnp.float32) for p, g in find(plan, gradients).items()}
-        dragged = {
+        require_params(params)
+        slopes = {p: g.astype(jnp.float32) for p, g in planned_leaves(plan, gradients).items()}
+        decayed = {
             p: g + decay * jnp.where(state.masks[p], 0.0, state.dense[p]) for p, g in slopes.items()
         }
-        moved, after = inner.update(put(gradients, dragged), state.inner, put(params, state.dense))
-        steps, old = find(plan, moved), find(plan, params)
-        dense, scores, masks, out = {}, {}, {}, {}
+        updates, after = inner.update(
+            replace_leaves(gradients, decayed), state.inner, replace_leaves(params, state.dense)
+        )
+        steps, old = planned_leaves(plan, updates), planned_leaves(plan, params)
+        dense, scores, masks, new_updates = {}, {}, {}, {}
         for path, codec in plan.items():
             dense[path] = state.dense[path] + steps[path]
-            found, gone = score(dense[path], state.scores.get(path), slopes[path], state.count)
-            if scored:
-                scores[path] = found
-            masks[path] = top(codec, found, gone, axes[path])
+            new_score, progress = score(
+                dense[path], state.scores.get(path), slopes[path], state.count
+            )
+            if accumulates:
+                scores[path] = new_score
+            masks[path] = top_mask(codec, new_score, progress, axes[path])
             new = jnp.where(masks[path], dense[path], 0.0)
-            out[path] = (new - old[path].astype(jnp.float32)).astype(old[path].dtype)
-        return put(moved, out), Dense(state.count + 1, after, dense, scores, masks)
+            new_updates[path] = (new - old[path].astype(jnp.float32)).astype(old[path].dtype)
+        return replace_leaves(updates, new_updates), Dense(
+            state.count + 1, after, dense, scores, masks
+        )
 
     return optax.GradientTransformation(init, update)

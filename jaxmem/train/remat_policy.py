@@ -1,4 +1,4 @@
-"""remat: what the backward pass of a stack of layers keeps, chosen from outside the model."""
+"""remat: which tensors a stack of layers keeps for its backward pass, chosen outside the model."""
 
 import dataclasses
 import functools
@@ -11,22 +11,25 @@ from jax import lax
 
 from ..core.lifting import around_scans
 
-NAMES = ("attn_out", "mlp_out")  # what our models tag with `checkpoint_name`
+NAMES = ("attn_out", "mlp_out")  # tensors that the models here tag by `checkpoint_name`
 _KINDS = ("none", "full", "dots", "dots_no_batch", "named", "offload", "nested")
 
 
 @dataclasses.dataclass(frozen=True)
 class Remat:
-    """A policy as a value.
+    """Which tensors of each layer are kept for the backward pass; the others are computed again.
 
-    none: all that the backward pass wants is kept. full: each layer's input, the rest is computed
-    again (Chen et al., 2016). dots, dots_no_batch: results of products, or only of those with
-    weights. named: tensors tagged with a name in `names`. offload: those go to host memory, which
-    shows in TPU and GPU compiles only. nested: the inputs of √layers groups, and within a group
-    of each layer.
+    - none: all tensors that the backward pass needs; nothing is computed again.
+    - full: the layer's input (Chen et al., 2016).
+    - dots: the results of all matrix products.
+    - dots_no_batch: the results of products without batch axes, so of those with weights.
+    - named: tensors tagged by `checkpoint_name` with a name in `names`.
+    - offload: likewise, but they wait in host memory. Only compiles for a TPU or GPU show this.
+    - nested: the inputs of about √layers groups of layers; in the backward pass of a group, the
+      inputs of its layers.
 
     Raises:
-        ValueError: an unknown kind, or names where none are wanted.
+        ValueError: `kind` is unknown; `names` is empty for named or offload, or given for others.
 
     Example:
         >>> Remat("named", ("attn_out",))
@@ -45,27 +48,27 @@ class Remat:
 
     @property
     def policy(self) -> Callable | None:
-        """What `jax.checkpoint` takes as its policy."""
-        known = jax.checkpoint_policies
+        """The `policy` of `jax.checkpoint`."""
+        policies = jax.checkpoint_policies
         if self.kind == "named":
-            return known.save_only_these_names(*self.names)
+            return policies.save_only_these_names(*self.names)
         if self.kind == "offload":
-            return known.save_and_offload_only_these_names(
+            return policies.save_and_offload_only_these_names(
                 names_which_can_be_saved=[],
                 names_which_can_be_offloaded=list(self.names),
                 offload_src="device",
                 offload_dst="pinned_host",
             )
-        dots = {"dots": known.dots_saveable}
-        dots["dots_no_batch"] = known.dots_with_no_batch_dims_saveable
-        return dots.get(self.kind, known.nothing_saveable)
+        dots = {"dots": policies.dots_saveable}
+        dots["dots_no_batch"] = policies.dots_with_no_batch_dims_saveable
+        return dots.get(self.kind, policies.nothing_saveable)
 
 
 def remat(fn: Callable, policy: Remat) -> Callable:
-    """`fn` whose scans over layers keep for the backward pass what `policy` says.
+    """`fn` with `policy` applied to each of its outermost scans, which run over layers.
 
-    The model is not touched: its jaxpr is replayed with each outermost scan's body under
-    `jax.checkpoint`. A model that spells its layers out has no scan, and stays as it is.
+    The model itself does not change: its jaxpr is replayed with the body of each outermost scan
+    under `jax.checkpoint`. A model whose layers are not in a scan is returned as it is.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -77,20 +80,21 @@ def remat(fn: Callable, policy: Remat) -> Callable:
     """
     if policy.kind == "none":
         return fn
-    once = functools.partial(jax.checkpoint, policy=policy.policy, prevent_cse=False)
-    return around_scans(fn, once) if policy.kind != "nested" else around_scans(fn, once, _nested)
+    checkpointed = functools.partial(jax.checkpoint, policy=policy.policy, prevent_cse=False)
+    replacement = (_nested,) if policy.kind == "nested" else ()
+    return around_scans(fn, checkpointed, *replacement)
 
 
-def _nested(body: Callable, init: Any, xs: Any, length: int, **how: Any) -> tuple[Any, Any]:
-    """The scan as one over groups of about √length layers."""
+def _nested(body: Callable, init: Any, xs: Any, length: int, **options: Any) -> tuple[Any, Any]:
+    """The scan of `lax.scan`'s arguments, as a scan over groups of about √length layers."""
     size = next(n for n in range(math.isqrt(length), 0, -1) if length % n == 0)
     if size == 1:
-        return lax.scan(body, init, xs, length, **how)
+        return lax.scan(body, init, xs, length, **options)
     split = lambda x: x.reshape(length // size, size, *x.shape[1:])
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def group(carry, xs):
-        return lax.scan(body, carry, xs, size, **how)
+        return lax.scan(body, carry, xs, size, **options)
 
-    carry, ys = lax.scan(group, init, jax.tree.map(split, xs), length // size, **how)
+    carry, ys = lax.scan(group, init, jax.tree.map(split, xs), length // size, **options)
     return carry, jax.tree.map(lambda y: y.reshape(length, *y.shape[2:]), ys)
