@@ -92,9 +92,15 @@ class Save(ocp.args.CheckpointArgs):
         ...     restored = manager.restore(7, args=jm.interop.orbax.Restore())
         >>> type(restored["w"]).__name__, restored["w"].shape, restored["w"].group
         ('IntArray', (32, 8), 16)
+
+    Raises:
+        TypeError: the tree holds something else; the message says where.
     """
 
     tree: Any
+
+    def __post_init__(self):
+        describe(self.tree, [])  # an error inside orbax would leave its threads waiting
 
 
 @ocp.args.register_with_handler(Handler, for_restore=True)
