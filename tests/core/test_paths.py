@@ -1,5 +1,6 @@
 """One weight has one path, and the same in linen, NNX and plain trees."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,5 +84,4 @@ def test_merge_undoes_split(name, keep):
     first, second = jm.split(enc, keep)
     assert set(jm.paths(first)) == {p for p in jm.paths(enc) if keep(p)}
     again = jm.merge(first, second)
-    assert jax.tree.structure(again) == jax.tree.structure(enc)
-    jax.tree.map(np.testing.assert_array_equal, again, enc)
+    chex.assert_trees_all_equal(again, enc, strict=True)

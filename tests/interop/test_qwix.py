@@ -2,7 +2,7 @@
 
 import sys
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_a_qarray_stands_for_what_the_leaf_stands_for_and_comes_back(codec, form
     np.testing.assert_array_equal(back.decode(), leaf.decode())
     assert back.fold == leaf.fold and back.scale.dtype == jnp.float16
     if codec.bits in (4, 8):
-        jax.tree.map(np.testing.assert_array_equal, back, leaf)
+        chex.assert_trees_all_equal(back, leaf, strict=True)
 
 
 @pytest.mark.parametrize("tiled", [{}, {0: 16}])

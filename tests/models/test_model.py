@@ -1,5 +1,6 @@
 """Model.save, and what load makes of it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,7 @@ def test_a_saved_model_comes_back_whole(tensors, tmp_path):
     again = load(tmp_path / "out")
     assert again.config == model.config and str(model.source) in again.source
     assert sorted(p.name for p in tmp_path.iterdir() if "out" in p.name) == ["out"]
-    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+    chex.assert_trees_all_equal(again.params, model.params, strict=True)
 
 
 @pytest.mark.slow

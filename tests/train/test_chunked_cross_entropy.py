@@ -1,5 +1,6 @@
 """The chunked loss against the loss of all logits at once."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ def test_the_chunked_loss_and_its_gradient_are_those_of_all_logits():
 
     chunked = lambda x, head: next_token_loss(x, head, ids, chunk=4)
     got, want = (jit(jax.value_and_grad(f, (0, 1)))(x, head) for f in (chunked, whole))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6, strict=True)
     tied = next_token_loss(x, head.T, ids, axis=1, chunk=2)
     np.testing.assert_allclose(tied, want[0], rtol=1e-6)
 
