@@ -17,6 +17,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 collect_ignore = [
     "docs/_build",
     "docs/conf.py",  # for Sphinx
+    "docs/guides/fit.md",
     "tests/reference/make_reference.py",  # imports torch, and writes fixtures
 ]
 SHARED = pathlib.Path(__file__).parent / "../shared/data"
@@ -47,6 +48,17 @@ def quickly_compiled(forget_programs):
 
 @pytest.fixture(autouse=True, scope="module")
 def examples_quickly_compiled(request):
-    """The same for the examples of every module."""
-    if "tests" not in request.path.parts and request.path.suffix == ".py":
+    """The same for the examples of every module and guide."""
+    path = request.path
+    if "guides" in path.parts or ("tests" not in path.parts and path.suffix == ".py"):
         request.getfixturevalue("quickly_compiled")
+
+
+@pytest.fixture(autouse=True)
+def guides_run_with_the_settings_of_users(request):
+    """JAX's default promotion of dtypes and ranks, which optax's Adam needs."""
+    if request.path.suffix != ".md":
+        yield
+        return
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
