@@ -10,7 +10,6 @@ each step it tells of. A row that is in the file already is not measured again.
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -26,8 +25,6 @@ import numpy as np
 
 import jaxmem as jm
 from jaxmem import models
-from jaxmem.commands.fit import encode_calibrated, encode_chosen
-from jaxmem.commands.output import Output
 from jaxmem.models import downloading
 
 LIMITS = (62_000_000,)
@@ -36,26 +33,18 @@ AMONG = (("int",), FORMS, (*FORMS, "neurons", "layers"))
 SEED = 0  # of the rows that tuning draws
 
 
-@dataclasses.dataclass(frozen=True)
-class Timed(Output):
-    """An output that keeps the seconds of each step."""
+@dataclasses.dataclass
+class Seconds:
+    """A `progress` of `jm.fit`: the seconds from each stage's first report to its last."""
 
-    json: bool = True
-    seconds: dict = dataclasses.field(default_factory=dict)
+    started: dict = dataclasses.field(default_factory=dict)
+    by_stage: dict = dataclasses.field(default_factory=dict)
 
-    @contextlib.contextmanager
-    def step(self, what):
-        start = time.perf_counter()
-        with super().step(what):
-            yield
-        self.seconds[what] = time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def counting(self, what):
-        start = time.perf_counter()
-        with super().counting(what) as progress:
-            yield progress
-        self.seconds[what] = time.perf_counter() - start
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self.started:
+            print(stage, flush=True)
+        start = self.started.setdefault(stage, time.perf_counter())
+        self.by_stage[stage] = time.perf_counter() - start
 
 
 def main() -> None:
@@ -69,7 +58,8 @@ def main() -> None:
     model = models.load("smollm2-135m")
     text = args.text.read_text(encoding="utf-8")
     calibration, judged = text[: len(text) // 2], text[len(text) // 2 :]
-    ids = np.asarray(model.tokenizer.encode(judged, add_special_tokens=False).ids)
+    tokenized = lambda text: np.asarray(model.tokenizer.encode(text, add_special_tokens=False).ids)
+    calibration_ids, ids = tokenized(calibration), tokenized(judged)
     found = {
         "command": f"python experiments/quality/fit_among.py --text {args.text.name}"
         f" --windows {args.windows} --tune {args.tune}",
@@ -105,28 +95,23 @@ def main() -> None:
             there = any(key.items() <= row.items() for row in found["rows"])
             if there or not re.fullmatch(args.rows, f"{limit} {' '.join(among)}"):
                 continue
-            output = Timed()
-            if among == ("int",):
-                plan, encoded, done = encode_calibrated(
-                    output, model, limit, calibration, args.tune
-                )
-                small = model
-            else:
-                how = limit, among, calibration, args.tune
-                small, plan, encoded, done = encode_chosen(output, model, *how)
-            how = {"reference": (look_up, known()), "windows": args.windows}
+            options, seconds = jm.FitOptions(among=among, tune_steps=args.tune), Seconds()
+            calibrate = {"calibrate": calibration_ids, "options": options}
+            fitted = jm.fit(model, limit, **calibrate, progress=seconds)
+            compared = {"reference": (look_up, known()), "windows": args.windows}
+            dense = jm.decode(fitted.params)
             evaluation = json.loads(
-                jm.evaluate(small.apply, jm.decode(encoded), ids, **how).to_json()
+                jm.evaluate(fitted.model.apply, dense, ids, **compared).to_json()
             )
             kept = ("tokens", "perplexity", "dense_perplexity", "kl", "agreement")
-            row = key | {"seconds": output.seconds, "bytes": jm.nbytes(encoded), "done": done}
+            row = key | {"seconds": seconds.by_stage, "bytes": fitted.nbytes, "done": fitted.done}
             row |= {name: evaluation[name] for name in kept}
-            row |= {"model": small.source, "plan": json.loads(plan.to_json())}
+            row |= {"model": fitted.model.source, "plan": json.loads(fitted.plan.to_json())}
             found["rows"].append(row)
             save()
-            kinds = collections.Counter(type(codec).__name__ for codec in plan.values())
-            total = sum(output.seconds.values())
-            print(limit, *among, small.source, dict(kinds), row["bytes"], f"{total:.0f} s")
+            kinds = collections.Counter(type(codec).__name__ for codec in fitted.plan.values())
+            total = sum(seconds.by_stage.values())
+            print(limit, *among, row["model"], dict(kinds), row["bytes"], f"{total:.0f} s")
             print(row["kl"]["mean"], row["perplexity"]["mean"], flush=True)
     save()
 

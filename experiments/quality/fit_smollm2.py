@@ -22,8 +22,6 @@ import numpy as np
 
 import jaxmem as jm
 from jaxmem import models
-from jaxmem.commands.fit import encode_calibrated
-from jaxmem.commands.output import Output
 from jaxmem.models import downloading
 from jaxmem.models.model import Model
 
@@ -95,24 +93,23 @@ def main() -> None:
             return
         start = time.perf_counter()
         made = make()
-        plan, encoded, done = made if isinstance(made, tuple) else (made, None, None)
         seconds = time.perf_counter() - start
-        encoded = encoded or jm.encode(model.params, plan, uses=uses)
+        if isinstance(made, jm.Plan):
+            made = jm.Fitted(model, made, jm.encode(model.params, made, uses=uses), None, {})
         how = {"reference": (look_up, known()), "windows": args.windows}
-        evaluation = jm.evaluate(model.apply, jm.decode(encoded), ids, **how)
+        evaluation = jm.evaluate(model.apply, jm.decode(made.params), ids, **how)
         weights = sum(x.size for x in jax.tree.leaves(model.params))
         kept = ("tokens", "perplexity", "dense_perplexity", "kl", "agreement")
         result = json.loads(evaluation.to_json())
         found["rows"].append(
             key
-            | {"bytes": jm.nbytes(encoded), "bits_per_weight": 8 * jm.nbytes(encoded) / weights}
+            | {"bytes": made.nbytes, "bits_per_weight": 8 * made.nbytes / weights}
             | {name: result[name] for name in kept}
-            | {"seconds_to_plan": round(seconds, 1), "codecs": str(plan).splitlines()}
-            | ({"calibration": done} if done else {})
+            | {"seconds_to_plan": round(seconds, 1), "codecs": str(made.plan).splitlines()}
+            | ({"calibration": made.done} if made.done else {})
         )
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        row = found["rows"][-1]
-        print(limit, name, row["bytes"], row["kl"]["mean"], row["perplexity"]["mean"], flush=True)
+        print(limit, name, made.nbytes, evaluation.kl, evaluation.perplexity, flush=True)
 
     def planned(limit: int, name: str) -> jm.Plan:
         sensitivity = sensitivities[name]()
@@ -121,8 +118,9 @@ def main() -> None:
 
     for steps in (0, 64):
         for limit in LIMITS[::-1]:
-            how = (Output(json=True), model, limit, text[: len(text) // 2], steps)
-            add(limit, f"fit --calibrate --tune {steps}", lambda how=how: encode_calibrated(*how))
+            options = {"calibrate": calibration, "options": jm.FitOptions(tune_steps=steps)}
+            fit = functools.partial(jm.fit, model, limit, **options)
+            add(limit, f"fit --calibrate --tune {steps}", fit)
     for name in sensitivities:
         for limit in LIMITS:
             add(limit, name, lambda limit=limit, name=name: planned(limit, name))

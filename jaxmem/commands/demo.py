@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from ..compression.fit import fit
 from ..evaluation.confidence import Estimate
 from ..evaluation.quality_plot import plot
 from ..evaluation.result import Evaluation
@@ -13,7 +14,7 @@ from ..io.atomic import replacing
 from ..models import Model, downloading, generate, load, rotate
 from . import options
 from .eval import as_data, measure
-from .fit import encode_within, sizes
+from .fit import sizes
 from .output import Output
 from .sample_text import SOURCE, prose
 from .sizes import show
@@ -62,9 +63,9 @@ class Demo:
         models, results = {"dense f32": model}, {}
         for bits in BITS:
             limit = sizes(model, model.tensors)["weights"] * bits // 8
-            _, encoded = encode_within(output, model, limit)
             name = f"{bits} bits"
-            models[name] = Model(model.config, encoded, model.tokenizer, name)
+            with output.stages() as progress:
+                models[name] = fit(model, limit, progress=progress).model
             how = {"windows": self.windows, "reference": model, "what": f"measuring {name}"}
             results[name] = measure(output, models[name], text, **how)
         draw(results, out)

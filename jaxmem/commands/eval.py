@@ -9,6 +9,7 @@ from tyro.conf import arg
 from ..evaluation.perplexity_kl import evaluate
 from ..evaluation.result import Evaluation
 from ..models import Model, load
+from ..models.example_inputs import window
 from . import options
 from .output import Output
 
@@ -55,7 +56,7 @@ def measure(
             options.weights(model),
             ids,
             reference=pair,
-            window=options.window(model),
+            window=window(model),
             windows=windows,
             progress=progress,
         )

@@ -11,22 +11,18 @@ from tyro.conf import arg
 
 import jaxmem as jm
 
-from ..compression import fit_calibrated, fit_structures
-from ..compression.budgeting import Unreachable
-from ..compression.layer_errors import CANDIDATES
+from ..compression.fit import FitOptions, Fitted, check_dense, fit
+from ..compression.fit_calibrated import TURNS
+from ..compression.fit_structures import INTEGERS, STRUCTURES, Technique
 from ..core.paths import is_whole
 from ..models import Model, load, rotate
 from ..models.model import RECORD
 from . import options
 from .eval import as_data, measure
-from .inspect import shapes
 from .mesh_option import MeshOption, parse, spread, told
 from .mesh_option import as_data as places_of
 from .output import Output
 from .sizes import Size, show
-
-TUNING = 64  # steps
-FEWEST = tuple(jm.Int(2, group=group, symmetric=False) for group in (32, 64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Fit:
     """The most that the weights may take: 100MB, 95MiB, 1.5GB or a number of bytes."""
     out: Annotated[str, arg(metavar="DIR")]
     """A directory to write; it appears whole or not at all."""
-    among: tuple[fit_structures.Technique, ...] = fit_structures.INTEGERS
+    among: tuple[Technique, ...] = INTEGERS
     """What one budget chooses among: int (codes of 2 to 8 bits), sparsity and n:m (with codes for
     what stays), rank (low rank, alone and beside codes), and, with --calibrate, fewer neurons,
     heads or layers or less width, which make a smaller model."""
@@ -68,59 +64,59 @@ class Fit:
         """What was done, which `output` shows."""
         out = pathlib.Path(self.out)
         check_out(out, self.force)
-        fit_structures.check(self.among, self.calibrate)
-        steps = options.steps(self.tune, self.calibrate, TUNING)
+        fit_options = self._fit_options()
         mesh = parse(self.mesh) if self.mesh else None
         texts = {path: options.read(path) for path in (self.text, self.calibrate) if path}
         if self.text and self.text == self.calibrate:
             raise ValueError(f"{self.text} is both --text and --calibrate, expected two texts")
         model = load(self.model)
-        check_dense(model)
+        check_dense(model.tensors, model.source)
         if self.text:  # before the work, not after it
             options.tokens(model, texts[self.text], self.windows)
-        model = whole = rotate(model) if self.rotate else model
-        if self.calibrate and self.among != fit_structures.INTEGERS:
-            given = (self.among, texts[self.calibrate], steps)
-            model, plan, encoded, done = encode_chosen(output, whole, self.nbytes, *given)
-            output.say(fit_calibrated.told(done))
-        elif self.calibrate:
-            given = (texts[self.calibrate], steps)
-            plan, encoded, done = encode_calibrated(output, model, self.nbytes, *given)
-            output.say(fit_calibrated.told(done))
-        else:
-            plan, encoded = encode_within(output, model, self.nbytes, self.among)
-            done = None
-            output.say("ranges searched, without data")
-        # errors are taken where the dense model is held anyway: a decoded embedding is large
-        held = model.params if self.calibrate or self.text else shapes(model)
-        report = jm.report(held, encoded)
-        show_report(output, plan, report)
+        dense = rotate(model) if self.rotate else model
+        calibrate = self.calibrate and options.tokens(dense, texts[self.calibrate])
+        with output.stages() as progress:
+            fitted = fit(
+                dense, self.nbytes, calibrate=calibrate, options=fit_options, progress=progress
+            )
+        output.say(told_work(fitted))
+        report, encoded = fitted.report, fitted.params
+        if self.text and not self.calibrate:  # the dense model is held then, too
+            report = jm.report(dense.params, encoded)
+        show_report(output, fitted.plan, report)
         evaluation, places = None, {}
         if mesh is not None:
-            encoded, where = spread(model, encoded, mesh)
+            encoded, where = spread(fitted.model, encoded, mesh)
             places = places_of(self.mesh, where)
             output.say(told(places))
         if self.text:
-            small = dataclasses.replace(model, tensors=encoded)
-            how = {"windows": self.windows, "reference": whole}
-            evaluation = measure(output, small, texts[self.text], **how)
+            small = dataclasses.replace(fitted.model, tensors=encoded)
+            compared = {"windows": self.windows, "reference": dense}
+            evaluation = measure(output, small, texts[self.text], **compared)
             output.say(evaluation)
         with output.step("saving"):
-            model.save(out, encoded)
-        found = sizes(whole, encoded) | {
+            fitted.model.save(out, encoded)
+        figures = sizes(dense, encoded) | {
             "limit_bytes": self.nbytes,
-            "calibration": done,
+            "calibration": fitted.done or None,
             "out": str(out),
             "file_bytes": sum(file.stat().st_size for file in out.iterdir()),
         }
-        output.say(summary(found))
-        return found | {
-            "source": model.source,
-            "plan": json.loads(plan.to_json()),
+        output.say(summary(figures))
+        return figures | {
+            "source": fitted.model.source,
+            "plan": json.loads(fitted.plan.to_json()),
             "report": json.loads(report.to_json()),
             "evaluation": None if evaluation is None else as_data(evaluation),
             **places,
         }
+
+    def _fit_options(self) -> FitOptions:
+        steps = options.steps(self.tune, self.calibrate, FitOptions().tune_steps)
+        if set(self.among) & set(STRUCTURES) and not self.calibrate:
+            names = ", ".join(STRUCTURES)
+            raise ValueError(f"{names} are removed by what a text needs of them: give --calibrate")
+        return FitOptions(among=self.among, tune_steps=steps)  # `run` rotates
 
 
 def check_out(path: pathlib.Path, force: bool) -> None:
@@ -137,66 +133,23 @@ def check_out(path: pathlib.Path, force: bool) -> None:
         raise ValueError(f"{path} exists; --force replaces it")
 
 
-def check_dense(model: Model) -> None:
-    """Refuses a model without weights, or whose weights are encoded.
-
-    Raises:
-        ValueError: it is one.
-    """
-    for leaf in jax.tree.leaves(model.tensors, is_leaf=is_whole):
-        if isinstance(leaf, jax.ShapeDtypeStruct) or jm.is_encoded(leaf):
-            raise ValueError(f"{model.source}: expected a model with dense weights")
-
-
-def encode_within(
-    output: Output, model: Model, nbytes: int, among: tuple = fit_structures.INTEGERS
-) -> tuple[jm.Plan, Any]:
-    """The plan that fits `nbytes`, with each range searched, and the tensors encoded by it."""
-    if among != fit_structures.INTEGERS:
-        return fit_structures.without_text(output, model, nbytes, among)
-    uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
-    with output.step(f"planning {show(nbytes)}"):
-        plan = planned(model, nbytes, uses=uses)
-    plan = jm.Plan({path: jm.Search(codec) for path, codec in plan.items()})
-    with output.step("encoding"):
-        return plan, jm.encode(model.tensors, plan, uses=uses)
-
-
-def planned(model: Model, nbytes: int, **how: Any) -> jm.Plan:
-    """The plan that `budget` makes of 3 to 8 bits, and of 2 only where 3 are too many."""
-    try:
-        return jm.budget(model.tensors, nbytes=nbytes, **how)
-    except Unreachable:
-        return jm.budget(model.tensors, nbytes=nbytes, candidates=(*FEWEST, *CANDIDATES), **how)
-
-
-def encode_calibrated(
-    output: Output, model: Model, nbytes: int, text: str, steps: int
-) -> tuple[jm.Plan, Any, dict]:
-    """The plan that fits `nbytes`, the tensors encoded by it on a text, and what was done."""
-    with output.step("calibrating: what weights are fed"):
-        stats = fit_calibrated.moments(model, text)
-    with output.step("calibrating: what an error costs"):
-        costs = fit_calibrated.costs(model, text)
-    uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
-    plans = {}
-    with output.step(f"planning {show(nbytes)}"):
-        for name, sensitivity in {"by Fisher information": costs, "by role": None}.items():
-            how = {"uses": uses, "stats": stats, "sensitivity": sensitivity}
-            plans[name] = planned(model, nbytes, **how)
-    name, compared = fit_calibrated.least(output, model, plans, uses, text)
-    plan = fit_calibrated.solvers(plans[name], uses)
-    encoded, done = fit_calibrated.encode(output, model, plan, text, steps)
-    return plan, encoded, done | {"plan": name, "plans_kl": compared}
-
-
-def encode_chosen(
-    output: Output, model: Model, nbytes: int, among: tuple, text: str, steps: int
-) -> tuple[Model, jm.Plan, Any, dict]:
-    """(the model that stays, its plan over all techniques, the tensors encoded, what was done)."""
-    small, plan, structures = fit_structures.with_text(output, model, nbytes, among, text)
-    encoded, done = fit_calibrated.encode(output, small, plan, text, steps, dense=model)
-    return small, plan, encoded, done | {"structures": structures}
+def told_work(fitted: Fitted) -> str:
+    """One line that says how the weights were encoded."""
+    done = fitted.done
+    if not done:
+        return "ranges searched, without data"
+    solved = f"ranges weighted by E[x²], then GPTQ and {TURNS} turns of codes and scales by block"
+    if "structures" in done:
+        compared = [(row["structure"], row["kl"]) for row in done["structures"] if "kl" in row]
+        solved = "every weight by its technique's solver, block by block"
+    else:
+        compared = list(done["plans_kl"].items())
+    if compared:
+        named = ", ".join(f"{name}: KL {kl:.4f}" for name, kl in compared)
+        chosen = f"bits chosen {done['plan']} " if "plan" in done else ""
+        solved = f"{chosen}({named}), {solved}"
+    tuned = f", then {done['tuning_steps']} steps of scale tuning" if done["tuning_steps"] else ""
+    return f"{solved} on {done['tokens']:,} tokens{tuned}"
 
 
 def show_report(output: Output, plan: jm.Plan, report: Any) -> None:
@@ -224,10 +177,11 @@ def sizes(model: Model, encoded: Any) -> dict:
     return {"weights": weights, "dense_bytes": dense, "bytes": size, "bits_per_weight": bits}
 
 
-def summary(found: dict) -> str:
+def summary(figures: dict) -> str:
     """One line of what a fit did."""
     return (
-        f"{found['weights']:,} weights in {found['bytes']:,} bytes of {found['limit_bytes']:,}, "
-        f"{found['bits_per_weight']:.2f} bits each ({found['dense_bytes']:,} bytes dense); "
-        f"written to {found['out']}, {found['file_bytes']:,} bytes"
+        f"{figures['weights']:,} weights in {figures['bytes']:,} bytes "
+        f"of {figures['limit_bytes']:,}, {figures['bits_per_weight']:.2f} bits each "
+        f"({figures['dense_bytes']:,} bytes dense); "
+        f"written to {figures['out']}, {figures['file_bytes']:,} bytes"
     )

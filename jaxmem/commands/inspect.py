@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 import jaxmem as jm
 
+from ..compression.fit import abstract
 from ..core.paths import is_whole
 from ..models import Model, load
-from .options import Json, ModelName, inputs
+from ..models.example_inputs import example_inputs
+from .options import Json, ModelName
 from .output import Output
 from .sizes import show
 
@@ -89,18 +91,12 @@ def held(leaf: Any) -> int:
     return jm.nbytes(leaf if jm.is_encoded(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
 
 
-def shapes(model: Model, dtype: Any = jnp.float32) -> dict:
-    """The dense tree that the tensors stand for, abstract."""
-    shape = lambda x: jax.ShapeDtypeStruct(x.shape, dtype)
-    return jax.tree.map(shape, model.tensors, is_leaf=is_whole)
-
-
 def as_formats(model: Model) -> list[dict]:
     """The model's bytes dense and in round-to-nearest integers, each with the memories it fits."""
-    dense = shapes(model)
+    dense = abstract(model.tensors)
     weights = sum(math.prod(x.shape) for x in jax.tree.leaves(dense))
-    uses = jm.uses(model.apply, dense, *inputs(model))
-    sizes = {"f32": jm.nbytes(dense), "bf16": jm.nbytes(shapes(model, jnp.bfloat16))}
+    uses = jm.uses(model.apply, dense, *example_inputs(model))
+    sizes = {"f32": jm.nbytes(dense), "bf16": jm.nbytes(abstract(model.tensors, jnp.bfloat16))}
     for bits in (8, 6, 5, 4):
         plan = jm.choose(dense, {".*/(kernel|embedding)": jm.Int(bits)})
         sizes[f"{bits} bits"] = jm.nbytes(jm.encode(dense, plan, uses=uses))

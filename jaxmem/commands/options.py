@@ -1,14 +1,14 @@
 """Options that commands share, and the texts and inputs they name."""
 
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional, arg
 
 from ..models import Model
+from ..models.example_inputs import window
 
 ModelName = Annotated[
     Positional[str], arg(metavar="MODEL", help="A name, file or directory; see `jaxmem --help`.")
@@ -89,15 +89,3 @@ def weights(model: Model) -> dict:
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(model.tensors)):
         raise ValueError(f"{model.source}, expected a model with weights")
     return model.params
-
-
-def window(model: Model) -> int:
-    """Tokens in one window of a text: 1,024, or what the model's context holds."""
-    return min(1024, model.config.context)
-
-
-def inputs(model: Model, length: int = 8) -> tuple[Any, ...]:
-    """Shapes of what `model.apply` takes after its params."""
-    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    encoder = model.config.family == "bert"
-    return (ids, jax.ShapeDtypeStruct(ids.shape, jnp.bool_)) if encoder else (ids,)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 
@@ -55,6 +55,36 @@ class Output:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         console.print(f"{what}: {time.perf_counter() - start:.1f} s")
+
+    @contextlib.contextmanager
+    def stages(self) -> Iterator[Callable[[str, int, int], None]]:
+        """A function (stage, done, total) that shows each stage, and its seconds at its end."""
+        console, current, start = _console(stderr=True), None, time.perf_counter()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+        )
+        quiet = not console.is_terminal
+
+        def end() -> None:
+            if current is not None:
+                bar.remove_task(bar.task_ids[0])
+                console.print(f"{current}: {time.perf_counter() - start:.1f} s")
+
+        def progress(stage: str, done: int, total: int) -> None:
+            nonlocal current, start
+            if stage != current:
+                end()
+                current, start = stage, time.perf_counter()
+                bar.add_task(stage, total=None)
+            if total > 1:
+                bar.update(bar.task_ids[0], completed=done, total=total)
+
+        with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
+            yield progress
+            end()
 
 
 def brief(value: object) -> str:

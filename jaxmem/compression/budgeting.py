@@ -17,7 +17,7 @@ from ..core.fold import matrix_shape
 from ..core.leaf import nbytes as count_bytes
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
-from .knapsack import _knapsack
+from .knapsack import least_loss
 from .layer_errors import CANDIDATES, Errors, choices, errors, naming, shape_of
 from .layer_paths import named
 from .plan import Plan
@@ -103,7 +103,7 @@ def budget(
         for path, e in lost.items()
         for cell, _ in cells[path]
     ]
-    picked = iter(_knapsack([*itertools.chain(*sizes.values())], losses, nbytes - kept))
+    picked = iter(least_loss([*itertools.chain(*sizes.values())], losses, nbytes - kept))
     plan = {}
     for path, codecs in chosen.items():
         given = [(cell, codecs[next(picked)]) for cell, _ in cells[path]]

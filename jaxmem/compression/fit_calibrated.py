@@ -1,141 +1,175 @@
-"""What `fit --calibrate` does: weighted ranges, GPTQ block by block, then scales tuned by KL."""
+"""Fitting with data: weighted ranges, GPTQ block by block, then scales tuned by KL divergence."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxmem as jm
-
-from ..commands import options
-from ..commands.output import Output
+from ..calibration.fisher import fisher
+from ..calibration.statistics import Moments, stats
+from ..core.leaf import decode, is_encoded, nbytes
+from ..core.usage import uses
 from ..evaluation.perplexity_kl import evaluate
-from ..models import Model
+from ..models.example_inputs import example_inputs, window
+from ..models.model import Model
+from ..solvers import GPTQ, Search
+from ..train.scale_tuning import tune
+from .blockwise import encode_by_block
+from .fit_integers import plan_integers
+from .plan import Plan
+from .stages import Progress, stage
 
-WINDOWS = 16  # that say what weights are fed, for a budget
-SENSED = 4  # rows that say what an error costs
-JUDGED = 4  # windows of the text, its last ones, that plans are compared on
-ROWS, LENGTH, TOGETHER = 128, 512, 4  # rows and tokens that GPTQ sees, rows at a time
-COMPARED = 16  # rows that plans are encoded on, to be compared
-TURNS = 4  # of codes and scales, after GPTQ
-LEARNING_RATE, BITS = 1e-3, 4.3125  # of tuning, where a weight takes so many bits
-MOST = 2**1.5  # times as much, with fewer bits
+MOMENT_WINDOWS = 16  # windows of the text that the moments of the weights' inputs are taken from
+FISHER_ROWS = 4  # rows of ROW_TOKENS that the cost of an error is measured on
+COMPARE_ROWS = 16  # rows of ROW_TOKENS that each plan is encoded on, to compare plans
+COMPARE_WINDOWS = 4  # windows at the end of the text that plans are compared on
+GPTQ_ROWS, ROW_TOKENS, BATCH_ROWS = 128, 512, 4
+TURNS = 4  # times that codes and scales are fitted in turn, after GPTQ
+LEARNING_RATE, REFERENCE_BITS = 1e-3, 4.3125  # of scale tuning, at this many bits a weight
+LARGEST_FACTOR = 2**1.5  # of the learning rate, at fewer bits
+
+Moment = Mapping[str, Moments]
 
 
-def moments(model: Model, text: str, moments: str = "diag", windows: int = WINDOWS) -> dict:
-    """E[x²], or E[x xᵀ], of what each weight is fed, over the first windows of a text.
+def input_moments(
+    model: Model, ids: np.ndarray, moments: str = "diag", windows: int = MOMENT_WINDOWS
+) -> Moment:
+    """E[x²] ("diag") or E[x xᵀ] ("gram") of each weight's input, over the first windows of a text.
 
-    Raises:
-        ValueError: the text is shorter than one window.
+    `ids` (tokens,) has at least one window.
     """
-    ids, length = options.tokens(model, text), options.window(model)
+    length = window(model)
     count = min(len(ids) // length, windows)
     rows = ids[: count * length].reshape(count, 1, length)
-    return jm.stats(model.apply, model.params, [(row,) for row in rows], moments=moments)
+    return stats(model.apply, model.params, [(row,) for row in rows], moments=moments)
 
 
-def costs(model: Model, text: str) -> dict:
-    """What `fisher` finds that an error of each weight costs, on the first rows of a text."""
-    ids, length = options.tokens(model, text), min(LENGTH, options.window(model))
-    count = min(len(ids) // length, SENSED)
-    rows = jnp.asarray(ids[: count * length].reshape(count, 1, length))
-    return jm.fisher(model.apply, model.params, [(row,) for row in rows])
+def error_costs(model: Model, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The nats that an error of each weight costs by `fisher`, on the first rows of a text."""
+    rows = _rows(model, ids)[:FISHER_ROWS, None]
+    return fisher(model.apply, model.params, [(row,) for row in jnp.asarray(rows)])
 
 
-def solvers(plan: jm.Plan, uses: dict, turns: int = TURNS) -> jm.Plan:
-    """The plan with each range searched, and GPTQ where a weight is only multiplied."""
-    solve = lambda path, codec: codec if looked_up(path, uses) else jm.GPTQ(codec, turns=turns)
-    return jm.Plan({path: solve(path, jm.Search(codec)) for path, codec in plan.items()})
+def solve_by_gptq(plan: Plan, ways: Mapping, turns: int = TURNS) -> Plan:
+    """The plan with each range searched, and GPTQ for each weight that is only multiplied."""
+    solver = lambda path, codec: codec if looked_up(path, ways) else GPTQ(codec, turns=turns)
+    return Plan({path: solver(path, Search(codec)) for path, codec in plan.items()})
 
 
-def least(
-    output: Output, model: Model, plans: dict[str, jm.Plan], uses: dict, text: str
-) -> tuple[str, dict[str, float]]:
-    """(the name of the plan with the least KL to the dense model, all KLs; none of one plan).
+def looked_up(path: str, ways: Mapping) -> bool:
+    """Whether the weight is a table whose rows are looked up."""
+    return any(use.op == "gather" for use in ways.get(path, ()))
 
-    Each is encoded on some rows of the text by GPTQ, block by block, and read on its last windows.
+
+def fit_by_integers(
+    model: Model, nbytes: int, ids: np.ndarray, steps: int, progress: Progress | None = None
+) -> tuple[Plan, Any, dict]:
+    """(the plan of integers that fits `nbytes`, the tensors encoded by it on a text, a record).
+
+    Two plans are made: one weighs an error by its Fisher information, one by the weight's role.
+    The one with less KL to the dense model is used. `steps` of scale tuning follow.
     """
-    ids, length = options.tokens(model, text), min(LENGTH, options.window(model))
-    rows = ids[: len(ids) // length * length].reshape(-1, 1, length)[:COMPARED]
-    found = {}
+    with stage(progress, "calibrating: moments of the weights' inputs"):
+        moments = input_moments(model, ids)
+    with stage(progress, "calibrating: what an error costs"):
+        costs = error_costs(model, ids)
+    ways = uses(model.apply, model.tensors, *example_inputs(model))
+    plans = {}
+    with stage(progress, f"planning {nbytes:,} bytes"):
+        for name, sensitivity in {"by Fisher information": costs, "by role": None}.items():
+            options = {"uses": ways, "stats": moments, "sensitivity": sensitivity}
+            plans[name] = plan_integers(model.tensors, nbytes, **options)
+    name, divergences = _least_divergent(model, plans, ways, ids, progress)
+    plan = solve_by_gptq(plans[name], ways)
+    encoded, record = encode_and_tune(model, plan, ids, steps, progress)
+    return plan, encoded, record | {"plan": name, "plans_kl": divergences}
+
+
+def _least_divergent(
+    model: Model, plans: Mapping[str, Plan], ways: Mapping, ids: np.ndarray, progress
+) -> tuple[str, dict[str, float]]:
+    """(the name of the plan with the least KL to the dense model, the KL of each plan).
+
+    Each plan is encoded on some rows of the text by GPTQ, block by block, and evaluated on the
+    text's last windows. Where all plans are equal none is encoded, and no KL is given.
+    """
+    divergences: dict[str, float] = {}
     if len({str(plan) for plan in plans.values()}) == 1:
-        return next(iter(plans)), found
+        return next(iter(plans)), divergences
+    batches = [(row,) for row in _rows(model, ids)[:COMPARE_ROWS, None]]
     for name, plan in plans.items():
-        with output.counting(f"comparing plans, {name}") as progress:
-            solved = solvers(plan, uses, turns=0)
-            tree = jm.encode_by_block(model, solved, [(row,) for row in rows], progress=progress)
-            found[name] = distance(model, model, tree, ids)
-        output.say(f"{name}: KL {found[name]:.4f}")
-    return min(found, key=found.get), found
+        with stage(progress, f"comparing plans, {name}") as count:
+            solved = solve_by_gptq(plan, ways, turns=0)
+            encoded = encode_by_block(model, solved, batches, progress=count)
+            divergences[name] = kl_to_dense(model, model, encoded, ids)
+    return min(divergences, key=divergences.get), divergences
 
 
-def distance(whole: Model, small: Model, encoded: Any, ids: np.ndarray) -> float:
-    """KL to the whole model of the encoded one, on the last windows of a text."""
-    length = options.window(whole)
-    count = min(JUDGED, len(ids) // length)
-    judged = evaluate(
-        small.apply,
-        jm.decode(encoded),
+def kl_to_dense(dense: Model, model: Model, encoded: Any, ids: np.ndarray) -> float:
+    """KL(dense ‖ `model` with the encoded params), in nats, on the last windows of a text."""
+    length = window(dense)
+    count = min(COMPARE_WINDOWS, len(ids) // length)
+    evaluation = evaluate(
+        model.apply,
+        decode(encoded),
         ids[len(ids) - count * length :],
-        reference=(whole.apply, whole.params),
+        reference=(dense.apply, dense.params),
         window=length,
     )
-    return judged.kl.mean
+    return evaluation.kl.mean
 
 
-def looked_up(path: str, uses: dict) -> bool:
-    return any(use.op == "gather" for use in uses.get(path, ()))
-
-
-def encode(
-    output: Output,
+def encode_and_tune(
     model: Model,
-    plan: jm.Plan,
-    text: str,
+    plan: Plan,
+    ids: np.ndarray,
     steps: int,
+    progress: Progress | None = None,
     dense: Model | None = None,
 ) -> tuple[Any, dict]:
-    """(the tensors encoded by a plan of solvers and tuned for some steps, what was done).
+    """(the tensors encoded by a plan of solvers, then tuned for `steps`, a record of the work).
 
-    `dense` is the model whose answers the scales learn, where `model` is a part of it.
+    Args:
+        model: a dense model with one scan over its layers.
+        plan: a solver for each path.
+        ids: the tokens of a text, (tokens,).
+        steps: steps of scale tuning, each on one row of 512 tokens.
+        progress: as in `fit`.
+        dense: the model whose logits the scales are tuned on, where `model` is a part of it.
     """
-    ids = options.tokens(model, text)
-    length = min(LENGTH, options.window(model))
-    rows = ids[: len(ids) // length * length].reshape(-1, length)
-    seen = rows[:ROWS]
-    batches = [(seen[i : i + TOGETHER],) for i in range(0, len(seen), TOGETHER)]
+    rows = _rows(model, ids)
+    batches = [(rows[i : i + BATCH_ROWS],) for i in range(0, min(len(rows), GPTQ_ROWS), BATCH_ROWS)]
     whole = [batch for batch in batches if len(batch[0]) == len(batches[0][0])]
-    with output.counting("solving block by block") as progress:
-        encoded = jm.encode_by_block(model, plan, whole, progress=progress)
+    with stage(progress, "solving block by block") as count:
+        encoded = encode_by_block(model, plan, whole, progress=count)
     if steps:
         order = np.random.default_rng(0).permutation(len(rows))
-        picked = [(jnp.asarray(rows[order[i % len(rows)]][None]),) for i in range(steps)]
-        with output.counting("tuning scales") as progress:
-            how = {"learning_rate": rate(encoded), "progress": lambda i, _: progress(i, steps)}
-            dense = dense or model
-            how |= {} if dense is model else {"dense": dense.apply}
-            encoded = jm.tune(model.apply, dense.params, encoded, picked, **how)
+        batches = [(jnp.asarray(rows[order[i % len(rows)]][None]),) for i in range(steps)]
+        with stage(progress, "tuning scales") as count:
+            options = {"learning_rate": tuning_rate(encoded)}
+            options |= {"progress": lambda step, loss: count(step, steps)}
+            options |= {} if dense is None else {"dense": dense.apply}
+            target = (dense or model).params
+            encoded = tune(model.apply, target, encoded, batches, **options)
     tokens = sum(batch[0].size for batch in whole)
-    return encoded, {"tokens": tokens, "tuning_steps": steps, "tuning_tokens": steps * length}
+    record = {"tokens": tokens, "tuning_steps": steps, "tuning_tokens": steps * rows.shape[1]}
+    return encoded, record
 
 
-def rate(encoded: Any) -> float:
-    """Of tuning: half for each bit more that a weight takes, as the error that is left to mend."""
-    leaves = jax.tree.leaves(encoded, is_leaf=jm.is_encoded)
-    held = [leaf for leaf in leaves if jm.is_encoded(leaf)]
-    bits = 8 * jm.nbytes(held) / sum(math.prod(leaf.shape) for leaf in held)
-    return LEARNING_RATE * min(2 ** (BITS - bits), MOST)
+def tuning_rate(encoded: Any) -> float:
+    """Learning rate for scale tuning: halves with each bit more that a weight takes.
+
+    The quantization error, which tuning makes up for, halves with each bit too.
+    """
+    leaves = [x for x in jax.tree.leaves(encoded, is_leaf=is_encoded) if is_encoded(x)]
+    bits = 8 * nbytes(leaves) / sum(math.prod(leaf.shape) for leaf in leaves)
+    return LEARNING_RATE * min(2 ** (REFERENCE_BITS - bits), LARGEST_FACTOR)
 
 
-def told(done: dict) -> str:
-    """One line of it."""
-    solved = f"ranges weighted by E[x²], then GPTQ and {TURNS} turns of codes and scales by block"
-    if "structures" in done:
-        solved = "every weight by its technique's solver, block by block"
-    if done.get("plans_kl"):
-        others = (f"{name}: KL {kl:.4f}" for name, kl in done["plans_kl"].items())
-        solved = f"bits chosen {done['plan']} ({', '.join(others)}), {solved}"
-    tuned = f", then {done['tuning_steps']} steps of scale tuning" if done["tuning_steps"] else ""
-    return f"{solved} on {done['tokens']:,} tokens{tuned}"
+def _rows(model: Model, ids: np.ndarray) -> np.ndarray:
+    """The text in rows of up to 512 tokens, (rows, tokens); what is left over is dropped."""
+    length = min(ROW_TOKENS, window(model))
+    return ids[: len(ids) // length * length].reshape(-1, length)

@@ -1,134 +1,147 @@
-"""What `fit --among` does: one budget over techniques of every kind, for each smaller structure."""
+"""Fitting by techniques of every kind: one budget over all, for the model and for smaller ones."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-import jaxmem as jm
+from ..core.paths import is_whole, paths
+from ..core.usage import uses
+from ..models.example_inputs import example_inputs, window
+from ..models.model import Model
+from ..solvers import GPTQ, QERA
+from ..structured_pruning.structures import Structure, fewer
+from .budgeting import Unreachable, budget
+from .candidates import Kind, techniques
+from .encoding import encode
+from .fit_calibrated import TURNS, encode_and_tune, input_moments, kl_to_dense, looked_up
+from .layer_errors import Errors, errors
+from .plan import Plan
+from .stages import Progress, stage
 
-from ..commands import options
-from ..commands.output import Output
-from ..commands.sizes import show
-from ..core.paths import is_whole
-from ..models import Model
-from ..structured_pruning.structures import Structure
-from . import fit_calibrated
-from .budgeting import Unreachable
-
-Technique = Literal["int", "sparsity", "n:m", "rank", "neurons", "heads", "width", "layers"]
+Technique = Literal[Kind, Structure]
 INTEGERS: tuple[Technique, ...] = ("int",)
 STRUCTURES = get_args(Structure)
-FEW = 4  # windows of the text that the weights of a smaller model are encoded by to compare it
-TOKENS = 128  # that the layers to go are found by
+GRAM_WINDOWS = 4  # windows of the text that give the moments of a smaller model
+DEPTH_TOKENS = 128  # tokens by which the layers to remove are chosen
 
 
-def check(among: tuple[Technique, ...], calibrate: str | None) -> None:
-    """Refuses, before any work, structure without a text.
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """One structure of the model with the plan that fits it into the bytes."""
+
+    name: str
+    model: Model
+    plan: Plan
+    uses: Mapping
+    stats: Mapping
+
+
+def fit_by_techniques(
+    model: Model,
+    nbytes: int,
+    among: tuple[Technique, ...],
+    ids: np.ndarray,
+    steps: int,
+    progress: Progress | None = None,
+) -> tuple[Model, Plan, Any, dict]:
+    """(the model, whole or smaller, its plan, its tensors encoded, a record of the work).
+
+    Each structure is planned within the budget and encoded; the one with the least KL to the whole
+    model on the text is used. Holds a Gram matrix for each weight.
+
+    Args:
+        model: a dense model with one scan over its layers.
+        nbytes: the most bytes that the encoded params may take.
+        among: forms of the weights that stay, and structures to remove.
+        ids: the tokens of a text, (tokens,).
+        steps: steps of scale tuning on the whole model's logits.
+        progress: as in `fit`.
 
     Raises:
-        ValueError: that, or nothing to choose among.
+        Unreachable: no structure fits into so many bytes.
     """
-    if not set(among) - set(STRUCTURES):
-        raise ValueError("--among wants a form for the weights that stay: int, sparsity, n:m, rank")
-    if set(among) & set(STRUCTURES) and not calibrate:
-        raise ValueError(
-            f"{', '.join(STRUCTURES)} go by what a text needs of them: give --calibrate"
-        )
+    choices = _choices(model, nbytes, among, ids, progress)
+    rows = [{"structure": choice.name} for choice in choices]
+    if len(choices) > 1:
+        for row, choice in zip(rows, choices):
+            with stage(progress, f"encoding and comparing, {choice.name}"):
+                ways = {"uses": choice.uses, "stats": choice.stats}
+                encoded = encode(choice.model.tensors, choice.plan, **ways)
+                row["kl"] = kl_to_dense(model, choice.model, encoded, ids)
+    best = choices[min(range(len(rows)), key=lambda i: rows[i].get("kl", 0.0))]
+    plan = Plan({path: _with_turns(codec) for path, codec in best.plan.items()})
+    encoded, record = encode_and_tune(best.model, plan, ids, steps, progress, dense=model)
+    return best.model, plan, encoded, record | {"structures": rows}
 
 
-def without_text(output: Output, model: Model, nbytes: int, among: tuple) -> tuple[jm.Plan, Any]:
-    """The plan that one budget makes of all techniques, and the tensors encoded by it."""
-    uses = jm.uses(model.apply, model.tensors, *options.inputs(model))
-    with output.step(f"planning {show(nbytes)}"):
-        candidates = jm.techniques(model.tensors, among, uses=uses)
-        plan = jm.budget(model.tensors, nbytes=nbytes, candidates=candidates, uses=uses)
-    with output.step("encoding"):
-        return plan, jm.encode(model.tensors, plan, uses=uses)
+def _choices(model, nbytes, among, ids, progress) -> list[_Choice]:
+    """The structures that fit, the whole model first.
 
-
-def with_text(
-    output: Output, model: Model, nbytes: int, among: tuple, text: str
-) -> tuple[Model, jm.Plan, list[dict]]:
-    """(the model, whole or smaller, its plan, what each structure came to).
-
-    Each structure is budgeted and encoded, and the least KL to the whole model on the text is best.
-    A weight that a smaller model shares with the whole one is taken to lose there what it loses
-    here, and not measured again. Holds a Gram matrix for each weight.
-
-    Raises:
-        ValueError: no structure fits into so many bytes.
+    A weight that a smaller model shares with the whole one is taken to lose there what it loses in
+    the whole one, and is not measured again.
     """
     forms = [kind for kind in among if kind not in STRUCTURES]
     kinds = [kind for kind in among if kind in STRUCTURES]
-    with output.step("calibrating: what weights are fed"):
-        stats = fit_calibrated.moments(model, text, "gram")
-    ids = options.tokens(model, text)
-    found, least, errors = [], None, {}
-    for small, layers in _structures(model, kinds, stats, ids):
-        seen = stats if small is model else fit_calibrated.moments(small, text, "gram", FEW)
+    with stage(progress, "calibrating: moments of the weights' inputs"):
+        moments = input_moments(model, ids, "gram")
+    choices, unreachable, measured = [], None, {}
+    for small, layers in _structures(model, kinds, moments, ids):
+        stats = moments if small is model else input_moments(small, ids, "gram", GRAM_WINDOWS)
         name = small.source.removeprefix(model.source).lstrip(", ") or "whole"
-        uses = jm.uses(small.apply, small.tensors, *options.inputs(small))
-        seen = {p: m for p, m in seen.items() if not fit_calibrated.looked_up(p, uses)}
-        with output.step(f"planning {show(nbytes)}, {name}"):
-            candidates = jm.techniques(small.tensors, forms, uses=uses, stats=seen)
-            how = {"candidates": candidates, "uses": uses, "stats": seen}
-            errors = errors or jm.errors(model.tensors, **how)
-            known = _shared(errors, model, small, layers)
+        ways = uses(small.apply, small.tensors, *example_inputs(small))
+        stats = {path: m for path, m in stats.items() if not looked_up(path, ways)}
+        with stage(progress, f"planning {nbytes:,} bytes, {name}"):
+            candidates = techniques(small.tensors, forms, uses=ways, stats=stats)
+            options = {"candidates": candidates, "uses": ways, "stats": stats}
+            measured = measured or errors(model.tensors, **options)
+            known = shared_errors(measured, model, small, layers)
             try:
-                plan = jm.budget(small.tensors, nbytes=nbytes, known=known, **how)
+                plan = budget(small.tensors, nbytes=nbytes, known=known, **options)
             except Unreachable as error:
-                least = least or error
+                unreachable = unreachable or error
                 continue
-        found.append((name, small, plan, uses, seen))
-    if not found:
-        raise least
-    rows = [{"structure": name} for name, *_ in found]
-    for row, (name, small, *how) in zip(rows, found) if len(found) > 1 else ():
-        with output.step(f"encoding and comparing, {name}"):
-            row["kl"] = _distance(model, small, *how, ids)
-        output.say(f"{name}: KL {row['kl']:.4f}")
-    _, small, plan, *_ = found[min(range(len(rows)), key=lambda i: rows[i].get("kl", 0.0))]
-    return small, jm.Plan({path: _turned(codec) for path, codec in plan.items()}), rows
+        choices.append(_Choice(name, small, plan, ways, stats))
+    if not choices:
+        raise unreachable
+    return choices
 
 
-def _structures(model, kinds, stats, ids):
-    """(model, the layers of the whole one that it has)."""
+def _structures(model, kinds, stats, ids) -> Iterator[tuple[Model, list[int]]]:
+    """(a model, which layers of the whole one it has), the whole one first."""
     yield model, list(range(model.config.layers))
     if kinds:
-        rows = jnp.asarray(ids[: min(TOKENS, options.window(model))])[None]
-        yield from jm.fewer(model, kinds, stats=stats, ids=rows)
+        rows = jnp.asarray(ids[: min(DEPTH_TOKENS, window(model))])[None]
+        yield from fewer(model, kinds, stats=stats, ids=rows)
 
 
-def _shared(errors, whole, small, layers) -> dict:
-    """Of the errors of the whole model those of weights that the smaller one has as they were.
+def shared_errors(measured: Errors, whole: Model, small: Model, layers: list[int]) -> Errors:
+    """The errors measured on the whole model, for the weights that the smaller one has unchanged.
 
-    Structure that goes changes a weight's shape, or which layers there are.
+    Removing structure changes a weight's shape, or which `layers` of the whole model there are.
     """
-    shapes = lambda m: {
+    shapes = lambda model: {
         path: leaf.shape
-        for path, leaf in zip(jm.paths(m.tensors), jax.tree.leaves(m.tensors, is_leaf=is_whole))
+        for path, leaf in zip(
+            paths(model.tensors), jax.tree.leaves(model.tensors, is_leaf=is_whole)
+        )
     }
     before, after = shapes(whole), shapes(small)
     known = {}
-    for path, each in errors.items():
+    for path, by_codec in measured.items():
         stacked = path.startswith("layers/")
         if path in after and before[path][stacked:] == after[path][stacked:]:
-            known[path] = {c: e[layers] if stacked else e for c, e in each.items()}
+            known[path] = {c: error[layers] if stacked else error for c, error in by_codec.items()}
     return known
 
 
-def _turned(codec):
-    """With codes and scales settled in turns, as a fit of integers alone has them."""
-    if isinstance(codec, jm.QERA):
-        return dataclasses.replace(codec, codec=_turned(codec.codec))
-    if isinstance(codec, jm.GPTQ):
-        return dataclasses.replace(codec, turns=fit_calibrated.TURNS)
+def _with_turns(codec: Any) -> Any:
+    """The solver with codes and scales fitted in turn, as `solve_by_gptq` has it."""
+    if isinstance(codec, QERA):
+        return dataclasses.replace(codec, codec=_with_turns(codec.codec))
+    if isinstance(codec, GPTQ):
+        return dataclasses.replace(codec, turns=TURNS)
     return codec
-
-
-def _distance(whole, small, plan, uses, stats, ids) -> float:
-    """KL to the whole model of the smaller one, encoded by a plan."""
-    encoded = jm.encode(small.tensors, plan, uses=uses, stats=stats)
-    return fit_calibrated.distance(whole, small, encoded, ids)

@@ -1,12 +1,21 @@
 """The choice for each weight whose sizes add up to at most a limit and whose losses are least."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-GAP = 1e-6  # the plan's loss is at most this share above the least possible
+RELATIVE_GAP = 1e-6  # the plan's loss is at most this share above the least possible
 
 
-def _knapsack(sizes, losses, limit) -> list[int]:
-    """The choice in each row, so that the sizes are at most `limit` and the losses least."""
+def least_loss(sizes: Sequence[np.ndarray], losses: Sequence[np.ndarray], limit: int) -> list[int]:
+    """The choice in each row, so that the sizes add up to at most `limit` and losses are least.
+
+    A multiple-choice knapsack, solved by HiGHS. `sizes[i]` (choices,) is in bytes, `losses[i]`
+    (choices,) in any unit.
+
+    Raises:
+        ImportError: scipy is missing.
+    """
     try:
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
@@ -24,7 +33,7 @@ def _knapsack(sizes, losses, limit) -> list[int]:
         integrality=np.full(len(loss), whole),
         bounds=Bounds(0, 1),
         constraints=[one_each, LinearConstraint(size[None] / unit, -np.inf, most / unit)],
-        options={"mip_rel_gap": GAP},
+        options={"mip_rel_gap": RELATIVE_GAP},
     )
     bound = solve(0, loss.max(), limit).fun * loss.max()  # of fractions, just below the answer
     scale, most = max(bound, loss.max() * 1e-9), limit  # losses about 1: HiGHS's gap is absolute

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
-from jaxmem.compression.knapsack import _knapsack
+from jaxmem.compression.knapsack import least_loss
 from jaxmem.compression.layer_errors import _interpolated
 from jaxmem.core.lazy import Lazy
 
@@ -74,7 +74,7 @@ def test_no_other_choice_loses_less_in_the_same_bytes(limit, brute):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_knapsack_is_solved_exactly(seed):
+def test_theleast_loss_is_solved_exactly(seed):
     rng = np.random.default_rng(seed)
     sizes = list(rng.integers(1, 10**9, (5, 4)))
     losses = list(10 ** rng.uniform(-9, 2, (5, 4)))
@@ -82,7 +82,7 @@ def test_the_knapsack_is_solved_exactly(seed):
     total = lambda table, choice: sum(row[i] for row, i in zip(table, choice))
     limit = sorted(total(sizes, c) for c in choices)[len(choices) // 3]
     best = min(total(losses, c) for c in choices if total(sizes, c) <= limit)
-    picked = _knapsack(sizes, losses, limit)
+    picked = least_loss(sizes, losses, limit)
     assert total(sizes, picked) <= limit
     assert total(losses, picked) == pytest.approx(best, rel=2e-6)
 

@@ -11,7 +11,7 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama
-from jaxmem.compression.fit_structures import _shared
+from jaxmem.compression.fit_structures import shared_errors
 from jaxmem.structured_pruning.input_removal import remove as plain_remove
 from jaxmem.structured_pruning.input_removal import remove_inputs
 
@@ -211,7 +211,7 @@ def test_a_smaller_model_has_the_errors_of_the_weights_it_keeps():
     attention, up, table = "layers/attn/q/kernel", "layers/mlp/up/kernel", "embed/embedding"
     errors = {path: {"codec": np.array([1.0, 2.0])} for path in (attention, up)}
     errors[table] = {"codec": np.array(3.0)}
-    shallow = _shared(errors, model(), jm.remove_layers(model(), [0]), [1])
+    shallow = shared_errors(errors, model(), jm.remove_layers(model(), [0]), [1])
     assert {path: each["codec"].tolist() for path, each in shallow.items()} == {
         attention: [2.0],
         up: [2.0],
@@ -219,7 +219,7 @@ def test_a_smaller_model_has_the_errors_of_the_weights_it_keeps():
     }
     tensors = {**model().params, "layers": {**model().params["layers"], "mlp": {}}}
     thin = dataclasses.replace(model(), tensors=tensors)
-    assert set(_shared(errors, model(), thin, [0, 1])) == {attention, table}
+    assert set(shared_errors(errors, model(), thin, [0, 1])) == {attention, table}
 
 
 def test_a_narrower_stream_is_exact_where_it_loses_nothing():

@@ -1,0 +1,290 @@
+"""fit: a model in a number of bytes, by the plan that loses least."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..calibration.batches import tuples
+from ..calibration.statistics import stats
+from ..core.leaf import is_encoded
+from ..core.leaf import nbytes as count_bytes
+from ..core.lifting import lift
+from ..core.paths import is_whole
+from ..core.usage import uses
+from ..io.checkpoint import save
+from ..models.example_inputs import example_inputs, window
+from ..models.model import Model
+from ..models.rotation import rotate
+from ..solvers import Search
+from .budgeting import budget
+from .candidates import KINDS, techniques
+from .encoding import encode
+from .fit_calibrated import fit_by_integers, solve_by_gptq
+from .fit_integers import plan_integers
+from .fit_structures import INTEGERS, STRUCTURES, Technique, fit_by_techniques
+from .plan import Plan
+from .reporting import Report, report
+from .stages import Progress, stage
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """How `fit` compresses.
+
+    Args:
+        among: what one budget chooses among: "int" (codes of 2 to 8 bits), "sparsity" and "n:m"
+            (with codes for the weights that stay), "rank" (low rank, alone and beside codes); and
+            structures to remove, which make a smaller model and need `calibrate`: "neurons",
+            "heads", "width", "layers".
+        rotate: turn the residual stream first: the same function, its outliers spread. Llamas.
+        tune_steps: steps of scale tuning on the dense model's logits, each a backward pass.
+        windows: the most windows (of 1,024 tokens, or the model's context) of `calibrate` that are
+            read; None reads what each method takes.
+
+    Raises:
+        ValueError: `among` names no form for the weights that stay, or an unknown technique;
+            `tune_steps` is negative; `windows` is less than 1.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> jm.FitOptions(among=("int", "n:m"), tune_steps=0).windows is None
+        True
+    """
+
+    among: tuple[Technique, ...] = INTEGERS
+    rotate: bool = False
+    tune_steps: int = 64
+    windows: int | None = None
+
+    def __post_init__(self):
+        known = (*KINDS, *STRUCTURES)
+        if isinstance(self.among, str) or not set(self.among) <= set(known):
+            raise ValueError(f"among is {self.among!r}, expected a tuple of {', '.join(known)}")
+        if not set(self.among) & set(KINDS):
+            raise ValueError(
+                f"among wants a form for the weights that stay ({', '.join(KINDS)}), "
+                f"got {self.among}"
+            )
+        if self.tune_steps < 0:
+            raise ValueError(f"tune_steps is {self.tune_steps}, expected at least 0")
+        if self.windows is not None and self.windows < 1:
+            raise ValueError(f"windows is {self.windows}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What `fit` made.
+
+    `model` runs on the encoded weights: a `Model` whose `params` are encoded, or the pair
+    (lifted function, encoded params) of a bare function. `params` are the encoded params, `plan`
+    says the codec of each, `report` the bytes and errors of each. `done` records the work as plain
+    data: the tokens that were read, the steps of tuning, the KL divergences that were compared;
+    it is empty where no data was given.
+    """
+
+    model: Any
+    plan: Plan
+    params: Any
+    report: Report
+    done: dict
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the encoded params."""
+        return count_bytes(self.params)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the result; it appears whole or not at all.
+
+        A `Model` becomes a directory that `jm.models.load` and every command read, bare params one
+        file that `jm.load` reads.
+
+        Raises:
+            ValueError: `path` exists and was not written by jaxmem.
+        """
+        if isinstance(self.model, Model):
+            self.model.save(path, self.params)
+        else:
+            save(path, self.params)
+
+    def __str__(self) -> str:
+        leaves = jax.tree.leaves(self.params, is_leaf=is_encoded)
+        weights = sum(math.prod(x.shape) for x in leaves)
+        bits = 8 * self.nbytes / max(weights, 1)
+        return f"{weights:,} weights in {self.nbytes:,} bytes, {bits:.2f} bits each"
+
+
+def fit(
+    model: Model | tuple,
+    nbytes: int,
+    *,
+    calibrate: Any = None,
+    options: FitOptions = FitOptions(),  # noqa: B008: frozen
+    progress: Progress | None = None,
+) -> Fitted:
+    """The model in at most `nbytes` bytes, by the plan that loses least.
+
+    Without data, ranges are searched, weights are read a layer at a time, and the dense model is
+    never held. With data, ranges are weighted by what the weights are fed, GPTQ makes later inputs
+    up for the errors of earlier ones, block by block, and scales are tuned on the dense model's
+    logits; the dense model is held.
+
+    Args:
+        model: a dense `Model`; or a bare `(apply, params)`, where `apply(params, *batch)` is any
+            function. Shapes of a batch may follow, `(apply, params, *shapes)`: they tell without
+            data how each weight is used; where neither they nor data are given, each weight is
+            taken to be summed over its second last axis, as linen and NNX kernels are.
+        nbytes: the most bytes that the encoded params may take.
+        calibrate: token ids (tokens,) of a text of the kind that a language `Model` will read, at
+            least one window of 1,024 (or the model's context); for a bare function an iterable of
+            batches, each a tuple. A bare function is solved in one pass over the batches, with a
+            Gram matrix for each weight, and its scales are not tuned.
+        options: what the budget chooses among, and how much work is done.
+        progress: called as `progress(stage, done, total)` when a stage starts, advances and ends.
+
+    Raises:
+        ValueError: no choice is as small as `nbytes` (the message gives the smallest size); weights
+            that are encoded, abstract or not finite; structures to remove without data or from a
+            bare function; ids that are too few or not those of a language model.
+        TypeError: `model` is neither; ids for a bare function.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> params = {"w": jax.random.normal(jax.random.key(0), (128, 256))}
+        >>> fitted = jm.fit((lambda params, x: x @ params["w"], params), 20_000)
+        >>> print(fitted)
+        32,768 weights in 17,664 bytes, 4.31 bits each
+        >>> apply, encoded = fitted.model
+        >>> apply(encoded, jnp.ones((1, 128))).shape
+        (1, 256)
+    """
+    if isinstance(model, Model):
+        return _fit_model(model, nbytes, calibrate, options, progress)
+    if isinstance(model, tuple) and len(model) >= 2 and callable(model[0]):
+        return _fit_function(*model[:2], model[2:], nbytes, calibrate, options, progress)
+    raise TypeError(
+        f"fit takes a Model or (apply, params), got {type(model).__name__}; "
+        "jm.models.load reads a checkpoint"
+    )
+
+
+def _fit_model(model, nbytes, calibrate, options, progress) -> Fitted:
+    check_dense(model.tensors, model.source)
+    structures = set(options.among) & set(STRUCTURES)
+    if structures and calibrate is None:
+        raise ValueError(f"{', '.join(sorted(structures))}: removed by a text; give calibrate=ids")
+    ids = None if calibrate is None else _checked_ids(model, calibrate, options.windows)
+    model = rotate(model) if options.rotate else model
+    record: dict = {}
+    if ids is None:
+        ways = uses(model.apply, model.tensors, *example_inputs(model))
+        plan, encoded = _without_data(model.tensors, nbytes, options.among, ways, progress)
+    elif options.among == INTEGERS:
+        plan, encoded, record = fit_by_integers(model, nbytes, ids, options.tune_steps, progress)
+    else:
+        model, plan, encoded, record = fit_by_techniques(
+            model, nbytes, options.among, ids, options.tune_steps, progress
+        )
+    # Errors are reported where the dense model is held anyway: a decoded embedding is large.
+    dense = abstract(model.tensors) if ids is None else model.params
+    fitted = dataclasses.replace(model, tensors=encoded)
+    return Fitted(fitted, plan, encoded, report(dense, encoded), record)
+
+
+def _fit_function(apply, params, shapes, nbytes, calibrate, options, progress) -> Fitted:
+    check_dense(params, "params")
+    structures = set(options.among) & set(STRUCTURES)
+    if structures or options.rotate:
+        what = ", ".join(sorted(structures)) or "rotate"
+        raise ValueError(f"{what}: wants a Model, whose layers are known; got a bare function")
+    if calibrate is None:
+        ways = uses(apply, params, *shapes) if shapes else None
+        plan, encoded = _without_data(params, nbytes, options.among, ways, progress)
+        record = {}
+    else:
+        batches = _checked_batches(calibrate, options.windows)
+        plan, encoded, record = _in_one_pass(apply, params, nbytes, batches, options, progress)
+    return Fitted((lift(apply), encoded), plan, encoded, report(params, encoded), record)
+
+
+def _without_data(
+    params: Any, nbytes: int, among: tuple, ways: Mapping | None, progress
+) -> tuple[Plan, Any]:
+    """(the plan that fits `nbytes`, the params encoded by it), each range searched."""
+    with stage(progress, f"planning {nbytes:,} bytes"):
+        if among == INTEGERS:
+            plan = plan_integers(params, nbytes, uses=ways)
+            plan = Plan({path: Search(codec) for path, codec in plan.items()})
+        else:
+            candidates = techniques(params, among, uses=ways)
+            plan = budget(params, nbytes=nbytes, candidates=candidates, uses=ways)
+    with stage(progress, "encoding"):
+        return plan, encode(params, plan, uses=ways)
+
+
+def _in_one_pass(
+    apply: Callable, params: Any, nbytes: int, batches: list[tuple], options: FitOptions, progress
+) -> tuple[Plan, Any, dict]:
+    """The same with data for any function: each weight by its Gram matrix, not block by block."""
+    ways = uses(apply, params, *batches[0])
+    with stage(progress, "calibrating: moments of the weights' inputs"):
+        moments = stats(apply, params, batches, moments="gram")
+    with stage(progress, f"planning {nbytes:,} bytes"):
+        if options.among == INTEGERS:
+            integers = plan_integers(params, nbytes, uses=ways, stats=moments)
+            multiplied = {path: codec for path, codec in integers.items() if path in moments}
+            searched = Plan({path: Search(codec) for path, codec in integers.items()})
+            plan = searched | solve_by_gptq(Plan(multiplied), ways)
+        else:
+            candidates = techniques(params, options.among, uses=ways, stats=moments)
+            tables = {"candidates": candidates, "uses": ways, "stats": moments}
+            plan = budget(params, nbytes=nbytes, **tables)
+    with stage(progress, "encoding"):
+        encoded = encode(params, plan, uses=ways, stats=moments)
+    return plan, encoded, {"batches": len(batches), "tuning_steps": 0}
+
+
+def abstract(params: Any, dtype: Any = jnp.float32) -> Any:
+    """The shapes of the dense tree that `params` stand for, all in `dtype`."""
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, dtype)
+    return jax.tree.map(shape, params, is_leaf=is_whole)
+
+
+def check_dense(params: Any, source: str) -> None:
+    """Refuses params that are shapes only, or encoded already.
+
+    Raises:
+        ValueError: a leaf is one of these.
+    """
+    for leaf in jax.tree.leaves(params, is_leaf=is_whole):
+        if isinstance(leaf, jax.ShapeDtypeStruct) or is_encoded(leaf):
+            raise ValueError(f"{source}: expected a model with dense weights")
+
+
+def _checked_ids(model: Model, calibrate: Any, windows: int | None) -> np.ndarray:
+    """The token ids (tokens,) of a text of at least one window, cut to so many windows."""
+    if not hasattr(model.config, "cache"):
+        raise ValueError(f"{model.source} is an encoder: it predicts no text")
+    ids = np.asarray(calibrate)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(
+            f"calibrate has shape {ids.shape} and dtype {ids.dtype}, expected token ids (tokens,)"
+        )
+    length = window(model)
+    if len(ids) < length:
+        raise ValueError(f"calibrate has {len(ids)} tokens, expected at least {length}")
+    return ids.astype(np.int32)[: None if windows is None else windows * length]
+
+
+def _checked_batches(calibrate: Iterable[tuple], windows: int | None) -> list[tuple]:
+    if getattr(calibrate, "ndim", None) is not None:
+        raise TypeError("a bare function takes calibrate=[(array, ...), ...], got one array")
+    if windows is not None:
+        raise ValueError(f"windows is {windows}: a bare function reads every batch it is given")
+    return list(tuples(calibrate, "fit"))

@@ -1,0 +1,22 @@
+"""The plan of integers that fits a number of bytes, by `budget`."""
+
+from typing import Any
+
+from ..codecs import Int
+from .budgeting import Unreachable, budget
+from .layer_errors import CANDIDATES
+from .plan import Plan
+
+TWO_BITS = tuple(Int(2, group=group, symmetric=False) for group in (32, 64))
+
+
+def plan_integers(params: Any, nbytes: int, **options: Any) -> Plan:
+    """The plan that `budget` makes of 3 to 8 bits; of 2 bits too where 3 take too many bytes.
+
+    2 bits are not offered otherwise: an embedding in 2 bits does more harm than its error says.
+    `options` are those of `budget`: `uses`, `stats`, `sensitivity`.
+    """
+    try:
+        return budget(params, nbytes=nbytes, **options)
+    except Unreachable:
+        return budget(params, nbytes=nbytes, candidates=(*TWO_BITS, *CANDIDATES), **options)

@@ -1,0 +1,36 @@
+"""The inputs a model takes: example shapes to trace it with, and the windows its text is cut in."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .model import Model
+
+WINDOW_TOKENS = 1024
+
+
+def example_inputs(model: Model, length: int = 8) -> tuple[Any, ...]:
+    """Shapes of the arguments that `model.apply` takes after its params, a batch of one row.
+
+    Token ids (1, length) int32; an encoder also takes a mask (1, length) of bools.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> example_inputs(jm.models.load("llama-8b"))
+        (ShapeDtypeStruct(shape=(1, 8), dtype=int32),)
+    """
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    encoder = model.config.family == "bert"
+    return (ids, jax.ShapeDtypeStruct(ids.shape, jnp.bool_)) if encoder else (ids,)
+
+
+def window(model: Model) -> int:
+    """Tokens in one window of a text: 1,024, or the length of the model's context if it is less.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> window(jm.models.load("llama-8b"))
+        1024
+    """
+    return min(WINDOW_TOKENS, model.config.context)

@@ -1,0 +1,130 @@
+"""fit: what the command line does, for any model, as one function."""
+
+import functools
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpoints import CONTEXT, VOCAB, random_tensors, write_single
+
+import jaxmem as jm
+from jaxmem.models import load
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+MODULE = nn.Sequential([nn.Dense(128), nn.relu, nn.Dense(64)])
+X = jax.random.normal(jax.random.key(0), (96, 64)) * jnp.linspace(0.05, 2, 64)[None]
+IDS = np.random.default_rng(0).integers(0, VOCAB, 6 * CONTEXT)
+LIMIT = 14_000  # about 6 bits a weight of the module
+
+
+@functools.cache
+def params():
+    return MODULE.init(jax.random.key(1), X)
+
+
+@functools.cache
+def by_data():
+    return jm.fit((MODULE.apply, params()), LIMIT, calibrate=[(X[:64],), (X[64:],)])
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_single(folder, random_tensors())
+    return load(folder)
+
+
+def error(fitted):
+    run, encoded = fitted.model
+    want = MODULE.apply(params(), X)
+    return float(jnp.linalg.norm(run(encoded, X) - want) / jnp.linalg.norm(want))
+
+
+def test_a_bare_function_is_fitted_to_the_bytes_and_runs():
+    fitted = jm.fit((MODULE.apply, params(), X), LIMIT)
+    assert jm.nbytes(fitted.params) == fitted.nbytes <= LIMIT < jm.nbytes(params()) / 4
+    assert set(fitted.plan) == {"layers_0/kernel", "layers_2/kernel"} and not fitted.done
+    assert error(fitted) < 0.1 and f"{fitted.nbytes:,} bytes" in str(fitted)
+
+
+def test_data_makes_a_fit_better():
+    blind = jm.fit((MODULE.apply, params()), LIMIT)
+    assert by_data().nbytes <= LIMIT and error(by_data()) < 0.8 * error(blind)
+    assert by_data().done == {"batches": 2, "tuning_steps": 0}
+
+
+def test_a_fit_of_a_bare_function_is_saved_as_one_file(tmp_path):
+    by_data().save(tmp_path / "fitted.jm")
+    back = jm.load(tmp_path / "fitted.jm")
+    jax.tree.map(np.testing.assert_array_equal, jm.decode(back), jm.decode(by_data().params))
+
+
+def test_a_model_is_fitted_from_its_file_and_saved_as_a_directory(llama, tmp_path):
+    stages = []
+    fitted = jm.fit(llama, 90_000, progress=lambda *report: stages.append(report))
+    assert [stage for stage, *_ in stages][::2] == ["planning 90,000 bytes", "encoding"]
+    fitted.save(tmp_path / "out")
+    back = load(tmp_path / "out")
+    assert jm.nbytes(back.params) == fitted.nbytes <= 90_000
+    got, want = (m.apply(m.params, IDS[None, :8]) for m in (back, fitted.model))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_a_rotated_fit_computes_the_same_function(llama):
+    fitted = jm.fit(llama, 400_000, options=jm.FitOptions(rotate=True))
+    got, want = (m.apply(m.params, IDS[None, :8]) for m in (fitted.model, llama))
+    assert "head/kernel" in fitted.plan
+    np.testing.assert_allclose(got, want, atol=0.1)
+
+
+@pytest.mark.slow
+def test_windows_limit_the_text_that_is_read(llama):
+    options = jm.FitOptions(tune_steps=0, windows=2)
+    fitted = jm.fit(llama, 90_000, calibrate=IDS, options=options)
+    assert fitted.done["tokens"] == 2 * CONTEXT and fitted.nbytes <= 90_000
+    assert all(row.error is not None for row in fitted.report.rows if row.path in fitted.plan)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"among": ("layers",)}, "wants a form for the weights that stay"),
+        ({"among": ("int", "neuron")}, "among is ('int', 'neuron'), expected a tuple of int"),
+        ({"among": "int"}, "among is 'int', expected a tuple"),
+        ({"tune_steps": -1}, "tune_steps is -1, expected at least 0"),
+        ({"windows": 0}, "windows is 0, expected at least 1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(change, message):
+    with pytest.raises(ValueError) as error:
+        jm.FitOptions(**change)
+    assert message in str(error.value)
+
+
+BARE = (lambda params, x: x @ params["w"], {"w": jnp.ones((32, 32))})
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (types.SimpleNamespace(params={}), {}, "fit takes a Model or (apply, params)"),
+        ("smollm2-135m", {}, "got str; jm.models.load reads a checkpoint"),
+        (BARE, {"calibrate": IDS}, "a bare function takes calibrate=[(array, ...), ...]"),
+        (BARE, {"options": jm.FitOptions(rotate=True)}, "rotate: wants a Model"),
+        (BARE, {"options": jm.FitOptions(among=("int", "width"))}, "width: wants a Model"),
+        ((BARE[0], jm.encode(BARE[1], {"w": jm.Int(8)})), {}, "expected a model with dense"),
+        ("llama", {"options": jm.FitOptions(among=("int", "layers"))}, "give calibrate=ids"),
+        ("llama", {"calibrate": IDS[:9]}, "calibrate has 9 tokens, expected at least 32"),
+        ("llama", {"calibrate": "a text"}, "expected token ids (tokens,)"),
+        ("llama", {"nbytes": 1000}, "the smallest reachable size is"),
+    ],
+)
+def test_a_fit_that_cannot_be_says_what_was_expected(model, options, message, llama):
+    model = llama if model == "llama" else model
+    with pytest.raises((ValueError, TypeError)) as error:
+        jm.fit(model, **{"nbytes": 60_000} | options)
+    assert message in str(error.value)
