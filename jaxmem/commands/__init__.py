@@ -1,4 +1,4 @@
-"""What each `jaxmem` command takes and does: a dataclass with `run(output) -> dict`."""
+"""The commands of `jaxmem`, one dataclass each: its fields are the options, `run(output)` works."""
 
 from typing import Annotated
 

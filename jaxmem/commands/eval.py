@@ -1,4 +1,4 @@
-"""eval: how well a model predicts a text, and how far it strays from another."""
+"""eval: how well a model predicts a text, and how far its predictions are from another model's."""
 
 import dataclasses
 import json
@@ -29,13 +29,13 @@ class Eval:
     json: options.Json = False
 
     def run(self, output: Output) -> dict:
-        """The figures, which `output` shows as a table."""
+        """Evaluates, shows the figures on `output` as a table, and returns them as plain data."""
         text = options.read(self.text)
         model = load(self.model)
         reference = None if self.reference is None else load(self.reference)
-        found = measure(output, model, text, windows=self.windows, reference=reference)
-        output.say(found)
-        return {"source": model.source} | as_data(found)
+        evaluation = measure(output, model, text, windows=self.windows, reference=reference)
+        output.say(evaluation)
+        return {"source": model.source} | as_data(evaluation)
 
 
 def measure(
@@ -47,7 +47,16 @@ def measure(
     reference: Model | None = None,
     what: str = "evaluating",
 ) -> Evaluation:
-    """Evaluates a model on windows of a text, paired with the dense `reference`."""
+    """Evaluates a model on windows of a text, token by token beside the dense `reference`.
+
+    Args:
+        output: where progress is shown.
+        model: the model, dense or encoded.
+        text: what it predicts.
+        windows: windows of 1,024 tokens to read from the start; None reads all.
+        reference: a dense model; with it KL and agreement are measured.
+        what: the name of the work in the progress bar.
+    """
     ids = options.tokens(model, text, windows)
     pair = None if reference is None else (reference.apply, options.weights(reference))
     with output.counting(what) as progress:

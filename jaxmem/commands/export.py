@@ -1,4 +1,4 @@
-"""export: a model in the format of another tool, its codes as they are."""
+"""export: a model in the file format of another tool, with its codes unchanged."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,8 @@ from .output import Output
 class Export:
     """Writes a Llama, or what `jaxmem fit` made of it, for llama.cpp (gguf) or vLLM.
 
-    Codes are moved, never rounded again: what the format cannot hold exactly is decoded, and told.
+    Codes that the format can hold are copied, never rounded again; other weights are decoded, and
+    listed.
     """
 
     model: ModelName
@@ -26,13 +27,13 @@ class Export:
     out: Annotated[str, arg(metavar="PATH")]
     """A file or directory to write; it appears whole or not at all."""
     half: bool = False
-    """gguf: round what is dense to float16."""
+    """gguf: round dense weights to float16."""
     int8: bool = False
-    """compressed-tensors: write int8 tensors (`int-quantized`) and not packed words."""
+    """compressed-tensors: write int8 tensors (`int-quantized`) instead of packed words."""
     json: Json = False
 
     def run(self, output: Output) -> dict:
-        """What was written, which `output` shows."""
+        """Writes the file, shows a summary on `output`, and returns it as plain data."""
         out = pathlib.Path(self.out)
         if out.exists():
             raise ValueError(f"{out} exists; choose another --out")
@@ -47,9 +48,9 @@ class Export:
 
 
 def with_codes(name: str) -> Model:
-    """The model, encoded where its file is."""
+    """The model, with encoded params if its file holds codes."""
     config = pathlib.Path(name) / "config.json"
-    coded = name.endswith(".gguf")
+    has_codes = name.endswith(".gguf")
     if config.is_file():
-        coded = '"quantization_config"' in config.read_text(encoding="utf-8")
-    return load(name, encoded=coded)
+        has_codes = '"quantization_config"' in config.read_text(encoding="utf-8")
+    return load(name, encoded=has_codes)

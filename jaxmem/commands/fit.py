@@ -19,7 +19,7 @@ from ..models import Model, load, rotate
 from ..models.model import RECORD
 from . import options
 from .eval import as_data, measure
-from .mesh_option import MeshOption, parse, spread, told
+from .mesh_option import MeshOption, mesh_line, parse, spread
 from .mesh_option import as_data as places_of
 from .output import Output
 from .sizes import Size, show
@@ -41,7 +41,7 @@ class Fit:
     """A directory to write; it appears whole or not at all."""
     among: tuple[Technique, ...] = INTEGERS
     """What one budget chooses among: int (codes of 2 to 8 bits), sparsity and n:m (with codes for
-    what stays), rank (low rank, alone and beside codes), and, with --calibrate, fewer neurons,
+    the weights that stay), rank (low rank, alone and beside codes), and, with --calibrate, fewer neurons,
     heads or layers or less width, which make a smaller model."""
     calibrate: options.TextFile = None
     """A text of the kind the model will read: ranges are weighted by it, GPTQ makes later inputs
@@ -61,7 +61,7 @@ class Fit:
     json: options.Json = False
 
     def run(self, output: Output) -> dict:
-        """What was done, which `output` shows."""
+        """Fits, shows the result on `output`, and returns it as plain data."""
         out = pathlib.Path(self.out)
         check_out(out, self.force)
         fit_options = self._fit_options()
@@ -79,7 +79,7 @@ class Fit:
             fitted = fit(
                 dense, self.nbytes, calibrate=calibrate, options=fit_options, progress=progress
             )
-        output.say(told_work(fitted))
+        output.say(work_line(fitted))
         report, encoded = fitted.report, fitted.params
         if self.text and not self.calibrate:  # the dense model is held then, too
             report = jm.report(dense.params, encoded)
@@ -88,7 +88,7 @@ class Fit:
         if mesh is not None:
             encoded, where = spread(fitted.model, encoded, mesh)
             places = places_of(self.mesh, where)
-            output.say(told(places))
+            output.say(mesh_line(places))
         if self.text:
             small = dataclasses.replace(fitted.model, tensors=encoded)
             compared = {"windows": self.windows, "reference": dense}
@@ -133,7 +133,7 @@ def check_out(path: pathlib.Path, force: bool) -> None:
         raise ValueError(f"{path} exists; --force replaces it")
 
 
-def told_work(fitted: Fitted) -> str:
+def work_line(fitted: Fitted) -> str:
     """One line that says how the weights were encoded."""
     done = fitted.done
     if not done:
@@ -153,7 +153,7 @@ def told_work(fitted: Fitted) -> str:
 
 
 def show_report(output: Output, plan: jm.Plan, report: Any) -> None:
-    """A row a weight: what it became, and how far that is from what it was."""
+    """Shows a row for each weight: its codec, its bytes and its relative error."""
     rows = [
         (
             row.path,
@@ -178,7 +178,7 @@ def sizes(model: Model, encoded: Any) -> dict:
 
 
 def summary(figures: dict) -> str:
-    """One line of what a fit did."""
+    """One line with the bytes of a fit and where it was written."""
     return (
         f"{figures['weights']:,} weights in {figures['bytes']:,} bytes "
         f"of {figures['limit_bytes']:,}, {figures['bits_per_weight']:.2f} bits each "

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ..models import KVCache, generate, load
-from .mesh_option import MeshOption, spread_model, told
+from .mesh_option import MeshOption, mesh_line, spread_model
 from .options import Count, Json, ModelName
 from .output import Output
 
@@ -20,19 +20,19 @@ class Generate:
     prompt: Annotated[str, arg(metavar="TEXT")]
     """What to continue."""
     max_new_tokens: int = 64
-    """Stop after so many tokens, if the model has not."""
+    """Stop after this many tokens, unless the model ended the text before."""
     temperature: float = 0.0
-    """0 takes the likeliest token; above, one is drawn."""
+    """0 takes the most probable token; a higher temperature draws a token."""
     top_k: Count = None
-    """Draw among this many likeliest tokens."""
+    """Draw among this many most probable tokens."""
     top_p: Annotated[float | None, arg(metavar="P")] = None
-    """Draw among the fewest tokens that have this probability together."""
+    """Draw among the fewest tokens whose probabilities add up to this."""
     seed: int = 0
     """The same seed draws the same tokens."""
     cache_bits: Literal[8, 4, 2] | None = None
-    """Hold each key and value in so many bits."""
+    """Bits of each number in the cache of keys and values; floats unless given."""
     cache_rotated: bool = False
-    """With --cache-bits: turn heads by a Hadamard matrix first, which spreads large channels."""
+    """With --cache-bits: rotate heads by a Hadamard matrix first, which spreads outliers."""
     mesh: MeshOption = None
     json: Json = False
 
@@ -44,9 +44,9 @@ class Generate:
         cache = None if bits is None else KVCache(bits, rotate=rotate)
         model, places = spread_model(load(self.model), self.mesh)
         if places:
-            output.say(told(places))
+            output.say(mesh_line(places))
         output.say(self.prompt, end="")
-        found = generate(
+        generated = generate(
             model,
             self.prompt,
             max_new_tokens=self.max_new_tokens,
@@ -61,9 +61,9 @@ class Generate:
         return {
             "source": model.source,
             "prompt": self.prompt,
-            "text": found.text,
-            "ids": found.ids[0].tolist(),
-            "first_token_seconds": found.first_token_seconds,
-            "seconds_per_token": found.seconds_per_token,
+            "text": generated.text,
+            "ids": generated.ids[0].tolist(),
+            "first_token_seconds": generated.first_token_seconds,
+            "seconds_per_token": generated.seconds_per_token,
             **places,
         }

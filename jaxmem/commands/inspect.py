@@ -1,4 +1,4 @@
-"""inspect: how many bytes each part of a model takes, and what it would take in fewer bits."""
+"""inspect: the bytes of each part of a model, now and in fewer bits."""
 
 import dataclasses
 import math
@@ -18,23 +18,23 @@ from .output import Output
 from .sizes import show
 
 PARTS = ("embeddings", "attention", "mlp", "norms", "head", "other")
-MEMORIES = (8, 16, 24, 40, 80)  # GiB: laptops, TPU v5e and T4, L4, A100, H100
-TOKENS = 2048  # of KV cache that has to fit beside the weights
-SPARE = 0.9  # the share of a memory that they may take
+MEMORIES_GIB = (8, 16, 24, 40, 80)  # laptops, TPU v5e and T4, L4, A100, H100
+CACHE_TOKENS = 2048  # tokens of KV cache that have to fit beside the weights
+USABLE_SHARE = 0.9  # the share of a memory that weights and cache may take
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
     """Shows the bytes of each part of a model, and which memories would hold it in fewer bits.
 
-    Reads no weights, but from a directory that `jaxmem fit` wrote.
+    Reads no weights, except from a directory that `jaxmem fit` wrote.
     """
 
     model: ModelName
     json: Json = False
 
     def run(self, output: Output) -> dict:
-        """The figures, which `output` shows as tables."""
+        """Shows the figures on `output` as tables, and returns them as plain data."""
         model = load(self.model)
         parts, formats = by_part(model), as_formats(model)
         output.say(model.source)
@@ -42,15 +42,15 @@ class Inspect:
         heads = ("part", "weights", "bytes", "", "bits/weight")
         output.table("", heads, rows, _tied(model))
         cache = cache_bytes(model, 1)
-        note = f"✓: weights and {TOKENS} tokens of KV cache take at most {SPARE:.0%} of the memory"
+        note = f"✓: weights and {CACHE_TOKENS} tokens of KV cache take at most {USABLE_SHARE:.0%} of the memory"
         output.table(
             "What would fit" + (f" (KV cache: {cache:,} bytes a token)" if cache else ""),
-            ("in", "size", "bits/weight", *(f"{gib} GiB" for gib in MEMORIES)),
+            ("in", "size", "bits/weight", *(f"{gib} GiB" for gib in MEMORIES_GIB)),
             [
                 (f["format"], show(f["bytes"]), f"{f['bits_per_weight']:.2f}", *_ticks(f))
                 for f in formats
             ],
-            note if cache else note.replace(f" and {TOKENS} tokens of KV cache", ""),
+            note if cache else note.replace(f" and {CACHE_TOKENS} tokens of KV cache", ""),
         )
         return {
             "source": model.source,
@@ -64,16 +64,17 @@ class Inspect:
 def by_part(model: Model) -> dict[str, dict]:
     """{part: {weights, bytes, bits_per_weight}}, and the `total`."""
     leaves = dict(zip(jm.paths(model.tensors), jax.tree.leaves(model.tensors, is_leaf=is_whole)))
-    found = {}
+    sizes = {}
     for part in (*PARTS, "total"):
-        here = [x for path, x in leaves.items() if part in ("total", part_of(path))]
-        if here:
-            found[part] = _sizes(sum(math.prod(x.shape) for x in here), sum(map(held, here)))
-    return found
+        members = [x for path, x in leaves.items() if part in ("total", part_of(path))]
+        if members:
+            weights = sum(math.prod(x.shape) for x in members)
+            sizes[part] = _sizes(weights, sum(map(memory_bytes, members)))
+    return sizes
 
 
 def part_of(path: str) -> str:
-    """Which of `PARTS` the weight at `path` belongs to.
+    """The member of `PARTS` that the weight at `path` belongs to.
 
     Example:
         >>> part_of("layers/attn/q/kernel"), part_of("final_norm/scale"), part_of("embed/embedding")
@@ -86,8 +87,8 @@ def part_of(path: str) -> str:
     return next((known[name] for name in names if name in known), "other")
 
 
-def held(leaf: Any) -> int:
-    """Bytes of a leaf in memory: as it is, or once it is read."""
+def memory_bytes(leaf: Any) -> int:
+    """Bytes of a leaf in memory; a lazy leaf counts as if it were read."""
     return jm.nbytes(leaf if jm.is_encoded(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
 
 
@@ -100,11 +101,11 @@ def as_formats(model: Model) -> list[dict]:
     for bits in (8, 6, 5, 4):
         plan = jm.choose(dense, {".*/(kernel|embedding)": jm.Int(bits)})
         sizes[f"{bits} bits"] = jm.nbytes(jm.encode(dense, plan, uses=uses))
-    cache = cache_bytes(model, TOKENS) or 0
+    cache = cache_bytes(model, CACHE_TOKENS) or 0
     return [
         {"format": name}
         | _sizes(weights, size)
-        | {"fits_gib": [gib for gib in MEMORIES if size + cache <= SPARE * gib * 2**30]}
+        | {"fits_gib": [gib for gib in MEMORIES_GIB if size + cache <= USABLE_SHARE * gib * 2**30]}
         for name, size in sizes.items()
     ]
 
@@ -125,8 +126,8 @@ def _row(part: dict) -> tuple:
     return f"{part['weights']:,}", f"{size:,}", show(size), f"{part['bits_per_weight']:.2f}"
 
 
-def _ticks(found: dict) -> list[str]:
-    return ["✓" if gib in found["fits_gib"] else "-" for gib in MEMORIES]
+def _ticks(row: dict) -> list[str]:
+    return ["✓" if gib in row["fits_gib"] else "-" for gib in MEMORIES_GIB]
 
 
 def _tied(model: Model) -> str:

@@ -1,4 +1,4 @@
-"""--mesh fsdp=8: a model's weights over several devices, as its layout has them."""
+"""--mesh fsdp=8: a model's weights sharded over several devices by its layout."""
 
 import dataclasses
 from typing import Annotated, Any
@@ -22,7 +22,8 @@ def parse(text: str) -> jax.sharding.Mesh:
     """The mesh that `--mesh` names.
 
     Raises:
-        ValueError: no such axis, one twice, no whole number, or more devices than there are.
+        ValueError: `text` names an unknown axis, an axis twice or no whole number, or needs more
+            devices than there are.
 
     Example:
         >>> dict(parse("fsdp=2,tensor=3").shape)["tensor"]
@@ -38,26 +39,30 @@ def parse(text: str) -> jax.sharding.Mesh:
 
 
 def spread(model: Model, params: Any, mesh: jax.sharding.Mesh) -> tuple[Any, jm.Placement]:
-    """(the params over the devices of a mesh, what lies where)."""
+    """(the params sharded over a mesh, the bytes on each device)."""
     rules = jm.layouts.sequence(model.config, mesh)
-    where = jm.placement(params, mesh, rules)
-    return jm.shard(params, jm.shardings(params, mesh, rules)), where
+    placement = jm.placement(params, mesh, rules)
+    return jm.shard(params, jm.shardings(params, mesh, rules)), placement
 
 
 def spread_model(model: Model, text: str | None) -> tuple[Model, dict]:
-    """The model over the mesh that `--mesh` names, and what that takes, as plain data."""
+    """(the model sharded over the mesh that `--mesh` names, its bytes per device as plain data)."""
     if text is None:
         return model, {}
     mesh = parse(text)
-    params, where = spread(model, model.params, mesh)
-    return dataclasses.replace(model, tensors=params), as_data(text, where)
+    params, placement = spread(model, model.params, mesh)
+    return dataclasses.replace(model, tensors=params), as_data(text, placement)
 
 
-def as_data(text: str, where: jm.Placement) -> dict:
-    """What a mesh takes, for `--json`."""
-    return {"mesh": text, "devices": where.devices, "bytes_per_device": where.total.per_device}
+def as_data(text: str, placement: jm.Placement) -> dict:
+    """The mesh, its devices and the bytes on each, as plain data for `--json`."""
+    return {
+        "mesh": text,
+        "devices": placement.devices,
+        "bytes_per_device": placement.total.per_device,
+    }
 
 
-def told(found: dict) -> str:
-    """One line of it."""
-    return f"{show(found['bytes_per_device'])} on each of {found['devices']} devices"
+def mesh_line(places: dict) -> str:
+    """One line that says how many bytes each device holds."""
+    return f"{show(places['bytes_per_device'])} on each of {places['devices']} devices"

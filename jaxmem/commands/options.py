@@ -1,4 +1,4 @@
-"""Options that commands share, and the texts and inputs they name."""
+"""Options that several commands have, and the texts that they name."""
 
 import pathlib
 from typing import Annotated
@@ -19,16 +19,16 @@ TextFile = Annotated[str | None, arg(metavar="FILE")]
 
 
 class Text(str):
-    """A text that knows the file it is from."""
+    """A text with the path of the file that it was read from."""
 
     path: str = "the text"
 
 
 def tokens(model: Model, text: str, windows: int | None = None) -> np.ndarray:
-    """The ids of a text that has at least `windows` windows, or one; no special tokens are added.
+    """The token ids (tokens,) of a text of at least `windows` windows, or one; no special tokens.
 
     Raises:
-        ValueError: the text is too short, or the model predicts no text or has no tokenizer.
+        ValueError: the text is too short; the model predicts no text, or has no tokenizer.
     """
     if not hasattr(model.config, "cache"):
         raise ValueError(f"{model.source} is an encoder: it predicts no text")
@@ -50,8 +50,8 @@ def read(path: str) -> Text:
     """The text of a file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not UTF-8.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not UTF-8.
     """
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"no text file {path}")
@@ -64,10 +64,10 @@ def read(path: str) -> Text:
 
 
 def steps(tune: int | None, calibrate: str | None, usual: int) -> int:
-    """Steps of scale tuning on the text `calibrate`: `usual` unless told.
+    """Steps of scale tuning on the text `calibrate`: `tune`, or `usual` if it is None.
 
     Raises:
-        ValueError: a negative number, or one where there is no such text.
+        ValueError: `tune` is negative, or given without `calibrate`.
 
     Example:
         >>> steps(None, "a.txt", 64), steps(0, "a.txt", 64), steps(None, None, 64)
@@ -84,7 +84,7 @@ def weights(model: Model) -> dict:
     """The model's params.
 
     Raises:
-        ValueError: it has shapes only.
+        ValueError: the model has shapes only.
     """
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(model.tensors)):
         raise ValueError(f"{model.source}, expected a model with weights")

@@ -1,4 +1,4 @@
-"""Where a command writes: findings to stdout, progress to stderr."""
+"""Where a command writes: results to stdout, progress to stderr."""
 
 import contextlib
 import dataclasses
@@ -19,17 +19,17 @@ class Output:
     json: bool = False
 
     def say(self, text: object, end: str = "\n") -> None:
-        """Shows something found."""
+        """Prints a result."""
         print(text, end=end, file=sys.stderr if self.json else sys.stdout, flush=True)
 
     def note(self, text: str) -> None:
-        """Shows progress."""
+        """Prints a note on the progress."""
         _console(stderr=True).print(text)
 
     def table(self, title: str, heads: Iterable[str], rows: Iterable, caption: str = "") -> None:
-        """Shows rows under their heads, in brief: the first column to the left, the rest right."""
-        how = {"title_justify": "left", "caption_justify": "left", "padding": (0, 1, 0, 0)}
-        table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, **how)
+        """Prints rows under their heads: the first column aligned left, the others right."""
+        options = {"title_justify": "left", "caption_justify": "left", "padding": (0, 1, 0, 0)}
+        table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, **options)
         for i, head in enumerate(heads):
             side = "right" if i else "left"
             table.add_column(head, justify=side, no_wrap=not i, overflow="fold")
@@ -39,7 +39,7 @@ class Output:
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Shows that `what` is going on, and afterwards how long it took."""
+        """Shows that the work `what` is running, and at its end how long it took."""
         console, start = _console(stderr=True), time.perf_counter()
         with console.status(what):
             yield
@@ -47,7 +47,7 @@ class Output:
 
     @contextlib.contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Like `step`, with a function that takes how many are done and of how many."""
+        """Like `step`; yields a function that takes (parts done, parts in all)."""
         console, start = _console(stderr=True), time.perf_counter()
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         quiet = not console.is_terminal
@@ -88,7 +88,7 @@ class Output:
 
 
 def brief(value: object) -> str:
-    """A codec as one writes it, without what is as always; else the value as text.
+    """A codec as its constructor call, without default arguments; any other value as text.
 
     Example:
         >>> import jaxmem as jm
@@ -101,13 +101,14 @@ def brief(value: object) -> str:
 
 
 def _arguments(value: object) -> Iterator[str]:
-    """As they are written, of those that differ from their defaults."""
+    """The constructor's arguments that differ from their defaults, as text."""
     written = lambda x: brief(x) if dataclasses.is_dataclass(x) else repr(x)
     for field in dataclasses.fields(value):
-        given = getattr(value, field.name)
-        if given == field.default:
+        argument = getattr(value, field.name)
+        if argument == field.default:
             continue
-        text = f"({', '.join(map(written, given))})" if isinstance(given, tuple) else written(given)
+        is_tuple = isinstance(argument, tuple)
+        text = f"({', '.join(map(written, argument))})" if is_tuple else written(argument)
         yield text if field.default is dataclasses.MISSING else f"{field.name}={text}"
 
 

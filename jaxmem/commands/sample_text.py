@@ -1,4 +1,4 @@
-"""English prose that is on every machine: the text of the Python reference inside CPython."""
+"""English prose that every Python has: the text of the language reference inside CPython."""
 
 import re
 
@@ -6,9 +6,9 @@ SOURCE = "pydoc_data.topics, the Python reference's text inside CPython"
 
 
 def prose() -> str:
-    """The paragraphs of running text in `pydoc_data.topics`, without markup; no code, no tables.
+    """The paragraphs of running text in `pydoc_data.topics`, without markup, code and tables.
 
-    Differs a little from one Python version to the next.
+    The text differs a little between Python versions.
 
     Example:
         >>> text = prose()

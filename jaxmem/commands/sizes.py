@@ -10,10 +10,10 @@ _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def parse(text: str) -> int:
-    """The number of bytes that `text` says; a part of a byte is dropped.
+    """The number of bytes that `text` names, rounded down to whole bytes.
 
     Raises:
-        ValueError: not a positive number with a unit of 1000 (MB) or 1024 (MiB), or none.
+        ValueError: `text` is not a positive number, with a unit of 1000 (MB), of 1024 (MiB) or none.
 
     Example:
         >>> parse("100MB"), parse("95 MiB"), parse("1.5gb"), parse("4096")
@@ -26,7 +26,7 @@ def parse(text: str) -> int:
 
 
 def show(nbytes: int) -> str:
-    """`nbytes` in the unit of 1000 that reads best.
+    """`nbytes` in the largest unit of 1000 that is not above it.
 
     Example:
         >>> show(102_349_568), show(16), show(8_030_261_248)

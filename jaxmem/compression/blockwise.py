@@ -34,28 +34,34 @@ def encode_by_block(
     learning_rate: float = 0.02,
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
-    """What `encode(model.tensors, plan)` gives, each block calibrated after the ones before it.
+    """The encoded params of a model, each block calibrated on the outputs of encoded blocks.
 
-    `model` has `tensors`, which may be lazy, and `apply(params, *batch)` with one scan over its
-    layers, as the models here have. A block's Gram moments are taken of what the blocks before it,
-    encoded, hand on, so that it makes up for what they lost; then it is encoded, and run. What
-    comes after the scan (a head) is calibrated last. `progress(done, blocks)` is told.
+    The Gram moments of a block are taken from the outputs of the encoded blocks before it, so that
+    the block corrects their errors. Then the block is encoded and run. The weights after the scan
+    (a head) are calibrated last.
 
-    With `passes` the codes and scales of a block's `Int` leaves then learn (`learn_rounding`, at
-    `learning_rate`), so many times over the batches: what the block makes of its inputs comes near,
-    relative to the size of each position, to what the dense block makes of the dense model's. What
-    is no nearer in the end is not kept.
+    Memory holds the encoded model, the weights outside the scan, one block with its moments (and 16
+    bytes for each weight that is trained), and the activations of one batch. The activations of
+    each other batch wait in a temporary file. Frantar et al., 2022 (section 4, "quantize one block
+    at a time"); Chen et al., 2024 (EfficientQAT, its first phase).
 
-    In memory at once: the encoded model, the weights outside the scan, one block with its moments
-    (and 16 bytes for each weight of it that learns), and the activations of one batch; those of the
-    others wait in a temporary file each. Frantar et al., 2022 (section 4, "quantize one block at a
-    time"); Chen et al., 2024 (EfficientQAT, its first phase).
+    Args:
+        model: has `tensors`, which may be lazy, and `apply(params, *batch)` with one scan over its
+            layers, as the models of `jm.models` have.
+        plan: {path: codec}.
+        batches: tuples of what `apply` takes after the params.
+        passes: how often the codes and scales of a block's `Int` leaves are trained on all batches
+            (`learn_rounding`), to bring the outputs of the encoded block near those of the dense
+            block on the dense model's activations. A block that this does not improve stays as it
+            was encoded.
+        learning_rate: that of this training.
+        progress: called as `progress(blocks done, blocks)`.
 
     Raises:
-        ValueError: no batch; passes below 0, or with nothing that learns; a loss that is not
-            finite; a model without a scan over its layers, or one that changes weights on their
-            way there; what `encode` raises.
-        TypeError: no model, or a batch that is no tuple.
+        ValueError: no batch; `passes` is negative, or no leaf can be trained; a loss is not finite;
+            the model has no scan over its layers, or changes weights before the scan; what `encode`
+            raises.
+        TypeError: `model` has no `tensors` or `apply`; a batch is no tuple.
 
     Example:
         >>> import types, jax, jax.numpy as jnp, jaxmem as jm
@@ -83,104 +89,107 @@ def encode_by_block(
         if path not in cut.layered
     }
     layered = {path: leaf for path, leaf in zip(cut.names, leaves) if path in cut.layered}
-    ways = uses(model.apply, cut.abstract, *batches[0])
+    all_uses = uses(model.apply, cut.abstract, *batches[0])
     if passes:
-        _check_learning(cut, plan, ways)
+        _check_trainable(cut, plan, all_uses)
     shapes = dict(zip(cut.names, (x.shape for x in cut.shapes)))
     codecs = by_layer(plan, shapes)
-    pieces = []
+    blocks = []
     with tempfile.TemporaryDirectory() as folder:
-        carries = [_Kept(f"{folder}/{i}") for i in range(len(batches))]
-        for kept, batch in zip(carries, batches):
-            kept.put(cut.start(rest, batch))
-        exact = [_Kept(f"{folder}/exact-{i}") for i in range(len(batches))] if passes else []
-        for dense, kept in zip(exact, carries):
-            dense.put(kept.get())
-        wanted = {path: codec for path, codec in codecs.items() if path in rest}
-        fed = product_axes(cut.tail, rest, (carries[0].get(), batches[0]))
-        for path, codec in wanted.items():  # told now, not after the blocks
-            if needs_stats(codec) and path not in fed:
+        carries = _store(f"{folder}/carry", (cut.start(rest, batch) for batch in batches))
+        exact = _store(f"{folder}/exact", (carry.get() for carry in carries)) if passes else []
+        rest_plan = {path: codec for path, codec in codecs.items() if path in rest}
+        multiplied = product_axes(cut.tail, rest, (carries[0].get(), batches[0]))
+        for path, codec in rest_plan.items():  # raised before the blocks are encoded
+            if needs_stats(codec) and path not in multiplied:
                 raise ValueError(f"{path}: {codec} wants stats of a product after the layers")
 
-        def one(i: int) -> dict:  # a function, so that nothing of a block outlives it
-            own = {path: jnp.asarray(_layer(leaf, i)) for path, leaf in layered.items()}
-            given = lambda: ((rest, i, k.get(), b) for k, b in zip(carries, batches))
-            here = {path: codec for path in own if (codec := _codec(codecs.get(path), i))}
-            seen = stats(cut.block, own, given()) if here else None
-            found = encode(own, here, uses=uses(cut.block, own, *next(given())), stats=seen)
-            for kept, batch in zip(exact, batches):
-                kept.put(_run(cut, own, rest, i, kept.get(), batch))
+        def encode_layer(i: int) -> dict:  # a function, so that no array of a layer outlives it
+            layer = {path: jnp.asarray(_layer(leaf, i)) for path, leaf in layered.items()}
+            inputs = lambda: ((rest, i, c.get(), b) for c, b in zip(carries, batches))
+            layer_plan = {path: codec for path in layer if (codec := _codec(codecs.get(path), i))}
+            # Moments of what the encoded layers before give, then the codes.
+            moments = stats(cut.block, layer, inputs()) if layer_plan else None
+            layer_uses = uses(cut.block, layer, *next(inputs()))
+            encoded = encode(layer, layer_plan, uses=layer_uses, stats=moments)
+            for carry, batch in zip(exact, batches):
+                carry.put(_run(cut, layer, rest, i, carry.get(), batch))
             if passes:
-                how = learned_rounding.Options(
+                options = learned_rounding.Options(
                     cut.block, losses.relative, learning_rate, passes * len(batches)
                 )
-                found = _learned(how, own, found, given, lambda: (k.get() for k in exact))
-            del own, seen
-            dense = decode(found)
-            for kept, (*before, carry, batch) in zip(carries, given()):
-                kept.put(_run(cut, dense, *before, carry, batch))
-            return found
+                targets = lambda: (carry.get() for carry in exact)
+                encoded = _train_codes(options, layer, encoded, inputs, targets)
+            del layer, moments
+            # The activations that the next layer is given.
+            dense = decode(encoded)
+            for file, (*before, carry, batch) in zip(carries, inputs()):
+                file.put(_run(cut, dense, *before, carry, batch))
+            return encoded
 
         for i in range(cut.count):
-            pieces.append(one(i))
+            blocks.append(encode_layer(i))
             if progress:
                 progress(i + 1, cut.count)
-        seen = None
-        if wanted:
-            seen = stats(cut.tail, rest, ((k.get(), b) for k, b in zip(carries, batches)))
-    found = encode(rest, wanted, uses=ways, stats=seen)
+        moments = None
+        if rest_plan:
+            moments = stats(cut.tail, rest, ((c.get(), b) for c, b in zip(carries, batches)))
+    encoded = encode(rest, rest_plan, uses=all_uses, stats=moments)
     for path in layered:
         runs = codecs.get(path)
         runs = runs if isinstance(runs, list) else [(0, cut.count, runs)]
-        stacks = tuple(_stack([piece[path] for piece in pieces[a:b]]) for a, b, _ in runs)
-        found[path] = stacks[0] if len(stacks) == 1 else Segmented(stacks)
-    return cut.structure.unflatten([found[path] for path in cut.names])
+        stacks = tuple(_stack([block[path] for block in blocks[a:b]]) for a, b, _ in runs)
+        encoded[path] = stacks[0] if len(stacks) == 1 else Segmented(stacks)
+    return cut.structure.unflatten([encoded[path] for path in cut.names])
 
 
-def _check_learning(cut: "Cut", plan: Mapping[str, Any], ways: Mapping) -> None:
-    """Refuses passes over blocks of which nothing learns."""
-    own = {path: codec for path, codec in plan.items() if layers_of(path)[0] in cut.layered}
-    whole = encode(cut.abstract, own, uses=ways)
+def _check_trainable(cut: "Cut", plan: Mapping[str, Any], ways: Mapping) -> None:
+    """Refuses passes over blocks in which no leaf can be trained."""
+    of_layers = {p: codec for p, codec in plan.items() if layers_of(p)[0] in cut.layered}
+    whole = encode(cut.abstract, of_layers, uses=ways)
     if not jax.eval_shape(learnable_int.split_trainable, whole, cut.abstract)[0]:
-        codecs = ", ".join(sorted(set(map(str, own.values())))) or "none"
+        codecs = ", ".join(sorted(set(map(str, of_layers.values())))) or "none"
         raise ValueError(f"passes, but no codec of the blocks leaves an Int to learn: {codecs}")
 
 
-def _learned(how: tuple, own: dict, enc: dict, given: Callable, targets: Callable) -> dict:
-    """The block's leaves after the steps, or `enc` where these brought nothing."""
-    fn, loss, _, steps = how
-    moving, still = learnable_int.split_trainable(enc, own)
+def _train_codes(
+    options: tuple, layer: dict, enc: dict, inputs: Callable, targets: Callable
+) -> dict:
+    """The leaves of a layer after training, or `enc` if training did not lower the loss."""
+    fn, loss, _, steps = options
+    moving, still = learnable_int.split_trainable(enc, layer)
     if not moving:
         return enc
-    state, done = learned_rounding.init_state(how, moving), 0
+    state, done = learned_rounding.init_state(options, moving), 0
     while done < steps:
-        for args, target in zip(given(), targets()):
+        for args, target in zip(inputs(), targets()):
             moving, state, value = learned_rounding.train_step(
-                how, moving, state, still, own, args, target
+                options, moving, state, still, layer, args, target
             )
             if not jnp.isfinite(value):
                 message = f"block {args[1]}: the loss is {float(value)}, expected a finite number"
                 raise ValueError(message)
             done += 1
-    far = lambda tree: sum(
-        float(_distance(fn, loss, tree, args, target)) for args, target in zip(given(), targets())
+    total_loss = lambda tree: sum(
+        float(_layer_loss(fn, loss, tree, args, target))
+        for args, target in zip(inputs(), targets())
     )
-    found = learnable_int.encode_trained(moving, still)
-    return found if far(decode(found)) < far(decode(enc)) else enc
+    trained = learnable_int.encode_trained(moving, still)
+    return trained if total_loss(decode(trained)) < total_loss(decode(enc)) else enc
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """`fn(params, *batch)` cut at its scan over layers: what comes before, one layer, and after.
+    """`fn(params, *batch)` cut at its scan over layers: the part before, one layer, the part after.
 
-    Two of the same are equal, so that what was compiled for one is there for the other.
+    Two cuts of one function are equal, so that a program compiled for one serves the other.
     """
 
     fn: Callable
     structure: Any  # of the params
     shapes: tuple  # of its leaves
     names: tuple[str, ...]
-    places: tuple[tuple[str, int], ...]  # path of a weight that the scan runs over, and where there
+    places: tuple[tuple[str, int], ...]  # (path, index in the scan's xs) of a scanned weight
     count: int  # layers
 
     layered = property(lambda self: dict(self.places))
@@ -190,28 +199,28 @@ class Cut:
     def of(cls, fn: Callable, params: Any, batch: tuple) -> "Cut":
         leaves, structure = jax.tree.flatten(params, is_leaf=is_whole)
         shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
-        names, found, counts = tuple(paths(params)), {}, []
+        names, places, counts = tuple(paths(params)), {}, []
         cut = cls(fn, structure, shapes, names, (), 0)
 
         def trace(leaves, batch):
-            xs = cut._opened(structure.unflatten(leaves), batch)[2]
+            xs = cut._first_scan(structure.unflatten(leaves), batch)[2]
             where = {id(leaf): name for leaf, name in zip(leaves, names)}
-            found.update({where[id(x)]: j for j, x in enumerate(xs) if id(x) in where})
+            places.update({where[id(x)]: j for j, x in enumerate(xs) if id(x) in where})
             counts.extend(map(len, xs))
             return ()
 
         jax.eval_shape(trace, list(shapes), batch)
-        if not found:
+        if not places:
             raise ValueError("no weight reaches the scan over layers as it is in the params")
-        return dataclasses.replace(cut, places=tuple(found.items()), count=counts[0])
+        return dataclasses.replace(cut, places=tuple(places.items()), count=counts[0])
 
     def start(self, rest: dict, batch: tuple) -> list[Array]:
-        """What the first layer is given."""
+        """The carry that the first layer gets."""
         return _start(self, rest, batch)
 
     def block(self, own: dict, rest: dict, i: Any, carry: list, batch: tuple) -> list[Array]:
-        """What layer i makes of `carry` with its own weights, {path: array without the stack}."""
-        _, body, xs = self._opened(self._filled(rest), batch)
+        """The carry after layer i with the weights `own`, {path: array without the stack axis}."""
+        _, body, xs = self._first_scan(self._all_params(rest), batch)
         at = {place: own[path] for path, place in self.layered.items()}
         pick = lambda x: lax.dynamic_index_in_dim(jnp.asarray(x), i, keepdims=False)
         out, ys = body(list(carry), [at[j] if j in at else pick(x) for j, x in enumerate(xs)])
@@ -220,7 +229,7 @@ class Cut:
         return out
 
     def tail(self, rest: dict, carry: list, batch: tuple) -> Any:
-        """What `fn` makes of what comes out of the last layer."""
+        """The output of `fn`, given the carry after the last layer."""
         passed = []
 
         def skip(body, init, xs, length, **how):
@@ -229,35 +238,35 @@ class Cut:
             passed.append(True)
             return list(carry), []
 
-        return around_scans(self.fn, _same, skip)(self._filled(rest), *batch)
+        return around_scans(self.fn, _same, skip)(self._all_params(rest), *batch)
 
-    def _opened(self, params: Any, batch: tuple) -> tuple:
-        """(what the first scan starts from, its body, what it runs over)."""
+    def _first_scan(self, params: Any, batch: tuple) -> tuple:
+        """(the initial carry, the body, the scanned arrays) of the first scan in `fn`."""
 
         def stop(body, init, xs, length, **how):
-            raise _Reached(init, body, xs)
+            raise _ScanReached(init, body, xs)
 
         try:
             around_scans(self.fn, _same, stop)(params, *batch)
-        except _Reached as reached:
+        except _ScanReached as reached:
             return reached.args
         raise ValueError("the model runs no scan, expected one over its layers")
 
-    def _filled(self, rest: dict) -> Any:
-        """All params, zeros for those of the layers."""
+    def _all_params(self, rest: dict) -> Any:
+        """All params, with zeros in place of the scanned ones."""
         zeros = lambda x: jnp.zeros(x.shape, x.dtype)
         return self.structure.unflatten(
             [rest[n] if n in rest else zeros(x) for n, x in zip(self.names, self.shapes)]
         )
 
 
-class _Reached(Exception):
-    """The scan over layers, with what it starts from, its body and what it runs over."""
+class _ScanReached(Exception):
+    """Raised at the scan over layers, with its initial carry, its body and its scanned arrays."""
 
 
 @dataclasses.dataclass
-class _Kept:
-    """Arrays that wait in files, one batch's activations."""
+class _ActivationFile:
+    """The activations of one batch, as arrays that wait in files."""
 
     path: str
     kinds: tuple = ()
@@ -272,9 +281,18 @@ class _Kept:
         return [jnp.asarray(read(j, d).reshape(s)) for j, (d, s) in enumerate(self.kinds)]
 
 
+def _store(path: str, activations: Iterable[list[Array]]) -> list[_ActivationFile]:
+    """Writes the activations of each batch, one batch in memory at a time."""
+    files = []
+    for i, arrays in enumerate(activations):
+        files.append(_ActivationFile(f"{path}-{i}"))
+        files[-1].put(arrays)
+    return files
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _start(cut, rest, batch):
-    return cut._opened(cut._filled(rest), batch)[0]
+    return cut._first_scan(cut._all_params(rest), batch)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -283,19 +301,19 @@ def _run(cut, own, rest, i, carry, batch):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _distance(fn, loss, own, args, target):
-    return loss(target, fn(own, *args))
+def _layer_loss(fn, loss, layer, args, target):
+    return loss(target, fn(layer, *args))
 
 
 def _codec(codec: Any, i: int) -> Any:
-    """Of layer i, from what `by_layer` tells of a leaf."""
+    """The codec of layer i, from a value of `by_layer`."""
     if not isinstance(codec, list):
         return codec
-    return next(own for start, stop, own in codec if start <= i < stop)
+    return next(c for start, stop, c in codec if start <= i < stop)
 
 
 def _stack(pieces: list) -> Any:
-    """Layers of equal structure as a stack."""
+    """Encoded layers of equal structure as one stack."""
     parts = [jax.tree.map(lambda a: a[None], piece) for piece in pieces]
     deep = lambda a: jax.ShapeDtypeStruct((len(pieces), *a.shape[1:]), a.dtype)
     return joined(jax.tree.map(deep, parts[0]), parts)

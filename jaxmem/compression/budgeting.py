@@ -18,11 +18,11 @@ from ..core.leaf import nbytes as count_bytes
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
 from .knapsack import least_loss
-from .layer_errors import CANDIDATES, Errors, choices, errors, naming, shape_of
-from .layer_paths import named
+from .layer_errors import CANDIDATES, Errors, choices, errors, prefixed, shape_of
+from .layer_paths import path_of_layers
 from .plan import Plan
 
-LOOKED_UP = 1 / 8  # of a table that is only looked up: .12 and .21 of the others in two models
+LOOKUP_SENSITIVITY = 1 / 8  # of a table that is only looked up: .12 and .21 in two models
 
 
 class Unreachable(ValueError):
@@ -42,33 +42,36 @@ def budget(
 ) -> Plan:
     """The plan that loses least among those whose encoded params take at most `nbytes` bytes.
 
-    `candidates` are codecs for every weight, or {regex: codecs} as in `choose`. Given a list, what
-    is no matrix is kept, and so are stacked vectors where `uses` tells that nothing multiplies
-    them; given rules, what no rule matches is kept. Kept leaves count their bytes. `Keep()` is a
-    candidate like any other.
+    The loss of a choice is the squared error of the weight's product, relative to the product,
+    times the weight's sensitivity. If `stats` has no moments of the weight's input, the error of
+    the weight itself is used. Without `sensitivity`, each role in the network counts the same: all
+    layers of one kind together count as much as the head. A table that is only looked up counts an
+    eighth.
 
-    A choice loses the squared error of what the weight computes, relative to what it computes (of
-    the weight itself, where `stats` has no moments of its input), times its `sensitivity`: a
-    number for each weight, or one for each layer of a stack. `fisher` measures it, and then the
-    error counts relative to one as large as the weight in no particular direction. Without it
-    each role in the network weighs the same: the layers of one kind, stacked or told apart by
-    numbers in their paths, together as much as the head; a table that is only looked up, as
-    `uses` tells, weighs an eighth.
-
-    With `runs` the layers of a stack may differ: each stack is cut into that many runs of layers,
-    equally long, and each run gets a codec of its own (`layers[0:8]/up`; neighbours that get the
-    same are one). It is for models that scan their layers, which then are as many scans at most. A
-    stack with a candidate that takes all its layers together stays whole.
-
-    Lazy params are read one layer at a time. Errors are measured on a part of each weight: `errors`
-    says on which, and `known` may hold what it found before. `techniques` makes candidates of
-    every kind. The same input gives the same plan, within 1e-6 of the least loss.
+    Lazy params are read one layer at a time. Errors are measured on a part of each weight, which
+    `errors` documents. The same input gives the same plan, within 1e-6 of the least loss.
     Dong et al., 2019 (sensitivity times error); Hubara et al., 2021 (the exact program).
 
+    Args:
+        params: a tree of dense weights: arrays, lazy leaves, or shapes.
+        nbytes: the most bytes that the encoded params may take, dense leaves included.
+        candidates: codecs for every matrix, or {regex: codecs} as in `choose`. Leaves that are no
+            matrices, or that no regex matches, stay dense. `Keep()` is a candidate like any other;
+            `techniques` makes candidates of every kind.
+        uses: how the model uses each weight, from `jm.uses`.
+        stats: the moments of each weight's input, from `jm.stats`.
+        sensitivity: {path: a number, or an array with one number for each layer}. `fisher` measures
+            it, and the error is then relative to a random error as large as the weight.
+        runs: the number of runs of equally many layers that each stack is cut into; each run gets
+            its own codec (`layers[0:8]/up`), and neighbours with the same codec are joined. For
+            models that scan their layers. A stack with a candidate that encodes all layers
+            together is not cut.
+        known: what `errors` returned before, to measure nothing twice.
+
     Raises:
-        ValueError: the limit cannot be met (names the least that can be), a rule matches no leaf,
-            there is less than one run, a codec cannot take a weight, a weight holds NaN or
-            infinity, or has no sensitivity.
+        ValueError: no choice is as small as `nbytes` (the message gives the smallest size); a rule
+            matches no leaf; `runs` is less than 1; a codec cannot take a weight; a weight holds NaN
+            or infinity, or has no sensitivity.
         ImportError: scipy is missing.
 
     Example:
@@ -87,35 +90,35 @@ def budget(
     axes = {path: summed_axes(path, uses) for path in chosen}
     cells, sizes = {}, {}
     for path, codecs in chosen.items():
-        with naming(path):
+        with prefixed(path):
             cells[path] = _cells(leaves[path], axes[path], codecs, runs)
             sizes[path] = [_sizes(cell, axes[path], codecs) for _, cell in cells[path]]
-    kept = sum(count_bytes(shape_of(leaf)) for path, leaf in leaves.items() if path not in chosen)
-    least = kept + sum(min(size) for found in sizes.values() for size in found)
+    dense = sum(count_bytes(shape_of(leaf)) for path, leaf in leaves.items() if path not in chosen)
+    least = dense + sum(min(cell) for by_cell in sizes.values() for cell in by_cell)
     if least > nbytes:
         raise Unreachable(f"{nbytes} bytes cannot hold it; the smallest reachable size is {least}")
-    how = {"uses": uses, "stats": stats, "known": known, "white": sensitivity is not None}
-    found = errors(params, candidates, **how)
-    lost = {p: np.stack([found[p][c] for c in codecs], -1) for p, codecs in chosen.items()}
-    weights = _by_role(lost, uses) if sensitivity is None else _given(lost, sensitivity)
+    options = {"uses": uses, "stats": stats, "known": known, "white": sensitivity is not None}
+    by_codec = errors(params, candidates, **options)
+    relative = {p: np.stack([by_codec[p][c] for c in codecs], -1) for p, codecs in chosen.items()}
+    weights = _by_role(relative, uses) if sensitivity is None else _checked(relative, sensitivity)
     losses = [
         np.tensordot(weights[path][cell], e[cell], e.ndim - 1)
-        for path, e in lost.items()
+        for path, e in relative.items()
         for cell, _ in cells[path]
     ]
-    picked = iter(least_loss([*itertools.chain(*sizes.values())], losses, nbytes - kept))
+    choice = iter(least_loss([*itertools.chain(*sizes.values())], losses, nbytes - dense))
     plan = {}
     for path, codecs in chosen.items():
-        given = [(cell, codecs[next(picked)]) for cell, _ in cells[path]]
-        for codec, pairs in itertools.groupby(given, lambda pair: pair[1]):
-            same = [cell for cell, _ in pairs]
-            whole = len(same) == len(given)
-            plan[path if whole else named(path, same[0].start, same[-1].stop)] = codec
+        by_cell = [(cell, codecs[next(choice)]) for cell, _ in cells[path]]
+        for codec, pairs in itertools.groupby(by_cell, lambda pair: pair[1]):
+            run = [cell for cell, _ in pairs]
+            whole = len(run) == len(by_cell)
+            plan[path if whole else path_of_layers(path, run[0].start, run[-1].stop)] = codec
     return Plan(plan)
 
 
 def _cells(leaf, axes, codecs, runs) -> list[tuple]:
-    """[(layers that are chosen for together, ... for a whole weight; their shape)]."""
+    """[(a slice of layers that get one codec, or `...` for a whole weight; their shape)]."""
     shape = shape_of(leaf)
     stack = matrix_shape(shape, axes)[:-2]
     count = min(runs, stack[0]) if stack and not any(map(ties_layers, codecs)) else 1
@@ -127,31 +130,34 @@ def _cells(leaf, axes, codecs, runs) -> list[tuple]:
 
 
 def _sizes(shape, axes, codecs) -> list[int]:
+    """Bytes of a weight of this shape by each codec."""
     encoded = lambda codec: jax.eval_shape(lambda w: codec.encode(w, axes), shape)
     return [count_bytes(encoded(codec)) for codec in codecs]
 
 
 def _by_role(errors, uses) -> dict[str, np.ndarray]:
-    """One for each role, shared out among its layers; less for a table that is only looked up."""
+    """{path: sensitivity of each layer}: 1 for each role, divided equally among its layers."""
     role = lambda path: re.sub(r"\d+", "#", path)
     layers = collections.Counter()
-    for path, found in errors.items():
-        layers[role(path)] += found[..., 0].size
+    for path, error in errors.items():
+        layers[role(path)] += error[..., 0].size
     looked_up = lambda path: {u.op for u in (uses or {}).get(path, ())} == {"gather"}
-    share = lambda path: (LOOKED_UP if looked_up(path) else 1.0) / layers[role(path)]
-    return {path: np.full(found.shape[:-1], share(path)) for path, found in errors.items()}
+    share = lambda path: (LOOKUP_SENSITIVITY if looked_up(path) else 1.0) / layers[role(path)]
+    return {path: np.full(error.shape[:-1], share(path)) for path, error in errors.items()}
 
 
-def _given(errors, sensitivity) -> dict[str, np.ndarray]:
-    given = {}
-    for path, found in errors.items():
+def _checked(errors, sensitivity) -> dict[str, np.ndarray]:
+    """{path: sensitivity of each layer}, from the caller's numbers."""
+    by_path = {}
+    for path, error in errors.items():
         if path not in sensitivity:
             raise ValueError(f"{path} has no sensitivity; there are {list(sensitivity)[:3]}")
-        value, stack = np.asarray(sensitivity[path], np.float64), found.shape[:-1]
+        value, stack = np.asarray(sensitivity[path], np.float64), error.shape[:-1]
         if value.shape not in ((), stack) or not np.isfinite(value).all() or (value < 0).any():
             raise ValueError(
                 f"{path}: sensitivity {value.tolist()!r:.60}, expected one number of at least 0, "
                 f"or numbers of shape {stack}"
             )
-        given[path] = value if value.shape == stack else np.full(stack, value / found[..., 0].size)
-    return given
+        share = value / max(error[..., 0].size, 1)
+        by_path[path] = value if value.shape == stack else np.full(stack, share)
+    return by_path

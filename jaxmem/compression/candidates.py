@@ -1,4 +1,4 @@
-"""techniques: {path: codecs} of every kind, so that one budget chooses among all."""
+"""techniques: candidate codecs of every kind for each weight, {path: codecs}, for one budget."""
 
 import math
 import re
@@ -16,12 +16,12 @@ from ..core.usage import summed_axes
 from ..solvers import GPTQ, QERA, Search, SparseGPT, Wanda
 from .layer_errors import is_matrix
 
-BITS = ((2, 32), (2, 64), (3, 64), (3, 128), (4, 64), (4, 128), (5, 64), (6, 64), (8, 128))
-NEIGHBOURS = ((NM(2, 4), 3), (NM(2, 4), 4))  # and bits of what stays
-MASKS = ((Bitmask(0.35), 4), (Bitmask(0.5), 4))
-SHARES = (1 / 8, 1 / 4, 1 / 2)  # of a weight's numbers that two factors of 8 bits hold
-MENDED = ((2, 64), (3, 64))  # bits and group of what a low rank corrects
-CORRECTIONS = (1 / 64, 1 / 32)  # of a weight's numbers
+INTEGERS = ((2, 32), (2, 64), (3, 64), (3, 128), (4, 64), (4, 128), (5, 64), (6, 64), (8, 128))
+NM_PATTERNS = ((NM(2, 4), 3), (NM(2, 4), 4))  # and the bits of the values that stay
+UNSTRUCTURED_PATTERNS = ((Bitmask(0.35), 4), (Bitmask(0.5), 4))
+LOW_RANK_SHARES = (1 / 8, 1 / 4, 1 / 2)  # numbers in two factors of 8 bits, per weight
+CORRECTED_INTEGERS = ((2, 64), (3, 64))  # bits and group that a low rank corrects
+CORRECTION_SHARES = (1 / 64, 1 / 32)  # numbers in the correction's factors, per weight
 Kind = Literal["int", "sparsity", "n:m", "rank"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -35,15 +35,16 @@ def techniques(
 ) -> dict[str, tuple]:
     """The candidates of some kinds that each matrix can take, for `budget(candidates=...)`.
 
-    Integers of 2 to 8 bits ("int"), unstructured ("sparsity") and "n:m" patterns with integers for
-    what stays, and low rank, alone and beside integers ("rank"). Each by the best solver that the
-    weight's `stats` allow: GPTQ, SparseGPT and QERA with Gram matrices, Wanda and a weighted search
-    with their diagonal, a search without. What a weight cannot take (groups that do not divide,
-    ranks that save nothing) or what is not smaller than it is left out; params may be abstract.
-    Give `budget` the same `uses` and `stats`.
+    The kinds are integers of 2 to 8 bits ("int"), unstructured ("sparsity") and "n:m" patterns with
+    integers for the values that stay, and low rank, alone and as a correction of integers ("rank").
+    Each candidate uses the best solver that the weight's `stats` allow: GPTQ, SparseGPT and QERA
+    with Gram matrices; Wanda and a weighted search with their diagonal; a search without stats.
+    A candidate is left out if the weight cannot take it (a group that does not divide, a rank that
+    saves nothing) or if it is not smaller than the weight. Params may be abstract. Give `budget`
+    the same `uses` and `stats`.
 
     Raises:
-        ValueError: a kind that is not there.
+        ValueError: `kinds` is empty or has an unknown kind.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -56,22 +57,22 @@ def techniques(
     """
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"the kinds are {list(kinds)}, expected some of {', '.join(KINDS)}")
-    found = {}
+    candidates = {}
     for path, leaf in zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)):
         floats = not is_encoded(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
         if not floats or not is_matrix(leaf, path, uses):
             continue
         shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         axes = summed_axes(path, uses)
-        given = _all(kinds, shape, axes, (stats or {}).get(path))
-        able = tuple(c for c in given if _fits(c, shape, axes))
-        if able:
-            found[re.escape(path)] = able
-    return found
+        codecs = _all(kinds, shape, axes, (stats or {}).get(path))
+        smaller = tuple(c for c in codecs if _is_smaller(c, shape, axes))
+        if smaller:
+            candidates[re.escape(path)] = smaller
+    return candidates
 
 
 def _all(kinds, shape, axes, moments):
-    """Candidates of these kinds, whether or not the weight can take them."""
+    """All candidates of these kinds, also those that the weight cannot take."""
     *_, n, k = matrix_shape(shape, axes)
     gram = moments is not None and moments.second.ndim > moments.mean.ndim
     integer = lambda bits, group: Int(bits, group=group, symmetric=False)
@@ -81,18 +82,23 @@ def _all(kinds, shape, axes, moments):
     keep = SparseGPT if gram else Wanda if moments is not None else lambda codec: codec
     rank = lambda share: max(1, math.floor(share * n * k / max(n + k, 1)))
     if "int" in kinds:
-        yield from (solved(bits, group) for bits, group in BITS)
-    for kind, patterns in (("n:m", NEIGHBOURS), ("sparsity", MASKS)):
+        yield from (solved(bits, group) for bits, group in INTEGERS)
+    for kind, patterns in (("n:m", NM_PATTERNS), ("sparsity", UNSTRUCTURED_PATTERNS)):
         if kind in kinds:
             yield from (keep(Chain((pattern, integer(b, 64)))) for pattern, b in patterns)
     if "rank" in kinds:
         if moments is not None:
-            yield from (QERA(solved(*how), rank(s)) for how in MENDED for s in CORRECTIONS)
-        yield from (Chain((LowRank(rank(share)), Int(8))) for share in SHARES)
+            yield from (
+                QERA(solved(*integer), rank(share))
+                for integer in CORRECTED_INTEGERS
+                for share in CORRECTION_SHARES
+            )
+        yield from (Chain((LowRank(rank(share)), Int(8))) for share in LOW_RANK_SHARES)
 
 
-def _fits(codec, shape, axes) -> bool:
+def _is_smaller(codec, shape, axes) -> bool:
+    """Whether the weight can take the codec, and takes fewer bytes with it."""
     try:
         return nbytes(jax.eval_shape(lambda w: codec.encode(w, axes), shape)) < nbytes(shape)
-    except ValueError:  # this weight cannot
+    except ValueError:  # the weight cannot take the codec
         return False

@@ -1,4 +1,4 @@
-"""Plan: {path: codec}, the plain value between deciding and doing."""
+"""encode: the params with each weight of a plan encoded, one layer dense at a time."""
 
 import functools
 from collections.abc import Mapping
@@ -20,23 +20,25 @@ from ..core.segmented import Segmented
 from ..core.usage import summed_axes
 from .layer_paths import by_layer
 
-BLOCK = 2**23  # weights of a large matrix that are dense at a time
+DENSE_WEIGHTS = 2**23  # weights of a large matrix that are dense at a time
 
 
 def encode(
     params: Any, plan: Mapping[str, Any], uses: Mapping | None = None, stats: Mapping | None = None
 ) -> Any:
-    """The params with each planned leaf encoded; the rest untouched.
+    """The params with each leaf that the plan names encoded, and all other leaves unchanged.
 
-    `uses` says which axes each weight is summed over (without it: the second last, as linen and
-    NNX kernels are), `stats` what a calibrated codec needs. Params may be abstract (then so is the
-    result), or lazy: those are read a layer at a time, and what no codec takes is loaded.
+    `uses` gives the axes that each weight is summed over; without it that is the second last axis,
+    as in linen and NNX kernels. `stats` gives the moments that a calibrated codec needs. If the
+    params are abstract, the result is abstract. Lazy params are read one layer at a time, and
+    lazy leaves that the plan does not name are loaded.
 
     Raises:
-        ValueError: the plan names no leaf of `params`; a weight cannot take its codec, or is too
-            large for its scales; it or its stats hold NaN or infinity; the stats are of another
-            length or stack. Names the path.
-        TypeError: a weight that holds no floats, or what is no codec. Names the path.
+        ValueError: the plan names a path that is not in `params`; a weight cannot take its codec;
+            a weight is too large for its scales; a weight or its stats hold NaN or infinity; the
+            stats have another length or stack than the weight. The message names the path.
+        TypeError: a weight holds no floats, or the plan's value is no codec. The message names the
+            path.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -50,27 +52,29 @@ def encode(
     out = []
     for path, leaf in zip(names, leaves):
         codec = codecs.get(path)
-        given = (summed_axes(path, uses), (stats or {}).get(path))
+        axes, moments = summed_axes(path, uses), (stats or {}).get(path)
         try:
-            for each in [c for *_, c in codec] if isinstance(codec, list) else [codec]:
-                if each is not None:
-                    _check_given(each, leaf, *given)
+            for one in [c for *_, c in codec] if isinstance(codec, list) else [codec]:
+                if one is not None:
+                    _check_inputs(one, leaf, axes, moments)
             if isinstance(codec, list):
-                out.append(Segmented(tuple(_run(leaf, *run, *given) for run in codec)))
+                runs = (_encode_run(leaf, *run, axes, moments) for run in codec)
+                out.append(Segmented(tuple(runs)))
             else:
-                out.append(_kept(leaf) if codec is None else _encode(codec, leaf, *given))
+                out.append(_load(leaf) if codec is None else _encode(codec, leaf, axes, moments))
         except (ValueError, TypeError) as e:
-            kind = TypeError if isinstance(e, TypeError) else ValueError  # JAX has ones of its own
+            kind = TypeError if isinstance(e, TypeError) else ValueError  # JAX raises subclasses
             raise kind(f"{path}: {e}") from e
     return tree.unflatten(out)
 
 
-def _kept(leaf):
+def _load(leaf):
+    """A leaf that stays dense, read if it is lazy."""
     return leaf.load() if is_lazy(leaf) else leaf
 
 
-def _run(leaf, start, stop, codec, axes, stats):
-    """Layers start to stop of a stack, encoded by a codec; kept by None."""
+def _encode_run(leaf, start, stop, codec, axes, stats):
+    """Layers [start, stop) of a stacked leaf, encoded by a codec, or dense if the codec is None."""
     shape = (stop - start, *leaf.shape[1:])
     if is_lazy(leaf):
         if not leaf.stacked:
@@ -80,12 +84,12 @@ def _run(leaf, start, stop, codec, axes, stats):
         part = jax.ShapeDtypeStruct(shape, leaf.dtype)
     else:
         part = leaf.layers(start, stop) if is_encoded(leaf) else leaf[start:stop]
-    own = jax.tree.map(lambda a: a[start:stop], stats)
-    return _kept(part) if codec is None else _encode(codec, part, axes, own)
+    stats = jax.tree.map(lambda a: a[start:stop], stats)
+    return _load(part) if codec is None else _encode(codec, part, axes, stats)
 
 
-def _check_given(codec, w, axes, stats):
-    """Refuses what no codec could be blamed for: a weight of no floats, stats that are not its."""
+def _check_inputs(codec, w, axes, stats):
+    """Refuses a value that is no codec, a weight without floats, and stats of another weight."""
     if not is_codec(codec):
         raise TypeError(f"{codec!r} is no codec, expected one such as Int(4)")
     if is_encoded(w) or not hasattr(w, "dtype"):
@@ -94,24 +98,27 @@ def _check_given(codec, w, axes, stats):
         raise TypeError(f"the weight is of {jnp.dtype(w.dtype)}, expected floats")
     if stats is None or len(set(axes)) < len(axes) or not all(-w.ndim <= a < w.ndim for a in axes):
         return
-    moments = isinstance(stats, Moments)  # else a gradient, folded as the weight is
+    moments = isinstance(stats, Moments)  # otherwise a gradient, folded like the weight
     like = jax.ShapeDtypeStruct(w.shape, w.dtype)
     *stack, _, k = matrix_shape(like, axes)
-    *fed, of = stats.mean.shape if moments else (*stats.shape[:-2], stats.shape[-1])
-    if k != of:
-        raise ValueError(f"the stats are of vectors of {of}, and the weight sums over {k}")
-    if stack != fed:
-        raise ValueError(f"the stats are of a stack {(*fed,)}, and the weight of {(*stack,)}")
+    *stats_stack, length = stats.mean.shape if moments else (*stats.shape[:-2], stats.shape[-1])
+    if k != length:
+        raise ValueError(f"the stats are of vectors of {length}, and the weight sums over {k}")
+    if stack != stats_stack:
+        raise ValueError(
+            f"the stats are of a stack {(*stats_stack,)}, and the weight of {(*stack,)}"
+        )
     numbers = stats.second if moments else stats
     if isinstance(numbers, jax.ShapeDtypeStruct | jax.core.Tracer):
         return
-    with jax.ensure_compile_time_eval():  # where only the weight is traced
+    with jax.ensure_compile_time_eval():  # the stats are concrete also where the weight is traced
         finite = bool(jnp.isfinite(numbers).all())
     if not finite:
         raise ValueError("the stats hold NaN or infinity, expected finite numbers")
 
 
 def _encode(codec, leaf, axes, stats):
+    """One leaf of any kind encoded: lazy, concrete, abstract, traced, or a trained `Fake`."""
     if isinstance(leaf, FakeArray) and leaf.codec == codec:
         return leaf.encoded()
     if is_lazy(leaf):
@@ -120,10 +127,11 @@ def _encode(codec, leaf, axes, stats):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all()):
             raise ValueError("the weight holds NaN or infinity, expected finite numbers")
         if stats is None and needs_stats(codec):
-            _abstract(codec, leaf, axes, None)  # says first what stats would not mend
+            # Raises first if the codec cannot take this weight at all, with or without stats.
+            _abstract(codec, leaf, axes, None)
             raise ValueError(f"{codec} wants the stats of what the weight is fed, got none")
         encoded = _compiled(codec, axes, leaf, stats)
-        _check(encoded)
+        _check_finite(encoded)
         return encoded
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.eval_shape(lambda w: codec.encode(w, axes, stats), leaf)
@@ -136,7 +144,7 @@ def _compiled(codec, axes, w, stats):
 
 
 def _encode_lazy(codec, leaf: Lazy, axes, stats):
-    """Reads and encodes a layer at a time: no more is held dense, unless layers are tied."""
+    """Reads and encodes one layer at a time, so that one layer is dense; all of them if tied."""
     axes = tuple(a - leaf.ndim if a >= 0 else a for a in axes)
     whole = _abstract(codec, leaf, axes, stats)
     if not is_encoded(whole):
@@ -144,17 +152,24 @@ def _encode_lazy(codec, leaf: Lazy, axes, stats):
     if not leaf.stacked or ties_layers(codec):
         w = leaf.load() if leaf.stacked else leaf.read(None)
         return _encode_rows(codec, w, leaf.dtype, axes, stats)
-    own = lambda i: jax.tree.map(lambda a: a[i : i + 1], stats)
-    layer = lambda i: _encode_rows(codec, leaf.read(i)[None], leaf.dtype, axes, own(i))
+    moments = lambda i: jax.tree.map(lambda a: a[i : i + 1], stats)
+    layer = lambda i: _encode_rows(codec, leaf.read(i)[None], leaf.dtype, axes, moments(i))
     return joined(whole, map(layer, range(leaf.shape[0])))
 
 
 def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
-    """Encodes some rows of a large matrix at a time, where a codec takes each row by itself."""
+    """Encodes a large matrix some rows at a time, if the codec encodes each row by itself."""
     rows = {(-2,): -1, (-1,): -2}.get(axes)  # the axis that counts rows
-    if rows is None or w.size <= BLOCK or w.shape[rows] <= 8 or not has_independent_rows(codec):
+    if (
+        rows is None
+        or w.size <= DENSE_WEIGHTS
+        or w.shape[rows] <= 8
+        or not has_independent_rows(codec)
+    ):
         return _encode(codec, jnp.asarray(np.asarray(w, dtype)), axes, stats)
-    step = max(8, BLOCK // (w.size // w.shape[rows]) // 8 * 8)  # whole bytes of packed codes
+    step = max(
+        8, DENSE_WEIGHTS // (w.size // w.shape[rows]) // 8 * 8
+    )  # whole bytes of packed codes
     cut = lambda at: w[..., at : at + step] if rows == -1 else w[..., at : at + step, :]
     block = lambda at: _encode(codec, jnp.asarray(np.asarray(cut(at), dtype)), axes, stats)
     whole = _abstract(codec, jax.ShapeDtypeStruct(w.shape, dtype), axes, stats)
@@ -162,12 +177,15 @@ def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
 
 
 def _abstract(codec, w, axes, stats):
+    """The shapes of the encoded leaf."""
     shape = jax.ShapeDtypeStruct(w.shape, w.dtype)
     return jax.eval_shape(lambda w: codec.encode(w, axes, stats), shape)
 
 
 def joined(whole, pieces):
-    """The leaf of the shapes of `whole` that `pieces` make up, along whichever axis is longer.
+    """The leaf with the shapes of `whole` that the `pieces` make up, joined along one axis.
+
+    The axis is the one in which a piece is shorter than `whole`; arrays of equal shape are shared.
 
     Example:
         >>> whole = jax.ShapeDtypeStruct((4, 3), jnp.float32)
@@ -191,11 +209,11 @@ def joined(whole, pieces):
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
 def _place(whole, part, start, axis):
-    """`whole` with `part` at `start`, in the same memory."""
+    """`whole` with `part` written at `start` of `axis`, in the memory of `whole`."""
     return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
 
 
-def _check(encoded):
+def _check_finite(encoded):
     for part in jax.tree.leaves(encoded):
         if jnp.issubdtype(part.dtype, jnp.floating) and not bool(jnp.isfinite(part).all()):
             raise ValueError(f"the weight is too large for {part.dtype} scales or values")

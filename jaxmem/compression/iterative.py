@@ -1,4 +1,4 @@
-"""iterated: a schedule of plans, each decided on what the one before has left of the model."""
+"""iterated: a schedule of plans, each applied to the params that the plan before it left."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,16 +13,15 @@ def iterated(
     measure: Callable[[Any], Mapping] | None = None,
     uses: Mapping | None = None,
 ) -> Any:
-    """The params encoded by the last plan, after every plan before it took its turn.
+    """The params encoded by the last plan, after all plans before it were applied in order.
 
-    `measure` gives the stats, or gradients, of the params that a plan starts from: scores, Gram
-    matrices and all are computed again for each. So a schedule is one expression, and its plans
-    hold any score, pattern and distribution: `[jm.choose(params, {where: jm.Wanda(jm.Bitmask(d))})
-    for d in (0.75, 0.6, 0.5)]`. With one plan this is `encode`. Han et al., 2015 (iterative
-    pruning).
+    `measure(params)` gives the stats, or the gradients, of the params that a plan starts from; it
+    is called again for each plan. A schedule is one expression, and its plans may have any score,
+    pattern and distribution: `[jm.choose(params, {regex: jm.Wanda(jm.Bitmask(d))}) for d in (0.75,
+    0.6, 0.5)]`. With one plan this is `encode`. Han et al., 2015 (iterative pruning).
 
     Raises:
-        ValueError: no plan, or what `encode` refuses.
+        ValueError: no plan; what `encode` raises.
 
     Example:
         >>> import jax, jaxmem as jm

@@ -28,19 +28,21 @@ def least_loss(sizes: Sequence[np.ndarray], losses: Sequence[np.ndarray], limit:
     which = csr_array((np.ones(len(size)), (row, np.arange(len(size)))))
     one_each = LinearConstraint(which, 1, 1)
     unit = max(limit, 1) / 1e3  # better conditioned; HiGHS may then go over by a billionth
-    solve = lambda whole, scale, most: milp(
+    solve = lambda whole, scale, limit: milp(
         loss / max(scale, 1e-300),
         integrality=np.full(len(loss), whole),
         bounds=Bounds(0, 1),
-        constraints=[one_each, LinearConstraint(size[None] / unit, -np.inf, most / unit)],
+        constraints=[one_each, LinearConstraint(size[None] / unit, -np.inf, limit / unit)],
         options={"mip_rel_gap": RELATIVE_GAP},
     )
-    bound = solve(0, loss.max(), limit).fun * loss.max()  # of fractions, just below the answer
-    scale, most = max(bound, loss.max() * 1e-9), limit  # losses about 1: HiGHS's gap is absolute
+    # The relaxed problem gives a lower bound. Losses are scaled by it: HiGHS's gap is absolute.
+    bound = solve(0, loss.max(), limit).fun * loss.max()
+    scale, reached = max(bound, loss.max() * 1e-9), limit
+    ends = np.flatnonzero(np.diff(row)) + 1
     while True:
-        found = solve(1, scale, most).x
-        picked = [int(part.argmax()) for part in np.split(found, np.flatnonzero(np.diff(row)) + 1)]
-        over = sum(s[i] for s, i in zip(sizes, picked)) - limit
+        solution = solve(1, scale, reached).x
+        choices = [int(part.argmax()) for part in np.split(solution, ends)]
+        over = sum(s[i] for s, i in zip(sizes, choices)) - limit
         if over <= 0:
-            return picked
-        most -= over
+            return choices
+        reached -= over

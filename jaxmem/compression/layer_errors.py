@@ -20,9 +20,10 @@ from ..core.paths import is_whole, match, paths
 from ..core.usage import summed_axes
 
 CANDIDATES = tuple(Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128))
-ROWS = 2048  # of a weight, evenly spaced over its layers, that an error is measured on
-FEWEST_ROWS = 64  # of each layer
-FEW_LAYERS, FEW_ROWS = 8, 1024  # the same where it takes long; layers evenly spaced too
+# An error is measured on this many rows of a weight, evenly spaced over its layers, and for codecs
+# that take long on fewer rows of a few layers, evenly spaced too.
+MEASURED_ROWS, LEAST_ROWS_OF_A_LAYER = 2048, 64
+SLOW_LAYERS, SLOW_ROWS = 8, 1024
 
 Errors = Mapping[str, Mapping[Any, np.ndarray]]
 
@@ -36,24 +37,30 @@ def errors(
     known: Errors | None = None,
     white: bool = False,
 ) -> dict[str, dict[Any, np.ndarray]]:
-    """{path: {codec: ‖x·(w − ŵ)‖² / ‖x·w‖² of each layer, (*stack)}} of what `budget` chooses from.
-
-    Measure once, then choose for several limits, or for a model that shares weights with this one:
-    what is in `known`, for as many layers, is not measured again. Without moments of its input in
-    `stats` the error is that of the weight itself. With `white` it is relative to what one as large
-    as the weight does in no particular direction.
+    """{path: {codec: ‖x·(w − ŵ)‖² / ‖x·w‖² of each layer, (*stack)}} for the choices of `budget`.
 
     Codecs that encode each row by itself are measured on 2,048 rows, spread over the layers, at
-    least 64 of each. Those of them that want stats (`GPTQ`, `SparseGPT`) are on 1,024 rows of 8
-    layers, evenly spaced, and those that see the whole matrix (`LowRank`, `QERA`) on all rows of
-    these layers; the layers between are interpolated. So no more than 128 rows of 8 layers are
-    exact. ‖x·w‖² itself is of all rows where there are moments, since few of them may be most of
-    it. Abstract weights count as normally distributed. The codecs of a weight are compiled
-    together, and share what they make of its Gram matrix.
+    least 64 rows of each layer. Such codecs that need stats (`GPTQ`, `SparseGPT`) are measured on
+    1,024 rows of 8 layers, evenly spaced, and codecs that see the whole matrix (`LowRank`, `QERA`)
+    on all rows of these 8 layers; the other layers are interpolated. So a result is exact up to
+    128 rows and 8 layers. ‖x·w‖² itself is computed from all rows if there are moments, since a
+    few rows may be most of it. Abstract weights are taken to be normally distributed. The codecs of
+    a weight are compiled together and share the factors of its Gram matrix.
+
+    Args:
+        params: a tree of dense weights: arrays, lazy leaves, or shapes.
+        candidates: codecs for every matrix, or {regex: codecs}.
+        uses: how the model uses each weight, from `jm.uses`.
+        stats: the moments of each weight's input, from `jm.stats`. A weight without moments has
+            the error of the weight itself.
+        known: a result of an earlier call. An error that is in it, for as many layers, is not
+            measured again: measure once, then choose for several limits, or for a model that
+            shares weights with the first one.
+        white: divide by the energy of a random weight of the same norm, not of the weight itself.
 
     Raises:
-        ValueError: a rule matches no leaf, a codec cannot take a weight or wants stats that are
-            not there, or a weight holds NaN or infinity.
+        ValueError: a rule matches no leaf; a codec cannot take a weight, or needs stats that are
+            missing; a weight holds NaN or infinity.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -63,23 +70,26 @@ def errors(
         ((5,), True)
     """
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
-    found = {}
+    by_path = {}
     for path, codecs in choices(leaves, candidates, uses).items():
-        with naming(path):
+        with prefixed(path):
             leaf, axes = leaves[path], summed_axes(path, uses)
             stack = matrix_shape(shape_of(leaf), axes)[:-2]
-            had = (known or {}).get(path, {})
-            had = {c: had[c] for c in codecs if c in had and had[c].shape == stack}
-            missing = [c for c in dict.fromkeys(codecs) if c not in had]
+            measured = (known or {}).get(path, {})
+            measured = {
+                c: measured[c] for c in codecs if c in measured and measured[c].shape == stack
+            }
+            missing = [c for c in dict.fromkeys(codecs) if c not in measured]
             if missing:
                 new = _errors(leaf, axes, stack, missing, (stats or {}).get(path), white)
-                had |= {c: new[..., i] for i, c in enumerate(missing)}
-            found[path] = had
-    return found
+                measured |= {c: new[..., i] for i, c in enumerate(missing)}
+            by_path[path] = measured
+    return by_path
 
 
 @contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
+def prefixed(path: str) -> Iterator[None]:
+    """Puts the path before the message of an error that the block raises."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -87,7 +97,7 @@ def naming(path: str) -> Iterator[None]:
 
 
 def choices(leaves, candidates, uses) -> dict[str, list]:
-    """{path: codecs} of the leaves that are not kept."""
+    """{path: codecs} of the leaves that may be encoded: matrices, or those that a rule matches."""
     floats = lambda x: not is_encoded(x) and jnp.issubdtype(x.dtype, jnp.floating)
     able = {path: leaf for path, leaf in leaves.items() if floats(leaf)}
     if isinstance(candidates, Mapping):
@@ -101,104 +111,106 @@ def choices(leaves, candidates, uses) -> dict[str, list]:
 
 
 def is_matrix(leaf: Any, path: str, uses: Mapping | None) -> bool:
-    """Whether a weight is more than a vector for each layer, and is multiplied or looked up."""
+    """Whether each layer of a weight has two axes or more, and is multiplied or looked up."""
     multiplied = {"dot_general", "gather", "conv_general_dilated"}
     used = uses is None or any(use.op in multiplied for use in uses.get(path, ()))
     return used and leaf.ndim - (is_lazy(leaf) and leaf.stacked) >= 2
 
 
 def shape_of(leaf: Any) -> Any:
-    """A leaf, or the shape of an array, which may not be in memory."""
+    """An encoded leaf itself; for an array or a lazy leaf its shape and dtype."""
     return leaf if is_encoded(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _errors(leaf, axes, stack, codecs, moments, white) -> np.ndarray:
-    """(*stack, codecs) of a weight."""
-    found = np.full((*stack, len(codecs)), np.inf)  # what stays so is interpolated
+    """The errors (*stack, codecs) of one weight."""
+    errors = np.full((*stack, len(codecs)), np.inf)  # what stays infinite is interpolated
     for codec in codecs:
         if moments is None and needs_stats(codec):
             raise ValueError(f"{codec} wants the stats of what the weight is fed, got none")
     abstract = isinstance(leaf, jax.ShapeDtypeStruct)
     tied = list(map(ties_layers, codecs))
     for i in np.flatnonzero(tied):
-        found[..., i] = _tied_errors(leaf, axes, codecs[i], moments, white)
-    together, few = _together(codecs, tied, math.prod(stack), abstract)
+        errors[..., i] = _tied_errors(leaf, axes, codecs[i], moments, white)
+    groups, slow_layers = _measured_alike(codecs, tied, math.prod(stack), abstract)
     n = matrix_shape(shape_of(leaf), axes)[-2]
     for number, (at, layer) in enumerate(_layers(leaf, len(stack))):
-        here = jax.tree.map(lambda a: a[at], moments)  # noqa: B023
-        computed = None
-        for (count, slow), which in together.items():
-            if slow and number not in few:
+        layer_moments = jax.tree.map(lambda a: a[at], moments)  # noqa: B023
+        energy = None
+        for (count, slow), indices in groups.items():
+            if slow and number not in slow_layers:
                 continue
-            same, rows = tuple(codecs[i] for i in which), _rows(layer, axes, count)
+            group, rows = tuple(codecs[i] for i in indices), _rows(layer, axes, count)
             share = min(n, count or n) / max(n, 1) or 1.0
             if moments is None or abstract:
-                computed = _energy(rows, here, white) / share
-            elif computed is None:  # by all rows: a few of them may be most of it
-                computed = _energy(_rows(layer, axes, None), here, white)
-            lost = np.asarray(_lost(rows, here, same), np.float64) / share
-            found[(*at, which)] = lost / max(float(computed), np.finfo(np.float32).tiny)
-            for codec, error in zip(same, found[(*at, which)]):
+                energy = _energy(rows, layer_moments, white) / share
+            elif energy is None:  # from all rows, since a few of them may be most of it
+                energy = _energy(_rows(layer, axes, None), layer_moments, white)
+            lost = np.asarray(_lost(rows, layer_moments, group), np.float64) / share
+            errors[(*at, indices)] = lost / max(float(energy), np.finfo(np.float32).tiny)
+            for codec, error in zip(group, errors[(*at, indices)]):
                 if not np.isfinite(error):
                     raise ValueError(f"it holds NaN, infinity or a number too large for {codec}")
         if abstract:
-            found[...] = found[at]  # nothing tells its layers apart
+            errors[...] = errors[at]  # the layers of a shape are all alike
             break
-    return _interpolated(found)
+    return _interpolated(errors)
 
 
-def _together(codecs, tied, layers, abstract) -> tuple[dict, set]:
-    """({(rows, whether slow): indices of codecs}, the layers where slow ones are measured)."""
+def _measured_alike(codecs, tied, layers, abstract) -> tuple[dict, set]:
+    """({(rows, whether slow): indices of codecs}, the layers where slow codecs are measured)."""
     last = max(layers - 1, 0)
-    few = {round(i * last / (FEW_LAYERS - 1)) for i in range(FEW_LAYERS)}
-    rows = lambda all, n: FEWEST_ROWS if abstract else max(all // max(n, 1), FEWEST_ROWS)
-    together: dict = {}
+    slow_layers = {round(i * last / (SLOW_LAYERS - 1)) for i in range(SLOW_LAYERS)}
+    least = LEAST_ROWS_OF_A_LAYER
+    rows = lambda total, layers: least if abstract else max(total // max(layers, 1), least)
+    groups: dict = {}
     for i, codec in enumerate(codecs):
         if tied[i]:
             continue
         slow = needs_stats(codec) or not has_independent_rows(codec)
-        count = rows(FEW_ROWS, min(len(few), layers)) if slow else rows(ROWS, layers)
+        measured = min(len(slow_layers), layers) if slow else layers
+        count = rows(SLOW_ROWS if slow else MEASURED_ROWS, measured)
         count = count if has_independent_rows(codec) else None
-        together.setdefault((count, slow), []).append(i)
-    return together, few
+        groups.setdefault((count, slow), []).append(i)
+    return groups, slow_layers
 
 
-def _interpolated(found: np.ndarray) -> np.ndarray:
-    """(*stack, codecs) with what was not measured (infinite) by its neighbours in the stack."""
-    flat = found.reshape(-1, found.shape[-1])
+def _interpolated(errors: np.ndarray) -> np.ndarray:
+    """(*stack, codecs) with each infinite error replaced by interpolation along the stack."""
+    flat = errors.reshape(-1, errors.shape[-1])
     place = np.arange(len(flat))
     for column in flat.T:
         known = np.isfinite(column)
         column[...] = np.interp(place, place[known], column[known])
-    return flat.reshape(found.shape)
+    return flat.reshape(errors.shape)
 
 
 def _tied_errors(leaf, axes, codec, moments, white) -> np.ndarray:
-    """The errors (*stack) of a codec that takes all layers together."""
+    """The errors (*stack) of a codec that encodes all layers together."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         leaf = np.random.default_rng(0).standard_normal(leaf.shape, np.float32)
     w = jnp.asarray(leaf.read(None) if is_lazy(leaf) else leaf)
-    found = np.asarray(_tied_relative(w, moments, codec, axes, white))
-    if not np.isfinite(found).all():
+    errors = np.asarray(_tied_relative(w, moments, codec, axes, white))
+    if not np.isfinite(errors).all():
         raise ValueError(f"it holds NaN, infinity or a number too large for {codec}")
-    return found
+    return errors
 
 
 def _layers(leaf, depth: int) -> Iterator[tuple]:
-    """(place, weight) of each layer of a stack of `depth` axes, one in memory at a time."""
+    """(index in the stack, weight) of each layer of a stack of `depth` axes, one in memory."""
     if is_lazy(leaf) and leaf.stacked:
         for i, part in enumerate(leaf.parts()):
             for rest in np.ndindex(part.shape[: depth - 1]):
                 yield (i, *rest), part[rest]
         return
-    whole = leaf.read(None) if is_lazy(leaf) else leaf  # as it is stored: rows are cast later
+    whole = leaf.read(None) if is_lazy(leaf) else leaf  # in its stored dtype: rows are cast later
     for at in np.ndindex(whole.shape[:depth]):
         abstract = isinstance(whole, jax.ShapeDtypeStruct)
         yield at, jax.ShapeDtypeStruct(whole.shape[depth:], whole.dtype) if abstract else whole[at]
 
 
 def _rows(layer, axes, count) -> Array:
-    """`count` rows, or all, of the matrix (n, k) of a layer in f32; zeros where it has fewer."""
+    """`count` rows of a layer's matrix (n, k), or all for None, in f32; zeros if n is less."""
     if isinstance(layer, jax.ShapeDtypeStruct):
         n, k = matrix_shape(layer, axes)
         layer = np.random.default_rng(0).standard_normal((min(n, count or n), k), np.float32)
@@ -206,18 +218,18 @@ def _rows(layer, axes, count) -> Array:
     elif isinstance(layer, np.ndarray) and layer.ndim == 2 and axes in ((-1,), (-2,)):
         side = -1 - axes[0]
         n = layer.shape[side]
-        if count and n > count:  # picked here, or all of it would be copied to a device
+        if count and n > count:  # on the host, so that not the whole layer goes to the device
             layer = np.take(layer, np.arange(count) * n // count, side)
-    return _picked_rows(layer, axes, count)
+    return _take_spaced_rows(layer, axes, count)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _picked_rows(layer, axes, count) -> Array:
+def _take_spaced_rows(layer, axes, count) -> Array:
     matrix = Fold.from_weight(layer, axes)[0].astype(jnp.float32)
     n = matrix.shape[0]
     if count is None:
         return matrix
-    if n < count:  # one shape for all weights of one k, so that a codec compiles once
+    if n < count:  # one shape for all weights of equal k, so that a codec compiles once
         return jnp.pad(matrix, ((0, count - n), (0, 0)))
     return matrix[np.arange(count) * n // count]
 
@@ -235,20 +247,21 @@ def _lost(w, moments, codecs) -> Array:
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _tied_relative(w, moments, codec, axes, white) -> Array:
+    """‖x·(w − ŵ)‖² / ‖x·w‖² of each layer, (*stack)."""
     encoded = codec.encode(w, axes, moments).astype(jnp.float32)
     fold = lambda w: Fold.from_weight(w.astype(jnp.float32), axes)[0]
-    matrix, got = fold(w), fold(encoded.decode())
+    matrix, decoded = fold(w), fold(encoded.decode())
     energy = {white: functools.partial(_energy, white=white) for white in (False, True)}
     for _ in range(matrix.ndim - 2):
-        energy = {white: jax.vmap(each) for white, each in energy.items()}
-    computed = energy[white](matrix, moments)
-    lost = energy[False](matrix - got, moments)
-    return lost / jnp.maximum(computed, jnp.finfo(jnp.float32).tiny)
+        energy = {white: jax.vmap(fn) for white, fn in energy.items()}
+    whole = energy[white](matrix, moments)
+    lost = energy[False](matrix - decoded, moments)
+    return lost / jnp.maximum(whole, jnp.finfo(jnp.float32).tiny)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _energy(w, moments, white=False) -> Array:
-    """‖x·w‖² of a matrix; if white, what one as large does on average over its directions."""
+    """‖x·w‖² of a matrix (n, k); if `white`, its mean over random matrices of the same norm."""
     second = jnp.ones(w.shape[1]) if moments is None else moments.second
     if white:
         mean = (jnp.trace(second) if second.ndim == 2 else second.sum()) / max(w.shape[1], 1)

@@ -5,29 +5,29 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_LAYERS = re.compile(r"\[(\d+)(?::(\d+))?\]")  # of a path: layers[3]/..., layers[0:8]/...
+_LAYERS = re.compile(r"\[(\d+)(?::(\d+))?\]")  # the brackets in layers[3]/... or layers[0:8]/...
 
 
 def layers_of(path: str) -> tuple[str, slice | None]:
-    """(the path of a leaf, which layers of its stack a path in a plan names; None for all).
+    """(the path of the leaf, the layers of its stack) that a path in a plan names; None for all.
 
     Example:
         >>> layers_of("layers[3]/mlp/up/kernel"), layers_of("layers[0:8]/mlp/up/kernel")[1]
         (('layers/mlp/up/kernel', slice(3, 4, None)), slice(0, 8, None))
     """
-    found = _LAYERS.search(path)
-    if found is None:
+    match = _LAYERS.search(path)
+    if match is None:
         return path, None
-    start = int(found[1])
-    stop = start + 1 if found[2] is None else int(found[2])
-    return path[: found.start()] + path[found.end() :], slice(start, stop)
+    start = int(match[1])
+    stop = start + 1 if match[2] is None else int(match[2])
+    return path[: match.start()] + path[match.end() :], slice(start, stop)
 
 
-def named(path: str, start: int, stop: int) -> str:
-    """The path in a plan of layers start to stop of a stacked leaf.
+def path_of_layers(path: str, start: int, stop: int) -> str:
+    """The path, in a plan, of the layers [start, stop) of a stacked leaf.
 
     Example:
-        >>> named("layers/mlp/up/kernel", 0, 8)
+        >>> path_of_layers("layers/mlp/up/kernel", 0, 8)
         'layers[0:8]/mlp/up/kernel'
     """
     first, *rest = path.split("/")
@@ -35,40 +35,40 @@ def named(path: str, start: int, stop: int) -> str:
 
 
 def by_layer(plan: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """{leaf: codec, or [(start, stop, codec or None)] where a plan tells layers apart}.
+    """{path of a leaf: codec}; if its layers differ, {path: [(start, stop, codec or None), ...]}.
 
-    Of two entries that name a layer the narrower counts; equal neighbours are one run.
+    If two entries of the plan name a layer, the entry with fewer layers wins. Neighbouring layers
+    with the same codec are one run. `shapes` gives the shape of each leaf.
 
     Raises:
-        ValueError: an entry names no leaf, or layers that it does not have.
+        ValueError: an entry names no leaf, or layers that the leaf does not have.
 
     Example:
         >>> plan = {"layers/w": "int4", "layers[0]/w": "int8"}
         >>> by_layer(plan, {"layers/w": (4, 32, 32)})
         {'layers/w': [(0, 1, 'int8'), (1, 4, 'int4')]}
     """
-    found: dict[str, dict] = {}
+    by_leaf: dict[str, dict] = {}  # {path of a leaf: {(start, stop), or None for all: codec}}
     for path, codec in plan.items():
-        leaf, which = layers_of(path)
+        leaf, layers = layers_of(path)
         if leaf not in shapes:
             raise ValueError(f"the plan names {path!r}, which is no leaf; {list(shapes)[:3]} are")
         count = shapes[leaf][0] if shapes[leaf] else 0
-        if which and not 0 <= which.start < which.stop <= count:
+        if layers and not 0 <= layers.start < layers.stop <= count:
             raise ValueError(f"the plan names {path!r}, of a stack of {count} layers")
-        found.setdefault(leaf, {})[which and (which.start, which.stop)] = codec
+        by_leaf.setdefault(leaf, {})[layers and (layers.start, layers.stop)] = codec
     out: dict[str, Any] = {}
-    for leaf, entries in found.items():
+    for leaf, entries in by_leaf.items():
         if set(entries) == {None}:
             out[leaf] = entries[None]
             continue
-        narrow = sorted((e for e in entries if e), key=lambda e: e[0] - e[1])  # wide ones first
-        each = [entries.get(None)] * shapes[leaf][0]
-        for start, stop in narrow:
-            each[start:stop] = [entries[start, stop]] * (stop - start)
-        runs, at = [], 0
-        for codec, same in itertools.groupby(each):
-            size = len(list(same))
-            runs.append((at, at + size, codec))
-            at += size
+        codecs = [entries.get(None)] * shapes[leaf][0]
+        for start, stop in sorted((e for e in entries if e), key=lambda e: e[0] - e[1]):
+            codecs[start:stop] = [entries[start, stop]] * (stop - start)  # narrower ones last
+        runs, start = [], 0
+        for codec, group in itertools.groupby(codecs):
+            size = len(list(group))
+            runs.append((start, start + size, codec))
+            start += size
         out[leaf] = runs if len(runs) > 1 else runs[0][2]
     return out

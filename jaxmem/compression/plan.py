@@ -8,13 +8,13 @@ from typing import Any
 
 from .. import codecs, solvers
 from ..core.paths import match, paths
-from .layer_paths import layers_of, named
+from .layer_paths import layers_of, path_of_layers
 
 
 class Plan(Mapping):
-    """Which codec each weight gets; paths that are not in it are kept.
+    """The codec of each weight; weights whose path is not in the plan stay as they are.
 
-    A mapping: print it, compare it, take `plan | {"head/kernel": jm.Int(8)}`.
+    A plan is a mapping: print it, compare it, change it by `plan | {"head/kernel": jm.Int(8)}`.
 
     Example:
         >>> import jaxmem as jm
@@ -58,10 +58,10 @@ class Plan(Mapping):
 
     @classmethod
     def from_json(cls, text: str, classes: tuple[type, ...] = ()) -> "Plan":
-        """The plan that `to_json` wrote; a codec of your own is named in `classes`.
+        """The plan that `to_json` wrote; `classes` lists codec classes of your own.
 
         Raises:
-            ValueError: not such a text, or it names a codec that is not known.
+            ValueError: `text` is not the JSON text of a plan, or it names an unknown codec.
         """
         try:
             data = json.loads(text)
@@ -74,8 +74,9 @@ class Plan(Mapping):
 def choose(params: Any, rules: dict[str, Any]) -> Plan:
     """A plan by rules: each leaf gets the codec of the first regex that matches its whole path.
 
-    A leaf that no rule matches is kept. A rule that matches no path as it is may name layers of
-    stacks, `layers[3]/.*` or `layers[0:8]/mlp/.*`: for those it counts before rules for the whole.
+    A leaf that no rule matches stays as it is. A rule may also name layers of stacked leaves, such
+    as `layers[3]/.*` or `layers[0:8]/mlp/.*`; for these layers it takes precedence over rules for
+    whole leaves.
 
     Raises:
         ValueError: a rule matches no leaf.
@@ -89,17 +90,19 @@ def choose(params: Any, rules: dict[str, Any]) -> Plan:
         a[0:2]/w  None
     """
     names = paths(params)
-    some = lambda rule: layers_of(rule)[1] and not any(re.fullmatch(rule, name) for name in names)
-    plan = match(names, {rule: codec for rule, codec in rules.items() if not some(rule)})
+    whole = lambda rule: any(re.fullmatch(rule, name) for name in names)
+    of_layers = lambda rule: layers_of(rule)[1] and not whole(rule)
+    plan = match(names, {rule: codec for rule, codec in rules.items() if not of_layers(rule)})
     for rule, codec in rules.items():
-        if some(rule):
+        if of_layers(rule):
             pattern, layers = layers_of(rule)
             for path in match(names, {pattern: codec}):
-                plan.setdefault(named(path, layers.start, layers.stop), codec)
+                plan.setdefault(path_of_layers(path, layers.start, layers.stop), codec)
     return Plan(plan)
 
 
 def _to_data(value):
+    """A codec, or a field of one, as plain JSON data: {class name: fields}."""
     if dataclasses.is_dataclass(value):
         fields = {f.name: _to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {type(value).__name__: fields}
@@ -109,12 +112,13 @@ def _to_data(value):
 
 
 def _from_data(value, known):
+    """The value that `_to_data` wrote; `known` maps names to codec classes."""
     if isinstance(value, list):
         return tuple(_from_data(v, known) for v in value)
     if not isinstance(value, dict):
         return value
     name, fields = next(iter(value.items()), (None, {}))
-    made = known.get(name)
-    if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
+    codec = known.get(name)
+    if not (isinstance(codec, type) and dataclasses.is_dataclass(codec)):
         raise ValueError(f"unknown codec {name!r}; name its class in classes=(...)")
-    return made(**{k: _from_data(v, known) for k, v in fields.items()})
+    return codec(**{k: _from_data(v, known) for k, v in fields.items()})

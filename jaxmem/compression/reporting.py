@@ -1,4 +1,4 @@
-"""report: bytes of each weight, its distance from the original, and what makes it dense again."""
+"""report: the bytes and the error of each weight, and the operations that decode it."""
 
 import dataclasses
 import itertools
@@ -30,10 +30,10 @@ class Row:
     form: str  # the encoded leaf and its static fields, or the dtype of a kept one
     dense: int
     encoded: int
-    error: float | None  # ‖w − ŵ‖ / ‖w‖; None where there are no weights to compare
-    decodes: tuple[str, ...] | None  # operations that make it dense; None where uses are unknown
-    per_device: int | None = None  # what lies on each; None where it lies on one
-    cost: int | None = None  # bytes on each device over an even share: what could not be divided
+    error: float | None  # ‖w − ŵ‖ / ‖w‖; None if a tree is abstract
+    decodes: tuple[str, ...] | None  # operations that decode the whole weight; None: uses unknown
+    per_device: int | None = None  # bytes on each device; None for a weight on one device
+    cost: int | None = None  # bytes on each device above an even share, from undivided arrays
 
     @property
     def bits_per_weight(self) -> float:
@@ -42,13 +42,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `report` found; `str()` is a table."""
+    """The result of `report`; `str()` is a table."""
 
     rows: tuple[Row, ...]
 
     @property
     def total(self) -> Row:
-        """All weights as one, without an error of its own."""
+        """The sums over all weights, as a row without an error."""
         weights = sum(math.prod(row.shape) for row in self.rows)
         dense, encoded = sum(r.dense for r in self.rows), sum(r.encoded for r in self.rows)
         known = [r for r in self.rows if r.per_device is not None]
@@ -72,14 +72,14 @@ class Report:
 
 
 def report(params: Any, enc: Any, uses: Mapping | None = None) -> Report:
-    """Compares `params` with what `encode` made of them, a layer of each weight at a time.
+    """Compares dense `params` with the encoded tree `enc`, one layer of each weight at a time.
 
-    With `uses` it also tells which operations decode the whole weight, since its encoded form has
-    no faster way for them. Either tree may be abstract: then there are no errors. Of a tree that
-    lies on many devices it tells what each one holds, and what that is over an even share.
+    With `uses`, the report lists the operations that decode a whole weight because its encoded form
+    has no faster way. If a tree is abstract, errors are left out. For a tree on many devices the
+    report gives the bytes on each device, and how far they are above an even share.
 
     Raises:
-        ValueError: the trees have other paths or shapes.
+        ValueError: the paths or the shapes of the trees differ.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -89,9 +89,9 @@ def report(params: Any, enc: Any, uses: Mapping | None = None) -> Report:
         w      64x32  Int(zero=None, bits=8, group=64)  8,192    2,112         8.25  0.0061
         total  2,048                                    8,192    2,112         8.25
     """
-    names, there = paths(params), paths(enc)
-    if names != there:
-        other = sorted(set(names) ^ set(there)) or names
+    names, encoded_names = paths(params), paths(enc)
+    if names != encoded_names:
+        other = sorted(set(names) ^ set(encoded_names)) or names
         raise ValueError(f"the trees differ at {other[0]!r}, expected the same paths")
     leaves = jax.tree.leaves(params, is_leaf=is_whole)
     rows = []
@@ -132,42 +132,44 @@ def _shape(leaf):
 
 
 def _spread(leaf) -> tuple[int, int] | tuple[()]:
-    """(bytes on each device, those over an even share), where the leaf lies on many."""
-    where = [getattr(x, "sharding", None) for x in jax.tree.leaves(leaf)]
-    devices = max((s.num_devices for s in where if s is not None), default=1)
+    """(bytes on each device, bytes above an even share) of a leaf on many devices, else ()."""
+    shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(leaf)]
+    devices = max((s.num_devices for s in shardings if s is not None), default=1)
     if devices == 1:
         return ()
     part = lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype)
-    here = nbytes(jax.tree.map(part, leaf))
-    return here, here - -(-nbytes(leaf) // devices)
+    per_device = nbytes(jax.tree.map(part, leaf))
+    return per_device, per_device - -(-nbytes(leaf) // devices)
 
 
 def _form(leaf) -> str:
+    """The leaf's class with its static fields and inner leaves, or the dtype of an array."""
     if isinstance(leaf, ShardedArray):
         return _form(leaf.inner)
     if not is_encoded(leaf):
         return jnp.dtype(leaf.dtype).name
     if leaf.ends:
         return ", ".join(f"[{start}:{stop}] {_form(part)}" for start, stop, part in _runs(leaf))
-    said = []
+    fields = []
     for field in dataclasses.fields(leaf):
         value = getattr(leaf, field.name)
         if is_encoded(value):
-            said.append(f"{field.name}={_form(value)}")
+            fields.append(f"{field.name}={_form(value)}")
         elif isinstance(value, tuple) and any(map(is_encoded, value)):
-            said.append(f"{field.name}=({', '.join(map(_form, value))})")
+            fields.append(f"{field.name}=({', '.join(map(_form, value))})")
         elif value is None or isinstance(value, bool | int | float | str):
-            said.append(f"{field.name}={value}")
-    return f"{type(leaf).__name__.removesuffix('Array')}({', '.join(said)})"
+            fields.append(f"{field.name}={value}")
+    return f"{type(leaf).__name__.removesuffix('Array')}({', '.join(fields)})"
 
 
 def _runs(leaf) -> Iterator[tuple[int, int, Any]]:
-    """(start, stop, stack) of each run of layers that are encoded alike."""
+    """(start, stop, stack) of each run of layers with one codec."""
     for start, stop in itertools.pairwise((0, *leaf.ends)):
         yield start, stop, leaf.layers(start, stop)
 
 
 def _error(dense, leaf) -> float | None:
+    """‖w − ŵ‖ / ‖w‖, one layer decoded at a time; None for abstract leaves."""
     abstract = lambda x: isinstance(x, jax.ShapeDtypeStruct)
     if any(map(abstract, jax.tree.leaves((dense, leaf), is_leaf=is_lazy))):
         return None
@@ -186,30 +188,32 @@ def _error(dense, leaf) -> float | None:
 
 @jax.jit
 def _squares(w, leaf):
+    """(‖w − ŵ‖², ‖w‖²) in f32."""
     square = lambda x: jnp.square(x.astype(jnp.float32)).sum()
     return square(w.astype(jnp.float32) - decode(leaf).astype(jnp.float32)), square(w)
 
 
 def _decoding(leaf, uses) -> tuple[str, ...]:
-    """The operations among `uses` that `leaf`, as one layer sees it, has no faster way for."""
+    """The operations among `uses` for which a layer of `leaf` has no faster way than decoding."""
     parts = [part for _, _, part in _runs(leaf)] if is_encoded(leaf) and leaf.ends else [leaf]
     cannot = lambda use: any(is_encoded(part) and not _can(part, use) for part in parts)
     return tuple(dict.fromkeys(use.op for use in uses if cannot(use)))
 
 
 def _can(leaf, use) -> bool:
+    """Whether a layer of `leaf` computes a use without decoding the whole weight."""
     if use.op not in ("dot_general", "gather"):
         return False
     depth = min(len(leaf.stack), leaf.ndim + min(use.axes, default=-2))
-    found = []
+    results = []
 
     def run(leaf, x):
         own, back = separate_shared(leaf)
         layer = back(jax.tree.map(lambda a: a[(0,) * depth], own))
         axes = tuple(a + layer.ndim for a in use.axes)
         dims = (tuple(range(1, x.ndim)), axes), ((), ())
-        found.append(layer.take(x) if use.op == "gather" else layer.dot(x, dims))
+        results.append(layer.take(x) if use.op == "gather" else layer.dot(x, dims))
 
     shape = (2, *(leaf.shape[a] for a in use.axes))
     jax.eval_shape(run, leaf, jax.ShapeDtypeStruct(shape, use.dtype))
-    return found[0] is not NotImplemented
+    return results[0] is not NotImplemented

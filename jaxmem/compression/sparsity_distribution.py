@@ -1,8 +1,8 @@
-"""Densities: how a share of weights that may stay is spread over the weights, {path: density}.
+"""Densities of the weights, {path: density}, whose mean over all weights is a given density.
 
-Score, pattern, distribution and solver are four values, and a plan puts any of them together:
+Score, pattern, distribution and solver are four independent values, which a plan combines:
 `jm.Plan({path: jm.SparseGPT(jm.Bitmask(d)) for path, d in jm.erdos_renyi(params, 0.3).items()})`.
-The layers of a stacked weight have one density. `jm.budget` spreads by measured loss instead.
+All layers of a stacked weight have one density. `jm.budget` distributes by measured loss instead.
 """
 
 import math
@@ -20,16 +20,16 @@ from ..core.paths import is_whole, match, paths
 from ..core.usage import summed_axes
 from ..solvers.pruning_scores import magnitude
 
-BINS = 4096  # of the scores' logarithms, among which a threshold is found
+BINS = 4096  # histogram bins of the scores' logarithms, among which a threshold is found
 
 
 def sparse(density: float) -> Smallest:
-    """The unstructured form that holds a density in the fewest bytes, on the weight at hand.
+    """The unstructured sparse codec that takes the fewest bytes for each weight at this density.
 
-    `Bitmask` down to a few percent, then `Csr`, then `Coo` for weights with fewer kept than rows.
+    `Bitmask` down to a few percent, then `Csr`, then `Coo` where fewer values stay than rows.
 
     Raises:
-        ValueError: a density that is not between 0 and 1.
+        ValueError: `density` is not between 0 and 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,23 +40,24 @@ def sparse(density: float) -> Smallest:
 
 
 def uniform(params: Any, density: float, where: str = ".*kernel") -> dict[str, float]:
-    """The same density for every weight whose path `where` matches.
+    """The same density for every weight whose path the regex `where` matches.
 
     Example:
         >>> import jax.numpy as jnp
         >>> uniform({"up": {"kernel": jnp.ones((8, 8))}}, 0.5)
         {'up/kernel': 0.5}
     """
-    return dict.fromkeys(_chosen(params, density, where), density)
+    return dict.fromkeys(_matching(params, density, where), density)
 
 
 def erdos_renyi(
     params: Any, density: float, where: str = ".*kernel", uses: Mapping | None = None
 ) -> dict[str, float]:
-    """Densities in proportion to (n + k) / (n · k) of each matrix, `density` of the weights in all.
+    """Densities in proportion to (n + k) / (n · k) of each matrix (n, k), `density` on average.
 
-    Small matrices stay denser. What would be denser than 1 is kept whole and left out of the
-    result, and the others share the rest. Params may be abstract. Mocanu et al., 2018.
+    Small matrices stay denser. A weight whose density would be 1 or more stays dense and is left
+    out of the result; the other weights share the rest. Params may be abstract. Mocanu et al.,
+    2018.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,7 +65,7 @@ def erdos_renyi(
         >>> {path: round(d, 3) for path, d in erdos_renyi(params, 0.1).items()}
         {'a/kernel': 0.34, 'b/kernel': 0.085}
     """
-    leaves = _chosen(params, density, where)
+    leaves = _matching(params, density, where)
     sizes, raw = {}, {}
     for path, leaf in leaves.items():
         shape = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
@@ -93,14 +94,22 @@ def together(
     stats: Mapping | None = None,
     uses: Mapping | None = None,
 ) -> dict[str, float]:
-    """The densities that one threshold on the scores of all weights together leaves.
+    """The density of each weight if one threshold on the scores is used for all weights.
 
-    `score` is one of `jm.solvers.pruning_scores`, or yours. The threshold is found within 1 % of a
-    score. A weight that would stay whole is left out of the result, and one that would lose all is
-    an error, not a network cut in two.
+    The threshold is found within 1 % of a score. A weight that would stay dense is left out of the
+    result.
+
+    Args:
+        params: a tree of dense arrays.
+        density: the share of all weights that stay, between 0 and 1.
+        where: a regex of the paths of the weights that are pruned.
+        score: takes a matrix (n, k) and the weight's stats, and gives scores (n, k): a function of
+            `jm.solvers.pruning_scores`, or your own.
+        stats: what `score` needs, {path: moments or gradient}.
+        uses: the axes that each weight is summed over, as in `encode`.
 
     Raises:
-        ValueError: the threshold would empty a weight.
+        ValueError: a weight would lose all its values; `density` is not between 0 and 1.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -110,30 +119,31 @@ def together(
         (True, 0.5)
     """
     counts = {}
-    for path, leaf in _chosen(params, density, where).items():
+    for path, leaf in _matching(params, density, where).items():
         matrix = Fold.from_weight(jnp.asarray(leaf), summed_axes(path, uses))[0].astype(jnp.float32)
         counts[path] = np.zeros(BINS, np.int64)
         for at in np.ndindex(matrix.shape[:-2]):
-            here = jax.tree.map(lambda a: a[at], (stats or {}).get(path))  # noqa: B023
-            counts[path] += np.asarray(_histogram(score(matrix[at], here)))
+            moments = jax.tree.map(lambda a: a[at], (stats or {}).get(path))  # noqa: B023
+            counts[path] += np.asarray(_histogram(score(matrix[at], moments)))
     above = sum(counts.values())[::-1].cumsum()[::-1]
     threshold = int(np.abs(above - density * above[0]).argmin())
-    found = {path: float(c[threshold:].sum() / c.sum()) for path, c in counts.items()}
-    empty = [path for path, d in found.items() if d == 0]
+    densities = {path: float(c[threshold:].sum() / c.sum()) for path, c in counts.items()}
+    empty = [path for path, d in densities.items() if d == 0]
     if empty:
         raise ValueError(f"{empty[0]} would lose all its weights at a density of {density}")
-    return {path: d for path, d in found.items() if d < 1}
+    return {path: d for path, d in densities.items() if d < 1}
 
 
 @jax.jit
 def _histogram(scores: Array) -> Array:
-    """How many scores lie in each of BINS equal steps of log₂, from 2^-32 to 2^32."""
+    """The number of scores in each of BINS equal steps of log₂, from 2^-32 to 2^32, (BINS,)."""
     place = (jnp.log2(jnp.maximum(scores, 2.0**-32)) + 32) * (BINS / 64)
     place = jnp.clip(place, 0, BINS - 1).astype(jnp.int32)
     return jnp.zeros(BINS, jnp.int32).at[place].add(1)
 
 
-def _chosen(params, density, where):
+def _matching(params, density, where):
+    """{path: leaf} of the weights that are pruned."""
     if not 0 < density < 1:
         raise ValueError(f"a density lies above 0 and below 1, got {density}")
     names = paths(params)

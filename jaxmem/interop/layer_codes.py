@@ -16,7 +16,7 @@ from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import unpack
 from ..codecs.quantized_scales import DoubleQuantArray
-from ..compression.layer_paths import named
+from ..compression.layer_paths import path_of_layers
 from ..core.fold import Fold
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
@@ -77,7 +77,7 @@ def parameters(model: Model, params: Any) -> Iterator[tuple[str, Recipe, Any]]:
         for start, stop in itertools.pairwise((0, *ends)):
             own = (stop - start, *recipe.shape[1:])
             run = dataclasses.replace(recipe, names=recipe.names[start:stop], shape=own)
-            yield named(path, start, stop), run, leaf.layers(start, stop)
+            yield path_of_layers(path, start, stop), run, leaf.layers(start, stop)
 
 
 def layers(leaf: Any, recipe: Recipe) -> Iterator[Any]:

@@ -30,7 +30,7 @@ def lazily(w, stacked):
     ("shape", "axes"), [((61, 40), (-1,)), ((40, 61), (-2,)), ((3, 40, 24), (-2,))]
 )
 def test_a_lazy_weight_encodes_as_a_dense_one(codec, shape, axes, monkeypatch):
-    monkeypatch.setattr(encoding, "BLOCK", 16 * 40)  # rows at a time, the last block short
+    monkeypatch.setattr(encoding, "DENSE_WEIGHTS", 16 * 40)  # rows at a time, the last block short
     w = np.random.default_rng(0).standard_normal(shape, np.float32)
     uses = {"w": [jm.Use("dot_general", axes, (1,), "float32", 0)]}
     encode = lambda leaf: jm.encode({"w": leaf}, {"w": codec}, uses=uses)
@@ -41,7 +41,7 @@ def test_a_lazy_weight_encodes_as_a_dense_one(codec, shape, axes, monkeypatch):
 
 @pytest.mark.parametrize("at", [(0, 0), (60, 39)])
 def test_what_is_not_finite_is_found_in_any_block(at, monkeypatch):
-    monkeypatch.setattr(encoding, "BLOCK", 16 * 40)
+    monkeypatch.setattr(encoding, "DENSE_WEIGHTS", 16 * 40)
     w = np.zeros((61, 40), np.float32)
     w[at] = np.inf
     with pytest.raises(ValueError, match=r"^w: the weight holds NaN or infinity"):

@@ -11,7 +11,7 @@ from jax import lax
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.compression.layer_paths import by_layer, named
+from jaxmem.compression.layer_paths import by_layer, path_of_layers
 from jaxmem.core.lazy import Lazy
 from jaxmem.core.segmented import Segmented
 
@@ -116,7 +116,11 @@ class Stack(nn.Module):
 def test_an_unmodified_linen_model_under_scan_and_remat_runs_on_it():
     params = Stack().init(jax.random.key(0), X)
     path = "layers/Dense_0/kernel"
-    plan = {path: jm.Int(8), named(path, 1, 3): jm.Int(4), named(path, 3, 4): None}
+    plan = {
+        path: jm.Int(8),
+        path_of_layers(path, 1, 3): jm.Int(4),
+        path_of_layers(path, 3, 4): None,
+    }
     enc = jm.encode(params, plan)
     close(jit(jm.lift(Stack().apply))(enc, X), Stack().apply(jm.decode(enc), X))
 
