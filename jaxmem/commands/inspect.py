@@ -42,7 +42,8 @@ class Inspect:
         heads = ("part", "weights", "bytes", "", "bits/weight")
         output.table("", heads, rows, _tied(model))
         cache = cache_bytes(model, 1)
-        note = f"✓: weights and {CACHE_TOKENS} tokens of KV cache take at most {USABLE_SHARE:.0%} of the memory"
+        beside = f" and {CACHE_TOKENS} tokens of KV cache" if cache else ""
+        note = f"✓: weights{beside} take at most {USABLE_SHARE:.0%} of the memory"
         output.table(
             "What would fit" + (f" (KV cache: {cache:,} bytes a token)" if cache else ""),
             ("in", "size", "bits/weight", *(f"{gib} GiB" for gib in MEMORIES_GIB)),
@@ -50,7 +51,7 @@ class Inspect:
                 (f["format"], show(f["bytes"]), f"{f['bits_per_weight']:.2f}", *_ticks(f))
                 for f in formats
             ],
-            note if cache else note.replace(f" and {CACHE_TOKENS} tokens of KV cache", ""),
+            note,
         )
         return {
             "source": model.source,

@@ -13,7 +13,7 @@ def parse(text: str) -> int:
     """The number of bytes that `text` names, rounded down to whole bytes.
 
     Raises:
-        ValueError: `text` is not a positive number, with a unit of 1000 (MB), of 1024 (MiB) or none.
+        ValueError: `text` is no positive number with a unit of 1000 (MB), of 1024 (MiB) or none.
 
     Example:
         >>> parse("100MB"), parse("95 MiB"), parse("1.5gb"), parse("4096")
