@@ -41,8 +41,8 @@ class Fit:
     """A directory to write; it appears whole or not at all."""
     among: tuple[Technique, ...] = INTEGERS
     """What one budget chooses among: int (codes of 2 to 8 bits), sparsity and n:m (with codes for
-    the weights that stay), rank (low rank, alone and beside codes), and, with --calibrate, fewer neurons,
-    heads or layers or less width, which make a smaller model."""
+    the weights that stay), rank (low rank, alone and beside codes), and, with --calibrate, fewer
+    neurons, heads or layers or less width, which make a smaller model."""
     calibrate: options.TextFile = None
     """A text of the kind the model will read: ranges are weighted by it, GPTQ makes later inputs
     up for what earlier ones lost, and scales are tuned on what the dense model says."""
