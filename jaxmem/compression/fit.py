@@ -125,7 +125,7 @@ def fit(
     nbytes: int,
     *,
     calibrate: Any = None,
-    options: FitOptions = FitOptions(),  # noqa: B008: frozen
+    options: FitOptions = FitOptions(),  # noqa: B008
     progress: Progress | None = None,
 ) -> Fitted:
     """The model in at most `nbytes` bytes, by the plan that loses least.
