@@ -125,7 +125,7 @@ def fit(
     nbytes: int,
     *,
     calibrate: Any = None,
-    options: FitOptions = FitOptions(),  # noqa: B008
+    options: FitOptions = FitOptions(),
     progress: Progress | None = None,
 ) -> Fitted:
     """The model in at most `nbytes` bytes, by the plan that loses least.
@@ -179,7 +179,7 @@ def _fit_model(model, nbytes, calibrate, options, progress) -> Fitted:
     structures = set(options.among) & set(STRUCTURES)
     if structures and calibrate is None:
         raise ValueError(f"{', '.join(sorted(structures))}: removed by a text; give calibrate=ids")
-    ids = None if calibrate is None else _checked_ids(model, calibrate, options.windows)
+    ids = None if calibrate is None else calibration_ids(model, calibrate, options.windows)
     model = rotate(model) if options.rotate else model
     record: dict = {}
     if ids is None:
@@ -208,7 +208,7 @@ def _fit_function(apply, params, shapes, nbytes, calibrate, options, progress) -
         plan, encoded = _without_data(params, nbytes, options.among, ways, progress)
         record = {}
     else:
-        batches = _checked_batches(calibrate, options.windows)
+        batches = _calibration_batches(calibrate, options.windows)
         plan, encoded, record = _in_one_pass(apply, params, nbytes, batches, options, progress)
     return Fitted((lift(apply), encoded), plan, encoded, report(params, encoded), record)
 
@@ -267,7 +267,7 @@ def check_dense(params: Any, source: str) -> None:
             raise ValueError(f"{source}: expected a model with dense weights")
 
 
-def _checked_ids(model: Model, calibrate: Any, windows: int | None) -> np.ndarray:
+def calibration_ids(model: Model, calibrate: Any, windows: int | None) -> np.ndarray:
     """The token ids (tokens,) of a text of at least one window, cut to so many windows."""
     if not hasattr(model.config, "cache"):
         raise ValueError(f"{model.source} is an encoder: it predicts no text")
@@ -282,7 +282,7 @@ def _checked_ids(model: Model, calibrate: Any, windows: int | None) -> np.ndarra
     return ids.astype(np.int32)[: None if windows is None else windows * length]
 
 
-def _checked_batches(calibrate: Iterable[tuple], windows: int | None) -> list[tuple]:
+def _calibration_batches(calibrate: Iterable[tuple], windows: int | None) -> list[tuple]:
     if getattr(calibrate, "ndim", None) is not None:
         raise TypeError("a bare function takes calibrate=[(array, ...), ...], got one array")
     if windows is not None:
