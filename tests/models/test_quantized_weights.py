@@ -12,7 +12,7 @@ from quick import jit
 
 import jaxmem as jm
 from jaxmem.core.fold import Fold
-from jaxmem.core.segmented import together
+from jaxmem.core.segmented import join_layers
 from jaxmem.formats import gguf as gguf_format
 from jaxmem.formats import gguf_blocks
 from jaxmem.models import quantized_weights
@@ -54,7 +54,7 @@ def test_layers_of_different_types_are_runs_of_the_file_s_own_bytes(kinds):
     made = [blocks(kind, 16, 512, seed) for seed, kind in enumerate(kinds)]
     fold = Fold((16,), (512,), (-2, -1))
     rows = (gguf_blocks.rows(kind, data) for kind, (data, _) in zip(kinds, made))
-    leaf = together(row.leaf(fold, "float32") for row in rows)
+    leaf = join_layers(row.leaf(fold, "float32") for row in rows)
     np.testing.assert_array_equal(leaf.decode(), [w for _, w in made])
     assert jm.nbytes(leaf) == sum(data.nbytes for data, _ in made)
     assert leaf.ends == (1, len(kinds))
