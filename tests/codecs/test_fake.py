@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +116,7 @@ def test_encode_takes_a_trained_leaf():
     )
     learned = jm.Fake(jm.Int(4), learn=True).encode(weight(32, 24))
     same = jm.encode({"w": learned}, {"w": jm.Int(4)})["w"]
-    jax.tree.map(np.testing.assert_array_equal, same, jm.export(learned))
+    chex.assert_trees_all_equal(same, jm.export(learned), strict=True)
     with pytest.raises(TypeError, match="expected jm"):
         jm.encode({"w": learned}, {"w": jm.Int(8)})
 
@@ -124,7 +125,7 @@ def test_layers_that_differ_are_each_exported_and_encoded():
     codecs, w = {"w": jm.Int(4), "w[0]": jm.Int(8)}, {"w": weight(2, 32, 24)}
     fake = jm.encode(w, {path: jm.Fake(codec) for path, codec in codecs.items()})
     for got in (jm.export(fake), jm.encode(fake, codecs)):
-        jax.tree.map(np.testing.assert_array_equal, got, jm.encode(w, codecs))
+        chex.assert_trees_all_equal(got, jm.encode(w, codecs), strict=True)
 
 
 def test_the_scale_has_the_gradient_of_lsq():

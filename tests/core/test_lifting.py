@@ -3,6 +3,7 @@
 import functools
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,7 +186,7 @@ def test_values_tangents_and_gradients_pass_through(fn):
 
     got = jit(functools.partial(everything, jm.lift(fn, on_decode="error")))(LAYERS, X)
     want = jit(functools.partial(everything, fn))(jm.decode(LAYERS), X)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5, strict=True)
 
 
 def test_a_custom_vjp_passes_through():

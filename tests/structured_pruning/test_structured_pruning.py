@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -259,7 +260,7 @@ def test_a_smaller_model_is_saved_and_loaded(family, tmp_path):
     smaller.save(tmp_path / "m")
     again = jm.models.load(tmp_path / "m")
     assert again.config == smaller.config
-    jax.tree.map(np.testing.assert_array_equal, again.params, smaller.params)
+    chex.assert_trees_all_equal(again.params, smaller.params, strict=True)
 
 
 @pytest.mark.parametrize(
