@@ -110,26 +110,30 @@ def show(output: Output, found: jm.Planned) -> None:
 
 
 def name(row: Candidate) -> str:
-    """What a row's recipe chooses, in a line.
+    """The choices of a row's recipe, in a line.
 
     Example:
         >>> import jaxmem as jm
         >>> recipe = jm.Recipe("llama-8b", "cpu", "serve", 1, 64, encoding=jm.Int(8))
         >>> name(Candidate(recipe, "fits"))
         'int8, cache of 16 bits, prompts by 64'
+        >>> name(Candidate(jm.Recipe("llama-8b", "tpu v5e:2x4", "train", 8, 2048), "fits"))
+        'float32 state, remat full, fsdp 8'
     """
     r = row.knobs
     codec = r.encoding
-    held = codec or "bfloat16"
+    weights = codec or "bfloat16"
     if isinstance(codec, jm.Int):
-        held = f"int{codec.bits}" + (f" g{codec.group}" if codec.group else "")
-    whole = "" if r.shared else ", weights whole on each chip"
+        weights = f"int{codec.bits}" + (f" g{codec.group}" if codec.group else "")
     if r.task == "serve":
-        return f"{held}, cache of {r.cache_bits} bits, prompts by {r.prompt}{whole}"
-    parts = [f"{held}" if r.task == "lora" else "", f"{r.state} state"]
-    parts += [f"remat {r.remat.kind}", f"{r.micro} micro-batches" if r.micro > 1 else ""]
-    parts += ["state on the host" if r.offload else ""]
-    return ", ".join(filter(None, parts)) + whole
+        parts = [f"{weights}", f"cache of {r.cache_bits} bits", f"prompts by {r.prompt}"]
+    else:
+        parts = [f"{weights}" if r.task == "lora" else "", f"{r.state} state"]
+        parts += [f"remat {r.remat.kind}", f"{r.micro} micro-batches" if r.micro > 1 else ""]
+        parts += ["state on the host" if r.offload else ""]
+    parts.append(" x ".join(f"{axis} {size}" for axis, size in r.axes.items()))
+    parts.append("" if r.shared else "weights not divided over fsdp")
+    return ", ".join(filter(None, parts))
 
 
 def _gib(nbytes: int | None) -> str:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from ..core.leaf import nbytes
 from ..core.paths import is_whole, match, paths
-from .following import follow
+from .sharding import follow
 
 
 @dataclasses.dataclass(frozen=True)

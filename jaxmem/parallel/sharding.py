@@ -1,5 +1,6 @@
 """shardings: where each array of a tree lies on a mesh, encoded leaves as their weights would."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
 from ..core.paths import is_whole, match, paths
-from .following import follow
 from .sharded_array import placed
 
 
@@ -68,9 +69,12 @@ def shard(tree: Any, shardings: Any) -> Any:
 
 
 def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
-    """The shardings of an optimizer's state: of each leaf, those of the parameter it belongs to.
+    """The shardings of an optimizer's state: each array lies with the parameter it belongs to.
 
-    That is the one whose path ends the leaf's own, if it has its shape; others are replicated.
+    An array belongs to the parameter whose path ends the array's own path. It has the parameter's
+    sharding if it has its shape, and is replicated otherwise. Parts of an encoded state (codes and
+    scales of `jm.optimizers.in_int8`), whose path has one name more, are divided along those axes
+    of the parameter's sharding that divide them.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmem as jm
@@ -83,23 +87,81 @@ def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
     leaves = jax.tree.leaves(params, is_leaf=is_encoded)
     structure = jax.tree.structure(params, is_leaf=is_encoded)
     known = dict(zip(paths(params), zip(leaves, structure.flatten_up_to(shardings))))
-    whole = jax.tree.leaves(shardings)[0].mesh
+    mesh = jax.tree.leaves(shardings)[0].mesh
+    replicated = lambda x, path: follow(mesh, x, P(), path)[0]
+    alike = lambda a, b: (
+        jax.tree.structure(a) == jax.tree.structure(b)
+        and all(x.shape == y.shape for x, y in zip(*map(jax.tree.leaves, (a, b))))
+    )
 
     def one(path, x):
-        parts = path.split("/")
-        tails = ("/".join(parts[i:]) for i in range(len(parts)))
-        weight, where = next((known[t] for t in tails if t in known), (None, None))
-        alike = lambda a, b: jax.tree.structure(a) == jax.tree.structure(b)
-        if weight is None or weight.shape != x.shape:
-            return follow(whole, x, P(), path)[0]
-        if alike(weight, x) and all(
-            a.shape == b.shape for a, b in zip(*map(jax.tree.leaves, (weight, x)))
-        ):
-            return where
-        return follow(whole, x, where.spec if not is_encoded(weight) else P(), path)[0]
+        weight, where = _parameter(path, known)
+        if weight is not None and weight.shape == x.shape:
+            if alike(weight, x):
+                return where
+            return follow(mesh, x, where.spec if not is_encoded(weight) else P(), path)[0]
+        part, where = _parameter(path.rpartition("/")[0], known)
+        if part is None or is_encoded(part) or part.ndim != x.ndim:
+            return replicated(x, path)
+        return follow(mesh, x, _dividing(where.spec, x.shape, mesh), path)[0]
 
-    found, tree = jax.tree.flatten(state, is_leaf=is_encoded)
-    return tree.unflatten([one(path, x) for path, x in zip(paths(state), found)])
+    arrays, tree = jax.tree.flatten(state, is_leaf=is_encoded)
+    return tree.unflatten([one(path, x) for path, x in zip(paths(state), arrays)])
+
+
+def _parameter(path: str, known: dict[str, tuple]) -> tuple:
+    """(parameter, its shardings) of the longest end of `path` that names one, or (None, None)."""
+    names = path.split("/")
+    ends = ("/".join(names[i:]) for i in range(len(names)))
+    return next((known[end] for end in ends if end in known), (None, None))
+
+
+def _dividing(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
+    """The entries of `spec` whose devices divide the axis of an array; None for the others."""
+    devices = lambda entry: math.prod(
+        mesh.shape[name] for name in (entry if isinstance(entry, tuple) else (entry,))
+    )
+    return P(*(e if e and n % devices(e) == 0 else None for e, n in zip(spec, shape)))
+
+
+def follow(
+    mesh: Mesh | AbstractMesh, leaf: Any, spec: P, path: str = "the leaf"
+) -> tuple[Any, tuple[int, ...]]:
+    """(the shardings of one leaf's arrays, the axes that its encoding cannot divide as asked).
+
+    Raises:
+        ValueError: as `shardings`.
+    """
+    shape = tuple(getattr(leaf, "shape", ()))
+    if len(spec) > len(shape):
+        raise ValueError(f"{path} has shape {shape}, too few axes for {spec}")
+    over = [() if e is None else e if isinstance(e, tuple) else (e,) for e in spec]
+    used = [name for names in over for name in names]
+    for name in used:
+        if name not in mesh.shape or used.count(name) > 1:
+            why = "twice" if name in mesh.shape else f"expected one of {tuple(mesh.shape)}"
+            raise ValueError(f"{path}: {spec} names the axis {name!r}, {why}")
+    parts = lambda names: math.prod(mesh.shape[name] for name in names)
+    for size, names in zip(shape, over):
+        if size % parts(names):
+            raise ValueError(f"{path} has shape {shape}: {spec} cuts {size} in {parts(names)}")
+    arrays, structure = jax.tree.flatten(leaf, is_leaf=is_lazy)
+    if not is_encoded(leaf):
+        return structure.unflatten([NamedSharding(mesh, spec)]), ()
+    specs: list[list[Any]] = [[None] * x.ndim for x in arrays]
+    whole, piece = [], leaf
+    for axis, names in enumerate(over):
+        kept, small = names, piece
+        while parts(kept) > 1 and (small := piece.shard_shape(axis, parts(kept))) is NotImplemented:
+            kept, small = kept[:-1], piece  # the innermost is given up first
+        whole += [axis] if parts(kept) < parts(names) else []
+        for entries, a, b in zip(specs, *map(jax.tree.leaves, (piece, small))):
+            for i in range(len(entries)):
+                if a.shape[i] != b.shape[i]:
+                    entries[i] = kept if len(kept) > 1 else kept[0]
+        piece = small
+    where = [NamedSharding(mesh, P(*entries) if any(entries) else P()) for entries in specs]
+    return structure.unflatten(where), tuple(whole)
 
 
 def _put(x: Any, where: NamedSharding) -> Any:

@@ -1,4 +1,4 @@
-"""Stages: a function cut at its scan over layers into S equal runs of layers, and what follows."""
+"""Stages: a function cut into S equal runs of the layers that it scans over, and the rest."""
 
 import dataclasses
 import math
@@ -18,46 +18,48 @@ STAGE = "stage"  # the axis of the mesh
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """The pieces of `fn(*held, batch)`, and its arguments as they go to the devices.
+    """The pieces of `fn(*arguments, batch)`, and its arguments as the devices get them.
 
-    Lists hold arrays of a flattened tree. What comes before the scan and after it, each device
-    computes for itself where it needs it, from the arguments in `live`.
+    Lists hold the arrays of a flattened tree. The computations before the scan and after it are
+    run by each device that needs their results, from the arguments in `live`.
     """
 
     fn: Callable
     mesh: Any
-    structure: Any  # of the arguments before the batch
-    held: list[Array]  # those
-    batches: Any  # (micro, rows of one, ...)
+    structure: Any  # the tree structure of `arguments`
+    arguments: list[Array]  # the arrays of all arguments before the batch
+    batches: Any  # arrays (micro-batches, rows of a micro-batch, ...)
     one: Any  # shapes of a micro-batch on one device
-    rows: tuple[str, ...]  # axes of the mesh that rows lie over
-    xs: list[Array] = dataclasses.field(default_factory=list)  # the layers' own, stacked
-    carry: list[Any] = dataclasses.field(default_factory=list)  # shapes of what stages hand on
-    result: Any = None  # shapes of what `fn` makes of a micro-batch
-    live: list[int] = dataclasses.field(default_factory=list)  # which of `held` are used as such
+    rows: tuple[str, ...]  # axes of the mesh that rows are divided over
+    xs: list[Array] = dataclasses.field(default_factory=list)  # stacks that the scan runs over
+    carry: list[Any] = dataclasses.field(default_factory=list)  # shapes that stages pass on
+    result: Any = None  # shapes of the result of `fn` for a micro-batch
+    live: list[int] = dataclasses.field(default_factory=list)  # arguments used outside the scan
 
     @property
     def count(self) -> int:
+        """The number of stages."""
         return self.mesh.shape[STAGE]
 
     @property
     def replicas(self) -> int:
-        """Devices that share the rows."""
+        """The number of devices that the rows are divided over."""
         return math.prod(self.mesh.shape[name] for name in self.rows)
 
     @property
     def rest(self) -> list[Array]:
-        return [self.held[i] for i in self.live]
+        """The arguments in `live`."""
+        return [self.arguments[i] for i in self.live]
 
     @classmethod
     def of(cls, fn: Callable, mesh: Any, micro: int, args: tuple) -> Self:
-        """Cuts `fn` for these arguments, of which the last is the batch.
+        """The stages of `fn` for these arguments, of which the last is the batch.
 
         Raises:
-            ValueError: as `pipelined`.
+            ValueError: as `pipelined` says.
         """
         *before, batch = args
-        held, structure = jax.tree.flatten(tuple(before))
+        arguments, structure = jax.tree.flatten(tuple(before))
         used = {name for name, size in mesh.shape.items() if size > 1}
         if STAGE not in mesh.shape or used - {STAGE, *ROWS}:
             raise ValueError(f"a pipeline runs over {STAGE} and {ROWS}, the mesh is {mesh.shape}")
@@ -67,85 +69,88 @@ class Stages:
             if micro < 1 or len(x) % (micro * replicas):
                 shares = f"{micro} micro-batches, each over {replicas} devices"
                 raise ValueError(f"{len(x)} rows do not divide into {shares}")
-        # row i goes to micro-batch i mod M, so that a sharded batch stays where it is
+        # Row i goes to micro-batch i mod M, so that rows of a sharded batch stay on their device.
         cut = lambda x: jnp.moveaxis(x.reshape(len(x) // micro, micro, *x.shape[1:]), 1, 0)
         batches = jax.tree.map(cut, batch)
         share = lambda x: jax.ShapeDtypeStruct((x.shape[1] // replicas, *x.shape[2:]), x.dtype)
         one = jax.tree.map(share, batches)
-        held = [jnp.asarray(x) for x in held]
-        return cls(fn, mesh, structure, held, batches, one, rows)._measured()
+        arguments = [jnp.asarray(x) for x in arguments]
+        return cls(fn, mesh, structure, arguments, batches, one, rows)._measured()
 
     def _measured(self) -> Self:
-        """With the shapes that pass, and which arguments are used."""
-        _, _, xs = self.opened(self.held, zeros(self.one))
+        """The same stages with `xs`, `carry`, `result` and `live` filled in, by tracing."""
+        _, _, xs = self.opened(self.arguments, zeros(self.one))
         lengths = {len(x) for x in xs}
         if len(lengths) != 1 or min(lengths) % self.count:
             raise ValueError(f"{sorted(lengths)} layers do not divide over {self.count} stages")
-        shapes = lambda *held: self.opened(held, zeros(self.one))[0]
-        run = lambda *held: self.fn(*self.structure.unflatten(held), zeros(self.one))
-        carry, result = (jax.eval_shape(f, *self.held) for f in (shapes, run))
+        start = lambda *arguments: self.opened(arguments, zeros(self.one))[0]
+        run = lambda *arguments: self.fn(*self.structure.unflatten(arguments), zeros(self.one))
+        carry, result = (jax.eval_shape(f, *self.arguments) for f in (start, run))
         whole = dataclasses.replace(
-            self, xs=xs, carry=carry, result=result, live=list(range(len(self.held)))
+            self, xs=xs, carry=carry, result=result, live=list(range(len(self.arguments)))
         )
-        own = [jax.ShapeDtypeStruct((len(x) // self.count, *x.shape[1:]), x.dtype) for x in xs]
+        xs_of_stage = [
+            jax.ShapeDtypeStruct((len(x) // self.count, *x.shape[1:]), x.dtype) for x in xs
+        ]
 
-        def every_piece(*held):
-            held, one, x = list(held), zeros(self.one), zeros(carry)
-            return whole.stage(0, held, zeros(own), x, one), whole.tail(held, x, one)
+        def every_piece(*arguments):
+            arguments, one, x = list(arguments), zeros(self.one), zeros(carry)
+            out = whole.stage(0, arguments, zeros(xs_of_stage), x, one)
+            return out, whole.tail(arguments, x, one)
 
-        used = frozenset().union(*made_of(every_piece, *self.held))
+        used = frozenset().union(*made_of(every_piece, *self.arguments))
         return dataclasses.replace(whole, live=sorted(used))
 
-    def opened(self, held: Any, one: Any) -> tuple[list[Array], Callable, list[Array]]:
-        """(what the first scan starts from, its body, what it runs over)."""
+    def opened(self, arguments: Any, one: Any) -> tuple[list[Array], Callable, list[Array]]:
+        """The first scan of `fn`: (its initial carry, its body, the stacks that it runs over)."""
 
-        def stop(body, init, xs, length, **how):
+        def stop(body, init, xs, length, **options):
             raise _Reached(init, body, xs)
 
         try:
-            around_scans(self.fn, _same, stop)(*self.structure.unflatten(held), one)
+            around_scans(self.fn, _same, stop)(*self.structure.unflatten(arguments), one)
         except _Reached as reached:
             return reached.args
         raise ValueError("the function runs no scan, expected one over layers")
 
-    def stage(self, at: Any, rest: list, xs: list, given: list, one: Any) -> list[Array]:
-        """What stage `at` hands on: made by its layers of what it was given, or by the first."""
+    def stage(self, at: Any, rest: list, xs: list, x: list, one: Any) -> list[Array]:
+        """The output of stage `at` for micro-batch `one` and the input x, which stage 0 ignores."""
         start, body, _ = self.opened(self._full(rest), one)
-        x = [jnp.where(at == 0, a, b) for a, b in zip(start, given)]
+        x = [jnp.where(at == 0, a, b) for a, b in zip(start, x)]
         out, ys = lax.scan(body, x, xs)
         if jax.tree.leaves(ys):
             raise ValueError("the scan over layers returns more than its carry")
         return out
 
     def tail(self, rest: list, out: list, one: Any) -> Any:
-        """What `fn` makes of what comes out of the last layer."""
+        """The result of `fn` from the output of the last layer."""
         passed = []
 
-        def skip(body, init, xs, length, **how):
+        def skip(body, init, xs, length, **options):
             if passed:
-                return lax.scan(body, init, xs, length, **how)
+                return lax.scan(body, init, xs, length, **options)
             passed.append(True)
             return out, []
 
-        held = self.structure.unflatten(self._full(rest))
-        return around_scans(self.fn, _same, skip)(*held, one)
+        arguments = self.structure.unflatten(self._full(rest))
+        return around_scans(self.fn, _same, skip)(*arguments, one)
 
     def _full(self, rest: list) -> list[Array]:
-        """All arguments, zeros for those that are not used."""
-        there = dict(zip(self.live, rest))
-        return [there[i] if i in there else zeros(x) for i, x in enumerate(self.held)]
+        """All arguments: those in `live` from `rest`, and zeros for the others."""
+        used = dict(zip(self.live, rest))
+        return [used[i] if i in used else zeros(x) for i, x in enumerate(self.arguments)]
 
     def run(self, fn: Callable, out_specs: Any) -> Any:
         """`fn(rest, xs, batches)` on each device."""
         over = lambda tree, spec: jax.tree.map(lambda _: spec, tree)
-        given = (self.rest, self.xs, self.batches)
-        specs = tuple(map(over, given, (P(), P(STAGE), P(None, self.rows or None))))
-        how = dict(mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
-        return jax.shard_map(fn, **how)(*given)
+        trees = (self.rest, self.xs, self.batches)
+        specs = tuple(map(over, trees, (P(), P(STAGE), P(None, self.rows or None))))
+        options = dict(mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+        return jax.shard_map(fn, **options)(*trees)
 
 
 class _Reached(Exception):
-    """The scan over layers, with what it starts from, its body and what it runs over."""
+    """Raised at the scan over layers, with its initial carry, its body and its stacks."""
 
 
 def zeros(tree: Any) -> Any:

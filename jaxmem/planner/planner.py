@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +18,10 @@ from ..models import Model, load
 from ..train.remat_policy import Remat
 from .estimates import arithmetic
 from .price import noise, price
-from .recipe import Recipe
+from .recipe import STATES, Recipe
 from .search import SLACK, Candidate, prove
-from .search_space import ENCODINGS, REMATS, STATES, kinds
+from .search_space import ENCODINGS, REMATS, kinds
+from .search_space import meshes as meshes_to_try
 from .step import Built, build
 
 
@@ -82,7 +83,8 @@ def plan(
     seq: int,
     limit: int | None = None,
     encodings: Sequence[Any] = ENCODINGS,
-    states: Sequence[str] = STATES,
+    states: Sequence[str] = tuple(STATES),
+    meshes: Sequence[Mapping[str, int]] | None = None,
     most: int = 2,
     timeout: float = 600.0,
     tell: Callable[[Candidate], None] = lambda row: None,
@@ -133,9 +135,10 @@ def plan(
     first = Recipe(name, device, task, batch, seq, **plain)
     model = load(model) if isinstance(model, str) else model
     built = functools.lru_cache(maxsize=64)(lambda recipe: build(recipe, model=model))
-    naive = built(first)
-    chip, count = (on.device, on.count) if on else (Device(limit, 1e12, 1e11, 1e10), 1)  # a guess
-    guess = functools.cache(lambda r: arithmetic(r, model.config, built, chip, count))
+    chip = on.device if on else Device(limit, 1e12, 1e11, 1e10)  # peaks of a CPU are guessed
+    meshes = meshes or meshes_to_try(task, batch, on.count if on else 1) or [None]
+    naive = built(dataclasses.replace(first, mesh=meshes[0]))
+    guess = functools.cache(lambda r: arithmetic(r, model.config, built, chip))
     dear = lambda recipe: price(guess(recipe)[1], noise(recipe))
     programs = lambda recipe: built(recipe).programs
     tried = functools.partial(
@@ -144,7 +147,7 @@ def plan(
     rows: list[Candidate] = []
     fit = 0
     order = lambda kind: (kind[0].state == "int8", min(map(dear, kind)))
-    for kind in sorted(kinds(first, encodings, states, count), key=order):
+    for kind in sorted(kinds(first, encodings, states, meshes), key=order):
         if fit == most or (fit and kind[0].state == "int8"):
             break
         choices = _undominated([(r, guess(r)[0]) for r in sorted(kind, key=dear)])
@@ -195,7 +198,7 @@ def kept(recipe: Recipe, *, model: Model | None = None) -> dict[str, int]:
         return {}
     model = load(recipe.model) if model is None else model
     found = {}
-    for policy in REMATS:
+    for policy in (cost.policy for cost in REMATS.values()):
         built = build(dataclasses.replace(recipe, remat=policy), model=model)
         state, *rest, ids = built.arguments
         rows = jax.ShapeDtypeStruct((recipe.batch // recipe.micro, recipe.seq), ids.dtype)

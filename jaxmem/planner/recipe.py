@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any, Self
 
+from ..compiler.devices import target
 from ..compression.plan import Plan
+from ..optimizers import in_bfloat16, in_float32, in_int8
 from ..train.remat_policy import Remat
 
 TASKS = ("train", "lora", "serve")
-STATES = ("float32", "bfloat16", "int8")
+STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}  # of an optimizer
+MESH_AXES = ("data", "fsdp", "tensor")  # those of `jm.mesh` that a step is laid out over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,30 +20,37 @@ class Recipe:
     """Everything that decides what a step takes; JSON that `build` turns into the step.
 
     Args:
-        model: what `models.load` takes.
-        device: what `memory` takes; its chips share the batch, the weights and the cache.
-        task: train (all weights, in bfloat16), lora (pairs beside frozen weights) or serve.
-        batch, seq: rows of a step, and tokens of a row (of the cache, to serve).
-        encoding: the codec of kernels and embeddings; None for bfloat16. Not to train.
-        cache_bits: of keys and values, 16 (bfloat16), 8, 4 or 2.
-        state: "float32", "bfloat16" or "int8", of the optimizer.
-        remat: what the backward pass keeps.
-        offload: whether the optimizer's state lies in host memory, and passes layer by layer.
-        micro: micro-batches, one in memory at a time.
+        model: a name that `models.load` takes.
+        device: a name that `memory` takes.
+        task: "train" (all weights, in bfloat16), "lora" (pairs beside frozen weights) or "serve".
+        batch: rows of a step, on all devices together.
+        seq: tokens of a row; to serve, tokens of a row that the cache holds.
+        encoding: the codec of kernels and embeddings; None for bfloat16. Training takes None only.
+        cache_bits: bits of a key or value in the cache: 16 (bfloat16), 8, 4 or 2.
+        state: the form of the optimizer's state, one of `STATES`.
+        remat: the tensors that are kept for the backward pass.
+        offload: whether the optimizer's state is in host memory, and is updated layer by layer.
+        micro: micro-batches, of which one is in memory at a time.
         chunk: positions whose logits exist at a time.
-        rank: of the adapters of lora.
-        prompt: tokens of the prompts read at a time, to serve.
-        shared: whether several chips share the weights; else each has them whole, and they share
-            the batch and the optimizer's state.
+        rank: the rank of LoRA pairs.
+        prompt: tokens of a row's prompt that are read at a time, to serve.
+        shared: whether weights are divided over `fsdp`, as `jm.layouts.fsdp_tensor` says. If not,
+            they are laid out as `jm.layouts.tensor` says, and only the optimizer's state and the
+            batch are divided over `fsdp`.
+        mesh: the sizes of axes of `jm.mesh`: `{"fsdp": 8}`, `{"fsdp": 4, "tensor": 2}`. Rows of
+            the batch are divided over `data` and `fsdp`. By default all chips of the device are
+            one axis: `fsdp`, or to serve `tensor` (`data` if not `shared`).
 
     Raises:
-        ValueError: values that do not go together.
+        ValueError: a value is not one of those above, or values do not go together.
 
     Example:
         >>> import jaxmem as jm
         >>> recipe = Recipe("llama-8b", "tpu v5e:1x1", "serve", 16, 4096, encoding=jm.Int(4))
         >>> Recipe.from_json(recipe.to_json()) == recipe
         True
+        >>> Recipe("llama-8b", "tpu v5e:2x4", "train", 8, 2048).axes
+        {'fsdp': 8}
     """
 
     model: str
@@ -57,6 +68,7 @@ class Recipe:
     rank: int = 16
     prompt: int = 64
     shared: bool = True
+    mesh: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self):
         if self.task not in TASKS:
@@ -70,19 +82,34 @@ class Recipe:
             raise ValueError(f"state is {self.state!r}, expected one of {', '.join(STATES)}")
         if self.task == "train" and self.encoding is not None:
             raise ValueError(f"training moves every weight, and {self.encoding} cannot move: lora?")
+        if self.mesh is not None:
+            object.__setattr__(self, "mesh", _checked_mesh(self.mesh))
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The axes of the mesh that have more than one device."""
+        if self.mesh is not None:
+            return dict(self.mesh)
+        device = target(self.device)
+        if not device or device.count == 1:
+            return {}
+        to_serve = "tensor" if self.shared else "data"
+        return {to_serve if self.task == "serve" else "fsdp": device.count}
 
     def to_json(self) -> str:
         """The recipe as JSON text."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["encoding"] = self.encoding and json.loads(Plan({"": self.encoding}).to_json())[""]
+        if self.mesh is None:
+            del fields["mesh"]
         return json.dumps(fields | {"remat": dataclasses.asdict(self.remat)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The recipe that `to_json` wrote.
+        """The recipe that `to_json` wrote, of this version or of 0.1.0, which had no `mesh`.
 
         Raises:
-            ValueError: not such a text.
+            ValueError: `text` is no JSON of a recipe.
         """
         try:
             data = json.loads(text)
@@ -92,3 +119,13 @@ class Recipe:
             return cls(**data | {"remat": Remat(**data["remat"])})
         except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise ValueError(f"not the JSON text of a Recipe: {e}") from e
+
+
+def _checked_mesh(mesh: Mapping[str, int]) -> dict[str, int]:
+    """The axes of a mesh that have more than one device, in the order of `MESH_AXES`."""
+    for name, size in mesh.items():
+        if name not in MESH_AXES:
+            raise ValueError(f"the mesh has axis {name!r}, expected some of {', '.join(MESH_AXES)}")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"the mesh has {name}={size}, expected at least 1")
+    return {name: mesh[name] for name in MESH_AXES if mesh.get(name, 1) > 1}

@@ -1,4 +1,4 @@
-"""build: a Recipe as the step function it stands for, and where its arrays lie."""
+"""build: the step function that a Recipe stands for, with its abstract arguments."""
 
 import dataclasses
 import functools
@@ -9,31 +9,27 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, Mesh
 
 from ..adapters.lora import adapters, attach
-from ..compiler.devices import target
 from ..compression.encoding import encode
 from ..compression.plan import Plan
 from ..core.leaf import is_encoded
-from ..core.lifting import around_scans, dot_general, lift
+from ..core.lifting import dot_general, lift
 from ..core.paths import is_whole, match, paths
 from ..core.usage import uses
 from ..models import KVCache, Model, load
 from ..models.model import family
 from ..offload.optimizer_state import on_host, streamed
-from ..optimizers.bfloat16_state import in_bfloat16
-from ..optimizers.float32_state import in_float32
-from ..optimizers.int8_state import in_int8
 from ..optimizers.stochastic_rounding import apply_rounded
+from ..parallel.constraints import constrain
 from ..train.chunked_cross_entropy import next_token_loss
 from ..train.gradient_accumulation import accumulate
 from ..train.remat_policy import remat
-from .recipe import Recipe
-from .step_sharding import Places
+from .recipe import STATES, Recipe
+from .step_layout import StepLayout, step_mesh
 
 _WEIGHTS = ".*(kernel|embedding)"
-_STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +77,20 @@ def build(
     recipe: Recipe,
     *,
     model: Model | None = None,
-    mesh: Any = None,
+    mesh: Mesh | AbstractMesh | None = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Built:
     """The step that a recipe stands for. Nothing is allocated.
 
     Args:
         model: in place of loading `recipe.model`; a Llama.
-        mesh: the devices, one axis "chips"; without it an abstract one, to compile for.
+        mesh: devices of `jm.mesh`, to run the step on; by default the mesh that the recipe
+            names, which is abstract for a TPU or GPU: to compile for.
         optimizer: `optax.adamw(1e-4)` by default. Its state is held as the recipe says.
 
     Raises:
-        ValueError: a model of another family, or a batch that the chips cannot share.
+        ValueError: a model of another family, a mesh that is not the recipe's, or a batch that the
+            chips cannot share.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -109,127 +107,132 @@ def build(
     model = load(recipe.model) if model is None else model
     if model.config.family != "llama":
         raise ValueError(f"{model.source} is of family {model.config.family!r}, expected llama")
-    on = target(recipe.device)
-    count = on.count if on else 1
-    if count > 1 and mesh is None:
-        mesh = AbstractMesh((count,), ("chips",), axis_types=(AxisType.Auto,))
-    places = Places(mesh, count, recipe.shared)
-    if recipe.task != "serve" and recipe.batch // recipe.micro % count:
-        rows = recipe.batch // recipe.micro
+    layout = StepLayout(step_mesh(recipe, mesh), model.config, recipe.shared)
+    rows = recipe.batch // recipe.micro
+    if recipe.task != "serve" and rows % layout.row_devices:
         raise ValueError(
-            f"a batch of {recipe.batch} rows in {recipe.micro} micro-batches on {count} chips: "
-            f"{rows} rows at a time, expected a multiple of {count}"
+            f"a batch of {recipe.batch} rows in {recipe.micro} micro-batches on {layout.mesh.size} "
+            f"chips: {rows} rows at a time, expected a multiple of {layout.row_devices}"
         )
     make = {"train": _train, "lora": _lora, "serve": _serve}[recipe.task]
-    return make(recipe, model, places, optimizer or optax.adamw(1e-4))
+    return make(recipe, model, layout, optimizer or optax.adamw(1e-4))
 
 
-def _train(recipe, model, places, optimizer):
-    optimizer = _held(recipe, optimizer)
-    params = places.weights(_dense(model))
-    loss = _loss(recipe, model.config, places)
+def _train(recipe, model, layout, optimizer):
+    optimizer = STATES[recipe.state](optimizer)
+    params = _dense(model)
+    state = jax.eval_shape(lambda params: _state(params, optimizer), params)
+    places = layout.state_shardings(state)
+    loss = _loss(recipe, model.config)
 
     def init(params, key=None):
         params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
-        return _hosted(recipe, _state(params, optimizer)), params
+        return _hosted(recipe, layout.put(_state(params, optimizer), places)), params
 
     def step(state, ids):
         value, slope = accumulate(loss, recipe.micro)(state["params"], ids)
-        return _apply(recipe, places, optimizer, state, slope), value
+        return _apply(recipe, layout, optimizer, state, slope, places), value
 
-    state = _placed(recipe, places, jax.eval_shape(lambda p: _state(p, optimizer), params))
     step = jax.jit(step, donate_argnums=0)
-    arguments = (state, places.rows((recipe.batch, recipe.seq), jnp.int32))
+    state = _hosted(recipe, layout.put(state, places))
+    arguments = (state, layout.rows((recipe.batch, recipe.seq), jnp.int32))
     return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss)
 
 
-def _lora(recipe, model, places, optimizer):
-    optimizer = _held(recipe, optimizer)
-    frozen = places.weights(_encoded(recipe, model))
-    loss = _loss(recipe, model.config, places)
+def _lora(recipe, model, layout, optimizer):
+    optimizer = STATES[recipe.state](optimizer)
+    frozen = _encoded(recipe, model)
     where = "layers/.*kernel"
+    pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, where), jax.random.key(0))
+    state = jax.eval_shape(lambda pairs: _state(pairs, optimizer), pairs)
+    places = layout.state_shardings(state, pairs=True)
+    loss = _loss(recipe, model.config)
 
     def init(params, key):
         params = _encode(recipe, model, params)
         pairs = adapters(key, params, recipe.rank, where)
-        return _hosted(recipe, _state(pairs, optimizer)), params
+        state = layout.put(_state(pairs, optimizer), places)
+        return _hosted(recipe, state), layout.weights(params)
 
-    joined = lambda pairs, params, ids: loss(attach(params, pairs), ids)
+    loss_of_pairs = lambda pairs, params, ids: loss(attach(params, pairs), ids)
 
     def step(state, params, ids):
-        here = lambda pairs, ids: joined(pairs, params, ids)
-        value, slope = accumulate(here, recipe.micro)(state["params"], ids)
-        return _apply(recipe, places, optimizer, state, slope), value
+        of_batch = lambda pairs, ids: loss_of_pairs(pairs, params, ids)
+        value, slope = accumulate(of_batch, recipe.micro)(state["params"], ids)
+        return _apply(recipe, layout, optimizer, state, slope, places), value
 
-    pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, where), jax.random.key(0))
-    state = jax.eval_shape(lambda p: _state(p, optimizer), pairs)
     step = jax.jit(step, donate_argnums=0)
-    ids = places.rows((recipe.batch, recipe.seq), jnp.int32)
-    arguments = (_placed(recipe, places, state), frozen, ids)
-    return Built(recipe, step, arguments, {"step": (step, arguments)}, init, joined)
+    ids = layout.rows((recipe.batch, recipe.seq), jnp.int32)
+    arguments = (_hosted(recipe, layout.put(state, places)), layout.weights(frozen), ids)
+    return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss_of_pairs)
 
 
-def _serve(recipe, model, places, optimizer):
+def _serve(recipe, model, layout, optimizer):
     config, bits = model.config, recipe.cache_bits
-    params = places.weights(_encoded(recipe, model))
-    how = (recipe.batch, recipe.seq, jnp.bfloat16)
-    empty = lambda: config.cache(*how) if bits == 16 else KVCache(bits).empty(config, *how)
+    params = layout.weights(_encoded(recipe, model))
+    sizes = (recipe.batch, recipe.seq, jnp.bfloat16)
+    empty = lambda: config.cache(*sizes) if bits == 16 else KVCache(bits).empty(config, *sizes)
+    cache = jax.eval_shape(empty)
+    places = layout.cache_shardings(cache, recipe.batch)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(cache, params, ids, position):
         x, cache = _hidden(config, params, ids, cache, position)
         with jax.named_scope("logits"):
             logits = _logits(config, params, x[:, -1:])
-        return cache, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return layout.keep(cache, places), jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    cache = places.heads(jax.eval_shape(empty))
+    cache = layout.put(cache, places)
     position = jax.ShapeDtypeStruct((), jnp.int32)
-    given = lambda n: (cache, params, places.rows((recipe.batch, n), jnp.int32), position)
-    programs = {"step": (step, given(1)), "prompt": (step, given(min(recipe.prompt, recipe.seq)))}
-    init = lambda params, key=None: (empty(), _encode(recipe, model, params))
-    return Built(recipe, step, given(1), programs, init)
+    arguments = lambda tokens: (
+        cache,
+        params,
+        layout.rows((recipe.batch, tokens), jnp.int32),
+        position,
+    )
+    prompt = min(recipe.prompt, recipe.seq)
+    programs = {"step": (step, arguments(1)), "prompt": (step, arguments(prompt))}
 
+    def init(params, key=None):
+        return layout.put(empty(), places), layout.weights(_encode(recipe, model, params))
 
-def _held(recipe, optimizer):
-    return _STATES[recipe.state](optimizer)
+    return Built(recipe, step, arguments(1), programs, init)
 
 
 def _state(params, optimizer):
     return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
 
 
-def _placed(recipe, places, state):
-    return _hosted(recipe, places.shard(state) | {"params": places.weights(state["params"])})
-
-
 def _hosted(recipe, state):
-    """The state with the optimizer's on the host, if the recipe has it there."""
+    """The state; if the recipe offloads, the optimizer's part is in host memory."""
     return state | {"opt": on_host(state["opt"])} if recipe.offload else state
 
 
-def _apply(recipe, places, optimizer, state, slope):
-    """The state after one step of the optimizer."""
+def _apply(recipe, layout, optimizer, state, slope, places):
+    """The state after one step of the optimizer; `places` are the state's shardings, or None."""
     count = state["step"] + 1
 
     def update(params, opt, slope):
         updates, opt = optimizer.update(slope, opt, params)
         return apply_rounded(params, updates, count), opt
 
-    by_layer = recipe.offload or recipe.state == "int8"  # whose numbers are f32 on the way
+    # The update of an int8 state makes f32 temporaries; layer by layer they stay small.
+    by_layer = recipe.offload or recipe.state == "int8"
     change = streamed(update, far=recipe.offload) if by_layer else update
     with jax.named_scope("optimizer"):
         params, opt = change(state["params"], state["opt"], slope)
-        params, opt = places.kept(params, whole=not recipe.shared), places.kept(opt)
-    return {"params": params, "opt": opt, "step": count}
+    state = {"params": params, "opt": opt, "step": count}
+    if recipe.offload or places is None:  # a constraint would bring the state to the device
+        return state
+    return layout.keep(state, places)
 
 
-def _loss(recipe, config, places):
-    body = lambda params, ids: _hidden(config, params, ids)
-    body = remat(around_scans(body, places.constrained), recipe.remat)
+def _loss(recipe, config):
+    body = remat(lambda params, ids: _hidden(config, params, ids), recipe.remat)
 
     def loss(params, ids):
         head, axis = _head(config, params)
-        x = places.constrain(body(params, ids))
+        x = constrain(body(params, ids))
         with jax.named_scope("loss"):
             return next_token_loss(x, head, ids, axis=axis, chunk=recipe.chunk)
 

@@ -61,7 +61,7 @@ def test_a_limit_that_nothing_meets_says_what_would_do():
         (dict(limit=None), "the CPU has no limit"),
         (dict(task="dream"), "unknown task 'dream'"),
         (dict(batch=0), "batch is 0"),
-        (dict(device="tpu v5e:2x2", batch=6), "a batch of 6 rows .* on 4 chips"),
+        (dict(device="tpu v5e:2x2", batch=5), "a batch of 5 rows .* on 4 chips"),
     ],
 )
 def test_bad_input_is_one_clear_line(change, message):
@@ -104,7 +104,7 @@ def test_weights_that_chips_share_take_less_and_say_more():
     for shared in (True, False):
         how = functools.partial(jm.build, model=TINY)
         given = dataclasses.replace(recipe, shared=shared)
-        taken[shared] = arithmetic(given, CONFIG, how, Device(MIB, 1e15, 1e15, 1e9), 8)
+        taken[shared] = arithmetic(given, CONFIG, how, Device(MIB, 1e15, 1e15, 1e9))
     assert taken[True][0] < taken[False][0] and taken[True][1] > taken[False][1]
 
 

@@ -86,12 +86,19 @@ def test_serving_continues_as_the_model_itself_does(model, bits):
         assert token.shape == (2, 1) and cache["k"].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_eight_chips_learn_what_one_does(model, plain, shared):
-    mesh = jax.make_mesh((8,), ("chips",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharded = recipe("train", remat=jm.Remat("full"), shared=shared)
+@pytest.mark.parametrize(
+    ("axes", "shared", "parts"),
+    [
+        ({"fsdp": 8}, True, 8),
+        ({"fsdp": 8}, False, 1),
+        ({"fsdp": 4, "tensor": 2}, True, 8),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, False, 2),
+    ],
+)
+def test_eight_chips_learn_what_one_does(model, plain, axes, shared, parts):
+    sharded = recipe("train", remat=jm.Remat("full"), shared=shared, mesh=axes)
     sharded = dataclasses.replace(sharded, device="tpu v5e:2x4")
-    built = jm.build(sharded, model=model, mesh=mesh, optimizer=SGD)
+    built = jm.build(sharded, model=model, mesh=jm.mesh(**axes), optimizer=SGD)
     state, _ = built.init(model.params)
     state, ids = jax.device_put((state, IDS), built.shardings)
     step = built.step.lower(state, ids).compile(compiler_options=FAST)
@@ -101,16 +108,68 @@ def test_eight_chips_learn_what_one_does(model, plain, shared):
         found.append(float(loss))
     np.testing.assert_allclose(found, plain, rtol=0.02)
     kernel = state["params"]["layers"]["mlp"]["up"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // (8 if shared else 1)
+    assert kernel.addressable_shards[0].data.size == kernel.size // parts
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
+def test_adapters_on_eight_chips_learn_what_they_learn_on_one(model, axes):
+    given = recipe("lora", encoding=jm.Int(4, group=8), rank=4)
+    built = jm.build(dataclasses.replace(given, mesh=axes), model=model, optimizer=SGD)
+    state, params = built.init(model.params, jax.random.key(2))
+    step = built.step.lower(state, params, IDS).compile(compiler_options=FAST)
+    found = []
+    for _ in range(2):
+        state, loss = step(state, params, IDS)
+        found.append(float(loss))
+    np.testing.assert_allclose(found, losses(model, given, steps=2), rtol=0.02)
+    arrays, places = map(jax.tree.leaves, ((state, params), built.shardings[:2]))
+    assert all(x.sharding.is_equivalent_to(place, x.ndim) for x, place in zip(arrays, places))
+
+
+@pytest.mark.parametrize("bits", [16, pytest.param(8, marks=pytest.mark.slow)])
+def test_serving_on_four_chips_is_serving_on_one(model, bits):
+    given = recipe("serve", size=(2, 64), cache_bits=bits, encoding=jm.Int(8), prompt=64)
+    ids = np.asarray(jax.random.randint(jax.random.key(3), (2, 64), 0, 64, jnp.int32))
+    tokens, caches = [], []
+    for axes in ({}, {"data": 2, "tensor": 2}):
+        built = jm.build(dataclasses.replace(given, mesh=axes), model=model)
+        cache, params = built.init(model.params)
+        cache, token = built.programs["prompt"][0](cache, params, ids, 0)
+        tokens.append(np.asarray(token))
+        caches.append(cache)
+    np.testing.assert_array_equal(*tokens)
+    one, four = (sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(c)) for c in caches)
+    assert four * 4 == one
 
 
 def test_a_recipe_is_its_json():
     found = recipe("lora", encoding=jm.Int(4, group=128), remat=jm.Remat("named", ("mlp_out",)))
     assert jm.Recipe.from_json(found.to_json()) == found
+    on_mesh = dataclasses.replace(found, mesh={"tensor": 2, "data": 1, "fsdp": 4})
+    assert jm.Recipe.from_json(on_mesh.to_json()) == on_mesh
+    assert json.loads(on_mesh.to_json())["mesh"] == {"fsdp": 4, "tensor": 2}
     data = json.loads(found.to_json())
     for broken in ("{", json.dumps(data | {"colour": 1}), json.dumps([data])):
         with pytest.raises(ValueError, match="not the JSON text of a Recipe"):
             jm.Recipe.from_json(broken)
+
+
+@pytest.mark.parametrize(
+    ("task", "shared", "axes"),
+    [
+        ("train", True, {"fsdp": 8}),
+        ("lora", False, {"fsdp": 8}),
+        ("serve", True, {"tensor": 8}),
+        ("serve", False, {"data": 8}),
+    ],
+)
+def test_a_recipe_of_version_0_1_0_is_read_and_names_its_mesh(task, shared, axes):
+    text = """{"model": "tiny", "device": "tpu v5e:2x4", "task": "%s", "batch": 8, "seq": 16,
+      "encoding": null, "cache_bits": 16, "state": "bfloat16",
+      "remat": {"kind": "named", "names": ["attn_out"]}, "offload": false, "micro": 1,
+      "chunk": 16, "rank": 16, "prompt": 64, "shared": %s}"""
+    read = jm.Recipe.from_json(text % (task, json.dumps(shared)))
+    assert read.axes == axes and read.shared is shared and "mesh" not in read.to_json()
 
 
 @pytest.mark.parametrize(
@@ -120,11 +179,28 @@ def test_a_recipe_is_its_json():
         (functools.partial(recipe, "train", micro=3), "3 micro-batches of a batch of 8"),
         (functools.partial(recipe, "train", encoding=jm.Int(4)), "training moves every weight"),
         (functools.partial(recipe, "train", state="int3"), "state is 'int3'"),
+        (functools.partial(recipe, "train", mesh={"stage": 2}), "the mesh has axis 'stage'"),
+        (functools.partial(recipe, "train", mesh={"fsdp": 0}), "the mesh has fsdp=0"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("axes", "mesh", "message"),
+    [
+        (None, lambda: jax.make_mesh((8,), ("chips",)), r"axes \('chips',\), expected jm.mesh\(fs"),
+        ({"fsdp": 8}, lambda: jm.mesh(fsdp=4, tensor=2), "expected the recipe's {'fsdp': 8}"),
+        (None, lambda: jm.mesh(fsdp=4), "a mesh of 4 devices, but tpu v5e:2x4 has 8"),
+        ({"fsdp": 4}, lambda: None, "a mesh of 4 devices, but tpu v5e:2x4 has 8"),
+    ],
+)
+def test_a_mesh_that_is_not_the_recipe_s_is_refused(model, axes, mesh, message):
+    given = dataclasses.replace(recipe("train"), device="tpu v5e:2x4", mesh=axes)
+    with pytest.raises(ValueError, match=message):
+        jm.build(given, model=model, mesh=mesh())
 
 
 def test_a_state_of_eight_bits_learns_as_one_of_32_does():
