@@ -1,8 +1,9 @@
-"""descend: codes and scales in turns, each the best given the other, by ‖x · (w − ŵ)‖² itself.
+"""Coordinate descent on ‖x · (w − ŵ)‖²: one code or one scale at a time, the others fixed.
 
-What GPTQ settles it never looks at again. Here each weight is, in turn, snapped to where the loss
-is least given all others, and each scale is refitted to its codes given the others. Both only
-lower the loss. Behdin et al., 2023 (QuantEase, codes); Zhang et al., 2024 (COMQ, both).
+GPTQ rounds each weight once and never changes it again. Here each weight in turn is rounded where
+the loss is least given all others (`round_again`), and each scale is fitted to its codes given the
+other scales (`refit_scales`). Neither step raises the loss. Behdin et al., 2023 (QuantEase, codes);
+Zhang et al., 2024 (COMQ, both).
 """
 
 from collections.abc import Callable
@@ -10,98 +11,111 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .obs import BLOCK
+from .obs import BLOCK_INPUTS
 
-SWEEPS = 8  # over the groups of a row
+SCALE_SWEEPS = 8  # times that each scale of a row is refitted
 
 
-def losses(wrong: Array, gram: Array) -> Array:
-    """‖x · wrong‖² of each row (n,), of a matrix (n, k) and H = E[x xᵀ].
+def row_losses(error: Array, gram: Array) -> Array:
+    """E‖x · e‖² of each row e of `error` (n, k), given H = E[x xᵀ] = `gram` (k, k); (n,).
 
     Example:
         >>> import jax.numpy as jnp
-        >>> losses(jnp.array([[1.0, 2.0]]), jnp.eye(2)).tolist()
+        >>> row_losses(jnp.array([[1.0, 2.0]]), jnp.eye(2)).tolist()
         [5.0]
     """
-    return (jnp.matmul(wrong, gram, precision="highest") * wrong).sum(-1)
+    return (jnp.matmul(error, gram, precision="highest") * error).sum(-1)
 
 
-def refit(matrix: Array, units: Array, scale: Array, gram: Array, group: int) -> Array:
-    """The scales (n, groups) with which `units` (n, k), ŵ at scale 1, lose less: one after another.
+def refit_scales(matrix: Array, units: Array, scale: Array, gram: Array, group: int) -> Array:
+    """The scales (n, groups) refitted one after the other, each the best given all others.
 
-    A scale that would come out negative, and one whose group has no unit, stays.
+    `matrix` (n, k) holds the dense weights and `units` (n, k) the rounded ones at scale 1; `group`
+    inputs share a scale. A scale stays if it would become negative, or if all units of its group
+    are zero.
 
     Example:
         >>> import jax.numpy as jnp
         >>> units, gram = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.5], [0.5, 1.0]])
-        >>> refit(3 * units, units, jnp.ones((1, 1)), gram, 2).round(1).tolist()
+        >>> refit_scales(3 * units, units, jnp.ones((1, 1)), gram, 2).round(1).tolist()
         [[3.0]]
     """
     k, groups = matrix.shape[1], scale.shape[1]
-    short = groups * group - k
-    cut = lambda a: jnp.pad(a, ((0, 0), (0, short))).reshape(len(a), groups, group)
-    parts = cut(units)  # (n, groups, group)
+    padding = groups * group - k
+    split = lambda a: jnp.pad(a, ((0, 0), (0, padding))).reshape(len(a), groups, group)
+    parts = split(units)  # (n, groups, group)
 
-    def row(part):
-        """One group's products with all others, (n, groups), and with the matrix, (n,)."""
-        own, fed = part  # (n, group), (group, k)
-        reach = jnp.matmul(own, fed, precision="highest")  # (n, k)
-        return (cut(reach) * parts).sum(-1), (reach * matrix).sum(-1)
+    # with the scales s of a row its loss is sᵀ A s − 2 bᵀ s and a constant: `square` holds the A of
+    # all rows, (n, groups, groups), and `right` their b, (n, groups)
+    def normal_row(inputs):
+        """Row g of each A, (n, groups), and entry g of each b, (n,)."""
+        part, gram_rows = inputs  # (n, group), (group, k)
+        product = jnp.matmul(part, gram_rows, precision="highest")  # (n, k)
+        return (split(product) * parts).sum(-1), (product * matrix).sum(-1)
 
-    feeds = jnp.pad(gram, ((0, short), (0, 0))).reshape(groups, group, k)
-    square, right = lax.map(row, (parts.swapaxes(0, 1), feeds))
-    square, right = square.swapaxes(0, 1), right.T  # (n, groups, groups), (n, groups)
+    gram_rows = jnp.pad(gram, ((0, padding), (0, 0))).reshape(groups, group, k)
+    square, right = lax.map(normal_row, (parts.swapaxes(0, 1), gram_rows))
+    square, right = square.swapaxes(0, 1), right.T
 
-    def one(i, scale):  # no solver: LAPACK's batches may wait for each other on few threads
+    # no linear solver here: LAPACK's batches may deadlock where there are few threads
+    def fit_one(i, scale):
         g = i % groups
-        curve, old = square[:, g, g], scale[:, g]
-        slope = right[:, g] - (square[:, g] * scale).sum(-1)
-        new = old + slope / jnp.where(curve > 0, curve, 1.0)
-        new = jnp.where((curve > 0) & (new > 0), new, old)
+        curvature, old = square[:, g, g], scale[:, g]
+        gradient = right[:, g] - (square[:, g] * scale).sum(-1)
+        new = old + gradient / jnp.where(curvature > 0, curvature, 1.0)
+        new = jnp.where((curvature > 0) & (new > 0), new, old)
         return scale.at[:, g].set(new)
 
-    return lax.fori_loop(0, SWEEPS * groups, one, scale)
+    return lax.fori_loop(0, SCALE_SWEEPS * groups, fit_one, scale)
 
 
-def settle_again(
-    matrix: Array, rounded: Array, gram: Array, order: Array, snap: Callable[[Array, Array], Array]
+def round_again(
+    matrix: Array,
+    rounded: Array,
+    gram: Array,
+    order: Array,
+    snap: Callable[[Array, Array], Array],
 ) -> Array:
-    """`rounded` (n, k) with each weight, in `order`, where the loss is least given the others.
+    """`rounded` (n, k) with each weight, in turn, rounded where the loss is least given the others.
 
-    `snap(values (n,), j)` says what the weights of input j can be. An input that was never fed
-    stays as it is.
+    `matrix` (n, k) holds the dense weights; `order` (k,) says in which order inputs are visited.
+    `snap(values (n,), j)` rounds values for the weights of input j. The weights of an input that
+    was always zero stay as they are.
 
     Example:
         >>> import jax.numpy as jnp
         >>> w, gram = jnp.array([[0.6, 0.6]]), jnp.array([[1.0, 0.9], [0.9, 1.0]])
-        >>> near = jnp.round(w)  # each by itself: both up, and the errors add up
-        >>> settle_again(w, near, gram, jnp.arange(2), lambda x, j: jnp.round(x)).tolist()
+        >>> near = jnp.round(w)  # each weight by itself: both go up, and their errors add up
+        >>> round_again(w, near, gram, jnp.arange(2), lambda x, j: jnp.round(x)).tolist()
         [[0.0, 1.0]]
     """
     k = matrix.shape[1]
-    size = min(BLOCK, k)
-    more = -k % size
-    wrong = jnp.pad((rounded - matrix).T[order], ((0, more), (0, 0)))  # (k, n), as they come
-    wanted = jnp.pad(matrix.T[order], ((0, more), (0, 0)))
-    gram = jnp.pad(gram[order][:, order], ((0, more), (0, more)))
-    order = jnp.pad(order, (0, more))
+    size = min(BLOCK_INPUTS, k)
+    padding = -k % size
+    # inputs first, in the order of the visits, as whole blocks
+    errors = jnp.pad((rounded - matrix).T[order], ((0, padding), (0, 0)))
+    targets = jnp.pad(matrix.T[order], ((0, padding), (0, 0)))
+    gram = jnp.pad(gram[order][:, order], ((0, padding), (0, padding)))
+    order = jnp.pad(order, (0, padding))
 
-    def block(wrong, start):
-        fed = lax.dynamic_slice_in_dim(gram, start, size, 0)  # (size, k)
-        own = lax.dynamic_slice_in_dim(fed, start, size, 1)
-        slope = jnp.matmul(fed, wrong, precision="highest")  # (size, n)
-        here = lax.dynamic_slice_in_dim(wrong, start, size, 0)
+    def visit_block(errors, start):
+        """The errors after a visit of the `size` inputs from `start` on."""
+        gram_rows = lax.dynamic_slice_in_dim(gram, start, size, 0)  # (size, k)
+        block_gram = lax.dynamic_slice_in_dim(gram_rows, start, size, 1)  # (size, size)
+        gradient = jnp.matmul(gram_rows, errors, precision="highest")  # (size, n)
+        block_errors = lax.dynamic_slice_in_dim(errors, start, size, 0)
 
-        def one(i, state):
-            here, slope = state
-            curve, old, target = own[i, i], here[i], wanted[start + i]
-            best = target + old - slope[i] / jnp.where(curve > 0, curve, 1.0)
-            new = jnp.where(curve > 0, snap(best, order[start + i]) - target, old)
-            return here.at[i].set(new), slope + own[:, i][:, None] * (new - old)[None]
+        def visit_one(i, state):
+            block_errors, gradient = state
+            curvature, old, target = block_gram[i, i], block_errors[i], targets[start + i]
+            best = target + old - gradient[i] / jnp.where(curvature > 0, curvature, 1.0)
+            new = jnp.where(curvature > 0, snap(best, order[start + i]) - target, old)
+            change = block_gram[:, i][:, None] * (new - old)[None]
+            return block_errors.at[i].set(new), gradient + change
 
-        here, _ = lax.fori_loop(0, size, one, (here, slope))
-        return lax.dynamic_update_slice_in_dim(wrong, here, start, 0), None
+        block_errors, _ = lax.fori_loop(0, size, visit_one, (block_errors, gradient))
+        return lax.dynamic_update_slice_in_dim(errors, block_errors, start, 0), None
 
-    starts = jnp.arange(0, k + more, size, dtype=jnp.int32)
-    wrong = lax.scan(block, wrong, starts)[0][:k]
-    return matrix + wrong[jnp.argsort(order[:k])].T
+    starts = jnp.arange(0, k + padding, size, dtype=jnp.int32)
+    errors = lax.scan(visit_block, errors, starts)[0][:k]
+    return matrix + errors[jnp.argsort(order[:k])].T

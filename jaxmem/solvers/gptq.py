@@ -1,6 +1,6 @@
-"""GPTQ: round one input's weights after the other, later inputs making up for each error.
+"""GPTQ: rounds one input's weights after the other; later inputs compensate for each error.
 
-What is least is ‖x · (w − ŵ)‖² over the inputs x that were seen (Frantar et al., 2022).
+It minimises ‖x · (w − ŵ)‖² over the inputs x of the calibration data (Frantar et al., 2022).
 """
 
 import dataclasses
@@ -14,30 +14,32 @@ from ..codecs import Codebook, Int, KMeans
 from ..codecs.scale_rounding import divisor, finite_scale
 from ..codecs.scaled import spread
 from ..core.fold import Fold
-from .coordinate_descent import losses, refit, settle_again
+from .coordinate_descent import refit_scales, round_again, row_losses
 from .obs import by_energy, inverse_factor, sweep
-from .solver import Solver, rounding
+from .solver import Solver, rounding_codec
 
 
 @dataclasses.dataclass(frozen=True)
 class GPTQ(Solver):
     """Wraps a codec, or a solver that finds its scales: `GPTQ(Search(Int(4, group=64)))`.
 
-    Scales and zeros, or the levels of `KMeans`, are found before and stay ("static groups"), so
-    that with `act_order` inputs are rounded in falling order of E[x²] and a group still lies
-    together in memory. `damping` is added to the Gram matrix, times its mean diagonal; it is raised
-    where the matrix is singular. An input that was never fed is rounded to nearest and shares no
-    error.
+    Scales and zeros, or the levels of `KMeans`, are found first and stay ("static groups").
+    Therefore `act_order`, which rounds inputs in falling order of E[x²], changes no group: its
+    weights stay adjacent in memory. `damping` times the mean diagonal of the Gram matrix is added
+    to its diagonal; it is raised if the matrix is singular. The weights of an input that was always
+    zero are rounded to nearest, and their errors change no other weight.
 
-    Each of `turns` then refits the scales to the codes, and settles every weight once more given
-    all others (`descent`); rows that lose less by it are kept. It helps most at few bits.
+    After that, each of `turns` refits the scales to the codes and rounds each weight again given
+    all others (coordinate_descent.py). A row keeps the result if its loss falls. Turns help most at
+    few bits.
 
-    Wants `stats` with "gram" moments. Holds, beside one layer in f32, three (k, k) matrices and
-    two of the layer's size. In f32.
+    Needs `stats` with "gram" moments. Takes, beside one layer in f32, three (k, k) matrices and two
+    of the layer's size, in f32.
 
     Raises:
-        TypeError: a codec that rounds neither to scales nor to levels.
-        ValueError: negative damping or turns; encoding a concrete weight without Gram moments.
+        TypeError: `codec` rounds neither to scales nor to levels.
+        ValueError: `damping` or `turns` is negative; a concrete weight is encoded without Gram
+            moments.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -67,8 +69,8 @@ class GPTQ(Solver):
             raise ValueError(f"GPTQ takes at least 0 turns, got {self.turns}")
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
-        """The leaf of a matrix (n, k) in f32; without stats (traced) as if inputs were white."""
-        grid, k = rounding(self.codec), matrix.shape[-1]
+        """The leaf of a matrix (n, k) in f32; without stats (when traced) the Gram matrix is I."""
+        grid, k = rounding_codec(self.codec), matrix.shape[-1]
         scale, zero = self.codec.spans(matrix, stats)
         if matrix.size == 0:
             return grid.round(matrix, scale, zero, fold, dtype)
@@ -77,52 +79,64 @@ class GPTQ(Solver):
             raise ValueError('GPTQ wants stats of moments="gram", got "diag"')
         order = by_energy(gram) if self.act_order else jnp.arange(k)
         leaf = grid.round(matrix, scale, zero, fold, dtype)
-        stored, low = leaf.scales(), getattr(leaf, "low", None)  # as decoded, (groups, n)
-        held = zero if low is None else low.mT.astype(jnp.float32)
-        group = order // min(grid.group or k, k)
+        # scales (groups, n) and zeros (n, groups) with the values that the leaf decodes
+        leaf_scale, low = leaf.scales(), getattr(leaf, "low", None)
+        leaf_zero = zero if low is None else low.mT.astype(jnp.float32)
+        group = order // min(grid.group or k, k)  # the group of each input, in the order of `order`
 
         def settle(rows, i, j, state):
-            at = group[jnp.minimum(j, k - 1)]
-            zeros = None if held is None else held[:, at]
-            return grid.snap(rows[i], stored[at], zeros), state
+            g = group[jnp.minimum(j, k - 1)]
+            zeros = None if leaf_zero is None else leaf_zero[:, g]
+            return grid.snap(rows[i], leaf_scale[g], zeros), state
 
         factor = inverse_factor(gram[order][:, order], self.damping)
         solved = sweep(matrix.T[order], factor, settle)[0][jnp.argsort(order)].T
         if self.turns:
-            stored = stored.swapaxes(0, 1)
-            solved, found = self._descended(matrix, solved, stored, held, gram, order)
-            scale = found.astype(scale.dtype) if _linear(grid) else scale
+            leaf_scale = leaf_scale.swapaxes(0, 1)
+            solved, new = self._descend(matrix, solved, leaf_scale, leaf_zero, gram, order)
+            scale = new.astype(scale.dtype) if _refits_scales(grid) else scale
         return grid.round(solved, scale, zero, fold, dtype)
 
-    def _descended(self, matrix, solved, scale, zero, gram, order):
-        """(ŵ (n, k), scales as decoded (n, groups)) after the turns."""
-        grid, k = rounding(self.codec), matrix.shape[-1]
+    def _descend(
+        self,
+        matrix: Array,
+        solved: Array,
+        scale: Array,
+        zero: Array | None,
+        gram: Array,
+        order: Array,
+    ) -> tuple[Array, Array]:
+        """(ŵ (n, k), scales (n, groups)) after the turns, both with the values that are decoded.
+
+        `solved` is ŵ before them, `scale` and `zero` (n, groups) those of its groups.
+        """
+        grid, k = rounding_codec(self.codec), matrix.shape[-1]
         group = min(grid.group or k, k)
         mean = jnp.trace(gram) / k
-        curve = jnp.where(mean > 0, gram + self.damping * mean * jnp.eye(k), jnp.eye(k))
+        damped = jnp.where(mean > 0, gram + self.damping * mean * jnp.eye(k), jnp.eye(k))
 
         def turn(_, best):
             rounded, scale, loss = best
-            if _linear(grid):
+            if _refits_scales(grid):
                 units = rounded / spread(divisor(scale), group, k)
-                scale = refit(matrix, units, scale, curve, group)
+                scale = refit_scales(matrix, units, scale, damped, group)
                 scale = finite_scale(scale).astype(jnp.float32)
                 rounded = units * spread(scale, group, k)
 
             def snap(values, j):
-                at = j // group
-                return grid.snap(values, scale[:, at], None if zero is None else zero[:, at])
+                g = j // group
+                return grid.snap(values, scale[:, g], None if zero is None else zero[:, g])
 
-            rounded = settle_again(matrix, rounded, curve, order, snap)
-            now = losses(rounded - matrix, curve)
-            better = (now < loss)[:, None]
-            scale = jnp.where(better, scale, best[1]) if _linear(grid) else scale
-            return jnp.where(better, rounded, best[0]), scale, jnp.minimum(now, loss)
+            rounded = round_again(matrix, rounded, damped, order, snap)
+            new_loss = row_losses(rounded - matrix, damped)
+            better = (new_loss < loss)[:, None]
+            scale = jnp.where(better, scale, best[1]) if _refits_scales(grid) else scale
+            return jnp.where(better, rounded, best[0]), scale, jnp.minimum(new_loss, loss)
 
-        first = (solved, scale, losses(solved - matrix, curve))
+        first = (solved, scale, row_losses(solved - matrix, damped))
         return lax.fori_loop(0, self.turns, turn, first)[:2]
 
 
-def _linear(grid):
-    """Whether ŵ is an f16 scale times what a code stands for."""
+def _refits_scales(grid: Any) -> bool:
+    """Whether ŵ is an f16 scale times a value that depends on the code alone."""
     return isinstance(grid, Int | Codebook)

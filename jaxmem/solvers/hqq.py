@@ -1,7 +1,7 @@
-"""HQQ: for each group the range whose rounding loses least Σ |w − ŵ|^p with p < 1, data-free.
+"""HQQ: for each group the range of least Σ |w − ŵ|^p, p < 1, without calibration data.
 
-Half-quadratic: e = shrink(w − ŵ) takes the large errors, then the range that fits w − e by least
-squares; in turns (Badri and Shaji, 2023).
+The half-quadratic method alternates two steps: e = shrink(w − ŵ) holds the large errors, and the
+range is fitted to w − e by least squares (Badri and Shaji, 2023).
 """
 
 import dataclasses
@@ -13,19 +13,19 @@ from ..calibration.statistics import Moments
 from ..codecs.scaled import grouped
 from .solver import Solver
 
-P, BETA, GROWTH, STEPS = 0.7, 10.0, 1.01, 20  # of the paper; errors count in steps of the grid
+P, BETA, GROWTH, STEPS = 0.7, 10.0, 1.01, 20  # as in the paper; errors are in steps of the grid
 
 
 @dataclasses.dataclass(frozen=True)
 class HQQ(Solver):
-    """Lets a few weights go wrong, as a norm with p = 0.7 does, so that most are near.
+    """Accepts large errors in a few weights so that most errors are small (a norm with p = 0.7).
 
-    Needs no data. The paper moves the zero point alone and keeps it as a float; here zero points
-    are integers, and zero and scale move. Keeps the best of 20 steps, the first being the codec's
-    own range: never worse than it in that norm.
+    Needs no calibration data. The paper changes only the zero point, a float; here zero points are
+    integers, and both zero and scale change. The best of 20 ranges is kept. The first of them is
+    the codec's own, so the result is never worse in that norm.
 
     Raises:
-        TypeError: a codec that does not round to scales.
+        TypeError: `codec` does not round to scales.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -36,28 +36,28 @@ class HQQ(Solver):
     """
 
     def spans(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
-        """The scale and zero of each group, (n, groups)."""
+        """The scales and zeros (n, groups) of a matrix (n, k) in f32."""
         if matrix.size == 0:
             return self.codec.spans(matrix)
         groups = grouped(matrix, self.codec.group)
-        inside = grouped(jnp.ones((1, matrix.shape[1])), self.codec.group)  # (1, groups, group)
+        inside = grouped(jnp.ones((1, matrix.shape[1])), self.codec.group)  # 0 where padded
         count = inside.sum(-1)
 
         def step(i, state):
-            least, kept, (low, high) = state
+            least, best, (low, high) = state
             scale, zero = self.codec.range(low, high)
             shift = None if zero is None else zero[..., None]
             near = self.codec.snap(groups, scale[..., None], shift)
             error = groups - near
             loss = (jnp.abs(error) ** P).sum(-1)
             better = loss < least
-            kept = jnp.where(better, low, kept[0]), jnp.where(better, high, kept[1])
-            # a uniform error's root mean square is a step / √12
+            best = jnp.where(better, low, best[0]), jnp.where(better, high, best[1])
+            # one step of the grid: a uniform error has a root mean square of step / √12
             unit = jnp.sqrt(12 * jnp.square(error).sum(-1) / count)[..., None]
             target = groups - unit * shrink(error / jnp.where(unit > 0, unit, 1.0), i)
             slope, offset = fit(inside * near, inside * target, count, shifted=zero is not None)
             ends = jnp.minimum(slope * low + offset, 0.0), jnp.maximum(slope * high + offset, 0.0)
-            return jnp.where(better, loss, least), kept, ends
+            return jnp.where(better, loss, least), best, ends
 
         ends = groups.min(-1, initial=0.0), groups.max(-1, initial=0.0)
         first = (jnp.full(ends[0].shape, jnp.inf), ends, ends)
@@ -65,7 +65,9 @@ class HQQ(Solver):
 
 
 def shrink(error: Array, step: Array | int) -> Array:
-    """The part of each error that is let go: sign(e) · max(|e| − |e|^(p−1) / β, 0).
+    """The accepted part of each error: sign(e) · max(|e| − |e|^(p−1) / β, 0).
+
+    β = BETA · GROWTH^step.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,7 +80,11 @@ def shrink(error: Array, step: Array | int) -> Array:
 
 
 def fit(x: Array, y: Array, count: Array, *, shifted: bool) -> tuple[Array, Array]:
-    """Slope and offset of the least squares line y ≈ slope · x + offset over the last axis."""
+    """(slope, offset) of the least squares line y ≈ slope · x + offset along the last axis.
+
+    `count` is the number of points, without the zeros that pad x and y. The offset is 0 unless
+    `shifted`.
+    """
     mean = lambda a: a.sum(-1) / count
     mx, my = (mean(x), mean(y)) if shifted else (0.0, 0.0)
     spread = mean(x * x) - mx * mx

@@ -1,4 +1,4 @@
-"""Permute: the order of inputs in which n of every m neighbours keep most, Σ w² · E[x²]."""
+"""Permute: an order of inputs in which n of every m neighbours keep the most of Σ w² · E[x²]."""
 
 import dataclasses
 from typing import Any
@@ -15,22 +15,23 @@ from ..core.codec import needs_stats
 from ..core.fold import Fold
 from .solver import Solver
 
-ROWS = 128  # of a matrix, evenly spaced, that an order is judged by
+SCORED_ROWS = 128  # rows of a matrix, evenly spaced, from which the order is chosen
 
 
 @dataclasses.dataclass(frozen=True)
 class Permute(Solver):
-    """Reorders the inputs of `NM`, a `Chain` of it or a solver of one, before it encodes.
+    """Reorders a weight's inputs, then encodes with `NM`, a `Chain` of it, or a solver of either.
 
-    `Permute(Refit(SparseGPT(NM(2, 4))))`: groups of m neighbours then hold weights that compete
-    less, so that more of what matters stays. Inputs are dealt out by what they carry, then pairs of
-    groups swap the two inputs that gain most, `steps` times for all pairs at once. Takes a byte
-    an input up to 256 and two up to 65,536, and a product reorders its inputs. Pool and Yu, 2021
-    (swaps); Zhang et al., 2024 (dealing).
+    Example: `Permute(Refit(SparseGPT(NM(2, 4))))`. The important weights are spread evenly over the
+    groups of m neighbours, so that more of them are kept. First, inputs are dealt out to groups by
+    their total saliency. Then groups are paired, and each pair swaps the two inputs whose exchange
+    gains most; `steps` times, for all pairs at once. The order takes a byte an input up to 256
+    inputs, two up to 65,536, and a product reorders its inputs. Pool and Yu, 2021 (swaps); Zhang et
+    al., 2024 (dealing).
 
     Raises:
-        TypeError: a codec that does not begin with an `NM`.
-        ValueError: fewer steps than 0; no stats where the codec wants them.
+        TypeError: `codec` does not begin with an `NM`.
+        ValueError: `steps` is negative; the codec needs stats and there are none.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -45,7 +46,7 @@ class Permute(Solver):
     def __post_init__(self):
         if self.steps < 0:
             raise ValueError(f"Permute takes at least 0 steps, got {self.steps}")
-        self.pattern  # noqa: B018  raises where there is none
+        self.pattern  # noqa: B018  raises if there is none
 
     @property
     def calibrated(self) -> bool:
@@ -53,7 +54,7 @@ class Permute(Solver):
 
     @property
     def pattern(self) -> NM:
-        """The codec whose groups the order is for."""
+        """The `NM` whose groups the order is for."""
         codec = self.codec
         while isinstance(codec, Solver | Chain):
             codec = codec.codec if isinstance(codec, Solver) else codec.codecs[0]
@@ -61,37 +62,37 @@ class Permute(Solver):
             raise TypeError(f"Permute takes an NM, or a Chain or solver of one, got {self.codec}")
         return codec
 
-    by_rows = False  # the order is that of all rows
+    by_rows = False  # one order for all rows
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
         energy = jnp.ones(fold.k) if stats is None else stats.diag
         saliency = matrix * matrix * energy[None]
-        few = jnp.arange(min(ROWS, fold.n)) * fold.n // min(ROWS, fold.n)
-        order = best_order(saliency[few], self.pattern.n, self.pattern.m, self.steps)
-        turned = None if stats is None else reordered(stats, order)
+        sample = jnp.arange(min(SCORED_ROWS, fold.n)) * fold.n // min(SCORED_ROWS, fold.n)
+        order = best_order(saliency[sample], self.pattern.n, self.pattern.m, self.steps)
+        permuted_stats = None if stats is None else reordered(stats, order)
         matrix = matrix[:, order]
         if isinstance(self.codec, Solver):
-            leaf = self.codec.solve(matrix, fold, dtype, turned)
+            leaf = self.codec.solve(matrix, fold, dtype, permuted_stats)
         else:
-            leaf = self.codec.encode(matrix.astype(dtype), (-1,), turned)
+            leaf = self.codec.encode(matrix.astype(dtype), (-1,), permuted_stats)
             leaf = dataclasses.replace(leaf, fold=fold)
         return PermutedArray(leaf, order.astype(index_dtype(fold.k)))
 
 
 def reordered(stats: Moments, order: Array) -> Moments:
-    """The moments of the inputs in another order."""
+    """The moments of the inputs in the order (k,)."""
     second = stats.second[order]
     second = second if second.ndim == 1 else second[:, order]
     return Moments(second, stats.mean[order], stats.absmax[order], stats.count)
 
 
 def best_order(saliency: Array, n: int, m: int, steps: int) -> Array:
-    """The order (k,) of inputs whose n of every m hold the most of a saliency (rows, k).
+    """The order (k,) of inputs in which the best n of every m hold the most saliency (rows, k).
 
     Example:
         >>> import jax.numpy as jnp
         >>> order = best_order(jnp.array([[9.0, 8.0, 0.0, 1.0]]), 1, 2, 0)
-        >>> sorted(order.reshape(2, 2).tolist())  # 9 and 8 lie apart
+        >>> sorted(order.reshape(2, 2).tolist())  # 9 and 8 are in different groups
         [[0, 2], [1, 3]]
     """
     k = saliency.shape[1]
@@ -99,35 +100,43 @@ def best_order(saliency: Array, n: int, m: int, steps: int) -> Array:
         raise ValueError(f"{n}:{m} takes rows of a multiple of {m}, got {k}")
     groups, pairs = k // m, k // m // 2
     dealt = jnp.argsort(-saliency.sum(0)).reshape(m, groups)
-    turn = jnp.arange(m)[:, None] % 2 == 1  # there and back, so that no group gets all the best
-    order = jnp.where(turn, dealt[:, ::-1], dealt).T  # (groups, m)
+    # every second round of dealing goes backwards, so that no group gets the best of all rounds
+    backwards = jnp.arange(m)[:, None] % 2 == 1
+    order = jnp.where(backwards, dealt[:, ::-1], dealt).T  # (groups, m)
 
     def swap(order, key):
-        mixed = order[jax.random.permutation(key, groups)]
-        a, b = mixed[:pairs], mixed[pairs : 2 * pairs]  # (pairs, m)
-        mine, other = saliency[:, a], saliency[:, b]  # (rows, pairs, m)
-        gain = _with_another(mine, other, n) + _with_another(other, mine, n).mT
+        # random pairs of groups a, b (pairs, m)
+        shuffled = order[jax.random.permutation(key, groups)]
+        a, b = shuffled[:pairs], shuffled[pairs : 2 * pairs]
+        # the gain of both groups for each exchange of input i of a and input j of b
+        saliency_a, saliency_b = saliency[:, a], saliency[:, b]  # (rows, pairs, m)
+        gain = _gain(saliency_a, saliency_b, n) + _gain(saliency_b, saliency_a, n).mT
         gain = gain.reshape(pairs, m * m)
+        # exchange the best two, where that gains anything
         best = gain.argmax(-1)
         better = jnp.take_along_axis(gain, best[:, None], 1) > 0  # (pairs, 1)
-        i, j = (at[:, None] for at in jnp.divmod(best, m))
-        place = jnp.arange(m)[None]
+        i, j = (index[:, None] for index in jnp.divmod(best, m))
+        position = jnp.arange(m)[None]
         x, y = jnp.take_along_axis(a, i, 1), jnp.take_along_axis(b, j, 1)
-        a, b = jnp.where(better & (place == i), y, a), jnp.where(better & (place == j), x, b)
-        return jnp.concatenate([a, b, mixed[2 * pairs :]]), None
+        a, b = jnp.where(better & (position == i), y, a), jnp.where(better & (position == j), x, b)
+        return jnp.concatenate([a, b, shuffled[2 * pairs :]]), None
 
     if pairs:
         order = lax.scan(swap, order, jax.random.split(jax.random.key(0), steps))[0]
     return order.reshape(-1)
 
 
-def _with_another(mine: Array, other: Array, n: int) -> Array:
-    """What a group gains when its i-th input becomes the other's j-th: (pairs, m, m), over rows."""
-    sizes = jnp.sort(mine, -1)[..., ::-1]
-    last, next_ = sizes[..., n - 1 : n], sizes[..., n : n + 1]
-    kept = sizes[..., :n].sum(-1, keepdims=True)
-    inside = mine >= last  # of equals one is dropped in any case, and both ways give the same
-    rest = kept - jnp.where(inside, mine, last)  # the best n − 1 without i
-    least = jnp.where(inside, next_, last)  # and the n-th
-    new = rest[..., :, None] + jnp.maximum(other[..., None, :], least[..., :, None])
+def _gain(group: Array, other: Array, n: int) -> Array:
+    """What a group's kept saliency gains if its input i becomes the other group's j: (pairs, m, m).
+
+    `group` and `other` are saliencies (rows, pairs, m); the gain is summed over rows.
+    """
+    falling = jnp.sort(group, -1)[..., ::-1]
+    nth, next_ = falling[..., n - 1 : n], falling[..., n : n + 1]
+    kept = falling[..., :n].sum(-1, keepdims=True)
+    # among inputs equal to the n-th it does not matter which ones count as kept
+    is_kept = group >= nth
+    without = kept - jnp.where(is_kept, group, nth)  # the best n − 1 inputs other than i
+    last = jnp.where(is_kept, next_, nth)  # and the n-th best
+    new = without[..., :, None] + jnp.maximum(other[..., None, :], last[..., :, None])
     return (new - kept[..., None]).sum(0)

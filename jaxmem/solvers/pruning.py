@@ -1,4 +1,4 @@
-"""Pruner: a sparse codec whose mask is chosen by a score other than the magnitude."""
+"""Pruner: a sparse codec whose mask is chosen by a score other than the magnitude: Wanda, RIA."""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Pruner(Solver):
         return self.codec.codecs[1:] if isinstance(self.codec, Chain) else ()
 
     def scores(self, matrix: Array, stats: Any) -> Array:
-        """What the weights of a matrix (n, k) are worth."""
+        """The scores (n, k) of the weights of a matrix (n, k) in f32."""
         raise NotImplementedError(f"{type(self).__name__} has no scores")
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Any) -> Any:
@@ -47,13 +47,14 @@ class Pruner(Solver):
 
 @dataclasses.dataclass(frozen=True)
 class Prune(Pruner):
-    """Keeps the weights of the highest `score`, from `jm.solvers.pruning_scores` or yours.
+    """Keeps the weights of the highest `score`, from `jm.solvers.pruning_scores` or your own.
 
-    It takes the matrix (n, k) in f32 and the weight's stats, and gives (n, k). `Wanda` and `RIA`
-    are the same with a score that has a name, which a saved `Plan` wants.
+    `score(matrix, stats)` takes the matrix (n, k) in f32 and the weight's stats, and returns scores
+    (n, k). A plan with a function in it cannot be saved; `Wanda` and `RIA` have fixed scores, and
+    can be.
 
     Raises:
-        TypeError: a codec that is not sparse.
+        TypeError: `codec` is not sparse.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -63,7 +64,7 @@ class Prune(Pruner):
     """
 
     score: Callable[[Array, Any], Array]
-    by_rows: ClassVar[bool] = False  # a score may look at all rows
+    by_rows: ClassVar[bool] = False  # a score may depend on all rows
 
     def scores(self, matrix, stats):
         return self.score(matrix, stats)
@@ -71,13 +72,13 @@ class Prune(Pruner):
 
 @dataclasses.dataclass(frozen=True)
 class Wanda(Pruner):
-    """Keeps the weights of the highest |w| · √E[x²]; changes none ("diag" stats are enough).
+    """Keeps the weights of the highest |w| · √E[x²], unchanged. Sun et al., 2023.
 
-    Sun et al., 2023.
+    "diag" stats are enough.
 
     Raises:
-        TypeError: a codec that is not sparse.
-        ValueError: no stats.
+        TypeError: `codec` is not sparse.
+        ValueError: there are no stats.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -95,13 +96,13 @@ class Wanda(Pruner):
 
 @dataclasses.dataclass(frozen=True)
 class RIA(Pruner):
-    """Keeps the weights that are large in their row and column, times E[x²]^¼; changes none.
+    """Keeps the weights that are large relative to their row and column, times E[x²]^¼, unchanged.
 
     Zhang et al., 2024 (relative importance and activations).
 
     Raises:
-        TypeError: a codec that is not sparse.
-        ValueError: no stats.
+        TypeError: `codec` is not sparse.
+        ValueError: there are no stats.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm

@@ -1,7 +1,11 @@
-"""Scores: what each weight of a matrix (n, k) is worth to what the matrix computes.
+"""Scores: how important each weight of a matrix (n, k) is; pruners keep the highest.
 
-A score is a plain function of the matrix and of the stats that `encode` was given for the weight.
+A score is a function of the matrix (n, k) in f32 and of the stats that `encode` is given for the
+weight, and returns (n, k).
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +15,7 @@ from ..calibration.statistics import Moments
 
 
 def magnitude(matrix: Array, stats: Moments | None = None) -> Array:
-    """|w|. Han et al., 2015.
+    """The magnitude |w|. Han et al., 2015.
 
     Example:
         >>> import jax.numpy as jnp
@@ -22,7 +26,7 @@ def magnitude(matrix: Array, stats: Moments | None = None) -> Array:
 
 
 def wanda(matrix: Array, stats: Moments | None) -> Array:
-    """|w| · √E[x²] of the input it multiplies. Sun et al., 2023.
+    """|w| · √E[x²], where x is the input that w multiplies. Sun et al., 2023.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -34,7 +38,7 @@ def wanda(matrix: Array, stats: Moments | None) -> Array:
 
 
 def ria(matrix: Array, stats: Moments | None) -> Array:
-    """(|w| / Σ of its row + |w| / Σ of its column) · E[x²]^¼. Zhang et al., 2024.
+    """(|w| / Σ|w| of its row + |w| / Σ|w| of its column) · E[x²]^¼. Zhang et al., 2024.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,9 +51,9 @@ def ria(matrix: Array, stats: Moments | None) -> Array:
 
 
 def taylor(matrix: Array, gradient: Array | None) -> Array:
-    """|w · ∂loss/∂w|, the loss's change to first order. Molchanov et al., 2016.
+    """|w · ∂loss/∂w|, the first-order change of the loss without w. Molchanov et al., 2016.
 
-    The stats of a weight are then its gradient, folded as the weight is (`jm.gradients`).
+    The stats of the weight are its gradient as a matrix (n, k), of `jm.gradients`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,8 +63,8 @@ def taylor(matrix: Array, gradient: Array | None) -> Array:
     return jnp.abs(matrix if gradient is None else matrix * gradient)
 
 
-def random(seed: int):
-    """A score that knows nothing: the baseline that every other one should beat.
+def random(seed: int) -> Callable[[Array, Any], Array]:
+    """A random score: the baseline that every other score should beat.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,6 +75,6 @@ def random(seed: int):
     return lambda matrix, stats=None: jax.random.uniform(key, matrix.shape)
 
 
-def _energy(matrix, stats):
-    """E[x²] (k,), ones where there are no stats (then only shapes are wanted)."""
+def _energy(matrix: Array, stats: Moments | None) -> Array:
+    """E[x²] (k,); ones without stats, as when only shapes are needed."""
     return jnp.ones(matrix.shape[1]) if stats is None else stats.diag

@@ -1,6 +1,6 @@
-"""QERA: w ≈ Q(w) + u · v, the rank r that mends most of what Q(w) computes wrongly.
+"""QERA: w ≈ Q(w) + u · v, the correction of rank r that minimises the error of the output.
 
-With H = E[x xᵀ] what is least is ‖(W − Q − U V) H^½‖²: the truncated SVD of (W − Q) H^½.
+With H = E[x xᵀ], ‖(W − Q − U V) H^½‖² is least for the truncated SVD of (W − Q) H^½.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from ..calibration.statistics import Moments
 from ..codecs import Int, LowRank
@@ -18,25 +18,26 @@ from ..core.fold import Fold, matrix_shape
 from ..core.leaf import is_encoded
 from .solver import Solver
 
-BYTES = Int(8)
+INT8 = Int(8)
 
 
 @dataclasses.dataclass(frozen=True)
 class QERA(Solver):
-    """Adds to any codec or solver a low-rank correction: `QERA(GPTQ(Search(Int(3, group=64))))`.
+    """Adds a low-rank correction to any codec or solver: `QERA(GPTQ(Search(Int(3, group=64))))`.
 
-    Takes rank · (k + n) numbers more, held by `factors` (8 bits each, unless told otherwise; None
-    for the weight's own dtype). With `rounds` above 1 the codec then encodes the weight less the
-    correction, and the correction is found again, in turns, which lets it take out the large
-    directions before anything is rounded; the pair that loses least is kept.
+    The correction takes rank · (k + n) more numbers, encoded with `factors` (8 bits each by
+    default; with None they have the weight's dtype). With `rounds` above 1, the codec encodes the
+    weight minus the correction, the correction is found again, and so on: large directions are
+    removed before the weight is rounded. The round of least error is kept.
 
-    Wants `stats`; with "diag" moments it is exact for inputs that do not go together. Holds one
-    layer in f32, and two (k, k) matrices.
+    Needs `stats`. With "diag" moments the correction is optimal for uncorrelated inputs. Takes one
+    layer in f32 and two (k, k) matrices.
 
-    Reference: Zhang et al., 2024 (QERA); Saha et al., 2024 (CALDERA, the turns).
+    Zhang et al., 2024 (QERA); Saha et al., 2024 (CALDERA, the rounds).
 
     Raises:
-        ValueError: rank or rounds below 1; a rank that saves nothing; a concrete weight, no stats.
+        ValueError: `rank` or `rounds` is below 1; the rank saves nothing; a concrete weight is
+            encoded without stats.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -51,13 +52,13 @@ class QERA(Solver):
 
     rank: int = 32
     _: dataclasses.KW_ONLY
-    factors: Any = BYTES
+    factors: Any = INT8
     rounds: int = 1
     calibrated: ClassVar[bool] = True
     by_rows: ClassVar[bool] = False
 
     def __post_init__(self):
-        LowRank(self.rank)  # says what is wrong with it
+        LowRank(self.rank)  # raises for a wrong rank
         if self.rounds < 1:
             raise ValueError(f"QERA takes at least 1 round, got {self.rounds}")
 
@@ -70,42 +71,44 @@ class QERA(Solver):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _encode(how, w, axes, stats):
-    """Maps over the stack, so that what is held in f32 is one layer."""
-    layer = lambda args: _layer(how, args[0], axes, args[1])
+def _encode(codec: QERA, w: Array, axes: tuple[int, ...], stats: Moments | None) -> SumArray:
+    """The leaf of `w`; a loop over the stack, so that only one layer is in f32 at a time."""
+    layer = lambda args: _encode_layer(codec, args[0], axes, args[1])
     depth = len(matrix_shape(w, axes)) - 2
     for _ in range(depth):
         layer = functools.partial(lax.map, layer)
     return layer((w, stats))
 
 
-def _layer(how, w, axes, stats):
-    wide, low_rank = w.astype(jnp.float32), LowRank(how.rank)
-    held = lambda leaf: leaf.astype(jnp.float32).decode()
+def _encode_layer(codec: QERA, w: Array, axes: tuple[int, ...], stats: Moments | None) -> SumArray:
+    """The leaf of one layer `w` of a stack."""
+    wide, low_rank = w.astype(jnp.float32), LowRank(codec.rank)
+    decoded = lambda leaf: leaf.astype(jnp.float32).decode()
 
-    def turn(mended):
-        base = how.codec.encode((wide - mended).astype(w.dtype), axes, stats)
-        rest = low_rank.encode(wide - held(base), axes, stats).astype(w.dtype)
+    def one_round(correction):
+        """(leaf, its correction decoded, its error), given the correction of the last round."""
+        base = codec.codec.encode((wide - correction).astype(w.dtype), axes, stats)
+        rest = low_rank.encode(wide - decoded(base), axes, stats).astype(w.dtype)
         rest = (
-            rest.map(how.factors.encode)
-            if how.factors
+            rest.map(codec.factors.encode)
+            if codec.factors
             else rest.map(lambda f, _: f.astype(w.dtype))
         )
         leaf = SumArray((base, rest))
-        return leaf, held(rest), _loss(wide - held(leaf), axes, stats)
+        return leaf, decoded(rest), _output_error(wide - decoded(leaf), axes, stats)
 
-    leaf, mended, least = turn(jnp.zeros_like(wide))
-    for _ in range(how.rounds - 1):
-        other, mended, loss = turn(mended)
-        better = loss < least
+    leaf, correction, least = one_round(jnp.zeros_like(wide))
+    for _ in range(codec.rounds - 1):
+        other, correction, error = one_round(correction)
+        better = error < least
         leaf = jax.tree.map(functools.partial(jnp.where, better), other, leaf)
-        least = jnp.where(better, loss, least)
+        least = jnp.where(better, error, least)
     return leaf
 
 
-def _loss(wrong, axes, stats):
-    """‖x · wrong‖² over the inputs that were seen."""
-    matrix = Fold.from_weight(wrong, axes)[0]
+def _output_error(error: Array, axes: tuple[int, ...], stats: Moments | None) -> Array:
+    """E‖x · error‖² over the inputs x of the stats; ‖error‖² without stats."""
+    matrix = Fold.from_weight(error, axes)[0]
     if stats is None:
         return jnp.square(matrix).sum()
     if stats.second.ndim == 1:

@@ -1,6 +1,7 @@
-"""Search: for each group the range [α·low, β·high] whose rounding loses least, Σ E[x²] (w − ŵ)²."""
+"""Search: for each group the range [α·low, β·high] of least error Σ E[x²] (w − ŵ)²."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +11,26 @@ from ..calibration.statistics import Moments
 from ..codecs.scaled import grouped
 from .solver import Solver
 
-COARSE = tuple(1 - 0.1 * i for i in range(8))  # shrinks of both ends, 1.0 to 0.3
-FINE = (-0.06, -0.03, 0.0, 0.03, 0.06)  # then of each end by itself, round the best
-REFITS = 3
-AT_ONCE = 2**18  # weights that a few copies of are held
-LEAST = 1e-4  # of the mean E[x²]: so that inputs that are never fed are rounded well too
+COARSE_FACTORS = tuple(1 - 0.1 * i for i in range(8))  # α = β from 1.0 to 0.3, tried first
+FINE_OFFSETS = (-0.06, -0.03, 0.0, 0.03, 0.06)  # of α and of β from the best, tried next
+REFITS = 3  # least-squares fits of the scale to the codes, tried last
+TILE_WEIGHTS = 2**18  # weights that are searched at a time; a few copies of them are in memory
+LEAST_ENERGY = 1e-4  # added to E[x²], times its mean: inputs that were always zero count a little
 
 
 @dataclasses.dataclass(frozen=True)
 class Search(Solver):
-    """Clips a few large weights so that the rest round more finely.
+    """Clips a few large weights of each group so that the others are rounded more finely.
 
-    Tries ranges from 1.0 down to 0.3 of the group's own, then each end around the best, then the
-    scale that fits the codes best; keeps what has the least squared error, weighted by E[x²] of
-    what each weight is fed where `stats` are given ("diag" is enough). Never worse than the codec
-    itself by that measure. About 40 roundings: 4 s for 10^8 weights on one core.
+    Tries 1.0 to 0.3 times the group's range, then changes of each end around the best, then the
+    scale that fits the codes best. The range of least squared error is kept. With `stats` ("diag"
+    is enough) each error is weighted by E[x²] of its input. By this measure the result is never
+    worse than the codec's own range. About 40 roundings: 4 s for 10^8 weights on one core.
 
     Lin et al., 2023 (AWQ's clip search); llama.cpp, 2023 (quantization with an importance matrix).
 
     Raises:
-        TypeError: a codec that does not round to scales.
+        TypeError: `codec` does not round to scales.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -40,28 +41,32 @@ class Search(Solver):
     """
 
     def spans(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
-        """The scale and zero of each group, (n, groups)."""
+        """The scales and zeros (n, groups) of a matrix (n, k) in f32."""
         if matrix.size == 0:
             return self.codec.range(*[grouped(matrix, self.codec.group).sum(-1)] * 2)
         weight = jnp.ones(matrix.shape[1]) if stats is None else stats.diag
-        weight = weight + LEAST * jnp.where(weight.mean() > 0, weight.mean(), 1.0)
+        weight = weight + LEAST_ENERGY * jnp.where(weight.mean() > 0, weight.mean(), 1.0)
         weight = grouped(weight[None], self.codec.group)  # (1, groups, group)
         n, k = matrix.shape
-        some = min(n, max(1, AT_ONCE // k))
-        rows = jnp.pad(matrix, ((0, -n % some), (0, 0))).reshape(-1, some, k)
+        tile = min(n, max(1, TILE_WEIGHTS // k))  # rows
+        tiles = jnp.pad(matrix, ((0, -n % tile), (0, 0))).reshape(-1, tile, k)
         search = lambda rows: best_range(self.codec, grouped(rows, self.codec.group), weight)
-        return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1])[:n], lax.map(search, rows))
+        return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1])[:n], lax.map(search, tiles))
 
 
-def best_range(codec, groups: Array, weight: Array) -> tuple[Array, Array | None]:
-    """The scale and zero (n, groups) of weights (n, groups, group) that lose least."""
+def best_range(codec: Any, groups: Array, weight: Array) -> tuple[Array, Array | None]:
+    """The scales and zeros (n, groups) of least error for weights (n, groups, group).
+
+    `weight`, broadcast to the shape of `groups`, is the weight of each squared error.
+    """
     low, high = groups.min(-1, initial=0.0), groups.max(-1, initial=0.0)
-    around = [(a, b) for a in FINE for b in FINE]
-    fixed = jnp.array([(a, a) for a in COARSE] + around)[:, :, None, None]
-    coarse, known = len(COARSE), len(fixed)
+    around = [(a, b) for a in FINE_OFFSETS for b in FINE_OFFSETS]
+    fixed = jnp.array([(a, a) for a in COARSE_FACTORS] + around)[:, :, None, None]
+    coarse, known = len(COARSE_FACTORS), len(fixed)
 
-    def step(i, best):  # the three stages in one loop, so that there is one body to compile
-        least, kept, ratio, centre = best
+    def step(i, best):
+        """One range tried; the three stages share this body, so that it is compiled once."""
+        least, kept, ratio, centre = best  # kept: (α, β) of the least error; ratio: of its refit
         tried = fixed[jnp.minimum(i, known - 1)] + jnp.where(i < coarse, 0.0, centre)
         tried = jnp.where(i < known, tried, kept * ratio[None])
         scale, zero = codec.range(low * tried[0], high * tried[1])
@@ -72,7 +77,7 @@ def best_range(codec, groups: Array, weight: Array) -> tuple[Array, Array | None
         better = error < least
         kept = jnp.where(better[None], tried, kept)
         ratio = jnp.where(better, jnp.where(square > 0, refit, 1.0), ratio)
-        least = jnp.minimum(least, error)  # NaN where f16 has no scale for the whole range: kept
+        least = jnp.minimum(least, error)  # stays NaN where f16 has no scale for the range
         return least, kept, ratio, jnp.where(i < coarse, kept, centre)
 
     one = jnp.ones(low.shape)

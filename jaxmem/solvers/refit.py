@@ -1,4 +1,7 @@
-"""Refit: the kept values that lose least, min (v − w)ᵀ H (v − w) on a fixed support, by PCG."""
+"""Refit: the best values for given kept positions, min (v − w)ᵀ H (v − w), by PCG.
+
+PCG is the preconditioned conjugate gradient method.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -15,16 +18,16 @@ from .solver import Solver
 
 @dataclasses.dataclass(frozen=True)
 class Refit(Solver):
-    """Encodes by a sparse codec or a solver of one, then fits the values it keeps.
+    """Encodes with a sparse codec or a solver of one, then refits the values that are kept.
 
-    Which weights stay is the codec's choice. Their values solve, for each output channel, the
-    normal equations of the damped Gram matrix on its support: the least error that support allows,
-    and never more than before. `steps` of conjugate gradients with H's diagonal as preconditioner,
-    from the codec's values, for all rows at once. Meng et al., 2024 (ALPS).
+    The codec chooses which weights are kept (the support). For each output channel, the values
+    solve the normal equations of the damped Gram matrix on that support. That is the least error
+    possible there, and never more than before. All rows take `steps` of conjugate gradients at
+    once, from the codec's values, with H's diagonal as preconditioner. Meng et al., 2024 (ALPS).
 
     Raises:
-        TypeError: a codec whose values are not floats.
-        ValueError: no stats, or only their diagonal.
+        TypeError: the values of `codec` are not floats.
+        ValueError: `steps` is below 1; there are no stats, or only their diagonal.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -38,7 +41,7 @@ class Refit(Solver):
     """
 
     steps: int = 32
-    damping: float = 0.01  # of the mean diagonal
+    damping: float = 0.01  # added to the diagonal of the Gram matrix, times its mean
     calibrated: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -56,54 +59,63 @@ class Refit(Solver):
         if not isinstance(leaf, SparseArray) or not isinstance(leaf.values, Array):
             raise TypeError(f"Refit takes a sparse codec of float values, got {self.codec}")
         mask = support(leaf)
-        fitted = fit(matrix, gram, mask, leaf.rows(), self.steps, self.damping)
-        return refilled(leaf, fitted)
+        fitted = fit_values(matrix, gram, mask, leaf.rows(), self.steps, self.damping)
+        return replace_values(leaf, fitted)
 
 
 def support(leaf: SparseArray) -> Array:
-    """Where the weights that an unstacked leaf keeps are, (n, k), be they zero or not."""
+    """The mask (n, k) of the weights that an unstacked leaf keeps, also those that are zero."""
     return dataclasses.replace(leaf, values=jnp.ones_like(leaf.values)).rows() > 0
 
 
-def refilled(leaf: SparseArray, matrix: Array) -> SparseArray:
-    """The leaf with the values that a matrix (n, k) has at its places."""
+def replace_values(leaf: SparseArray, matrix: Array) -> SparseArray:
+    """The leaf with the values of a matrix (n, k) at the positions that it keeps."""
     spread = lambda values: dataclasses.replace(leaf, values=values).rows()
-    (values,) = jax.vjp(spread, leaf.values)[1](matrix)  # linear: the transpose gathers
+    # `spread` is linear, and its transpose gathers
+    (values,) = jax.vjp(spread, leaf.values)[1](matrix)
     return dataclasses.replace(leaf, values=values)
 
 
-def fit(
+def fit_values(
     matrix: Array, gram: Array, mask: Array, start: Array, steps: int, damping: float = 0.01
 ) -> Array:
-    """The rows v (n, k), zero off the mask, that minimise (v − w)ᵀ (H + λI) (v − w).
+    """The rows v (n, k), zero outside the mask, that minimise (v − w)ᵀ (H + λI) (v − w), in f32.
 
-    `matrix` holds w and `start` the rows to begin with; λ = damping · mean diagonal. In f32.
+    Args:
+        matrix: the rows w (n, k).
+        gram: H = E[x xᵀ] (k, k).
+        mask: (n, k), True where v may differ from zero.
+        start: the first v (n, k).
+        steps: of conjugate gradients.
+        damping: λ relative to the mean diagonal of H.
 
     Example:
         >>> import jax.numpy as jnp
         >>> gram = jnp.array([[1.0, 0.9], [0.9, 1.0]])
         >>> mask = jnp.array([[False, True]])
-        >>> v = fit(jnp.ones((1, 2)), gram, mask, jnp.zeros((1, 2)), 2, 0.0)
+        >>> v = fit_values(jnp.ones((1, 2)), gram, mask, jnp.zeros((1, 2)), 2, 0.0)
         >>> [round(float(x), 3) for x in v[0]]
         [0.0, 1.9]
     """
     k = gram.shape[0]
     mean = jnp.trace(gram) / max(k, 1)
     gram = gram + jnp.eye(k) * jnp.where(mean > 0, damping * mean, 1.0)
-    by_gram = lambda rows: jnp.where(mask, jnp.matmul(rows, gram, precision="highest"), 0.0)
+    times_gram = lambda rows: jnp.where(mask, jnp.matmul(rows, gram, precision="highest"), 0.0)
     diagonal = jnp.diagonal(gram)[None]
     dot = lambda a, b: (a * b).sum(-1, keepdims=True)
-    share = lambda a, b: a / jnp.where(b > 0, b, 1.0)
-    residual = by_gram(matrix - start)
-    ahead = residual / diagonal
+    divide = lambda a, b: a / jnp.where(b > 0, b, 1.0)
+    residual = times_gram(matrix - start)
+    preconditioned = residual / diagonal
 
     def step(_, state):
         rows, residual, direction, size = state
-        product = by_gram(direction)
-        along = share(size, dot(direction, product))
-        rows, residual = rows + along * direction, residual - along * product
-        ahead = residual / diagonal
-        new = dot(residual, ahead)
-        return rows, residual, ahead + share(new, size) * direction, new
+        product = times_gram(direction)
+        length = divide(size, dot(direction, product))
+        rows, residual = rows + length * direction, residual - length * product
+        preconditioned = residual / diagonal
+        new_size = dot(residual, preconditioned)
+        direction = preconditioned + divide(new_size, size) * direction
+        return rows, residual, direction, new_size
 
-    return lax.fori_loop(0, steps, step, (start, residual, ahead, dot(residual, ahead)))[0]
+    first = (start, residual, preconditioned, dot(residual, preconditioned))
+    return lax.fori_loop(0, steps, step, first)[0]

@@ -1,4 +1,4 @@
-"""Basis: layers that share a basis, W_l = U_l · V_g(l): low rank, one factor for many layers."""
+"""Basis: layers that share a basis, W_l = U_l · V_g(l): low rank, with one V for many layers."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -13,15 +13,16 @@ from ..codecs.shared import DAMPING, SharedArray, by_group, checked_sharing, lay
 
 @dataclasses.dataclass(frozen=True)
 class Basis:
-    """The `rank` directions of inputs that serve all layers of a group best, and their weights.
+    """Low rank for a stack of layers: each group of layers shares the factor V (rank, k).
 
-    Layers of a group are one tall matrix, of which V keeps the largest singular values; with
-    `stats` those of what it computes, fed the mean of the layers' moments. k·n numbers a layer
-    become rank·n, and rank·k for a group. `groups` and `order` are as in `Shared`; `codec` encodes
-    both factors. Wang et al., 2024 (Basis Sharing).
+    The matrices of a group, one below the other, are one tall matrix, and V spans its largest
+    singular values. With `stats`, V spans those of the tall matrix times H^½, where H is the mean
+    of the layers' E[x xᵀ]. k·n numbers per layer become rank·n, plus rank·k per group. `groups` and
+    `order` are as in `Shared`; `codec` encodes both factors. Wang et al., 2024 (Basis Sharing).
 
     Raises:
-        ValueError: a rank below 1 or that saves nothing; groups or a weight that `Shared` refuses.
+        ValueError: `rank` is below 1 or saves nothing; `Shared` would refuse the groups or the
+            weight.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -45,21 +46,24 @@ class Basis:
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> LowRankArray:
         matrix, fold, index = layers_of(w, axes, self)
         members = by_group(index)
-        each, size = members.shape[1], fold.n * fold.k
-        if self.rank >= fold.k or self.rank * (each * fold.n + fold.k) >= each * size:
-            raise ValueError(f"rank {self.rank} saves nothing on {each} {fold.k} x {fold.n} layers")
+        layers, size = members.shape[1], fold.n * fold.k
+        if self.rank >= fold.k or self.rank * (layers * fold.n + fold.k) >= layers * size:
+            raise ValueError(
+                f"rank {self.rank} saves nothing on {layers} {fold.k} x {fold.n} layers"
+            )
         matrix = matrix.astype(jnp.float32)
-        tall = matrix[members].reshape(self.groups, each * fold.n, fold.k)
-        fed, back = tall, lambda v: v
+        tall = matrix[members].reshape(self.groups, layers * fold.n, fold.k)
+        weighted, unweight = tall, lambda v: v
         if stats is not None:
             root, inverse = _root(stats, members)
-            fed, back = tall @ root, lambda v: v @ inverse
-        _, vectors = jnp.linalg.eigh(fed.mT @ fed)  # k x k, however many the layers
+            weighted, unweight = tall @ root, lambda v: v @ inverse
+        _, vectors = jnp.linalg.eigh(weighted.mT @ weighted)  # (groups, k, k)
         right = vectors[..., : -self.rank - 1 : -1]  # (groups, k, r)
-        u, v = jnp.matmul(fed, right), back(right.mT)
-        size = lambda a, axis: jnp.maximum(jnp.linalg.norm(a, axis=axis, keepdims=True), 1e-30)
-        even = jnp.sqrt(size(v, -1).mT / size(u, -2))  # so that u and v round alike
-        u, v = u * even, v / even.mT
+        u, v = jnp.matmul(weighted, right), unweight(right.mT)
+        # give each column of u and its row of v the same norm, so that both round equally well
+        norm = lambda a, axis: jnp.maximum(jnp.linalg.norm(a, axis=axis, keepdims=True), 1e-30)
+        balance = jnp.sqrt(norm(v, -1).mT / norm(u, -2))
+        u, v = u * balance, v / balance.mT
         u = u.reshape(-1, fold.n, self.rank)[np.argsort(members.reshape(-1))]
         u, v = u.astype(w.dtype), v.astype(w.dtype)
         if self.codec is not None:
@@ -69,7 +73,10 @@ class Basis:
 
 
 def _root(stats: Any, members: np.ndarray) -> tuple[Array, Array]:
-    """S and its inverse (groups, k, k), S Sᵀ = the mean of E[x xᵀ] over the layers of a group."""
+    """S and its inverse (groups, k, k), where S Sᵀ is the mean of E[x xᵀ] over a group's layers.
+
+    `members` (groups, layers) holds the index of each layer in the stack.
+    """
     mean = stats.second[members].mean(1)
     if stats.second.ndim == stats.mean.ndim:
         mean = mean[..., None] * jnp.eye(mean.shape[-1])[None]

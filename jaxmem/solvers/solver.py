@@ -1,4 +1,4 @@
-"""Solver: a codec that finds better numbers for another one, and leaves that one's leaves."""
+"""Solver: a codec that wraps another one and finds better numbers for the same leaves."""
 
 import abc
 import dataclasses
@@ -21,12 +21,13 @@ from ..core.leaf import is_encoded
 class Solver(abc.ABC):
     """Wraps a codec that rounds to scales: `Int`, `Float`, `Codebook`.
 
-    A subclass says how it finds the scales of the groups of a matrix, or the leaf itself.
+    A subclass defines `spans`, which finds the scales of a matrix's groups, or `solve`, which makes
+    the whole leaf.
     """
 
     codec: Any
-    calibrated: ClassVar[bool] = False  # whether it cannot do without stats
-    by_rows: ClassVar[bool] = True  # whether the rows of a matrix are solved each by itself
+    calibrated: ClassVar[bool] = False  # whether it needs stats
+    by_rows: ClassVar[bool] = True  # whether each row of a matrix is solved by itself
 
     def __post_init__(self):
         if not isinstance(self.codec, Int | Scaled):
@@ -34,7 +35,7 @@ class Solver(abc.ABC):
             raise TypeError(f"{name} takes an Int, Float or Codebook, got {self.codec}")
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Moments | None = None) -> Any:
-        """The leaf of `w`, one layer of a stack at a time, as `Int.encode` and its kin give it."""
+        """The leaf of `w`, of the wrapped codec's class; one layer of a stack at a time."""
         if is_encoded(w):
             raise TypeError(f"{type(self).__name__} takes a dense weight: in a Chain it is first")
         if stats is None and self.calibrated and not isinstance(w, jax.core.Tracer):
@@ -43,10 +44,11 @@ class Solver(abc.ABC):
 
     @property
     def independent_rows(self) -> bool:
+        """Whether the solver and its codec encode each row of a matrix by itself."""
         return self.by_rows and has_independent_rows(self.codec)
 
     def spans(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
-        """Scale and zero (n, groups) of a matrix (n, k) in f32."""
+        """The scales and zeros (n, groups) of a matrix (n, k) in f32."""
         return self.codec.spans(matrix, stats)
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
@@ -54,14 +56,14 @@ class Solver(abc.ABC):
         return self.codec.round(matrix, *self.spans(matrix, stats), fold, dtype)
 
 
-def rounding(codec: Any) -> Int | Scaled:
-    """The codec that a solver rounds by in the end."""
-    return rounding(codec.codec) if isinstance(codec, Solver) else codec
+def rounding_codec(codec: Any) -> Int | Scaled:
+    """The innermost codec of nested solvers, which rounds."""
+    return rounding_codec(codec.codec) if isinstance(codec, Solver) else codec
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _encode(solver, w, axes, stats):
-    """Maps over the stack, so that what is held in f32 is one layer."""
+def _encode(solver: Solver, w: Array, axes: tuple[int, ...], stats: Moments | None) -> Any:
+    """The leaf of `w`; a loop over the stack, so that only one layer is in f32 at a time."""
     axes = tuple(a - w.ndim if a >= 0 else a for a in axes)
     depth = len(matrix_shape(w, axes)) - 2
 
