@@ -19,6 +19,7 @@ collect_ignore = [
     "docs/conf.py",  # for Sphinx
     "docs/guides/fit.md",
     "tests/reference/make_reference.py",  # imports torch, and writes fixtures
+    "tests/reference/make_saved.py",  # imports jaxmem 0.1.0, and writes fixtures
 ]
 SHARED = pathlib.Path(__file__).parent / "../shared/data"
 
