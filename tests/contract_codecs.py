@@ -6,6 +6,7 @@ unmodified models, gradients and shards, and `test_contract_laws.py` checks prod
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,5 +122,4 @@ def assert_lifts(fn, *args, on_decode="error"):
 
 
 def assert_same(got, want):
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
+    chex.assert_trees_all_equal(got, want, strict=True)

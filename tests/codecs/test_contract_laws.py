@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,7 +150,7 @@ def test_astype_changes_what_it_stands_for_and_not_what_it_holds(codec):
     leaf = encoded(codec)
     half = leaf.astype(jnp.bfloat16)
     assert half.dtype == jax.eval_shape(lambda w: w.decode(), half).dtype == jnp.bfloat16
-    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(half), jax.tree.leaves(leaf))
+    chex.assert_trees_all_equal(jax.tree.leaves(half), jax.tree.leaves(leaf), strict=True)
     assert_same(half.astype(jnp.float32), leaf)
 
 
