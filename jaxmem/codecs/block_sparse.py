@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.leaf import divided_shape
-from ..kernels.block_sparse_matmul import block_sparse_product, suits
+from ..kernels.block_sparse_matmul import block_sparse_product, supports
 from ..kernels.dispatch import on_one_chip
 from ..kernels.tiled_matmul import decoded_product
 from .sparse import (
@@ -142,7 +142,7 @@ def _matmul(x, leaf, precision):
     height = leaf.values.shape[-2] // leaf.places.shape[-2]
     plain = functools.partial(_by_rows(x, leaf), precision=precision)
     whole = isinstance(leaf.values, Array)
-    if not whole or not suits(height, leaf.inputs, leaf.places.shape[-1], x.shape[1]):
+    if not whole or not supports(height, leaf.inputs, leaf.places.shape[-1], x.shape[1]):
         return plain(x, leaf)
     kernel = lambda x, leaf: block_sparse_product(
         x, leaf.values, leaf.places, leaf.inputs, leaf.fold.n, precision

@@ -93,7 +93,7 @@ def by_integers(terms: list[tuple[Array, Array]], leaf: Any) -> Array:
     n, k = leaf.fold.n, leaf.fold.k
     if leaf.bits == 8 or n * k <= WHOLE:
         return product(args, leaf)
-    return map_tiles(product, args, leaf, tile=max(32, CACHED // k), fetch=True)
+    return map_tiles(product, args, leaf, tile_rows=max(32, CACHED // k), fetch=True)
 
 
 def _terms_product(digits, terms, leaf):

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from ..core.leaf import divided_shape
 from ..kernels.dispatch import on_one_chip
-from ..kernels.nm_matmul import nm_product, suits
+from ..kernels.nm_matmul import nm_product, supports
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
 from .packing import WIDTHS, pack, shifts, unpack, unpack_rows
 from .scaled import selected
@@ -129,7 +129,11 @@ class NMArray(SparseArray):
         values = self.values
         if not isinstance(values, Array):
             values = values.on_chip() if hasattr(values, "on_chip") else None
-        if values is None or self.bits == 8 or not suits(self.n, self.codes[0].shape[-1], values):
+        if (
+            values is None
+            or self.bits == 8
+            or not supports(self.n, self.codes[0].shape[-1], values)
+        ):
             return None
         how = dict(shifts=tuple(shifts(self.bits)), n=self.n, m=self.m, spread=planes)
         return dict(fields=self.codes, values=values, **how)

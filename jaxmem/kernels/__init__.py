@@ -1,1 +1,1 @@
-"""Pallas bodies that a leaf's product calls on a TPU, each beside the XLA form it must equal."""
+"""Products with encoded weights: tile by tile in XLA, and Pallas kernels for a TPU."""

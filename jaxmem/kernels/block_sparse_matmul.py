@@ -1,8 +1,8 @@
 """y = Σ_j x[:, block p_j] · v_jᵀ on a TPU, for each strip of outputs: only kept blocks are read.
 
-XLA gathers the inputs of every strip, which for more rows of x than a block has outputs is more
-than the weight. Here x lies on the chip by blocks of inputs, and each strip takes those that it
-reads from there; HBM sees the kept values once.
+XLA gathers the inputs of every strip from HBM. Where x has more rows than a block has outputs, it
+so moves more bytes than the weight has. This kernel keeps x on the chip, divided into blocks of
+inputs, and each strip reads its blocks there; the kept values are read from HBM once.
 """
 
 import jax
@@ -12,27 +12,36 @@ from jax import Array, lax
 from .cost_estimate import cost
 
 LANES = 128  # columns of a register
-INPUTS = 2**20  # elements of x on the chip at a time
-KEPT = 2**20  # elements of a strip on the chip at a time
+X_ELEMENTS = 2**20  # the most elements of x on the chip at a time
+STRIP_ELEMENTS = 2**20  # the most kept values of a strip, which are on the chip at a time
 
 
-def suits(height: int, inputs: int, kept: int, k: int) -> bool:
-    """Whether the kernel can read strips of `height` outputs with `kept` blocks of k inputs.
+def supports(height: int, inputs: int, kept: int, k: int) -> bool:
+    """Whether the kernel can read strips of `height` outputs that keep `kept` blocks.
+
+    A block has `height` outputs and `inputs` of the weight's k inputs.
 
     Example:
-        >>> suits(128, 512, 4, 4096), suits(32, 32, 4, 4096)
+        >>> supports(128, 512, 4, 4096), supports(32, 32, 4, 4096)
         (True, False)
     """
     whole = height % LANES == 0 and inputs % LANES == 0
-    return whole and height * kept * inputs <= KEPT and k <= INPUTS // LANES
+    return whole and height * kept * inputs <= STRIP_ELEMENTS and k <= X_ELEMENTS // LANES
 
 
 def block_sparse_product(
     x: Array, values: Array, places: Array, inputs: int, n: int, precision=None, *, interpret=False
 ) -> Array:
-    """x (m, k) times the kept blocks: (m, n) f32.
+    """x (m, k) times the weight whose kept blocks are given: (m, n) f32.
 
-    `values` are (⌈n⌉, kept · inputs), `places` (strips, kept).
+    Args:
+        x: (m, k).
+        values: the kept blocks of each strip side by side, (strips · height, kept · inputs).
+        places: which block of inputs each kept block is, (strips, kept) integers.
+        inputs: the inputs of a block.
+        n: the outputs; the last strip may be longer than what is left of them.
+        precision: of the products, as `lax.dot_general` takes it.
+        interpret: whether Pallas interprets the kernel, which runs on a CPU too.
     """
     from jax.experimental import pallas as pl  # a tenth of a second, so not with jaxmem
     from jax.experimental.pallas import tpu as pltpu
@@ -40,17 +49,22 @@ def block_sparse_product(
     m, k = x.shape
     strips, kept = places.shape
     height, blocks = len(values) // strips, -(-k // inputs)
+    # x by blocks of inputs: (blocks, m, inputs)
     x = jnp.pad(x, ((0, 0), (0, blocks * inputs - k)))
     x = x.reshape(m, blocks, inputs).swapaxes(0, 1)
-    rows = min(m, INPUTS // (blocks * inputs) // LANES * LANES)
+    rows = min(m, X_ELEMENTS // (blocks * inputs) // LANES * LANES)  # of x on the chip at a time
 
     def body(places_ref, x_ref, values_ref, y_ref):
         strip, total = pl.program_id(1), jnp.zeros(y_ref.shape, jnp.float32)
         for j in range(kept):
-            read = x_ref[places_ref[strip, j]]  # (rows, inputs)
-            w = values_ref[:, j * inputs : (j + 1) * inputs].astype(read.dtype)
+            x_block = x_ref[places_ref[strip, j]]  # (rows, inputs)
+            w = values_ref[:, j * inputs : (j + 1) * inputs].astype(
+                x_block.dtype
+            )  # (height, inputs)
             dims = (((1,), (1,)), ((), ()))
-            total += lax.dot_general(read, w, dims, precision, preferred_element_type=jnp.float32)
+            total += lax.dot_general(
+                x_block, w, dims, precision, preferred_element_type=jnp.float32
+            )
         y_ref[...] = total
 
     out = jax.ShapeDtypeStruct((m, n), jnp.float32)

@@ -1,4 +1,4 @@
-"""What a kernel says of itself to the compiler: the bytes that its grid moves, and its products."""
+"""A kernel's cost estimate for the compiler: the bytes that its grid moves, and its flops."""
 
 import math
 from typing import Any
@@ -7,9 +7,10 @@ import jax
 
 
 def cost(x: Any, weight: Any, y: Any, *, rows: int, flops: int) -> Any:
-    """The cost of a grid that keeps `rows` rows of x on the chip and reads the weight for each.
+    """The cost of a kernel that holds `rows` rows of x on the chip at a time.
 
-    x and y (m, n) move once, and the tree `weight` once for each `rows` of the m.
+    x (m, k) and y (m, n) move once. The arrays of the tree `weight` move once for each block of
+    `rows` rows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -19,6 +20,7 @@ def cost(x: Any, weight: Any, y: Any, *, rows: int, flops: int) -> Any:
     """
     from jax.experimental import pallas as pl  # a tenth of a second, so not with jaxmem
 
-    size = lambda tree: sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
-    bytes = size((x, y)) + -(-y.shape[0] // rows) * size(weight)
-    return pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=bytes)
+    nbytes = lambda tree: sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+    blocks = -(-y.shape[0] // rows)
+    moved = nbytes((x, y)) + blocks * nbytes(weight)
+    return pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=moved)

@@ -1,86 +1,118 @@
-"""Products with an encoded weight that decode some of its rows at a time: never a dense weight."""
+"""Products with an encoded weight that decode one tile of rows at a time, never a whole weight."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-TILE = 1024  # rows decoded at a time
-FEWER = 2**19  # weights of a tile that strands decode: experiments/speed/cpu_matvec.py
-UNROLLED_TILES = 16  # tiles that an accelerator spells out, so that each stays on the chip
+TILE_ROWS = 1024  # rows of a decoded tile
+INTERLEAVED_TILE_WEIGHTS = 2**19  # of a tile of rows that share bytes: speed/cpu_matvec.py
+UNROLLED_TILES = 16  # products of so many tiles an accelerator unrolls: each tile stays on the chip
 
 # On a CPU:
-FEW = 32  # rows of bfloat16 that it multiplies faster as f32
-ALONE = 4  # rows whose product takes no longer than the decoding
-FEWEST = 2**17  # weights of a tile for them: two strands stay in a core's cache
-LINE = 64  # bytes that it reads from memory at once
+FLOAT32_ROWS = 32  # up to so many rows of bfloat16 x are multiplied faster as f32
+FETCHED_ROWS = 4  # up to so many rows of x multiply no slower than the weight is decoded
+CPU_TILE_WEIGHTS = 2**17  # of a tile for them: two sets of interleaved rows stay in a core's cache
+CACHE_LINE_BYTES = 64
 
 
 def decoded_product(x: Array, leaf: Any, precision=None, *, unrolled: int = 0) -> Array:
-    """x (m, k) . rows^T as (m, n) f32, some rows decoded at a time: never a dense weight.
+    """x (m, k) times the rows of a `MatrixLeaf`: (m, n) f32, with one tile decoded at a time.
 
-    By strands, but whole where tiles are `unrolled`: an accelerator interleaves on the chip.
+    A loop over tiles multiplies interleaved rows apart, since a CPU is slow at interleaving.
+    Tiles that are `unrolled` (at most so many) are decoded in order: an accelerator interleaves
+    them on the chip.
     """
     product = lambda x, part: _product(x, part, precision, bool(unrolled))
-    tile = TILE if unrolled else max(TILE // 4, FEWER // max(1, leaf.fold.k))
-    return map_tiles(product, x, leaf, unrolled=unrolled, tile=tile)
+    loop_rows = max(TILE_ROWS // 4, INTERLEAVED_TILE_WEIGHTS // max(1, leaf.fold.k))
+    tile_rows = TILE_ROWS if unrolled else loop_rows
+    return map_tiles(product, x, leaf, unrolled=unrolled, tile_rows=tile_rows)
 
 
 def cpu_product(x: Array, leaf: Any, precision=None) -> Array:
-    """The same for a CPU, which is slow at few rows of bfloat16."""
-    x = x.astype(jnp.float32) if len(x) <= FEW else x
-    leaf, more = leaf.prepare_for_cpu(x)
-    if len(x) > ALONE:
+    """`decoded_product` for a CPU, which multiplies few rows of bfloat16 slowly."""
+    x = x.astype(jnp.float32) if len(x) <= FLOAT32_ROWS else x
+    leaf, addend = leaf.prepare_for_cpu(x)
+    if len(x) > FETCHED_ROWS:
         y = decoded_product(x, leaf, precision)
     else:
         product = lambda x, part: _product(x, part, precision, False)
-        y = map_tiles(product, x, leaf, tile=max(32, FEWEST // max(1, leaf.fold.k)), fetch=True)
-    return y if more is None else y + more
+        tile_rows = max(32, CPU_TILE_WEIGHTS // max(1, leaf.fold.k))
+        y = map_tiles(product, x, leaf, tile_rows=tile_rows, fetch=True)
+    return y if addend is None else y + addend
 
 
 @functools.partial(jax.checkpoint, static_argnums=(2, 3))  # a gradient decodes again, keeps no tile
-def _product(x, part, precision, whole):
+def _product(x, part, precision, in_order):
+    """x (m, k) times the rows of `part`, decoded in order or as interleaved rows: (m, rows) f32."""
     dims = (((1,), (1,)), ((), ()))
-    how = dict(precision=precision, preferred_element_type=jnp.float32)
-    if whole:
-        return lax.dot_general(x, part.rows().astype(x.dtype), dims, **how)
-    ys = [lax.dot_general(w.astype(x.dtype), x, dims, **how) for w in part.interleaved_rows()]
+    options = dict(precision=precision, preferred_element_type=jnp.float32)
+    if in_order:
+        return lax.dot_general(x, part.rows().astype(x.dtype), dims, **options)
+    rows = part.interleaved_rows()
+    ys = [lax.dot_general(w.astype(x.dtype), x, dims, **options) for w in rows]
     return interleave(ys, -2).T
 
 
 def map_tiles(
-    product, x: Any, leaf: Any, *, unrolled: int = 0, tile: int = TILE, fetch: bool = False
+    product: Callable[[Any, Any], Array],
+    x: Any,
+    leaf: Any,
+    *,
+    unrolled: int = 0,
+    tile_rows: int = TILE_ROWS,
+    fetch: bool = False,
 ) -> Array:
-    """`product(x, part)` (m, rows of part) over parts of `leaf`, joined: (m, n).
+    """`product(x, tile)` over the tiles of a leaf, joined along the rows.
 
-    A loop, which keeps the program small; up to `unrolled` tiles one after the other, since a TPU
-    copies what a loop reads to its own memory first (experiments/memory/tpu_memory.json).
+    A loop keeps the program small. Up to `unrolled` tiles are spelled out one after the other,
+    since a TPU copies what a loop reads to its own memory first
+    (experiments/memory/tpu_memory.json).
+
+    Args:
+        product: takes x and a leaf of some rows; gives (m, rows).
+        x: the array or pytree that each product takes whole.
+        leaf: an unstacked `MatrixLeaf` of n rows.
+        unrolled: the most tiles that are spelled out; 0 for a loop.
+        tile_rows: the most rows of a tile, rounded down to a multiple of 8. A tile has fewer
+            where that divides n and is no less than an eighth.
+        fetch: whether a tile's codes are read from memory before they are decoded (`fetched`).
+
+    Returns:
+        (m, n)
     """
-    n, tile = leaf.fold.n, tile - tile % 8
-    size = next((t for t in range(tile, tile // 8, -8) if n % t == 0), tile)
+    # Choose the rows of a tile.
+    n, most = leaf.fold.n, tile_rows - tile_rows % 8
+    size = next((t for t in range(most, most // 8, -8) if n % t == 0), most)
     if n <= size:
         return product(x, leaf)
-    at = functools.partial(fetched, leaf) if fetch else lambda start, size: start
-    part = lambda start, size=size: product(x, leaf.slice_rows(at(start, size), size))
+
+    # Spell out a few tiles.
+    begin = functools.partial(fetched, leaf) if fetch else lambda start, size: start
+    tile = lambda start, size=size: product(x, leaf.slice_rows(begin(start, size), size))
     if n <= size * unrolled:
-        return jnp.concatenate([part(i, min(size, n - i)) for i in range(0, n, size)], 1)
+        return jnp.concatenate([tile(i, min(size, n - i)) for i in range(0, n, size)], 1)
+
+    # Or loop over whole tiles, then take the rows that are left.
     even = n - n % size
-    y = lax.map(part, jnp.arange(0, even, size, dtype=jnp.int32))  # (tiles, m, size)
+    y = lax.map(tile, jnp.arange(0, even, size, dtype=jnp.int32))  # (tiles, m, size)
     y = jnp.moveaxis(y, 0, 1).reshape(y.shape[1], even)
-    return y if even == n else jnp.concatenate([y, part(even, n - even)], 1)
+    return y if even == n else jnp.concatenate([y, tile(even, n - even)], 1)
 
 
 def fetched(leaf: Any, start: Array, size: int) -> Array:
-    """`start`, known once a byte of every cache line of its rows' codes has been read.
+    """`start`, after one byte of each cache line of the codes of `size` rows from it is read.
 
-    Such reads wait for the memory together; decoding would wait for line after line, where the CPU
-    does not foresee which comes next (that of experiments/speed/cpu_matvec.py).
+    Such reads wait for the memory together. Decoding would wait for line after line where the CPU
+    does not foresee which comes next, as the CPU of experiments/speed/cpu_matvec.py does not.
     """
     codes = [a for a in jax.tree.leaves(leaf.slice_rows(start, size)) if a.dtype.itemsize == 1]
-    lines = [lax.bitcast_convert_type(a[..., ::LINE], jnp.uint8).astype(jnp.int32) for a in codes]
-    return start + sum(jnp.minimum(a.sum(), 0) for a in lines)  # no sum is below 0
+    firsts = [a[..., ::CACHE_LINE_BYTES] for a in codes]
+    reads = [lax.bitcast_convert_type(a, jnp.uint8).astype(jnp.int32) for a in firsts]
+    return start + sum(jnp.minimum(a.sum(), 0) for a in reads)  # no sum is below 0
 
 
 def interleave(parts: list[Array], axis: int) -> Array:
@@ -93,11 +125,14 @@ def interleave(parts: list[Array], axis: int) -> Array:
     """
     if len(parts) == 1:
         return parts[0]
-    at = parts[0].ndim + axis
-    n, longest = sum(part.shape[at] for part in parts), parts[0].shape[at]
-    short = lambda part: [(0, longest - part.shape[at] if a == at else 0) for a in range(part.ndim)]
-    parts = [part if part.shape[at] == longest else jnp.pad(part, short(part)) for part in parts]
-    together = jnp.stack(parts, at + 1)
+    axis = parts[0].ndim + axis
+    n, longest = sum(part.shape[axis] for part in parts), parts[0].shape[axis]
+    # Fill the shorter parts up, stack them element by element, and cut the filling off.
+    missing = lambda part: [
+        (0, longest - part.shape[axis] if a == axis else 0) for a in range(part.ndim)
+    ]
+    parts = [p if p.shape[axis] == longest else jnp.pad(p, missing(p)) for p in parts]
+    stacked = jnp.stack(parts, axis + 1)
     shape = parts[0].shape
-    together = together.reshape(*shape[:at], longest * len(parts), *shape[at + 1 :])
-    return lax.slice_in_dim(together, 0, n, axis=at)
+    joined = stacked.reshape(*shape[:axis], longest * len(parts), *shape[axis + 1 :])
+    return lax.slice_in_dim(joined, 0, n, axis=axis)

@@ -43,7 +43,7 @@ def test_every_product_is_that_of_the_decoded_weight(codec, name):
 
 @pytest.mark.parametrize("codec", [*CODECS, *GROUPED, jm.Affine(3, group=16)], ids=str)
 def test_tiles_that_do_not_divide_the_rows_are_joined(codec, monkeypatch):
-    monkeypatch.setattr(tiled_matmul, "FEWEST", 1)
+    monkeypatch.setattr(tiled_matmul, "CPU_TILE_WEIGHTS", 1)
     leaf = jit(codec.encode)(jnp.concatenate([W, W[:, :3]], 1))  # tiles of 32 rows and 11 more
     got = jit(cpu_product)(X, leaf)
     np.testing.assert_allclose(got, X @ leaf.decode(), rtol=1e-5, atol=1e-4)

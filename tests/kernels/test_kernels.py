@@ -1,4 +1,4 @@
-"""Kernels equal the XLA forms they stand beside, and are chosen only where they can run."""
+"""Kernels give what the XLA forms give, and are chosen only where they can run."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import jaxmem as jm
 from jaxmem.kernels.block_sparse_matmul import block_sparse_product
 from jaxmem.kernels.dispatch import on_one_chip
 from jaxmem.kernels.nm_matmul import nm_product
-from jaxmem.kernels.packed_matmul import COLUMNS, grouped_product, suits
+from jaxmem.kernels.packed_matmul import MAX_BLOCK_COLUMNS, grouped_product, supports
 
 
 def by_kernel(x, leaf):
@@ -61,7 +61,7 @@ def test_the_kernel_reads_every_format_that_is_packed(codec):
 
 
 def test_the_grouped_kernel_splits_long_rows_and_many_inputs():
-    k = 2 * COLUMNS
+    k = 2 * MAX_BLOCK_COLUMNS
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(k, 32), (130, k)]))
     leaf = jm.Int(4, group=512).encode(w)
     np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=1e-2)
@@ -77,20 +77,20 @@ def test_scales_below_the_least_normal_half_are_read_right():
 @pytest.mark.parametrize(
     "k, group, fits", [(576, 64, True), (14336, 128, True), (576, 96, False), (9000, 128, False)]
 )
-def test_the_grouped_kernel_says_which_shapes_it_suits(k, group, fits):
-    assert suits(k, group) == fits
+def test_the_grouped_kernel_says_which_shapes_it_supports(k, group, fits):
+    assert supports(k, group) == fits
 
 
 @pytest.mark.parametrize("values", [(), (jm.Int(4, group=64, symmetric=False),), (jm.Int(8),)])
 @pytest.mark.parametrize("pattern", [jm.NM(2, 4), jm.NM(1, 4)], ids=str)
-def test_the_kernel_of_neighbours_is_the_product_with_the_decoded_weight(pattern, values):
+def test_the_nm_kernel_is_the_product_with_the_decoded_weight(pattern, values):
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(1120, 264), (9, 1120)]))
     leaf = jm.Chain((pattern, *values)).encode(w)  # 280 groups: the last lanes are short
     by_kernel = jit(lambda x, leaf: nm_product(x, **leaf.on_chip(), interpret=True))
     np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=1e-3)
 
 
-def test_the_kernel_of_strips_is_the_product_with_the_decoded_weight():
+def test_the_block_sparse_kernel_is_the_product_with_the_decoded_weight():
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(700, 300), (200, 700)]))
     leaf = jm.Blocks(0.5, block=(128, 128)).encode(w)  # both sides end within a block
     by_kernel = jit(
