@@ -1,38 +1,69 @@
-"""Attention through a cache, dense or in few bits: write what is new, then attend to all."""
+"""Attention through a cache, dense or in few bits: write the new tokens, then attend to all."""
 
 import dataclasses
 from typing import Any
 
-from jax import Array
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
 
 from ..core.hadamard import hadamard
 from .attention import attend, causal
 from .dense import write
-from .quantized import Quantized, _attended, _turned, _written
+from .quantized import QuantizedCache, write_states
+from .quantized_attention import attend_quantized
 
 
 def attend_through(
-    cache: Any, layer: Array, position: Array | int, q: Array, k: Array, v: Array, window, scale
-):
-    """(cache with k and v at `position`, attention of q over it); a dense or a `Quantized` cache.
+    cache: Any,
+    layer: Array,
+    position: Array | int,
+    q: Array,
+    k: Array,
+    v: Array,
+    window: Array | int,
+    scale: float,
+) -> tuple[Any, Array]:
+    """(the cache with k and v at `position`, attention of q over it).
 
-    Shapes: q (B, H, T, h); k, v (B, K, T, h); the result (B, H, T, h). With None for a cache,
-    attention among the given.
+    Args:
+        cache: a dense cache, a `QuantizedCache`, or None for attention among the given tokens.
+        layer: which layer of the cache, an integer.
+        position: of the first given token.
+        q: queries (B, H, T, h).
+        k: keys (B, K, T, h), K dividing H.
+        v: values (B, K, T, h).
+        window: tokens that a query sees, itself included.
+        scale: of the scores before the softmax.
+
+    Returns:
+        the cache, and the result (B, H, T, h).
 
     Raises:
-        ValueError: a `Quantized` cache and a T that is neither 1 nor a multiple of `STEP` (then
-            `position` is one, too), or more than the cache is long.
+        ValueError: a `QuantizedCache` and a T that is neither 1 nor a multiple of `BLOCK_TOKENS`
+            (then `position` is one, too), or more than the cache is long.
     """
-    if not isinstance(cache, Quantized):
+    if not isinstance(cache, QuantizedCache):
         if cache is not None:
             cache, k, v = write(cache, layer, position, k, v)
         start = 0 if cache is None else position
         return cache, attend(q, k, v, causal(q.shape[2], k.shape[2], start, window), scale)
-    turn = hadamard(k.shape[-1]) if cache.how.rotate else None
-    back = None if turn is None else turn.T
-    q, k, v = (_turned(x, turn) for x in (q, k, v))
-    keys, values = (
-        _written(held, layer, position, x) for held, x in ((cache.keys, k), (cache.values, v))
+
+    rotation = hadamard(k.shape[-1]) if cache.options.rotate else None
+    q, k, v = (_rotated(x, rotation) for x in (q, k, v))
+    cache = dataclasses.replace(
+        cache,
+        keys=write_states(cache.keys, layer, position, k),
+        values=write_states(cache.values, layer, position, v),
     )
-    cache = dataclasses.replace(cache, keys=keys, values=values)
-    return cache, _turned(_attended(cache, layer, position, q, window, scale), back)
+    y = attend_quantized(cache, layer, position, q, window, scale)
+    return cache, _rotated(y, None if rotation is None else rotation.T)
+
+
+def _rotated(x: Array, rotation: np.ndarray | None) -> Array:
+    """x (B, K, T, h) times a matrix (h, h), summed in f32; x itself for None."""
+    if rotation is None:
+        return x
+    dims = (((3,), (0,)), ((), ()))
+    y = lax.dot_general(x, rotation.astype(x.dtype), dims, preferred_element_type=jnp.float32)
+    return y.astype(x.dtype)

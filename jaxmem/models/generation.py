@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.sharding import NamedSharding
 
 from ..core.leaf import is_encoded
-from ..kv_cache.quantized import STEP, KVCache
+from ..kv_cache.quantized import BLOCK_TOKENS, KVCache
 from ..parallel import layouts
 from ..parallel.sharding import shard, shardings
 from .model import Model
@@ -94,7 +94,7 @@ def generate(
         raise ValueError(f"stream wants a tokenizer and a single prompt, not {len(ids)}")
     config, params, key = model.config, model.params, jax.random.key(seed)
     batch, length = ids.shape
-    padded = np.pad(ids, ((0, 0), (0, -length % (STEP if cache else _PROMPT_STEP))))
+    padded = np.pad(ids, ((0, 0), (0, -length % (BLOCK_TOKENS if cache else _PROMPT_STEP))))
     room = max(padded.shape[1], length + max_new_tokens)
     room += -room % _CACHE_STEP
     dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype

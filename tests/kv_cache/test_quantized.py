@@ -1,4 +1,4 @@
-"""A cache in few bits: near the dense one, of the bytes it states, and updated in place."""
+"""A cache in few bits is near the dense one, takes the bytes it states, is updated in place."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import jaxmem as jm
 from jaxmem.architectures import gpt2, llama
 from jaxmem.core.hadamard import hadamard
 from jaxmem.kv_cache.cached_attention import attend_through
-from jaxmem.kv_cache.quantized import STEP
+from jaxmem.kv_cache.quantized import BLOCK_TOKENS
 from jaxmem.models import KVCache, Model, generate
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -37,31 +37,32 @@ def states(*shape, seed=0):
 
 
 def error(bits, rotate=False, width=8):
-    """Of the attention of 8 steps after 2 · STEP tokens, against a dense cache."""
-    q, k, v = (states(2 * STEP + 8, width, seed=s) for s in range(3))
+    """The error of 8 steps after 2 · BLOCK_TOKENS tokens, against a dense cache."""
+    q, k, v = (states(2 * BLOCK_TOKENS + 8, width, seed=s) for s in range(3))
     k = k.at[..., 2].multiply(9)  # a large channel
 
     @jit
     def run(cache):
         at = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, 1, 2)
-        first = (x[:, :, : 2 * STEP] for x in (q, k, v))
+        first = (x[:, :, : 2 * BLOCK_TOKENS] for x in (q, k, v))
         cache, _ = attend_through(cache, 1, 0, *first, 10**6, 0.3)
         step = lambda c, i: attend_through(c, 1, i, *(at(x, i) for x in (q, k, v)), 10**6, 0.3)
-        return jax.lax.scan(step, cache, 2 * STEP + jnp.arange(8, dtype=jnp.int32))[1]
+        return jax.lax.scan(step, cache, 2 * BLOCK_TOKENS + jnp.arange(8, dtype=jnp.int32))[1]
 
     config = dataclasses.replace(CONFIG, head_dim=width)
-    dense, cache = config.cache(1, 3 * STEP), KVCache(bits, rotate=rotate)
-    want, got = run(dense), run(cache.empty(config, 1, 3 * STEP, jnp.float32))
+    dense, cache = config.cache(1, 3 * BLOCK_TOKENS), KVCache(bits, rotate=rotate)
+    want, got = run(dense), run(cache.empty(config, 1, 3 * BLOCK_TOKENS, jnp.float32))
     return float(jnp.abs(got - want).max())
 
 
-@pytest.mark.parametrize(("width", "least"), [(8, 0.02), (128, 0.05)])  # along a head, and tokens
-def test_more_bits_are_nearer_to_the_dense_cache(width, least):
+# a byte holds channels of a head of 8, and tokens where a head has 128
+@pytest.mark.parametrize(("width", "bound"), [(8, 0.02), (128, 0.05)])
+def test_more_bits_are_nearer_to_the_dense_cache(width, bound):
     errors = [error(bits, width=width) for bits in (8, 4, 2)]
-    assert errors[0] < least and errors == sorted(errors) and errors[1] < 15 * least
+    assert errors[0] < bound and errors == sorted(errors) and errors[1] < 15 * bound
 
 
-@pytest.mark.parametrize("width", [8, 12])  # of 12, H is not symmetric
+@pytest.mark.parametrize("width", [8, 12])  # the matrix of order 12 is not symmetric
 def test_a_rotated_cache_is_the_same_function(width):
     assert error(8, rotate=True, width=width) < 0.05
     h = hadamard(width)
@@ -70,36 +71,35 @@ def test_a_rotated_cache_is_the_same_function(width):
 
 @each_bits
 def test_its_bytes_are_those_it_states(bits):
-    cache = KVCache(bits).empty(CONFIG, 3, 2 * STEP, jnp.float32)
+    cache = KVCache(bits).empty(CONFIG, 3, 2 * BLOCK_TOKENS, jnp.float32)
     heads, width = CONFIG.layers * 3 * CONFIG.kv_heads, CONFIG.head_dim
-    ranges = 4 * width / STEP + 4
-    recent = 2 * STEP * width * 4
-    assert jm.nbytes(cache) == heads * (2 * STEP * (width * bits / 4 + ranges) + recent)
+    ranges = 4 * width / BLOCK_TOKENS + 4
+    recent = 2 * BLOCK_TOKENS * width * 4
+    assert jm.nbytes(cache) == heads * (2 * BLOCK_TOKENS * (width * bits / 4 + ranges) + recent)
 
 
 @pytest.mark.parametrize("config", [CONFIG, gpt2.Config(vocab=64, width=32, layers=2, heads=4)])
 @pytest.mark.parametrize("prompt", [[3, 1, 4], list(range(60)), list(range(64))])
 def test_eight_bits_write_what_a_dense_cache_writes(config, prompt):
     model = net(config)
-    how = dict(max_new_tokens=8)
-    got = generate(model, prompt, cache=KVCache(8), **how).ids
-    assert (got == generate(model, prompt, **how).ids).mean() > 0.8
+    got = generate(model, prompt, cache=KVCache(8), max_new_tokens=8).ids
+    assert (got == generate(model, prompt, max_new_tokens=8).ids).mean() > 0.8
 
 
 def test_reading_all_at_once_and_step_by_step_agree():
-    model, ids = net(), jax.random.randint(jax.random.key(1), (1, 2 * STEP), 0, 64)
-    empty = KVCache(8).empty(CONFIG, 1, 2 * STEP, jnp.float32)
+    model, ids = net(), jax.random.randint(jax.random.key(1), (1, 2 * BLOCK_TOKENS), 0, 64)
+    empty = KVCache(8).empty(CONFIG, 1, 2 * BLOCK_TOKENS, jnp.float32)
     apply = jit(model.apply)
     whole = apply(model.params, ids)
-    got, cache = apply(model.params, ids[:, :STEP], empty, 0)
-    np.testing.assert_allclose(got, whole[:, :STEP], atol=0.05)
-    for i in range(STEP, STEP + 3):
+    got, cache = apply(model.params, ids[:, :BLOCK_TOKENS], empty, 0)
+    np.testing.assert_allclose(got, whole[:, :BLOCK_TOKENS], atol=0.05)
+    for i in range(BLOCK_TOKENS, BLOCK_TOKENS + 3):
         got, cache = apply(model.params, ids[:, i : i + 1], cache, jnp.int32(i))
         np.testing.assert_allclose(got[:, 0], whole[:, i], atol=0.05)
 
 
 def test_a_step_copies_no_cache():
-    cache = jax.eval_shape(lambda: KVCache(4).empty(CONFIG, 1, 8 * STEP, jnp.float32))
+    cache = jax.eval_shape(lambda: KVCache(4).empty(CONFIG, 1, 8 * BLOCK_TOKENS, jnp.float32))
     params = jax.eval_shape(lambda: net().params)
     run = lambda params, ids, cache, at: net().apply(params, ids, cache, at)
     ids, at = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((1, 1), ()))
@@ -123,7 +123,7 @@ def test_what_it_cannot_hold_is_refused():
         KVCache(3)
     odd = llama.Config(**CONFIG.to_dict() | {"head_dim": 6})
     with pytest.raises(ValueError, match="heads of width 6"):
-        KVCache(4, rotate=True).empty(odd, 1, STEP, jnp.float32)
-    cache = KVCache(4).empty(CONFIG, 1, STEP, jnp.float32)
+        KVCache(4, rotate=True).empty(odd, 1, BLOCK_TOKENS, jnp.float32)
+    cache = KVCache(4).empty(CONFIG, 1, BLOCK_TOKENS, jnp.float32)
     with pytest.raises(ValueError, match="expected 1 or a multiple of 64"):
         net().apply(net().params, jnp.zeros((1, 5), jnp.int32), cache, 0)
