@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.leaf import decode, is_encoded
-from ..core.lifting import lean, lift
+from ..core.lifting import lift
 from ..core.paths import paths
+from ..core.scans import without_dead_code
 from ..core.usage import Watched, uses
 from .batches import tuples
 
@@ -126,7 +127,8 @@ def _add(how, params, total, batch):
         outs = [y for y in outs if jnp.issubdtype(y.dtype, jnp.floating)]
         return sum(jnp.sum(y.astype(jnp.float32)) for y in outs)
 
-    seen = lean(jax.grad(loss))(zeros)  # cotangents are wanted of probes alone, not of inputs
+    # cotangents are wanted of probes alone, not of inputs
+    seen = without_dead_code(jax.grad(loss))(zeros)
     return {
         path: Moments(
             old.second + seen[path].second,

@@ -15,7 +15,7 @@ _VIEWS = {"tuple", "get-tuple-element", "bitcast", "opt-barrier"}  # they read n
 _NOTHING = {"parameter", "constant", "iota", "after-all", "partition-id", "replica-id"}
 _LIBRARIES = re.compile(r"/(jax|flax|optax|concurrent)/|^<")
 _OURS = re.compile(
-    r"/jaxmem/(core/(lifting|primitive_rules)|planner/search"
+    r"/jaxmem/(core/(lifting|primitive_rules|replay|scans)|planner/search"
     r"|compiler/(footprint|compile_subprocess|compile_worker))\.py$"
 )
 

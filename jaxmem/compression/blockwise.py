@@ -16,8 +16,8 @@ from ..calibration.statistics import product_axes, stats
 from ..core.codec import needs_stats
 from ..core.lazy import is_lazy
 from ..core.leaf import decode
-from ..core.lifting import around_scans
 from ..core.paths import is_whole, paths
+from ..core.scans import around_scans
 from ..core.segmented import Segmented
 from ..core.usage import uses
 from ..train import learnable_int, learned_rounding, losses

@@ -8,7 +8,7 @@ import jax
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from ..core.lifting import around_scans
+from ..core.scans import around_scans
 from .optimizer_state import on_host
 
 _TILE = 32, 128  # of one-byte numbers on a TPU: what a transfer of one layer must be made of

@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from ..core.lifting import made_of
+from ..core.scans import argument_dependencies
 from .stages import STAGE, Stages, zeros
 
 
@@ -101,7 +101,9 @@ def one_f_one_b(loss: Callable, mesh: Mesh | AbstractMesh, *, micro: int) -> Cal
         trained = [i for i, at in enumerate(p.live) if at < len(leaves)]  # indices in `p.rest`
         layers = lambda *leaves: p.opened((*leaves, *p.arguments[len(leaves) :]), zeros(p.one))[2]
         # Indices in `p.xs` of the stacks of layers that depend on the params.
-        trained_xs = [j for j, sources in enumerate(made_of(layers, *leaves)) if sources]
+        trained_xs = [
+            j for j, sources in enumerate(argument_dependencies(layers, *leaves)) if sources
+        ]
 
         def local(rest, xs, batches):
             loss, slope, slope_xs = _in_turns(p, micro, trained, trained_xs, rest, xs, batches)

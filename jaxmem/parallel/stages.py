@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from ..core.lifting import around_scans, made_of
+from ..core.scans import argument_dependencies, around_scans
 from .axes import ROWS
 
 STAGE = "stage"  # the axis of the mesh
@@ -98,7 +98,7 @@ class Stages:
             out = whole.stage(0, arguments, zeros(xs_of_stage), x, one)
             return out, whole.tail(arguments, x, one)
 
-        used = frozenset().union(*made_of(every_piece, *self.arguments))
+        used = frozenset().union(*argument_dependencies(every_piece, *self.arguments))
         return dataclasses.replace(whole, live=sorted(used))
 
     def opened(self, arguments: Any, one: Any) -> tuple[list[Array], Callable, list[Array]]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from ..core.lifting import around_scans
+from ..core.scans import around_scans
 
 NAMES = ("attn_out", "mlp_out")  # tensors that the models here tag by `checkpoint_name`
 _KINDS = ("none", "full", "dots", "dots_no_batch", "named", "offload", "nested")

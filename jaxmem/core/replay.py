@@ -1,0 +1,252 @@
+"""JaxprReplay: runs a jaxpr again, operation by operation, with encoded leaves in place of arrays.
+
+`lift` hands it leaves, `around_scans` what shall become of the bodies of scans.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.extend.core as jex
+from jax import lax
+from jax.extend import source_info_util
+
+from .leaf import Encoded, decode, is_encoded, separate_shared
+from .primitive_rules import RULES, decoded
+
+OnDecode = Literal["allow", "error"] | Callable[[str, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedLeaf:
+    """An encoded leaf on its way through a jaxpr, with its path for messages."""
+
+    leaf: Encoded
+    path: str
+
+
+def without_name(value: Any) -> Any:
+    """The leaf of a `NamedLeaf`; other values stay."""
+    return value.leaf if isinstance(value, NamedLeaf) else value
+
+
+def _with_name(value: Any, inputs: list) -> Any:
+    """`value`, if it is a leaf, with the path of the first `NamedLeaf` among `inputs`."""
+    paths = [v.path for v in inputs if isinstance(v, NamedLeaf)]
+    return NamedLeaf(value, paths[0]) if is_encoded(value) and paths else value
+
+
+@dataclasses.dataclass(frozen=True)
+class JaxprReplay:
+    """Runs jaxprs whose inputs are arrays or `NamedLeaf`s."""
+
+    on_decode: OnDecode
+    wrap: Callable | None = None  # body of a scan -> the body to run in its place
+    scan: Callable = lax.scan  # what runs a wrapped body
+
+    def run(self, jaxpr: Any, consts: Any, *args: Any) -> list:
+        """The outputs of a jaxpr, each an array or a `NamedLeaf`."""
+        values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
+        read = lambda v: v.val if isinstance(v, jex.Literal) else values[v]
+        for eqn in jaxpr.eqns:
+            # the program's text still shows the model's own lines and names
+            source = eqn.source_info
+            names = source_info_util.current_name_stack() + source.name_stack
+            with source_info_util.user_context(source.traceback, name_stack=names):
+                outs = self.step(eqn, [read(v) for v in eqn.invars])
+            values.update(zip(eqn.outvars, outs))
+        return [read(v) for v in jaxpr.outvars]
+
+    def step(self, eqn: Any, inputs: list) -> list:
+        """The outputs of one operation."""
+        name = eqn.primitive.name
+        as_list = list if eqn.primitive.multiple_results else lambda out: [out]
+
+        def bind(*inputs):
+            with eqn.ctx.manager:  # such as "compute on the host"
+                return as_list(_bind(eqn.primitive, eqn.params, *inputs))
+
+        # 1. Without a leaf the operation runs as it is, unless a scan in it is to be wrapped.
+        enter = self.wrap and name in _MAY_HOLD_SCANS
+        if not any(isinstance(v, NamedLeaf) for v in inputs) and not enter:
+            return bind(*inputs)
+        # 2. An operation that holds a jaxpr (jit, scan, cond, ...) is replayed from inside.
+        if name in _CALLS:
+            return _CALLS[name](self, inputs, **eqn.params)
+        # 3. The leaf may have its own way.
+        if name in RULES:
+            out = RULES[name](*map(without_name, inputs), **eqn.params)
+            if out is not NotImplemented:
+                return [_with_name(o, inputs) for o in as_list(out)]
+        # 4. It has none: the operation takes the decoded arrays.
+        self.report(name, inputs)
+        return decoded(bind, *map(without_name, inputs))
+
+    def report(self, primitive: str, inputs: list) -> None:
+        """Refuses, or tells `on_decode`, that `primitive` decodes the leaves among `inputs`."""
+        for v in inputs:
+            if not isinstance(v, NamedLeaf):
+                continue
+            if self.on_decode == "error":
+                raise TypeError(
+                    f"{primitive} has no encoded form for {v.path!r} and would decode it"
+                )
+            if callable(self.on_decode):
+                self.on_decode(primitive, v.path)
+
+    def as_arrays(self, primitive: str, values: list) -> list:
+        """The values as arrays, where control flow must carry or return arrays."""
+        self.report(primitive, values)
+        return decode([without_name(v) for v in values])
+
+
+def _bind(primitive, params, *inputs):
+    return primitive.bind(*inputs, **primitive.get_bind_params(params))
+
+
+# Below is what an operation that holds jaxprs does: (replay, its inputs, **its parameters).
+
+
+def _inline(replay, inputs, *, jaxpr, **_):
+    return replay.run(jaxpr.jaxpr, jaxpr.consts, *inputs)
+
+
+def _barrier(replay, inputs, **_):
+    outs = lax.optimization_barrier([without_name(v) for v in inputs])
+    return [_with_name(out, [v]) for out, v in zip(outs, inputs)]
+
+
+def _function(replay, jaxpr, consts, inputs, primitive):
+    """(a function of the inputs without names that returns arrays, those inputs)."""
+
+    def run(*values):
+        named = [_with_name(value, [v]) for value, v in zip(values, inputs)]
+        return replay.as_arrays(primitive, replay.run(jaxpr, consts, *named))
+
+    return run, [without_name(v) for v in inputs]
+
+
+def _remat(replay, inputs, *, jaxpr, policy, prevent_cse, **_):
+    run, values = _function(replay, jaxpr, (), inputs, "remat")
+    return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)(*values)
+
+
+def _cond(replay, inputs, *, branches, **_):
+    index, *inputs = inputs
+    runs = [_function(replay, b.jaxpr, b.consts, inputs, "cond")[0] for b in branches]
+    return lax.switch(without_name(index), runs, *map(without_name, inputs))
+
+
+def _passed_through(jaxpr, n_before, carry) -> list[bool]:
+    """For each carry of a loop, whether the body returns it unchanged: it may stay encoded.
+
+    `n_before` inputs of the body come before the carry.
+    """
+    ins, outs = jaxpr.invars[n_before : n_before + len(carry)], jaxpr.outvars[: len(carry)]
+    return [i is o for i, o in zip(ins, outs)]
+
+
+def _filled(carry, fixed, state) -> list:
+    """The carry with its moving values, those that are not `fixed`, taken from `state` in order."""
+    moving = iter(state)
+    return [v if f else next(moving) for v, f in zip(carry, fixed)]
+
+
+def _moving(carry, fixed) -> list:
+    """The values of the carry that are not `fixed`."""
+    return [v for v, f in zip(carry, fixed) if not f]
+
+
+def _scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
+    # 1. Split the inputs into constants, carry and scanned stacks.
+    if "ft_in" in params:  # jax 0.12 packs the arity here
+        n_const, n_carry = (len(p) for p in params["ft_in"].unpack()[:2])
+    else:  # jax 0.10, 0.11
+        n_const, n_carry = params["num_consts"], params["num_carry"]
+    const, carry = inputs[:n_const], inputs[n_const : n_const + n_carry]
+    xs = inputs[n_const + n_carry :]
+
+    # 2. Stacks whose layers are not encoded alike take a scan for each run of layers that are.
+    ends = sorted({end for x in xs if isinstance(x, NamedLeaf) for end in x.leaf.ends})
+    if ends:
+        params = dict(jaxpr=jaxpr, reverse=reverse, unroll=unroll, **params)
+        return _scan_runs(replay, const, carry, xs, ends, params)
+
+    # 3. What is sliced is the arrays of a leaf that have the axis of layers.
+    unstacked = lambda x: isinstance(x, NamedLeaf) and not x.leaf.stack
+    xs = [replay.as_arrays("scan", [x])[0] if unstacked(x) else x for x in xs]
+    sliced, rebuilds = zip(*map(separate_shared, map(without_name, xs))) if xs else ((), ())
+    fixed = _passed_through(jaxpr.jaxpr, n_const, carry)
+
+    # 4. Scan over those arrays, and over the carries that change.
+    wrap, run_scan = replay.wrap or (lambda body: body), replay.scan
+    replay = JaxprReplay(replay.on_decode)  # scans inside the body are not wrapped
+
+    @wrap
+    def body(state, arrays):
+        layer = [_with_name(rebuild(a), [x]) for a, x, rebuild in zip(arrays, xs, rebuilds)]
+        carried = _filled(carry, fixed, state)
+        outs = replay.run(jaxpr.jaxpr, jaxpr.consts, *const, *carried, *layer)
+        state = _moving(outs[:n_carry], fixed)
+        return replay.as_arrays("scan", state), replay.as_arrays("scan", outs[n_carry:])
+
+    start = replay.as_arrays("scan", _moving(carry, fixed))
+    options = dict(reverse=reverse, unroll=unroll)
+    end, ys = run_scan(body, start, list(sliced), length, **options)
+    return [*_filled(carry, fixed, end), *ys]
+
+
+def _scan_runs(replay, const, carry, xs, ends, params):
+    """Consecutive scans over runs of layers that are encoded alike; `ends` is where they end."""
+
+    def layers(x, start, stop):
+        if not isinstance(x, NamedLeaf):
+            return x[start:stop]
+        part = x.leaf.layers(start, stop)
+        return NamedLeaf(part, x.path) if is_encoded(part) else part
+
+    runs = list(zip([0, *ends], ends))
+    outputs = {}  # first layer of a run -> its stacked outputs
+    for start, stop in reversed(runs) if params["reverse"] else runs:
+        inputs = [*const, *carry, *(layers(x, start, stop) for x in xs)]
+        outs = _scan(replay, inputs, **params | {"length": stop - start, "unroll": 1})
+        carry, outputs[start] = outs[: len(carry)], outs[len(carry) :]
+    stacked = zip(*(outputs[start] for start, _ in runs))
+    return [*carry, *(lax.concatenate(ys, 0) for ys in stacked)]
+
+
+def _while(replay, inputs, *, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr, **_):
+    n_const = cond_nconsts + body_nconsts
+    cond_const, body_const = inputs[:cond_nconsts], inputs[cond_nconsts:n_const]
+    carry = inputs[n_const:]
+    fixed = _passed_through(body_jaxpr.jaxpr, body_nconsts, carry)
+
+    def goes_on(state):
+        carried = _filled(carry, fixed, state)
+        return replay.run(cond_jaxpr.jaxpr, cond_jaxpr.consts, *cond_const, *carried)[0]
+
+    def body(state):
+        carried = _filled(carry, fixed, state)
+        outs = replay.run(body_jaxpr.jaxpr, body_jaxpr.consts, *body_const, *carried)
+        return replay.as_arrays("while", _moving(outs, fixed))
+
+    start = replay.as_arrays("while", _moving(carry, fixed))
+    return _filled(carry, fixed, lax.while_loop(goes_on, body, start))
+
+
+_MAY_HOLD_SCANS = ("jit", "pjit", "closed_call", "core_call", "scan")
+
+_CALLS = {
+    "jit": _inline,
+    "pjit": _inline,
+    "closed_call": _inline,
+    "core_call": _inline,
+    "optimization_barrier": _barrier,
+    "remat2": _remat,
+    "remat": _remat,
+    "checkpoint": _remat,
+    "cond": _cond,
+    "scan": _scan,
+    "while": _while,
+}
