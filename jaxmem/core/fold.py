@@ -1,11 +1,12 @@
 """Fold: a weight of any shape as a matrix (*stack, n, k): k holds the summed axes, n the others.
 
-Codecs that work on rows (`Int` and its kin) encode that matrix; `MatrixLeaf` gives them every
-structural law in return: transpose, reshape, row look-up, stacks, any `dot_general`.
+Codecs that encode rows, such as `Int`, encode that matrix. `MatrixLeaf` then gives their leaves
+transpose, reshape, row look-up, stacks and any `dot_general`.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,28 +16,28 @@ from jax import Array
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """How a weight's trailing axes lie in the matrix (n, k); leading stack axes are not named.
+    """How the trailing axes of a weight lie in its matrix (n, k). It does not name stack axes.
 
     Example:
         >>> import jax.numpy as jnp
         >>> q = jnp.zeros((12, 64, 8, 16))  # layers, d, heads, head dim
-        >>> matrix, how = Fold.from_weight(q, (-3,))
-        >>> matrix.shape, how
+        >>> matrix, fold = Fold.from_weight(q, (-3,))
+        >>> matrix.shape, fold
         ((12, 128, 64), Fold(kept=(8, 16), summed=(64,), order=(-1, -3, -2)))
-        >>> how.unfold(matrix).shape
+        >>> fold.unfold(matrix).shape
         (12, 64, 8, 16)
     """
 
-    kept: tuple[int, ...]
-    summed: tuple[int, ...]
+    kept: tuple[int, ...]  # sizes of the axes that make up n
+    summed: tuple[int, ...]  # sizes of the axes that make up k: a product sums over them
     order: tuple[int, ...]  # for each trailing axis of the weight, its axis in (*kept, *summed)
 
     @classmethod
     def from_weight(cls, w: Any, axes: tuple[int, ...]) -> tuple[Array, "Fold"]:
-        """The matrix (*stack, n, k) of `w` summed over `axes`, and the way back.
+        """The matrix (*stack, n, k) of a weight whose products sum over `axes`, and its fold.
 
-        Axes before the first summed one are the stack, except that a weight which ends in its
-        summed axes (an embedding) keeps the one before.
+        The axes before the first summed one are the stack. But in a weight that ends in its summed
+        axes, such as an embedding, the axis before these is n.
 
         Raises:
             ValueError: `axes` are not axes of `w`.
@@ -47,91 +48,110 @@ class Fold:
             raise ValueError(f"a vector of shape {w.shape} takes only Keep or Cast, not this codec")
         if not axes or axes[0] < -ndim or axes[-1] >= 0 or len(set(axes)) < len(axes):
             raise ValueError(f"axes {axes} are not distinct axes of a weight of shape {w.shape}")
+        # The matrix's axes, as axes of the weight.
         kept = tuple(a for a in range(axes[0], 0) if a not in axes)
         if not kept and ndim > -axes[0]:
             kept = (axes[0] - 1,)
         layout = (*kept, *axes)
-        r = len(layout)
-        moved = jnp.transpose(w, (*range(ndim - r), *(a + ndim for a in layout)))
-        order = tuple(layout.index(a) - r for a in range(-r, 0))
-        size = lambda part: tuple(w.shape[a] for a in part)
-        fold = cls(size(kept), size(axes), order)
-        return moved.reshape(*w.shape[: ndim - r], fold.n, fold.k), fold
+        rank = len(layout)
+        # Move them to the end, and flatten each side.
+        moved = jnp.transpose(w, (*range(ndim - rank), *(a + ndim for a in layout)))
+        order = tuple(layout.index(a) - rank for a in range(-rank, 0))
+        sizes = lambda axes: tuple(w.shape[a] for a in axes)
+        fold = cls(sizes(kept), sizes(axes), order)
+        return moved.reshape(*w.shape[: ndim - rank], fold.n, fold.k), fold
 
     n = property(lambda self: math.prod(self.kept))
     k = property(lambda self: math.prod(self.summed))
 
     def shape(self, stack: tuple[int, ...]) -> tuple[int, ...]:
-        """The weight's shape, given the matrix's leading axes."""
-        inner = (*stack, *self.kept, *self.summed)
-        return tuple(inner[a] for a in self.full_order(len(inner)))
+        """The shape of the weight whose matrix has the leading axes `stack`."""
+        unflattened = (*stack, *self.kept, *self.summed)
+        return tuple(unflattened[a] for a in self.full_order(len(unflattened)))
 
     def full_order(self, ndim: int) -> tuple[int, ...]:
+        """`order` for all `ndim` axes of a weight: stack axes stay where they are."""
         return (*range(-ndim, -len(self.order)), *self.order)
 
     def unfold(self, matrix: Array) -> Array:
         """The weight of a matrix (*stack, n, k)."""
-        inner = matrix.reshape((*matrix.shape[:-2], *self.kept, *self.summed))
-        return inner.transpose([a + inner.ndim for a in self.full_order(inner.ndim)])
+        unflattened = matrix.reshape((*matrix.shape[:-2], *self.kept, *self.summed))
+        ndim = unflattened.ndim
+        return unflattened.transpose([a + ndim for a in self.full_order(ndim)])
 
     def shard(self, side: str, parts: int) -> "Fold":
-        """The fold of one of `parts` runs of rows ("kept") or columns ("summed").
+        """The fold of one shard, if the matrix is divided into `parts` equal shards.
 
-        NotImplemented where `parts` does not divide the side's first axis.
+        They are runs of rows where `side` is "kept", runs of columns where it is "summed".
+        NotImplemented where `parts` does not divide the first axis of the side that is longer
+        than 1.
 
         Example:
             >>> Fold((9, 64), (576,), (-1, -3, -2)).shard("kept", 3)
             Fold(kept=(3, 64), summed=(576,), order=(-1, -3, -2))
         """
         sizes = getattr(self, side)
-        at = next((i for i, size in enumerate(sizes) if size > 1), None)
-        if at is None or sizes[at] % parts:
+        first = next((i for i, size in enumerate(sizes) if size > 1), None)
+        if first is None or sizes[first] % parts:
             return NotImplemented
-        return dataclasses.replace(
-            self, **{side: (*sizes[:at], sizes[at] // parts, *sizes[at + 1 :])}
-        )
+        sizes = (*sizes[:first], sizes[first] // parts, *sizes[first + 1 :])
+        return dataclasses.replace(self, **{side: sizes})
 
     def side_of_axis(self, axis: int) -> str | None:
-        """The side ("kept", "summed") whose runs are runs of the weight's `axis` (negative)."""
+        """The side, "kept" or "summed", that is divided by dividing the weight's `axis`.
+
+        `axis` is negative. None for a stack axis, and for an axis that another one precedes on its
+        side: a shard of the weight is then no run of rows or columns.
+        """
         order = self.full_order(max(-axis, len(self.order)))
-        sides = (*self.kept, *self.summed)
-        at = order[axis] + len(sides)  # in kept, then summed
-        if at < 0:
+        sizes = (*self.kept, *self.summed)
+        place = order[axis] + len(sizes)  # in `sizes`
+        if place < 0:
             return None
-        side, first = ("kept", 0) if at < len(self.kept) else ("summed", len(self.kept))
-        return side if all(size == 1 for size in sides[first:at]) else None
+        side, first = ("kept", 0) if place < len(self.kept) else ("summed", len(self.kept))
+        return side if all(size == 1 for size in sizes[first:place]) else None
 
     def permuted(self, axes: tuple[int, ...]) -> "Fold":
+        """The fold of the weight with its axes transposed to `axes`."""
         order = self.full_order(len(axes))
         order = tuple(order[a] for a in axes)
-        inner = len(self.kept) + len(self.summed)
-        while len(order) > inner and order[0] == -len(order):
+        rank = len(self.kept) + len(self.summed)
+        while len(order) > rank and order[0] == -len(order):  # a stack axis that stays first
             order = order[1:]
         return dataclasses.replace(self, order=order)
 
     def regrouped(self, old: tuple[int, ...], new: tuple[int, ...]):
-        """The fold of the weight reshaped from `old` to `new`; NotImplemented across the sides."""
+        """The fold of the weight reshaped from shape `old` to `new`.
+
+        NotImplemented where an axis of `new` would join axes of two sides, or axes that do not
+        follow each other in the matrix.
+        """
         if 0 in old:
             return NotImplemented
         order = self.full_order(len(old))
         first_summed = -len(self.summed)
         stack_end = first_summed - len(self.kept)
-        pieces = {}  # (axis of the matrix, position in it) -> length, in the new weight's order
-        for i, j in _segments(old, new):
+        # Match runs of old axes with runs of new ones, and note where in the matrix each new axis
+        # lies: (first matrix axis of its run, place in the run) -> size, in the order of `new`.
+        new_axes = {}
+        for i, j in _matching_runs(old, new):
             axes = order[i]
-            run = axes and axes == tuple(range(axes[0], axes[0] + len(axes)))
-            moved = old[i] != new[j]
-            if not run or axes[0] < first_summed <= axes[-1] or (moved and axes[0] < stack_end):
+            consecutive = axes and axes == tuple(range(axes[0], axes[0] + len(axes)))
+            two_sides = axes and axes[0] < first_summed <= axes[-1]
+            changes_stack = axes and old[i] != new[j] and axes[0] < stack_end
+            if not consecutive or two_sides or changes_stack:
                 return NotImplemented
-            pieces |= {(axes[0], at): length for at, length in enumerate(new[j])}
-        lead = [p for p in pieces if p[0] < stack_end]
-        if list(pieces)[: len(lead)] != sorted(lead):
+            new_axes |= {(axes[0], place): size for place, size in enumerate(new[j])}
+        # The stack's axes must come first, in order.
+        stack = [key for key in new_axes if key[0] < stack_end]
+        if list(new_axes)[: len(stack)] != sorted(stack):
             return NotImplemented
-        inner = sorted(p for p in pieces if p[0] >= stack_end)
+        # The others in the order of the matrix give the sides; their order in `new` is `order`.
+        inner = sorted(key for key in new_axes if key[0] >= stack_end)
         return Fold(
-            tuple(pieces[p] for p in inner if p[0] < first_summed),
-            tuple(pieces[p] for p in inner if p[0] >= first_summed),
-            tuple(inner.index(p) - len(inner) for p in list(pieces)[len(lead) :]),
+            tuple(new_axes[key] for key in inner if key[0] < first_summed),
+            tuple(new_axes[key] for key in inner if key[0] >= first_summed),
+            tuple(inner.index(key) - len(inner) for key in list(new_axes)[len(stack) :]),
         )
 
 
@@ -145,17 +165,17 @@ def matrix_shape(w: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
     return jax.eval_shape(lambda w: Fold.from_weight(w, axes)[0], w).shape
 
 
-def _segments(old, new):
-    """Slices of `old` and `new` in step: the shortest runs of axes of equal size."""
+def _matching_runs(old: tuple[int, ...], new: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """The shortest runs of axes of the shapes `old` and `new` that hold equally many elements."""
     i = j = 0
     while i < len(old) and j < len(new):
-        a, b, p, q = i + 1, j + 1, old[i], new[j]
-        while p != q:
-            if p < q:
-                a, p = a + 1, p * old[a]
+        i_end, j_end, old_size, new_size = i + 1, j + 1, old[i], new[j]
+        while old_size != new_size:
+            if old_size < new_size:
+                i_end, old_size = i_end + 1, old_size * old[i_end]
             else:
-                b, q = b + 1, q * new[b]
-        yield slice(i, a), slice(j, b)
-        i, j = a, b
+                j_end, new_size = j_end + 1, new_size * new[j_end]
+        yield slice(i, i_end), slice(j, j_end)
+        i, j = i_end, j_end
     if i < len(old) or j < len(new):
         yield slice(i, None), slice(j, None)  # axes of length 1

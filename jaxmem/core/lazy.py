@@ -1,4 +1,4 @@
-"""Lazy: an array in a file, read when it is used and a layer at a time."""
+"""Lazy: an array in a file, which is read when it is used, one layer at a time."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,9 +12,9 @@ import numpy as np
 class Lazy:
     """Stands for an array that has not been read yet.
 
-    `read(i)` returns slice `i` of a stacked array (`stacked=True`), or with `None` all of an
-    unstacked one. A loader makes these, so that `encode` and `budget` hold one layer at a time
-    and never the whole model.
+    `read(i)` returns layer `i` of a stacked array (`stacked=True`); `read(None)` returns all of an
+    unstacked one. Loaders make these, so that `encode` and `budget` have one layer in memory at a
+    time and never the whole model.
 
     Example:
         >>> import numpy as np
@@ -33,16 +33,16 @@ class Lazy:
     ndim = property(lambda self: len(self.shape))
 
     def parts(self):
-        """The array's pieces in order: one a layer when stacked, else the whole."""
+        """The array's layers in order; the whole array if it is not stacked."""
         for i in range(self.shape[0]) if self.stacked else (None,):
             yield np.asarray(self.read(i), self.dtype)
 
     def map(self, fn: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> "Lazy":
-        """The same array with `fn` applied to each piece as it is read; `shape` is the result's."""
+        """The array with `fn` applied to each part as it is read; `shape` is that of the result."""
         return dataclasses.replace(self, shape=shape, read=lambda i: fn(self.read(i)))
 
     def load(self) -> np.ndarray:
-        """All of it, in memory."""
+        """The whole array, in memory."""
         if not self.stacked:
             return next(self.parts())
         out = np.empty(self.shape, self.dtype)
@@ -54,10 +54,11 @@ class Lazy:
 def combined(
     fn: Callable, *leaves: Any, stacked: bool = False, shape: tuple[int, ...] | None = None
 ) -> Any:
-    """`fn` of the pieces of `leaves` in float32, read when it is used.
+    """The lazy array `fn(*leaves)`, computed in float32 when it is read.
 
-    Leaves are lazy or arrays; with `stacked` their first axes count layers. The result has the
-    first's dtype and, unless given, shape; it is abstract if that one is.
+    Leaves are lazy or arrays. With `stacked` their first axes are layers, and `fn` takes one layer
+    of each at a time. The result has the dtype of the first leaf, and its shape unless `shape` is
+    given. If the first leaf is abstract, so is the result.
 
     Example:
         >>> import numpy as np
@@ -74,16 +75,16 @@ def combined(
 
 
 def piece(leaf: Any, i: int | None) -> np.ndarray:
-    """Layer `i` of a lazy leaf or an array, all of it with None; in float32."""
+    """Layer `i` of a lazy leaf or an array in float32; with None, all of it."""
     read = leaf.read(i) if is_lazy(leaf) else leaf if i is None else leaf[i]
     return np.asarray(read, np.float32)
 
 
 def is_lazy(x: Any) -> bool:
-    """Whether `x` is still to be read; made to be passed as `is_leaf`."""
+    """Whether `x` has not been read yet; for the argument `is_leaf` of `jax.tree.map`."""
     return isinstance(x, Lazy)
 
 
 def load(tree: Any) -> Any:
-    """The tree with every lazy leaf read; other leaves stay."""
+    """The tree with every lazy leaf read; other leaves are as they were."""
     return jax.tree.map(lambda x: x.load() if is_lazy(x) else x, tree, is_leaf=is_lazy)

@@ -1,4 +1,4 @@
-"""Encoded: a weight held in another form, which still says what it stands for."""
+"""Encoded: a weight in another form, with the shape and dtype of the array it stands for."""
 
 import abc
 import math
@@ -11,11 +11,11 @@ from jax.typing import DTypeLike
 
 
 class Encoded(abc.ABC):
-    """Stands for an array of `shape` and `dtype`; holds fewer bytes.
+    """An encoded leaf: stands for an array of `shape` and `dtype` in fewer bytes.
 
     A subclass is a frozen dataclass registered as a pytree, so `jit`, sharding, `optax` and
-    `orbax` see its arrays and nothing else. Stacked layers are leading axes of those arrays; a
-    static field never mentions them, and so `vmap` and `scan` slice a stack with no code here.
+    `orbax` see its arrays and nothing else. Stacked layers are leading axes of those arrays. No
+    static field mentions these axes, so `vmap` and `scan` slice a stack with no code here.
 
     There is no `__jax_array__` on purpose: a leaf that reaches JAX outside `lift` is an error,
     never a silent dense copy.
@@ -29,9 +29,9 @@ class Encoded(abc.ABC):
 
     shape: tuple[int, ...]
     dtype: Any
-    recomputed: ClassVar[bool] = True  # a gradient decodes again; False: there is nothing to decode
-    read_as_stored: ClassVar[bool] = False  # products take the numbers as they lie
-    rounds_inputs: ClassVar[bool] = False  # products round what the weight multiplies
+    recomputed: ClassVar[bool] = True  # whether a gradient decodes again, to keep no dense weight
+    read_as_stored: ClassVar[bool] = False  # whether products read stored numbers undecoded
+    rounds_inputs: ClassVar[bool] = False  # whether products round the other operand
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
 
@@ -42,36 +42,37 @@ class Encoded(abc.ABC):
 
     @abc.abstractmethod
     def decode(self) -> Array:
-        """The array this stands for."""
+        """The array that this leaf stands for."""
 
     @abc.abstractmethod
     def astype(self, dtype: DTypeLike) -> Self:
-        """The same bytes, standing for an array of another dtype."""
+        """The leaf with the same bytes that stands for an array of another dtype."""
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Where runs of layers end that are encoded alike, in a stack that is not; else empty."""
+        """Where each run of layers that are encoded alike ends; empty if all layers are alike."""
         return ()
 
     def layers(self, start: int, stop: int) -> Any:
-        """Layers start to stop of a stack."""
-        own, back = separate_shared(self)
-        return back(jax.tree.map(lambda a: a[start:stop], own))
+        """Layers [start, stop) of a stack."""
+        arrays, rebuild = separate_shared(self)
+        return rebuild(jax.tree.map(lambda a: a[start:stop], arrays))
 
     def layer(self, i: int) -> Any:
-        """Layer `i` of a stack, without its axis: a leaf, or an array where that is kept."""
-        own, back = separate_shared(self)
-        return back(jax.tree.map(lambda a: a[i], own))
+        """Layer `i` of a stack, without the stack's axis: a leaf, or an array if kept."""
+        arrays, rebuild = separate_shared(self)
+        return rebuild(jax.tree.map(lambda a: a[i], arrays))
 
     def map(self, fn: Callable[[Array], Any]) -> Self:
-        """Applies `fn` to the float arrays inside: how one codec follows another."""
+        """The leaf with `fn` applied to its float arrays; a `Chain` so encodes them again."""
         raise TypeError(f"{type(self).__name__} holds no float weights: in a Chain it comes last")
 
     def shard_shape(self, axis: int, parts: int) -> Self:
-        """The shapes of one of `parts` equal pieces along `axis`: how a device holds its share.
+        """The leaf of shapes that one device holds, if `axis` is divided over `parts` devices.
 
-        What stands along the axis is divided in each array, the rest stays whole, as a scale that
-        many share. NotImplemented: pieces would split a group, a packed byte or a block.
+        Each array is divided along the axis of it that `axis` stands for; an array that has no such
+        axis, such as a scale that all shards share, is not. NotImplemented where a shard would
+        split a group, a packed byte or a block.
 
         Example:
             >>> import jax.numpy as jnp, jaxmem as jm
@@ -84,10 +85,11 @@ class Encoded(abc.ABC):
         axis += self.ndim if axis < 0 else 0
         if axis >= len(self.stack):
             return NotImplemented
-        own, back = separate_shared(self)
-        return back(jax.tree.map(lambda a: divided_shape(a, axis, parts), own))
+        arrays, rebuild = separate_shared(self)
+        return rebuild(jax.tree.map(lambda a: divided_shape(a, axis, parts), arrays))
 
-    # Faster ways than decode(). NotImplemented means: this way cannot, decode me.
+    # The methods below are faster than `decode`. Where one returns NotImplemented, the leaf is
+    # decoded.
     def dot(self, x: Array, dims, preferred_element_type=None, precision=None) -> Array:
         """`lax.dot_general(x, self, dims)`."""
         return NotImplemented
@@ -97,7 +99,7 @@ class Encoded(abc.ABC):
         return NotImplemented
 
     def transpose(self, axes: tuple[int, ...]) -> Self:
-        """The leaf that stands for the transposed array."""
+        """The leaf that stands for the array with its axes transposed to `axes`."""
         return NotImplemented
 
     def reshape(self, shape: tuple[int, ...]) -> Self:
@@ -106,33 +108,37 @@ class Encoded(abc.ABC):
 
 
 class Tied(Encoded):
-    """A leaf some of whose arrays belong to all slices of its stack: layers that share a weight."""
+    """A leaf in which layers of the stack share a weight: some of its arrays have no stack axes."""
 
     @abc.abstractmethod
     def separate_shared(self) -> tuple[Any, Callable[[Any], "Tied"]]:
-        """(the arrays that have the stack's axes, how a slice of them is a leaf again)."""
+        """(the arrays that have the stack's axes, a function from slices of them to a leaf)."""
 
 
 def separate_shared(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """(what slicing a stack slices, how a slice is a leaf again): all arrays but those of `Tied`.
+    """(the arrays that have the stack's axes, a function from slices of them to a leaf).
+
+    Without a `Tied` leaf inside, the first is the leaf itself, and the function returns what it is
+    given.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
         >>> leaf = jm.Shared(2).encode(jnp.ones((4, 16, 8)))
-        >>> own, back = separate_shared(leaf)
-        >>> jax.tree.map(jnp.shape, own), back(jax.tree.map(lambda a: a[0], own)).shape
+        >>> arrays, rebuild = separate_shared(leaf)
+        >>> jax.tree.map(jnp.shape, arrays), rebuild(jax.tree.map(lambda a: a[0], arrays)).shape
         ([(4,)], (16, 8))
     """
-    tied = lambda x: isinstance(x, Tied)
-    parts, tree = jax.tree.flatten(leaf, is_leaf=tied)
-    if not any(map(tied, parts)):
+    is_tied = lambda x: isinstance(x, Tied)
+    parts, tree = jax.tree.flatten(leaf, is_leaf=is_tied)
+    if not any(map(is_tied, parts)):
         return leaf, lambda leaf: leaf
-    own, backs = zip(*(x.separate_shared() if tied(x) else (x, lambda x: x) for x in parts))
-    return list(own), lambda own: tree.unflatten([b(x) for b, x in zip(backs, own)])
+    pairs = (x.separate_shared() if is_tied(x) else (x, lambda x: x) for x in parts)
+    arrays, rebuilds = zip(*pairs)
+    return list(arrays), lambda sliced: tree.unflatten([r(x) for r, x in zip(rebuilds, sliced)])
 
 
 def is_encoded(x: Any) -> bool:
-    """Whether `x` is an encoded leaf; made to be passed as `is_leaf`.
+    """Whether `x` is an encoded leaf; for the argument `is_leaf` of `jax.tree.map`.
 
     Example:
         >>> import jaxmem as jm
@@ -156,9 +162,9 @@ def decode(tree: Any) -> Any:
 
 
 def divided_shape(x: Any, axis: int, parts: int) -> Any:
-    """The shape of an array or encoded leaf with `axis` divided; an axis of one stays as it is.
+    """The shape of an array or encoded leaf with `axis` divided by `parts`; not an axis of size 1.
 
-    NotImplemented where a leaf cannot be divided so.
+    NotImplemented where the leaf says that it cannot be divided so.
 
     Example:
         >>> import jax.numpy as jnp
@@ -169,15 +175,15 @@ def divided_shape(x: Any, axis: int, parts: int) -> Any:
         return x
     if is_encoded(x):
         return x.shard_shape(axis, parts)
-    sides = list(x.shape)
-    sides[axis] //= parts
-    return jax.ShapeDtypeStruct(tuple(sides), x.dtype)
+    shape = list(x.shape)
+    shape[axis] //= parts
+    return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes the arrays of `tree` take on a device, concrete or abstract.
+    """The bytes that the arrays of `tree` take on a device; arrays may be concrete or abstract.
 
-    Counted in bits, since the `.nbytes` of a sub-byte array counts a whole byte an element.
+    They are counted in bits, since `.nbytes` of an array of int4 counts a whole byte an element.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -190,12 +196,20 @@ def nbytes(tree: Any) -> int:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes on one device: of an array's shard, and nothing of what lies on the host."""
+    """The bytes that the arrays of `tree` take on one device: a shard of each.
+
+    Arrays in host memory count as 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> device_bytes({"w": jnp.ones((8, 8)), "b": jnp.ones(8)})
+        288
+    """
     total = 0
     for x in jax.tree.leaves(tree):
-        place = getattr(x, "sharding", None)
-        if getattr(place, "memory_kind", None) == "pinned_host":
+        sharding = getattr(x, "sharding", None)
+        if getattr(sharding, "memory_kind", None) == "pinned_host":
             continue
-        shape = place.shard_shape(x.shape) if place is not None else x.shape
+        shape = sharding.shard_shape(x.shape) if sharding is not None else x.shape
         total += nbytes(jax.ShapeDtypeStruct(shape, x.dtype))
     return total

@@ -18,13 +18,13 @@ class MatrixLeaf(Encoded):
     """An encoded weight that holds its matrix (*stack, n, k) row by row.
 
     A subclass has a static field `fold` and defines `rows`, `slice_rows`, `take_rows` and
-    `batch_shape`; also `shard_matrix` where it can be sharded, and `matmul` where it has a faster
-    way. The first axes of every array inside are the stack.
+    `batch_shape`. It defines `shard_matrix` if it can be sharded, and `matmul` if it has a faster
+    product. The first axes of every array inside are the stack.
     """
 
     fold: Fold
     dtype: Any
-    splits_sums = True  # whether a product is the sum of its columns' products
+    splits_sums = True  # whether a product is the sum of the products of shards of columns
 
     @abc.abstractmethod
     def rows(self) -> Array:
@@ -39,16 +39,18 @@ class MatrixLeaf(Encoded):
         """Rows (*index.shape, k) in f32 of an unstacked leaf."""
 
     def interleaved_rows(self) -> list[Array]:
-        """The rows j, P + j, 2 P + j, ... of the matrix as entry j of P, where a byte holds P rows.
+        """The matrix of an unstacked leaf as P arrays; array j has the rows j, P + j, 2 P + j, ...
 
-        What is packed along n is decoded so without interleaving, at which a CPU is slow.
+        P is the number of rows that share a byte. So codes that are packed along n are decoded
+        without interleaving, at which a CPU is slow.
         """
         return [self.rows()]
 
     def prepare_for_cpu(self, x: Array) -> tuple[Any, Array | None]:
-        """Rows of an unstacked leaf for a CPU to decode tile after tile, and what they leave out.
+        """(a leaf whose tiles a CPU decodes faster, an array (m, n) f32 to add to its product).
 
-        x (m, k) times the leaf's rows is x times those, and the array (m, n) f32 added, if any.
+        x (m, k) times the rows of this unstacked leaf is x times the rows of that leaf, plus the
+        array; None is nothing to add.
         """
         return self, None
 
@@ -57,13 +59,14 @@ class MatrixLeaf(Encoded):
         return decoded_product(x, self, precision)
 
     def as_int_array(self) -> "MatrixLeaf | None":
-        """The leaf of `Int` that this one is, for products of integers; None where it is none."""
+        """This leaf as the leaf of `Int`, for products of integers; None if it is no such leaf."""
         return None
 
     def shard_matrix(self, fold: Fold, side: str, parts: int) -> Self:
-        """The shapes of one of `parts` runs of rows ("kept") or columns ("summed").
+        """The leaf of shapes of one shard, if the matrix is divided into `parts` equal shards.
 
-        `fold` is the piece's own. NotImplemented where the runs split a group or a byte.
+        They are runs of rows where `side` is "kept", runs of columns where it is "summed"; `fold`
+        is the fold of a shard. NotImplemented where a shard would split a group or a byte.
         """
         return NotImplemented
 
@@ -73,7 +76,10 @@ class MatrixLeaf(Encoded):
         return self.matmul(flat, precision).reshape(*x.shape[:-1], self.fold.n)
 
     def stack_mesh_axes(self, axis: int) -> Any:
-        """Axes of a mesh that the matrix's stack axis (negative, among `batch_shape`) lies over."""
+        """The mesh axes that a stack axis of the matrix is divided over.
+
+        `axis` is negative and counts within `batch_shape`.
+        """
         return None
 
     @property
@@ -112,42 +118,54 @@ class MatrixLeaf(Encoded):
 
     def take(self, rows):
         fold = self.fold
-        whole = tuple(range(-len(fold.summed) - 1, 0))
-        if self.batch_shape or len(fold.kept) != 1 or fold.order != whole:
+        rows_first = tuple(range(-len(fold.summed) - 1, 0))  # the weight is the matrix itself
+        if self.batch_shape or len(fold.kept) != 1 or fold.order != rows_first:
             return NotImplemented
         return self.take_rows(rows).reshape(*rows.shape, *fold.summed).astype(self.dtype)
 
     def dot(self, x, dims, preferred_element_type=None, precision=None):
-        (xc, wc), (xb, wb) = dims
-        place = [a + self.ndim for a in self.fold.full_order(self.ndim)]  # weight -> matrix axis
+        # 1. Which axes of the unflattened matrix (*stack, *kept, *summed) are summed or batched.
+        (x_sum, w_sum), (x_batch, w_batch) = dims
+        matrix_axis = [a + self.ndim for a in self.fold.full_order(self.ndim)]
         n_stack = len(self.batch_shape)
-        sums = {place[w]: x for w, x in zip(wc, xc)}
-        batch = {place[w]: x for w, x in zip(wb, xb)}
+        sums = {matrix_axis[w]: x for w, x in zip(w_sum, x_sum)}  # to the axis of x
+        batch = {matrix_axis[w]: x for w, x in zip(w_batch, x_batch)}
         if sorted(sums) != list(range(n_stack + len(self.fold.kept), self.ndim)):
-            return NotImplemented  # a part of the sum, or a sum over other axes
+            return NotImplemented  # it sums over a part of k, or over other axes
         if any(i >= n_stack for i in batch):
             return NotImplemented
-        free = [a for a in range(x.ndim) if a not in (*xc, *xb)]
-        sizes = [x.shape[a] for a in free]
+
+        # 2. x as (*batch, *free, k).
+        free = [a for a in range(x.ndim) if a not in (*x_sum, *x_batch)]
+        free_sizes = [x.shape[a] for a in free]
         x = x.transpose(
             [*(batch[i] for i in sorted(batch)), *free, *(sums[i] for i in sorted(sums))]
         )
-        x = x.reshape(*x.shape[: len(batch)], *sizes, self.fold.k)
-        own, back = separate_shared(self)
-        run = lambda x, own: back(own).product(x, precision)
+        x = x.reshape(*x.shape[: len(batch)], *free_sizes, self.fold.k)
+
+        # 3. The product of each matrix of the stack: (*stack, *free, *kept).
+        arrays, rebuild = separate_shared(self)
+        run = lambda x, arrays: rebuild(arrays).product(x, precision)
         for i in reversed(range(n_stack)):
-            over = self.stack_mesh_axes(i - n_stack)
-            run = jax.vmap(run, (0 if i in batch else None, 0), spmd_axis_name=over)
-        y = run(x, own).reshape(*self.batch_shape, *sizes, *self.fold.kept)
-        after = lambda i: i if i < n_stack else i + len(free)  # x's free axes follow the stack
-        rest = [after(place[w]) for w in range(self.ndim) if w not in (*wc, *wb)]
-        middle = range(n_stack, n_stack + len(free))
-        y = y.transpose([*(place[w] for w in wb), *middle, *rest])
+            mesh_axes = self.stack_mesh_axes(i - n_stack)
+            run = jax.vmap(run, (0 if i in batch else None, 0), spmd_axis_name=mesh_axes)
+        y = run(x, arrays).reshape(*self.batch_shape, *free_sizes, *self.fold.kept)
+
+        # 4. Its axes in the order of `lax.dot_general`: batch, free of x, free of the weight.
+        y_axis = lambda i: i if i < n_stack else i + len(free)
+        w_free = [w for w in range(self.ndim) if w not in (*w_sum, *w_batch)]
+        y = y.transpose(
+            [
+                *(matrix_axis[w] for w in w_batch),
+                *range(n_stack, n_stack + len(free)),
+                *(y_axis(matrix_axis[w]) for w in w_free),
+            ]
+        )
         return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
 
 
 class MatrixLeafWrapper(MatrixLeaf):
-    """A leaf that holds another, `inner`, and is as it is but for what a subclass says."""
+    """A leaf that holds another one, `inner`, and does the same except where a subclass differs."""
 
     inner: MatrixLeaf
 
@@ -158,7 +176,7 @@ class MatrixLeafWrapper(MatrixLeaf):
     rounds_inputs = property(lambda self: self.inner.rounds_inputs)
 
     def unwrapped(self) -> MatrixLeaf:
-        """The leaf inside, ready for use."""
+        """The leaf inside, in the form that rows are decoded from."""
         return self.inner
 
     def rows(self):

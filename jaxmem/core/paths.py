@@ -1,4 +1,4 @@
-"""select: leaves by path. A path reads the same in linen, NNX and plain trees."""
+"""Paths of leaves, which read the same in linen, NNX and plain trees; leaves chosen by path."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,8 @@ from .leaf import is_encoded
 def paths(tree: Any) -> list[str]:
     """The path of each leaf, such as `layers/attn/q/kernel`; an encoded leaf is one leaf.
 
-    The collection that linen puts first (`params`) and the `value` that NNX puts last are dropped.
+    A path has neither the collection `params`, which linen puts first, nor `value`, which NNX puts
+    last.
 
     Example:
         >>> paths({"params": {"dense": {"kernel": 1.0, "bias": 2.0}}})
@@ -24,12 +25,12 @@ def paths(tree: Any) -> list[str]:
 
 
 def is_whole(x: Any) -> bool:
-    """Whether `x` is one weight: encoded, or still to be read."""
+    """Whether `x` is one weight: encoded, or not read yet."""
     return is_encoded(x) or is_lazy(x)
 
 
 def match(names: list[str], rules: dict[str, Any]) -> dict[str, Any]:
-    """{name: value} by the first rule whose regex matches the whole name.
+    """{name: value}, with the value of the first rule whose regex matches the whole name.
 
     Raises:
         ValueError: a rule matches no name (a misspelt path is the usual reason).
@@ -51,9 +52,10 @@ def match(names: list[str], rules: dict[str, Any]) -> dict[str, Any]:
 
 
 def split(tree: Any, keep: Callable[[str], bool]) -> tuple[Any, Any]:
-    """(the leaves whose path `keep` accepts, the others); None where the other part has a leaf.
+    """(the tree with the leaves whose path `keep` accepts, the tree with the others).
 
-    The first part is what an optimizer sees, the second is frozen. Undone by `merge`.
+    Each tree has None where the other one has a leaf. An optimizer is given the first; the second
+    is frozen. `merge` puts them together again.
 
     Example:
         >>> split({"a": 1, "b": 2}, lambda path: path == "a")
@@ -68,7 +70,7 @@ def split(tree: Any, keep: Callable[[str], bool]) -> tuple[Any, Any]:
 
 
 def merge(first: Any, second: Any) -> Any:
-    """The tree that `split` took apart.
+    """The tree of which `split` made `first` and `second`.
 
     Example:
         >>> merge(*split({"a": 1, "b": 2}, lambda path: path == "a"))
@@ -78,7 +80,8 @@ def merge(first: Any, second: Any) -> Any:
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=is_hole)
 
 
-def _name(key) -> str:
+def _name(key: tuple) -> str:
+    """The path of a leaf, given its keys as `jax.tree_util` has them."""
     parts = [jax.tree_util.keystr((k,), simple=True) for k in key]
     parts = parts[1:] if parts[:1] == ["params"] else parts
     return "/".join(parts[:-1] if parts[-1:] == ["value"] else parts)

@@ -1,6 +1,6 @@
-"""Segmented: a stack whose layers are not encoded alike, as consecutive stacks that are.
+"""Segmented: a stack whose layers are not encoded alike, as consecutive stacks of layers that are.
 
-A scan over it runs as consecutive scans, one a run of layers (`lift`), so no model changes a line.
+A lifted scan over it runs as consecutive scans, one for each stack, so no model changes a line.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from .leaf import Encoded, decode, is_encoded
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Segmented(Encoded):
-    """Stands for its parts one after the other along the first axis.
+    """Stands for its `parts`, concatenated along the first axis.
 
-    Parts are encoded stacks, or arrays for layers that are kept.
+    A part is an encoded stack, or an array of layers that are not encoded.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -40,18 +40,19 @@ class Segmented(Encoded):
         return tuple(itertools.accumulate(part.shape[0] for part in self.parts))
 
     def layers(self, start, stop):
-        found, first = [], 0
-        for part, end in zip(self.parts, self.ends):
-            a, b = max(start, first) - first, min(stop, end) - first
+        overlaps, part_start = [], 0
+        for part, part_end in zip(self.parts, self.ends):
+            a, b = max(start, part_start) - part_start, min(stop, part_end) - part_start
             if a < b:
-                whole = (a, b) == (0, end - first)
-                found.append(part if whole else _layers(part, a, b))
-            first = end
-        return found[0] if len(found) == 1 else Segmented(tuple(found))
+                is_whole = (a, b) == (0, part_end - part_start)
+                overlaps.append(part if is_whole else _layers(part, a, b))
+            part_start = part_end
+        return overlaps[0] if len(overlaps) == 1 else Segmented(tuple(overlaps))
 
     def layer(self, i):
-        part, first = next((p, e - p.shape[0]) for p, e in zip(self.parts, self.ends) if i < e)
-        return part.layer(i - first) if is_encoded(part) else part[i - first]
+        part, end = next((part, end) for part, end in zip(self.parts, self.ends) if i < end)
+        index = i - (end - part.shape[0])
+        return part.layer(index) if is_encoded(part) else part[index]
 
     def decode(self) -> Array:
         return jnp.concatenate([decode(part) for part in self.parts])
@@ -63,14 +64,12 @@ class Segmented(Encoded):
         axis += self.ndim if axis < 0 else 0
         if axis == 0:
             return NotImplemented
-        small = [_part(part, axis, parts) for part in self.parts]
-        return (
-            NotImplemented if any(p is NotImplemented for p in small) else Segmented(tuple(small))
-        )
+        shards = tuple(_shard_shape(part, axis, parts) for part in self.parts)
+        return NotImplemented if any(s is NotImplemented for s in shards) else Segmented(shards)
 
 
 def join_layers(layers: Iterable[Any]) -> Any:
-    """The stack of leaves or arrays that are a layer each: `Segmented` where neighbours differ.
+    """The stack of leaves or arrays of one layer each; `Segmented` if they are encoded differently.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -78,19 +77,21 @@ def join_layers(layers: Iterable[Any]) -> Any:
         >>> join_layers(codec.encode(jnp.ones((32, 24))) for codec in codecs).ends
         (1, 3)
     """
-    arrays = lambda leaf: [(a.shape, jnp.dtype(a.dtype)) for a in jax.tree.leaves(leaf)]
-    runs = itertools.groupby(layers, lambda leaf: (jax.tree.structure(leaf), arrays(leaf)))
+    shapes = lambda leaf: [(a.shape, jnp.dtype(a.dtype)) for a in jax.tree.leaves(leaf)]
+    runs = itertools.groupby(layers, lambda leaf: (jax.tree.structure(leaf), shapes(leaf)))
     parts = tuple(jax.tree.map(lambda *a: jnp.stack(a), *run) for _, run in runs)
     return parts[0] if len(parts) == 1 else Segmented(parts)
 
 
 def _layers(part: Any, start: int, stop: int) -> Any:
+    """Layers [start, stop) of a leaf or an array."""
     return part.layers(start, stop) if is_encoded(part) else part[start:stop]
 
 
-def _part(part: Any, axis: int, parts: int) -> Any:
+def _shard_shape(part: Any, axis: int, parts: int) -> Any:
+    """`part.shard_shape(axis, parts)`, of an array too."""
     if is_encoded(part):
         return part.shard_shape(axis, parts)
-    sides = list(part.shape)
-    sides[axis] //= parts
-    return jax.ShapeDtypeStruct(tuple(sides), part.dtype)
+    shape = list(part.shape)
+    shape[axis] //= parts
+    return jax.ShapeDtypeStruct(tuple(shape), part.dtype)

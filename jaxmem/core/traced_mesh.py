@@ -1,4 +1,4 @@
-"""The mesh of what is traced: which one an array lies on, and one that stands in for it."""
+"""The mesh of traced arrays, and shapes of encoded leaves on that mesh."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 
 def mesh_of(tree: Any) -> AbstractMesh | None:
-    """The mesh of Auto axes that the arrays of a tree lie on; None for one device.
+    """The mesh of Auto axes that the arrays of a tree are placed on; None for one device.
 
     Example:
         >>> import jax.numpy as jnp
@@ -23,7 +23,13 @@ def mesh_of(tree: Any) -> AbstractMesh | None:
 
 
 def stand_in(x: Any) -> jax.ShapeDtypeStruct:
-    """The shape that an encoded leaf stands for, on the mesh of its arrays."""
+    """The shape and dtype that an encoded leaf stands for, replicated on the mesh of its arrays.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> stand_in(jm.Int(4).encode(jnp.ones((8, 16))))
+        ShapeDtypeStruct(shape=(8, 16), dtype=float32)
+    """
     mesh = mesh_of(x)
-    where = None if mesh is None else NamedSharding(mesh, P())
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    sharding = None if mesh is None else NamedSharding(mesh, P())
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

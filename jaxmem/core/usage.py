@@ -1,4 +1,4 @@
-"""uses: how a function consumes each weight, found by tracing it: no data and no memory."""
+"""uses: how a function reads each weight, found by tracing the function without data."""
 
 import dataclasses
 import math
@@ -21,10 +21,10 @@ class Use(NamedTuple):
     """
 
     op: str  # the primitive: dot_general, gather, or one that needs the dense array
-    axes: tuple[int, ...]  # the weight's axes it sums over, counted from the end, in its own order
-    inputs: tuple[int, ...]  # shape of what the weight meets
-    dtype: str  # of what the weight meets
-    flops: int  # of this operation, once
+    axes: tuple[int, ...]  # the weight's axes that the operation sums over, counted from the end
+    inputs: tuple[int, ...]  # shape of the other operand
+    dtype: str  # of the other operand
+    flops: int  # of one run of this operation
 
 
 def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
@@ -32,18 +32,19 @@ def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
-        >>> found = jm.uses(lambda p, x: x @ p["w"], {"w": jnp.ones((64, 8))}, jnp.ones((2, 64)))
-        >>> found["w"][0].axes, found["w"][0].flops
+        >>> by_path = jm.uses(lambda p, x: x @ p["w"], {"w": jnp.ones((64, 8))}, jnp.ones((2, 64)))
+        >>> by_path["w"][0].axes, by_path["w"][0].flops
         ((-2,), 2048)
     """
-    found = {path: [] for path in paths(params)}
+    by_path = {path: [] for path in paths(params)}
     leaves, tree = jax.tree.flatten(params, is_leaf=is_whole)
     shapes = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in leaves]
 
     def run(arrays, args):
-        watched = tree.unflatten([Watched(w, n.append) for w, n in zip(arrays, found.values())])
-        # other operations reach the reader's fallback, which tells the path
-        note = lambda op, path: found[path].append(Use(op, (), (), "", 0))
+        watched = [Watched(w, uses.append) for w, uses in zip(arrays, by_path.values())]
+        watched = tree.unflatten(watched)
+        # `lift` reports the operations that would decode a `Watched`, with its path
+        note = lambda op, path: by_path[path].append(Use(op, (), (), "", 0))
         return jax.tree.map(
             lambda x: x.decode() if is_encoded(x) else x,
             lift(fn, on_decode=note)(watched, *args),
@@ -51,18 +52,19 @@ def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
         )
 
     jax.eval_shape(run, shapes, args)
-    dense = ("dot_general", "gather")  # told by the leaf itself, with more detail
+    # of a product or a look-up there are two notes: the one of `Watched` has more detail
+    detailed = ("dot_general", "gather")
     return {
-        path: list(dict.fromkeys(u for u in us if u.inputs or u.op not in dense))
-        for path, us in found.items()
-        if us
+        path: list(dict.fromkeys(use for use in uses if use.inputs or use.op not in detailed))
+        for path, uses in by_path.items()
+        if uses
     }
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Watched(Encoded):
-    """A weight as it is, which tells of every operation that reads it."""
+    """An unchanged weight that calls `note` with a `Use` for every operation that reads it."""
 
     w: Any
     note: Any = dataclasses.field(metadata=dict(static=True))
@@ -81,19 +83,19 @@ class Watched(Encoded):
     def astype(self, dtype):
         return dataclasses.replace(self, w=self.w.astype(dtype))
 
-    def axes(self, now):
-        """The weight's own axes, counted from the end, for axes of what it has become."""
+    def axes(self, transposed_axes):
+        """The axes of the weight, counted from the end, for axes of the transposed weight."""
         order = self.order or range(-self.ndim, 0)
-        return tuple(order[a] for a in now)
+        return tuple(order[a] for a in transposed_axes)
 
     def transpose(self, axes):
         return dataclasses.replace(self, w=self.w.transpose(axes), order=self.axes(axes))
 
     def dot(self, x, dims, **kwargs):
-        (_, wc), (_, wb) = dims
-        outs = math.prod(d for a, d in enumerate(self.shape) if a not in (*wc, *wb))
-        flops = 2 * x.size * outs
-        axes = tuple(sorted(self.axes(wc)))
+        (_, w_sum), (_, w_batch) = dims
+        outputs = math.prod(d for a, d in enumerate(self.shape) if a not in (*w_sum, *w_batch))
+        flops = 2 * x.size * outputs
+        axes = tuple(sorted(self.axes(w_sum)))
         self.note(Use("dot_general", axes, tuple(x.shape), str(x.dtype), flops))
         return NotImplemented
 
@@ -103,9 +105,16 @@ class Watched(Encoded):
 
 
 def summed_axes(path: str, uses: Mapping | None) -> tuple[int, ...]:
-    """The axes that the weight's product sums over; a table that is only looked up: its last."""
-    found = (uses or {}).get(path, ())
-    dots = [u.axes for u in found if u.op == "dot_general"]
-    if dots:
-        return dots[0]
-    return (-1,) if any(u.op == "gather" for u in found) else (-2,)
+    """The axes that the products of a weight sum over: (-2,) where `uses` does not tell.
+
+    A table that is only looked up has the axis (-1,).
+
+    Example:
+        >>> summed_axes("table", {"table": [Use("gather", (), (3,), "int32", 0)]})
+        (-1,)
+    """
+    weight_uses = (uses or {}).get(path, ())
+    products = [use.axes for use in weight_uses if use.op == "dot_general"]
+    if products:
+        return products[0]
+    return (-1,) if any(use.op == "gather" for use in weight_uses) else (-2,)
