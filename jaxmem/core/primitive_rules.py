@@ -1,47 +1,61 @@
-"""What each primitive does to an encoded leaf, by name: a leaf, an array, or NotImplemented."""
+"""What each primitive does to an encoded leaf, by name: a leaf, an array, or NotImplemented.
+
+A rule takes the primitive's operands, some of them leaves, and its parameters. Stack axes of a leaf
+are axes of all arrays inside, so an operation on them is done on each array.
+"""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from .leaf import decode, is_encoded, separate_shared
 
 
-def decoded(op, *vals):
-    """`op` on the decoded values, so that `grad` keeps the encoded weight and not the dense one."""
-    return jax.checkpoint(lambda *vals: op(*decode(tied(vals))))(*vals)
+def decoded(op: Callable, *operands: Any) -> Any:
+    """`op` on the decoded operands, recomputed so that `grad` keeps the encoded weights."""
+    return jax.checkpoint(lambda *operands: op(*decode(tied(operands))))(*operands)
 
 
-def tied(vals):
-    """Ties the weights to the other operands: else XLA may decode every layer up front."""
-    return lax.optimization_barrier(vals) if len(vals) > 1 else vals
+def tied(operands: tuple) -> tuple:
+    """The operands behind a barrier, without which XLA may decode every layer before the first."""
+    return lax.optimization_barrier(operands) if len(operands) > 1 else operands
 
 
-def dot(x, w, dims, **kwargs):
-    """The encoded side's own product; None where it has none."""
+def dot(x: Any, w: Any, dims: Any, **kwargs) -> Array | None:
+    """`lax.dot_general(x, w, dims)` by the `dot` of the encoded operand.
+
+    None where both or neither are encoded, or where the leaf's `dot` cannot do it.
+    """
     if is_encoded(x) == is_encoded(w):
         return None
-    left = is_encoded(x)
-    if left:  # put the weight on the right, then the axes back
+
+    # 1. Put the weight on the right.
+    weight_first = is_encoded(x)
+    if weight_first:
         x, w, dims = w, x, tuple(pair[::-1] for pair in dims)
 
+    # 2. The product. Its gradient keeps the weight that came in, so that a scan copies no stack.
+    # Weights that are read as stored are not tied: a TPU then reads a layer's numbers in the stack.
     def product(x, w):
         y = w.dot(x, dims, **kwargs)
         return None if y is NotImplemented else y
 
-    # the gradient keeps the weight that came in, which a scan need not copy; a tie would keep a
-    # TPU from reading a layer's stored numbers where they lie in the stack
-    given = (lambda vals: vals) if w.read_as_stored else tied
-    again = jax.checkpoint(lambda x, w: product(*given((x, w))))
-    y = (again if w.recomputed else product)(x, w)
-    if y is None or not left:
+    tie = (lambda operands: operands) if w.read_as_stored else tied
+    recomputed = jax.checkpoint(lambda x, w: product(*tie((x, w))))
+    y = (recomputed if w.recomputed else product)(x, w)
+    if y is None or not weight_first:
         return y
-    first = len(dims[1][0])
-    middle = first + x.ndim - len(dims[0][0]) - first
-    return jnp.moveaxis(y, range(middle, y.ndim), range(first, first + y.ndim - middle))
+
+    # 3. Move the free axes of x behind those of the weight.
+    n_batch = len(dims[1][0])
+    n_free = x.ndim - len(dims[0][0]) - n_batch
+    w_free = range(n_batch + n_free, y.ndim)
+    return jnp.moveaxis(y, w_free, range(n_batch, n_batch + len(w_free)))
 
 
 def _dot_rule(x, w, *, dimension_numbers, precision, preferred_element_type, **_):
@@ -51,18 +65,19 @@ def _dot_rule(x, w, *, dimension_numbers, precision, preferred_element_type, **_
     return NotImplemented if y is None else y
 
 
-def _on_stack(leaf, axes):
+def _on_stack(leaf, axes) -> bool:
     """Whether all of `axes` are stack axes of the leaf."""
     return is_encoded(leaf) and all(a < len(leaf.stack) for a in axes)
 
 
-def _each(fn, leaf):
-    """`fn` on every array inside, on the stack axes they share."""
-    own, back = separate_shared(leaf)
-    return back(jax.tree.map(fn, own))
+def _on_arrays(fn, leaf):
+    """The leaf with `fn` applied to every array inside that has the stack's axes."""
+    arrays, rebuild = separate_shared(leaf)
+    return rebuild(jax.tree.map(fn, arrays))
 
 
 def _gather(w, index, *, dimension_numbers, slice_sizes, mode, fill_value, **_):
+    # 1. Only a look-up of whole rows, w[index], has an encoded form.
     d = dimension_numbers
     if not is_encoded(w) or is_encoded(index):
         return NotImplemented
@@ -72,20 +87,24 @@ def _gather(w, index, *, dimension_numbers, slice_sizes, mode, fill_value, **_):
         or index.shape[-1] != 1
     ):
         return NotImplemented
-    rows = index.ndim - 1
-    whole = slice_sizes == (1, *w.shape[1:]) and d.start_index_map == (0,)
-    if not whole or d.offset_dims != tuple(range(rows, rows + w.ndim - 1)):
+    index_ndim = index.ndim - 1
+    whole_rows = slice_sizes == (1, *w.shape[1:]) and d.start_index_map == (0,)
+    if not whole_rows or d.offset_dims != tuple(range(index_ndim, index_ndim + w.ndim - 1)):
         return NotImplemented
     rows, fills = index[..., 0], mode is lax.GatherScatterMode.FILL_OR_DROP
     fill_value = jnp.nan if fill_value is None else fill_value
-    if _on_stack(w, (0,)) and (math.isnan(fill_value) or not fills):  # NaN can fill each array
+
+    # 2. Rows of the stack are layers. NaN for those outside it can fill the arrays inside.
+    if _on_stack(w, (0,)) and (math.isnan(fill_value) or not fills):
         take = lambda a: a.at[rows].get(mode=mode, wrap_negative_indices=False)
-        return _each(take, w)
-    got = w.take(jnp.clip(rows, 0, w.shape[0] - 1))
-    if got is NotImplemented or not fills:
-        return got
+        return _on_arrays(take, w)
+
+    # 3. Other rows are taken by the leaf, and filled where the index is outside.
+    values = w.take(jnp.clip(rows, 0, w.shape[0] - 1))
+    if values is NotImplemented or not fills:
+        return values
     inside = ((rows >= 0) & (rows < w.shape[0])).reshape(*rows.shape, *(1,) * (w.ndim - 1))
-    return jnp.where(inside, got, fill_value)
+    return jnp.where(inside, values, fill_value)
 
 
 def _convert(w, *, new_dtype, **_):
@@ -94,36 +113,39 @@ def _convert(w, *, new_dtype, **_):
 
 def _slice(w, *, start_indices, limit_indices, strides):
     strides = strides or (1,) * w.ndim
-    cut = [
+    sliced_axes = [
         i
         for i in range(w.ndim)
         if (start_indices[i], limit_indices[i], strides[i]) != (0, w.shape[i], 1)
     ]
-    if not _on_stack(w, cut):
-        return _one_row(w, cut, limit_indices[0] - start_indices[0], start_indices[0])
-    index = tuple(slice(*t) for t in zip(start_indices, limit_indices, strides))
-    return _each(lambda a: a[index[: len(w.stack)]], w)
+    if not _on_stack(w, sliced_axes):
+        size = limit_indices[0] - start_indices[0]
+        return _one_row(w, sliced_axes, size, start_indices[0])
+    index = tuple(slice(*bounds) for bounds in zip(start_indices, limit_indices, strides))
+    return _on_arrays(lambda a: a[index[: len(w.stack)]], w)
 
 
 def _dynamic_slice(w, *starts, slice_sizes, **_):
-    cut = [i for i in range(w.ndim) if slice_sizes[i] != w.shape[i]]
+    sliced_axes = [i for i in range(w.ndim) if slice_sizes[i] != w.shape[i]]
     if any(map(is_encoded, starts)):
         return NotImplemented
-    if not _on_stack(w, cut):
-        return _one_row(w, cut, slice_sizes[0], starts[0])
-    s = len(w.stack)
+    if not _on_stack(w, sliced_axes):
+        return _one_row(w, sliced_axes, slice_sizes[0], starts[0])
+    n_stack = len(w.stack)
     zero = [jnp.zeros((), jnp.asarray(starts[0]).dtype)] if starts else []
-    return _each(
+    return _on_arrays(
         lambda a: lax.dynamic_slice(
-            a, [*starts[:s], *zero * (a.ndim - s)], (*slice_sizes[:s], *a.shape[s:])
+            a,
+            [*starts[:n_stack], *zero * (a.ndim - n_stack)],
+            (*slice_sizes[:n_stack], *a.shape[n_stack:]),
         ),
         w,
     )
 
 
-def _one_row(w, cut, size, start):
-    """A slice that is a look-up; a longer one might be nearly all, and that is a decode."""
-    if cut != [0] or size != 1:
+def _one_row(w, sliced_axes, size, start):
+    """A slice of one row, by `take`. A longer slice may be nearly the whole weight: it decodes."""
+    if sliced_axes != [0] or size != 1:
         return NotImplemented
     return w.take(jnp.clip(jnp.asarray(start), 0, w.shape[0] - 1)[None])
 
@@ -131,40 +153,45 @@ def _one_row(w, cut, size, start):
 def _squeeze(w, *, dimensions):
     if not _on_stack(w, dimensions):
         return w.reshape(tuple(d for i, d in enumerate(w.shape) if i not in dimensions))
-    return _each(lambda a: lax.squeeze(a, dimensions), w)
+    return _on_arrays(lambda a: lax.squeeze(a, dimensions), w)
 
 
 def _broadcast(w, *dyn, shape, broadcast_dimensions, **_):
-    s, core = len(w.stack), w.ndim - len(w.stack)
-    n = len(shape) - core
-    keeps = tuple(broadcast_dimensions[s:]) == tuple(range(n, len(shape)))
-    if dyn or not keeps or tuple(shape[n:]) != w.shape[s:]:
+    # Only the stack may become larger: the axes after it stay the last ones, with their sizes.
+    n_stack, n_inner = len(w.stack), w.ndim - len(w.stack)
+    n_new = len(shape) - n_inner  # stack axes of the result
+    inner_stays = tuple(broadcast_dimensions[n_stack:]) == tuple(range(n_new, len(shape)))
+    if dyn or not inner_stays or tuple(shape[n_new:]) != w.shape[n_stack:]:
         return NotImplemented
 
     def widen(a):
-        dims = (*broadcast_dimensions[:s], *range(n, n + a.ndim - s))
-        return lax.broadcast_in_dim(a, (*shape[:n], *a.shape[s:]), dims)
+        dims = (*broadcast_dimensions[:n_stack], *range(n_new, n_new + a.ndim - n_stack))
+        return lax.broadcast_in_dim(a, (*shape[:n_new], *a.shape[n_stack:]), dims)
 
-    return _each(widen, w)
+    return _on_arrays(widen, w)
 
 
 def _reshape(w, *dyn, new_sizes, dimensions=None, **_):
-    s = len(w.stack)
-    n = len(new_sizes) - w.ndim + s
     if dyn or dimensions is not None:
         return NotImplemented
-    if n >= 0 and new_sizes[n:] == w.shape[s:] and math.prod(new_sizes[:n]) == math.prod(w.stack):
-        return _each(lambda a: a.reshape(*new_sizes[:n], *a.shape[s:]), w)
+    # If only the stack changes, each array is reshaped; else the leaf is asked.
+    n_stack = len(w.stack)
+    n_new = len(new_sizes) - w.ndim + n_stack  # stack axes of the result
+    inner_stays = n_new >= 0 and new_sizes[n_new:] == w.shape[n_stack:]
+    if inner_stays and math.prod(new_sizes[:n_new]) == math.prod(w.stack):
+        return _on_arrays(lambda a: a.reshape(*new_sizes[:n_new], *a.shape[n_stack:]), w)
     return w.reshape(tuple(new_sizes))
 
 
-def _joined(join, ws, is_inside):
-    """Leaves of equal structure joined along their stacks."""
-    if not all(map(is_encoded, ws)) or any(separate_shared(w)[0] is not w for w in ws):
+def _joined(join, leaves, on_stack):
+    """Leaves of equal structure joined along their stacks by `join`, array by array."""
+    if not all(map(is_encoded, leaves)):
         return NotImplemented
-    if len({jax.tree.structure(w) for w in ws}) > 1:
+    if any(separate_shared(leaf)[0] is not leaf for leaf in leaves):
+        return NotImplemented  # layers share a weight
+    if len({jax.tree.structure(leaf) for leaf in leaves}) > 1:
         return NotImplemented
-    return jax.tree.map(join, *ws) if is_inside else NotImplemented
+    return jax.tree.map(join, *leaves) if on_stack else NotImplemented
 
 
 def _concatenate(*ws, dimension):
@@ -180,15 +207,17 @@ def _split(w, *, sizes, axis):
     if not _on_stack(w, (axis,)):
         return NotImplemented
     ends = np.cumsum(sizes)
-    cut = lambda end, size: _each(lambda a: lax.slice_in_dim(a, end - size, end, axis=axis), w)
-    return [cut(int(end), int(size)) for end, size in zip(ends, sizes)]
+    part = lambda end, size: _on_arrays(
+        lambda a: lax.slice_in_dim(a, end - size, end, axis=axis), w
+    )
+    return [part(int(end), int(size)) for end, size in zip(ends, sizes)]
 
 
 def _unstack(w, *, axis):
     if not _on_stack(w, (axis,)):
         return NotImplemented
     return [
-        _each(lambda a: lax.index_in_dim(a, i, axis, keepdims=False), w)  # noqa: B023
+        _on_arrays(lambda a: lax.index_in_dim(a, i, axis, keepdims=False), w)  # noqa: B023
         for i in range(w.shape[axis])
     ]
 

@@ -248,6 +248,6 @@ def from_half_bits(bits: Array) -> Array:
     """The f32 numbers of f16 bits in int32, sign extended: a TPU has no f16."""
     magnitude = bits & 0x7FFF
     normal = lax.bitcast_convert_type((magnitude << 13) + (112 << 23), jnp.float32)
-    subnormal = magnitude.astype(jnp.float32) * 2.0**-24
-    number = jnp.where(magnitude < 1 << 10, subnormal, normal)
+    is_subnormal = magnitude < 1 << 10
+    number = jnp.where(is_subnormal, magnitude.astype(jnp.float32) * 2.0**-24, normal)
     return jnp.where(bits < 0, -number, number)

@@ -110,9 +110,9 @@ def fetched(leaf: Any, start: Array, size: int) -> Array:
     does not foresee which comes next, as the CPU of experiments/speed/cpu_matvec.py does not.
     """
     codes = [a for a in jax.tree.leaves(leaf.slice_rows(start, size)) if a.dtype.itemsize == 1]
-    firsts = [a[..., ::CACHE_LINE_BYTES] for a in codes]
-    reads = [lax.bitcast_convert_type(a, jnp.uint8).astype(jnp.int32) for a in firsts]
-    return start + sum(jnp.minimum(a.sum(), 0) for a in reads)  # no sum is below 0
+    as_bytes = lambda a: lax.bitcast_convert_type(a, jnp.uint8)
+    lines = [as_bytes(a[..., ::CACHE_LINE_BYTES]).astype(jnp.int32) for a in codes]
+    return start + sum(jnp.minimum(a.sum(), 0) for a in lines)  # no sum is below 0
 
 
 def interleave(parts: list[Array], axis: int) -> Array:

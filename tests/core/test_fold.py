@@ -1,4 +1,4 @@
-"""A fold says how a weight of any shape lies in a matrix, and keeps saying it when axes move."""
+"""A fold says how a weight of any shape lies in a matrix, also after a transpose or reshape."""
 
 import math
 
@@ -24,7 +24,7 @@ def weights_and_axes(draw):
 
 @st.composite
 def folds(draw):
-    """A fold with its lead axes, transposed in any way."""
+    """A fold and the sizes of its stack axes, transposed in any way."""
     lead, kept, summed = (tuple(draw(st.lists(sizes, max_size=2))) for _ in range(3))
     order = draw(st.permutations(range(-len(kept) - len(summed), 0)))
     fold = Fold(kept, summed, tuple(order))
@@ -36,11 +36,11 @@ def reshapes(draw, shape):
     """Another shape of the same size: axes split, merged with the next, or of length 1 added."""
     new = []
     for n in shape:
-        how = draw(st.sampled_from(["keep", "split", "merge", "one"]))
-        if how == "merge" and new:
+        change = draw(st.sampled_from(["keep", "split", "merge", "one"]))
+        if change == "merge" and new:
             new[-1] *= n
         else:
-            new += {"split": [2, n // 2] if n % 2 == 0 else [n], "one": [1, n]}.get(how, [n])
+            new += {"split": [2, n // 2] if n % 2 == 0 else [n], "one": [1, n]}.get(change, [n])
     return tuple(new)
 
 
@@ -50,7 +50,7 @@ def matrix_of(fold, lead):
 
 @settings(max_examples=50, deadline=None)
 @given(weights_and_axes())
-def test_unfold_undoes_of(shape_and_axes):
+def test_unfold_undoes_from_weight(shape_and_axes):
     shape, axes = shape_and_axes
     w = np.arange(math.prod(shape)).reshape(shape)
     matrix, fold = Fold.from_weight(jnp.asarray(w), axes)
@@ -98,7 +98,7 @@ def test_regrouped_is_the_reshape_or_says_it_cannot(fold_and_lead, data):
         ((8, 3, 4), (-3,), (8, 12)),
         ((3, 4, 8), (-3, -2), (12, 8)),  # heads into an output projection
         ((12, 8), (-2,), (3, 4, 8)),
-        ((5, 8, 12), (-2,), (5, 8, 3, 4)),  # the same, stacked
+        ((5, 8, 12), (-2,), (5, 8, 3, 4)),  # a stack of the first
         ((5, 3, 4, 8), (-3, -2), (5, 12, 8)),
         ((8, 12), (-2,), (1, 8, 12)),
         ((8, 1, 12), (-3,), (8, 12)),

@@ -29,7 +29,7 @@ def leaf(*shape, axes=(-2,), codec=QUICK):
 
 
 def assert_lifts(fn, *args, on_decode="error", tol=1e-5):
-    """`fn` lifted gives what it gives on the decoded arguments; stays encoded inside."""
+    """The lifted `fn` gives what `fn` gives on the decoded arguments, and decodes no weight."""
     got = jit(jm.lift(fn, on_decode=on_decode))(*args)
     want = fn(*jm.decode(args))
     close = functools.partial(np.testing.assert_allclose, rtol=tol, atol=tol)
@@ -144,7 +144,7 @@ def scanned(w, x, body=lambda x, w: (jnp.tanh(x @ w), None), **kwargs):
 
 
 def carried(w, x):
-    """A loop that hands the weight on as it came."""
+    """A loop whose carry holds the weight unchanged."""
     return lax.fori_loop(0, 3, lambda i, c: (c[0], jnp.tanh(c[1] @ c[0])), (w, x))[1]
 
 
@@ -285,11 +285,11 @@ DECODES = {
 
 @pytest.mark.parametrize("fn, w, primitive", DECODES.values(), ids=DECODES)
 def test_decodes_where_there_is_no_other_way_and_says_so(fn, w, primitive):
-    told = []
+    calls = []
     assert_lifts(
-        lambda p: fn(p["mlp"]["w"]), {"mlp": {"w": w}}, on_decode=lambda *t: told.append(t)
+        lambda p: fn(p["mlp"]["w"]), {"mlp": {"w": w}}, on_decode=lambda *call: calls.append(call)
     )
-    assert (primitive, "mlp/w") in told
+    assert (primitive, "mlp/w") in calls
     message = f"{primitive} has no encoded form for 'mlp/w'"
     with pytest.raises(TypeError, match=message):
         jax.eval_shape(jm.lift(lambda p: fn(p["mlp"]["w"]), on_decode="error"), {"mlp": {"w": w}})

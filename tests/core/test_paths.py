@@ -1,4 +1,4 @@
-"""One weight has one path, and the same in linen, NNX and plain trees."""
+"""A weight has the same path in linen, NNX and plain trees."""
 
 import chex
 import flax.linen as nn

@@ -1,4 +1,4 @@
-"""A codec for each layer of a stack: the model runs as consecutive scans, unchanged."""
+"""A codec for each layer of a stack: the unchanged model runs as consecutive scans."""
 
 import types
 
@@ -42,7 +42,7 @@ def close(got, want):
 ENC = jm.encode(PARAMS, jm.Plan(MIXED))
 
 
-def test_layers_that_differ_are_consecutive_stacks_of_the_bytes_foretold():
+def test_layers_that_differ_are_consecutive_stacks_of_the_bytes_estimated():
     up, down = ENC["layers"]["up"], ENC["layers"]["down"]
     assert (up.ends, down.ends) == ((1, 4), (2, 4)) and down.parts[0].shape == (2, 32, 32)
     shapes = jax.eval_shape(lambda p: jm.encode(p, jm.Plan(MIXED)), PARAMS)
@@ -84,8 +84,8 @@ def test_a_weight_that_layers_share_is_whole_in_every_run():
     close(jit(jm.lift(run))(enc, X), run(jm.decode(enc), X))
 
 
-@pytest.mark.parametrize("how", ["grad", "vmap", "reverse", "remat"])
-def test_it_goes_under_every_transformation(how):
+@pytest.mark.parametrize("transformation", ["grad", "vmap", "reverse", "remat"])
+def test_it_goes_under_every_transformation(transformation):
     def backwards(params, x):
         layer = lambda x, w: (x + jnp.tanh(x @ w["up"]), x)
         return lax.scan(layer, x, params["layers"], reverse=True)
@@ -97,7 +97,8 @@ def test_it_goes_under_every_transformation(how):
         "reverse": jm.lift(backwards),
         "remat": jm.remat(jm.lift(run), jm.Remat("full")),
     }
-    close(jit(fns[how])(ENC, X), fns[how](jm.decode(ENC), X))
+    fn = fns[transformation]
+    close(jit(fn)(ENC, X), fn(jm.decode(ENC), X))
 
 
 class Layer(nn.Module):
@@ -138,11 +139,11 @@ def test_lazy_stacks_are_read_by_layer_and_files_keep_the_parts(tmp_path):
 def test_solvers_see_the_moments_of_their_own_layers():
     stats = jm.stats(run, PARAMS, [(X,)])
     plan = {"layers/up": jm.GPTQ(jm.Int(3)), "layers[1]/up": jm.GPTQ(jm.Int(8))}
-    found = jm.encode(PARAMS, plan, stats=stats)["layers"]["up"]
+    encoded = jm.encode(PARAMS, plan, stats=stats)["layers"]["up"]
     whole = jm.encode(PARAMS, {"layers/up": jm.GPTQ(jm.Int(3))}, stats=stats)["layers"]["up"]
     for i in (0, 2, 3):
-        np.testing.assert_array_equal(found.decode()[i], whole.decode()[i])
-    assert abs(found.decode()[1] - W[1]).max() < abs(whole.decode()[1] - W[1]).max() / 4
+        np.testing.assert_array_equal(encoded.decode()[i], whole.decode()[i])
+    assert abs(encoded.decode()[1] - W[1]).max() < abs(whole.decode()[1] - W[1]).max() / 4
 
 
 def test_it_is_cut_over_devices_and_tuned():
@@ -159,11 +160,11 @@ def test_blocks_are_calibrated_by_their_own_codecs():
     apply = lambda p, x: lax.scan(layer, x, p["layers"])[0]
     model = types.SimpleNamespace(tensors=PARAMS, apply=apply)
     plan = {"layers/up": jm.GPTQ(jm.Int(3)), "layers[1:3]/up": jm.GPTQ(jm.Int(8))}
-    found = jm.encode_by_block(model, plan, [(X,)])
-    assert jax.tree.structure(found) == jax.tree.structure(
+    encoded = jm.encode_by_block(model, plan, [(X,)])
+    assert jax.tree.structure(encoded) == jax.tree.structure(
         jm.encode(PARAMS, plan, stats=jm.stats(model.apply, PARAMS, [(X,)]))
     )
-    assert found["layers"]["up"].ends == (1, 3, 4)
+    assert encoded["layers"]["up"].ends == (1, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_blocks_are_calibrated_by_their_own_codecs():
     [("layers[4]/up", "a stack of 4 layers"), ("layer[0]/up", "which is no leaf"),
      ("layers[3:3]/up", "a stack of 4 layers")],
 )  # fmt: skip
-def test_an_entry_that_names_nothing_is_told(entry, message):
+def test_an_entry_that_names_nothing_is_refused(entry, message):
     with pytest.raises(ValueError, match=message):
         jm.encode(PARAMS, {entry: jm.Int(8)})
 
