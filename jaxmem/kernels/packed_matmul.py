@@ -210,8 +210,8 @@ def _body(
                 inside = (column >= first) & (column < last)
                 group_x = jnp.where(inside, x, jnp.zeros_like(x))
             if "levels" in numbers:
-                levels = _group_levels(numbers["levels"], g, shifts)
-                w = values(codes_ref[...], levels).astype(x.dtype)
+                codes = codes_ref[...]
+                w = values(codes, _group_levels(numbers["levels"], g, shifts)).astype(x.dtype)
             dims = (((1,), (1,)), ((), ()))
             y = lax.dot_general(group_x, w, dims, precision, preferred_element_type=jnp.float32)
             if "zero" in numbers or "low" in numbers:
