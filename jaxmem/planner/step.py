@@ -17,7 +17,6 @@ from ..compression.plan import Plan
 from ..core.leaf import is_encoded
 from ..core.lifting import dot_general, lift
 from ..core.paths import is_whole, match, paths
-from ..core.scans import around_scans
 from ..core.usage import uses
 from ..models import KVCache, Model, load
 from ..models.model import family
