@@ -83,6 +83,7 @@ def test_a_codec_knows_no_other_codec(path):
     assert siblings <= {
         "cpu_layout",
         "integer_matmul",
+        "matmul_gradient",
         "packing",
         "scale_rounding",
         "scaled",

@@ -1,4 +1,4 @@
-"""Affine: w ≈ step · code + low, with an f16 step and an f16 least weight for each group."""
+"""Affine: w ≈ step · code + low, with a float16 step and a float16 `low` for each group."""
 
 import dataclasses
 from typing import Any
@@ -7,23 +7,23 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .cpu_layout import Stranded
+from .cpu_layout import CpuRows
 from .scale_rounding import divisor, float16_nearest
-from .scaled import Scaled, ScaledArray, checked_group, packed, spread
+from .scaled import Scaled, ScaledArray, check_group, pack_rows, repeat_groups
 
 
 @dataclasses.dataclass(frozen=True)
 class Affine(Scaled):
-    """Codes of `bits` bits (2 to 8) from each group's least weight upward.
+    """Codes of `bits` bits (2 to 8) that count upward from each group's smallest weight.
 
-    What `Int(symmetric=False)` does with an integer zero point, with a float instead: 16 bits a
-    group where that takes `bits`, and any range. GGUF's Q4_1 and Q5_1 are `Affine(4, group=32)`
-    and `Affine(5, group=32)`. The range of a group holds 0.
+    `Int(symmetric=False)` has an integer zero point of `bits` bits in each group; this codec has a
+    float16 of 16 bits instead, which fits any range. GGUF's Q4_1 and Q5_1 are
+    `Affine(4, group=32)` and `Affine(5, group=32)`. The range of a group always includes 0.
 
-    Error: |w − decode| ≤ step · (1/2 + 2^(bits−11)) + |low| · 2^-11, and 2^-24 where f16 ends.
+    Error: |w − decode| ≤ step · (1/2 + 2^(bits−11)) + |low| · 2^-11, plus 2^-24 below normal f16.
 
     Raises:
-        ValueError: bits outside 2 to 8, or a group below 1.
+        ValueError: `bits` is outside 2 to 8, or `group` is below 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,7 +39,7 @@ class Affine(Scaled):
     def __post_init__(self):
         if self.bits not in range(2, 9):
             raise ValueError(f"Affine takes 2 to 8 bits, got {self.bits}")
-        checked_group(self)
+        check_group(self)
 
     def range(self, low, high):
         low, top = low.astype(jnp.float16), 2**self.bits - 1
@@ -50,9 +50,9 @@ class Affine(Scaled):
 
     def round(self, matrix, scale, zero, fold, dtype):
         group = min(self.group or fold.k, fold.k) or 1
-        wide = lambda a: spread(a, group, fold.k)
+        wide = lambda a: repeat_groups(a, group, fold.k)
         scale, low = scale.astype(jnp.float16), zero.astype(jnp.float16)
-        codes = packed(self._codes(matrix, wide(scale), wide(low)), self.bits)
+        codes = pack_rows(self._codes(matrix, wide(scale), wide(low)), self.bits)
         return AffineArray(codes, scale.mT, self.bits, group, fold, jnp.dtype(dtype), low.mT)
 
     def snap(self, values, scale, zero=None):
@@ -67,7 +67,7 @@ class Affine(Scaled):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AffineArray(ScaledArray):
-    """Codes packed along n, steps as `scale`, and the least weights; None for 0."""
+    """Codes packed along n, steps as `scale`, and the smallest weights, or None if they are 0."""
 
     low: Array | None = None  # (*stack, groups, n)
 
@@ -75,47 +75,48 @@ class AffineArray(ScaledArray):
         return codes.astype(jnp.float32) + (128 if self.bits == 8 else 0)
 
     def rows(self):
-        return self._raised(super().rows(), lambda low: low)
+        return self._plus_low(super().rows(), lambda low: low)
 
     def interleaved_rows(self):
         parts = super().interleaved_rows()
-        mine = lambda j: lambda low: low[..., j :: len(parts)]
-        return [self._raised(rows, mine(j)) for j, rows in enumerate(parts)]
+        part = lambda j: lambda low: low[..., j :: len(parts)]
+        return [self._plus_low(rows, part(j)) for j, rows in enumerate(parts)]
 
     def prepare_for_cpu(self, x):
-        rows, low = Stranded.of(self), self.low
-        mine = lambda j: 0.0 if low is None else low[:, j :: len(rows.scale)].astype(jnp.float32)
-        return rows, rows.raised(x, lambda j, scale: 128 * scale + mine(j))
+        rows = CpuRows.from_leaf(self)
+
+        def group_values(j, scale):
+            """The values of codes 2^(bits−1) in part j, for which `CpuRows` has zeros."""
+            low = 0.0 if self.low is None else self.low[:, j :: len(rows.scale)].astype(jnp.float32)
+            return 128 * scale + low
+
+        return rows, rows.times_group_values(x, group_values)
 
     def take_rows(self, index):
-        return self._raised(
+        return self._plus_low(
             super().take_rows(index), lambda low: low[:, index.reshape(-1)], index.shape
         )
 
-    def _raised(self, rows, mine, shape=None):
-        """`rows` with the least weights added; `mine` picks those of their rows."""
+    def _plus_low(self, rows, select, shape=None):
+        """`rows` plus their smallest weights; `select` takes those of the rows from `low`."""
         if self.low is None:
             return rows
-        low, k = mine(self.low).astype(jnp.float32).mT, rows.shape[-1]
+        low, k = select(self.low).astype(jnp.float32).mT, rows.shape[-1]
         low = low if low.shape[-1] == 1 else jnp.repeat(low, self.group, -1)[..., :k]
         return rows + (low if shape is None else low.reshape(*shape, -1))
 
     def slice_rows(self, start, size):
-        cut = lambda a: lax.dynamic_slice_in_dim(a, start, size, 1)
-        low = None if self.low is None else cut(self.low)
+        low = self.low
+        low = None if low is None else lax.dynamic_slice_in_dim(low, start, size, 1)
         return dataclasses.replace(super().slice_rows(start, size), low=low)
 
     def shard_matrix(self, fold, side, parts):
-        own = super().shard_matrix(fold, side, parts)
-        low = dataclasses.replace(self, scale=self.low, low=None)
-        low = (
-            own
-            if own is NotImplemented or self.low is None
-            else low.shard_matrix(fold, side, parts)
-        )
-        if low is NotImplemented:
-            return low
-        return own if self.low is None else dataclasses.replace(own, low=low.scale)
+        shapes = super().shard_matrix(fold, side, parts)
+        if shapes is NotImplemented or self.low is None:
+            return shapes
+        # `low` is divided as `scale` is.
+        low = dataclasses.replace(self, scale=self.low, low=None).shard_matrix(fold, side, parts)
+        return low if low is NotImplemented else dataclasses.replace(shapes, low=low.scale)
 
     def on_chip(self) -> dict[str, Any]:
         return super().on_chip() | {"low": self.low}

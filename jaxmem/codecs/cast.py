@@ -1,4 +1,4 @@
-"""Cast: the weight in a narrower float type, converted where it is used."""
+"""Cast: the weight in a narrower float dtype, converted where it is used."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -14,17 +14,18 @@ from ..core.leaf import Encoded, divided_shape, is_encoded
 class Cast:
     """Rounds to the nearest value of a float `dtype`: bfloat16, float16 or an 8-bit float.
 
-    Error: half a unit in the last place, |w| · 2^-8 for bfloat16, |w| · 2^-11 for float16 (and
-    2^-25, where it ends). Micikevicius et al., 2018 (float16), 2022 (8-bit floats).
+    Error: half a unit in the last place, which is |w| · 2^-8 for bfloat16 and |w| · 2^-11 for
+    float16 (2^-25 for its subnormal numbers). Micikevicius et al., 2018 (float16), 2022 (8-bit
+    floats).
 
     Raises:
-        ValueError: not a float type.
+        ValueError: `dtype` is not a float dtype.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
         >>> jm.nbytes(Cast("bfloat16").encode(jnp.ones((8, 8))))
         128
-        >>> Cast("float16").encode(jnp.array([[1e-6, 1.1]])).decode()[0].tolist()  # no fixed point
+        >>> Cast("float16").encode(jnp.array([[1e-6, 1.1]])).decode()[0].tolist()
         [1.0132789611816406e-06, 1.099609375]
     """
 
@@ -45,7 +46,7 @@ class Cast:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CastArray(Encoded):
-    """An array in a narrower type than the one it stands for."""
+    """An array in a narrower dtype than the array that it stands for."""
 
     values: Array
     dtype: Any = dataclasses.field(metadata=dict(static=True))

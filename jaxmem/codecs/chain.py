@@ -1,4 +1,4 @@
-"""Chain: one codec after another, each on the float arrays that the last one left."""
+"""Chain: one codec after another, each on the float arrays in the leaf of the one before."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,8 @@ class Chain:
     """`Chain((LowRank(8), Int(8)))` factorises, then quantizes both factors.
 
     Raises:
-        TypeError: a codec is not last and leaves no float arrays to encode.
+        ValueError: there is no codec.
+        TypeError: a codec before the last one leaves no float arrays to encode.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -34,5 +35,5 @@ class Chain:
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> Any:
         for codec in self.codecs:
             w = codec.encode(w, axes, stats)
-            stats = None  # the next codec's weights are fed something else
+            stats = None  # the weights of the next codec have other inputs
         return w

@@ -1,4 +1,4 @@
-"""Codebook: w ≈ scale · level[code], sixteen fixed levels: NF4 and FP4."""
+"""Codebook: w ≈ scale · level[code] with a table of at most sixteen fixed levels: NF4, FP4."""
 
 import dataclasses
 import functools
@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from .scale_rounding import divisor, float16_above
-from .scaled import Scaled, ScaledArray, checked_group, packed, spread
+from .scaled import Scaled, ScaledArray, check_group, pack_rows, repeat_groups
 
-# Dettmers et al., 2023, appendix E: quantiles of the normal distribution, with an exact zero
+# Quantiles of the normal distribution, with an exact zero (Dettmers et al., 2023, appendix E).
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
     *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-# e2m1 over its largest number, as a sorted table with one zero
+# The numbers of e2m1 over the largest, as a sorted table with one zero.
 _MAGNITUDES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 FP4 = (*(-m / 6 for m in reversed(_MAGNITUDES)), 0.0, *(m / 6 for m in _MAGNITUDES))
 LEVELS = {"nf4": NF4, "fp4": FP4}
@@ -26,16 +26,16 @@ LEVELS = {"nf4": NF4, "fp4": FP4}
 
 @dataclasses.dataclass(frozen=True)
 class Codebook(Scaled):
-    """The nearest of a table's levels in [−1, 1], under an f16 scale: the largest weight.
+    """The nearest of a table's levels in [−1, 1], times a float16 scale: the largest weight.
 
-    "nf4" holds quantiles of the normal distribution, "fp4" the numbers of e2m1 over 6. One scale
-    for each output channel, or for each `group` weights along the summed axes.
+    "nf4" has quantiles of the normal distribution, "fp4" the numbers of e2m1 over 6. There is one
+    scale for each output channel, or for each `group` weights along the summed axes.
 
     Error: |w − decode| ≤ scale · half the widest gap between levels: 0.152 (nf4), 1/6 (fp4).
     Dettmers et al., 2023 (QLoRA). See `DoubleQuant` for its quantized scales.
 
     Raises:
-        ValueError: an unknown table, or a group below 1.
+        ValueError: `levels` names no table, or `group` is below 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Codebook(Scaled):
     def __post_init__(self):
         if self.levels not in LEVELS:
             raise ValueError(f"Codebook takes one of {', '.join(LEVELS)}, got {self.levels!r}")
-        checked_group(self)
+        check_group(self)
 
     def range(self, low, high):
         return float16_above(jnp.maximum(-low, high)).astype(jnp.float32), None
@@ -59,9 +59,9 @@ class Codebook(Scaled):
     def round(self, matrix, scale, zero, fold, dtype):
         group = min(self.group or fold.k, fold.k) or 1
         stored = scale.astype(jnp.float16)
-        codes = nearest_level(matrix / spread(divisor(stored), group, fold.k), LEVELS[self.levels])
-        dtype = jnp.dtype(dtype)
-        return CodebookArray(packed(codes, 4), stored.mT, 4, group, fold, dtype, self.levels)
+        ratio = matrix / repeat_groups(divisor(stored), group, fold.k)
+        codes = pack_rows(nearest_level(ratio, LEVELS[self.levels]), 4)
+        return CodebookArray(codes, stored.mT, 4, group, fold, jnp.dtype(dtype), self.levels)
 
     def snap(self, values, scale, zero=None):
         levels = LEVELS[self.levels]
@@ -71,7 +71,7 @@ class Codebook(Scaled):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CodebookArray(ScaledArray):
-    """4-bit codes packed along n, f16 scales, the name of the table."""
+    """4-bit codes packed along n, float16 scales, and the name of the table."""
 
     levels: str = dataclasses.field(metadata=dict(static=True))
 
@@ -80,7 +80,7 @@ class CodebookArray(ScaledArray):
 
 
 def level(codes: Array, levels: tuple[float, ...]) -> Array:
-    """levels[codes] in f32 without a gather: the half that the highest bit leaves, and so on.
+    """levels[codes] in f32 without a gather: each bit of a code selects a half of the levels.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,7 +95,13 @@ def level(codes: Array, levels: tuple[float, ...]) -> Array:
 
 
 def nearest_level(x: Array, levels: tuple[float, ...]) -> Array:
-    """The code (uint8) of the level nearest to x; levels are sorted, and x may be f32."""
+    """The code (uint8) of the level nearest to x (f32); `levels` are sorted.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> nearest_level(jnp.array([0.1, 0.9]), (0.0, 0.5, 1.0)).tolist()
+        [0, 2]
+    """
     middles = [(a + b) / 2 for a, b in itertools.pairwise(levels)]
     above = lambda y, middle: y + (x > middle).astype(jnp.uint8)
     return functools.reduce(above, middles, jnp.zeros(x.shape, jnp.uint8))

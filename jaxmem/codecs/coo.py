@@ -1,4 +1,4 @@
-"""Coo: the kept weights of a matrix beside their rows and columns: outliers, wherever they are."""
+"""Coo: the kept weights of a matrix with their rows and columns: outliers, wherever they are."""
 
 import dataclasses
 from typing import Any
@@ -10,28 +10,25 @@ from jax import Array
 from ..core.fold import Fold
 from .sparse import (
     Count,
-    Sparse,
+    DensitySparse,
     SparseArray,
-    checked_density,
+    codec_count,
     compressed,
-    highest,
-    index_dtype,
-    kept_count,
-    kept_of,
-    value_rows,
+    decoded_values,
+    narrow_indices,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Coo(Sparse):
+class Coo(DensitySparse):
     """Keeps round(density · n · k) of the weights of a matrix, the largest of all its rows.
 
-    An index takes a byte up to 256 rows or columns and two up to 65,536. Beside another codec in a
-    `Sum` it holds the outliers: `Sum((Coo(0.005), Int(3, group=64)))`. Dettmers et al., 2023
-    (SpQR).
+    An index takes one byte up to 256 rows or columns and two bytes up to 65,536. In a `Sum` with
+    another codec it stores the outliers: `Sum((Coo(0.005), Int(3, group=64)))`. Dettmers et al.,
+    2023 (SpQR).
 
     Raises:
-        ValueError: a density that is not between 0 and 1, or keeps none or all of the weights.
+        ValueError: `density` is not between 0 and 1, or keeps none or all of the weights.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -42,30 +39,24 @@ class Coo(Sparse):
     """
 
     density: float = 0.005
+    unit = "weights"
 
-    def __post_init__(self):
-        checked_density(self.density, "Coo")
-
-    def mask(self, scores, count: Count = kept_of):
+    def mask(self, scores, count: Count = codec_count):
         flat = scores.reshape(*scores.shape[:-2], -1)
-        size = flat.shape[-1]
-        return highest(flat, count(size, self._count(size))).reshape(scores.shape)
+        return super().mask(flat, count).reshape(scores.shape)
 
-    def hold(self, matrix, mask, fold, dtype):
+    def encode_masked(self, matrix, mask, fold, dtype):
         flat = lambda a: a.reshape(*a.shape[:-2], 1, -1)
-        values, places = compressed(flat(matrix), flat(mask), self._count(fold.n * fold.k))
+        values, places = compressed(flat(matrix), flat(mask), self.kept(fold.n * fold.k))
         row, column = jnp.divmod(places, fold.k)
-        row, column = row.astype(index_dtype(fold.n)), column.astype(index_dtype(fold.k))
+        row, column = narrow_indices(row, fold.n), narrow_indices(column, fold.k)
         return CooArray(values.astype(dtype), fold, jnp.dtype(dtype), row, column)
-
-    def _count(self, size):
-        return kept_count(self.density, size, "weights")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CooArray(SparseArray):
-    """Values and their places (*stack, 1, kept), row by row."""
+    """Values, their rows and their columns, each (*stack, 1, kept), in the order of the rows."""
 
     row: Array  # uint8, uint16 or uint32
     column: Array
@@ -74,27 +65,28 @@ class CooArray(SparseArray):
         return self._dense(self.row.astype(jnp.int32), self.fold.n)
 
     def _dense(self, row, n):
-        """Rows (*stack, n, k) of values in rows `row` (*stack, 1, kept); the rest are dropped."""
+        """Rows (*stack, n, k) f32: each value in its `row` (*stack, 1, kept), if below n."""
         k, kept = self.fold.k, self.row.shape[-1]
         row = row.reshape(-1, kept)
         column = self.column.astype(jnp.int32).reshape(-1, kept)
         layer = jnp.arange(len(row))[:, None]
         zeros = jnp.zeros((len(row), n, k), jnp.float32)
-        values = value_rows(self.values).reshape(-1, kept)
+        values = decoded_values(self.values).reshape(-1, kept)
         dense = zeros.at[layer, row, column].set(values, mode="drop")
         return dense.reshape(*self.batch_shape, n, k)
 
     def slice_rows(self, start, size):
-        here = self.row.astype(jnp.int32) - start
-        outside = (here < 0) | (here >= size)
+        row = self.row.astype(jnp.int32) - start
+        outside = (row < 0) | (row >= size)
         fold = dataclasses.replace(self.fold, kept=(size,))
-        return dataclasses.replace(self, row=jnp.where(outside, size, here), fold=fold)
+        return dataclasses.replace(self, row=jnp.where(outside, size, row), fold=fold)
 
     def take_rows(self, index):
-        at = index.reshape(-1)
-        slot = jnp.full(self.fold.n, at.size).at[at].set(jnp.arange(at.size))  # one for each row
-        rows = self._dense(slot[self.row.astype(jnp.int32)], at.size)
-        return rows[slot[at]].reshape(*index.shape, self.fold.k)
+        flat = index.reshape(-1)
+        # Each row that is taken, maybe more than once, is decoded once, in one of its places.
+        slot = jnp.full(self.fold.n, flat.size).at[flat].set(jnp.arange(flat.size))
+        rows = self._dense(slot[self.row.astype(jnp.int32)], flat.size)
+        return rows[slot[flat]].reshape(*index.shape, self.fold.k)
 
 
 def to_bcoo(leaf: CooArray) -> Any:
@@ -111,7 +103,7 @@ def to_bcoo(leaf: CooArray) -> Any:
     if leaf.batch_shape:
         raise ValueError(f"to_bcoo takes a matrix, got a stack of {leaf.batch_shape}: map over it")
     place = jnp.stack([leaf.row[0].astype(jnp.int32), leaf.column[0].astype(jnp.int32)], -1)
-    values = value_rows(leaf.values)[0].astype(leaf.dtype)
+    values = decoded_values(leaf.values)[0].astype(leaf.dtype)
     return BCOO((values, place), shape=(leaf.fold.n, leaf.fold.k), unique_indices=True)
 
 
@@ -134,7 +126,7 @@ def from_bcoo(matrix: Any, axes: tuple[int, ...] = (-1,)) -> CooArray:
     folds = []
     jax.eval_shape(lambda w: folds.append(Fold.from_weight(w, axes)[1]), shape)
     row, column = matrix.indices.T if axes in ((-1,), (1,)) else matrix.indices.T[::-1]
-    narrow = lambda a, size: a[None].astype(index_dtype(size))
+    narrow = lambda a, size: narrow_indices(a[None], size)
     (fold,) = folds
     values, dtype = matrix.data[None], jnp.dtype(matrix.dtype)
     return CooArray(values, fold, dtype, narrow(row, fold.n), narrow(column, fold.k))

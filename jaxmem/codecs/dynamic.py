@@ -11,30 +11,31 @@ from jax import Array, lax
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product, map_tiles
-from .integer_matmul import by_integers
+from .integer_matmul import integer_product
+from .matmul_gradient import differentiated_by
 from .packing import unpack
 from .scale_rounding import divisor
 
-FEW_ROWS = 32  # up to here a CPU does best not to unpack
-FEW_ON_TPU = 128  # up to here a TPU waits for the weight and not for products
+CPU_PACKED_ROWS = 32  # rows of x up to which a CPU is fastest without unpacking the weight
+TPU_DECODED_ROWS = 128  # rows of x up to which a TPU waits for the weight, not for products
 _FLOATS = {"e4m3": (jnp.float8_e4m3fn, 448.0), "e5m2": (jnp.float8_e5m2, 57344.0)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic:
-    """Rounds what the weight multiplies, too: `Dynamic(Int(8))` is W8A8, `Dynamic(Int(4))` W4A8.
+    """Rounds the inputs of the weight, too: `Dynamic(Int(8))` is W8A8, `Dynamic(Int(4))` is W4A8.
 
-    `to` is "int8", with the range and zero point of each token (a row of x), or "e4m3" or "e5m2"
-    (fp8), with the largest of each token. Integers meet weights of `Int` in int8 × int8 products,
-    summed in int32; other weights take the rounded x as floats. `static` fixes the ranges by
-    calibration. The bytes are those of the codec.
+    `to` is "int8", with a range and a zero point for each token (a row of x), or "e4m3" or "e5m2"
+    (fp8), with a scale for each token. Weights of `Int` and int8 inputs meet in int8 × int8
+    products, summed in int32; other weights multiply the rounded x as floats. `static` fixes the
+    ranges by calibration. The bytes are those of `codec`.
 
     Error: |Δx| ≤ (max − min)/510 (int8), |x|/16 (e4m3), |x|/8 (e5m2) for each x. The gradient goes
     straight through the rounding. Dettmers et al., 2022 (per-token ranges); Xiao et al., 2023.
 
     Raises:
-        ValueError: an unknown `to`.
-        TypeError: the codec's leaf is not one of rows.
+        ValueError: `to` is unknown.
+        TypeError: the leaf of `codec` does not store its matrix by rows.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -63,23 +64,23 @@ class Dynamic:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DynamicArray(MatrixLeafWrapper):
-    """An encoded weight whose products round the other operand first."""
+    """An encoded weight whose products round their other operand x first."""
 
     inner: Any
-    limits: Array | None  # (*stack, 2) f32, the least and largest x; None: of each token
+    limits: Array | None  # smallest and largest x, (*stack, 2) f32; None: each token's own
     to: str = dataclasses.field(metadata=dict(static=True))
 
     rounds_inputs = True
 
     @property
     def splits_sums(self):
-        return self.limits is not None and self.inner.splits_sums  # ranges are of the whole token
+        return self.limits is not None and self.inner.splits_sums  # a range is of a whole token
 
     def matmul(self, x, precision=None):
-        return _shared_matmul(x, self, precision)
+        return _matmul(x, self, precision)
 
     def ranges(self, x: Array) -> tuple[Array, Array]:
-        """The (m, 1) or (1, 1) f32 least and largest x, with 0 between them."""
+        """The smallest and largest x, (m, 1) or (1, 1) f32, extended to 0."""
         if self.limits is not None:
             low, high = self.limits[:1, None], self.limits[1:, None]
         else:
@@ -88,75 +89,74 @@ class DynamicArray(MatrixLeafWrapper):
 
 
 def rounded(x: Array, leaf: DynamicArray) -> Array:
-    """x (m, k) in f32 as the product sees it."""
+    """x (m, k) f32 as the product of `leaf` rounds it, in f32."""
     low, high = leaf.ranges(x)
     if leaf.to in _FLOATS:
-        kind, most = _FLOATS[leaf.to]
-        step = divisor(jnp.maximum(-low, high) / most)
-        near = jnp.clip(x / step, -most, most).astype(kind)
-        return near.astype(jnp.float32) * step
-    q, zero, step = _integers(x, low, high)
+        dtype, largest = _FLOATS[leaf.to]
+        step = divisor(jnp.maximum(-low, high) / largest)
+        nearest = jnp.clip(x / step, -largest, largest).astype(dtype)
+        return nearest.astype(jnp.float32) * step
+    q, zero, step = _to_int8(x, low, high)
     return (q.astype(jnp.float32) - zero) * step
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _decoded_inner_product(x, leaf, precision):
+    """x (m, k) . rows^T of a `DynamicArray`, x not rounded: the straight-through derivative."""
+    return decoded_product(x, leaf.inner, precision)
+
+
+@functools.partial(jax.jit, static_argnums=2)  # layers of one shape are traced and lowered once
+@differentiated_by(_decoded_inner_product)
 def _matmul(x, leaf, precision):
-    """rounded(x) (m, k) . rows^T: (m, n) f32."""
-    wide, inner = x.astype(jnp.float32), leaf.inner.as_int_array()
+    """rounded(x) (m, k) . rows^T of an unstacked `DynamicArray`: (m, n) f32."""
+    x_f32, inner = x.astype(jnp.float32), leaf.inner.as_int_array()
     if leaf.to != "int8" or inner is None:
-        return leaf.inner.matmul(rounded(wide, leaf).astype(x.dtype), precision)
-    q, zero, step = _integers(wide, *leaf.ranges(wide))
-    grouped = inner.scale.shape[-2] > 1  # a chip's int8 products would leave their sums by group
-    few = x.size and len(x) <= FEW_ROWS
-    on_cpu = _in_floats if grouped else _by_rows if few else _integer_product
-    on_tpu = _in_halves if grouped or len(x) <= FEW_ON_TPU else _integer_product
-    how = dict(cpu=on_cpu, tpu=on_tpu, default=_integer_product)
-    return lax.platform_dependent(q, zero, inner, **how) * step
+        return leaf.inner.matmul(rounded(x_f32, leaf).astype(x.dtype), precision)
+    q, zero, step = _to_int8(x_f32, *leaf.ranges(x_f32))
+    # With groups, int8 products on a chip would write their sums by group to memory.
+    grouped = inner.scale.shape[-2] > 1
+    few_rows = x.size and len(x) <= CPU_PACKED_ROWS
+    on_cpu = _float_product if grouped else _few_rows_product if few_rows else _integer_product
+    on_tpu = _bfloat16_product if grouped or len(x) <= TPU_DECODED_ROWS else _integer_product
+    products = dict(cpu=on_cpu, tpu=on_tpu, default=_integer_product)
+    return lax.platform_dependent(q, zero, inner, **products) * step
 
 
-@_matmul.defjvp
-def _matmul_jvp(precision, primals, tangents):
-    straight = lambda x, leaf: decoded_product(x, leaf.inner, precision)
-    return _matmul(*primals, precision), jax.jvp(straight, primals, tangents)[1]
-
-
-_shared_matmul = jax.jit(_matmul, static_argnums=2)  # layers of one shape trace and lower it once
-
-
-def _integers(x, low, high):
+def _to_int8(x, low, high):
     """(codes int8 (m, k), zero, step): x ≈ (code − zero) · step, zero and step (m or 1, 1) f32."""
     step = divisor((high - low) / 255)
     zero = jnp.round(-low / step) - 128
     return jnp.clip(jnp.round(x / step) + zero, -128, 127).astype(jnp.int8), zero, step
 
 
-def _by_rows(q, zero, leaf):
-    """The same as `_integer_product`, for few rows on a CPU."""
+def _few_rows_product(q, zero, leaf):
+    """`_integer_product` for few rows on a CPU."""
     one = jnp.ones((len(q), 1), jnp.float32)
     ones = jnp.ones((1, q.shape[1]), jnp.int8)
-    return by_integers([(q, one), (ones, -zero * one)], leaf)
+    return integer_product([(q, one), (ones, -zero * one)], leaf)
 
 
-def _in_floats(q, zero, leaf):
-    """The same by decoding the weight, which has groups."""
+def _float_product(q, zero, leaf):
+    """`_integer_product` in f32, by decoding the weight, which has groups."""
     return leaf.matmul(q.astype(jnp.float32) - zero)
 
 
-def _in_halves(q, zero, leaf):
-    """The same by the leaf's own product, of bfloat16, which holds every |q − zero| ≤ 255."""
+def _bfloat16_product(q, zero, leaf):
+    """`_integer_product` in bfloat16, which is exact for |q − zero| ≤ 255."""
     return leaf.matmul((q.astype(jnp.float32) - zero).astype(jnp.bfloat16))
 
 
 def _integer_product(q, zero, leaf):
-    """Σ_g scale_g · Σ (q − zero) · (code − zero of the code): (m, n) f32, leaf of `Int`.
+    """Σ_g scale_g · Σ (q − zero) · (code − zero of the code): (m, n) f32, by int8 products.
 
-    A row of ones beside q gives the sum of the codes, which the zero of q needs; also, a CPU's
-    integer product wants more rows than one.
+    q is int8 (m, k), zero f32 (m or 1, 1), the leaf an `IntArray`. A row of ones below q gives the
+    sums of the codes, which the zero of q multiplies; also, an int8 product of one row is slow on a
+    CPU.
     """
     (m, k), groups, g = q.shape, leaf.scale.shape[-2], leaf.group
     q = jnp.concatenate([q, jnp.ones((1, k), jnp.int8)])
     q = jnp.pad(q, ((0, 0), (0, groups * g - k))) if groups > 1 else q
-    q = q.reshape(m + 1, groups, -1)  # the padding of the ones is 0 too
+    q = q.reshape(m + 1, groups, -1)  # the row of ones is padded with zeros, too
     sums = jnp.moveaxis(q.astype(jnp.int32).sum(-1), 0, 1)[..., None]  # (groups, m + 1, 1)
 
     def product(q, part):

@@ -1,4 +1,4 @@
-"""Fake: a float weight that acts as its rounded self, and learns through it (QAT)."""
+"""Fake: a float weight that acts as its encoded form and learns through the rounding (QAT)."""
 
 import dataclasses
 import functools
@@ -12,30 +12,32 @@ from ..core.codec import RoundingCodec, SolvingCodec, needs_stats, rounding_code
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import Encoded, divided_shape, is_encoded
 from .scale_rounding import divisor
-from .scaled import grouped, spread
+from .scaled import grouped, repeat_groups
 
 T = TypeVar("T")
 
-LEAST = 1 / 16  # of what a group spans: no range is learned to be smaller
-FAR = 1e5  # steps from 0, beyond every code
+# A learned range is at least this share of the range of its group's weights.
+MIN_RANGE_SHARE = 1 / 16
+FAR_STEPS = 1e5  # steps from 0 to beyond every code
 
 
 @dataclasses.dataclass(frozen=True)
 class Fake:
-    """Trains what `codec` will round: w stays in full, and stands for `codec.encode(w).decode()`.
+    """Trains a weight that `codec` will round: the leaf decodes to `codec.encode(w).decode()`.
 
-    The gradient goes straight through the rounding (Bengio et al., 2013), also of what the weight
-    multiplies where `codec` rounds that too (`Dynamic`). `export` gives the encoded weights, and so
-    does `encode` with the same codec: bit for bit what training saw.
+    The weight is stored in full. The gradient goes straight through the rounding (Bengio et al.,
+    2013), and through the rounding of the inputs if `codec` does that too (`Dynamic`). `export`
+    returns the encoded weights, and so does `encode` with the same codec: bit for bit those of
+    training.
 
     With `learn`, each group's range is trained too, by LSQ's gradient of a scale (Esser et al.,
-    2020). It is what the weights span and a learned number more, in their own units, so that one
-    rate of Adam suits both; a clipped weight goes on learning, and the span follows it. A range
-    starts at what `codec` chooses (as `Search` does), or at LSQ's scale where that is less. The
-    bytes are those of w, and of an f32 for each group.
+    2020). The range is the span of the weights plus a learned number in the units of the weights,
+    so that one learning rate of Adam suits both; a clipped weight is still trained, and moves the
+    span. A range starts at the choice of `codec` (such as `Search`), or at LSQ's scale if that is
+    less. The bytes are those of w, and an f32 for each group.
 
     Raises:
-        TypeError: a codec that wants stats; `learn` with one that does not round to scales.
+        TypeError: `codec` needs stats, or does not round to scales and `learn` is set.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -61,7 +63,7 @@ class Fake:
         if is_encoded(w):
             return w.map(self.encode)
         axes = tuple(a if a < 0 else a - w.ndim for a in axes)
-        Fold.from_weight(w, axes)  # refuses axes that the weight has not
+        Fold.from_weight(w, axes)  # raises if the weight has no such axes
         grown = _start(self.codec, jnp.asarray(w), axes) if self.learn else None
         return FakeArray(jnp.asarray(w), grown, self.codec, axes, jnp.dtype(w.dtype))
 
@@ -69,10 +71,10 @@ class Fake:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FakeArray(Encoded):
-    """A float weight that decodes to what its codec makes of it."""
+    """A float weight w that decodes to `codec.encode(w).decode()`."""
 
     w: Array
-    grown: Array | None  # (*stack, n, groups) f32: range less span, when it is learned
+    grown: Array | None  # learned ranges less their spans, (*stack, n, groups) f32
     codec: Any = dataclasses.field(metadata=dict(static=True))
     axes: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
@@ -84,7 +86,7 @@ class FakeArray(Encoded):
         return matrix_shape(self.w, self.axes)[:-2]
 
     def encoded(self) -> Encoded:
-        """What `codec` makes of it; with learned ranges, by them."""
+        """The encoded weight, with the learned ranges if there are any."""
         if self.grown is None:
             return self.codec.encode(self.w, self.axes).astype(self.dtype)
         return _around(self.codec, self._rounded()[0], self)
@@ -111,9 +113,9 @@ class FakeArray(Encoded):
         if grown is not None:
             grid = rounding_codec(self.codec)
             start = lambda w: _spans(grid, Fold.from_weight(w, self.axes)[0])[0]
-            own = jax.eval_shape(start, w)
-            divides = all(a in (b, b * parts) for a, b in zip(grown.shape, own.shape))
-            grown = jax.ShapeDtypeStruct(own.shape, grown.dtype) if divides else grown
+            shard = jax.eval_shape(start, w)
+            divides = all(a in (b, b * parts) for a, b in zip(grown.shape, shard.shape))
+            grown = jax.ShapeDtypeStruct(shard.shape, grown.dtype) if divides else grown
         return dataclasses.replace(self, w=w, grown=grown)
 
     def map(self, fn):
@@ -122,38 +124,39 @@ class FakeArray(Encoded):
         return fn(self.w, self.axes)
 
     def _rounded(self):
-        """(the leaf that its codec of scales makes of it, by the learned ranges; their zeros)."""
+        """(the leaf of the rounding codec by the learned ranges, the zeros of its groups)."""
         matrix, fold = Fold.from_weight(self.w, self.axes)
         matrix, grid = matrix.astype(jnp.float32), rounding_codec(self.codec)
         low, high = _spans(grid, matrix)
-        share = jnp.maximum(1 + self.grown / divisor(jnp.maximum(-low, high)), LEAST)
+        share = jnp.maximum(1 + self.grown / divisor(jnp.maximum(-low, high)), MIN_RANGE_SHARE)
         scale, zero = grid.range(low * share, high * share)
         return grid.round(matrix, scale, zero, fold, self.dtype), zero
 
     def _straight(self, leaf):
-        """What `leaf`, which is this one encoded, decodes to, and the gradient to what is held."""
+        """The decoded `leaf`, which is this weight encoded, with gradients for `w` and `grown`."""
         w = self.w.astype(self.dtype)
         y = leaf.decode() + (w - lax.stop_gradient(w))
-        return y if self.grown is None else y + self._grows(leaf.rows()).astype(self.dtype)
+        return y if self.grown is None else y + self._range_gradient(leaf.rows()).astype(self.dtype)
 
-    def _grows(self, y):
-        """0 for each weight, with the gradient that brings a range by descent where LSQ does."""
-        still = lax.stop_gradient(self)
-        matrix, fold = Fold.from_weight(still.w, self.axes)
+    def _range_gradient(self, y):
+        """0 for each weight, with LSQ's gradient for `grown`; y is the decoded matrix."""
+        constant = lax.stop_gradient(self)
+        matrix, fold = Fold.from_weight(constant.w, self.axes)
         grid, k = rounding_codec(self.codec), fold.k
-        leaf, zero = still._rounded()
-        scale, wide = leaf.scales().mT, lambda a: spread(a, grid.group, k)
-        least, most = (grid.snap(end * scale, scale, zero) for end in (-FAR, FAR))
-        inside = (matrix >= wide(least)) & (matrix <= wide(most))
+        leaf, zero = constant._rounded()
+        scale, wide = leaf.scales().mT, lambda a: repeat_groups(a, grid.group, k)
+        # The weights inside the smallest and the largest code are not clipped.
+        low, high = (grid.snap(end * scale, scale, zero) for end in (-FAR_STEPS, FAR_STEPS))
+        inside = (matrix >= wide(low)) & (matrix <= wide(high))
         slope = y - jnp.where(inside, matrix.astype(jnp.float32), 0.0)  # by the log of the scale
-        top = jnp.maximum(-least, most) / divisor(scale)  # a range is so many steps
-        slow = lax.rsqrt(jnp.maximum(top * min(grid.group or k, k), 1.0))  # LSQ's gradient scale
-        grows = (self.grown - still.grown) * slow * top / divisor(scale)
-        return fold.unfold(wide(grows) * slope)
+        steps = jnp.maximum(-low, high) / divisor(scale)  # of a range
+        lsq = lax.rsqrt(jnp.maximum(steps * min(grid.group or k, k), 1.0))  # LSQ's gradient scale
+        growth = (self.grown - constant.grown) * lsq * steps / divisor(scale)
+        return fold.unfold(wide(growth) * slope)
 
 
 def export(tree: T) -> T:
-    """The tree with every leaf of `Fake` replaced by the encoded weight that it stood for.
+    """The tree with every leaf of `Fake` replaced by its encoded weight.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -161,45 +164,46 @@ def export(tree: T) -> T:
         >>> jm.nbytes(trained), jm.nbytes(export(trained))
         (16384, 2176)
     """
-    fake = lambda x: isinstance(x, FakeArray)
-    return jax.tree.map(lambda x: x.encoded() if fake(x) else x, tree, is_leaf=fake)
+    is_fake = lambda x: isinstance(x, FakeArray)
+    return jax.tree.map(lambda x: x.encoded() if is_fake(x) else x, tree, is_leaf=is_fake)
 
 
 def _spans(grid, matrix):
-    """The least and the largest weight of each group, and 0 between them."""
+    """The smallest and the largest weight of each group, extended to 0: (*stack, n, groups) f32."""
     parts = grouped(matrix.astype(jnp.float32), grid.group)
     return parts.min(-1, initial=0.0), parts.max(-1, initial=0.0)
 
 
 def _start(codec, w, axes):
-    """What a range is more than its span at first; LSQ's scale is 2 · mean |w| / √top."""
+    """The first `grown`: range less span. LSQ's scale is 2 · mean |w| / √(largest code)."""
     grid, matrix = rounding_codec(codec), Fold.from_weight(w, axes)[0]
     while codec is not grid and not isinstance(codec, SolvingCodec):
         codec = codec.codec
     low, high = _spans(grid, matrix)
     leaf, span = codec.encode(w, axes), jnp.maximum(-low, high)
-    found = leaf.scales().mT / divisor(grid.range(low, high)[0]) if codec is not grid else 1.0
+    # The share of the span that a solver chose.
+    share = 1.0 if codec is grid else leaf.scales().mT / divisor(grid.range(low, high)[0])
     total, count = (
         grouped(a.astype(jnp.float32), grid.group).sum(-1)
         for a in (jnp.abs(matrix), jnp.ones_like(matrix))
     )
     lsq = 2 * total / count * (2 ** (leaf.bits - 1) - 1) ** 0.5
-    return jnp.minimum(span * found, lsq) - span
+    return jnp.minimum(span * share, lsq) - span
 
 
 def _around(codec, leaf, fake):
-    """What `codec` makes of the leaf that its codec of scales made."""
+    """The leaf of `codec`, given the leaf that its rounding codec made."""
     if isinstance(codec, RoundingCodec):
         return leaf
     inner = _around(codec.codec, leaf, fake)
-    if isinstance(codec, SolvingCodec):  # it chooses scales, and these are chosen
+    if isinstance(codec, SolvingCodec):  # it would choose scales, which are learned here
         return inner
-    return dataclasses.replace(codec, codec=_Made(inner)).encode(fake.w, fake.axes)
+    return dataclasses.replace(codec, codec=_Fixed(inner)).encode(fake.w, fake.axes)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Made:
-    """A codec that gives what was made."""
+class _Fixed:
+    """A codec that returns a given leaf for every weight."""
 
     leaf: Any
 
@@ -209,15 +213,15 @@ class _Made:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def _product(x, w, leaf, dims, precision):
-    """x · leaf in f32, with the gradient of x · w, where w is what `leaf` decodes to."""
-    how = dict(precision=precision, preferred_element_type=jnp.float32)
-    y = leaf.dot(x, dims, **how) if leaf.rounds_inputs else NotImplemented
-    return lax.dot_general(x, w, dims, **how) if y is NotImplemented else y
+    """x · leaf in f32, with the gradient of x · w; w is the decoded leaf."""
+    options = dict(precision=precision, preferred_element_type=jnp.float32)
+    y = leaf.dot(x, dims, **options) if leaf.rounds_inputs else NotImplemented
+    return lax.dot_general(x, w, dims, **options) if y is NotImplemented else y
 
 
 @_product.defjvp
 def _product_jvp(dims, precision, primals, tangents):
-    how = dict(precision=precision, preferred_element_type=jnp.float32)
-    straight = lambda x, w: lax.dot_general(x, w, dims, **how)
+    options = dict(precision=precision, preferred_element_type=jnp.float32)
+    straight = lambda x, w: lax.dot_general(x, w, dims, **options)
     y = _product(*primals, dims, precision)
     return y, jax.jvp(straight, primals[:2], tangents[:2])[1]

@@ -1,4 +1,4 @@
-"""Float: w ≈ scale · float, floats of 8 or 4 bits: fp8, fp4 and the block formats MX and NVFP4."""
+"""Float: w ≈ scale · float in 8 or 4 bits: fp8, fp4 and the block formats MX and NVFP4."""
 
 import dataclasses
 import math
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from .scale_rounding import divisor, float16_above
-from .scaled import Scaled, ScaledArray, checked_group, packed, spread
+from .scaled import Scaled, ScaledArray, check_group, pack_rows, repeat_groups
 
 
 class _Format(NamedTuple):
-    kind: str  # of the values
-    group: int | None  # None: the caller's
-    scale: str
+    kind: str  # type of the values, a key of _KINDS
+    group: int | None  # weights of a block; None: the caller chooses
+    scale: str  # type of the scales: "f16", "e8m0" or "e4m3"
 
 
 _FORMATS = {
@@ -44,20 +44,22 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Float(Scaled):
-    """Rounds to the nearest float of a `format`, ties to even, under a shared scale.
+    """Rounds to the nearest float of a `format`, ties to even, times a shared scale.
 
-    "e4m3", "e5m2" (fp8) and "e2m1" (fp4) have an f16 scale for each output channel or `group`
-    along the summed axes, rounded up so that nothing is clipped. "mxfp8" (e4m3) and "mxfp4" (e2m1)
-    have blocks of 32 with a power of two, 2^(⌊log2 absmax⌋ − ⌊log2 largest⌋), in a byte; "nvfp4"
-    (e2m1) has blocks of 16 with an e4m3 scale, and an f32 scale a matrix.
+    "e4m3", "e5m2" (fp8) and "e2m1" (fp4) have a float16 scale for each output channel or `group`
+    along the summed axes, rounded up so that no weight is clipped. "mxfp8" (e4m3) and "mxfp4"
+    (e2m1) have blocks of 32 weights whose scale is a power of two,
+    2^(⌊log2 absmax⌋ − ⌊log2 largest⌋), in one byte. "nvfp4" (e2m1) has blocks of 16 weights with an
+    e4m3 scale, and one f32 scale for the matrix.
 
     Error: |w − decode| ≤ max(|w| · 2^−(f+1), scale · 2^(e−f−1)), with f bits after the point and
-    the least exponent e: (3, −6) in e4m3, (2, −14) in e5m2, (1, 0) in e2m1. Under "mxfp8", whose
-    scale may clip the largest, |w| · 2^−3. Micikevicius et al., 2022; Open Compute Project,
-    Microscaling Formats 1.0, 2023; NVIDIA, 2025 (nvfp4).
+    the smallest exponent e: (3, −6) in e4m3, (2, −14) in e5m2, (1, 0) in e2m1. The scale of "mxfp8"
+    may clip the largest weights: their error is at most |w| · 2^−3. Micikevicius et al., 2022; Open
+    Compute Project, Microscaling Formats 1.0, 2023; NVIDIA, 2025 (nvfp4).
 
     Raises:
-        ValueError: an unknown format, a group below 1, or a group for a format that has its own.
+        ValueError: `format` is unknown, `group` is below 1, or the format's blocks have another
+            size than `group`.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -75,33 +77,34 @@ class Float(Scaled):
     def __post_init__(self):
         if self.format not in _FORMATS:
             raise ValueError(f"Float takes one of {', '.join(_FORMATS)}, got {self.format!r}")
-        own = _FORMATS[self.format].group
-        if own is not None and self.group not in (None, own):
-            raise ValueError(f"{self.format} has groups of {own}, got a group of {self.group}")
-        checked_group(self)
-        object.__setattr__(self, "group", own or self.group)
+        block = _FORMATS[self.format].group
+        if block is not None and self.group not in (None, block):
+            raise ValueError(f"{self.format} has groups of {block}, got a group of {self.group}")
+        check_group(self)
+        object.__setattr__(self, "group", block or self.group)
 
     def range(self, low, high):
-        _, _, kind = _FORMATS[self.format]
-        largest, top = jnp.maximum(-low, high), _KINDS[_FORMATS[self.format].kind].top
-        if kind == "e8m0":
+        kind, _, scale_kind = _FORMATS[self.format]
+        largest, top = jnp.maximum(-low, high), _KINDS[kind].top
+        if scale_kind == "e8m0":
             e = exponent(largest) - exponent(jnp.float32(top))
             return power(jnp.maximum(e, -100)), None  # so that scale · step is a normal f32
-        if kind == "f16":
+        if scale_kind == "f16":
             unit = _unit(self.format)
             return float16_above(largest, top * unit).astype(jnp.float32) * unit, None
         return largest / top, None
 
     def round(self, matrix, scale, zero, fold, dtype):
-        kind, _, how = _FORMATS[self.format]
+        kind, _, scale_kind = _FORMATS[self.format]
         whole = None
-        if how == "f16":
+        if scale_kind == "f16":
             stored = (scale / _unit(self.format)).astype(jnp.float16)
-        elif how == "e8m0":
+        elif scale_kind == "e8m0":
             stored = (exponent(scale) + 127).astype(jnp.uint8)
         else:
-            scale = _short(scale, 20)  # as it was, should it have been decoded before
-            whole = _whole(scale.max((-2, -1), keepdims=True, initial=0.0))
+            # A scale that was decoded before becomes again what it was.
+            scale = _round_bits(scale, 20)
+            whole = _matrix_scale(scale.max((-2, -1), keepdims=True, initial=0.0))
             whole = jnp.where(whole == 0, 1.0, whole)
             part = nearest(scale / whole, "e4m3").clip(2.0**-9)
             stored = _bits(part, jnp.float8_e4m3fn)
@@ -109,8 +112,8 @@ class Float(Scaled):
         leaf = FloatArray(
             (), stored.mT, _KINDS[kind].bits, group, fold, jnp.dtype(dtype), whole, self.format
         )
-        ratio = matrix / spread(divisor(leaf.scales().mT), group, fold.k)
-        return dataclasses.replace(leaf, codes=packed(_to_codes(ratio, kind), leaf.bits))
+        ratio = matrix / repeat_groups(divisor(leaf.scales().mT), group, fold.k)
+        return dataclasses.replace(leaf, codes=pack_rows(_to_codes(ratio, kind), leaf.bits))
 
     def snap(self, values, scale, zero=None):
         return nearest(values / divisor(scale), _FORMATS[self.format].kind) * scale
@@ -119,27 +122,27 @@ class Float(Scaled):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FloatArray(ScaledArray):
-    """Float codes packed along n; scales f16, e8m0 or e4m3 (the last two as their bits)."""
+    """Float codes packed along n; scales f16, or the bits of e8m0 or e4m3 as uint8."""
 
-    whole: Array | None  # (*stack, 1, 1) f32, nvfp4 only
+    whole: Array | None  # the matrix's scale (*stack, 1, 1) f32; nvfp4 only
     format: str = dataclasses.field(metadata=dict(static=True))
 
     def scales(self):
-        how = _FORMATS[self.format].scale
-        if how == "f16":
+        scale_kind = _FORMATS[self.format].scale
+        if scale_kind == "f16":
             return self.scale.astype(jnp.float32) * _unit(self.format)
-        if how == "e8m0":
+        if scale_kind == "e8m0":
             return power(self.scale.astype(jnp.int32) - 127)
         return from_bits(self.scale.astype(jnp.int32), "e4m3") * self.whole
 
     def on_chip(self):
-        how = _FORMATS[self.format].scale
-        if how == "f16":
+        scale_kind = _FORMATS[self.format].scale
+        if scale_kind == "f16":
             return super().on_chip() | {"unit": _unit(self.format)}
-        if how == "e8m0":
+        if scale_kind == "e8m0":
             return super().on_chip() | {"scales": lambda raw: power(raw - 127)}
-        own = {"scales": lambda raw: from_bits(raw, "e4m3"), "unit": self.whole[0, 0]}
-        return super().on_chip() | own
+        scales = {"scales": lambda raw: from_bits(raw, "e4m3"), "unit": self.whole[0, 0]}
+        return super().on_chip() | scales
 
     def values(self, codes):
         kind = _FORMATS[self.format].kind
@@ -151,9 +154,9 @@ class FloatArray(ScaledArray):
 
 
 def nearest(x: Array, kind: str) -> Array:
-    """The nearest numbers of "e4m3", "e5m2" or "e2m1", ties to even, clipped to the largest: f32.
+    """The nearest numbers of "e4m3", "e5m2" or "e2m1" in f32, ties to even, clipped to the largest.
 
-    In integer steps, since XLA's own conversion may round twice (f32 to f16 to f8).
+    XLA's own conversion is not used, since it may round twice (f32 to f16 to f8).
 
     Example:
         >>> import jax.numpy as jnp
@@ -166,15 +169,20 @@ def nearest(x: Array, kind: str) -> Array:
 
 
 def exponent(x: Array) -> Array:
-    """⌊log2 |x|⌋ of f32 numbers as int32; -127 for 0 and below 2^-126."""
+    """⌊log2 |x|⌋ of f32 numbers as int32; -127 for numbers below 2^-126 and 0.
+
+    Example:
+        >>> exponent(jnp.array([1.0, 6.0, 0.0])).tolist()
+        [0, 2, -127]
+    """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     return (bits >> 23 & 255) - 127
 
 
 def from_bits(raw: Array, kind: str) -> Array:
-    """The finite numbers that int32 `raw`, of 8 bits, are the bits of, in f32.
+    """The finite numbers, in f32, whose 8 bits are in `raw` (int32); `kind` is their type.
 
-    XLA's own conversion goes by f16 on a CPU, one number at a time.
+    XLA's own conversion is slow on a CPU: through f16, one number at a time.
 
     Example:
         >>> import jax.numpy as jnp
@@ -198,11 +206,12 @@ def power(e: Array) -> Array:
 
 
 def _unit(format: str) -> float:
-    """What f16 scales are held over, so that they are as large as the weights and not subnormal."""
+    """The unit of the f16 scales, which makes them as large as the weights, not subnormal."""
     return 2.0 ** -(math.frexp(_KINDS[_FORMATS[format].kind].top)[1] - 1)
 
 
 def _to_codes(x, kind):
+    """The codes (uint8) of the nearest numbers of type `kind` to x (f32)."""
     near = nearest(x, kind)
     if kind != "e2m1":
         return _bits(near, jnp.float8_e4m3fn if kind == "e4m3" else jnp.float8_e5m2)
@@ -212,18 +221,19 @@ def _to_codes(x, kind):
 
 
 def _bits(x, narrow: Any):
+    """The bits (uint8) of x in the 8-bit float dtype `narrow`."""
     return jax.lax.bitcast_convert_type(x.astype(narrow), jnp.uint8)
 
 
-def _whole(largest):
-    """A scale of 11 bits, whose products with codes are exact: largest / 448 or a bit more."""
-    near = _short(largest / 448, 11)
+def _matrix_scale(largest):
+    """The least scale of 11 bits that is ≥ largest / 448; its products with e4m3 are exact."""
+    near = _round_bits(largest / 448, 11)
     more = jax.lax.bitcast_convert_type(near, jnp.int32) + (1 << 13)
     return jnp.where(near * 448 < largest, jax.lax.bitcast_convert_type(more, jnp.float32), near)
 
 
-def _short(x, bits):
-    """x (f32, not negative) rounded to a number of bits."""
+def _round_bits(x, bits):
+    """x (f32, not negative) rounded to `bits` significant bits."""
     drop = 24 - bits
     raw = jax.lax.bitcast_convert_type(x, jnp.int32) + (1 << drop - 1)
     return jax.lax.bitcast_convert_type(raw >> drop << drop, jnp.float32)

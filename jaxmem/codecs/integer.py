@@ -1,4 +1,4 @@
-"""Int: w ≈ scale · (code − zero), codes of 2 to 8 bits, one scale a row or a group of a row."""
+"""Int: w ≈ scale · (code − zero), codes of 2 to 8 bits, with one scale a row or group."""
 
 import dataclasses
 import functools
@@ -11,35 +11,45 @@ from jax import Array, lax
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
-from .cpu_layout import Stranded
+from .cpu_layout import CpuRows
 from .integer_matmul import matmul
-from .packing import WIDTHS, centred, divided, pack, shifts, strands, unpack, unpack_rows
+from .packing import (
+    WIDTHS,
+    centred_parts,
+    pack,
+    shard_packed,
+    shifts,
+    slice_packed,
+    unpack,
+    unpack_parts,
+    unpack_rows,
+)
 from .scale_rounding import divisor, float16_above, float16_below
-from .scaled import checked_group
+from .scaled import check_group, grouped, pack_rows, repeat_groups
 
 
 @dataclasses.dataclass(frozen=True)
 class Int:
     """Round-to-nearest integers of `bits` bits (2 to 8), truly packed, with 16-bit scales.
 
-    One scale for each output channel, or for each `group` weights along the summed axes (the last
-    group is short where they do not divide). `symmetric=False` adds a zero point of `bits` bits.
+    There is one scale for each output channel, or for each `group` weights along the summed axes
+    (the last group may be short). `symmetric=False` adds a zero point of `bits` bits to each scale.
 
     Error: |w − decode| ≤ scale/2, or with a zero point scale · (1/2 + 2^(bits−10)).
-    A weight may be at most 65,504 · (2^(bits−1) − 1) in size, or with a zero point a group span
-    65,504 · (2^bits − 1); below 2^-25 it becomes 0. Jacob et al., 2018.
+    A weight may be at most 65,504 · (2^(bits−1) − 1) in size; with a zero point, a group may span
+    65,504 · (2^bits − 1). Weights below 2^-25 become 0. Jacob et al., 2018.
 
     Raises:
-        ValueError: bits outside 2 to 8, or a group below 1.
+        ValueError: `bits` is outside 2 to 8, or `group` is below 1.
 
     Example:
         >>> import jax.numpy as jnp
         >>> w = jnp.array([[1.1], [2.2], [3.3], [4.4], [5.5]])
-        >>> [round(float(x), 4) for x in Int(8).encode(w).decode()[:, 0]]  # by a scale of f16
+        >>> [round(float(x), 4) for x in Int(8).encode(w).decode()[:, 0]]  # the scale is float16
         [1.0834, 2.2101, 3.2935, 4.4202, 5.5035]
         >>> import jax, jaxmem as jm
-        >>> bert = jax.ShapeDtypeStruct((20_000, 17_000), jnp.float32)  # 3.4e8 weights in all
-        >>> jm.nbytes(bert), jm.nbytes(jax.eval_shape(Int(8).encode, bert))  # and a scale a row
+        >>> bert = jax.ShapeDtypeStruct((20_000, 17_000), jnp.float32)  # 3.4e8 weights
+        >>> jm.nbytes(bert), jm.nbytes(jax.eval_shape(Int(8).encode, bert))  # codes, scales
         (1360000000, 340034000)
     """
 
@@ -52,7 +62,7 @@ class Int:
     def __post_init__(self):
         if self.bits not in range(2, 9):
             raise ValueError(f"Int takes 2 to 8 bits, got {self.bits}")
-        checked_group(self)
+        check_group(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "IntArray":
         if is_encoded(w):
@@ -65,15 +75,11 @@ class Int:
 
     def spans(self, matrix: Array, stats: Any = None) -> tuple[Array, Array]:
         """The scale and zero that span each group, (*stack, n, groups)."""
-        k = matrix.shape[-1]
-        g = min(self.group or k, k) or 1
-        groups = -(-k // g)
-        padded = jnp.pad(matrix, [(0, 0)] * (matrix.ndim - 1) + [(0, groups * g - k)])
-        padded = padded.reshape(*matrix.shape[:-1], groups, g)
-        return self.range(padded.min(-1, initial=0.0), padded.max(-1, initial=0.0))
+        groups = grouped(matrix, self.group)
+        return self.range(groups.min(-1, initial=0.0), groups.max(-1, initial=0.0))
 
     def range(self, low: Array, high: Array) -> tuple[Array, Array]:
-        """The f16 scale and integer zero point that span [low, high], which holds 0."""
+        """The f16 scale and integer zero point that span [low, high], which includes 0."""
         if self.symmetric:
             top = 2 ** (self.bits - 1) - 1
             high = jnp.maximum(-low, high)
@@ -88,20 +94,20 @@ class Int:
     def round(self, matrix, scale, zero, fold, dtype) -> "IntArray":
         """The leaf with the nearest codes, given scale and zero (*stack, n, groups)."""
         k = matrix.shape[-1]
-        g = min(self.group or k, k) or 1
-        spread = lambda a: jnp.repeat(a, g, -1)[..., :k]
-        codes = self._codes(matrix, spread(scale), spread(zero)).astype(jnp.uint8)
+        group = min(self.group or k, k) or 1
+        wide = lambda a: repeat_groups(a, group, k)
+        codes = self._codes(matrix, wide(scale), wide(zero))
         zeros = None if self.symmetric else pack(zero.mT.astype(jnp.uint8), self.bits, axis=-1)
-        codes = pack(codes, self.bits, axis=-2)
-        return IntArray(codes, scale.mT, zeros, self.bits, g, fold, jnp.dtype(dtype))
+        dtype = jnp.dtype(dtype)
+        return IntArray(pack_rows(codes, self.bits), scale.mT, zeros, self.bits, group, fold, dtype)
 
     def snap(self, values: Array, scale: Array, zero: Array) -> Array:
-        """What the nearest codes stand for, in f32; `scale` and `zero` have the rank of values.
+        """The f32 values of the nearest codes; `scale` and `zero` have the rank of `values`.
 
         Example:
             >>> import jax.numpy as jnp
             >>> x = jnp.array([1.1, 2.2, 3.3, 4.4, 5.5])
-            >>> scale, middle = x[-1:] / 127, jnp.array([128])  # which `encode` rounds to f16
+            >>> scale, middle = x[-1:] / 127, jnp.array([128])  # `encode` rounds to f16
             >>> [round(float(y), 4) for y in Int(8).snap(x, scale, middle)]
             [1.0827, 2.2087, 3.2913, 4.4173, 5.5]
         """
@@ -115,7 +121,7 @@ class Int:
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(codec, w, axes):
-    """Compiled, since step by step it would hold several copies of the weight in f32."""
+    """The leaf. Compiled: step by step this would hold several f32 copies of the weight."""
     matrix, fold = Fold.from_weight(w, axes)
     return codec.fit(matrix.astype(jnp.float32), fold, w.dtype)
 
@@ -123,13 +129,13 @@ def _encode(codec, w, axes):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IntArray(MatrixLeaf):
-    """Integer codes packed along n, scales (*stack, groups, n), zero points packed likewise.
+    """Integer codes packed along n, scales (*stack, groups, n), and packed zero points.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
         >>> table = jm.Int(8).encode(jnp.array([[127.0, 5.0], [3.0, 127.0], [-127.0, 8.0]]), (-1,))
         >>> ids, look_up = jnp.array([2, 0]), jm.lift(lambda w, x: w[x])
-        >>> look_up(table, ids).tolist()  # a product with one-hot rows looks up
+        >>> look_up(table, ids).tolist()
         [[-127.0, 8.0], [127.0, 5.0]]
         >>> jm.lift(lambda w, x: jax.nn.one_hot(x, 3) @ w)(table, ids).tolist()
         [[-127.0, 8.0], [127.0, 5.0]]
@@ -154,7 +160,7 @@ class IntArray(MatrixLeaf):
         return self.scale.astype(jnp.float32)
 
     def zeros(self) -> Array | int:
-        """What a code stands for 0, in the codes' own integers: (*stack, groups, n), or one."""
+        """The code that means 0, as `unpack` gives codes: int32 (*stack, groups, n), or one int."""
         if self.zero is None:
             return 0 if self.bits == 8 else 2 ** (self.bits - 1)
         return unpack(self.zero, self.bits, self.scale.shape[-1], axis=-1).astype(jnp.int32)
@@ -165,60 +171,59 @@ class IntArray(MatrixLeaf):
 
     def interleaved_rows(self):
         n, zeros = self.scale.shape[-1], self.zeros()
-        parts = strands(self.codes, self.bits, n, axis=-2)
+        parts = unpack_parts(self.codes, self.bits, n, axis=-2)
         if self.zero is None:
             zeros = [zeros] * len(parts)
         else:
-            zeros = strands(self.zero, self.bits, n, axis=-1)
+            zeros = unpack_parts(self.zero, self.bits, n, axis=-1)
         scales = [self.scale[..., j :: len(parts)] for j in range(len(parts))]
-        return [self._values(*each) for each in zip(parts, scales, zeros)]
+        return list(map(self._values, parts, scales, zeros))
 
     def prepare_for_cpu(self, x):
-        rows = Stranded.of(self)
+        rows = CpuRows.from_leaf(self)
         if self.zero is None:
             return rows, None
-        zero = centred(self.zero, self.bits, self.scale.shape[-1], axis=-1)
-        return rows, rows.raised(x, lambda j, scale: -zero[j].astype(jnp.float32) * scale)
+        zero = centred_parts(self.zero, self.bits, self.scale.shape[-1], axis=-1)
+        zero_values = lambda j, scale: -zero[j].astype(jnp.float32) * scale
+        return rows, rows.times_group_values(x, zero_values)
 
     def _values(self, codes, scale, zeros):
-        """Rows in f32 of their codes (*stack, rows, k), scales and zeros (*stack, groups, rows)."""
-        one = scale.shape[-2] == 1
-        spread = lambda a: a.mT if one else jnp.repeat(a.mT, self.group, -1)[..., : codes.shape[-1]]
-        zeros = zeros if self.zero is None else spread(zeros.astype(jnp.float32))
-        return (codes.astype(jnp.float32) - zeros) * spread(scale.astype(jnp.float32))
+        """Rows in f32 from codes (*stack, rows, k), scales and zeros (*stack, groups, rows)."""
+        if scale.shape[-2] == 1:
+            wide = lambda a: a.mT
+        else:
+            wide = lambda a: jnp.repeat(a.mT, self.group, -1)[..., : codes.shape[-1]]
+        zeros = zeros if self.zero is None else wide(zeros.astype(jnp.float32))
+        return (codes.astype(jnp.float32) - zeros) * wide(scale.astype(jnp.float32))
 
     def slice_rows(self, start, size):
-        def cut(a, axis, width):
-            at = start * width // 8
-            return lax.dynamic_slice_in_dim(a, at, -(-size * width // 8), axis)
-
         widths = WIDTHS[self.bits]
-        codes = tuple(cut(a, 0, w) for a, w in zip(self.codes, widths))
-        zero = self.zero and tuple(cut(a, 1, w) for a, w in zip(self.zero, widths))
+        codes = slice_packed(self.codes, widths, start, size)
+        zero = self.zero and slice_packed(self.zero, widths, start, size, axis=1)
         scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
         return dataclasses.replace(self, codes=codes, scale=scale, zero=zero)
 
     def shard_matrix(self, fold, side, parts):
-        how = dict(group=self.group, widths=WIDTHS[self.bits])
-        cut = divided(self.codes, (self.scale, self.zero), fold, side, parts, **how)
-        if cut is NotImplemented:
-            return cut
-        codes, (scale, zero) = cut
+        layout = dict(group=self.group, widths=WIDTHS[self.bits])
+        shapes = shard_packed(self.codes, (self.scale, self.zero), fold, side, parts, **layout)
+        if shapes is NotImplemented:
+            return shapes
+        codes, (scale, zero) = shapes
         return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, fold=fold)
 
     def take_rows(self, index):
-        at, zeros = index.reshape(-1), self.zeros()
-        zeros = zeros if self.zero is None else zeros[:, at]
-        rows = self._values(unpack_rows(self.codes, self.bits, at), self.scale[:, at], zeros)
+        flat, zeros = index.reshape(-1), self.zeros()
+        zeros = zeros if self.zero is None else zeros[:, flat]
+        rows = self._values(unpack_rows(self.codes, self.bits, flat), self.scale[:, flat], zeros)
         return rows.reshape(*index.shape, rows.shape[-1])
 
     def on_chip(self) -> dict[str, Any]:
-        """What a kernel reads of an unstacked leaf."""
+        """The arguments of a kernel for an unstacked leaf."""
         zero = None if self.zero is None else self.zeros().astype(jnp.int8)
         centre = self.zeros() if self.zero is None else 0
-        how = dict(shifts=tuple(shifts(self.bits)), group=self.group)
+        layout = dict(shifts=tuple(shifts(self.bits)), group=self.group)
         values = lambda codes: (codes - centre).astype(jnp.float32)
-        return dict(fields=self.codes, scale=self.scale, zero=zero, values=values, **how)
+        return dict(fields=self.codes, scale=self.scale, zero=zero, values=values, **layout)
 
     def matmul(self, x, precision=None):
         return matmul(x, self, precision)

@@ -9,66 +9,64 @@ from jax import Array, lax
 
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product, map_tiles
-from .packing import centred, interleave, shifts, slices
+from .matmul_gradient import differentiated_by
+from .packing import centred_parts, field_parts, interleave, shifts
 from .scale_rounding import divisor
 
-FEW_ROWS = 32  # up to here a CPU's integer product beats decoding, if a row has one scale
-FEW_SUMS = 2**21  # f32 sums that a TPU interleaves on the chip; more of them would be copied
-WHOLE = 2**20  # weights that are too few for tiles
-CACHED = 2**18  # weights of a tile of int8, in a core's cache: experiments/speed/cpu_matvec.py
-RUN = 2**22  # weights that one integer product of a CPU reads
-_LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
+# On a CPU:
+DIGIT_ROWS = 32  # rows of x up to which integer products beat decoding, with one scale a row
+UNTILED_WEIGHTS = 2**20  # weights up to which unpacked codes are not tiled
+TILE_WEIGHTS = 2**18  # weights of an int8 tile that fits a cache: experiments/speed/cpu_matvec.py
+PRODUCT_WEIGHTS = 2**22  # weights that one integer product reads
+# On a TPU:
+INTERLEAVED_SUMS = 2**21  # f32 sums up to which it interleaves on the chip; it would copy more
+_LAST_AXES = (((1,), (1,)), ((), ()))  # both operands are summed over their last axis
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _matmul(x, leaf, precision):
-    """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
+@functools.partial(jax.jit, static_argnums=2)  # layers of one shape are traced and lowered once
+@differentiated_by(decoded_product)
+def matmul(x: Array, leaf: Any, precision: Any) -> Array:
+    """x (m, k) . rows^T of an unstacked `IntArray`: (m, n) f32, by what is fast on the platform."""
     (m, k), (groups, n) = x.shape, leaf.scale.shape[-2:]
-    wide = functools.partial(cpu_product, precision=precision)
-    on_cpu = _by_digits if groups == 1 and m <= FEW_ROWS and k else wide
-    after = functools.partial(_scaled_after, precision=precision)
+    decoded = functools.partial(cpu_product, precision=precision)
+    on_cpu = _digit_product if groups == 1 and m <= DIGIT_ROWS and k else decoded
+    scaled_after = functools.partial(_product_then_scale, precision=precision)
     if groups == 1 and (leaf.bits == 8 or m == 1):
-        elsewhere = after
-    else:  # a byte of several codes is read once, not once for each of its parts
+        elsewhere = scaled_after
+    else:  # the kernel reads a byte of several codes once, not once for each of its parts
         tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
-        otherwise = after if groups == 1 and m * n <= FEW_SUMS else tiles
+        otherwise = scaled_after if groups == 1 and m * n <= INTERLEAVED_SUMS else tiles
         elsewhere = functools.partial(packed_product, otherwise=otherwise, precision=precision)
     return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
 
 
-@_matmul.defjvp
-def _matmul_jvp(precision, primals, tangents):
-    decoded = functools.partial(decoded_product, precision=precision)
-    return _matmul(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
+def _weighted_parts(leaf):
+    """(weight, parts) of each field: the codes are the sum of weight · part over the fields.
 
-
-matmul = jax.jit(_matmul, static_argnums=2)  # layers of one shape trace and lower it once
-
-
-def _centred(leaf):
-    """(weight, parts) of each field: codes less the middle when symmetric, so they need no zero."""
+    Codes of a symmetric leaf are less the middle of their range, so that they need no zero.
+    """
     for field, (width, shift) in zip(leaf.codes, shifts(leaf.bits)):
-        parts = slices(field, width)
+        parts = field_parts(field, width)
         if leaf.zero is None and width + shift == leaf.bits < 8:
             parts = [part - (1 << width - 1) for part in parts]
         yield 1 << shift, parts
 
 
 def _codes_product(x, leaf, dot):
-    """x . codes^T (m, n), a dot for each interleaved part of each field."""
+    """x . codes^T (m, n), by one `dot(x, part)` for each interleaved part of each field."""
     n = leaf.scale.shape[-1]
     return sum(
         interleave([dot(x, part) for part in parts], -1)[:, :n] * weight
-        for weight, parts in _centred(leaf)
+        for weight, parts in _weighted_parts(leaf)
     )
 
 
-def _scaled_after(x, leaf, precision):
-    """(x . codes) · scale: the accelerator reads packed codes and nothing is materialised."""
+def _product_then_scale(x, leaf, precision):
+    """(x . codes) · scale: an accelerator reads packed codes, and no decoded weight is written."""
 
     def dot(x, w):
         w = w.astype(x.dtype)
-        return lax.dot_general(x, w, _LAST, precision, preferred_element_type=jnp.float32)
+        return lax.dot_general(x, w, _LAST_AXES, precision, preferred_element_type=jnp.float32)
 
     y = _codes_product(x, leaf, dot)
     if leaf.zero is not None:
@@ -76,64 +74,71 @@ def _scaled_after(x, leaf, precision):
     return y * leaf.scale.astype(jnp.float32)
 
 
-def _by_digits(x, leaf):
-    """int8 x int8 products of three base-254 digits of x: f32's accuracy at int8's speed."""
-    return by_integers(_digits(x.astype(jnp.float32), 3), leaf)
+def _digit_product(x, leaf):
+    """x . rows^T (m, n) f32 in int8 × int8 products of three base-254 digits of x.
+
+    The accuracy is that of f32, the speed that of int8.
+    """
+    return integer_product(_digits(x.astype(jnp.float32), 3), leaf)
 
 
-def by_integers(terms: list[tuple[Array, Array]], leaf: Any) -> Array:
-    """Σ factor · digits . rows^T, (m, n) f32, as a CPU does it: in int8 × int8 products.
+def integer_product(terms: list[tuple[Array, Array]], leaf: Any) -> Array:
+    """Σ factor · digits . rows^T, (m, n) f32, in int8 × int8 products on a CPU.
 
-    The leaf is an `IntArray` of one group. A term is int8 digits (m or 1, k) and an f32 factor
-    (m, 1). The products read the codes as they are; f32 would have to unpack them first.
+    The leaf is an unstacked `IntArray` of one group. A term is int8 digits (m or 1, k) and an f32
+    factor (m, 1). The products read the stored codes; f32 products would convert them first.
     """
     digits = jnp.concatenate([digits for digits, _ in terms])
     args = digits, [(len(digits), factor) for digits, factor in terms]
     product = lambda args, part: _terms_product(*args, part)
     n, k = leaf.fold.n, leaf.fold.k
-    if leaf.bits == 8 or n * k <= WHOLE:
+    if leaf.bits == 8 or n * k <= UNTILED_WEIGHTS:
         return product(args, leaf)
-    return map_tiles(product, args, leaf, tile_rows=max(32, CACHED // k), fetch=True)
+    return map_tiles(product, args, leaf, tile_rows=max(32, TILE_WEIGHTS // k), fetch=True)
 
 
 def _terms_product(digits, terms, leaf):
-    """Σ factor · digits . rows^T of terms (count of digits, factor): (m, rows of leaf) f32."""
+    """Σ factor · digits . rows^T, (m, rows of the leaf) f32, of a leaf or a tile of its rows.
+
+    `digits` are the rows of all terms, int8; `terms` has (rows of the term, factor) of each.
+    """
     n, unit = leaf.scale.shape[-1], 2.0 ** (leaf.bits - 8)
-    parts, ys = centred(leaf.codes, leaf.bits, n, axis=-2), []
-    zeros = None if leaf.zero is None else centred(leaf.zero, leaf.bits, n, axis=-1)
+    parts, ys = centred_parts(leaf.codes, leaf.bits, n, axis=-2), []
+    zeros = None if leaf.zero is None else centred_parts(leaf.zero, leaf.bits, n, axis=-1)
     sums = digits.astype(jnp.int32).sum(-1)[None]
     for j, codes in enumerate(parts):
-        found = _products(codes, digits)
+        products = _int8_product(codes, digits)  # (rows of the part, rows of all terms)
         if zeros is not None:
-            found -= zeros[j][0, :, None].astype(jnp.int32) * sums
-        found, y = found.astype(jnp.float32), 0.0
+            products -= zeros[j][0, :, None].astype(jnp.int32) * sums
+        products, y = products.astype(jnp.float32), 0.0
         for count, factor in terms:
-            y += found[:, :count] * factor.T
-            found = found[:, count:]
+            y += products[:, :count] * factor.T
+            products = products[:, count:]
         ys.append(y * (leaf.scales()[0, j :: len(parts), None] * unit))
     return interleave(ys, -2).T
 
 
-def _products(w, digits):
+def _int8_product(w, digits):
     """w (n, k) . digits (r, k) of int8: (n, r) int32.
 
-    w on the left is read as it lies, a run of its rows a time; on the right XLA would pack it first
-    (jax 0.10.2 and 0.12: 1.4 to 2 times as long).
+    The weight is the left operand, some of its rows at a time: XLA reads it as it is stored. A
+    weight on the right would be packed first (jax 0.10.2 and 0.12: 1.4 to 2 times as long).
     """
     (n, k), r = w.shape, len(digits)
-    runs = next((i for i in range(max(1, -(-n * k // RUN)), n // 32 + 1) if n % i == 0), 1)
+    fewest = max(1, -(-n * k // PRODUCT_WEIGHTS))
+    runs = next((i for i in range(fewest, n // 32 + 1) if n % i == 0), 1)
     w, digits = w.reshape(runs, -1, k), jnp.broadcast_to(digits, (runs, r, k))
     dims = (((2,), (2,)), ((0,), (0,)))
     return lax.dot_general(w, digits, dims, preferred_element_type=jnp.int32).reshape(n, r)
 
 
 def _digits(x, count):
-    """[(digit (m, k) in [-127, 127], step (m, 1))]: x is about the sum of digit · step."""
+    """`count` terms (digit (m, k) int8 in [-127, 127], step (m, 1)) with x ≈ Σ digit · step."""
     step = divisor(jnp.abs(x).max(-1, keepdims=True, initial=0.0) / 127)
     terms = []
     for _ in range(count):
         digit = jnp.round(x / step)
         x = x - digit * step
         terms.append((digit.astype(jnp.int8), step))
-        step = step / 254  # what is left is at most half a step
+        step = step / 254  # the remainder is at most half a step
     return terms

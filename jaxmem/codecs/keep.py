@@ -1,4 +1,4 @@
-"""Keep: the weight as it is. The codec that does nothing, so that callers never branch."""
+"""Keep: the codec that leaves a weight dense, so that callers never branch."""
 
 import dataclasses
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Leaves the weight alone; a rule or a candidate like any other.
+    """Leaves the weight dense; it can be a rule or a candidate like any other codec.
 
     Example:
         >>> import numpy as np

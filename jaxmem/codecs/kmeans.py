@@ -1,4 +1,4 @@
-"""KMeans: w ≈ level[code], the levels of each row or group found by Lloyd's algorithm."""
+"""KMeans: w ≈ level[code] with the levels of each row or group by Lloyd's algorithm."""
 
 import dataclasses
 import functools
@@ -11,26 +11,35 @@ from jax import Array, lax
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
-from .packing import WIDTHS, divided, pack, shifts, strands, unpack, unpack_rows
-from .scaled import checked_group, packed_matmul, selected
+from .packing import (
+    WIDTHS,
+    pack,
+    shard_packed,
+    shifts,
+    slice_packed,
+    unpack,
+    unpack_parts,
+    unpack_rows,
+)
+from .scaled import check_group, packed_matmul, select_level
 
-STEPS = 16  # Lloyd's; more change the squared error by less than 1 %
+LLOYD_STEPS = 16  # more steps change the squared error by less than 1 %
 
 
 @dataclasses.dataclass(frozen=True)
 class KMeans:
     """2^bits f16 levels (2 to 4 bits) for each output channel, or each `group` of its weights.
 
-    With `stats`, the squared error is weighted by E[x²] of what each weight multiplies; `GPTQ` then
-    chooses the codes. The levels take 16 · 2^bits / group bits a weight: groups are for weights of
-    long rows.
+    With `stats`, the squared error is weighted by E[x²] of the inputs that each weight multiplies;
+    `GPTQ` can then choose the codes. The levels take 16 · 2^bits / group bits a weight, so groups
+    are for weights with long rows.
 
-    Error: Lloyd's steps start at the middles of 2^bits equal cells and never do worse, so the root
-    mean square error of a group is at most (max − min) / 2^(bits+1), and 2^-11 · max |w| for f16.
-    Lloyd, 1982; Kim et al., 2023 (SqueezeLLM).
+    Error: Lloyd's steps start at the middles of 2^bits equal cells and never increase the error. So
+    the root mean square error of a group is at most (max − min) / 2^(bits+1), plus
+    2^-11 · max |w| for float16. Lloyd, 1982; Kim et al., 2023 (SqueezeLLM).
 
     Raises:
-        ValueError: bits outside 2 to 4, or a group below 1.
+        ValueError: `bits` is outside 2 to 4, or `group` is below 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,7 +55,7 @@ class KMeans:
     def __post_init__(self):
         if self.bits not in (2, 3, 4):
             raise ValueError(f"KMeans takes 2 to 4 bits, got {self.bits}")
-        checked_group(self)
+        check_group(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "KMeansArray":
         if is_encoded(w):
@@ -73,12 +82,12 @@ class KMeans:
         return KMeansArray(codes, levels, self.bits, x.shape[-1], fold, jnp.dtype(dtype))
 
     def snap(self, values: Array, levels: Array, zero: None = None) -> Array:
-        """The nearest of the levels (..., 2^bits) of each value (...), as they are decoded."""
+        """The nearest level to each value (...), given levels (..., 2^bits) as they are decoded."""
         codes = _nearest(values[..., None], levels)[..., 0]
-        return selected(codes, jnp.moveaxis(levels, -1, 0))
+        return select_level(codes, jnp.moveaxis(levels, -1, 0))
 
     def _groups(self, matrix):
-        """(*stack, n, groups, group); the last one filled up with its end."""
+        """The matrix as (*stack, n, groups, group); its last column fills up the last group."""
         k = matrix.shape[-1]
         group = min(self.group or k, k) or 1
         return _padded(matrix, group).reshape(*matrix.shape[:-1], -1, group)
@@ -86,14 +95,16 @@ class KMeans:
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(codec, w, axes, stats):
-    """Compiled, since step by step it would hold several copies of the weight in f32."""
+    """The leaf. Compiled: step by step this would hold several f32 copies of the weight."""
     matrix, fold = Fold.from_weight(w, axes)
     matrix = matrix.astype(jnp.float32)
     return codec.round(matrix, *codec.spans(matrix, stats), fold, w.dtype)
 
 
 def lloyd(x: Array, mass: Array, count: int) -> Array:
-    """Sorted levels (..., count) that lower the sum of mass · (x − nearest level)² over (..., g).
+    """`count` sorted levels (..., count) for x (..., g), by Lloyd's algorithm.
+
+    They lower the sum of mass · (x − nearest level)² over the last axis; `mass` is (..., g).
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,36 +112,36 @@ def lloyd(x: Array, mass: Array, count: int) -> Array:
         [0.5, 8.5]
     """
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
-    at = ((jnp.arange(count, dtype=jnp.float32) + 0.5) / count).reshape(
-        (1,) * (x.ndim - 1) + (count,)
-    )
-    levels = low + (high - low) * at
+    middles = (jnp.arange(count, dtype=jnp.float32) + 0.5) / count
+    middles = middles.reshape((1,) * (x.ndim - 1) + (count,))
+    levels = low + (high - low) * middles
 
     def step(_, levels):
         codes = _nearest(x, levels)
 
         def centre(i):
-            own = jnp.where(codes == i, mass, 0.0)
-            total = own.sum(-1)
-            return jnp.where(total > 0, (own * x).sum(-1) / jnp.where(total > 0, total, 1), jnp.nan)
+            weights = jnp.where(codes == i, mass, 0.0)
+            total = weights.sum(-1)
+            mean = (weights * x).sum(-1) / jnp.where(total > 0, total, 1)
+            return jnp.where(total > 0, mean, jnp.nan)
 
-        found = jnp.stack([centre(i) for i in range(count)], -1)
-        return jnp.sort(jnp.where(jnp.isnan(found), levels, found), -1)
+        centres = jnp.stack([centre(i) for i in range(count)], -1)
+        return jnp.sort(jnp.where(jnp.isnan(centres), levels, centres), -1)
 
-    return lax.fori_loop(0, STEPS, step, levels)
+    return lax.fori_loop(0, LLOYD_STEPS, step, levels)
 
 
 def _nearest(x, levels):
-    """The code (uint8) of the nearest of sorted levels (..., count), for x (..., g)."""
+    """The code (uint8) of the nearest level to x (..., g), given sorted levels (..., count)."""
     middles = (levels[..., 1:] + levels[..., :-1]) / 2
     above = [x > middles[..., i, None] for i in range(middles.shape[-1])]
     return functools.reduce(lambda a, b: a + b.astype(jnp.uint8), above, jnp.zeros(x.shape, "u1"))
 
 
 def _padded(a, group):
-    """The last axis to a multiple of the group, by repeating its end."""
-    short = [(0, 0)] * (a.ndim - 1) + [(0, -a.shape[-1] % group)]
-    return jnp.pad(a, short, mode="edge")
+    """The array with its last element repeated until `group` divides the last axis."""
+    padding = [(0, 0)] * (a.ndim - 1) + [(0, -a.shape[-1] % group)]
+    return jnp.pad(a, padding, mode="edge")
 
 
 @jax.tree_util.register_dataclass
@@ -156,41 +167,38 @@ class KMeansArray(MatrixLeaf):
         return self._values(codes, self.levels)
 
     def interleaved_rows(self):
-        parts = strands(self.codes, self.bits, self.levels.shape[-1], axis=-2)
-        mine = lambda j: self.levels[..., j :: len(parts)]
-        return [self._values(codes, mine(j)) for j, codes in enumerate(parts)]
+        parts = unpack_parts(self.codes, self.bits, self.levels.shape[-1], axis=-2)
+        levels = lambda j: self.levels[..., j :: len(parts)]
+        return [self._values(codes, levels(j)) for j, codes in enumerate(parts)]
 
     def _values(self, codes, levels):
-        """What codes (*stack, n, k) stand for; a chain of selections, as in `Codebook`."""
+        """The levels (*stack, n, k) f32 of codes, by a chain of selections."""
         k = codes.shape[-1]
-        spread = lambda a: jnp.repeat(a.mT.astype(jnp.float32), self.group, -1)[..., :k]
+        wide = lambda a: jnp.repeat(a.mT.astype(jnp.float32), self.group, -1)[..., :k]
         tables = [levels[..., i, :, :] for i in range(2**self.bits)]
-        return selected(codes, [spread(t) for t in tables])
+        return select_level(codes, [wide(t) for t in tables])
 
     def slice_rows(self, start, size):
-        def cut(field, width):
-            return lax.dynamic_slice_in_dim(field, start * width // 8, -(-size * width // 8), 0)
-
-        codes = tuple(cut(a, w) for a, w in zip(self.codes, WIDTHS[self.bits]))
+        codes = slice_packed(self.codes, WIDTHS[self.bits], start, size)
         levels = lax.dynamic_slice_in_dim(self.levels, start, size, 2)
         return dataclasses.replace(self, codes=codes, levels=levels)
 
     def shard_matrix(self, fold, side, parts):
-        how = dict(group=self.group, widths=WIDTHS[self.bits])
-        cut = divided(self.codes, self.levels, fold, side, parts, **how)
-        if cut is NotImplemented:
-            return cut
-        return dataclasses.replace(self, codes=cut[0], levels=cut[1], fold=fold)
+        layout = dict(group=self.group, widths=WIDTHS[self.bits])
+        shapes = shard_packed(self.codes, self.levels, fold, side, parts, **layout)
+        if shapes is NotImplemented:
+            return shapes
+        return dataclasses.replace(self, codes=shapes[0], levels=shapes[1], fold=fold)
 
     def take_rows(self, index):
-        at = index.reshape(-1)
-        rows = self._values(unpack_rows(self.codes, self.bits, at), self.levels[..., at])
+        flat = index.reshape(-1)
+        rows = self._values(unpack_rows(self.codes, self.bits, flat), self.levels[..., flat])
         return rows.reshape(*index.shape, rows.shape[-1])
 
     def on_chip(self) -> dict[str, Any]:
-        """What a kernel reads of an unstacked leaf."""
-        how = dict(shifts=tuple(shifts(self.bits)), group=self.group)
-        return dict(fields=self.codes, levels=self.levels, values=selected, **how)
+        """The arguments of a kernel for an unstacked leaf."""
+        layout = dict(shifts=tuple(shifts(self.bits)), group=self.group)
+        return dict(fields=self.codes, levels=self.levels, values=select_level, **layout)
 
     def matmul(self, x, precision=None):
         return packed_matmul(x, self, precision)

@@ -17,12 +17,12 @@ from ..core.matrix_leaf import MatrixLeaf
 class LowRank:
     """Keeps the `rank` largest singular values; k·n numbers become rank · (k + n).
 
-    With `stats`, those of W · H^½, H = E[x xᵀ] (or its diagonal): no matrix of the rank is nearer
-    in what the weight computes. In a `Sum` after another codec it takes that one's error (QERA).
-    Wang et al., 2024 (SVD-LLM); Zhang et al., 2024 (QERA).
+    With `stats`, the singular values are those of W · H^½ with H = E[x xᵀ] (or its diagonal): then
+    no matrix of this rank has outputs nearer to those of W. In a `Sum` after another codec it
+    approximates that codec's error (QERA). Wang et al., 2024 (SVD-LLM); Zhang et al., 2024 (QERA).
 
     Raises:
-        ValueError: the rank is not positive, or saves nothing on a weight.
+        ValueError: `rank` is not positive, or saves nothing on a weight.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -43,17 +43,17 @@ class LowRank:
         if self.rank * (fold.n + fold.k) >= fold.n * fold.k:
             raise ValueError(f"rank {self.rank} saves nothing on a {fold.k} x {fold.n} weight")
         matrix = matrix.astype(jnp.float32)
-        fed = matrix if stats is None else _times_root(matrix, stats)
-        u = jnp.linalg.svd(fed, full_matrices=False)[0][..., : self.rank]
-        v = u.mT @ matrix  # the projection is the nearest in either norm
+        weighted = matrix if stats is None else _times_root(matrix, stats)
+        u = jnp.linalg.svd(weighted, full_matrices=False)[0][..., : self.rank]
+        v = u.mT @ matrix  # the projection onto u is nearest in either norm
         size = jnp.linalg.norm(v, axis=-1, keepdims=True)
-        root = jnp.sqrt(jnp.where(size > 0, size, 1.0))  # shared out, so that u and v round alike
+        root = jnp.sqrt(jnp.where(size > 0, size, 1.0))  # u and v get equal sizes, and round alike
         u, v = u * root.mT, v / root
         return LowRankArray(u.astype(w.dtype), v.astype(w.dtype), fold, jnp.dtype(w.dtype))
 
 
 def _times_root(matrix, stats):
-    """W · S for an S with S Sᵀ = E[x xᵀ]."""
+    """The matrix W times an S with S Sᵀ = E[x xᵀ]."""
     if stats.second.ndim == stats.mean.ndim:
         return matrix * jnp.sqrt(stats.diag)[..., None, :]
     values, vectors = jnp.linalg.eigh(stats.second)
@@ -63,7 +63,7 @@ def _times_root(matrix, stats):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRankArray(MatrixLeaf):
-    """Rows (n, k) as u (n, r) . v (r, k); each factor an array or encoded."""
+    """Rows (n, k) as u (n, r) . v (r, k); each factor is an array or encoded."""
 
     u: Any  # (*stack, n, r)
     v: Any  # (*stack, r, k)
@@ -97,9 +97,9 @@ class LowRankArray(MatrixLeaf):
         return dataclasses.replace(self, u=fn(self.u, (-1,)), v=fn(self.v, (-1,)))
 
     def matmul(self, x, precision=None):
-        last = (((1,), (1,)), ((), ()))
+        last_axes = (((1,), (1,)), ((), ()))
         product = functools.partial(
-            dot_general, dims=last, precision=precision, preferred_element_type=jnp.float32
+            dot_general, dims=last_axes, precision=precision, preferred_element_type=jnp.float32
         )
         y = product(x, self.v.astype(x.dtype)).astype(x.dtype)
         return product(y, self.u.astype(x.dtype))

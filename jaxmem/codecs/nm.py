@@ -1,4 +1,4 @@
-"""NM: n of every m neighbours, whose places p₀ < p₁ < … are one number, Σ C(pᵢ, i + 1)."""
+"""NM: n of every m neighbours are kept; their places p₀ < p₁ < … are one number, Σ C(pᵢ, i + 1)."""
 
 import dataclasses
 import functools
@@ -13,18 +13,19 @@ from ..core.leaf import divided_shape
 from ..kernels.dispatch import on_one_chip
 from ..kernels.nm_matmul import nm_product, supports
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
-from .packing import WIDTHS, pack, shifts, unpack, unpack_rows
-from .scaled import selected
+from .matmul_gradient import differentiated_by
+from .packing import WIDTHS, pack, shifts, slice_packed, unpack, unpack_rows
+from .scaled import select_level
 from .sparse import (
     Count,
     Sparse,
     SparseArray,
+    codec_count,
     compressed,
+    decoded_values,
     highest,
-    kept_of,
-    narrow_values,
-    pick_values,
-    value_rows,
+    slice_values,
+    take_values,
 )
 
 
@@ -32,13 +33,14 @@ from .sparse import (
 class NM(Sparse):
     """Keeps the `n` largest of every `m` weights along the summed axes: 2:4, 1:4, 4:8.
 
-    Which ones is the number of their pattern among C(m, n): 3 bits for 4 weights at 2:4 (two
-    indices of two bits would be 4), 2 bits for 4 at 1:4, 7 bits for 8 at 4:8. So 2:4 takes .5 of
-    f32 and .75 bits a weight. What stays is exact, or encoded by what follows in a `Chain`. A form
-    to store: a product decodes it some rows at a time. Mishra et al., 2021 (2:4).
+    The places of the kept weights are stored as the number of their pattern among C(m, n): 3 bits
+    for 4 weights at 2:4 (two indices of two bits would take 4), 2 bits for 4 weights at 1:4, 7 bits
+    for 8 weights at 4:8. So 2:4 takes half of the weights' bytes and .75 bits a weight. The kept
+    weights are exact, or encoded by the next codec of a `Chain`. It saves storage: a product
+    decodes some rows at a time. Mishra et al., 2021 (2:4).
 
     Raises:
-        ValueError: not 0 < n < m, more than 256 patterns, or weights that m does not divide.
+        ValueError: not 0 < n < m, more than 256 patterns, or rows that m does not divide.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -65,10 +67,10 @@ class NM(Sparse):
         """Bits of a pattern's number."""
         return (math.comb(self.m, self.n) - 1).bit_length()
 
-    def mask(self, scores, count: Count = kept_of):
+    def mask(self, scores, count: Count = codec_count):
         return highest(self._groups(scores), count(self.m, self.n)).reshape(scores.shape)
 
-    def hold(self, matrix, mask, fold, dtype):
+    def encode_masked(self, matrix, mask, fold, dtype):
         values, _ = compressed(self._groups(matrix), self._groups(mask), self.n)
         values = values.reshape(*matrix.shape[:-1], -1)
         codes = pack(pattern(self._groups(mask), self.n).astype(jnp.uint8), self.bits, axis=-2)
@@ -93,29 +95,26 @@ class NMArray(SparseArray):
     bits = property(lambda self: NM(self.n, self.m).bits)
 
     def rows(self):
-        values = value_rows(self.values)
+        values = decoded_values(self.values)
         codes = unpack(self.codes, self.bits, values.shape[-2], axis=-2)
         return self._dense(codes, values)
 
     def _dense(self, codes, values):
         codes = codes.astype(jnp.int32) + (128 if self.bits == 8 else 0)
         values = values.reshape(*codes.shape, self.n)
-        dense = spread_pattern(codes, [values[..., i] for i in range(self.n)], self.m)
+        dense = expand_pattern(codes, [values[..., i] for i in range(self.n)], self.m)
         return dense.reshape(*codes.shape[:-1], -1)
 
     def slice_rows(self, start, size):
-        def cut(field, width):
-            return lax.dynamic_slice_in_dim(field, start * width // 8, -(-size * width // 8), 0)
-
-        codes = tuple(cut(a, w) for a, w in zip(self.codes, WIDTHS[self.bits]))
-        return dataclasses.replace(
-            self, values=narrow_values(self.values, start, size), codes=codes
-        )
+        codes = slice_packed(self.codes, WIDTHS[self.bits], start, size)
+        return dataclasses.replace(self, values=slice_values(self.values, start, size), codes=codes)
 
     def shard_matrix(self, fold, side, parts):
-        axis = -2 if side == "kept" else -1
-        split = fold.n * math.gcd(*WIDTHS[self.bits]) % 8 if side == "kept" else fold.k % self.m
-        values = NotImplemented if split else divided_shape(self.values, axis, parts)
+        if side == "kept":
+            axis, divides = -2, fold.n * math.gcd(*WIDTHS[self.bits]) % 8 == 0
+        else:
+            axis, divides = -1, fold.k % self.m == 0
+        values = divided_shape(self.values, axis, parts) if divides else NotImplemented
         if values is NotImplemented:
             return values
         codes = tuple(divided_shape(a, axis, parts) for a in self.codes)
@@ -125,7 +124,7 @@ class NMArray(SparseArray):
         return _matmul(x, self, precision)
 
     def on_chip(self) -> dict[str, Any] | None:
-        """What a kernel takes of an unstacked leaf; None where it cannot read it."""
+        """The arguments of a kernel for an unstacked leaf, or None if no kernel reads the leaf."""
         values = self.values
         if not isinstance(values, Array):
             values = values.on_chip() if hasattr(values, "on_chip") else None
@@ -135,30 +134,25 @@ class NMArray(SparseArray):
             or not supports(self.n, self.codes[0].shape[-1], values)
         ):
             return None
-        how = dict(shifts=tuple(shifts(self.bits)), n=self.n, m=self.m, spread=planes)
-        return dict(fields=self.codes, values=values, **how)
+        layout = dict(shifts=tuple(shifts(self.bits)), n=self.n, m=self.m, spread=pattern_planes)
+        return dict(fields=self.codes, values=values, **layout)
 
     def take_rows(self, index):
-        at = index.reshape(-1)
-        rows = self._dense(unpack_rows(self.codes, self.bits, at), pick_values(self.values, at))
+        flat = index.reshape(-1)
+        codes = unpack_rows(self.codes, self.bits, flat)
+        rows = self._dense(codes, take_values(self.values, flat))
         return rows.reshape(*index.shape, self.fold.k)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@differentiated_by(decoded_product)
 def _matmul(x, leaf, precision):
-    """x (rows, k) . rows^T in f32, by what is fast where it runs."""
+    """x (rows, k) . rows^T in f32, by what is fast on the platform."""
     decoded = functools.partial(decoded_product, precision=precision)
     elsewhere = functools.partial(decoded, unrolled=UNROLLED_TILES)
     if leaf.on_chip():
         kernel = lambda x, leaf: nm_product(x, **leaf.on_chip(), precision=precision)
         elsewhere = functools.partial(on_one_chip, kernel, elsewhere)
     return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
-
-
-@_matmul.defjvp
-def _matmul_jvp(precision, primals, tangents):
-    decoded = functools.partial(decoded_product, precision=precision)
-    return _matmul(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
 
 
 def pattern(mask: Array, n: int) -> Array:
@@ -173,35 +167,40 @@ def pattern(mask: Array, n: int) -> Array:
     count = jnp.zeros(mask.shape[:-1], jnp.int32)
     number = jnp.zeros(mask.shape[:-1], jnp.int32)
     for place in range(mask.shape[-1]):
-        own = [float(math.comb(place, i + 1)) for i in range(n)]
-        here = mask[..., place]
-        number += jnp.where(here, selected(count, own).astype(jnp.int32), 0)
-        count += here.astype(jnp.int32)
+        # C(place, i + 1) if this place is the i-th of the kept ones.
+        terms = [float(math.comb(place, i + 1)) for i in range(n)]
+        is_kept = mask[..., place]
+        number += jnp.where(is_kept, select_level(count, terms).astype(jnp.int32), 0)
+        count += is_kept.astype(jnp.int32)
     return number
 
 
-def spread_pattern(numbers: Array, values: list[Array], m: int) -> Array:
-    """Groups (..., m) with `values`, each (...), at the places of patterns `numbers`, else zero.
+def expand_pattern(numbers: Array, values: list[Array], m: int) -> Array:
+    """Groups (..., m): `values`, each (...), at the places of patterns `numbers`, zeros elsewhere.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> spread_pattern(jnp.array([2]), [jnp.array([5.0]), jnp.array([7.0])], 4).tolist()
+        >>> expand_pattern(jnp.array([2]), [jnp.array([5.0]), jnp.array([7.0])], 4).tolist()
         [[0.0, 5.0, 7.0, 0.0]]
     """
-    return jnp.stack(planes(numbers, values, m), -1)
+    return jnp.stack(pattern_planes(numbers, values, m), -1)
 
 
-def planes(numbers: Array, values: list[Array], m: int) -> list[Array]:
-    """The m planes of `spread_pattern`. Selections, no table: a TPU takes 1 GiB for its gather."""
+def pattern_planes(numbers: Array, values: list[Array], m: int) -> list[Array]:
+    """`expand_pattern` as a list of the m places, each (...).
+
+    By selections, since a gather from a table takes 1 GiB on a TPU.
+    """
     left, dense = jnp.full(numbers.shape, len(values), jnp.int32), []
     for place in reversed(range(m)):
-        least = [float(2**30)] + [float(math.comb(place, i + 1)) for i in range(len(values))]
-        least = selected(left, least).astype(jnp.int32)
-        here = numbers >= least
-        numbers = numbers - jnp.where(here, least, 0)
-        left = left - here.astype(jnp.int32)
+        # The last of `left` kept places is this one if the number reaches C(place, left).
+        terms = [float(2**30)] + [float(math.comb(place, i + 1)) for i in range(len(values))]
+        term = select_level(left, terms).astype(jnp.int32)
+        is_kept = numbers >= term
+        numbers = numbers - jnp.where(is_kept, term, 0)
+        left = left - is_kept.astype(jnp.int32)  # kept places before this one
         value = values[0]
         for i, other in enumerate(values[1:], 1):
             value = jnp.where(left == i, other, value)
-        dense.append(jnp.where(here, value, 0.0))
+        dense.append(jnp.where(is_kept, value, 0.0))
     return dense[::-1]

@@ -1,8 +1,11 @@
 """Packing: b-bit codes as bit fields of 8, 4, 2 and 1 bits, so that no bit is wasted.
 
-3 bits are a field of 2 and one of 1; 5, 6 and 7 likewise. A field of width w holds 8/w neighbours
-along one axis in a byte, lowest bits first. 8-bit codes are kept as int8 (code − 128), which
-integer products read as they are.
+Codes of 3 bits are stored as a field of 2 bits and a field of 1 bit; 5, 6 and 7 bits likewise. A
+field of width w holds 8/w neighbours along one axis in a byte, lowest bits first. Codes of 8 bits
+are stored as int8 (code − 128), which integer products read directly.
+
+An array of P interleaved parts has the elements j, P + j, 2 P + j, ... in part j. One byte of a
+field holds one element of each of its 8/w parts, so parts are unpacked without moving a byte.
 """
 
 from typing import Any
@@ -19,7 +22,7 @@ WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 
 
 
 def shifts(bits: int) -> list[tuple[int, int]]:
-    """(width, how far its bits stand to the left) of each field, lowest first.
+    """(width, left shift of the field's bits in the code) of each field, lowest bits first.
 
     Example:
         >>> shifts(7)
@@ -30,7 +33,9 @@ def shifts(bits: int) -> list[tuple[int, int]]:
 
 
 def pack(codes: Array, bits: int, axis: int) -> tuple[Array, ...]:
-    """Codes (uint8, below 2^bits) as bit fields; `axis` (negative) shrinks by 8/width.
+    """Bit fields (uint8) of codes (uint8, below 2^bits), each 8/width times shorter along `axis`.
+
+    `axis` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -38,7 +43,7 @@ def pack(codes: Array, bits: int, axis: int) -> tuple[Array, ...]:
         Array([33, 67], dtype=uint8)
     """
     if bits == 8:
-        # a conversion that wraps is one XLA may skip on the way to f32 (jax 0.10.2 and 0.12, CPU)
+        # XLA may skip a conversion that wraps on the way to f32 (jax 0.10.2 and 0.12, CPU).
         return (lax.bitcast_convert_type(codes ^ 128, jnp.int8),)
     at, fields = codes.ndim + axis, []
     for width, shift in shifts(bits):
@@ -53,88 +58,123 @@ def pack(codes: Array, bits: int, axis: int) -> tuple[Array, ...]:
     return tuple(fields)
 
 
-def divided(fields: Any, groups: Any, fold: Fold, side: str, parts: int, *, group: int, widths):
-    """(fields, groups) as shapes of one of `parts` runs; NotImplemented where they split a unit.
+def shard_packed(
+    fields: tuple[Array, ...],
+    groups: Any,
+    fold: Fold,
+    side: str,
+    parts: int,
+    *,
+    group: int,
+    widths: tuple[int, ...],
+) -> Any:
+    """The shapes (fields, groups) of one of `parts` shards of packed codes and their groups.
 
-    `fields` are codes packed along n, (*stack, n·width/8, k); `groups` are arrays of a number for
-    each group and row, (..., groups, n). `fold` is the piece's. Runs of rows hold whole bytes, runs
-    of columns whole groups, but a group that is the whole row is shared.
+    Args:
+        fields: codes packed along n, each (*stack, n·width/8, k).
+        groups: a tree of arrays with one number for each group and row, (..., groups, n).
+        fold: the shard's fold.
+        side: "kept" divides the rows, "summed" divides the columns.
+        parts: how many shards there are.
+        group: columns that share a number of `groups`.
+        widths: bits of each field.
+
+    Returns:
+        NotImplemented if a shard would hold a part of a byte or of a group. Shards of columns may
+        share a group that is the whole row.
     """
     arrays = jax.tree.leaves(groups, is_leaf=is_encoded)
     if side == "kept":
-        whole, along, beside = all(fold.n * width % 8 == 0 for width in widths), -2, -1
+        divides = all(fold.n * width % 8 == 0 for width in widths)
+        fields_axis, groups_axis = -2, -1
     else:
-        one = all(a.shape[-2] == 1 for a in arrays)
-        whole, along, beside = one or fold.k % group == 0, -1, -2
-    cut = lambda tree, axis: jax.tree.map(
+        one_group = all(a.shape[-2] == 1 for a in arrays)
+        divides = one_group or fold.k % group == 0
+        fields_axis, groups_axis = -1, -2
+    divide = lambda tree, axis: jax.tree.map(
         lambda a: divided_shape(a, axis, parts), tree, is_leaf=is_encoded
     )
-    out = cut(fields, along), cut(groups, beside)
-    missing = any(x is NotImplemented for x in jax.tree.leaves(out, is_leaf=is_encoded))
-    return out if whole and not missing else NotImplemented
+    shapes = divide(fields, fields_axis), divide(groups, groups_axis)
+    missing = any(x is NotImplemented for x in jax.tree.leaves(shapes, is_leaf=is_encoded))
+    return shapes if divides and not missing else NotImplemented
 
 
-def slices(field: Array, width: int) -> list[Array]:
-    """The 8/width interleaved parts of a field, as int8."""
+def slice_packed(
+    fields: tuple[Array, ...], widths: tuple[int, ...], start: Array, size: int, axis: int = 0
+) -> tuple[Array, ...]:
+    """The fields of codes [start, start + size) along the packed `axis`; 8 divides `start`."""
+    return tuple(
+        lax.dynamic_slice_in_dim(field, start * width // 8, -(-size * width // 8), axis)
+        for field, width in zip(fields, widths)
+    )
+
+
+def field_parts(field: Array, width: int) -> list[Array]:
+    """The 8/width interleaved parts of a field, as int8 codes of `width` bits."""
     if width == 8:
         return [field]
     mask = (1 << width) - 1
     return [(field >> width * j & mask).astype(jnp.int8) for j in range(8 // width)]
 
 
-def strands(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> list[Array]:
-    """The codes j, P + j, 2 P + j, ... as entry j of P, what a byte of the narrowest field holds.
+def unpack_parts(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> list[Array]:
+    """The interleaved parts of the codes, each int8 as `unpack` returns it; n codes along `axis`.
 
-    As `unpack` gives them, int8, n along `axis` in all; nothing is interleaved.
+    The number of parts is the number of codes in a byte of the narrowest field.
 
     Example:
         >>> import jax.numpy as jnp
         >>> codes = jnp.arange(6, dtype=jnp.uint8)
-        >>> strands(pack(codes, 4, axis=-1), 4, 6, axis=-1)
+        >>> unpack_parts(pack(codes, 4, axis=-1), 4, 6, axis=-1)
         [Array([0, 2, 4], dtype=int8), Array([1, 3, 5], dtype=int8)]
     """
     if bits == 8:
         return list(fields)
-    return [part.astype(jnp.int8) for part in joined(fields, shifts(bits), n, axis)]
+    return [part.astype(jnp.int8) for part in join_fields(fields, shifts(bits), n, axis)]
 
 
-def centred(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> list[Array]:
-    """Strands of (code − 2^(bits−1)) · 2^(8−bits), int8: all bits as high as a byte has them.
+def centred_parts(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> list[Array]:
+    """The interleaved parts of (code − 2^(bits−1)) · 2^(8−bits), int8.
+
+    The codes less the middle of their range, in the highest bits of a byte.
 
     Example:
         >>> import jax.numpy as jnp
         >>> codes = jnp.arange(6, dtype=jnp.uint8)
-        >>> centred(pack(codes, 4, axis=-1), 4, 6, axis=-1)
+        >>> centred_parts(pack(codes, 4, axis=-1), 4, 6, axis=-1)
         [Array([-128,  -96,  -64], dtype=int8), Array([-112,  -80,  -48], dtype=int8)]
     """
     if bits == 8:
         return list(fields)
     high = [(width, shift + 8 - bits) for width, shift in shifts(bits)]
-    return [lax.bitcast_convert_type(a ^ 128, jnp.int8) for a in joined(fields, high, n, axis)]
+    return [lax.bitcast_convert_type(a ^ 128, jnp.int8) for a in join_fields(fields, high, n, axis)]
 
 
-def joined(fields: tuple[Array, ...], shifts: list[tuple[int, int]], n: int, axis: int):
-    """Strands, in uint8, of fields whose (width, shift) are given."""
+def join_fields(
+    fields: tuple[Array, ...], shifts: list[tuple[int, int]], n: int, axis: int
+) -> list[Array]:
+    """The interleaved parts, uint8, of codes; `shifts` has (width, left shift) of each field."""
     count = 8 // min(width for width, _ in shifts)
 
-    def strand(places):
+    def part_at(places):
+        """The codes at `places`, a range of indices along `axis`."""
         codes = None
         for field, (width, shift) in zip(fields, shifts):
-            byte, at = divmod(places.start, 8 // width)
+            byte, place = divmod(places.start, 8 // width)
             step = places.step * width // 8
             end = byte + max(0, (len(places) - 1) * step + 1)
             part = lax.slice_in_dim(field, byte, end, step, axis)
-            by = shift - at * width  # by none is a copy of the weight on a CPU
-            part = part << by if by > 0 else part >> -by if by else part
+            left = shift - place * width  # a shift by 0 would be a copy of the weight on a CPU
+            part = part << left if left > 0 else part >> -left if left else part
             part = part & ((1 << width) - 1 << shift)
             codes = part if codes is None else codes | part
         return codes
 
-    return [strand(range(j, n, count)) for j in range(max(1, min(count, n)))]
+    return [part_at(range(j, n, count)) for j in range(max(1, min(count, n)))]
 
 
 def unpack(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> Array:
-    """The codes, n along `axis`: uint8 values as int8, or int8 (code − 128) when 8 bits.
+    """The n codes along `axis` as int8; codes of 8 bits are code − 128.
 
     Example:
         >>> import jax.numpy as jnp
@@ -144,16 +184,17 @@ def unpack(fields: tuple[Array, ...], bits: int, n: int, axis: int) -> Array:
     """
     codes = None
     for field, (width, shift) in zip(fields, shifts(bits)):
-        part = interleave(slices(field, width), axis)
-        part = part << shift if shift else part  # by none is a copy of the weight on a CPU
-        # each field is padded to whole bytes by itself
+        part = interleave(field_parts(field, width), axis)
+        # A shift by 0 would be a copy of the weight on a CPU.
+        part = part << shift if shift else part
+        # Each field is padded to whole bytes; the padding is cut off.
         part = lax.slice_in_dim(part, 0, n, axis=axis) if part.shape[axis] != n else part
         codes = part if codes is None else codes | part
     return codes
 
 
 def unpack_rows(fields: tuple[Array, ...], bits: int, index: Array) -> Array:
-    """Rows `index` (m,) of codes packed along their first axis: (m, k) int8."""
+    """Rows `index` (m,) of codes packed along their first axis, (m, k) int8 as of `unpack`."""
     codes = 0
     for field, (width, shift) in zip(fields, shifts(bits)):
         if width == 8:

@@ -1,4 +1,4 @@
-"""Permuted: a weight whose inputs are encoded in another order, which costs two bytes an input."""
+"""Permuted: a weight whose inputs are stored in another order, at two bytes an input."""
 
 import dataclasses
 from typing import Any
@@ -13,9 +13,10 @@ from ..core.matrix_leaf import MatrixLeafWrapper
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PermutedArray(MatrixLeafWrapper):
-    """Column i of the matrix that `inner` holds multiplies input order[i].
+    """Column i of the matrix of `inner` multiplies input order[i].
 
-    A product reorders its few inputs and leaves the weight as it lies. `jm.Permute` makes it.
+    A product reorders its few inputs and reads the weight as it is stored. The codec is
+    `jm.Permute`.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -28,27 +29,29 @@ class PermutedArray(MatrixLeafWrapper):
     order: Array  # (*stack, k) uint8 or uint16
 
     def rows(self):
-        return self._turned(self.inner.rows())
+        return self._reordered(self.inner.rows())
 
     def slice_rows(self, start, size):
         return dataclasses.replace(self, inner=self.inner.slice_rows(start, size))
 
     def take_rows(self, index):
-        return self._turned(self.inner.take_rows(index))
+        return self._reordered(self.inner.take_rows(index))
 
     def matmul(self, x, precision=None):
-        # apart from the product: fused into it, jax 0.12 on a CPU finds no bf16 x bf16 -> f32
+        # The barrier keeps the reordering out of the product: jax 0.12 on a CPU has no fused
+        # product of bf16 x bf16 -> f32.
         return self.inner.matmul(lax.optimization_barrier(x[:, self.order]), precision)
 
     def map(self, fn):
         return dataclasses.replace(self, inner=self.inner.map(fn))
 
     def shard_matrix(self, fold, side, parts):
-        if side == "summed":  # runs of inputs lie all over the columns
+        if side == "summed":  # the inputs of a shard are in columns all over the matrix
             return NotImplemented
         return super().shard_matrix(fold, side, parts)
 
-    def _turned(self, rows):
+    def _reordered(self, rows):
+        """The rows (*stack, ..., k) with their columns in the order of the inputs."""
         place = jnp.argsort(self.order, axis=-1)
         place = place.reshape(*place.shape[:-1], *(1,) * (rows.ndim - place.ndim), -1)
         return jnp.take_along_axis(rows, place, -1)

@@ -12,7 +12,7 @@ from ..core.matrix_leaf import MatrixLeafWrapper
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DoubleQuantArray(MatrixLeafWrapper):
-    """A leaf whose scale (and least weight) is an encoded leaf; it decodes those and does as it."""
+    """A leaf `inner` whose `scale` (and `low`) are encoded; products decode these first."""
 
     inner: Any
 

@@ -1,11 +1,12 @@
-"""Scaled: w ≈ scale · value(code), what float and codebook formats share.
+"""Scaled: w ≈ scale · value(code), which the float and codebook formats share.
 
-Codes are packed along n like those of `Int`; a scale is shared by a row or a group of a row.
+Codes are packed along n, as those of `Int`. A row has one scale, or one for each of its groups.
 """
 
 import abc
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,27 +19,39 @@ from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product
-from .packing import WIDTHS, divided, interleave, pack, shifts, slices, strands, unpack, unpack_rows
+from .matmul_gradient import differentiated_by
+from .packing import (
+    WIDTHS,
+    field_parts,
+    interleave,
+    pack,
+    shard_packed,
+    shifts,
+    slice_packed,
+    unpack,
+    unpack_parts,
+    unpack_rows,
+)
 
-_LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
+_LAST_AXES = (((1,), (1,)), ((), ()))  # both operands are summed over their last axis
 
 
 class Scaled(abc.ABC):
-    """A codec that rounds each group of a row to the values it has, times a scale."""
+    """A codec that rounds each group of a row to a scale times one of the codec's values."""
 
     group: int | None
 
     @abc.abstractmethod
     def range(self, low: Array, high: Array) -> tuple[Array, None]:
-        """The f32 scale of groups whose weights lie in [low, high]; (*stack, n, groups)."""
+        """The f32 scales (*stack, n, groups) of groups whose weights are in [low, high]."""
 
     @abc.abstractmethod
     def round(self, matrix, scale, zero, fold, dtype) -> "ScaledArray":
-        """The leaf with the nearest codes, given scales (*stack, n, groups); there is no zero."""
+        """The leaf with the nearest codes, given scales (*stack, n, groups); `zero` is None."""
 
     @abc.abstractmethod
     def snap(self, values: Array, scale: Array, zero: None = None) -> Array:
-        """What the nearest codes stand for, in f32, given scales as they are decoded."""
+        """The f32 values of the nearest codes, given scales as a leaf decodes them."""
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "ScaledArray":
         if is_encoded(w):
@@ -57,14 +70,14 @@ class Scaled(abc.ABC):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(codec, w, axes):
-    """Compiled, since step by step it would hold several copies of the weight in f32."""
+    """The leaf. Compiled: step by step this would hold several f32 copies of the weight."""
     matrix, fold = Fold.from_weight(w, axes)
     return codec.fit(matrix.astype(jnp.float32), fold, w.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScaledArray(MatrixLeaf):
-    """Codes packed along n and scales (*stack, groups, n); a subclass says what a code means."""
+    """Codes packed along n and scales (*stack, groups, n); a subclass defines a code's value."""
 
     codes: tuple[Array, ...]  # bit fields, each (*stack, n·width/8, k)
     scale: Array  # (*stack, groups, n)
@@ -77,89 +90,93 @@ class ScaledArray(MatrixLeaf):
 
     @abc.abstractmethod
     def values(self, codes: Array) -> Array:
-        """What unpacked codes (int8, as `unpack` gives them) stand for, in f32."""
+        """The f32 values of unpacked codes (int8, as of `unpack`)."""
 
     def scales(self) -> Array:
         """(*stack, groups, n) in f32."""
         return self.scale.astype(jnp.float32)
 
     def on_chip(self) -> dict[str, Any]:
-        """What a kernel reads of an unstacked leaf; `values` of codes in int32."""
-        how = dict(shifts=tuple(shifts(self.bits)), group=self.group)
-        return dict(fields=self.codes, scale=self.scale, values=self.values, **how)
+        """The arguments of a kernel for an unstacked leaf; `values` takes codes in int32."""
+        layout = dict(shifts=tuple(shifts(self.bits)), group=self.group)
+        return dict(fields=self.codes, scale=self.scale, values=self.values, **layout)
 
     def rows(self):
         codes = unpack(self.codes, self.bits, self.scale.shape[-1], axis=-2)
         return self._scaled(codes, self.scales())
 
     def interleaved_rows(self):
-        parts, scale = strands(self.codes, self.bits, self.scale.shape[-1], axis=-2), self.scales()
+        parts = unpack_parts(self.codes, self.bits, self.scale.shape[-1], axis=-2)
+        scale = self.scales()
         return [self._scaled(codes, scale[..., j :: len(parts)]) for j, codes in enumerate(parts)]
 
     def _scaled(self, codes, scale):
-        """Rows in f32 of their codes (*stack, rows, k) and scales (*stack, groups, rows)."""
+        """Rows in f32, given their codes (*stack, rows, k) and scales (*stack, groups, rows)."""
         scale, k = scale.mT, codes.shape[-1]
         scale = scale if scale.shape[-1] == 1 else jnp.repeat(scale, self.group, -1)[..., :k]
         return self.values(codes) * scale
 
     def slice_rows(self, start, size):
-        def cut(field, width):
-            return lax.dynamic_slice_in_dim(field, start * width // 8, -(-size * width // 8), 0)
-
-        codes = tuple(cut(a, w) for a, w in zip(self.codes, WIDTHS[self.bits]))
+        codes = slice_packed(self.codes, WIDTHS[self.bits], start, size)
         scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
         return dataclasses.replace(self, codes=codes, scale=scale)
 
     def shard_matrix(self, fold, side, parts):
-        how = dict(group=self.group, widths=WIDTHS[self.bits])
-        cut = divided(self.codes, self.scale, fold, side, parts, **how)
-        if cut is NotImplemented:
-            return cut
-        return dataclasses.replace(self, codes=cut[0], scale=cut[1], fold=fold)
+        layout = dict(group=self.group, widths=WIDTHS[self.bits])
+        shapes = shard_packed(self.codes, self.scale, fold, side, parts, **layout)
+        if shapes is NotImplemented:
+            return shapes
+        return dataclasses.replace(self, codes=shapes[0], scale=shapes[1], fold=fold)
 
     def take_rows(self, index):
-        at = index.reshape(-1)
-        rows = self._scaled(unpack_rows(self.codes, self.bits, at), self.scales()[:, at])
+        flat = index.reshape(-1)
+        rows = self._scaled(unpack_rows(self.codes, self.bits, flat), self.scales()[:, flat])
         return rows.reshape(*index.shape, rows.shape[-1])
 
     def matmul(self, x, precision=None):
-        return _shared_matmul(x, self, precision)
+        one_scale = self.scale.shape[-2] == 1 and getattr(self, "low", None) is None
+        if one_scale and (self.bits == 8 or len(x) == 1):
+            return _scaled_matmul(x, self, precision)
+        return packed_matmul(x, self, precision)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _matmul(x, leaf, precision):
-    """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
-    wide = functools.partial(cpu_product, precision=precision)
-    elsewhere = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
-    alone = leaf.scale.shape[-2] == 1 and getattr(leaf, "low", None) is None
-    if alone and (leaf.bits == 8 or len(x) == 1):
-        elsewhere = functools.partial(_scaled_after, precision=precision)
-    else:
-        elsewhere = functools.partial(packed_product, otherwise=elsewhere, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=wide, default=elsewhere)
+@functools.partial(jax.jit, static_argnums=2)  # layers of one shape are traced and lowered once
+@differentiated_by(decoded_product)
+def packed_matmul(x: Array, leaf: Any, precision: Any) -> Array:
+    """x (m, k) . rows^T of an unstacked leaf with `on_chip`: (m, n) f32, fast on each platform."""
+    decoded = functools.partial(cpu_product, precision=precision)
+    tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
+    kernel = functools.partial(packed_product, otherwise=tiles, precision=precision)
+    return lax.platform_dependent(x, leaf, cpu=decoded, default=kernel)
 
 
-@_matmul.defjvp
-def _matmul_jvp(precision, primals, tangents):
-    decoded = functools.partial(decoded_product, precision=precision)
-    return _matmul(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
+@functools.partial(jax.jit, static_argnums=2)  # layers of one shape are traced and lowered once
+@differentiated_by(decoded_product)
+def _scaled_matmul(x, leaf, precision):
+    """`packed_matmul` of a leaf with one scale a row: an accelerator scales the sums instead."""
+    decoded = functools.partial(cpu_product, precision=precision)
+    scaled_after = functools.partial(_product_then_scale, precision=precision)
+    return lax.platform_dependent(x, leaf, cpu=decoded, default=scaled_after)
 
 
-_shared_matmul = jax.jit(_matmul, static_argnums=2)  # layers of one shape trace and lower it once
-
-
-def _scaled_after(x, leaf, precision):
-    """(x . values) · scale: the accelerator reads packed codes and nothing is materialised."""
+def _product_then_scale(x, leaf, precision):
+    """(x . values) · scale: an accelerator reads packed codes, and no decoded weight is written."""
 
     def dot(codes):
         w = leaf.values(codes).astype(x.dtype)
-        return lax.dot_general(x, w, _LAST, precision, preferred_element_type=jnp.float32)
+        return lax.dot_general(x, w, _LAST_AXES, precision, preferred_element_type=jnp.float32)
 
     (field,), n = leaf.codes, leaf.scale.shape[-1]
-    return interleave([dot(part) for part in slices(field, leaf.bits)], -1)[:, :n] * leaf.scales()
+    parts = [dot(part) for part in field_parts(field, leaf.bits)]
+    return interleave(parts, -1)[:, :n] * leaf.scales()
 
 
-def checked_group(codec: Any) -> None:
+def check_group(codec: Any) -> None:
+    """Checks the `group` of a codec: None, or weights along a row that share a scale.
+
+    Raises:
+        ValueError: the group is no integer, or below 1.
+    """
     group = codec.group
     if group is not None and (not isinstance(group, int | np.integer) or group < 1):
         name = type(codec).__name__
@@ -167,48 +184,30 @@ def checked_group(codec: Any) -> None:
 
 
 def grouped(matrix: Array, group: int | None) -> Array:
-    """The matrix (*stack, n, k) as (*stack, n, groups, group), the last group padded with zeros."""
+    """The matrix (*stack, n, k) as (*stack, n, groups, group); zeros fill up the last group."""
     k = matrix.shape[-1]
     g = min(group or k, k) or 1
-    short = [(0, 0)] * (matrix.ndim - 1) + [(0, -k % g)]
-    return jnp.pad(matrix, short).reshape(*matrix.shape[:-1], -(-k // g), g)
+    padding = [(0, 0)] * (matrix.ndim - 1) + [(0, -k % g)]
+    return jnp.pad(matrix, padding).reshape(*matrix.shape[:-1], -(-k // g), g)
 
 
-def spread(groups: Array, group: int | None, k: int) -> Array:
-    """One number a group (*stack, n, groups), for each weight (*stack, n, k)."""
+def repeat_groups(groups: Array, group: int | None, k: int) -> Array:
+    """The numbers of the groups (*stack, n, groups), one for each weight: (*stack, n, k)."""
     return jnp.repeat(groups, min(group or k, k) or 1, -1)[..., :k]
 
 
-def packed(codes: Array, bits: int) -> tuple[Array, ...]:
+def pack_rows(codes: Array, bits: int) -> tuple[Array, ...]:
     """Codes (*stack, n, k) as bit fields along n."""
     return pack(codes.astype(jnp.uint8), bits, axis=-2)
 
 
-def selected(codes: Array, levels) -> Array:
-    """levels[codes] as a chain of selections: a TPU takes 1 GiB for the gather of one matrix.
+def select_level(codes: Array, levels: Sequence[Any]) -> Array:
+    """levels[codes] in f32 as a chain of selections: a gather takes 1 GiB a matrix on a TPU.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> selected(jnp.array([1, 0, 2], jnp.int8), (0.5, 1.5, 4.0)).tolist()
+        >>> select_level(jnp.array([1, 0, 2], jnp.int8), (0.5, 1.5, 4.0)).tolist()
         [1.5, 0.5, 4.0]
     """
     pick = lambda y, pair: jnp.where(codes == pair[0], pair[1], y)
     return functools.reduce(pick, enumerate(levels[1:], 1), jnp.full(codes.shape, levels[0], "f4"))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _packed(x, leaf, precision):
-    """x (m, k) . rows^T: (m, n) f32, by what is fast where it runs."""
-    wide = functools.partial(cpu_product, precision=precision)
-    tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
-    elsewhere = functools.partial(packed_product, otherwise=tiles, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=wide, default=elsewhere)
-
-
-@_packed.defjvp
-def _packed_jvp(precision, primals, tangents):
-    decoded = functools.partial(decoded_product, precision=precision)
-    return _packed(*primals, precision), jax.jvp(decoded, primals, tangents)[1]
-
-
-packed_matmul = jax.jit(_packed, static_argnums=2)  # layers of one shape trace and lower it once

@@ -1,4 +1,4 @@
-"""Shared: layers of a stack that hold one weight together, W_l = B_g(l)."""
+"""Shared: several layers of a stack share one weight, W_l = B_g(l)."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -12,24 +12,24 @@ from ..core.fold import Fold
 from ..core.leaf import Tied, decode, divided_shape, is_encoded
 from ..core.lifting import dot_general
 
-DAMPING = 0.01  # of the mean diagonal of a Gram matrix
+DAMPING = 0.01  # added to a Gram matrix, as a share of its mean diagonal
 
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """Ties the layers of a stacked weight in `groups`; each group holds one weight.
+    """Ties the layers of a stacked weight in `groups`; the layers of a group share one weight.
 
-    "sequence" ties neighbours (layers 0 0 1 1), "cycle" repeats the groups in turn (0 1 0 1); one
-    group is ALBERT. The weight is what is nearest to its layers: their mean, or with `stats` the
-    one that computes what they do with the least squared error. `codec` encodes it. What each layer
-    has of its own comes beside it: `Sum((Shared(10), LowRank(8)))`, an adapter to train.
+    "sequence" ties neighbours (layers 0 0 1 1), "cycle" repeats the groups (0 1 0 1); one group is
+    ALBERT. The shared weight is the mean of its layers; with `stats` it is the weight whose outputs
+    have the least squared error from those of the layers. `codec` encodes it. A part of each layer
+    alone can be added: `Sum((Shared(10), LowRank(8)))`, an adapter to train.
 
-    The leaf's arrays are not all stacks, so `lift` slices it, under its scans too, but a plain
-    `lax.scan` or `vmap` of it raises. Lan et al., 2019 (ALBERT); Takase and Kiyono, 2021 (orders).
+    Not all arrays of the leaf are stacks: `lift` slices it, in scans too, but a plain `lax.scan` or
+    `vmap` of it raises. Lan et al., 2019 (ALBERT); Takase and Kiyono, 2021 (orders).
 
     Raises:
-        ValueError: fewer groups than one, not fewer than layers, or an unequal share of layers; a
-            weight that is no stack of layers.
+        ValueError: `groups` is below 1, does not divide the number of layers, or is not below it;
+            the weight is not a stack of layers.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -38,7 +38,7 @@ class Shared:
         [0.5, 0.5, 2.5, 2.5]
         >>> Shared(2, order="cycle").encode(w).decode()[:, 0, 0].tolist()
         [1.0, 2.0, 1.0, 2.0]
-        >>> jm.nbytes(Shared(2).encode(w)) / jm.nbytes(w)  # and a byte a layer
+        >>> jm.nbytes(Shared(2).encode(w)) / jm.nbytes(w)  # a half, and a byte a layer
         0.501953125
     """
 
@@ -49,11 +49,12 @@ class Shared:
     layers_together: ClassVar[bool] = True
 
     def __post_init__(self):
-        checked_sharing(self)
+        check_sharing(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SharedArray":
-        matrix, fold, index = layers_of(w, axes, self)
-        gather = lambda a: a.astype(jnp.float32)[by_group(index)]  # (groups, layers of one, ...)
+        matrix, fold, index = stacked_layers(w, axes, self)
+        members = layers_by_group(index)
+        gather = lambda a: a.astype(jnp.float32)[members]  # (groups, layers of a group, ...)
         parts = gather(matrix)
         if stats is None:
             base = parts.mean(1)
@@ -79,9 +80,9 @@ class Shared:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SharedArray(Tied):
-    """The weights of the groups, and which of them each layer is."""
+    """The weights of the groups, and the index of each layer's group."""
 
-    base: Any  # (groups, *shape of a layer), an array or encoded
+    base: Any  # (groups, *shape of one layer), an array or encoded
     index: Array  # (*stack) uint8
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
@@ -91,74 +92,84 @@ class SharedArray(Tied):
     def separate_shared(self):
         return self.index, lambda index: dataclasses.replace(self, index=index)
 
-    def own(self) -> Any:
+    def layer_weight(self) -> Any:
         """The weight of an unstacked leaf."""
         pick = lambda a: lax.dynamic_index_in_dim(a, self.index, 0, keepdims=False)
         return jax.tree.map(pick, self.base).astype(self.dtype)
 
     def decode(self):
         if not self.stack:
-            return decode(self.own())
+            return decode(self.layer_weight())
         return jnp.take(decode(self.base), self.index.astype(jnp.int32), 0).astype(self.dtype)
 
     def astype(self, dtype):
         return dataclasses.replace(self, dtype=jnp.dtype(dtype))
 
     def dot(self, x, dims, preferred_element_type=None, precision=None):
-        how = dict(precision=precision, preferred_element_type=preferred_element_type)
+        options = dict(precision=precision, preferred_element_type=preferred_element_type)
         if not self.stack:
-            return dot_general(x, self.own(), dims, **how)
+            return dot_general(x, self.layer_weight(), dims, **options)
         (xc, wc), (xb, wb) = dims
         if 0 in wc:
             return NotImplemented
         inner = lambda axes: tuple(a - 1 for a in axes if a)
-        along, at, out = None, x.ndim, x.ndim - len(xc)  # the stack is free: the first of w's axes
-        if 0 in wb:
-            out = wb.index(0)
-            at = along = xb[out]
-        less = lambda axes: tuple(a - (a > at) for a in axes if a != at)
+        # The stack is an axis of x too if it is a batch axis; else it is the first free axis of w.
+        x_stack, out = (xb[wb.index(0)], wb.index(0)) if 0 in wb else (None, x.ndim - len(xc))
+        removed = x.ndim if x_stack is None else x_stack
+        less = lambda axes: tuple(a - (a > removed) for a in axes if a != removed)
         dims = (less(xc), inner(wc)), (less(xb), inner(wb))
         parts, back = self.separate_shared()
-        one = lambda x, index: dot_general(x, back(index), dims, **how)
-        return jax.vmap(one, (along, 0), out)(x, parts)
+        one = lambda x, index: dot_general(x, back(index), dims, **options)
+        return jax.vmap(one, (x_stack, 0), out)(x, parts)
 
     def take(self, rows):
         if self.stack:
             return NotImplemented
-        own = self.own()
-        return own.take(rows) if is_encoded(own) else own[rows]
+        layer = self.layer_weight()
+        return layer.take(rows) if is_encoded(layer) else layer[rows]
 
     def transpose(self, axes):
         if self.stack and axes[0] != 0:
             return NotImplemented
         axes = axes if self.stack else (0, *(a + 1 for a in axes))
-        return self._moved(self.base.transpose(axes))
+        return self._with_base(self.base.transpose(axes))
 
     def reshape(self, shape):
         if self.stack and shape[:1] != self.stack:
             return NotImplemented
         inner = shape[1:] if self.stack else shape
-        return self._moved(self.base.reshape((self.base.shape[0], *inner)))
+        return self._with_base(self.base.reshape((self.base.shape[0], *inner)))
 
     def shard_shape(self, axis, parts):
         axis -= self.ndim if axis >= 0 else 0
         if -axis > len(self.base.shape) - 1:
             return super().shard_shape(axis, parts)
-        return self._moved(divided_shape(self.base, axis, parts))
+        return self._with_base(divided_shape(self.base, axis, parts))
 
-    def _moved(self, base):
+    def _with_base(self, base):
+        """The leaf with another `base`, or NotImplemented if that is none."""
         return base if base is NotImplemented else dataclasses.replace(self, base=base)
 
 
-def checked_sharing(codec: Any) -> None:
+def check_sharing(codec: Any) -> None:
+    """Checks `groups` and `order` of a codec.
+
+    Raises:
+        ValueError: `groups` is below 1, or `order` is unknown.
+    """
     if codec.groups < 1:
         raise ValueError(f"{type(codec).__name__} takes at least 1 group, got {codec.groups}")
     if codec.order not in ("sequence", "cycle"):
         raise ValueError(f'an order is "sequence" or "cycle", got {codec.order!r}')
 
 
-def layers_of(w: Any, axes: tuple[int, ...], codec: Any) -> tuple[Array, Fold, np.ndarray]:
-    """The matrices (layers, n, k) of a stacked weight, how they fold, and each layer's group."""
+def stacked_layers(w: Any, axes: tuple[int, ...], codec: Any) -> tuple[Array, Fold, np.ndarray]:
+    """(matrices (layers, n, k), their fold, the group (layers,) of each layer) of a stacked weight.
+
+    Raises:
+        TypeError: the weight is encoded.
+        ValueError: it is not a stack of layers, or `groups` does not divide the layers.
+    """
     if is_encoded(w):
         raise TypeError(f"{type(codec).__name__} takes a dense weight: in a Chain it is first")
     matrix, fold = Fold.from_weight(w, axes)
@@ -172,6 +183,6 @@ def layers_of(w: Any, axes: tuple[int, ...], codec: Any) -> tuple[Array, Fold, n
     return matrix, fold, index.astype(np.uint8)
 
 
-def by_group(index: np.ndarray) -> np.ndarray:
-    """The layers of each group, (groups, layers of one)."""
+def layers_by_group(index: np.ndarray) -> np.ndarray:
+    """The layers of each group, (groups, layers of a group), given each layer's group."""
     return np.argsort(index, kind="stable").reshape(int(index.max()) + 1, -1)

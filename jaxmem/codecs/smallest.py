@@ -1,4 +1,4 @@
-"""Smallest: of several codecs, the one whose leaf takes the fewest bytes on the weight at hand."""
+"""Smallest: of several codecs, the one that encodes the given weight in the fewest bytes."""
 
 import dataclasses
 from typing import Any
@@ -10,12 +10,13 @@ from ..core.leaf import Encoded, nbytes
 
 @dataclasses.dataclass(frozen=True)
 class Smallest:
-    """Tells by shapes alone; of equals the first. Meant for forms that hold the same numbers.
+    """Compares the codecs by shapes alone; of equals it takes the first.
 
-    `jm.sparse(density)` is the `Smallest` of the sparse forms.
+    It is meant for codecs that store the same numbers in different layouts: `jm.sparse(density)` is
+    the `Smallest` of the sparse codecs.
 
     Raises:
-        ValueError: no codec.
+        ValueError: there is no codec.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm

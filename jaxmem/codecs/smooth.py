@@ -1,4 +1,4 @@
-"""Smooth: x · w = (x / s) · (s w), where no norm before x could take the 1 / s."""
+"""Smooth: x · w = (x / s) · (s w), for weights with no norm before x that could absorb 1 / s."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -14,21 +14,21 @@ from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 
 @dataclasses.dataclass(frozen=True)
 class Smooth:
-    """Divides what the weight multiplies by an s for each channel, and encodes s · w.
+    """Divides each channel of the inputs by an s, and encodes s · w.
 
-    s = max|x|^strength / max|w|^(1 − strength), so that channels of x that stand out lose less to
-    `Dynamic`, or weights of strong inputs less to rounding. `models.smooth` is the same at no cost,
-    where a norm or a matrix comes before; here x is divided at every product, and s takes 16 bits a
-    channel. Wants `stats` ("diag" moments are enough). Xiao et al., 2023 (SmoothQuant).
+    s = max|x|^strength / max|w|^(1 − strength), so that `Dynamic` rounds large channels of x more
+    finely, or that weights of large inputs lose less. `models.smooth` does this at no cost if a
+    norm or a matrix comes before x; here every product divides x, and s takes 16 bits a channel. It
+    needs `stats` ("diag" moments are enough). Xiao et al., 2023 (SmoothQuant).
 
     Raises:
-        ValueError: strength outside 0 to 1; a concrete weight and no stats.
-        TypeError: the codec's leaf is not one of rows.
+        ValueError: `strength` is outside 0 to 1, or a concrete weight comes without `stats`.
+        TypeError: the leaf of `codec` does not store its matrix by rows.
 
     Example:
         >>> import jax, jaxmem as jm
         >>> w, x = (jax.random.normal(jax.random.key(i), (64, 64)) for i in range(2))
-        >>> x = x.at[:, 3].mul(100.0)  # a channel that stands out
+        >>> x = x.at[:, 3].mul(100.0)  # one large channel
         >>> fed = jm.stats(lambda p, x: x @ p["w"], {"w": w}, [(x,)], moments="diag")["w"]
         >>> dot = jm.lift(lambda w, x: x @ w)
         >>> error = lambda leaf: float(abs(dot(leaf, x) - x @ w).mean())
@@ -51,19 +51,20 @@ class Smooth:
         if stats is None and not isinstance(w, jax.core.Tracer):
             raise ValueError("Smooth wants the stats of what the weight is fed")
         matrix, fold = Fold.from_weight(w, axes)
-        most = jnp.abs(matrix.astype(jnp.float32)).max(-2, initial=0.0)  # (*stack, k)
-        s = self._scale(most if stats is None else stats.absmax, most)
-        wide = matrix.astype(jnp.float32) * s.astype(jnp.float32)[..., None, :]
-        own = None if stats is None else _divided(stats, s.astype(jnp.float32))
-        inner = self.codec.encode(fold.unfold(wide).astype(w.dtype), axes, own)
+        w_max = jnp.abs(matrix.astype(jnp.float32)).max(-2, initial=0.0)  # (*stack, k)
+        s = self._scale(w_max if stats is None else stats.absmax, w_max)
+        scaled = matrix.astype(jnp.float32) * s.astype(jnp.float32)[..., None, :]
+        inner_stats = None if stats is None else _divided_stats(stats, s.astype(jnp.float32))
+        inner = self.codec.encode(fold.unfold(scaled).astype(w.dtype), axes, inner_stats)
         if not isinstance(inner, MatrixLeaf):
             raise TypeError(f"Smooth takes a codec of rows, got {self.codec}")
         return SmoothArray(inner, s)
 
-    def _scale(self, fed, held):
-        known = (fed > 0) & (held > 0)
-        one = lambda a: jnp.where(known, a, 1.0)
-        s = one(fed) ** self.strength / one(held) ** (1 - self.strength)
+    def _scale(self, x_max, w_max):
+        """s (*stack, k) float16 from the largest |x| and |w| of each channel; 1 where one is 0."""
+        known = (x_max > 0) & (w_max > 0)
+        or_one = lambda a: jnp.where(known, a, 1.0)
+        s = or_one(x_max) ** self.strength / or_one(w_max) ** (1 - self.strength)
         middle = jnp.sqrt(s.max(-1, keepdims=True) * s.min(-1, keepdims=True))
         return jnp.clip(s / middle, 2.0**-14, 2.0**14).astype(jnp.float16)
 
@@ -71,7 +72,7 @@ class Smooth:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SmoothArray(MatrixLeafWrapper):
-    """An encoded weight, each of its columns multiplied by what x is divided by."""
+    """An encoded s · w; products divide x by s, which has one number for each column."""
 
     inner: Any
     s: Array  # (*stack, k) f16
@@ -94,12 +95,12 @@ class SmoothArray(MatrixLeafWrapper):
         return dataclasses.replace(self, inner=inner, s=s)
 
     def matmul(self, x, precision=None):
-        fed = x.astype(jnp.float32) / self.s.astype(jnp.float32)[None]
-        return self.inner.matmul(fed.astype(x.dtype), precision)
+        divided = x.astype(jnp.float32) / self.s.astype(jnp.float32)[None]
+        return self.inner.matmul(divided.astype(x.dtype), precision)
 
 
-def _divided(stats, s):
-    """The moments of x / s."""
+def _divided_stats(stats, s):
+    """The moments of x / s, given those of x; s is (*stack, k) f32."""
     square = s * s if stats.second.ndim == s.ndim else s[..., :, None] * s[..., None, :]
     changes = dict(second=stats.second / square, mean=stats.mean / s, absmax=stats.absmax / s)
     return dataclasses.replace(stats, **changes)

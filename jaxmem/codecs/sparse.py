@@ -1,15 +1,15 @@
-"""Sparse: a mask with equal counts in every row, and the weights it keeps: what sparse forms share.
+"""Sparse: a mask with equal counts in every row, and the weights it keeps; sparse codecs share it.
 
-Which weights stay is a question of scores; how they are held is a codec's. So a codec has a `mask`
-for given scores, and a leaf for a given mask (`hold`): solvers call the two with numbers of their
-own. Without a solver the score is the magnitude (Han et al., 2015).
+Scores decide which weights stay; the codec decides how they are stored. So a codec makes a `mask`
+from given scores, and a leaf from a given mask (`encode_masked`): solvers call the two with their
+own scores. Without a solver the score is the magnitude (Han et al., 2015).
 """
 
 import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,27 +22,28 @@ from ..core.matrix_leaf import MatrixLeaf
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
 
 Count = Callable[[int, int], "Array | int"]
-FEW = 16  # entries that are compared with each other rather than counted or sorted
+PAIRWISE_SIZE = 16  # entries of an axis up to which each is compared with every other
 
 
-def kept_of(size: int, kept: int) -> int:
+def codec_count(size: int, kept: int) -> int:
+    """Of `size` weights as many stay as the codec stores: the default of `Sparse.mask`."""
     return kept
 
 
 class Sparse(abc.ABC):
-    """A codec that keeps some weights of a matrix (*stack, n, k) as they are, and no others."""
+    """A codec that stores some weights of a matrix (*stack, n, k) exactly, and drops the others."""
 
     @abc.abstractmethod
-    def mask(self, scores: Array, count: Count = kept_of) -> Array:
-        """Where the weights with the highest scores (*stack, n, k) stay, of equals the first.
+    def mask(self, scores: Array, count: Count = codec_count) -> Array:
+        """A mask (*stack, n, k) of the weights with the highest scores, of equals the first.
 
-        `count(size, kept)` of every `size` weights that compete with each other stay; `kept` is
-        what the codec holds.
+        Of every `size` weights that compete with each other, `count(size, kept)` stay; `kept` is
+        the number that the codec stores.
         """
 
     @abc.abstractmethod
-    def hold(self, matrix: Array, mask: Array, fold: Fold, dtype: Any) -> "SparseArray":
-        """The leaf with the weights that a mask like those of `mask` keeps."""
+    def encode_masked(self, matrix: Array, mask: Array, fold: Fold, dtype: Any) -> "SparseArray":
+        """The leaf that stores the weights of `matrix` which a `mask` of this codec keeps."""
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SparseArray":
         if is_encoded(w):
@@ -50,14 +51,49 @@ class Sparse(abc.ABC):
         return _encode(self, w, tuple(axes))
 
 
+@dataclasses.dataclass(frozen=True)
+class DensitySparse(Sparse):
+    """A sparse codec that keeps a share `density` of its weights, or of its units of weights.
+
+    `mask` keeps the same number of weights in each row; a subclass with other units overrides it.
+
+    Raises:
+        ValueError: `density` is not between 0 and 1.
+    """
+
+    density: float
+    unit = "weights of each row"  # the units that the density counts, for an error message
+
+    def __post_init__(self):
+        if not 0 < self.density < 1:
+            name = type(self).__name__
+            raise ValueError(f"{name} takes a density above 0 and below 1, got {self.density}")
+
+    def kept(self, size: int) -> int:
+        """How many of `size` units stay.
+
+        Raises:
+            ValueError: none or all of the units would stay.
+        """
+        count = round(self.density * size)
+        if size and not 0 < count < size:
+            units = f"{count} of {size} {self.unit}"
+            raise ValueError(f"density {self.density} keeps {units}, expected some")
+        return count
+
+    def mask(self, scores, count: Count = codec_count):
+        k = scores.shape[-1]
+        return highest(scores, count(k, self.kept(k)))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(codec, w, axes):
-    """Maps over the stack: what it takes beside the weight is one layer, and stays in a cache."""
+    """The leaf. Mapped over the stack: the temporaries are of one layer, and stay in a cache."""
     matrix, fold = Fold.from_weight(w, axes)
 
     def layer(matrix):
         mask = codec.mask(jnp.abs(matrix.astype(jnp.float32)))
-        return codec.hold(matrix, mask, fold, w.dtype)
+        return codec.encode_masked(matrix, mask, fold, w.dtype)
 
     for _ in range(matrix.ndim - 2):
         layer = functools.partial(lax.map, layer)
@@ -66,9 +102,9 @@ def _encode(codec, w, axes):
 
 @dataclasses.dataclass(frozen=True)
 class SparseArray(MatrixLeaf):
-    """Values that stay, as an array or encoded, and where they stand."""
+    """The values that stay, as an array or encoded, and their places."""
 
-    values: Any  # (*stack, n, kept), or as a subclass says
+    values: Any  # (*stack, n, kept), unless a subclass has another shape
     fold: Fold = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
@@ -77,11 +113,16 @@ class SparseArray(MatrixLeaf):
     def map(self, fn):
         return dataclasses.replace(self, values=fn(self.values, (-1,)))
 
-    def cut_rows(self, fold: Fold, parts: int, **places: Any) -> Any:
-        """The shapes of one of `parts` runs of rows, given those of the leaf's other arrays."""
-        values = divided_shape(self.values, -2, parts)
+    def shard_rows(self, fold: Fold, side: str, parts: int, **places: Array) -> Any:
+        """`shard_matrix` of a leaf whose values and `places` have the rows as axis -2.
+
+        `places` are the arrays, by the names of their fields. Shards of columns ("summed") would
+        keep different numbers of weights, so they are NotImplemented.
+        """
+        values = NotImplemented if side == "summed" else divided_shape(self.values, -2, parts)
         if values is NotImplemented:
             return values
+        places = {name: divided_shape(array, -2, parts) for name, array in places.items()}
         return dataclasses.replace(self, values=values, fold=fold, **places)
 
     def matmul(self, x, precision=None):
@@ -95,10 +136,42 @@ class SparseArray(MatrixLeaf):
         )
 
 
-def highest(scores: Array, count: Array | int) -> Array:
-    """Where the `count` highest scores of the last axis are; of equals the first, of all NaN last.
+class RowSparseArray(SparseArray):
+    """A leaf whose rows keep the same number of weights: values (*stack, n, kept), in order.
 
-    The threshold is found bit by bit, by counting what lies above it: 32 passes, which on a CPU
+    A subclass has one more array, whose rows tell the places of the kept weights, and defines
+    `dense`.
+    """
+
+    places_field: ClassVar[str]  # the name of that array, (*stack, n, ...)
+
+    @abc.abstractmethod
+    def dense(self, values: Array, places: Array) -> Array:
+        """Rows (..., k) in f32 of values (..., kept) f32 at their `places` (..., any)."""
+
+    def rows(self):
+        return self.dense(decoded_values(self.values), self._places)
+
+    def slice_rows(self, start, size):
+        places = lax.dynamic_slice_in_dim(self._places, start, size, 0)
+        values = slice_values(self.values, start, size)
+        return dataclasses.replace(self, values=values, **{self.places_field: places})
+
+    def take_rows(self, index):
+        flat = index.reshape(-1)
+        rows = self.dense(take_values(self.values, flat), self._places[flat])
+        return rows.reshape(*index.shape, self.fold.k)
+
+    def shard_matrix(self, fold, side, parts):
+        return self.shard_rows(fold, side, parts, **{self.places_field: self._places})
+
+    _places = property(lambda self: getattr(self, self.places_field))
+
+
+def highest(scores: Array, count: Array | int) -> Array:
+    """A mask of the `count` highest scores of the last axis; of equals the first, and NaN last.
+
+    The threshold is found bit by bit, by counting the scores above it: 32 passes, which on a CPU
     cost far less than a sort.
 
     Example:
@@ -110,26 +183,26 @@ def highest(scores: Array, count: Array | int) -> Array:
     scores = scores.astype(jnp.float32)
     bits = lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)  # -0 is 0
     sign = jnp.uint32(1 << 31)
-    keys = jnp.where(bits < sign, bits | sign, ~bits)  # in the order of the scores
+    keys = jnp.where(bits < sign, bits | sign, ~bits)  # their order is that of the scores
     keys = jnp.where(jnp.isnan(scores), jnp.uint32(0), keys)
-    if size <= FEW:
-        mine, other = keys[..., :, None], keys[..., None, :]
+    if size <= PAIRWISE_SIZE:
+        key, other = keys[..., :, None], keys[..., None, :]
         earlier = np.tri(size, k=-1, dtype=bool).reshape((1,) * (scores.ndim - 1) + (size, size))
-        return ((other > mine) | (other == mine) & earlier).sum(-1) < count
+        return ((other > key) | (other == key) & earlier).sum(-1) < count
 
-    def bit(i, least):
-        trial = least | sign >> i.astype(jnp.uint32)
+    def add_bit(i, threshold):
+        trial = threshold | sign >> i.astype(jnp.uint32)
         enough = (keys >= trial).sum(-1, keepdims=True) >= count
-        return jnp.where(enough, trial, least)
+        return jnp.where(enough, trial, threshold)
 
-    least = lax.fori_loop(0, 32, bit, jnp.zeros((*scores.shape[:-1], 1), jnp.uint32))
-    above, equal = keys > least, keys == least
+    threshold = lax.fori_loop(0, 32, add_bit, jnp.zeros((*scores.shape[:-1], 1), jnp.uint32))
+    above, equal = keys > threshold, keys == threshold
     left = count - above.sum(-1, keepdims=True)
     return above | equal & (jnp.cumsum(equal, -1) <= left)
 
 
 def compressed(matrix: Array, mask: Array, count: int) -> tuple[Array, Array]:
-    """The `count` entries of the last axis that a mask keeps, in order, and their places."""
+    """(entries, places): the `count` entries of the last axis that a mask keeps, in order."""
     places = lax.platform_dependent(
         mask,
         cpu=functools.partial(_put_places, count=count),
@@ -139,61 +212,53 @@ def compressed(matrix: Array, mask: Array, count: int) -> tuple[Array, Array]:
 
 
 def _put_places(mask, count):
-    """Puts each place where it belongs: one pass, in a fraction of a sort's time on a CPU."""
+    """The places (..., count) int32 of the entries that `mask` keeps.
+
+    Each place is scattered to its rank: one pass, in a fraction of a sort's time on a CPU.
+    """
     size = mask.shape[-1]
-    own = jnp.arange(size, dtype=jnp.int32)
-    if size <= FEW:
+    index = jnp.arange(size, dtype=jnp.int32)
+    if size <= PAIRWISE_SIZE:
         order = jnp.cumsum(mask, -1, dtype=jnp.int32)
         wanted = jnp.arange(1, count + 1).reshape((1,) * (mask.ndim - 1) + (count, 1))
-        here = mask[..., None, :] & (order[..., None, :] == wanted)
-        return jnp.where(here, jnp.broadcast_to(own, here.shape), 0).sum(-1, dtype=jnp.int32)
+        matches = mask[..., None, :] & (order[..., None, :] == wanted)
+        index = jnp.broadcast_to(index, matches.shape)
+        return jnp.where(matches, index, 0).sum(-1, dtype=jnp.int32)
     rows = mask.reshape(-1, size)
     order = jnp.where(rows, jnp.cumsum(rows, -1, dtype=jnp.int32) - 1, count)
     row = jnp.broadcast_to(jnp.arange(len(rows))[:, None], order.shape)
     places = jnp.zeros((len(rows), count), jnp.int32)
-    own = jnp.broadcast_to(own, order.shape)
-    return places.at[row, order].set(own, mode="drop").reshape(*mask.shape[:-1], count)
-
-
-def kept_count(density: float, size: int, what: str) -> int:
-    """How many of `size` things a density keeps.
-
-    Raises:
-        ValueError: none, or all of them.
-    """
-    count = round(density * size)
-    if size and not 0 < count < size:
-        raise ValueError(f"density {density} keeps {count} of {size} {what}, expected some")
-    return count
-
-
-def checked_density(density: float, codec: str) -> None:
-    if not 0 < density < 1:
-        raise ValueError(f"{codec} takes a density above 0 and below 1, got {density}")
+    index = jnp.broadcast_to(index, order.shape)
+    return places.at[row, order].set(index, mode="drop").reshape(*mask.shape[:-1], count)
 
 
 def index_dtype(size: int) -> Any:
-    """The narrowest unsigned integers that count to `size` − 1."""
+    """The narrowest unsigned integer dtype that holds `size` − 1."""
     return next(d for d in (jnp.uint8, jnp.uint16, jnp.uint32) if size - 1 <= jnp.iinfo(d).max)
 
 
-def value_rows(values: Any) -> Array:
-    """Values (*stack, n, kept) in f32."""
+def narrow_indices(indices: Array, size: int) -> Array:
+    """Indices below `size` in the narrowest unsigned integers that hold them."""
+    return indices.astype(index_dtype(size))
+
+
+def decoded_values(values: Any) -> Array:
+    """The values (*stack, n, kept) of a leaf, an array or encoded, in f32."""
     if isinstance(values, MatrixLeaf):
         return values.rows()
     return (values.decode() if isinstance(values, Encoded) else values).astype(jnp.float32)
 
 
-def narrow_values(values: Any, start: Array, size: int) -> Any:
-    """Rows [start, start + size) of unstacked values."""
+def slice_values(values: Any, start: Array, size: int) -> Any:
+    """Rows [start, start + size) of the values of an unstacked leaf."""
     if isinstance(values, MatrixLeaf):
         return values.slice_rows(start, size)
     values = values.decode() if isinstance(values, Encoded) else values
     return lax.dynamic_slice_in_dim(values, start, size, 0)
 
 
-def pick_values(values: Any, at: Array) -> Array:
-    """Rows `at` (m,) of unstacked values, in f32."""
+def take_values(values: Any, index: Array) -> Array:
+    """Rows `index` (m,) of the values of an unstacked leaf, in f32."""
     if isinstance(values, MatrixLeaf):
-        return values.take_rows(at)
-    return (values.decode() if isinstance(values, Encoded) else values)[at].astype(jnp.float32)
+        return values.take_rows(index)
+    return (values.decode() if isinstance(values, Encoded) else values)[index].astype(jnp.float32)

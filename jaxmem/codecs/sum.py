@@ -1,4 +1,4 @@
-"""Sum: w ≈ a + b, each part encoded in its own way; b takes what a leaves."""
+"""Sum: w ≈ a + b, each part by its own codec; b encodes the error of a."""
 
 import dataclasses
 import functools
@@ -16,13 +16,13 @@ from ..core.lifting import dot_general
 
 @dataclasses.dataclass(frozen=True)
 class Sum:
-    """`Sum((Int(4), LowRank(8)))`: 4 bits, and their error's 8 largest singular values.
+    """`Sum((Int(4), LowRank(8)))`: 4-bit codes, and the 8 largest singular values of their error.
 
-    Each codec encodes what the ones before it leave. The bytes are the parts' together, and a
-    product is the sum of their products, in f32. Yao et al., 2023 (ZeroQuant-V2).
+    Each codec encodes the error of the codecs before it. The bytes are the sum of the parts' bytes,
+    and a product is the sum of their products, in f32. Yao et al., 2023 (ZeroQuant-V2).
 
     Raises:
-        ValueError: fewer than two codecs.
+        ValueError: there are fewer than two codecs.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -46,10 +46,10 @@ class Sum:
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SumArray":
         if is_encoded(w):
             return w.map(self.encode)
-        parts, rest = [], jnp.asarray(w).astype(jnp.float32)
+        parts, error = [], jnp.asarray(w).astype(jnp.float32)
         for codec in self.codecs:
-            part = codec.encode(rest.astype(w.dtype), axes, stats)
-            rest = rest - part.astype(jnp.float32).decode()
+            part = codec.encode(error.astype(w.dtype), axes, stats)
+            error = error - part.astype(jnp.float32).decode()
             parts.append(part)
         return SumArray(tuple(parts))
 
@@ -57,7 +57,7 @@ class Sum:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SumArray(Encoded):
-    """Encoded parts of one shape and dtype that stand for their sum."""
+    """Encoded parts of one shape and dtype; the leaf stands for their sum."""
 
     parts: tuple
 
@@ -73,26 +73,27 @@ class SumArray(Encoded):
         return SumArray(tuple(p.astype(dtype) for p in self.parts))
 
     def dot(self, x, dims, preferred_element_type=None, precision=None):
-        how = dict(precision=precision, preferred_element_type=jnp.float32)
-        y = self._sum(dot_general(x, p, dims, **how) for p in self.parts)
+        options = dict(precision=precision, preferred_element_type=jnp.float32)
+        y = self._sum(dot_general(x, p, dims, **options) for p in self.parts)
         return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
 
     def take(self, rows):
-        found = [p.astype(jnp.float32).take(rows) for p in self.parts]
-        missing = any(row is NotImplemented for row in found)
-        return NotImplemented if missing else self._sum(found).astype(self.dtype)
+        taken = [p.astype(jnp.float32).take(rows) for p in self.parts]
+        missing = any(row is NotImplemented for row in taken)
+        return NotImplemented if missing else self._sum(taken).astype(self.dtype)
 
     def transpose(self, axes):
-        return self._each(lambda p: p.transpose(axes))
+        return self._map_parts(lambda p: p.transpose(axes))
 
     def reshape(self, shape):
-        return self._each(lambda p: p.reshape(shape))
+        return self._map_parts(lambda p: p.reshape(shape))
 
     def shard_shape(self, axis, parts):
-        return self._each(lambda p: p.shard_shape(axis, parts))
+        return self._map_parts(lambda p: p.shard_shape(axis, parts))
 
-    def _each(self, move):
-        parts = tuple(move(p) for p in self.parts)
+    def _map_parts(self, fn):
+        """The leaf of fn(part), or NotImplemented if that is the result for one of the parts."""
+        parts = tuple(fn(p) for p in self.parts)
         return NotImplemented if any(p is NotImplemented for p in parts) else SumArray(parts)
 
     def _sum(self, arrays) -> Array:

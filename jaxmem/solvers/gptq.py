@@ -12,7 +12,7 @@ from jax import Array, lax
 from ..calibration.statistics import Moments
 from ..codecs import Codebook, Int, KMeans
 from ..codecs.scale_rounding import divisor, finite_scale
-from ..codecs.scaled import spread
+from ..codecs.scaled import repeat_groups
 from ..core.fold import Fold
 from .coordinate_descent import refit_scales, round_again, row_losses
 from .obs import by_energy, inverse_factor, sweep
@@ -118,10 +118,10 @@ class GPTQ(Solver):
         def turn(_, best):
             rounded, scale, loss = best
             if _refits_scales(grid):
-                units = rounded / spread(divisor(scale), group, k)
+                units = rounded / repeat_groups(divisor(scale), group, k)
                 scale = refit_scales(matrix, units, scale, damped, group)
                 scale = finite_scale(scale).astype(jnp.float32)
-                rounded = units * spread(scale, group, k)
+                rounded = units * repeat_groups(scale, group, k)
 
             def snap(values, j):
                 g = j // group

@@ -39,7 +39,7 @@ class Pruner(Solver):
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Any) -> Any:
         """The leaf of a matrix (n, k) in f32."""
         mask = self.pattern.mask(self.scores(matrix, stats))
-        leaf = self.pattern.hold(matrix, mask, fold, dtype)
+        leaf = self.pattern.encode_masked(matrix, mask, fold, dtype)
         for codec in self.values:
             leaf = codec.encode(leaf)
         return leaf

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from ..codecs.low_rank import LowRankArray
-from ..codecs.shared import DAMPING, SharedArray, by_group, checked_sharing, layers_of
+from ..codecs.shared import DAMPING, SharedArray, check_sharing, layers_by_group, stacked_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Basis:
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"Basis takes a rank of at least 1, got {self.rank}")
-        checked_sharing(self)
+        check_sharing(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> LowRankArray:
-        matrix, fold, index = layers_of(w, axes, self)
-        members = by_group(index)
+        matrix, fold, index = stacked_layers(w, axes, self)
+        members = layers_by_group(index)
         layers, size = members.shape[1], fold.n * fold.k
         if self.rank >= fold.k or self.rank * (layers * fold.n + fold.k) >= layers * size:
             raise ValueError(

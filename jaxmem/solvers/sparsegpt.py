@@ -59,7 +59,7 @@ class SparseGPT(Pruner):
             raise ValueError('SparseGPT wants stats of moments="gram", got their diagonal')
         factor = inverse_factor(gram, self.damping)
         pruned, mask = prune(matrix, factor, self.pattern)
-        leaf = self.pattern.hold(pruned, mask, fold, dtype)
+        leaf = self.pattern.encode_masked(pruned, mask, fold, dtype)
         rest = self.values
         if rest and isinstance(rest[0], Int | Scaled):
             count, energy = leaf.values.shape[-1], jnp.diagonal(gram)

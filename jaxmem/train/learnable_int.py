@@ -15,7 +15,7 @@ from ..codecs import Int
 from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
 from ..codecs.scale_rounding import divisor, finite_scale
-from ..codecs.scaled import spread
+from ..codecs.scaled import repeat_groups
 from ..codecs.smooth import SmoothArray
 from ..codecs.sum import SumArray
 from ..core.fold import Fold
@@ -84,7 +84,8 @@ class LearnedArray(MatrixLeaf):
         return start * jnp.maximum(1 + SCALE_RATE * self.scale_change, LEAST_SCALE)
 
     def rows(self):
-        constant, wide = lax.stop_gradient, lambda a: spread(a, self.codec.group, self.fold.k)
+        constant = lax.stop_gradient
+        wide = lambda a: repeat_groups(a, self.codec.group, self.fold.k)
         w, scale = self.units * wide(self.start.astype(jnp.float32)), wide(self.scale())
         rounded = constant(self.codec.snap(w, scale, wide(self.zero)))
         # the weights that rounding does not clip: only their gradient is passed on
@@ -152,7 +153,7 @@ def _learned(leaf: IntArray, w: Array) -> LearnedArray:
     codec = Int(leaf.bits, group=leaf.group, symmetric=leaf.zero is None)
     start = leaf.scale.mT
     zero = jnp.full(start.shape, 2 ** (leaf.bits - 1)) if leaf.zero is None else leaf.zeros().mT
-    by = spread(divisor(start), leaf.group, k)
+    by = repeat_groups(divisor(start), leaf.group, k)
     code = leaf.rows() / by  # in units of the scale
     units = code + START_SHARE * jnp.clip(matrix / by - code, -0.5, 0.5)
     change = jnp.zeros(start.shape, jnp.float32)
@@ -162,7 +163,7 @@ def _learned(leaf: IntArray, w: Array) -> LearnedArray:
 @jax.jit
 def _encoded(leaf: LearnedArray) -> IntArray:
     """What `LearnedArray.encoded` returns."""
-    wide = lambda a: spread(a, leaf.codec.group, leaf.fold.k)
+    wide = lambda a: repeat_groups(a, leaf.codec.group, leaf.fold.k)
     scale = finite_scale(leaf.scale(), leaf.start.dtype)
     w = leaf.units * wide(leaf.start.astype(jnp.float32))
     return leaf.codec.round(w, scale, leaf.zero.astype(jnp.int32), leaf.fold, leaf.dtype)

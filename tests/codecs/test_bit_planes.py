@@ -1,4 +1,4 @@
-"""Planes, Sum and DoubleQuant: what they hold, and what they refuse."""
+"""Planes, Sum, DoubleQuant and KMeans: their bytes, their errors, and the arguments they refuse."""
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ def test_dropping_planes_takes_no_copy_of_the_weights():
     inside = DynamicArray(leaf, None, "int8"), SumArray((leaf, leaf)), Segmented((leaf, leaf))
     enc = {"w": leaf, "in": inside, "b": jnp.ones(3)}
     less = jm.at_bits(enc, 4)
-    kept = {id(x) for x in jax.tree.leaves(enc)}
-    assert {id(x) for x in jax.tree.leaves(less)} < kept
+    arrays = {id(x) for x in jax.tree.leaves(enc)}
+    assert {id(x) for x in jax.tree.leaves(less)} < arrays
     assert jm.nbytes(enc) - jm.nbytes(less) == 6 * 64 * 32 // 2
 
 
@@ -48,7 +48,7 @@ def test_fewer_bits_are_further_away_and_six_are_as_good_as_made_apart():
 
 
 @pytest.mark.parametrize("tree, bits", [({"w": 1}, 4), (jm.Planes().encode(jnp.ones((8, 8))), 9)])
-def test_at_bits_refuses_what_it_cannot_cut(tree, bits):
+def test_at_bits_refuses_a_tree_or_bits_that_it_cannot_cut(tree, bits):
     with pytest.raises(ValueError, match="at_bits"):
         jm.at_bits(tree, bits)
 
@@ -85,10 +85,10 @@ def test_floats_keep_the_scales_of_small_channels_and_integers_do_not():
     error = lambda codec: size(codec.encode(w).decode() - w) / size(w)
     nf4 = jm.Codebook("nf4", group=16)
     assert (error(jm.DoubleQuant(nf4)) < 1.2 * error(nf4)).all()
-    assert error(jm.DoubleQuant(nf4, jm.Int(8)))[0] == 1  # all of it
+    assert error(jm.DoubleQuant(nf4, jm.Int(8)))[0] == 1  # everything is lost
 
 
-def test_what_has_no_float_scales_is_refused():
+def test_a_codec_without_float_scales_is_refused():
     with pytest.raises(TypeError, match="no float scales"):
         jm.DoubleQuant(jm.KMeans(3))
     with pytest.raises(TypeError, match="no float scales"):
@@ -97,7 +97,7 @@ def test_what_has_no_float_scales_is_refused():
         jm.Sum((jm.Int(4),))
 
 
-def test_kmeans_weighs_by_what_the_weight_is_fed():
+def test_kmeans_weighs_errors_by_the_inputs_of_the_weight():
     w, x = weight(64, 8), weight(256, 64, seed=1) * jnp.geomspace(0.01, 10, 64)[None]
     stats = jm.stats(lambda p, x: x @ p["w"], {"w": w}, [(x,)], moments="diag")["w"]
     loss = lambda leaf: float((((leaf.decode() - w) ** 2) * stats.diag[:, None]).sum())

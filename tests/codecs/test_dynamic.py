@@ -1,4 +1,4 @@
-"""Dynamic and static: what a weight multiplies is rounded too, in integers where it can be."""
+"""Dynamic, static and Smooth: the inputs of a weight are rounded too, to integers if possible."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.codecs.dynamic import _in_halves, _integer_product, rounded
+from jaxmem.codecs.dynamic import _bfloat16_product, _integer_product, rounded
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -39,7 +39,7 @@ def test_a_product_is_that_of_the_rounded_input_and_the_decoded_weight(inner, to
 def test_integers_of_nine_bits_in_bfloat16_make_the_integer_product(inner):
     leaf, zero = inner.encode(weight(48, 24)), jnp.array([[-128.0], [-3.0], [0.0], [127.0]])
     q = jax.random.randint(jax.random.key(1), (4, 48), -128, 128).astype(jnp.int8)
-    got, want = (jit(f)(q, zero, leaf) for f in (_in_halves, _integer_product))
+    got, want = (jit(f)(q, zero, leaf) for f in (_bfloat16_product, _integer_product))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-3)
 
 
@@ -120,7 +120,7 @@ def test_static_ranges_follow_inputs_of_any_size(method):
     assert (error < 0.02 * jnp.linalg.norm(x @ w, axis=(1, 2))).all()
 
 
-def test_a_leaf_inside_another_gets_the_range_of_what_it_is_fed_there():
+def test_a_leaf_inside_another_gets_the_range_of_its_own_inputs():
     plain, w, x = jm.Dynamic(jm.Int(8)), weight(2, 16, 8), weight(32, 16, seed=1)
     run = lambda p, x: jax.lax.scan(lambda y, w: (y + x @ w, None), x @ p["v"], p["w"])[0]
     most = jnp.linspace(1, 9, 16)[None].repeat(2, 0)
@@ -129,9 +129,9 @@ def test_a_leaf_inside_another_gets_the_range_of_what_it_is_fed_there():
     enc = jm.encode({"v": w[0], "w": w}, plan, stats=fed)
     fixed = jm.static(enc, run, [(x,)], method="minmax")
     smooth, total = fixed["w"].parts
-    found = [fixed["v"].limits, total.parts[1].limits[0], smooth.inner.limits[0]]
+    limits = [fixed["v"].limits, total.parts[1].limits[0], smooth.inner.limits[0]]
     seen = [x, x, x / smooth.s.astype(jnp.float32)]
-    np.testing.assert_allclose(found, [[x.min(), x.max()] for x in seen], rtol=1e-5)
+    np.testing.assert_allclose(limits, [[x.min(), x.max()] for x in seen], rtol=1e-5)
 
 
 def test_a_leaf_that_is_multiplied_often_gets_one_range():
@@ -154,7 +154,7 @@ LEAF = {"w": jm.Dynamic(jm.Int(8)).encode(jnp.eye(4))}
         (LEAF, jnp.ones((2, 4)), "mse", TypeError, "static takes batches that are tuples"),
     ],
 )
-def test_what_static_cannot_do_is_refused(tree, fed, method, error, words):
+def test_static_refuses_wrong_arguments(tree, fed, method, error, words):
     with pytest.raises(error, match=words):
         jm.static(tree, lambda p, x: x @ p["w"], [fed], method=method)
 
@@ -167,7 +167,7 @@ def test_dynamic_refuses_what_it_cannot_round():
 
 
 def stands_out(rows, k):
-    """Inputs of which three channels are 50 times as strong."""
+    """Inputs (rows, k) with three channels that are 50 times as large as the others."""
     return weight(rows, k, seed=1) * jnp.ones(k).at[:3].set(50.0)[None]
 
 
@@ -183,17 +183,17 @@ def test_channels_that_stand_out_lose_less_when_smoothed(inner):
     assert jm.nbytes(smooth) == jm.nbytes(inner.encode(w)) + 2 * 3 * 32
 
 
-def test_smooth_knows_what_its_codec_is_fed():
+def test_smooth_gives_its_codec_the_stats_of_the_divided_inputs():
     w, x = weight(32, 24), stands_out(64, 32)
     fed = jm.stats(lambda p, x: x @ p["w"], {"w": w}, [(x,)])["w"]
     leaf = jm.Smooth(jm.GPTQ(jm.Int(3)), 0.3).encode(w, stats=fed)
     s = leaf.s.astype(jnp.float32)
-    own = jm.stats(lambda p, x: (x / s[None]) @ p["w"], {"w": w}, [(x,)])["w"]
-    same = jm.GPTQ(jm.Int(3)).encode(w * s[:, None], stats=own)
+    divided = jm.stats(lambda p, x: (x / s[None]) @ p["w"], {"w": w}, [(x,)])["w"]
+    same = jm.GPTQ(jm.Int(3)).encode(w * s[:, None], stats=divided)
     assert float(jnp.mean(leaf.inner.decode() == same.decode())) > 0.95
 
 
-def test_what_smooth_cannot_do_is_refused():
+def test_smooth_refuses_wrong_arguments():
     with pytest.raises(ValueError, match="strength of 0 to 1"):
         jm.Smooth(jm.Int(8), 2.0)
     with pytest.raises(ValueError, match=r"^w: .*wants the stats"):

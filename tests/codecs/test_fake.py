@@ -1,4 +1,4 @@
-"""Fake and distillation: weights learn through their rounding, and are exported as trained."""
+"""Fake and distillation: weights learn through their rounding; exports are those of training."""
 
 import functools
 
@@ -23,8 +23,8 @@ CODECS = [
     jm.KMeans(2),
 ]
 each_codec = pytest.mark.parametrize("codec", CODECS, ids=str)
-LEARNED = CODECS[:-1]
-AROUND = [
+WITH_SCALES = CODECS[:-1]
+WRAPPED = [
     jm.Search(jm.Int(2)),
     jm.Dynamic(jm.Int(4)),
     jm.DoubleQuant(jm.Int(4, group=8), jm.Int(8)),
@@ -48,7 +48,7 @@ def task():
 
 @functools.cache
 def trained(codec, steps=100):
-    """(loss before, loss after, tree before, tree after): fits the dense model's outputs."""
+    """(loss before, loss after, tree before, tree after) of a fit to the dense model's outputs."""
     dense, x, y = task()
     tree = jm.encode(dense, jm.choose(dense, {"up|down": codec}))
     loss = lambda tree: ((jm.lift(model)(tree, x) - y) ** 2).mean()
@@ -73,7 +73,7 @@ def test_training_through_the_rounding_lowers_the_loss(codec):
     assert last < 0.8 * first
 
 
-@pytest.mark.parametrize("codec", LEARNED, ids=str)
+@pytest.mark.parametrize("codec", WITH_SCALES, ids=str)
 def test_scales_are_learned_too(codec):
     first, last, before, after = trained(jm.Fake(codec, learn=True))
     assert last < 0.8 * first
@@ -83,7 +83,7 @@ def test_scales_are_learned_too(codec):
 
 
 @pytest.mark.parametrize("learn", [False, True])
-@pytest.mark.parametrize("codec", [*CODECS, *AROUND], ids=str)
+@pytest.mark.parametrize("codec", [*CODECS, *WRAPPED], ids=str)
 def test_what_is_exported_is_what_was_trained(codec, learn):
     if learn and isinstance(codec, jm.KMeans):
         pytest.skip("it has no scales")
@@ -139,7 +139,7 @@ def test_the_scale_has_the_gradient_of_lsq():
     each = np.where(inside, np.round(ratio) - ratio, 3 * np.sign(ratio))
     got = jit(jax.grad(lambda leaf: leaf.decode().sum()))(leaf)
     np.testing.assert_allclose(got.grown[0, 0] / 3, each.sum() / np.sqrt(8 * 3), rtol=1e-5)
-    np.testing.assert_array_equal(got.w, 1)  # of a column of zeros, too
+    np.testing.assert_array_equal(got.w, 1)  # the column of zeros has a gradient, too
     assert got.grown[1, 0] == 0
 
 
@@ -195,10 +195,12 @@ def test_a_student_that_is_its_teacher_has_no_divergence():
     assert abs(jm.distillation(s, s, jnp.zeros(4, jnp.int32), alpha=1.0, temperature=3.0)) < 1e-6
 
 
-@pytest.mark.parametrize("how, words", [(dict(alpha=2), "alpha"), (dict(temperature=0), "temp")])
-def test_options_out_of_range_are_refused(how, words):
+@pytest.mark.parametrize(
+    "options, words", [(dict(alpha=2), "alpha"), (dict(temperature=0), "temp")]
+)
+def test_options_out_of_range_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        jm.distillation(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.zeros(1, jnp.int32), **how)
+        jm.distillation(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.zeros(1, jnp.int32), **options)
     with pytest.raises(TypeError, match="no scales"):
         jm.Fake(jm.KMeans(2), learn=True)
     with pytest.raises(TypeError, match="without the stats"):

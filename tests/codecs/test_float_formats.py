@@ -61,12 +61,14 @@ def test_exponents_and_powers_are_exact():
 
 def test_nf4_is_the_published_table():
     assert len(NF4) == len(set(NF4)) == 16 and 0.0 in NF4 and sorted(NF4) == list(NF4)
-    assert NF4[1] == -0.6961928009986877 and NF4[-2] == 0.7229568362236023  # as in QLoRA's code
+    assert (
+        NF4[1] == -0.6961928009986877 and NF4[-2] == 0.7229568362236023
+    )  # the values in QLoRA's code
     assert len(FP4) == 15 and FP4[-2] == 4 / 6
 
 
 @pytest.mark.parametrize("value, words", [("e3m4", "one of e4m3"), ("nvfp4", "groups of 16")])
-def test_what_a_float_cannot_be_is_refused(value, words):
+def test_an_unknown_format_or_group_is_refused(value, words):
     with pytest.raises(ValueError, match=words):
         jm.Float(value, group=7)
 

@@ -1,4 +1,4 @@
-"""Int: the product of every target is that of the decoded weight; the range is used to its ends."""
+"""Int: every product is that of the decoded weight, and both ends of a range are used."""
 
 import functools
 import itertools
@@ -10,7 +10,7 @@ import pytest
 from quick import jit
 
 import jaxmem as jm
-from jaxmem.codecs.integer_matmul import _by_digits, _scaled_after
+from jaxmem.codecs.integer_matmul import _digit_product, _product_then_scale
 from jaxmem.kernels import tiled_matmul
 from jaxmem.kernels.tiled_matmul import cpu_product, decoded_product
 
@@ -21,18 +21,18 @@ GROUPED = [jm.Int(4, group=10), jm.Int(3, group=16, symmetric=False)]
 W = jax.random.normal(jax.random.key(0), (48, 40))
 X = jax.random.normal(jax.random.key(1), (4, 48))
 PRODUCTS = {
-    "cpu, few rows": _by_digits,
+    "cpu, few rows": _digit_product,
     "cpu, groups": cpu_product,
     "gradient, groups": decoded_product,
-    "accelerator, per channel": functools.partial(_scaled_after, precision=None),
+    "accelerator, per channel": functools.partial(_product_then_scale, precision=None),
     "accelerator, groups": functools.partial(decoded_product, unrolled=2),
 }
-OF_GROUPS = [name for name in PRODUCTS if "groups" in name]
+GROUPED_PRODUCTS = [name for name in PRODUCTS if "groups" in name]
 
 
 @pytest.mark.parametrize(
     ("codec", "name"),
-    [*itertools.product(CODECS, PRODUCTS), *itertools.product(GROUPED, OF_GROUPS)],
+    [*itertools.product(CODECS, PRODUCTS), *itertools.product(GROUPED, GROUPED_PRODUCTS)],
     ids=str,
 )
 def test_every_product_is_that_of_the_decoded_weight(codec, name):
@@ -60,14 +60,14 @@ def test_half_precision_inputs_are_summed_in_full_precision(product):
 
 def test_digits_keep_an_input_with_an_outlier():
     leaf, x = jit(jm.Int(8).encode)(W), X.at[0, 3].set(3000.0)
-    got = jit(_by_digits)(x, leaf)
+    got = jit(_digit_product)(x, leaf)
     exact = np.asarray(x, np.float64) @ np.asarray(leaf.decode(), np.float64)
     assert np.abs(got - exact).max() <= 3000 * 2**-22 * np.abs(leaf.decode()).sum(0).max()
 
 
 def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other():
     leaf = jit(jm.Int(8).encode)(W)
-    got = jit(_by_digits)(X.at[1, 0].set(jnp.nan).at[2, 0].set(jnp.inf), leaf)
+    got = jit(_digit_product)(X.at[1, 0].set(jnp.nan).at[2, 0].set(jnp.inf), leaf)
     assert np.isfinite(got).all(1).tolist() == [True, False, False, True]
 
 
@@ -113,7 +113,7 @@ def test_codes_of_eight_bits_are_read_right_in_the_program_that_wrote_them():
 
 
 @pytest.mark.parametrize(("codec", "ties"), [(jm.Int(8), 0), (jm.Int(8, group=16), 1)], ids=str)
-def test_a_product_that_reads_codes_as_they_lie_is_not_tied_to_its_input(codec, ties):
+def test_a_product_that_reads_stored_codes_is_not_tied_to_its_input(codec, ties):
     w = codec.encode(jnp.ones((32, 16)), (-2,))
     text = jax.jit(jm.lift(jnp.dot)).lower(jnp.ones((4, 32)), w).as_text()
     assert text.count("optimization_barrier") == ties

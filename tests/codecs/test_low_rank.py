@@ -1,4 +1,4 @@
-"""LowRank: the nearest of its rank, in the weight or in what it computes."""
+"""LowRank: the nearest matrix of its rank to the weight, or to the outputs of the weight."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def loss(wrong):
     return float(jnp.square(jnp.einsum("bk,lkn->lbn", X, wrong)).sum())
 
 
-def test_what_it_computes_is_the_nearest_of_the_rank():
+def test_its_outputs_are_the_nearest_of_the_rank():
     got = jit(lambda w, fed: jm.LowRank(6).encode(w, (-2,), fed).decode())(W, FED)
     values = [np.linalg.svd(np.asarray(X @ w, "f8"))[1][6:] for w in W]
     np.testing.assert_allclose(loss(got - W), sum((v**2).sum() for v in values), rtol=1e-3)
@@ -30,7 +30,7 @@ def test_a_diagonal_is_better_than_nothing():
     assert loss(got - W) < loss(jm.LowRank(6).encode(W).decode() - W)
 
 
-def test_beside_a_quantized_weight_it_takes_the_error_that_matters():
+def test_in_a_sum_with_stats_it_takes_the_error_that_outputs_see():
     plain = jm.Int(3).encode(W).decode()
     both = jm.Sum((jm.Int(3), jm.LowRank(4)))
     assert loss(both.encode(W, stats=FED).decode() - W) < 0.7 * loss(both.encode(W).decode() - W)

@@ -1,4 +1,4 @@
-"""Packed codes come back as they were, at any width, in any number, along any axis."""
+"""Packed codes are unpacked unchanged, at any width, in any number, along any axis."""
 
 import functools
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import jit
 
-from jaxmem.codecs.packing import WIDTHS, interleave, pack, shifts, slices, unpack, unpack_rows
+from jaxmem.codecs.packing import WIDTHS, field_parts, interleave, pack, shifts, unpack, unpack_rows
 
 packed = jit(pack, static_argnames=("bits", "axis"))
 unpacked = jit(unpack, static_argnames=("bits", "n", "axis"))
@@ -23,7 +23,7 @@ def codes_of(shape, bits, seed=0):
 
 
 def as_unpacked(codes, bits):
-    """What `unpack` returns: int8, and of 8 bits the code less 128."""
+    """The codes as `unpack` returns them: int8, with codes of 8 bits less 128."""
     return (codes.astype(np.int16) - (128 if bits == 8 else 0)).astype(np.int8)
 
 
@@ -65,9 +65,9 @@ def test_rows_are_looked_up_without_unpacking_the_others(bits):
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
-def test_interleave_undoes_slices(width):
+def test_interleave_undoes_field_parts(width):
     field = codes_of((2, 3), 8).astype(np.int8 if width == 8 else np.uint8)
-    parts = slices(jnp.asarray(field), width)
+    parts = field_parts(jnp.asarray(field), width)
     together = np.asarray(interleave(parts, -1))
     assert together.shape == (2, 3 * len(parts))
     for j, part in enumerate(parts):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 L, K, N = 6, 24, 16
 draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
-W = draw(3, K, N).repeat(2, 0) + 0.1 * draw(L, K, N)  # neighbours are alike
+W = draw(3, K, N).repeat(2, 0) + 0.1 * draw(L, K, N)  # neighbours are similar
 CODECS = [
     jm.Shared(3),
     jm.Shared(2, order="cycle"),
@@ -26,19 +26,19 @@ CODECS = [
     jm.Basis(4, groups=2),
     jm.Basis(4, groups=3, order="cycle", codec=jm.Int(8)),
 ]
-each = pytest.mark.parametrize("codec", CODECS, ids=str)
+each_codec = pytest.mark.parametrize("codec", CODECS, ids=str)
 encoded = lambda codec, *args: jit(codec.encode, static_argnums=1)(W, *args)
 
 
 def network(params, x):
-    """Layers by a scan, one by its number, and products with all of them."""
+    """Layers in a scan, one layer by its index, and products with all layers."""
     step = lambda x, layer: (x + jnp.tanh(x @ layer["w"]).mean(-1, keepdims=True), None)
     y, _ = lax.scan(jax.checkpoint(step), x, params)
-    w, each = params["w"], jnp.stack([x, 2 * x, x, x, -x, x])
-    return y @ w[2], jnp.einsum("bk,lkn->bln", x, w), jnp.einsum("lbk,lkn->lbn", each, w)
+    w, batch = params["w"], jnp.stack([x, 2 * x, x, x, -x, x])
+    return y @ w[2], jnp.einsum("bk,lkn->bln", x, w), jnp.einsum("lbk,lkn->lbn", batch, w)
 
 
-@each
+@each_codec
 def test_an_unmodified_scan_runs_on_it_and_its_gradient_is_that_of_the_dense(codec):
     loss = lambda leaf, x: sum(jnp.sin(y / 9).mean() for y in network({"w": leaf}, x))
     dense = lambda leaf, x: loss(leaf.decode(), x)
@@ -52,7 +52,7 @@ def test_an_unmodified_scan_runs_on_it_and_its_gradient_is_that_of_the_dense(cod
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
-@each
+@each_codec
 def test_bytes_and_shapes_are_known_before_and_survive_a_file(codec, tmp_path):
     leaf, abstract = encoded(codec), jax.eval_shape(codec.encode, W)
     assert (leaf.shape, leaf.dtype, leaf.stack) == (W.shape, W.dtype, (L,))
@@ -65,7 +65,7 @@ def test_bytes_and_shapes_are_known_before_and_survive_a_file(codec, tmp_path):
     assert half.decode().dtype == jnp.bfloat16 and jm.nbytes(half) == jm.nbytes(leaf)
 
 
-@each
+@each_codec
 def test_a_slice_a_part_and_a_transpose_are_those_of_the_dense(codec):
     leaf = encoded(codec)
     want = leaf.decode()
@@ -91,9 +91,9 @@ def test_the_shared_weight_is_the_mean_or_what_computes_most_alike():
     fed = jm.Moments(x.mT @ x / 200, x.mean(1), jnp.abs(x).max(1), jnp.full(L, 200.0))
     lost = jit(lambda leaf: jnp.square(x @ (leaf.decode() - W)).sum())
     diag = jm.Moments(fed.diag, *(fed.mean, fed.absmax, fed.count))
-    for make in (jm.Shared(2), jm.Basis(4, groups=2)):
+    for codec in (jm.Shared(2), jm.Basis(4, groups=2)):
         blind, some, all_ = (
-            lost(jit(make.encode, static_argnums=1)(W, (-2,), s)) for s in (None, diag, fed)
+            lost(jit(codec.encode, static_argnums=1)(W, (-2,), s)) for s in (None, diag, fed)
         )
         assert all_ < some < blind
 
@@ -129,7 +129,7 @@ def test_lazy_layers_are_read_together():
         (lambda: encoded(jm.Basis(16, groups=3)), "rank 16 saves nothing"),
     ],
 )
-def test_what_cannot_be_shared_is_told(make, message):
+def test_wrong_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -1,4 +1,4 @@
-"""Sparse forms: exact where they keep, bytes to the last one, and loud where they cannot."""
+"""Sparse codecs: kept weights are exact, bytes are as computed, wrong arguments are refused."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,8 @@ def test_every_pattern_has_a_number_and_comes_back_from_it(n, m):
     np.testing.assert_array_equal(jit(lambda w: codec.encode(w, (-1,)).decode())(w), w)
 
 
-BITS = {  # bits a weight at 50 %, then at 2:4: masks, values, and scales of 16 bits a row of 32
+# Bits a weight at 50 %, then at 2:4: masks, values, and a scale of 16 bits for each row of 32.
+BITS = {
     "float32": (1 + 16, 0.75 + 16),
     "bfloat16": (1 + 8, 0.75 + 8),
     "int8": (1 + 4 + 16 / 64, 0.75 + 4 + 16 / 64),
@@ -44,10 +45,10 @@ BITS = {  # bits a weight at 50 %, then at 2:4: masks, values, and scales of 16 
 
 @pytest.mark.parametrize("kind", BITS)
 def test_bytes_are_what_the_formula_says_and_what_the_file_holds(kind, tmp_path):
-    then = (jm.Int(int(kind[3:])),) if kind.startswith("int") else ()
-    w = W if then else W.astype(kind)
+    values = (jm.Int(int(kind[3:])),) if kind.startswith("int") else ()
+    w = W if values else W.astype(kind)
     for pattern, bits in zip((jm.Bitmask(0.5), jm.NM(2, 4)), BITS[kind]):
-        leaf = jit(jm.Chain((pattern, *then)).encode)(w)
+        leaf = jit(jm.Chain((pattern, *values)).encode)(w)
         assert jm.nbytes(leaf) == bits * w.size / 8
         save(tmp_path / "w.jm", leaf)
         size = (tmp_path / "w.jm").stat().st_size
@@ -122,7 +123,7 @@ def test_a_bcoo_matrix_goes_both_ways():
         (lambda: jm.Smallest(()), "at least one codec"),
     ],
 )
-def test_what_cannot_be_is_told_with_its_value(make, message):
+def test_wrong_arguments_are_refused_with_their_value(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
