@@ -17,7 +17,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 collect_ignore = [
     "docs/_build",
     "docs/conf.py",  # for Sphinx
-    "docs/guides/fit.md",
     "tests/reference/make_reference.py",  # imports torch, and writes fixtures
     "tests/reference/make_saved.py",  # imports jaxmem 0.1.0, and writes fixtures
 ]
