@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -12,8 +11,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.attention import attend
 from ..parallel.constraints import constrain
-from .layers import Embed, LayerNorm, Linear, merge_heads, split_heads
-from .weight_map import Recipe, same
+from .config_sizes import (
+    check_family,
+    check_model_type,
+    check_positive,
+    read_sizes,
+    set_head_dim,
+)
+from .layers import Embed, GeluMLP, LayerNorm, Linear, merge_heads, split_heads
+from .weight_map import WeightMap, stacked_layer_norms, stacked_linears
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +48,9 @@ class Config:
     family: str = "bert"
 
     def __post_init__(self):
-        for name in ("vocab", "width", "ffn", "layers", "heads", "context", "types"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not self.head_dim and self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
-        object.__setattr__(self, "head_dim", self.head_dim or self.width // self.heads)
-        if self.family != "bert":
-            raise ValueError(f"family is {self.family!r}, expected 'bert'")
+        check_positive(self, "vocab", "width", "ffn", "layers", "heads", "context", "types")
+        set_head_dim(self)
+        check_family(self, "bert")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `Config(**d)` is the way back."""
@@ -62,8 +63,7 @@ class Config:
         Raises:
             ValueError: not a BERT, a missing size, or an option that is not computed here.
         """
-        if hf.get("model_type") != "bert":
-            raise ValueError(f"model_type is {hf.get('model_type')!r}, expected 'bert'")
+        check_model_type(hf, "bert")
         expected = {
             "hidden_act": "gelu",
             "position_embedding_type": "absolute",
@@ -79,11 +79,8 @@ class Config:
             "layers": "num_hidden_layers",
             "heads": "num_attention_heads",
         }
-        missing = [name for name in names.values() if name not in hf]
-        if missing:
-            raise ValueError(f"config.json has no {missing[0]!r}")
         return cls(
-            **{ours: hf[theirs] for ours, theirs in names.items()},
+            **read_sizes(hf, names),
             context=hf.get("max_position_embeddings", 512),
             types=hf.get("type_vocab_size", 2),
             eps=hf.get("layer_norm_eps", 1e-12),
@@ -159,7 +156,7 @@ class Block(nn.Module):
         c = self.config
         y = Attention(c, name="attn")(x, allowed)
         x = LayerNorm(c.eps, name="attn_norm")(x + checkpoint_name(y, "attn_out"))
-        y = MLP(c, name="mlp")(x)
+        y = GeluMLP(c.ffn, c.width, exact=True, name="mlp")(x)
         y = LayerNorm(c.eps, name="mlp_norm")(x + checkpoint_name(y, "mlp_out"))
         return constrain(y), None
 
@@ -178,19 +175,8 @@ class Attention(nn.Module):
         return Linear(c.width, bias=True, name="out")(merge_heads(y))
 
 
-class MLP(nn.Module):
-    """down(gelu(up(x))), with the exact GELU."""
-
-    config: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        y = jax.nn.gelu(Linear(self.config.ffn, bias=True, name="up")(x), approximate=False)
-        return Linear(self.config.width, bias=True, name="down")(y)
-
-
-def weights(config: Config) -> dict[str, Recipe]:
-    """Where in a Hugging Face checkpoint each parameter comes from.
+def weights(config: Config) -> dict[str, WeightMap]:
+    """The tensors of a Hugging Face checkpoint that each parameter is read from.
 
     Example:
         >>> from jaxmem.architectures import bert
@@ -200,19 +186,18 @@ def weights(config: Config) -> dict[str, Recipe]:
     """
     d, f, heads = config.width, config.ffn, config.heads * config.head_dim
     out = {
-        "embed/embedding": Recipe(("embeddings.word_embeddings.weight",), (config.vocab, d)),
-        "positions/embedding": Recipe(
+        "embed/embedding": WeightMap(("embeddings.word_embeddings.weight",), (config.vocab, d)),
+        "positions/embedding": WeightMap(
             ("embeddings.position_embeddings.weight",), (config.context, d)
         ),
-        "types/embedding": Recipe(("embeddings.token_type_embeddings.weight",), (config.types, d)),
-        "embed_norm/scale": Recipe(("embeddings.LayerNorm.weight",), (d,)),
-        "embed_norm/bias": Recipe(("embeddings.LayerNorm.bias",), (d,)),
+        "types/embedding": WeightMap(
+            ("embeddings.token_type_embeddings.weight",), (config.types, d)
+        ),
+        "embed_norm/scale": WeightMap(("embeddings.LayerNorm.weight",), (d,)),
+        "embed_norm/bias": WeightMap(("embeddings.LayerNorm.bias",), (d,)),
     }
 
-    def stack(path, name, *shape, fn=same):
-        names = tuple(f"encoder.layer.{i}.{name}" for i in range(config.layers))
-        out[f"layers/{path}"] = Recipe(names, (config.layers, *shape), fn, stacked=True)
-
+    prefixes = [f"encoder.layer.{i}." for i in range(config.layers)]
     linears = {
         "attn/q": ("attention.self.query", d, heads),
         "attn/k": ("attention.self.key", d, heads),
@@ -221,10 +206,6 @@ def weights(config: Config) -> dict[str, Recipe]:
         "mlp/up": ("intermediate.dense", d, f),
         "mlp/down": ("output.dense", f, d),
     }
-    for path, (name, k, n) in linears.items():
-        stack(f"{path}/kernel", f"{name}.weight", k, n, fn=np.transpose)
-        stack(f"{path}/bias", f"{name}.bias", n)
-    for path, name in {"attn_norm": "attention.output", "mlp_norm": "output"}.items():
-        stack(f"{path}/scale", f"{name}.LayerNorm.weight", d)
-        stack(f"{path}/bias", f"{name}.LayerNorm.bias", d)
-    return out
+    norms = {"attn_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"}
+    out |= stacked_linears(linears, prefixes, np.transpose)
+    return out | stacked_layer_norms(norms, prefixes, d)

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -14,8 +13,15 @@ from jax.typing import DTypeLike
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import keep_layout
 from ..parallel.constraints import constrain
-from .layers import Embed, LayerNorm, Linear, merge_heads, split_heads
-from .weight_map import Recipe
+from .config_sizes import (
+    check_family,
+    check_model_type,
+    check_positive,
+    read_sizes,
+    set_head_dim,
+)
+from .layers import Embed, GeluMLP, LayerNorm, Linear, merge_heads, split_heads
+from .weight_map import WeightMap, stacked_layer_norms, stacked_linears
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +53,9 @@ class Config:
     def __post_init__(self):
         object.__setattr__(self, "eos", tuple(self.eos))
         object.__setattr__(self, "ffn", self.ffn or 4 * self.width)
-        for name in ("vocab", "width", "layers", "heads", "ffn", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not self.head_dim and self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
-        object.__setattr__(self, "head_dim", self.head_dim or self.width // self.heads)
-        if self.family != "gpt2":
-            raise ValueError(f"family is {self.family!r}, expected 'gpt2'")
+        check_positive(self, "vocab", "width", "layers", "heads", "ffn", "context")
+        set_head_dim(self)
+        check_family(self, "gpt2")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `Config(**d)` is the way back."""
@@ -67,20 +68,16 @@ class Config:
         Raises:
             ValueError: not a GPT-2, a missing size, or an option that is not computed here.
         """
-        if hf.get("model_type") != "gpt2":
-            raise ValueError(f"model_type is {hf.get('model_type')!r}, expected 'gpt2'")
+        check_model_type(hf, "gpt2")
         if hf.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
             raise ValueError(f"activation is {hf['activation_function']!r}, expected 'gelu_new'")
         for option in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
             if hf.get(option):
                 raise ValueError(f"{option} is {hf[option]!r}, which this model does not compute")
         names = {"vocab": "vocab_size", "width": "n_embd", "layers": "n_layer", "heads": "n_head"}
-        missing = [name for name in names.values() if name not in hf]
-        if missing:
-            raise ValueError(f"config.json has no {missing[0]!r}")
         eos = hf.get("eos_token_id")
         return cls(
-            **{ours: hf[theirs] for ours, theirs in names.items()},
+            **read_sizes(hf, names),
             ffn=hf.get("n_inner") or 0,
             context=hf.get("n_positions", 1024),
             eps=hf.get("layer_norm_epsilon", 1e-5),
@@ -145,7 +142,7 @@ class Block(nn.Module):
             LayerNorm(c.eps, name="attn_norm")(x), cache, layer, position
         )
         x = x + checkpoint_name(y, "attn_out")
-        y = MLP(c, name="mlp")(LayerNorm(c.eps, name="mlp_norm")(x))
+        y = GeluMLP(c.ffn, c.width, exact=False, name="mlp")(LayerNorm(c.eps, name="mlp_norm")(x))
         return (constrain(x + checkpoint_name(y, "mlp_out")), cache), None
 
 
@@ -166,21 +163,10 @@ class Attention(nn.Module):
         return Linear(c.width, bias=True, name="out")(merge_heads(y)), cache
 
 
-class MLP(nn.Module):
-    """down(gelu(up(x)))."""
+def weights(config: Config) -> dict[str, WeightMap]:
+    """The tensors of a Hugging Face checkpoint that each parameter is read from.
 
-    config: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        y = jax.nn.gelu(Linear(self.config.ffn, bias=True, name="up")(x), approximate=True)
-        return Linear(self.config.width, bias=True, name="down")(y)
-
-
-def weights(config: Config) -> dict[str, Recipe]:
-    """Where in a Hugging Face checkpoint each parameter comes from.
-
-    GPT-2's checkpoints hold kernels as (in, out), as we do.
+    Kernels in GPT-2 checkpoints are (in, out), like Flax kernels.
 
     Example:
         >>> from jaxmem.architectures import gpt2
@@ -190,27 +176,17 @@ def weights(config: Config) -> dict[str, Recipe]:
     """
     d, f, heads = config.width, config.ffn, config.heads * config.head_dim
     out = {
-        "embed/embedding": Recipe(("wte.weight",), (config.vocab, d)),
-        "positions/embedding": Recipe(("wpe.weight",), (config.context, d)),
-        "final_norm/scale": Recipe(("ln_f.weight",), (d,)),
-        "final_norm/bias": Recipe(("ln_f.bias",), (d,)),
+        "embed/embedding": WeightMap(("wte.weight",), (config.vocab, d)),
+        "positions/embedding": WeightMap(("wpe.weight",), (config.context, d)),
+        "final_norm/scale": WeightMap(("ln_f.weight",), (d,)),
+        "final_norm/bias": WeightMap(("ln_f.bias",), (d,)),
     }
-    stacked = {
-        "attn_norm/scale": ("ln_1.weight", (d,)),
-        "attn_norm/bias": ("ln_1.bias", (d,)),
-        "mlp_norm/scale": ("ln_2.weight", (d,)),
-        "mlp_norm/bias": ("ln_2.bias", (d,)),
-    }
+    prefixes = [f"h.{i}." for i in range(config.layers)]
     linears = {
         "attn/qkv": ("attn.c_attn", d, 3 * heads),
         "attn/out": ("attn.c_proj", heads, d),
         "mlp/up": ("mlp.c_fc", d, f),
         "mlp/down": ("mlp.c_proj", f, d),
     }
-    for path, (name, k, n) in linears.items():
-        stacked[f"{path}/kernel"] = (f"{name}.weight", (k, n))
-        stacked[f"{path}/bias"] = (f"{name}.bias", (n,))
-    for path, (name, shape) in stacked.items():
-        names = tuple(f"h.{i}.{name}" for i in range(config.layers))
-        out[f"layers/{path}"] = Recipe(names, (config.layers, *shape), stacked=True)
-    return out
+    out |= stacked_layer_norms({"attn_norm": "ln_1", "mlp_norm": "ln_2"}, prefixes, d)
+    return out | stacked_linears(linears, prefixes)

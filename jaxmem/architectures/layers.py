@@ -5,6 +5,7 @@ parameters is the dtype of the computation.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -67,6 +68,20 @@ class LayerNorm(nn.Module):
         y = y - y.mean(-1, keepdims=True)
         y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
         return (y * row(scale, y) + row(bias, y)).astype(x.dtype)
+
+
+class GeluMLP(nn.Module):
+    """down(gelu(up(x))), with `ffn` neurons; GELU is exact, or approximated by tanh."""
+
+    ffn: int
+    width: int
+    exact: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = Linear(self.ffn, bias=True, name="up")(x)
+        y = jax.nn.gelu(y, approximate=not self.exact)
+        return Linear(self.width, bias=True, name="down")(y)
 
 
 def product(x: Array, w: Array, axis: int = 0) -> Array:

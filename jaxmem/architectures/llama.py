@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import keep_layout
 from ..parallel.constraints import constrain
+from .config_sizes import check_family, check_positive
 from .layers import Embed, Linear, merge_heads, rms_norm, rope, split_heads
 from .llama_hf import from_hf
 from .llama_hf import weights as weights
@@ -70,10 +71,8 @@ class Config:
     def __post_init__(self):
         for name in ("rope_scaling", "local", "eos"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        sizes = ("vocab", "width", "ffn", "layers", "heads", "kv_heads", "head_dim", "context")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_positive(self, "vocab", "width", "ffn", "layers", "heads", "kv_heads")
+        check_positive(self, "head_dim", "context")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads do not divide into {self.kv_heads} kv_heads")
         if self.head_dim % 2:
@@ -85,8 +84,7 @@ class Config:
                 f"local names {len(self.local)} layers with window {self.window}, "
                 f"expected {self.layers} and a window of at least 1"
             )
-        if self.family != "llama":
-            raise ValueError(f"family is {self.family!r}, expected 'llama'")
+        check_family(self, "llama")
 
     def to_dict(self) -> dict:
         """Plain data for JSON; `Config(**d)` is the way back."""

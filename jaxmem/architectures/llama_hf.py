@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .weight_map import Recipe, same
+from .weight_map import WeightMap, same
 
 _GEMMA = {
     "vocab_size": 262_208,
@@ -83,7 +83,7 @@ def from_hf(hf: dict) -> dict[str, Any]:
     )
 
 
-def weights(config) -> dict[str, Recipe]:
+def weights(config) -> dict[str, WeightMap]:
     """Where in a Hugging Face checkpoint each parameter comes from.
 
     Example:
@@ -98,13 +98,13 @@ def weights(config) -> dict[str, Recipe]:
 
     def stack(path, name, *shape, fn=same):
         names = tuple(f"model.layers.{i}.{name}" for i in range(c.layers))
-        out[f"layers/{path}"] = Recipe(names, (c.layers, *shape), fn, stacked=True)
+        out[f"layers/{path}"] = WeightMap(names, (c.layers, *shape), fn, stacked=True)
 
     def kernel(path, name, k, n):
         stack(f"{path}/kernel", f"{name}.weight", k, n, fn=np.transpose)
 
     d, q, kv = c.width, c.heads * c.head_dim, c.kv_heads * c.head_dim
-    out["embed/embedding"] = Recipe(("model.embed_tokens.weight",), (c.vocab, d))
+    out["embed/embedding"] = WeightMap(("model.embed_tokens.weight",), (c.vocab, d))
     for x, n in {"q": q, "k": kv, "v": kv}.items():
         kernel(f"attn/{x}", f"self_attn.{x}_proj", d, n)
         if c.qkv_bias:
@@ -121,9 +121,9 @@ def weights(config) -> dict[str, Recipe]:
     if c.post_norms:
         stack("attn_post_norm/scale", after, d)
         stack("mlp_post_norm/scale", "post_feedforward_layernorm.weight", d)
-    out["final_norm/scale"] = Recipe(("model.norm.weight",), (d,))
+    out["final_norm/scale"] = WeightMap(("model.norm.weight",), (d,))
     if not c.tied:
-        out["head/kernel"] = Recipe(("lm_head.weight",), (d, c.vocab), np.transpose)
+        out["head/kernel"] = WeightMap(("lm_head.weight",), (d, c.vocab), np.transpose)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Recipe: which tensors of a checkpoint make one of our parameters, and how."""
+"""WeightMap: the tensors of a checkpoint that one parameter is read from."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,29 +7,29 @@ import numpy as np
 
 
 def same(w: np.ndarray) -> np.ndarray:
-    """The tensor as the checkpoint holds it."""
+    """The tensor in the layout of the checkpoint."""
     return w
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """One parameter, from the tensors it is read from.
+class WeightMap:
+    """The tensors of a Hugging Face checkpoint that one parameter is read from.
 
-    `names` are a Hugging Face checkpoint's own: one a layer when `stacked`, else a single one.
-    Files written from a model with a head on top put `transformer.` (GPT-2), `bert.` or
-    `language_model.` before them; a loader looks for the name first and for those next. `fn`
-    turns each piece into ours (a PyTorch Linear is (out, in), our kernels are (in, out)).
-    `shape` is the parameter's, with the layer axis in front when stacked.
+    `names` has one tensor for each layer if the parameter is `stacked`, else one tensor. Some
+    checkpoints put `transformer.` (GPT-2), `bert.` or `language_model.` before a name; a loader
+    looks for the plain name first. `fn` changes the layout of each tensor: a PyTorch Linear is
+    (out, in), a Flax kernel (in, out). `shape` is the shape of the parameter, with the layer axis
+    first if it is stacked.
 
     Example:
         >>> import numpy as np
-        >>> from jaxmem.architectures.weight_map import Recipe
-        >>> r = Recipe(("h.0.w", "h.1.w"), (2, 4, 3), np.transpose, stacked=True)
+        >>> from jaxmem.architectures.weight_map import WeightMap
+        >>> r = WeightMap(("h.0.w", "h.1.w"), (2, 4, 3), np.transpose, stacked=True)
         >>> r.fn(np.zeros((3, 4))).shape == r.shape[1:]
         True
 
     Raises:
-        ValueError: the number of names does not match the shape.
+        ValueError: the number of `names` does not match `shape`.
     """
 
     names: tuple[str, ...]
@@ -44,3 +44,49 @@ class Recipe:
                 f"{len(self.names)} names for shape {self.shape}, expected {expected}: "
                 "one a layer when stacked, else one"
             )
+
+
+def stacked_linears(
+    linears: dict[str, tuple[str, int, int]],
+    prefixes: list[str],
+    fn: Callable[[np.ndarray], np.ndarray] = same,
+) -> dict[str, WeightMap]:
+    """The kernels and biases of linears in every layer.
+
+    `linears` is {path: (name in the checkpoint, inputs, outputs)}, `prefixes` the checkpoint's name
+    of each layer, and `fn` changes the layout of a kernel to (in, out).
+
+    Example:
+        >>> maps = stacked_linears({"mlp/up": ("mlp.c_fc", 32, 48)}, ["h.0.", "h.1."])
+        >>> maps["layers/mlp/up/kernel"].names, maps["layers/mlp/up/bias"].shape
+        (('h.0.mlp.c_fc.weight', 'h.1.mlp.c_fc.weight'), (2, 48))
+    """
+    maps = {}
+    for path, (name, inputs, outputs) in linears.items():
+        tensors = (("kernel", "weight", (inputs, outputs), fn), ("bias", "bias", (outputs,), same))
+        for part, tensor, shape, change in tensors:
+            names = tuple(f"{prefix}{name}.{tensor}" for prefix in prefixes)
+            maps[f"layers/{path}/{part}"] = WeightMap(
+                names, (len(prefixes), *shape), change, stacked=True
+            )
+    return maps
+
+
+def stacked_layer_norms(
+    norms: dict[str, str], prefixes: list[str], width: int
+) -> dict[str, WeightMap]:
+    """The scales and biases of layer norms in every layer; `norms` is {path: checkpoint's name}.
+
+    Example:
+        >>> stacked_layer_norms({"attn_norm": "ln_1"}, ["h.0."], 32)["layers/attn_norm/scale"].names
+        ('h.0.ln_1.weight',)
+    """
+    return {
+        f"layers/{path}/{part}": WeightMap(
+            tuple(f"{prefix}{name}.{tensor}" for prefix in prefixes),
+            (len(prefixes), width),
+            stacked=True,
+        )
+        for path, name in norms.items()
+        for part, tensor in (("scale", "weight"), ("bias", "bias"))
+    }

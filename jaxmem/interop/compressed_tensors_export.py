@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..architectures.weight_map import Recipe
+from ..architectures.weight_map import WeightMap
 from ..codecs.cast import CastArray
 from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
@@ -56,14 +56,14 @@ def to_compressed_tensors(
         raise ValueError(f"{model.source} is a {model.config.family}, expected a Llama")
     hf = config_json(model.config)
     parts = list(layer_codes.parameters(model, params))
-    schemes = {where: _scheme(leaf, recipe, packed) for where, recipe, leaf in parts}
+    schemes = {where: _scheme(leaf, weight_map, packed) for where, weight_map, leaf in parts}
     if any(schemes.values()):
         hf["torch_dtype"] = "float16"  # that of the scales
         hf["quantization_config"] = _quantization(parts, schemes, packed, model.config.tied)
     shapes, types = {}, {}
-    for where, recipe, leaf in parts:
-        types[where], own = _shapes(recipe, leaf, schemes[where], packed)
-        for name in recipe.names:
+    for where, weight_map, leaf in parts:
+        types[where], own = _shapes(weight_map, leaf, schemes[where], packed)
+        for name in weight_map.names:
             shapes |= {name.removesuffix("weight") + end: form for end, form in own.items()}
     with replacing(path) as temporary:
         temporary.mkdir()
@@ -81,14 +81,14 @@ def to_compressed_tensors(
     return Written(str(path), size, types, decoded, unrounded)
 
 
-def _scheme(leaf: Any, recipe: Recipe, packed: bool) -> Scheme | None:
+def _scheme(leaf: Any, weight_map: WeightMap, packed: bool) -> Scheme | None:
     """How a leaf's codes are kept; None: not at all."""
     dynamic = isinstance(leaf, DynamicArray) and leaf.limits is None and leaf.to == "int8"
     inner = layer_codes.opened(leaf)
-    turned = recipe.fn is np.transpose
+    turned = weight_map.fn is np.transpose
     if not isinstance(inner, IntArray) or not turned or inner.scale.dtype == jnp.float32:
         return None
-    k, n = recipe.shape[-2:]
+    k, n = weight_map.shape[-2:]
     whole = inner.scale.shape[-2] == 1
     if not layer_codes.lies(inner, Fold((n,), (k,), (-1, -2))) or (not whole and k % inner.group):
         return None
@@ -96,14 +96,16 @@ def _scheme(leaf: Any, recipe: Recipe, packed: bool) -> Scheme | None:
     return bits, None if whole else inner.group, inner.zero is None, dynamic
 
 
-def _shapes(recipe: Recipe, leaf: Any, scheme: Scheme | None, packed: bool) -> tuple[str, dict]:
+def _shapes(
+    weight_map: WeightMap, leaf: Any, scheme: Scheme | None, packed: bool
+) -> tuple[str, dict]:
     """The name of a parameter's type, and the shapes and dtypes of each layer's tensors."""
-    shape = recipe.shape[1:] if recipe.stacked else recipe.shape
-    shape = shape[::-1] if recipe.fn is np.transpose else shape
+    shape = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
+    shape = shape[::-1] if weight_map.fn is np.transpose else shape
     if scheme is None:
         dtype = np.dtype(leaf.values.dtype if isinstance(leaf, CastArray) else leaf.dtype)
         dtype = dtype if dtype.name in ("float16", "bfloat16") else np.dtype("float32")
-        end = "" if recipe.names[0].endswith("bias") else "weight"
+        end = "" if weight_map.names[0].endswith("bias") else "weight"
         return dtype.name, {end: (shape, dtype)}
     (n, k), (bits, group, symmetric, _) = shape, scheme
     groups, count = (k // group if group else 1), lambda length: -(-length * bits // 32)
@@ -117,11 +119,13 @@ def _shapes(recipe: Recipe, leaf: Any, scheme: Scheme | None, packed: bool) -> t
     return f"int{bits}", out
 
 
-def _arrays(recipe: Recipe, leaf: Any, scheme: Scheme | None, packed: bool) -> Iterator[np.ndarray]:
-    for layer in layer_codes.layers(leaf, recipe):
+def _arrays(
+    weight_map: WeightMap, leaf: Any, scheme: Scheme | None, packed: bool
+) -> Iterator[np.ndarray]:
+    for layer in layer_codes.layers(leaf, weight_map):
         if scheme is None:
             held = layer_codes.held(layer)
-            yield held.T if recipe.fn is np.transpose else held
+            yield held.T if weight_map.fn is np.transpose else held
             continue
         inner = layer_codes.opened(layer)
         bits, middle = scheme[0], 2 ** (inner.bits - 1)
@@ -141,10 +145,10 @@ def _quantization(parts: list, schemes: dict, packed: bool, tied: bool) -> dict:
     """The `quantization_config`: a group for each scheme, and the linear layers that are dense."""
     form = "pack-quantized" if packed else "int-quantized"
     members, dense = collections.defaultdict(list), ["lm_head"] if tied else []
-    for where, recipe, _ in parts:
-        if recipe.fn is not np.transpose:
+    for where, weight_map, _ in parts:
+        if weight_map.fn is not np.transpose:
             continue
-        modules = [name.removesuffix(".weight") for name in recipe.names]
+        modules = [name.removesuffix(".weight") for name in weight_map.names]
         if schemes[where] is None:
             dense += modules
         else:

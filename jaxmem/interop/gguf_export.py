@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..architectures.weight_map import Recipe
+from ..architectures.weight_map import WeightMap
 from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy
@@ -78,24 +78,24 @@ def to_gguf(
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A parameter: its path, recipe and leaf, and the names, shape and type of its tensors."""
+    """A parameter: its path, weight_map and leaf, and the names, shape and type of its tensors."""
 
     where: str
-    recipe: Recipe
+    weight_map: WeightMap
     leaf: Any
     names: list[str]
     shape: tuple[int, ...]
     kind: str
 
 
-def _part(config: Any, where: str, recipe: Recipe, leaf: Any, half: bool) -> _Part:
-    theirs, turned = gguf_metadata.names(config), recipe.fn is np.transpose
-    shape = recipe.shape[1:] if recipe.stacked else recipe.shape
+def _part(config: Any, where: str, weight_map: WeightMap, leaf: Any, half: bool) -> _Part:
+    theirs, turned = gguf_metadata.names(config), weight_map.fn is np.transpose
+    shape = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
     shape, fold = shape[::-1] if turned else shape, None
     if len(shape) == 2:
         fold = Fold(shape[:1], shape[1:], (-1, -2) if turned else (-2, -1))
-    names = [theirs[name] for name in recipe.names]
-    return _Part(where, recipe, leaf, names, shape, gguf_encoding.kind(leaf, fold, half))
+    names = [theirs[name] for name in weight_map.names]
+    return _Part(where, weight_map, leaf, names, shape, gguf_encoding.kind(leaf, fold, half))
 
 
 def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]) -> gguf.Gguf:
@@ -110,8 +110,8 @@ def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]
 
 def _data(file: gguf.Gguf, part: _Part) -> Iterator[np.ndarray]:
     """What stands in the file for each layer."""
-    for name, layer in zip(part.names, layer_codes.layers(part.leaf, part.recipe)):
-        read = lambda w, name=name: part.recipe.fn(
+    for name, layer in zip(part.names, layer_codes.layers(part.leaf, part.weight_map)):
+        read = lambda w, name=name: part.weight_map.fn(
             gguf_llama.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
         )
         try:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..architectures.weight_map import Recipe
+from ..architectures.weight_map import WeightMap
 from ..codecs.affine import AffineArray
 from ..codecs.cast import CastArray
 from ..codecs.dynamic import DynamicArray
@@ -51,7 +51,7 @@ class Written:
         return f"{self.path}: {self.nbytes:,} bytes; {found}{''.join(told)}"
 
 
-def parameters(model: Model, params: Any) -> Iterator[tuple[str, Recipe, Any]]:
+def parameters(model: Model, params: Any) -> Iterator[tuple[str, WeightMap, Any]]:
     """Each parameter's path, where a checkpoint has it, and the leaf that is to be written.
 
     A stack whose layers are not encoded alike is several, a run of layers each.
@@ -59,32 +59,32 @@ def parameters(model: Model, params: Any) -> Iterator[tuple[str, Recipe, Any]]:
     Raises:
         ValueError: the params are not this model's, or shapes only.
     """
-    recipes = family(model.config).weights(model.config)
+    weight_maps = family(model.config).weights(model.config)
     tree = model.tensors if params is None else params
     leaves = dict(zip(paths(tree), jax.tree.leaves(tree, is_leaf=is_whole)))
-    if set(leaves) != set(recipes):
-        odd = sorted(set(leaves) ^ set(recipes))[0]
+    if set(leaves) != set(weight_maps):
+        odd = sorted(set(leaves) ^ set(weight_maps))[0]
         raise ValueError(f"{odd}: the params are not those of {model.source}")
-    for path, recipe in recipes.items():
+    for path, weight_map in weight_maps.items():
         leaf = leaves[path]
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise ValueError(f"{path}: {model.source} has shapes only, expected weights")
-        if tuple(leaf.shape) != recipe.shape:
-            raise ValueError(f"{path} has shape {tuple(leaf.shape)}, expected {recipe.shape}")
+        if tuple(leaf.shape) != weight_map.shape:
+            raise ValueError(f"{path} has shape {tuple(leaf.shape)}, expected {weight_map.shape}")
         ends = leaf.ends if is_encoded(leaf) else ()
         if not ends:
-            yield path, recipe, leaf
+            yield path, weight_map, leaf
         for start, stop in itertools.pairwise((0, *ends)):
-            own = (stop - start, *recipe.shape[1:])
-            run = dataclasses.replace(recipe, names=recipe.names[start:stop], shape=own)
+            own = (stop - start, *weight_map.shape[1:])
+            run = dataclasses.replace(weight_map, names=weight_map.names[start:stop], shape=own)
             yield path_of_layers(path, start, stop), run, leaf.layers(start, stop)
 
 
-def layers(leaf: Any, recipe: Recipe) -> Iterator[Any]:
-    """The leaf's layers: arrays of NumPy or encoded leaves, one a name of the recipe."""
-    if is_encoded(leaf) and recipe.stacked and not leaf.stack:
+def layers(leaf: Any, weight_map: WeightMap) -> Iterator[Any]:
+    """The leaf's layers: arrays of NumPy or encoded leaves, one a name of the weight_map."""
+    if is_encoded(leaf) and weight_map.stacked and not leaf.stack:
         leaf = leaf.decode()  # it holds the layers together, as one matrix
-    for i in range(recipe.shape[0]) if recipe.stacked else (None,):
+    for i in range(weight_map.shape[0]) if weight_map.stacked else (None,):
         if is_encoded(leaf):
             yield leaf if i is None else leaf.layer(i)
         elif is_lazy(leaf):

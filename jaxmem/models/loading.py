@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ..architectures import published_configs
-from ..architectures.weight_map import Recipe
+from ..architectures.weight_map import WeightMap
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
 from ..formats import compressed_tensors, gguf, gguf_llama, llama2c, safetensors, tokenizers
@@ -76,7 +76,7 @@ def load(
 def _load(name: str, dtype: Any, encoded: bool) -> Model:
     if name in published_configs.CONFIGS:
         config = _config(published_configs.CONFIGS[name], name)
-        shape = lambda recipe: jax.ShapeDtypeStruct(recipe.shape, dtype or jnp.bfloat16)
+        shape = lambda weight_map: jax.ShapeDtypeStruct(weight_map.shape, dtype or jnp.bfloat16)
         shapes = {path: shape(r) for path, r in family(config).weights(config).items()}
         return Model(config, _nested(shapes), None, f"{name}, shapes only")
     path = pathlib.Path(name)
@@ -96,10 +96,10 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
         )
     found = readers[suffix](path)
     config, dtype = _config(found.hf, path), dtype or np.dtype("float32")
-    recipes = family(config).weights(config)
-    tree = assemble(recipes, found.tensors, dtype, path)
+    weight_maps = family(config).weights(config)
+    tree = assemble(weight_maps, found.tensors, dtype, path)
     if encoded:
-        _keep_codes(tree, recipes, found, path)
+        _keep_codes(tree, weight_maps, found, path)
     return Model(config, tree, found.tokenizer, name)
 
 
@@ -111,10 +111,12 @@ class _Found:
     tensors: dict[str, Lazy]
     tokenizer: "Tokenizer | None"
     coded: dict[str, Any] = dataclasses.field(default_factory=dict)
-    leaf: Callable[[list[Any], Recipe, Any], Any] | None = None
+    leaf: Callable[[list[Any], WeightMap, Any], Any] | None = None
 
 
-def assemble(recipes: dict[str, Recipe], tensors: dict[str, Lazy], dtype: Any, source: Any) -> dict:
+def assemble(
+    weight_maps: dict[str, WeightMap], tensors: dict[str, Lazy], dtype: Any, source: Any
+) -> dict:
     """Our parameter tree of lazy leaves, made from a checkpoint's tensors by name.
 
     Raises:
@@ -122,33 +124,37 @@ def assemble(recipes: dict[str, Recipe], tensors: dict[str, Lazy], dtype: Any, s
     """
     bare = {_bare(name): tensor for name, tensor in tensors.items()}
     leaves = {}
-    for path, recipe in recipes.items():
+    for path, weight_map in weight_maps.items():
         parts = []
-        for name in recipe.names:
+        for name in weight_map.names:
             if _bare(name) not in bare:
                 raise ValueError(f"{source} has no tensor {name}")
             tensor = bare[_bare(name)]
-            found = recipe.fn(np.broadcast_to(np.float32(0), tensor.shape)).shape
-            expected = recipe.shape[1:] if recipe.stacked else recipe.shape
+            found = weight_map.fn(np.broadcast_to(np.float32(0), tensor.shape)).shape
+            expected = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
             if found != expected:
                 raise ValueError(f"{source}: {name} makes {found}, {path} expects {expected}")
             parts.append(tensor)
-        read = lambda i, parts=parts, fn=recipe.fn: fn(parts[i or 0].read(None))
-        leaves[path] = Lazy(recipe.shape, dtype, read, recipe.stacked)
+        read = lambda i, parts=parts, fn=weight_map.fn: fn(parts[i or 0].read(None))
+        leaves[path] = Lazy(weight_map.shape, dtype, read, weight_map.stacked)
     return _nested(leaves)
 
 
-def _keep_codes(tree: dict, recipes: dict[str, Recipe], found: _Found, path: pathlib.Path) -> None:
+def _keep_codes(
+    tree: dict, weight_maps: dict[str, WeightMap], found: _Found, path: pathlib.Path
+) -> None:
     """Replaces each lazy leaf of `tree` whose tensors are quantized by an encoded one."""
     if found.leaf is None:
         raise ValueError(
             f"{path} holds no codes to keep; encoded=True takes a .gguf file or compressed-tensors"
         )
     coded = {_bare(name): codes for name, codes in found.coded.items()}
-    for where, recipe in recipes.items():
+    for where, weight_map in weight_maps.items():
         *parents, last = where.split("/")
         node = functools.reduce(dict.__getitem__, parents, tree)
-        leaf = found.leaf([coded.get(_bare(name)) for name in recipe.names], recipe, node[last])
+        leaf = found.leaf(
+            [coded.get(_bare(name)) for name in weight_map.names], weight_map, node[last]
+        )
         node[last] = node[last] if leaf is None else leaf
 
 

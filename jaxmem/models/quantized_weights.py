@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..architectures.weight_map import Recipe
+from ..architectures.weight_map import WeightMap
 from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy
@@ -19,7 +19,7 @@ from ..formats.gguf import Gguf
 _HALVES = {"F16": "float16", "BF16": "bfloat16"}
 
 
-def from_gguf(file: Gguf, names: list[str], recipe: Recipe, dense: Lazy) -> Any:
+def from_gguf(file: Gguf, names: list[str], weight_map: WeightMap, dense: Lazy) -> Any:
     """The leaf of one parameter, whose layers are the tensors `names` of the file, or None.
 
     None for a vector, and where no layer is of a type that has a leaf and made by moving rows.
@@ -27,22 +27,24 @@ def from_gguf(file: Gguf, names: list[str], recipe: Recipe, dense: Lazy) -> Any:
     """
     if len(file.tensors[names[0]].shape) != 2:
         return None
-    return _leaf([_of_gguf(file, name, recipe, dense.dtype) for name in names], recipe, dense)
+    return _leaf(
+        [_of_gguf(file, name, weight_map, dense.dtype) for name in names], weight_map, dense
+    )
 
 
-def from_codes(found: list[Codes | None], recipe: Recipe, dense: Lazy) -> Any:
+def from_codes(found: list[Codes | None], weight_map: WeightMap, dense: Lazy) -> Any:
     """The leaf of one parameter of a compressed-tensors checkpoint, or None.
 
     None where no layer has codes and is made by transposing. Layers of different forms are
     `Segmented`; those without a leaf are read of `dense`.
     """
-    return _leaf([_of_codes(codes, recipe, dense.dtype) for codes in found], recipe, dense)
+    return _leaf([_of_codes(codes, weight_map, dense.dtype) for codes in found], weight_map, dense)
 
 
-def _of_gguf(file: Gguf, name: str, recipe: Recipe, dtype: Any) -> Any:
+def _of_gguf(file: Gguf, name: str, weight_map: WeightMap, dtype: Any) -> Any:
     """A tensor of a file as a leaf, or None."""
     undone = lambda w: gguf_llama.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
-    made, tensor, kind = lambda w: recipe.fn(undone(w)), file.tensors[name], file.kind(name)
+    made, tensor, kind = lambda w: weight_map.fn(undone(w)), file.tensors[name], file.kind(name)
     if kind in _HALVES:
         return CastArray(jnp.asarray(made(tensor.load()).astype(_HALVES[kind])), jnp.dtype(dtype))
     place = placed(made, *tensor.shape) if kind in gguf_blocks.TYPES else None
@@ -55,18 +57,18 @@ def _of_gguf(file: Gguf, name: str, recipe: Recipe, dtype: Any) -> Any:
     return rows.leaf(fold, dtype)
 
 
-def _of_codes(codes: Codes | None, recipe: Recipe, dtype: Any) -> Any:
-    place = None if codes is None else placed(recipe.fn, *codes.shape)
+def _of_codes(codes: Codes | None, weight_map: WeightMap, dtype: Any) -> Any:
+    place = None if codes is None else placed(weight_map.fn, *codes.shape)
     if place is None or (place[0] != np.arange(codes.shape[0])).any():
         return None
     return codes.leaf(place[1], dtype)
 
 
-def _leaf(layers: list[Any], recipe: Recipe, dense: Lazy) -> Any:
+def _leaf(layers: list[Any], weight_map: WeightMap, dense: Lazy) -> Any:
     """One leaf of a parameter's layers, read of `dense` where None; None where all are."""
     if not any(map(is_encoded, layers)):
         return None
-    if not recipe.stacked:
+    if not weight_map.stacked:
         return layers[0]
     read = lambda i: jnp.asarray(np.asarray(dense.read(i), dense.dtype))
     return join_layers(read(i) if x is None else x for i, x in enumerate(layers))
