@@ -1,4 +1,4 @@
-"""remove_layers: a shallower model, without the layers that its output misses least."""
+"""remove_layers: a model with fewer layers, and two ways to choose which layers to remove."""
 
 import dataclasses
 import functools
@@ -15,13 +15,15 @@ from ..core.paths import paths
 from ..models.model import Model, family
 from ..solvers.pruning_scores import magnitude
 from ..train.losses import divergence
+from .smaller_model import smaller_model
 
 
 def remove_layers(model: Model, gone: Sequence[int]) -> Model:
-    """The model without the layers `gone`; the others are stacked for the scan again.
+    """The model without the layers `gone`; the remaining layers are stacked again for the scan.
 
     Raises:
-        ValueError: no layer, all of them, one twice, or one that is not there.
+        ValueError: `gone` is empty, or names all layers, a layer twice, or a layer that the model
+            does not have.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -39,21 +41,19 @@ def remove_layers(model: Model, gone: Sequence[int]) -> Model:
         raise ValueError(f"layers {gone} are to go of {layers}, expected some of them, once")
     keep = [i for i in range(layers) if i not in gone]
     params = _only(model.params, jnp.asarray(keep))
-    source = f"{model.source}, without layers {gone}"
-    return Model(_config(model.config, keep), params, model.tokenizer, source)
+    return smaller_model(model, params, f"without layers {gone}", **_sizes(model.config, keep))
 
 
 def least_missed(model: Model, count: int, ids: Array) -> list[int]:
-    """The `count` layers that go first: each that with the least KL to the whole model without it.
+    """The `count` layers to remove, chosen one after the other by the least KL to the whole model.
 
-    (An encoder gives no distribution: there it is the squared distance of the hidden vectors.)
-
-    In the order in which they go, so that fewer of them are the first ones. `ids` (rows, tokens) is
-    text to judge by; a few hundred tokens tell. Each choice knows of those before it. Runs the
-    model about count · layers times. Song et al., 2024 (SLEB).
+    For an encoder, which gives no distribution, the squared distance of the hidden vectors is used.
+    The layers are in the order of removal, so the first n are the choice for n layers. `ids` (rows,
+    tokens) is the text to compare on; a few hundred tokens suffice. The model is run about count ·
+    layers times. Song et al., 2024 (SLEB).
 
     Raises:
-        ValueError: a count that leaves no layer, or none to remove.
+        ValueError: `count` is less than 1, or leaves no layer.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -71,8 +71,9 @@ def least_missed(model: Model, count: int, ids: Array) -> list[int]:
         losses = {}
         for layer in set(range(layers)) - set(gone):
             keep = [i for i in range(layers) if i not in (*gone, layer)]
-            given = _config(model.config, keep), model.params, jnp.asarray(keep), ids, whole
-            losses[layer] = float(_divergence(*given))
+            config = dataclasses.replace(model.config, **_sizes(model.config, keep))
+            loss = _output_distance(config, model.params, jnp.asarray(keep), ids, whole)
+            losses[layer] = float(loss)
         gone.append(min(losses, key=losses.get))
     return gone
 
@@ -83,13 +84,13 @@ def least_worth(
     score: Callable[[Array, Any], Array] = magnitude,
     stats: Mapping | None = None,
 ) -> list[int]:
-    """The `count` layers whose weights are worth least by a score of `jm.solvers.pruning_scores`.
+    """The `count` layers whose weights have the least score of `jm.solvers.pruning_scores`.
 
-    A layer is worth its share of the scores of each matrix, on average over the matrices. So layers
-    are a pattern like any other, for any score; `least_missed` runs the model and tells better.
+    The worth of a layer is its share of the scores of each stacked matrix, averaged over the
+    matrices. `least_missed`, which runs the model, chooses better.
 
     Raises:
-        ValueError: a count that leaves no layer, or none to remove.
+        ValueError: `count` is less than 1, or leaves no layer.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -108,15 +109,16 @@ def least_worth(
     for path, leaf in zip(paths(model.params), jax.tree.leaves(model.params)):
         if not (path.startswith("layers/") and path.endswith("/kernel")):
             continue
-        own = (stats or {}).get(path)
-        of = lambda w, s: score(Fold.from_weight(w, (-2,))[0].astype(jnp.float32), s).sum()
-        sums = np.array([of(leaf[i], jax.tree.map(lambda a: a[i], own)) for i in range(layers)])  # noqa: B023
+        moments = (stats or {}).get(path)
+        total = lambda w, s: score(Fold.from_weight(w, (-2,))[0].astype(jnp.float32), s).sum()
+        by_layer = [jax.tree.map(lambda a, i=i: a[i], moments) for i in range(layers)]
+        sums = np.array([total(leaf[i], by_layer[i]) for i in range(layers)])
         worth += sums / max(sums.sum(), np.finfo(np.float64).tiny)
     return [int(i) for i in worth.argsort(kind="stable")[:count]]
 
 
 def _layers(model, count):
-    """How many layers there are, of which `count` can go."""
+    """The number of layers, if `count` of them can be removed."""
     layers = model.config.layers
     if not 0 < count < layers:
         raise ValueError(f"{count} of {layers} layers are to go, expected some and not all")
@@ -124,22 +126,21 @@ def _layers(model, count):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _divergence(config, params, keep, ids, whole):
-    """Mean KL of the logits of the layers `keep` to those of the whole model."""
-    found = family(config).module(config).apply({"params": _only(params, keep)}, ids)
+def _output_distance(config, params, keep, ids, whole):
+    """Mean KL(whole ‖ the layers `keep`) of logits; an encoder's mean squared distance."""
+    output = family(config).module(config).apply({"params": _only(params, keep)}, ids)
     if config.family == "bert":
-        return jnp.square(whole - found).sum(-1).mean()
-    return divergence(whole, found)
+        return jnp.square(whole - output).sum(-1).mean()
+    return divergence(whole, output)
 
 
-def _config(config, keep):
-    """The configuration of the layers `keep`; where layers differ, of those."""
-    new = {"layers": len(keep)}
-    if getattr(config, "local", ()):
-        new["local"] = tuple(config.local[i] for i in keep)
-    return dataclasses.replace(config, **new)
+def _sizes(config, keep) -> dict:
+    """The fields of a configuration that change if only the layers `keep` remain."""
+    local = tuple(config.local[i] for i in keep) if getattr(config, "local", ()) else None
+    return {"layers": len(keep)} | ({} if local is None else {"local": local})
 
 
 def _only(params, keep):
+    """The params with only the layers `keep`."""
     layers = jax.tree.map(lambda a: jnp.take(a, keep, 0), params["layers"])
     return {**params, "layers": layers}

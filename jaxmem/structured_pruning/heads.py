@@ -1,12 +1,10 @@
-"""remove_heads: fewer attention heads, whose `out` makes up for what is gone."""
+"""remove_heads: fewer attention heads; the output projection is refitted."""
 
-import dataclasses
 from collections.abc import Mapping
-
-import jax
 
 from ..models.model import Model
 from .input_removal import moments_of, remove_inputs, take_runs
+from .smaller_model import copy_dicts, smaller_model
 
 OUT = "layers/attn/out/kernel"
 
@@ -14,17 +12,17 @@ OUT = "layers/attn/out/kernel"
 def remove_heads(
     model: Model, stats: Mapping, *, heads: int | None = None, kv_heads: int | None = None
 ) -> Model:
-    """The model with `heads` query heads a layer, or with `kv_heads` groups.
+    """The model with `heads` query heads in each layer, or with `kv_heads` key-value heads.
 
-    With grouped queries a key-value head serves several query heads. `heads` takes the same number
-    of query heads from each group, and leaves keys and values alone; `kv_heads` takes whole groups,
-    queries, keys and values. Where each query head has keys of its own, as in GPT-2 and BERT, both
-    are the same. Each layer loses those whose loss is least once `out` is refitted. Ainslie et
-    al., 2023 (groups); Kurtic et al., 2023 (ZipLM).
+    With grouped queries, several query heads share one key-value head: a group. `heads` removes
+    equally many query heads from each group and no keys and values; `kv_heads` removes whole
+    groups, with their queries, keys and values. In GPT-2 and BERT, whose groups have one query
+    head, both do the same. Each layer loses the heads whose removal costs least after the output
+    projection is refitted. Ainslie et al., 2023 (groups); Kurtic et al., 2023 (ZipLM).
 
     Raises:
-        ValueError: not one of the two numbers, or one that leaves no head, all of them, or groups
-            of different size; stats without Gram matrices.
+        ValueError: both numbers or none are given; a number leaves no head, all heads, or groups of
+            different size; `stats` has no Gram matrices.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -47,35 +45,37 @@ def remove_heads(
     if (heads is None) == (kv_heads is None):
         raise ValueError(f"give heads or kv_heads, got heads={heads} and kv_heads={kv_heads}")
     sets = getattr(config, "kv_heads", config.heads)
-    each = config.heads // sets
-    if each == 1:
+    per_group = config.heads // sets
+    if per_group == 1:
         kv_heads, heads = heads or kv_heads or 0, None
     if kv_heads is not None:
         if not 0 < kv_heads < sets:
             raise ValueError(f"{kv_heads} of {sets} groups, expected fewer and some")
         groups, drop = (0,) * sets, sets - kv_heads
-        new = dict(heads=kv_heads * each, kv_heads=kv_heads)
+        sizes = dict(heads=kv_heads * per_group, kv_heads=kv_heads)
     else:
         if heads % sets or not 0 < heads < config.heads:
             raise ValueError(
                 f"{heads} heads, expected a multiple of {sets} groups below {config.heads}"
             )
-        groups, drop = tuple(i // each for i in range(config.heads)), each - heads // sets
-        new = dict(heads=heads)
+        groups, drop = tuple(i // per_group for i in range(config.heads)), per_group - heads // sets
+        sizes = dict(heads=heads)
     if not hasattr(config, "kv_heads"):
-        new.pop("kv_heads")
-    params = jax.tree.map(lambda x: x, model.params)  # new dicts, the same arrays
+        sizes.pop("kv_heads")
+    params = copy_dicts(model.params)
     attn = params["layers"]["attn"]
     stay, attn["out"] = remove_inputs(attn["out"], moments_of(stats, OUT), groups, drop)
     for name in {"q", "k", "v", "qkv"} & set(attn):
         if heads is None or name == "q":
-            attn[name] = {part: _taken(w, stay, groups, name) for part, w in attn[name].items()}
-    how = " in whole groups" if kv_heads and each > 1 else ""
-    source = f"{model.source}, {new['heads']} of {config.heads} heads{how}"
-    return Model(dataclasses.replace(config, **new), params, model.tokenizer, source)
+            attn[name] = {
+                part: _take_groups(w, stay, groups, name) for part, w in attn[name].items()
+            }
+    whole = " in whole groups" if kv_heads and per_group > 1 else ""
+    change = f"{sizes['heads']} of {config.heads} heads{whole}"
+    return smaller_model(model, params, change, **sizes)
 
 
-def _taken(w, stay, groups, name):
-    """What a projection makes for the groups that stay; `qkv` makes queries, keys and values."""
+def _take_groups(w, stay, groups, name):
+    """The outputs of a projection for the groups `stay`; `qkv` has queries, keys and values."""
     parts = w.reshape(*w.shape[:-1], len(name), -1)  # (layers, ..., 1 or 3, size)
     return take_runs(parts, stay, len(groups)).reshape(*w.shape[:-1], -1)

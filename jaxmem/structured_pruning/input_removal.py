@@ -1,8 +1,8 @@
-"""remove: drop groups of a matrix's inputs, least tr W_Gᵀ [H⁻¹]_GG⁻¹ W_G first; the rest adapt.
+"""remove: groups of a matrix's inputs, least tr W_Gᵀ [H⁻¹]_GG⁻¹ W_G first; the rest is refitted.
 
-That is the loss ‖x·Δw‖² of losing the group G once all other weights have made up for it (Hassibi
-and Stork, 1993; Kurtic et al., 2023, ZipLM). H⁻¹ shrinks with every removal, so each choice knows
-of those before it. What is kept then solves the least squares problem exactly.
+That trace is the loss ‖x·Δw‖² of removing the group G after all other weights are refitted (Hassibi
+and Stork, 1993; Kurtic et al., 2023, ZipLM). H⁻¹ is updated after every removal. The remaining
+weights solve the least squares problem exactly.
 """
 
 import functools
@@ -23,16 +23,20 @@ DAMPING = 0.01  # of the mean diagonal of H
 def remove(
     weights: Array, gram: Array, groups: tuple[int, ...], drop: int, damping: float = DAMPING
 ) -> tuple[Array, Array]:
-    """(groups that stay, rising; weights (k', n) of their inputs), of weights (k, n) fed H (k, k).
+    """(the runs that stay, in order; the refitted weights (k', n) of their inputs), in f32.
 
-    The k inputs are len(groups) equal runs. `groups` names the set of each run, and every set loses
-    `drop` runs. In f32.
+    Args:
+        weights: a matrix (k, n), whose k inputs are len(groups) runs of equal length.
+        gram: H = E[x xᵀ] of the inputs, (k, k).
+        groups: the set that each run belongs to, numbered from 0.
+        drop: the number of runs that each set loses.
+        damping: added to the diagonal of H, times its mean.
 
     Example:
         >>> import jax.numpy as jnp
         >>> gram = jnp.array([[1.0, 0.99, 0.0], [0.99, 1.0, 0.0], [0.0, 0.0, 1.0]])
         >>> stay, w = remove(jnp.array([[1.0], [1.2], [0.8]]), gram, (0, 0, 0), 1, 0.0)
-        >>> stay.tolist(), [round(float(x), 2) for x in w[:, 0]]  # the second stands for the first
+        >>> stay.tolist(), [round(float(x), 2) for x in w[:, 0]]  # the second replaces the first
         ([1, 2], [2.19, 0.8])
     """
     k = len(weights)
@@ -43,19 +47,19 @@ def remove(
     gram = gram + jnp.eye(k) * jnp.where(mean > 0, damping * mean, 1.0)
     blocks = lambda a: a.reshape(runs, size, *a.shape[1:])
     solve = jnp.linalg.solve if size > 1 else lambda a, b: b / a
-    own = jnp.stack([jnp.asarray(sets == s) for s in range(sets.max() + 1)])  # (sets, runs)
+    members = jnp.stack([jnp.asarray(sets == s) for s in range(sets.max() + 1)])  # (sets, runs)
     inverse = jnp.linalg.inv(gram)
     at = np.arange(runs)
-    own_part = inverse.reshape(runs, size, runs, size)[at, :, at]  # (runs, size, size)
+    diagonal = inverse.reshape(runs, size, runs, size)[at, :, at]  # (runs, size, size)
 
     def step(i, state):
-        # the inverse of what is left is the first less downᵀ · across: k² numbers, never formed
+        # The inverse for the remaining inputs is `inverse` − downᵀ · across; it is never formed.
         down, across, inner, w, there = state
         inner = jnp.where(there[:, None, None], inner, jnp.eye(size)[None])
         parts = blocks(w)
         loss = (parts * solve(inner, parts)).sum((1, 2))
-        full = (own & ~there[None]).sum(1) >= drop  # sets that have lost enough
-        barred = ~there | (own & full[:, None]).any(0)
+        full = (members & ~there[None]).sum(1) >= drop  # sets that have lost `drop` runs
+        barred = ~there | (members & full[:, None]).any(0)
         least = jnp.argmin(jnp.where(barred, jnp.inf, loss))
         cut = lambda a, axis: lax.dynamic_slice_in_dim(a, least * size, size, axis)
         rows = cut(inverse, 0) - jnp.matmul(cut(down, 1).T, across, precision="highest")
@@ -69,7 +73,7 @@ def remove(
 
     start = weights.astype(jnp.float32)
     gone = jnp.zeros(((runs - kept) * size, k))
-    first = gone, gone, own_part, start, jnp.ones(runs, bool)
+    first = gone, gone, diagonal, start, jnp.ones(runs, bool)
     there = lax.fori_loop(0, runs - kept, step, first)[-1]
     stay = jnp.argsort(~there, stable=True)[:kept]
     inputs = (stay[:, None] * size + jnp.arange(size)[None]).reshape(-1)
@@ -81,15 +85,16 @@ def remove(
 def remove_inputs(
     linear: Mapping[str, Array], moments: Moments, groups: tuple[int, ...], drop: int
 ) -> tuple[Array, dict[str, Array]]:
-    """`remove` for each layer of stacked linears {"kernel", "bias"}: (groups that stay, linears).
+    """`remove` for each layer of stacked linears {"kernel", "bias"}: (runs that stay, linears).
 
-    A bias takes over the mean of what is gone, so that the weights make up for the rest alone.
+    `groups` and `drop` are as in `remove`. The mean output of the removed inputs is added to the
+    bias, so that the weights are refitted to the deviations from the mean.
     """
     kernel, mean, gram = linear["kernel"], moments.mean, moments.second
     if "bias" in linear:
         gram = gram - mean[:, :, None] * mean[:, None]
-    each = [remove(w, h, groups, drop) for w, h in zip(kernel, gram, strict=True)]
-    stay, new = (jnp.stack(parts) for parts in zip(*each))
+    by_layer = [remove(w, h, groups, drop) for w, h in zip(kernel, gram, strict=True)]
+    stay, new = (jnp.stack(parts) for parts in zip(*by_layer))
     out = {**linear, "kernel": new.astype(kernel.dtype)}
     if "bias" in linear:
         kept = take_runs(mean, stay, len(groups))
@@ -109,7 +114,7 @@ def moments_of(stats: Mapping[str, Moments], path: str) -> Moments:
     """The moments of a stacked weight's input, with its Gram matrices.
 
     Raises:
-        ValueError: there are none for `path`.
+        ValueError: `stats` has no Gram moments for `path`.
     """
     if path not in stats or stats[path].second.ndim != stats[path].mean.ndim + 1:
         raise ValueError(f'removal wants stats of moments="gram" for {path}, got none')

@@ -1,12 +1,10 @@
-"""remove_neurons: a narrower feed-forward layer, whose `down` makes up for what is gone."""
+"""remove_neurons: narrower feed-forward layers; their `down` projection is refitted."""
 
-import dataclasses
 from collections.abc import Mapping
-
-import jax
 
 from ..models.model import Model
 from .input_removal import moments_of, remove_inputs, take_runs
+from .smaller_model import copy_dicts, smaller_model
 
 DOWN = "layers/mlp/down/kernel"
 
@@ -14,11 +12,11 @@ DOWN = "layers/mlp/down/kernel"
 def remove_neurons(model: Model, ffn: int, stats: Mapping) -> Model:
     """The model with `ffn` neurons in the feed-forward part of each layer.
 
-    Every layer loses those whose loss is least once `down` is refitted to what is left, and keeps
-    them in order. Works for every family. Kurtic et al., 2023 (ZipLM).
+    Each layer loses the neurons whose removal costs least after `down` is refitted; the others keep
+    their order. For every family. Kurtic et al., 2023 (ZipLM).
 
     Raises:
-        ValueError: `ffn` is not below the model's, or below 1; stats without Gram matrices.
+        ValueError: `ffn` is less than 1 or not below the model's; `stats` has no Gram matrices.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -37,10 +35,9 @@ def remove_neurons(model: Model, ffn: int, stats: Mapping) -> Model:
     now = model.config.ffn
     if not 0 < ffn < now:
         raise ValueError(f"{ffn} neurons are to stay of {now}, expected at least 1 and fewer")
-    params = jax.tree.map(lambda x: x, model.params)  # new dicts, the same arrays
+    params = copy_dicts(model.params)
     mlp = params["layers"]["mlp"]
     stay, mlp["down"] = remove_inputs(mlp["down"], moments_of(stats, DOWN), (0,) * now, now - ffn)
     for name in set(mlp) - {"down"}:
         mlp[name] = {part: take_runs(w, stay, now) for part, w in mlp[name].items()}
-    source = f"{model.source}, {ffn} of {now} neurons"
-    return Model(dataclasses.replace(model.config, ffn=ffn), params, model.tokenizer, source)
+    return smaller_model(model, params, f"{ffn} of {now} neurons", ffn=ffn)

@@ -1,4 +1,4 @@
-"""fewer: a model with some of its structure gone, for a budget to choose among."""
+"""fewer: smaller versions of a model, each with some structure removed, for a budget to compare."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
@@ -12,26 +12,26 @@ from .neurons import remove_neurons
 from .width import remove_width
 
 Structure = Literal["neurons", "heads", "width", "layers"]
-NEURONS = (7 / 8, 3 / 4)  # that stay
-GROUPS = 7 / 8  # of heads with the same keys, that stay
-WIDTH = 7 / 8  # of the residual stream, in multiples of 8
-LAYERS = (1 / 16, 1 / 8)  # that go
+KEPT_NEURONS = (7 / 8, 3 / 4)
+KEPT_GROUPS = 7 / 8  # groups of heads that share keys
+KEPT_WIDTH = 7 / 8  # of the residual stream, in multiples of 8
+REMOVED_LAYERS = (1 / 16, 1 / 8)
 
 
 def fewer(
     model: Model, kinds: Collection[Structure], *, stats: Mapping, ids: Array
 ) -> Iterator[tuple[Model, list[int]]]:
-    """(a smaller model, which of the layers stay), for each kind that is named and each size.
+    """(a smaller model, the layers that it has), for each of the `kinds` and each size.
 
-    7/8 and 3/4 of the neurons; one query head less in each group that shares keys, and 7/8 of the
-    groups; 7/8 of the width; 1/16 and 1/8 of the layers gone. `stats` has Gram matrices, by which
-    neurons, heads and directions are chosen and made up for; `ids` (rows, tokens) is text by which
-    the layers are. Bytes saved by structure and by fewer bits compete: give each model to `budget`
-    with the same limit, and compare.
+    The sizes are 7/8 and 3/4 of the neurons; one query head less in each group that shares keys,
+    and 7/8 of the groups; 7/8 of the width; 15/16 and 7/8 of the layers. `stats` has the Gram
+    matrices by which neurons, heads and directions are chosen and refitted; `ids` (rows, tokens) is
+    the text by which layers are chosen. To compare bytes saved by structure with bytes saved by
+    fewer bits, give each model to `budget` with the same limit.
 
     Raises:
-        ValueError: a model of one layer or head, a width that is not of a Llama; stats without Gram
-            matrices.
+        ValueError: the model has one layer or head, or its width cannot be reduced (see
+            `remove_width`); `stats` has no Gram matrices.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -52,19 +52,19 @@ def fewer(
     """
     config, whole = model.config, list(range(model.config.layers))
     if "neurons" in kinds:
-        for share in NEURONS:
+        for share in KEPT_NEURONS:
             yield remove_neurons(model, max(1, round(share * config.ffn)), stats), whole
     if "heads" in kinds:
         groups = getattr(config, "kv_heads", config.heads)
         if groups < config.heads:
             yield remove_heads(model, stats, heads=config.heads - groups), whole
         if groups > 1 or groups == config.heads:
-            count = min(round(GROUPS * groups), groups - 1)
+            count = min(round(KEPT_GROUPS * groups), groups - 1)
             yield remove_heads(model, stats, kv_heads=count), whole
     if "width" in kinds:
-        yield remove_width(model, int(WIDTH * config.width / 8) * 8, stats), whole
+        yield remove_width(model, int(KEPT_WIDTH * config.width / 8) * 8, stats), whole
     if "layers" in kinds:
-        counts = sorted({max(1, round(share * config.layers)) for share in LAYERS})
+        counts = sorted({max(1, round(share * config.layers)) for share in REMOVED_LAYERS})
         order = least_missed(model, counts[-1], ids)
         for count in counts:
             gone = order[:count]
