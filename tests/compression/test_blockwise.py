@@ -2,6 +2,7 @@
 
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +75,7 @@ def test_lazy_weights_are_read_a_layer_at_a_time():
         types.SimpleNamespace(tensors=tensors, apply=apply), plan, BATCHES[:1]
     )
     want = jm.encode_by_block(MODEL, plan, BATCHES[:1])
-    jax.tree.map(np.testing.assert_array_equal, found, want)
+    chex.assert_trees_all_equal(found, want, strict=True)
     assert max(map(read.count, read)) <= 3  # each layer once
 
 
@@ -93,7 +94,7 @@ def test_our_models_are_cut_too(config):
     plan = jm.choose(params, {"layers/.*kernel": jm.Int(4)})
     enc = jm.encode_by_block(Model(config, params, None, "random"), plan, BATCHES[:1])
     want = jm.encode(params, plan)
-    jax.tree.map(np.testing.assert_array_equal, enc, want)
+    chex.assert_trees_all_equal(enc, want, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_blocks_that_learn_lose_less_in_the_same_bytes():
     assert divergence(learned) < 0.9 * divergence(plain)
     wild = jm.encode_by_block(MODEL, plan, BATCHES, passes=1, learning_rate=1e3)
     first = lambda tree: jax.tree.map(lambda a: a[0], tree["layers"])
-    jax.tree.map(np.testing.assert_array_equal, first(wild), first(plain))  # no nearer: not kept
+    chex.assert_trees_all_equal(first(wild), first(plain), strict=True)  # no nearer: not kept
 
 
 def test_passes_in_which_nothing_learns_are_refused():
@@ -163,7 +164,7 @@ def test_a_leaf_that_learned_nothing_is_the_leaf_it_was(codec, axes):
     leaf = codec.encode(w, axes)
     learning_one = LearnedArray.of(leaf, w)
     np.testing.assert_allclose(learning_one.decode(), leaf.decode(), atol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, learning_one.encoded(), leaf)
+    chex.assert_trees_all_equal(learning_one.encoded(), leaf, strict=True)
 
 
 def test_a_model_learns_from_the_logits_it_should_give():
@@ -200,7 +201,7 @@ def test_tuned_floats_bring_the_model_nearer_in_the_same_bytes(codec):
     ints = lambda tree: [
         a for a in jax.tree.leaves(tree) if not jnp.issubdtype(a.dtype, jnp.floating)
     ]
-    jax.tree.map(np.testing.assert_array_equal, ints(tuned), ints(enc))
+    chex.assert_trees_all_equal(ints(tuned), ints(enc), strict=True)
 
 
 @pytest.mark.parametrize(
