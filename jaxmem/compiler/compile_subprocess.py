@@ -1,4 +1,7 @@
-"""Compiles for a TPU or GPU that is not here: in a process of its own, once for each program."""
+"""compile_for: a compile for a TPU or GPU that this machine may lack, in a subprocess.
+
+Results are kept in the cache, so each program is compiled once for a target.
+"""
 
 import base64
 import dataclasses
@@ -22,7 +25,7 @@ from .devices import Target
 
 _WORKER = pathlib.Path(__file__).with_name("compile_worker.py")
 PACKAGES = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-plugin"]}  # each platform's compiler
-_ENV = {  # libtpu on a machine without TPU, beside other processes that use it, and quiet
+_ENV = {  # libtpu runs without a TPU, beside other processes that use libtpu, and prints little
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_X64": "1",
     "JAX_TRACEBACK_FILTERING": "off",
@@ -30,32 +33,36 @@ _ENV = {  # libtpu on a machine without TPU, beside other processes that use it,
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # kernels cannot be timed where there is no GPU
+    "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # without a GPU, kernels cannot be timed
 }
-_LAYOUTS = jax.export.DisabledSafetyCheck.custom_call("LayoutConstraint")  # no kernel of anyone's
+# A layout constraint is a custom call, but no kernel that the target might lack.
+_LAYOUTS = jax.export.DisabledSafetyCheck.custom_call("LayoutConstraint")
 
 
 def unpacked(text: str) -> str:
-    """A program's text, as the worker packed it."""
+    """A program's text from what the worker's `packed` made of it."""
     return zlib.decompress(base64.b64decode(text)).decode()
 
 
 class CompileError(RuntimeError):
-    """The target's compiler refused the program, died or ran out of time; not out of memory."""
+    """The target's compiler refused the program, died or ran out of time.
+
+    A program that needs too much memory is no error.
+    """
 
 
 def versions(*names: str) -> dict[str, str]:
-    """The installed versions of packages.
+    """{package: version} of these installed packages.
 
     Raises:
-        ImportError: one is missing that the extra `tpu` or `gpu` brings.
+        ImportError: a package of the extra `tpu` or `gpu` is not installed.
     """
     try:
         return {name: importlib.metadata.version(name) for name in names}
     except importlib.metadata.PackageNotFoundError as e:
         extra = "gpu" if "cuda" in e.name else "tpu"
-        what = f"compiling for {extra.upper()} needs {e.name}"
-        raise ImportError(f'{what}: pip install "jaxmem[{extra}]"') from e
+        problem = f"compiling for {extra.upper()} needs {e.name}"
+        raise ImportError(f'{problem}: pip install "jaxmem[{extra}]"') from e
 
 
 def compile_for(
@@ -66,25 +73,29 @@ def compile_for(
     limit: int | None,
     timeout: float,
 ) -> dict[str, Any]:
-    """`{"sizes": {...}}` of the compiled program, or `{"needed": bytes}` where it does not fit.
+    """`{"sizes": {...}}` of the compiled program, or `{"needed": bytes}` if it does not fit.
 
-    Beside them are the packed texts: `program`, and `compiled` where it was (see `unpacked`), and
-    `hash`, which names the program, the target and the versions. The program is exported here and
-    compiled there, so `jitted` may be anything that traces.
+    The result also has `program`, the packed text before compilation (see `unpacked`), `compiled`,
+    the packed text after it if the program fits, and `hash`, which identifies the program, the
+    target and the versions. The program is exported in this process and compiled in the subprocess.
 
     Args:
-        limit: the bytes the compiler believes it has; None for what the chip has. GPUs take none.
-        timeout: seconds.
+        target: the devices to compile for.
+        jitted: the function; it may be anything that can be traced.
+        args: its arguments, concrete or abstract.
+        limit: bytes of memory that the TPU compiler may use; None for all of the device's memory.
+            The GPU compiler takes no limit.
+        timeout: seconds that the compiler may take.
 
     Raises:
-        ValueError: the topology is not one, or not one for the mesh of the arguments.
+        ValueError: the topology does not exist, or has not as many devices as the arguments' mesh.
         TypeError: an argument's dtype has no exported form (int2).
         ImportError: the extra `tpu` or `gpu` is not installed.
         CompileError: the compiler refused the program, died, or ran out of time.
     """
     installed = versions("jax", "jaxlib", *PACKAGES[target.platform], "flatbuffers")
-    how = {"platforms": [target.platform], "disabled_checks": [_LAYOUTS]}
-    exported = jax.export.export(jitted, **how)(*args)
+    options = {"platforms": [target.platform], "disabled_checks": [_LAYOUTS]}
+    exported = jax.export.export(jitted, **options)(*args)
     arguments = jax.tree.leaves(jitted.trace(*args).args_info)
     budget = {"xla_tpu_max_hbm_size_mib": str(limit // 2**20)} if limit else {}
     request = {
@@ -94,32 +105,32 @@ def compile_for(
         "donated": [i for i, argument in enumerate(arguments) if argument.donated],
         "compiler_options": budget if target.platform == "tpu" else {},
     }
+    # The cache key covers all that decides the result. Source locations do not: strip them.
     flags = [os.environ.get(name) for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
     program = re.sub(r'^#loc.*\n| loc\((#loc\d*|"[^"]*")\)', "", exported.mlir_module(), flags=re.M)
     identity = json.dumps([_WORKER.read_text(), installed, flags, request, program])
     name = hashlib.sha256(identity.encode()).hexdigest()
     path = cache_dir("compiled") / f"{name}.json"
     if not path.exists():
-        found = _result(_ask(request, exported, timeout))
-        write_whole(path, json.dumps(found).encode())
+        result = _result(_run_worker(request, exported, timeout))
+        write_whole(path, json.dumps(result).encode())
     return json.loads(path.read_text()) | {"hash": name}
 
 
 def _result(answer: dict) -> dict:
+    """What `compile_for` returns, from the worker's answer; raises if it is an error."""
     if "sizes" in answer:
         return answer
     if "invalid" in answer:
         raise ValueError(f"this program is not for that device: {answer['invalid']}")
     if (needed := needed_bytes(answer["failed"])) is None:
-        first = (
-            answer["failed"].strip().splitlines()[0]
-        )  # then come the whole program and its lines
+        first, *_ = answer["failed"].strip().splitlines()  # the whole program follows
         raise CompileError(f"the compiler refused: {first}")
     return {"needed": needed, "program": answer["program"]}
 
 
 def needed_bytes(message: str) -> int | None:
-    """Bytes the compiler's out-of-memory message asks for; None for any other message.
+    """Bytes that the program needs, from an out-of-memory message; None for any other message.
 
     Example:
         >>> needed_bytes("memory required for HLO temporaries (1.50G) exceeds available HBM (1G)")
@@ -129,12 +140,12 @@ def needed_bytes(message: str) -> int | None:
     """
     early = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
     late = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    found = early or late
-    return found and int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+    match = early or late
+    return match and int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
 
 
-def _ask(request: dict, exported: jax.export.Exported, timeout: float) -> dict:
-    """What the worker says, in a process of its own."""
+def _run_worker(request: dict, exported: jax.export.Exported, timeout: float) -> dict:
+    """The answer of `compile_worker`, which runs as a subprocess of at most `timeout` seconds."""
     try:
         program = _flat(exported).serialize()
     except KeyError as e:
@@ -151,14 +162,15 @@ def _ask(request: dict, exported: jax.export.Exported, timeout: float) -> dict:
     except subprocess.TimeoutExpired as e:
         raise CompileError(f"the compiler took more than {timeout} s") from e
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
-        why = next((x for x in said if re.match(r"F\d{4} |\*\*\* SIG", x)), said[-1])
-        raise CompileError(f"the compiler died (exit status {done.returncode}): {why}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
+        # The line of a failed check or a signal tells most; otherwise take the last line.
+        cause = next((x for x in lines if re.match(r"F\d{4} |\*\*\* SIG", x)), lines[-1])
+        raise CompileError(f"the compiler died (exit status {done.returncode}): {cause}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _flat(exported: jax.export.Exported) -> jax.export.Exported:
-    """The same program over flat lists: the worker need not know the caller's classes."""
+    """The program over flat lists: then the worker needs none of the caller's classes."""
     args, outs = (list(range(len(x))) for x in (exported.in_avals, exported.out_avals))
     trees = jax.tree.structure((tuple(args), {})), jax.tree.structure(outs)
     return dataclasses.replace(exported, in_tree=trees[0], out_tree=trees[1])

@@ -1,15 +1,16 @@
-"""Compiles one exported program for a TPU or GPU that is not here, and says what it takes.
+"""Compiles one exported program for a TPU or GPU that this machine may lack, and reports its sizes.
 
-A process of its own, started by `compiling` as a script, because libtpu may abort the process it
-is in. Reads from standard input a line of JSON (`platform`, `topology`, its `options`, `donated`
-arguments, `compiler_options`) and then the exported program; writes one line of JSON with one of
+`compile_subprocess` starts this file as a script, because libtpu may abort the process it is in.
+The script reads a line of JSON (`platform`, `topology`, `options` of the topology, `donated`
+arguments, `compiler_options`) and then the exported program from standard input. It writes one
+line of JSON with one of
 
-    sizes     what the program takes, in bytes a device, and `compiled`, its text
+    sizes     bytes that the program takes on each device; beside it `compiled`, the compiled text
     invalid   what is wrong with the request
-    failed    the compiler's message, out of memory included
+    failed    the compiler's message, also if the program needs too much memory
 
-and beside `sizes` and `failed` the `program`, its text before it was compiled. Texts are zlib in
-base 64. Imports nothing of jaxmem, so that a start costs what importing jax costs.
+With `sizes` and `failed` comes `program`, the text before compilation. Texts are compressed with
+zlib and written in base 64. Nothing of jaxmem is imported, so a start costs only importing jax.
 """
 
 import base64
@@ -26,9 +27,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 
 def sizes(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes on one device; `highest` is the compiler's own peak, which leaves out temp on CPU.
+    """Bytes of each kind on one device; see `footprint.Memory`.
 
-    A TPU's counts arguments that lie on the host, which are taken off here.
+    `highest` is the compiler's own peak. On CPU it leaves out temporaries. On a TPU it counts
+    arguments in host memory, so they are subtracted.
     """
     m = compiled.memory_analysis()
     host = m.host_argument_size_in_bytes + m.host_output_size_in_bytes + m.host_temp_size_in_bytes
@@ -44,17 +46,19 @@ def sizes(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def packed(text: str) -> str:
-    """A program's text in a twentieth of its size."""
+    """A program's text, compressed to about a twentieth."""
     return base64.b64encode(zlib.compress(text.encode())).decode()
 
 
 def main() -> None:
+    """Answers the request on standard input."""
     request = json.loads(sys.stdin.buffer.readline())
     exported = jax.export.deserialize(bytearray(sys.stdin.buffer.read()))
     print(json.dumps(_answer(request, exported)), flush=True)
 
 
 def _answer(request: dict, exported: jax.export.Exported) -> dict:
+    """One of the answers that the module's docstring lists."""
     try:
         devices = topologies.get_topology_desc(
             platform=request["platform"], topology_name=request["topology"], **request["options"]
@@ -72,40 +76,47 @@ def _answer(request: dict, exported: jax.export.Exported) -> dict:
     return {"sizes": sizes(compiled), "compiled": packed(compiled.as_text()), "program": program}
 
 
-def _lower(exported: jax.export.Exported, devices, donated: list[int]) -> jax.stages.Lowered:
-    """The program as `jit` itself would lower it: arguments that nothing reads are not taken."""
-    kept = exported.module_kept_var_idx
-    places = _shardings(exported, devices)
-    given = [
-        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=places[i])
+def _lower(
+    exported: jax.export.Exported, devices: list[jax.Device], donated: list[int]
+) -> jax.stages.Lowered:
+    """The program as `jit` would lower it: arguments that nothing reads are left out.
+
+    `donated` are the positions of donated arguments.
+    """
+    used = exported.module_kept_var_idx
+    shardings = _shardings(exported, devices)
+    arguments = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=shardings[i])
         for i, a in enumerate(exported.in_avals)
-        if i in kept
+        if i in used
     ]
 
     def program(*args):
-        read = dict(zip(kept, args))
+        value_of = dict(zip(used, args))
         avals = enumerate(exported.in_avals)
         return exported.call(
-            *(read[i] if i in read else jnp.zeros(a.shape, a.dtype) for i, a in avals)
+            *(value_of[i] if i in value_of else jnp.zeros(a.shape, a.dtype) for i, a in avals)
         )
 
-    donate = [n for n, i in enumerate(kept) if i in donated]
-    where = None if given else SingleDeviceSharding(devices[0])
-    return jax.jit(program, donate_argnums=donate, out_shardings=where).lower(*given)
+    donate = [n for n, i in enumerate(used) if i in donated]
+    place = None if arguments else SingleDeviceSharding(devices[0])
+    return jax.jit(program, donate_argnums=donate, out_shardings=place).lower(*arguments)
 
 
-def _shardings(exported: jax.export.Exported, devices) -> list:
+def _shardings(exported: jax.export.Exported, devices: list[jax.Device]) -> list:
+    """A sharding over `devices` for each argument; replicated where the program names none."""
     if exported.nr_devices == 1:
         kinds = [
             "pinned_host" if a.memory_space == jax.memory.Space.Host else None
             for a in exported.in_avals
         ]
         return [SingleDeviceSharding(devices[0], memory_kind=kind) for kind in kinds]
-    asked = exported.in_shardings_jax(None)
-    mesh = next((s.mesh for s in asked if s is not None), None)
+    abstract = exported.in_shardings_jax(None)
+    mesh = next((s.mesh for s in abstract if s is not None), None)
     if mesh is None:
         mesh = Mesh(np.array(devices), ("devices",))
-    elif len({getattr(d, "slice_index", 0) for d in devices}) > 1:  # the first axis is the slowest
+    elif len({getattr(d, "slice_index", 0) for d in devices}) > 1:
+        # Several slices: the mesh's first axis, which is the slowest, runs over the slices.
         grid = np.array(sorted(devices, key=lambda d: (d.slice_index, d.id)))
         grid = grid.reshape(mesh.axis_sizes)
         mesh = Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
@@ -113,8 +124,8 @@ def _shardings(exported: jax.export.Exported, devices) -> list:
         mesh = jax.make_mesh(
             mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types, devices=devices
         )
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return [s or everywhere for s in exported.in_shardings_jax(mesh)]
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return [s or replicated for s in exported.in_shardings_jax(mesh)]
 
 
 if __name__ == "__main__":

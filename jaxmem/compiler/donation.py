@@ -1,4 +1,4 @@
-"""donations: arguments whose memory a result could take over, and does not."""
+"""donations: arguments whose memory a result could take over, but does not."""
 
 import dataclasses
 import math
@@ -12,34 +12,34 @@ from ..core.leaf import nbytes
 
 @dataclasses.dataclass(frozen=True)
 class Donations:
-    """What a call gives away, and what it could.
+    """Which arguments of a call could be donated, and which are donated without use.
 
-    `missed` are arguments that were not donated though a result has their shape and dtype: both
-    are held at once. `vain` were donated and no result can take them over.
+    `missed` arguments are not donated although a result has their shape and dtype, so argument and
+    result are in memory at once. `vain` arguments are donated, but no result can take their memory.
     """
 
     missed: dict[str, int]  # {argument: bytes}
-    vain: dict[str, int]
+    vain: dict[str, int]  # {argument: bytes}
 
     @property
     def cost(self) -> int:
-        """Bytes that donating what was missed would save, at most."""
+        """Bytes that donating the `missed` arguments would save, at most."""
         return sum(self.missed.values())
 
     def __str__(self) -> str:
         rows = [("could be donated", *row) for row in self.missed.items()]
         rows += [("donated in vain", *row) for row in self.vain.items()]
-        lines = [f"{n:>18,}  {what:<18}{name}" for what, name, n in rows]
+        lines = [f"{n:>18,}  {kind:<18}{name}" for kind, name, n in rows]
         return "\n".join([*lines, f"{self.cost:>18,}  bytes are held twice"])
 
 
 def donations(fn: Callable, *args: Any, donate_argnums: int | Sequence[int] = ()) -> Donations:
-    """Which arguments of a step are kept beside the results that replace them.
+    """Which arguments of a step stay in memory beside the results that replace them.
 
-    `fn` may be jitted, and then its own donation holds; arguments may be abstract. A result takes
-    over the memory of one donated argument of its shape and dtype, as XLA matches them. An argument
-    that is used after the call, such as a batch, may have the shape of a result by chance: that
-    is for the caller to know.
+    If `fn` is jitted, its own donation holds; arguments may be abstract. A result takes over the
+    memory of one donated argument of its shape and dtype, as in XLA. An argument that is used after
+    the call, such as a batch, may have the shape of a result by chance; such an argument is listed
+    as missed too.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -52,13 +52,14 @@ def donations(fn: Callable, *args: Any, donate_argnums: int | Sequence[int] = ()
         0
     """
     donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
-    own = isinstance(fn, jax.stages.Wrapped) and not donate
-    jitted = fn if own else jax.jit(fn, donate_argnums=donate)
+    is_jitted = isinstance(fn, jax.stages.Wrapped) and not donate
+    jitted = fn if is_jitted else jax.jit(fn, donate_argnums=donate)
     traced = jitted.trace(*args)
     results = [(x.shape, x.dtype) for x in jax.tree.leaves(traced.out_info)]
-    given = jax.tree_util.tree_leaves_with_path(traced.args_info)
+    arguments = jax.tree_util.tree_leaves_with_path(traced.args_info)
     vain, missed = {}, {}
-    for path, x in sorted(given, key=lambda at: not at[1].donated):  # the donated come first
+    # Match donated arguments to results first: XLA gives the results their memory.
+    for path, x in sorted(arguments, key=lambda item: not item[1].donated):
         kind, name = (x.shape, x.dtype), "args" + jax.tree_util.keystr(path[1:])
         taken = kind in results
         if taken:

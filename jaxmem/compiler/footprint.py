@@ -1,4 +1,4 @@
-"""memory: arguments + outputs + temp - aliased, as the target's own compiler says."""
+"""memory: arguments + outputs + temp - aliased, as the target's own compiler reports them."""
 
 import dataclasses
 import functools
@@ -17,25 +17,26 @@ from .compile_worker import sizes
 from .devices import Target, target
 
 _MIB = 2**20
-_UNTUNED = {"xla_backend_optimization_level": 0}  # buffers are placed before machine code is made
-_PROBE = 64 * _MIB  # too little for almost any program: the compiler says at once what is needed
+_UNTUNED = {"xla_backend_optimization_level": 0}  # buffers are assigned before these optimizations
+_PROBE_LIMIT = 64 * _MIB  # too little for almost any program: the compiler soon reports the need
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What a compiled program takes: bytes on one device, and `host` bytes apart.
+    """What a compiled program takes: bytes of one device's memory, and of `host` memory.
 
-    Where the compiler gave up, it names no parts, only what the program needs: then `exact` is
-    False, the parts are None, and `estimate` holds its figure, which is 0.8 to 1.07 of the truth.
+    If the compiler gave up, it reports no parts, only how much the program needs. Then `exact` is
+    False, the parts are None, and `estimate` has the reported bytes, 0.8 to 1.07 of the true peak.
 
-    On a TPU `temp` adds up allocations that may share memory, and can alone exceed a limit that the
-    program was compiled to keep. There `highest` is the compiler's own peak, and the peak is the
-    lower of the two: the other way round, it counts vector memory.
+    On a TPU, `temp` sums allocations that may share memory, so `temp` alone can exceed a limit that
+    the program keeps; `highest`, the compiler's own peak, may count vector memory. So the peak is
+    the lower of `highest` and the sum of the parts.
 
-    `flops` are the products' of the whole program, all devices together; `traffic` is what one
-    device reads from and writes to its main memory; `collectives` what it receives, by kind. All
-    are counted in the program's text, loops as often as they run. `program` is that text before it
-    was compiled, where shapes are those of all devices together, and `text` after.
+    `flops` counts the products of all devices together. `traffic` is the bytes that one device
+    reads from and writes to its main memory. `collectives` is {kind: bytes that one device
+    receives}. All three are counted in the program's text, and a loop counts each time it runs.
+    `program` is the text before compilation, with shapes of all devices together; `text` is the
+    text after compilation.
 
     Example:
         >>> m = Memory("tpu v5e:1x1", 600, 200, 300, 100, 0, 9, limit=2000, fits=True)
@@ -66,12 +67,12 @@ class Memory:
 
     @property
     def exact(self) -> bool:
-        """Whether this was compiled to the end."""
+        """Whether the program was compiled to the end, so that the parts are known."""
         return self.estimate is None
 
     @property
     def peak(self) -> int:
-        """Bytes at the fullest moment, or the estimate where the compiler gave up."""
+        """Bytes at the moment of most use, or the estimate if the compiler gave up."""
         if self.estimate is not None:
             return self.estimate
         total = self.arguments + self.outputs + self.temp - self.aliased
@@ -79,35 +80,35 @@ class Memory:
 
     @property
     def needed(self) -> int:
-        """Bytes of device memory the program asks for: the peak."""
+        """Bytes of device memory that the program needs: the peak."""
         return self.peak
 
     @property
     def seconds(self) -> float | None:
-        """An estimate of the time of one run: see `devices.Device.seconds`; None on CPU.
+        """Estimated seconds of one run (see `devices.Device.seconds`); None on CPU.
 
-        Without a compiled program the traffic is taken to be the peak, read once.
+        If the program was not compiled, the traffic is taken to be the peak, read once.
         """
-        on = target(self.device)
-        if on is None or self.flops is None:
+        to = target(self.device)
+        if to is None or self.flops is None:
             return None
-        moved = self.peak if self.traffic is None else self.traffic
-        return on.device.seconds(self.flops / on.count, moved, sum(self.collectives.values()))
+        traffic = self.peak if self.traffic is None else self.traffic
+        return to.device.seconds(self.flops / to.count, traffic, sum(self.collectives.values()))
 
     @functools.cached_property
     def notes(self) -> tuple[str, ...]:
-        """Where these figures are known to mislead."""
-        found = []
+        """Sentences on which of these figures are known to mislead, and why."""
+        notes = []
         if self.device == "cpu" and self.text and "Space.Host" in self.text:
-            found.append("CPU has one memory: what is offloaded to the host counts as device bytes")
+            notes.append("CPU has one memory: what is offloaded to the host counts as device bytes")
         if self.device == "cpu" and self.text and " convolution(" in self.text:
-            found.append("what a convolution's own library takes on a CPU is not counted")
+            notes.append("what a convolution's own library takes on a CPU is not counted")
         if self.device.startswith("gpu") and self.host is not None:
-            found.append("host arguments count as device bytes on a GPU that is not here")
-            found.append("the GPU compiler is told no limit: fits compares the peak with it")
+            notes.append("host arguments count as device bytes on a GPU that is not here")
+            notes.append("the GPU compiler is told no limit: fits compares the peak with it")
         if self.device.startswith("gpu") and self.flops:
-            found.append("kernels were not tuned, which may change temp a little")
-        return tuple(found)
+            notes.append("kernels were not tuned, which may change temp a little")
+        return tuple(notes)
 
     def __str__(self) -> str:
         parts = (
@@ -128,11 +129,11 @@ class Memory:
             lines.append(f"  {'flops':<20}{self.flops:>18,}{'':18}")
         if self.seconds is not None:
             lines.append(f"  {'seconds, estimated':<20}{self.seconds:>18.6f}{'':18}")
-        how = "compiled" if self.exact else "the compiler's estimate"
+        source = "compiled" if self.exact else "the compiler's estimate"
         versions = ", ".join(f"{k} {v}" for k, v in self.versions.items())
         verdict = "fits" if self.fits else "does not fit"
         notes = [f"  note: {note}" for note in self.notes]
-        return "\n".join([f"{self.device}: {verdict} ({how}; {versions})", *lines, *notes])
+        return "\n".join([f"{self.device}: {verdict} ({source}; {versions})", *lines, *notes])
 
     def to_json(self) -> str:
         """Every figure, with `peak`, `exact` and `seconds`, as JSON."""
@@ -151,22 +152,24 @@ def memory(
     quick: bool = False,
     timeout: float = 1800.0,
 ) -> Memory:
-    """What `fn(*args)` takes on `device`, from a real compile; nothing is run and no TPU needed.
+    """Bytes that `fn(*args)` takes on `device`, from a real compile; no TPU or GPU is needed.
 
-    Arguments may be concrete or abstract. On several chips shard them over a mesh of as many
-    devices, which may be an `AbstractMesh`; figures are for one device. `fn` may be jitted, and
-    then its own donation and shardings hold.
+    Nothing is run. For several devices, shard the arguments over a mesh of as many devices, which
+    may be an `AbstractMesh`; figures are for one device.
 
-    The compiler runs in a process of its own; what it found is kept in the cache (see
-    `caching`). It schedules by the memory it has, so ask with the limit you mean. On CPU and GPU
-    `limit` is only compared with the peak.
+    For a TPU or GPU the compiler runs in a subprocess, and its result is kept in the cache (see
+    `io.disk_cache`). The TPU compiler schedules for the memory it is given, so pass the limit that
+    you will have. On CPU and GPU `limit` is only compared with the peak.
 
     Args:
-        device: "cpu", "tpu v5e:1x1", "tpu v5e:2x4", "gpu h100" and the like (see `devices`), or
-            "here", which is JAX's first device.
-        limit: bytes on one device; the chip's own by default.
+        fn: the function; if it is jitted, its own donation and shardings hold.
+        args: its arguments, concrete or abstract.
+        device: "cpu", "tpu v5e:1x1", "tpu v5e:2x4", "gpu h100" and the like (see
+            `compiler.devices`), or "here", which is JAX's first device.
+        donate_argnums: positions of arguments whose memory the results may take.
+        limit: bytes on one device; None for all of the device's memory.
         quick: stop at the TPU compiler's estimate, seconds instead of minutes for a train step.
-        timeout: seconds for the compiler.
+        timeout: seconds that the compiler may take.
 
     Raises:
         ValueError: `device` is unknown, has less than `limit`, or cannot hold the mesh of the
@@ -182,49 +185,52 @@ def memory(
         >>> m.arguments, m.outputs
         (4096, 512)
     """
-    on = target(device)
+    to = target(device)
     if limit is not None and limit < _MIB:
         raise ValueError(f"limit is {limit} bytes; expected at least {_MIB} (1 MiB)")
-    if on and on.platform == "tpu" and (limit or 0) > on.device.memory:
-        raise ValueError(f"limit is {limit:,} bytes; {device} has {on.device.memory:,}")
+    if to and to.platform == "tpu" and (limit or 0) > to.device.memory:
+        raise ValueError(f"limit is {limit:,} bytes; {device} has {to.device.memory:,}")
     donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
-    own = isinstance(fn, jax.stages.Wrapped) and not donate
-    jitted = fn if own else jax.jit(fn, donate_argnums=donate)
+    is_jitted = isinstance(fn, jax.stages.Wrapped) and not donate
+    jitted = fn if is_jitted else jax.jit(fn, donate_argnums=donate)
     args = jax.tree.map(_abstract, args)
-    if on is None:
-        here = jax.local_devices()[0] if device == "here" else jax.local_devices(backend="cpu")[0]
-        return _in_process(here, jitted, args, limit)
-    quick = quick and on.platform == "tpu"  # a GPU's compiler is quick, and knows no limit
-    found = compile_for(on, jitted, args, limit=_PROBE if quick else limit, timeout=timeout)
-    return _measured(device, on, found, limit or on.device.memory, quick)
+    if to is None:
+        local = jax.local_devices() if device == "here" else jax.local_devices(backend="cpu")
+        return _in_process(local[0], jitted, args, limit)
+    quick = quick and to.platform == "tpu"  # the GPU compiler is quick, and takes no limit
+    result = compile_for(to, jitted, args, limit=_PROBE_LIMIT if quick else limit, timeout=timeout)
+    return _from_result(device, to, result, limit or to.device.memory, quick)
 
 
-def _measured(device: str, on: Target, found: dict, limit: int, quick: bool) -> Memory:
-    installed = versions("jax", "jaxlib", *PACKAGES[on.platform])
-    program = unpacked(found["program"])
-    known = {
+def _from_result(device: str, to: Target, result: dict, limit: int, quick: bool) -> Memory:
+    """A `Memory` from what `compile_for` returned."""
+    installed = versions("jax", "jaxlib", *PACKAGES[to.platform])
+    program = unpacked(result["program"])
+    fields = {
         "program": program,
         "flops": cost_analysis.flops(hlo.read(program)),
         "versions": installed,
     }
-    m = Memory(device, limit=limit, hash=found["hash"], **known)
-    if "sizes" not in found:
-        needed = found["needed"] if quick else max(found["needed"], limit + 1)
+    m = Memory(device, limit=limit, hash=result["hash"], **fields)
+    if "sizes" not in result:
+        needed = result["needed"] if quick else max(result["needed"], limit + 1)
         return dataclasses.replace(m, fits=needed <= limit, estimate=needed)
-    if on.platform != "tpu":
-        found["sizes"]["highest"] = None
-    m = dataclasses.replace(m, **found["sizes"], **_moved(unpacked(found["compiled"])))
-    return dataclasses.replace(m, fits=m.peak <= limit or not (quick or on.platform == "cuda"))
+    if to.platform != "tpu":
+        result["sizes"]["highest"] = None
+    m = dataclasses.replace(m, **result["sizes"], **_traffic(unpacked(result["compiled"])))
+    # A TPU program that was compiled under the limit fits, whatever its parts add up to.
+    return dataclasses.replace(m, fits=m.peak <= limit or not (quick or to.platform == "cuda"))
 
 
-def _moved(text: str) -> dict:
+def _traffic(text: str) -> dict:
+    """The fields of `Memory` that are counted in the compiled program's text."""
     program = hlo.read(text)
     collectives = cost_analysis.collective_bytes(program)
     return {"traffic": cost_analysis.hbm_bytes(program), "collectives": collectives, "text": text}
 
 
 def _abstract(x: Any) -> Any:
-    """Shape and dtype of an array, with its sharding where that is part of the program."""
+    """Shape and dtype of an array, with its sharding if the sharding is part of the program."""
     if isinstance(x, np.ndarray | np.generic) or not hasattr(x, "dtype"):
         return x
     place = getattr(x, "sharding", None)
@@ -235,7 +241,7 @@ def _abstract(x: Any) -> Any:
 
 
 def _in_process(place: jax.Device, jitted: jax.stages.Wrapped, args: tuple, limit: int | None):
-    """By the compiler of a device that is here."""
+    """A `Memory` by the compiler of `place`, a device of this process."""
     on_cpu = place.platform == "cpu"
     if limit is None and not on_cpu:
         limit = (place.memory_stats() or {}).get("bytes_limit")
@@ -243,19 +249,20 @@ def _in_process(place: jax.Device, jitted: jax.stages.Wrapped, args: tuple, limi
         lowered = jitted.lower(*args)
     program, installed = lowered.as_text("hlo"), versions("jax", "jaxlib")
     identity = json.dumps([installed, lowered.as_text()])
-    known = {"hash": hashlib.sha256(identity.encode()).hexdigest(), "versions": installed}
-    known |= {"program": program, "flops": cost_analysis.flops(hlo.read(program)), "limit": limit}
+    fields = {"hash": hashlib.sha256(identity.encode()).hexdigest(), "versions": installed}
+    fields |= {"program": program, "flops": cost_analysis.flops(hlo.read(program)), "limit": limit}
     name = "cpu" if on_cpu else "here"
     try:
         compiled = lowered.compile(compiler_options=_UNTUNED if on_cpu else None)
     except jax.errors.JaxRuntimeError as error:
         if (needed := needed_bytes(str(error))) is None:
             raise
-        return Memory(name, fits=False, estimate=needed, **known)
-    known |= sizes(compiled) | _moved(compiled.as_text())
-    m = Memory(name, **known | ({} if place.platform == "tpu" else {"highest": None}))
+        return Memory(name, fits=False, estimate=needed, **fields)
+    fields |= sizes(compiled) | _traffic(compiled.as_text())
+    m = Memory(name, **fields | ({} if place.platform == "tpu" else {"highest": None}))
     return dataclasses.replace(m, fits=limit is None or m.peak <= limit)
 
 
 def _row(name: str, n: int) -> str:
+    """A line of the table: a name, bytes, and MiB."""
     return f"  {name:<20}{n:>18,}{n / _MIB:>14,.1f} MiB"

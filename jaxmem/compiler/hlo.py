@@ -1,4 +1,4 @@
-"""read: the text of a compiled program as computations of operations, each with its trip count."""
+"""read: the text of a compiled program, as computations that are lists of operations."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-<>]+) (?:\(.*\) -> .* )?\{$")
 _NAME = re.compile(r"([\w.\-]+) = ")
 _OPCODE = re.compile(r" ?([a-z][\w\-]*)\(")
-_ESTIMATE = re.compile(r'"cost_estimate": ?\{[^}]*\}')  # before XLA's passes, over several lines
+_ESTIMATE = re.compile(r'"cost_estimate": ?\{[^}]*\}')  # may span several lines before XLA's passes
 _CALLED = re.compile(
     r"\b(?:calls|body|to_apply|branch_computations|true_computation|false_computation)="
     r"(\{[^}]*\}|%?[\w.\-<>]+)"
@@ -20,7 +20,7 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """One operation: what it is called, gives, reads, and whatever else its line says."""
+    """One operation: its name, kind, result type, operands, and the rest of its line."""
 
     name: str
     kind: str
@@ -31,49 +31,52 @@ class Op:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the result, wherever it lies."""
+        """Bytes of the result, in whichever memory."""
         return sum(size for size, _ in shapes(self.type))
 
     @property
     def elements(self) -> int:
-        """Numbers in the result."""
+        """Elements of the result."""
         return sum(math.prod(sides) for _, sides in dims(self.type))
 
     @property
     def calls(self) -> list[str]:
-        """Computations that it runs, but for a loop's condition."""
-        found = (m[1].strip("{}").split(",") for m in _CALLED.finditer(self.rest))
-        return [name.strip().lstrip("%") for names in found for name in names]
+        """Names of the computations that the operation runs, except a loop's condition."""
+        lists = (m[1].strip("{}").split(",") for m in _CALLED.finditer(self.rest))
+        return [name.strip().lstrip("%") for names in lists for name in names]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Computations by name, and which one is the entry."""
+    """Computations by name, and the name of the entry computation."""
 
     computations: dict[str, list[Op]]
     entry: str
 
     @functools.cached_property
     def ops(self) -> dict[tuple[str, str], Op]:
-        """Each operation by its computation and name."""
+        """{(computation, operation's name): operation}."""
         return {(c, op.name): op for c, ops in self.computations.items() for op in ops}
 
     @functools.cached_property
     def users(self) -> dict[tuple[str, str], list[Op]]:
-        """The operations that read each result."""
-        found: dict[tuple[str, str], list[Op]] = {}
+        """{(computation, operation's name): the operations that read its result}."""
+        users: dict[tuple[str, str], list[Op]] = {}
         for c, ops in self.computations.items():
             for op in ops:
                 for name in dict.fromkeys(op.operands):
-                    found.setdefault((c, name), []).append(op)
-        return found
+                    users.setdefault((c, name), []).append(op)
+        return users
 
     def root(self, computation: str) -> Op:
-        """The operation whose result is the computation's."""
+        """The operation whose result is the computation's result."""
         return next(op for op in self.computations[computation] if op.is_root)
 
     def trips(self, loop: Op) -> int:
-        """How often a `while` runs its body: what the compiler noted, or what the index meets."""
+        """How often a `while` runs its body.
+
+        The count is the compiler's note, or else the largest constant in the loop's condition.
+        """
         if known := re.search(r"known_trip_count[^0-9]{1,8}n[^0-9]{1,4}(\d+)", loop.rest):
             return int(known[1])
         condition = re.search(r"condition=%?([\w.\-<>]+)", loop.rest)[1]
@@ -87,9 +90,10 @@ class Program:
         return max(constants, default=1)
 
     def walk(self, computation: str | None = None, times: int = 1) -> Iterator[tuple]:
-        """(computation, operation, times it runs), loops and calls entered, fusions not.
+        """(computation, operation, times it runs) for each operation.
 
-        Of the branches of a conditional all are entered, though one is run.
+        Bodies of loops and calls are entered, fusions are not. All branches of a conditional are
+        entered, although one run takes one branch.
         """
         computation = computation or self.entry
         for op in self.computations[computation]:
@@ -104,7 +108,10 @@ class Program:
 
 
 def read(text: str) -> Program:
-    """The program that a compiler's `as_text()` is the text of.
+    """The program in a text of `as_text()`, before or after compilation.
+
+    Raises:
+        ValueError: the text has no entry computation.
 
     Example:
         >>> text = "ENTRY %main (x: f32[2]) -> f32[2] {\\n  ROOT %x = f32[2]{0} parameter(0)\\n}"
@@ -112,14 +119,14 @@ def read(text: str) -> Program:
         8
     """
     computations: dict[str, list[Op]] = {}
-    entry, here = "", None
-    text = _ESTIMATE.sub(lambda found: re.sub(r"\s", "", found[0]), text)
+    entry, operations = "", None  # the operations of the computation that is being read
+    text = _ESTIMATE.sub(lambda match: re.sub(r"\s", "", match[0]), text)
     for line in text.splitlines():
         if line[:1] not in (" ", "}", "") and (head := _HEAD.match(line)):
-            here = computations.setdefault(head[2], [])
+            operations = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif here is not None and line.startswith("  ") and (op := _op(line.strip())):
-            here.append(op)
+        elif operations is not None and line.startswith("  ") and (op := _op(line.strip())):
+            operations.append(op)
     if not entry:
         raise ValueError(f"no program: {text[:60]!r}")
     return Program(computations, entry)
@@ -132,16 +139,16 @@ def shapes(kind: str) -> list[tuple[int, int]]:
         >>> shapes("(f32[2,3]{1,0:T(8,128)}, s4[10]{0:T(128)S(1)})")
         [(24, 0), (5, 1)]
     """
-    found = []
+    arrays = []
     for m in _SHAPE.finditer(kind):
         space = re.search(r"S\((\d+)\)", m[3] or "")
         bits = math.prod(map(int, filter(None, m[2].split(",")))) * width(m[1])
-        found.append((-(-bits // 8), int(space[1]) if space else 0))
-    return found
+        arrays.append((-(-bits // 8), int(space[1]) if space else 0))
+    return arrays
 
 
 def dims(kind: str) -> list[tuple[str, list[int]]]:
-    """(element type, sides) of each array of a type.
+    """(element type, shape) of each array of a type.
 
     Example:
         >>> dims("(f32[2,3]{1,0}, pred[])")
@@ -151,13 +158,19 @@ def dims(kind: str) -> list[tuple[str, list[int]]]:
 
 
 def width(element: str) -> int:
-    """Bits of one number of an element type."""
+    """Bits of one number of an element type.
+
+    Example:
+        >>> width("s4"), width("bf16"), width("pred")
+        (4, 16, 8)
+    """
     digits = re.search(r"\d+", element)
     bits = _BITS.get(element, int(digits[0]) if digits else 32)
     return bits
 
 
 def _op(line: str) -> Op | None:
+    """The operation on a line, as `ROOT %name = type kind(operands), rest`; None if it has none."""
     is_root = line.startswith("ROOT ")
     line = line.removeprefix("ROOT ").removeprefix("%")
     named = _NAME.match(line)
@@ -176,6 +189,7 @@ def _op(line: str) -> Op | None:
 
 
 def _operands(inside: str) -> list[str]:
+    """The names between an operation's parentheses, with or without types before them."""
     if "%" in inside:
         return re.findall(r"%([\w.\-]+)", inside)
     return [
@@ -184,7 +198,7 @@ def _operands(inside: str) -> list[str]:
 
 
 def _closing(line: str, start: int) -> int:
-    """The place after the parenthesis that closes the one at `start`."""
+    """The position after the parenthesis that closes the one at `start`."""
     depth = 0
     for i in range(start, len(line)):
         depth += (line[i] == "(") - (line[i] == ")")

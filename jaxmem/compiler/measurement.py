@@ -1,4 +1,4 @@
-"""measured: what a program really took when it ran, beside what its compiler said."""
+"""measured: the memory that a program took when it ran, beside what its compiler predicted."""
 
 import dataclasses
 import pathlib
@@ -14,7 +14,7 @@ _STATUS, _RESET = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/cl
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Bytes beyond the arguments, which were there before: predicted, and grown in one run."""
+    """Bytes besides the arguments: predicted by the compiler, and grown in one run."""
 
     predicted: int
     grown: int
@@ -22,7 +22,7 @@ class Measured:
 
     @property
     def error(self) -> float:
-        """How far the prediction was off, as a share of what was taken.
+        """(predicted - grown) / grown.
 
         Example:
             >>> Measured(150, 100, None).error
@@ -32,17 +32,17 @@ class Measured:
 
 
 def measured(fn: Callable, *args: Any, donate_argnums: int | Sequence[int] = ()) -> Measured:
-    """Runs `fn(*args)` once and says by how much memory grew at its fullest moment.
+    """Runs `fn(*args)` once and measures by how many bytes memory grew at most.
 
-    On CPU that is the process's peak resident set (Linux), so pages count that the allocator had
-    kept from before as free, and so do other threads: ask in a fresh process, of a program that
-    takes hundreds of megabytes. On an accelerator it is the peak of `device.memory_stats()` over
-    what was in use; the peak is the process's, so there, too, a fresh one tells most. Donated
-    arguments are gone afterwards.
+    On CPU the measure is the process's peak resident set (Linux). It misses pages that the
+    allocator kept from earlier work, and counts other threads: measure in a fresh process, with a
+    program that takes hundreds of megabytes. On an accelerator the measure is the peak of
+    `device.memory_stats()` minus the bytes in use before. That peak is the process's, so a fresh
+    process is best there too. Donated arguments are deleted afterwards.
 
     Raises:
-        OSError: on CPU, and not Linux.
-        ValueError: the device keeps no statistics.
+        OSError: the device is a CPU, and the system is not Linux.
+        ValueError: the device keeps no memory statistics.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,8 +51,8 @@ def measured(fn: Callable, *args: Any, donate_argnums: int | Sequence[int] = ())
         (100000000, True)
     """
     donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
-    own = isinstance(fn, jax.stages.Wrapped) and not donate
-    jitted = fn if own else jax.jit(fn, donate_argnums=donate)
+    is_jitted = isinstance(fn, jax.stages.Wrapped) and not donate
+    jitted = fn if is_jitted else jax.jit(fn, donate_argnums=donate)
     args = jax.block_until_ready(jax.tree.map(jax.numpy.asarray, args))
     m = memory(jitted, *args)
     run = jitted.lower(*args).compile()
@@ -60,18 +60,19 @@ def measured(fn: Callable, *args: Any, donate_argnums: int | Sequence[int] = ())
     read = _resident if device.platform == "cpu" else lambda: _in_use(device)
     before, _ = read()
     if device.platform == "cpu":
-        _RESET.write_text("5")  # the peak starts again at what is resident now
+        _RESET.write_text("5")  # resets the peak to the bytes that are resident now
     jax.block_until_ready(run(*args))
     return Measured(m.outputs + m.temp - m.aliased, read()[1] - before, m)
 
 
 def _resident() -> tuple[int, int]:
-    """(resident bytes, the most there were) of this process."""
+    """(resident bytes, peak of resident bytes) of this process."""
     lines = dict(line.split(":") for line in _STATUS.read_text().splitlines())
     return tuple(int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
 
 
 def _in_use(device: jax.Device) -> tuple[int, int]:
+    """(bytes in use, peak of bytes in use) of an accelerator."""
     stats = device.memory_stats()
     if not stats or "peak_bytes_in_use" not in stats:
         raise ValueError(f"{device} keeps no statistics of its memory")

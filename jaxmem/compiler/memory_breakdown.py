@@ -1,4 +1,4 @@
-"""breakdown: peak = arguments by part + outputs + temporaries by what they are for."""
+"""breakdown: peak = arguments by part + outputs + temporaries by purpose."""
 
 import dataclasses
 import json
@@ -14,16 +14,16 @@ from . import hlo
 from .footprint import Memory
 from .live_buffers import Buffer, at_peak, lines
 
-LARGEST = 12  # buffers that are named
+LARGEST = 12  # temporaries that a breakdown lists by name
 
 
 @dataclasses.dataclass(frozen=True)
 class Breakdown:
     """Bytes on one device by part, which add up to the peak, and the largest temporaries.
 
-    Parts that are arguments are exact. Of temporaries the compiler gives only the sum: those that
-    are live at the fullest moment of the schedule are named, and `temp, other` is the rest, which
-    is padding, fragmentation, and what an own reading of the schedule misses.
+    Parts that are arguments are exact. For temporaries the compiler reports only the sum, so the
+    schedule is read to find which are live when the program uses most memory. `temp, other` is the
+    rest: padding, fragmentation, and what this reading of the schedule misses.
     """
 
     device: str
@@ -47,13 +47,13 @@ class Breakdown:
 
 
 def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
-    """What a compiled program's bytes are for.
+    """A compiled program's bytes by purpose.
 
-    `arguments` names the parts of the program's arguments, which are trees of arrays, abstract or
-    not. Parts called weights and adapters say which temporaries are gradients: those in the
-    backward pass of their shapes. An array whose first axis is as long as the stack of layers is
-    kept for the backward pass, another is at work. The recipes of `build` give the names
-    (`Built.parts`), and mark the loss and the optimizer in the program.
+    `arguments` is {part: a tree of the program's arguments, abstract or concrete}, such as
+    `Built.parts` of `build`. The parts called "weights" and "adapters" tell which temporaries are
+    gradients: arrays of those shapes in the backward pass. An array whose first axis is as long as
+    the stack of layers is kept for the backward pass; any other array is "at work". The loss and
+    the optimizer are found by the names that `build` gives them in the program.
 
     Raises:
         ValueError: the program was estimated, not compiled.
@@ -67,8 +67,8 @@ def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
     """
     if m.text is None:
         raise ValueError(f"a breakdown wants a compiled program, got an estimate for {m.device}")
-    held = {name: device_bytes(tree) for name, tree in arguments.items()}
-    parts = {name: n for name, n in held.items() if n}
+    sizes = {name: device_bytes(tree) for name, tree in arguments.items()}
+    parts = {name: n for name, n in sizes.items() if n}
     parts["arguments, other"] = m.arguments - sum(parts.values())
     parts["outputs"] = m.outputs - m.aliased
     trained = [arguments.get(name) for name in ("adapters", "weights")]
@@ -76,10 +76,11 @@ def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
     shapes |= {_sides(x.shape[1:]) for tree in trained for x in jax.tree.leaves(tree)}
     stacks = [x.shape[0] for tree in trained for x in jax.tree.leaves(tree) if len(x.shape) > 2]
     layers = max(set(stacks), key=stacks.count, default=0)
-    found = at_peak(hlo.read(m.text))
+    buffers = at_peak(hlo.read(m.text))
     temp = m.peak - m.arguments - parts["outputs"]
-    scale = min(1.0, temp / max(1, sum(b.nbytes for b in found)))  # if it was read too high
-    for b in found:
+    # If the buffers add up to more than the compiler reports, scale them down to its sum.
+    scale = min(1.0, temp / max(1, sum(b.nbytes for b in buffers)))
+    for b in buffers:
         part = f"temp, {_purpose(b, shapes, layers)}"
         parts[part] = parts.get(part, 0) + int(b.nbytes * scale)
     parts["temp, other"] = temp - sum(n for part, n in parts.items() if part.startswith("temp"))
@@ -92,14 +93,17 @@ def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
             "path": b.path,
             "line": frames.get(b.frame, ""),
         }
-        for b in found[:LARGEST]
+        for b in buffers[:LARGEST]
         if b.nbytes > temp / 1000
     )
     return Breakdown(m.device, {name: n for name, n in parts.items() if n}, largest)
 
 
 def _purpose(b: Buffer, shapes: set[tuple[int, ...]], layers: int) -> str:
-    """What a temporary is for, by its path and shape."""
+    """A temporary's purpose, by its path in the program and its shape.
+
+    `shapes` are the sorted shapes of what is trained, `layers` the length of the stack of layers.
+    """
     sides = [int(n) for n in re.search(r"\[([\d,]*)\]", b.type)[1].split(",") if n]
     if re.search(r"\b(loss|logits)\b", b.path):
         return "logits"
@@ -112,7 +116,7 @@ def _purpose(b: Buffer, shapes: set[tuple[int, ...]], layers: int) -> str:
 
 
 def _sides(shape: Any) -> tuple[int, ...]:
-    """The sides of a shape in order of size, ones left out: a compiler may transpose."""
+    """A shape sorted by size, without ones: a compiler may transpose and squeeze."""
     return tuple(sorted(n for n in shape if n > 1))
 
 

@@ -1,4 +1,4 @@
-"""replicated: what each of many devices holds whole, by name, from a compiled program's text."""
+"""replicated: the arrays that each of many devices has in full, from a compiled program's text."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,28 +10,28 @@ from .footprint import Memory
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """An array that every device holds whole for a time.
+    """An array that every device has in full for a time.
 
-    `kind` is "gathered" (a weight collected from its pieces, as a layer's under `fsdp`),
-    "rematerialised" (collected only to be cut in another way) or "replicated" (activations of the
-    whole batch, computed or collected by each device: constrain them).
+    `kind` is "gathered" (a weight gathered from its shards, as a layer's under `fsdp`),
+    "rematerialised" (gathered only to be sharded along another axis) or "replicated" (activations
+    of the whole batch, computed or gathered by each device: constrain their sharding).
     """
 
     kind: str
     source: str  # the operation's path in the traced function
     shape: tuple[int, ...]
-    nbytes: int  # of one of them
-    times: int
+    nbytes: int  # bytes of one such array
+    times: int  # how many such arrays a run makes
 
 
 def replicated(m: Memory, *, least: int = 2**20) -> list[Whole]:
-    """The arrays of at least `least` bytes that each device holds whole, largest first.
+    """The arrays of at least `least` bytes that each device has in full, largest first.
 
-    Known by shape: what is whole has a shape that was in the program before it was partitioned.
-    Arguments are not looked for: `placement` has them.
+    Such an array is known by its shape, which is also in the program before partitioning.
+    Arguments are left out: `placement` lists them.
 
     Raises:
-        ValueError: the compiler gave up, so that there is no text to read.
+        ValueError: the compiler gave up, so there is no text to read.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -44,9 +44,10 @@ def replicated(m: Memory, *, least: int = 2**20) -> list[Whole]:
     if m.text is None or m.program is None:
         raise ValueError(f"nothing was compiled for {m.device}, expected a program that fits")
     before, after = hlo.read(m.program), hlo.read(m.text)
-    given = {key for op in before.computations[before.entry] for key in _given(op)}
-    shapes = {_key(sides) for op in before.ops.values() for _, sides in hlo.dims(op.type)} - given
-    found: dict[Whole, int] = {}
+    arguments = {key for op in before.computations[before.entry] for key in _argument_keys(op)}
+    shapes = {_key(sides) for op in before.ops.values() for _, sides in hlo.dims(op.type)}
+    shapes -= arguments
+    counts: dict[Whole, int] = {}
     for computation, op, times in after.walk():
         kind = op.kind.removesuffix("-start")
         if kind in FREE or kind.endswith("-done"):
@@ -55,22 +56,22 @@ def replicated(m: Memory, *, least: int = 2**20) -> list[Whole]:
             gathered = kind == "all-gather"
             if size < least or not (gathered or _key(sides[1]) in shapes):
                 continue
-            what = "replicated" if _key(sides[1]) in shapes else "gathered"
+            name = "replicated" if _key(sides[1]) in shapes else "gathered"
             if gathered and not reads_all(after, computation, op):
-                what = "rematerialised"
-            whole = Whole(what, source(op), tuple(sides[1]), size, 0)
-            found[whole] = found.get(whole, 0) + times
-    out = [dataclasses.replace(whole, times=times) for whole, times in found.items()]
-    return sorted(out, key=lambda w: -w.nbytes)
+                name = "rematerialised"
+            whole = Whole(name, source(op), tuple(sides[1]), size, 0)
+            counts[whole] = counts.get(whole, 0) + times
+    arrays = [dataclasses.replace(whole, times=times) for whole, times in counts.items()]
+    return sorted(arrays, key=lambda w: -w.nbytes)
 
 
 def _key(sides: list[int]) -> tuple[int, ...]:
-    """A shape, whatever the order of its axes."""
+    """A shape sorted by size, without ones: a compiler may transpose and squeeze."""
     return tuple(sorted(n for n in sides if n > 1))
 
 
-def _given(op: hlo.Op) -> Iterator[tuple[int, ...]]:
-    """The shapes of an argument, and of one layer of it."""
+def _argument_keys(op: hlo.Op) -> Iterator[tuple[int, ...]]:
+    """The sorted shapes of an argument and of one layer of it; none if `op` is no argument."""
     if op.kind == "parameter":
         for _, sides in hlo.dims(op.type):
             yield _key(sides)

@@ -1,4 +1,4 @@
-"""residuals: what a backward pass keeps of the forward pass."""
+"""residuals: bytes of the forward pass that are kept for the backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,10 @@ from ..core.leaf import nbytes
 
 
 def residuals(fn: Callable, *args: Any) -> int:
-    """Bytes that the backward pass of `fn` keeps besides its arguments, before any compiler.
+    """Bytes that are kept for the backward pass of `fn(*args)`, besides the arguments.
+
+    The gradient is with respect to the first argument. The count is of the traced program; a
+    compiler may keep fewer bytes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -17,9 +20,9 @@ def residuals(fn: Callable, *args: Any) -> int:
         4000
     """
 
-    def kept(*args):
+    def kept_arrays(*args):
         backward = jax.vjp(lambda first: fn(first, *args[1:]), args[0])[1]
-        given = {id(x) for x in jax.tree.leaves(args)}
-        return [x for x in jax.tree.leaves(backward) if id(x) not in given]
+        arguments = {id(x) for x in jax.tree.leaves(args)}
+        return [x for x in jax.tree.leaves(backward) if id(x) not in arguments]
 
-    return nbytes(jax.eval_shape(kept, *args))
+    return nbytes(jax.eval_shape(kept_arrays, *args))

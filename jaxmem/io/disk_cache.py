@@ -1,13 +1,13 @@
-"""Where jaxmem keeps what it would rather not make twice, and how a file there is written whole."""
+"""cache_dir: the folders in which jaxmem keeps compile results and downloaded models."""
 
 import os
 import pathlib
 
 
 def cache_dir(part: str) -> pathlib.Path:
-    """The folder for `part` of the cache, made if it is missing.
+    """The folder of one part of the cache, such as "compiled"; it is made if it is missing.
 
-    The root is the environment's JAXMEM_CACHE, else `jaxmem` in XDG_CACHE_HOME, else in ~/.cache.
+    The root is the environment variable JAXMEM_CACHE, else `jaxmem` in XDG_CACHE_HOME or ~/.cache.
 
     Example:
         >>> import os, tempfile

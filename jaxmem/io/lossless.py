@@ -1,12 +1,13 @@
-"""write, read_into: an array's bytes in fewer, without loss: planes of bytes under Huffman codes.
+"""write, read_into: an array compressed without loss, as planes of bytes with Huffman codes.
 
-Trained weights differ in their signs and low bits, which nothing compresses, and are alike in
-their exponents. So the first bytes of all numbers stand together, then the second ones, with the
-sign moved behind the exponent, and zlib's entropy coder takes each plane by itself: bfloat16
-weights shrink to 0.66. (Hershcovitch et al., 2024: ZipNN; zlib's Huffman code alone came out 3 %
-smaller than zstd here.) Where bytes repeat, as zeros do, runs are found too.
+The signs and low bits of trained weights look random, so they do not compress, but the exponents
+are alike. So the first bytes of all numbers are stored together, then the second bytes, and so on;
+the sign bit is moved behind the exponent. zlib's entropy coder compresses each plane by itself:
+bfloat16 weights shrink to 0.66. (Hershcovitch et al., 2024: ZipNN. zlib's Huffman codes alone were
+3 % smaller than zstd.) A plane of repeated bytes, such as zeros, is compressed by matches instead.
 
-A piece is a row of chunks: its bytes, the length of each plane's stream, and the streams.
+A stored part is a sequence of chunks. Each chunk is: its raw bytes as a count, the length of each
+plane's stream, and the streams.
 """
 
 import struct
@@ -19,14 +20,15 @@ import numpy as np
 
 from . import packed_bytes
 
-SAMPLE = 1 << 16  # bytes of a plane that say which way is better
-RATIO = 1032  # the most that deflate saves; a smaller file is not what it says it is
-_WAYS = ((6, zlib.Z_HUFFMAN_ONLY), (1, zlib.Z_DEFAULT_STRATEGY))
-_TURNED = ("bfloat16", "float32", "float64")  # a sign, and then an exponent that crosses a byte
+SAMPLE = 1 << 16  # bytes at the start of a plane that decide between `_STRATEGIES`
+RATIO = 1032  # the highest compression that deflate reaches; a claim of more is a damaged file
+_STRATEGIES = ((6, zlib.Z_HUFFMAN_ONLY), (1, zlib.Z_DEFAULT_STRATEGY))
+# The exponent of these crosses a byte unless the sign bit before it is rotated to the end.
+_ROTATED = ("bfloat16", "float32", "float64")
 
 
 def write(file: BinaryIO, piece: np.ndarray | jax.Array) -> tuple[int, int]:
-    """Writes an array where the file stands; returns the CRC-32 of what it wrote, and the bytes."""
+    """Writes an array at the file's position; returns the CRC-32 and the count of written bytes."""
     crc = size = 0
     for raw in packed_bytes.raw_parts(piece):
         streams = [_deflated(plane) for plane in _planes(raw, piece.dtype)]
@@ -40,10 +42,10 @@ def write(file: BinaryIO, piece: np.ndarray | jax.Array) -> tuple[int, int]:
 def read_into(file: BinaryIO, piece: np.ndarray, stored: int) -> int:
     """Fills `piece` from the next `stored` bytes of the file; returns their CRC-32.
 
-    No more than the piece and a chunk of it is ever held, whatever the file says.
+    Memory is limited to `piece` and one chunk, even if the file is damaged.
 
     Raises:
-        ValueError: the bytes are no streams of that many numbers.
+        ValueError: the bytes are not the streams of as many numbers.
     """
     head, crc, at = struct.Struct(f"<{1 + _count(piece.dtype)}I"), 0, 0
     whole = packed_bytes.stored_bytes(piece.size, piece.dtype)
@@ -69,41 +71,45 @@ def read_into(file: BinaryIO, piece: np.ndarray, stored: int) -> int:
 
 
 def _count(dtype: np.dtype) -> int:
+    """How many planes of bytes a dtype has."""
     return dtype.itemsize if dtype.itemsize in (2, 4, 8) else 1
 
 
 def _planes(raw: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """The bytes of a run of numbers, all first ones, then all second ones."""
+    """The planes of raw bytes: all numbers' first bytes, then all second bytes, and so on."""
     count = _count(dtype)
-    if dtype.name in _TURNED:
+    if dtype.name in _ROTATED:
         whole = raw.view(f"<u{count}")
         raw = (whole << 1 | whole >> 8 * count - 1).view(np.uint8)
     yield from (np.ascontiguousarray(raw[i::count]) for i in range(count))
 
 
 def _joined(planes: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """The bytes that `_planes` took apart."""
+    """The raw bytes whose planes `_planes` returned."""
     count = len(planes)
     raw = np.empty(count * planes[0].size, np.uint8)
     for i, plane in enumerate(planes):
         raw[i::count] = plane
-    if dtype.name in _TURNED:
+    if dtype.name in _ROTATED:
         whole = raw.view(f"<u{count}")
         raw = (whole >> 1 | whole << 8 * count - 1).view(np.uint8)
     return raw
 
 
 def _deflated(plane: np.ndarray) -> bytes:
-    def by(way: tuple[int, int], data: memoryview) -> bytes:
-        coder = zlib.compressobj(way[0], zlib.DEFLATED, -15, 9, way[1])
+    """The deflate stream of a plane, by the strategy that is better for the plane's start."""
+
+    def deflate(data: memoryview, level: int, strategy: int) -> bytes:
+        coder = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
         return coder.compress(data) + coder.flush()
 
     data = memoryview(plane)
-    best = min(_WAYS, key=lambda way: len(by(way, data[:SAMPLE])))
-    return by(best, data)
+    best = min(_STRATEGIES, key=lambda options: len(deflate(data[:SAMPLE], *options)))
+    return deflate(data, *best)
 
 
 def _inflated(stream: bytes, size: int) -> np.ndarray:
+    """The plane of `size` bytes that `_deflated` compressed."""
     coder = zlib.decompressobj(-15)
     try:
         data = coder.decompress(stream, size)

@@ -1,8 +1,8 @@
 """describe, rebuild: a tree as plain JSON and a list of arrays, and back, with no template.
 
-Only data is described. A class stands in the JSON by name, and a name means a frozen dataclass of
-jaxmem, one of a few classes of flax, or one that the caller hands over: nothing is imported,
-unpickled or run because a file says so.
+Only data is described. The JSON names classes. A name stands for a frozen dataclass of jaxmem, one
+of a few classes of flax and optax, or a class that the caller passes. So a file cannot cause an
+import, an unpickling or any other code to run.
 """
 
 import dataclasses
@@ -16,10 +16,13 @@ import numpy as np
 
 
 def describe(x: Any, arrays: list, at: str = "") -> Any:
-    """The JSON of the tree `x`; its arrays are appended to `arrays` and stand in it by number.
+    """The JSON of the tree `x`, in which numbers stand for the arrays appended to `arrays`.
+
+    `at` is the path of `x` in the whole tree, for messages.
 
     Raises:
-        TypeError: something that is no array, encoded leaf, container or plain value, and where.
+        TypeError: `x` holds something other than arrays, encoded leaves, containers and plain
+            values; the message has the path.
 
     Example:
         >>> import numpy as np
@@ -43,6 +46,7 @@ def describe(x: Any, arrays: list, at: str = "") -> Any:
 
 
 def _describe_value(x: Any, at: str) -> Any:
+    """The JSON of a float, a dtype or a NumPy scalar; None if `x` is none of them."""
     if type(x) is float:
         return {"float": repr(x)}
     if isinstance(x, np.dtype) or (isinstance(x, type) and hasattr(x, "dtype")):  # jnp.float32
@@ -53,10 +57,11 @@ def _describe_value(x: Any, at: str) -> Any:
 
 
 def _describe_object(x: Any, arrays: list, at: str) -> Any:
-    kind = {"class": class_name(type(x))}
+    """The JSON of an object: its class by name, and its content or its fields."""
+    named = {"class": class_name(type(x))}
     if type(x) in _flax_mappings():
         content = x.unfreeze() if hasattr(x, "unfreeze") else x.raw_mapping
-        return kind | {"of": describe(content, arrays, at)}
+        return named | {"of": describe(content, arrays, at)}
     if dataclasses.is_dataclass(type(x)) and not _is_of_a_model(type(x)):
         fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if f.init}
     elif isinstance(x, tuple) and hasattr(x, "_asdict"):
@@ -68,14 +73,15 @@ def _describe_object(x: Any, arrays: list, at: str) -> Any:
             f"cannot save {at!r}: a {type(x).__name__}; expected arrays, encoded leaves, dicts, "
             "lists, tuples, None and plain values"
         )
-    return kind | {"fields": {k: describe(v, arrays, f"{at}/{k}") for k, v in fields.items()}}
+    return named | {"fields": {k: describe(v, arrays, f"{at}/{k}") for k, v in fields.items()}}
 
 
 def rebuild(node: Any, arrays: list, classes: dict[str, type], at: str = "") -> Any:
-    """The tree that `describe` put down, with `arrays` for the arrays.
+    """The tree whose JSON `describe` returned, with `arrays` in the place of the arrays.
 
     Raises:
-        ValueError: a class that is not in `classes`, or does not take these fields; names its path.
+        ValueError: the JSON names a class that is not in `classes`, or that does not take these
+            fields; the message has the path.
     """
     again = lambda part, key: rebuild(part, arrays, classes, f"{at}/{key}" if at else str(key))
     match node:
@@ -109,6 +115,11 @@ def rebuild(node: Any, arrays: list, classes: dict[str, type], at: str = "") -> 
 
 
 def _class(name: str, classes: dict[str, type], at: str) -> type:
+    """The class of this name.
+
+    Raises:
+        ValueError: `classes` has none.
+    """
     if name not in classes:
         raise ValueError(
             f"it holds a {name} at {at!r}, which is no class of this jaxmem; add yours to "
@@ -118,12 +129,13 @@ def _class(name: str, classes: dict[str, type], at: str) -> type:
 
 
 def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
-    """The classes a file may name: jaxmem's frozen dataclasses, some of flax, the states of optax,
-    and `classes`.
+    """{name in a file: class}, for all classes that a file may name.
+
+    They are jaxmem's frozen dataclasses, some classes of flax, the states of optax, and `classes`.
 
     Raises:
         TypeError: one of `classes` is neither a dataclass nor a named tuple.
-        ValueError: two of `classes` have one name.
+        ValueError: two of `classes` have the same name.
     """
     known = {class_name(cls): cls for cls in _flax_mappings() | _flax_variables()}
     known |= {class_name(cls): cls for cls in _optax_states()}
@@ -140,7 +152,13 @@ def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
 
 
 def class_name(cls: type) -> str:
-    """How a file names `cls`: files of ours may move within the package, so no module is named."""
+    """How a file names `cls`: without its module, since classes may move within jaxmem.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> class_name(jm.Int)
+        'jaxmem.Int'
+    """
     package = cls.__module__.split(".")[0]
     return (
         f"{package}.{cls.__qualname__}"
@@ -150,7 +168,11 @@ def class_name(cls: type) -> str:
 
 
 def _check_numbers(dtype: Any, at: str) -> str:
-    """The name of a dtype of numbers: not of objects, text, dates, records or random keys."""
+    """The name of a dtype of numbers.
+
+    Raises:
+        TypeError: the dtype is of objects, text, dates, records or random keys.
+    """
     if isinstance(dtype, np.dtype) and hasattr(jnp, dtype.name):
         return dtype.name
     raise TypeError(f"cannot save {at!r}: its dtype is {dtype}, expected numbers")
@@ -160,7 +182,7 @@ def named_dtype(name: str) -> np.dtype:
     """The dtype of numbers that has this name.
 
     Raises:
-        ValueError: there is none in this jax.
+        ValueError: this jax has no such dtype.
     """
     if not (hasattr(jnp, name) and isinstance(getattr(jnp, name), type)):
         raise ValueError(f"it holds dtype {name}, which this jax does not know")
@@ -168,6 +190,7 @@ def named_dtype(name: str) -> np.dtype:
 
 
 def _is_ours(cls: type) -> bool:
+    """Whether a dataclass is a frozen one of jaxmem, and describes no model."""
     ours = cls.__module__.split(".")[0] == "jaxmem" and cls.__dataclass_params__.frozen
     return ours and not _is_of_a_model(cls)
 
@@ -181,6 +204,7 @@ def _is_of_a_model(cls: type) -> bool:
 
 
 def _flax_mappings() -> set[type]:
+    """Classes of flax that wrap a dict."""
     from flax import nnx
     from flax.core import FrozenDict
 
@@ -188,6 +212,7 @@ def _flax_mappings() -> set[type]:
 
 
 def _optax_states() -> set[type]:
+    """The named tuples of optax."""
     import optax
 
     return {cls for cls in vars(optax).values() if isinstance(cls, type) and _is_named_tuple(cls)}
@@ -198,6 +223,7 @@ def _is_named_tuple(cls: type) -> bool:
 
 
 def _flax_variables() -> set[type]:
+    """Classes of flax.nnx that hold a value and metadata."""
     from flax import nnx
 
     return {nnx.Variable, nnx.Param, nnx.BatchStat, nnx.Cache, nnx.Intermediate}

@@ -1,7 +1,7 @@
-"""write, read_into: numbers as bytes of a file and their CRC-32, sub-byte numbers packed.
+"""write, read_into: an array as bytes of a file with a CRC-32, sub-byte numbers packed.
 
-A number of 1, 2 or 4 bits shares its byte with its neighbours, the first in the low bits; others
-take whole bytes, low byte first. CRC-32 finds every change within 32 bits.
+Numbers of 1, 2 or 4 bits share a byte, the first number in the low bits. Other numbers take whole
+bytes, low byte first. CRC-32 detects every change within 32 consecutive bits.
 """
 
 import math
@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from jax import lax
 
-CHUNK = 1 << 25  # bytes in memory that are packed at a time; freed, so many go back to the system
+# Bytes of memory that are packed at a time. Blocks this large return to the system when freed.
+CHUNK = 1 << 25
 
 
 def stored_bytes(size: int, dtype: np.dtype) -> int:
-    """Bytes that `size` numbers take in a file.
+    """Bytes that `size` numbers of a dtype take in a file.
 
     Example:
         >>> import jax.numpy as jnp
@@ -28,7 +29,7 @@ def stored_bytes(size: int, dtype: np.dtype) -> int:
 
 
 def write(file: BinaryIO, piece: np.ndarray | jax.Array) -> int:
-    """Writes an array where the file stands; returns the CRC-32 of its bytes."""
+    """Writes an array at the file's position; returns the CRC-32 of its bytes."""
     crc = 0
     for raw in raw_parts(piece):
         crc = zlib.crc32(raw, crc)
@@ -37,7 +38,7 @@ def write(file: BinaryIO, piece: np.ndarray | jax.Array) -> int:
 
 
 def raw_parts(piece: np.ndarray | jax.Array) -> Iterator[np.ndarray]:
-    """The bytes of an array as a file has them, about CHUNK of memory at a time."""
+    """The bytes of an array as a file has them, from about CHUNK bytes of memory at a time."""
     bits = _stored_bits(piece.dtype)
     for part in _parts(piece):
         flat = np.ascontiguousarray(part, np.dtype(part.dtype.name)).reshape(-1).view(np.uint8)
@@ -45,17 +46,17 @@ def raw_parts(piece: np.ndarray | jax.Array) -> Iterator[np.ndarray]:
 
 
 def _parts(piece: np.ndarray | jax.Array) -> Iterator[np.ndarray]:
-    """Runs of rows of about CHUNK bytes: no more of an array is copied to the host at a time."""
+    """The rows of an array, about CHUNK bytes at a time, so that little is copied to the host."""
     rows = len(piece) if piece.ndim else 1
-    each = max(1, piece.size // max(rows, 1))
-    unit = 8 // math.gcd(each, 8)  # rows that fill whole bytes
-    step = max(unit, CHUNK // each // unit * unit)
+    row_size = max(1, piece.size // max(rows, 1))
+    unit = 8 // math.gcd(row_size, 8)  # rows that fill whole bytes, even of 1-bit numbers
+    step = max(unit, CHUNK // row_size // unit * unit)
     for start in range(0, rows, step):
         if isinstance(piece, np.ndarray):
             yield piece[start : start + step] if piece.ndim else piece
         elif rows <= step:
-            yield np.asarray(piece.copy())  # or it would stay cached on the caller's array
-        else:  # compiled once, unlike piece[a:b]
+            yield np.asarray(piece.copy())  # without the copy, JAX would cache the bytes on `piece`
+        else:  # one program for all starts, unlike piece[a:b]
             yield np.asarray(lax.dynamic_slice_in_dim(piece, start, min(step, rows - start)))
 
 
@@ -74,7 +75,7 @@ def read_into(file: BinaryIO, piece: np.ndarray, size: int) -> int:
 
 
 def put(piece: np.ndarray, at: int, raw: np.ndarray) -> None:
-    """Puts bytes as a file has them into an array, from byte `at` of its file's bytes on."""
+    """Fills an array with bytes as a file has them, from the array's stored byte `at` on."""
     bits, flat = _stored_bits(piece.dtype), piece.reshape(-1).view(np.uint8)
     if bits >= 8:
         flat[at : at + raw.size] = raw
@@ -84,7 +85,7 @@ def put(piece: np.ndarray, at: int, raw: np.ndarray) -> None:
 
 
 def _pack(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """A sub-byte number a byte -> 8 // bits of them a byte, the first in the low bits."""
+    """Packs numbers of a byte each, 8 // bits numbers per byte, the first in the low bits."""
     per = 8 // bits
     packed = np.zeros(-(-numbers.size // per), np.uint8)
     for i in range(per):
@@ -94,6 +95,7 @@ def _pack(numbers: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _unpack(packed: np.ndarray, numbers: np.ndarray, bits: int) -> None:
+    """Fills `numbers`, a byte each, from what `_pack` returned."""
     per = 8 // bits
     for i in range(per):
         row = numbers[i::per]
@@ -101,5 +103,6 @@ def _unpack(packed: np.ndarray, numbers: np.ndarray, bits: int) -> None:
 
 
 def _stored_bits(dtype: np.dtype) -> int:
+    """Bits that one number takes in a file."""
     bits = jax.dtypes.itemsize_bits(dtype)
     return bits if bits in (1, 2, 4) else 8 * dtype.itemsize
