@@ -1,7 +1,7 @@
-"""static: the ranges of activations, fixed by calibration instead of measured for each token.
+"""static: activation ranges that are fixed by calibration instead of measured for each token.
 
-A leaf counts what it multiplies into bins of |x|, eight to an octave, and returns the counts as the
-cotangent of a zero probe, as `stats` does its moments.
+A leaf counts its inputs x in bins of |x|, eight bins per octave. The counts are returned as the
+cotangent of a zero probe, as `stats` returns moments.
 """
 
 import functools
@@ -25,22 +25,24 @@ T = TypeVar("T")
 
 _PER_OCTAVE, _LEAST, _MOST = 8, -126, 128  # from 2^-126 to 2^128: all of f32
 _BINS = (_MOST - _LEAST) * _PER_OCTAVE
-_SHARE = 0.9999  # what the percentile keeps, on each side of zero
-_SHRINKS = 64
+_SHARE = 0.9999  # of the numbers on each side of zero, the share that "percentile" keeps
+_SHRINKS = 64  # shares of the full range that "mse" compares
 
 
 def static(tree: T, fn: Callable, batches: Iterable[tuple], *, method: Method = "mse") -> T:
-    """The encoded tree with every range of `Dynamic` fixed to what `fn(tree, *batch)` shows.
+    """The encoded tree with the ranges of all `Dynamic` leaves fixed, from `fn(tree, *batch)`.
 
-    "minmax" keeps all, "percentile" 99.99 % of each side, "mse" the share of the full range with
-    the least squared error of rounding and clipping (Nagel et al., 2021). A range takes 8 bytes for
-    each slice of a stack, and saves two reductions a product. A leaf inside another (of `Smooth`,
-    `Sum`, a stack by layers) gets the range of what it is fed there. One that is multiplied more
-    than once a call may get a range up to 9 % too wide.
+    "minmax" keeps the whole range, "percentile" 99.99 % of the numbers on each side of zero, and
+    "mse" the share of the whole range with the least squared error of rounding and clipping (Nagel
+    et al., 2021). A range takes 8 bytes for each slice of a stack, and saves two reductions per
+    product. A leaf inside another leaf (of `Smooth`, `Sum`, or a stack by layers) gets the range of
+    its own inputs. A leaf that is multiplied more than once per call may get a range up to 9 % too
+    wide.
 
     Raises:
-        ValueError: an unknown method, no batch, or a tree without a leaf of `Dynamic`; a leaf that
-            is fed NaN or infinity, or that no batch multiplies. Names the path.
+        ValueError: `method` is unknown, there is no batch, or the tree has no leaf of `Dynamic`;
+            the inputs of a leaf hold NaN or infinity, or no batch multiplies it (the message has
+            its path).
         TypeError: a batch is no tuple.
 
     Example:
@@ -68,17 +70,17 @@ def static(tree: T, fn: Callable, batches: Iterable[tuple], *, method: Method = 
     return _replaced(tree, lambda w, c: replace(w, limits=_limits(c, method, w.to)), total)
 
 
-def _is_dynamic(x):
+def _is_dynamic(x: Any) -> bool:
     return isinstance(x, DynamicArray)
 
 
-def _parts(tree):
-    """The arrays and, at any depth, the leaves of `Dynamic`; and how they are a tree again."""
+def _parts(tree: Any) -> tuple[list, Any]:
+    """(the arrays and, at any depth, the leaves of `Dynamic`; the tree's structure)."""
     return jax.tree.flatten(tree, is_leaf=_is_dynamic)
 
 
-def _replaced(tree, fn, others):
-    """The tree with each leaf of `Dynamic` replaced by `fn` of it and its own of `others`."""
+def _replaced(tree: Any, fn: Callable, others: list) -> Any:
+    """The tree with each leaf of `Dynamic` replaced by fn(leaf, its item of `others`)."""
     (parts, structure), it = _parts(tree), iter(others)
     return structure.unflatten([fn(w, next(it)) if _is_dynamic(w) else w for w in parts])
 
@@ -86,19 +88,20 @@ def _replaced(tree, fn, others):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Counts:
-    """How often |x| was in each bin, on each side of zero, and how far it went: f32."""
+    """f32 counts of |x| in each bin, and the largest |x|; both for each side of zero."""
 
     bins: Array  # (*stack, 2, bins)
     far: Array  # (*stack, 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _count(fn, tree, batch):
-    zeros = lambda lead: _Counts(jnp.zeros((*lead, 2, _BINS)), jnp.zeros((*lead, 2)))
+def _count(fn: Callable, tree: Any, batch: tuple) -> list[_Counts]:
+    """The counts of one batch for each leaf of `Dynamic`."""
+    zeros = lambda stack: _Counts(jnp.zeros((*stack, 2, _BINS)), jnp.zeros((*stack, 2)))
 
     def loss(probes):
-        held = _replaced(tree, lambda w, probe: _Counting(w.inner, probe), probes)
-        outs = jax.tree.leaves(decode(lift(fn)(held, *batch)))
+        counting = _replaced(tree, lambda w, probe: _Counting(w.inner, probe), probes)
+        outs = jax.tree.leaves(decode(lift(fn)(counting, *batch)))
         outs = [y for y in outs if jnp.issubdtype(y.dtype, jnp.floating)]
         return sum(jnp.sum(y.astype(jnp.float32)) for y in outs)
 
@@ -108,7 +111,7 @@ def _count(fn, tree, batch):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Counting(MatrixLeafWrapper):
-    """A weight whose probe's cotangent is the counts of what the weight multiplies."""
+    """A weight whose probe's cotangent is the counts of the weight's inputs."""
 
     inner: Any
     probe: _Counts
@@ -141,15 +144,17 @@ _tap.defvjp(_tap_fwd, _tap_bwd)
 
 
 def _joined(a: _Counts, b: _Counts) -> _Counts:
+    """The counts of two batches together."""
     return _Counts(a.bins + b.bins, jnp.maximum(a.far, b.far))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _limits(counts: _Counts, method: Method, to: str) -> Array:
-    """(*stack, 2): the least and the largest x."""
+    """(*stack, 2): the least and the largest x of the range."""
     edges = 2.0 ** (_LEAST + (jnp.arange(_BINS, dtype=jnp.float32) + 1) / _PER_OCTAVE)
     edges = jnp.broadcast_to(edges, counts.bins.shape)
-    # a leaf that is multiplied again adds its ends up: they are no further than the bins tell
+    # `far` is a cotangent: a leaf that is multiplied twice has the sum of both uses' largest |x|.
+    # The largest |x| is no larger than the edge of the last bin that is not empty.
     far = jnp.minimum(counts.far, jnp.where(counts.bins > 0, edges, 0.0).max(-1))
     if method == "percentile":
         sums = counts.bins.sum(-1, keepdims=True)
@@ -160,20 +165,24 @@ def _limits(counts: _Counts, method: Method, to: str) -> Array:
     return jnp.stack([-far[..., 0], far[..., 1]], -1)
 
 
-def _best_share(bins, far, edges, to):
-    """(*stack,): the part of the full range with the least squared error."""
-    most = far.max(-1, keepdims=True)
-    unit = jnp.where(most > 0, most, 1.0)  # squares of it neither overflow nor vanish
+def _best_share(bins: Array, far: Array, edges: Array, to: str) -> Array:
+    """(*stack,): the share of the full range that has the least squared error.
+
+    `bins` and `edges` are (*stack, 2, bins), `far` is (*stack, 2).
+    """
+    largest = far.max(-1, keepdims=True)
+    unit = jnp.where(largest > 0, largest, 1.0)  # in this unit squares do not overflow or vanish
     middles = edges * 2.0 ** (-0.5 / _PER_OCTAVE)
-    middles = jnp.minimum(middles, most[..., None]) / unit[..., None]  # (*stack, 2, bins)
+    middles = jnp.minimum(middles, largest[..., None]) / unit[..., None]  # (*stack, 2, bins)
     far = far / unit
 
     def error(share):
         lost = jnp.maximum(middles - share * far[..., None], 0.0)
         clipped = (bins * lost**2).sum((-2, -1))
-        if to != "int8":  # a float's steps are relative
+        if to != "int8":  # the rounding error of a float is relative: it does not depend on share
             return clipped
         return clipped + bins.sum((-2, -1)) * (share * far.sum(-1) / 255) ** 2 / 12
 
+    # On equal errors, the largest share is taken.
     shares = (jnp.arange(_SHRINKS, dtype=jnp.float32) + 1) / _SHRINKS
     return shares[jnp.argmin(jax.lax.map(error, shares)[::-1], 0) * -1 - 1]

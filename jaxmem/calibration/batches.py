@@ -1,14 +1,14 @@
-"""tuples: the batches that a function of (params, *batch) runs on, each checked as it comes."""
+"""tuples: batches for a function of (params, *batch), each checked when it is drawn."""
 
 from collections.abc import Iterable, Iterator
 
 
 def tuples(batches: Iterable[tuple], to: str) -> Iterator[tuple]:
-    """Each batch; `to` is who takes them, for the message.
+    """Yields each batch; `to` is the name of the function that takes them, for messages.
 
     Raises:
-        ValueError: there is none.
-        TypeError: one is no tuple of arguments, such as an array by itself.
+        ValueError: there is no batch.
+        TypeError: a batch is no tuple of arguments, such as an array by itself.
 
     Example:
         >>> list(tuples([(1, 2)], "stats"))

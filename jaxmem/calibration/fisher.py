@@ -1,7 +1,8 @@
 """fisher: ½ · ‖w‖² · mean E(∂ log p / ∂w)²: the nats that an error as large as a weight would cost.
 
-One backward pass a batch, with labels that the model draws itself, so that the squared gradient of
-their summed log-likelihood is an unbiased estimate of the sum over predictions (Kunstner, 2019).
+Each batch takes one backward pass, with labels drawn from the model's own predictions. Then the
+squared gradient of the summed log-likelihood is an unbiased estimate of the sum of the predictions'
+squared gradients (Kunstner, 2019).
 """
 
 import functools
@@ -23,17 +24,18 @@ from .batches import tuples
 def fisher(
     fn: Callable, params: Any, batches: Iterable[tuple], *, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """{path: nats a prediction, for each layer of a stack}, of the model `fn(params, *batch)`.
+    """{path: nats per prediction, for each layer of a stack}, of the model `fn(params, *batch)`.
 
-    `fn` returns logits, (..., classes). To second order, an error of the size ε·‖w‖ in no
-    particular direction raises KL(before ‖ after) by ε² times this number: what `budget` takes as
-    its `sensitivity`. A few hundred tokens of any fluent text are enough, also of text that the
-    model wrote itself; random tokens overrate the embedding.
+    `fn` returns logits (..., classes). To second order, an error of size ε·‖w‖ in a random
+    direction raises KL(before ‖ after) by ε² times this number; `budget` takes the result as its
+    `sensitivity`. A few hundred tokens of any fluent text are enough, and the model may have
+    generated that text. With random tokens the embedding's number is too high.
 
-    Takes the dense weights and a gradient of their size in memory, and the activations of a batch.
+    The dense weights, a gradient of their size, and the activations of a batch are in memory.
 
     Raises:
-        ValueError: no batch.
+        ValueError: there is no batch.
+        TypeError: a batch is no tuple.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -41,13 +43,13 @@ def fisher(
         >>> bool(0.1 < found["w"] < 1.0)
         True
     """
-    total, predictions, ways = {}, 0, None
+    total, predictions, axes_of = {}, 0, None
     for i, batch in enumerate(tuples(batches, "fisher")):
-        if ways is None:
-            found = uses(fn, params, *batch)
-            ways = tuple((path, summed_axes(path, found)) for path in paths(params))
+        if axes_of is None:
+            traced = uses(fn, params, *batch)
+            axes_of = tuple((path, summed_axes(path, traced)) for path in paths(params))
         key = jax.random.key(seed + i)
-        squares, count = _squares((fn, ways), params, batch, key)
+        squares, count = _squares((fn, axes_of), params, batch, key)
         total = {path: total.get(path, 0.0) + np.asarray(s) for path, s in squares.items()}
         predictions += int(count)
     return {path: s / predictions for path, s in total.items()}
@@ -56,14 +58,15 @@ def fisher(
 def gradients(
     loss: Callable, params: Any, batches: Iterable[tuple], uses: Mapping | None = None
 ) -> dict[str, Array]:
-    """{path: mean of ∂loss/∂w}, f32, as the matrices (*stack, n, k) that solvers see.
+    """{path: mean of ∂loss/∂w over the batches}, f32 matrices (*stack, n, k) as solvers take them.
 
     `loss(params, *batch)` is a number. `Prune(codec, jm.solvers.pruning_scores.taylor)` takes the
-    result as its `stats`. `uses` says which axes each weight is summed over, as in `encode`; leaves
-    that are no matrices are left out. Holds a gradient of all weights in memory.
+    result as its `stats`. `uses` tells which axes each weight is summed over, as in `encode`.
+    Leaves that are no matrices are left out. A gradient of all weights is in memory.
 
     Raises:
-        ValueError: no batch.
+        ValueError: there is no batch.
+        TypeError: a batch is no tuple.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -76,40 +79,50 @@ def gradients(
         >>> jm.decode(jm.encode(params, plan, stats=found))["w"].tolist()  # .3 against 9
         [[0.0], [1.0]]
     """
-    total, count, slope = None, 0, jax.jit(jax.grad(loss, allow_int=True))
+    total, count, gradient = None, 0, jax.jit(jax.grad(loss, allow_int=True))
     for batch in tuples(batches, "gradients"):
-        here = slope(params, *batch)
-        total = here if total is None else jax.tree.map(jnp.add, total, here)
+        new = gradient(params, *batch)
+        total = new if total is None else jax.tree.map(jnp.add, total, new)
         count += 1
-    found = zip(paths(params), jax.tree.leaves(total))
+    leaves = zip(paths(params), jax.tree.leaves(total))
     fold = lambda path, g: (
         Fold.from_weight(g.astype(jnp.float32), summed_axes(path, uses))[0] / count
     )
-    moving = lambda g: g.ndim > 1 and jnp.issubdtype(g.dtype, jnp.floating)
-    return {path: fold(path, g) for path, g in found if moving(g)}
+    is_matrix = lambda g: g.ndim > 1 and jnp.issubdtype(g.dtype, jnp.floating)
+    return {path: fold(path, g) for path, g in leaves if is_matrix(g)}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _squares(how, params, batch, key):
-    fn, ways = how
-    leaves, tree = jax.tree.flatten(decode(params), is_leaf=is_encoded)
-    moving = [jnp.issubdtype(w.dtype, jnp.floating) for w in leaves]
-    given = [w for w, m in zip(leaves, moving) if m]
+def _squares(
+    options: tuple[Callable, tuple[tuple[str, tuple[int, ...]], ...]],
+    params: Any,
+    batch: tuple,
+    key: Array,
+) -> tuple[dict[str, Array], int]:
+    """({path: `_each_layer` of one batch}, predictions in the batch).
 
-    def likelihood(given):
-        it = iter(given)
-        logits = fn(tree.unflatten([next(it) if m else w for w, m in zip(leaves, moving)]), *batch)
+    `options` is (fn, ((path, summed axes) of each leaf)).
+    """
+    fn, axes_of = options
+    leaves, tree = jax.tree.flatten(decode(params), is_leaf=is_encoded)
+    is_float = [jnp.issubdtype(w.dtype, jnp.floating) for w in leaves]
+    floats = [w for w, m in zip(leaves, is_float) if m]
+
+    def likelihood(floats):
+        it = iter(floats)
+        params = tree.unflatten([next(it) if m else w for w, m in zip(leaves, is_float)])
+        logits = fn(params, *batch)
         logits = jax.nn.log_softmax(logits.astype(jnp.float32))
         drawn = jax.random.categorical(key, jax.lax.stop_gradient(logits))
         return jnp.take_along_axis(logits, drawn[..., None], -1).sum(), drawn.size
 
-    grads, count = jax.grad(likelihood, has_aux=True)(given)
-    ways = [way for way, m in zip(ways, moving) if m]
-    return {p: _each_layer(w, g, a) for (p, a), w, g in zip(ways, given, grads)}, count
+    grads, count = jax.grad(likelihood, has_aux=True)(floats)
+    float_axes = [pair for pair, m in zip(axes_of, is_float) if m]
+    return {p: _each_layer(w, g, a) for (p, a), w, g in zip(float_axes, floats, grads)}, count
 
 
-def _each_layer(w, g, axes):
-    """½ · ‖w‖² · ‖g‖² / size over each slice of the weight's stack."""
+def _each_layer(w: Array, g: Array, axes: tuple[int, ...]) -> Array:
+    """½ · ‖w‖² · ‖g‖² / size for each slice of the weight's stack; `g` is the gradient of `w`."""
     shape = matrix_shape(w, axes) if w.ndim > 1 else w.shape
     depth = len(shape[:-2])
     square = lambda a: jnp.square(a.astype(jnp.float32)).sum(tuple(range(depth, a.ndim)))

@@ -1,6 +1,6 @@
-"""stats: what each weight is fed, E[x xᵀ], returned as the cotangent of a zero probe.
+"""stats: E[x xᵀ] of the inputs of each weight, returned as the cotangent of a zero probe.
 
-One backward pass and no hooks, so it goes through `scan`, `remat` and `jit` and works on any model.
+It takes one backward pass and no hooks, so it works under `scan`, `remat` and `jit`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from .batches import tuples
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Moments of the vectors x (k,) that a weight multiplies, for each slice of a stack, in f32.
+    """Moments in f32 of the vectors x (k,) that a weight multiplies, for each slice of a stack.
 
     Example:
         >>> import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Moments:
     second: Array  # E[x xᵀ] (*stack, k, k), or E[x²] (*stack, k)
     mean: Array  # (*stack, k)
     absmax: Array  # (*stack, k)
-    count: Array  # (*stack,) vectors seen
+    count: Array  # (*stack,) how many vectors
 
     @property
     def diag(self) -> Array:
@@ -55,12 +55,14 @@ def stats(
 ) -> dict[str, Moments]:
     """{path: Moments} of every weight that `fn(params, *batch)` multiplies, over the batches.
 
-    "gram" takes k² numbers a weight, "diag" k. The vectors run over the weight's summed axes, in
-    their order, as in the matrix (n, k) of `Fold`. A weight that is multiplied more than once a
-    call has its moments joined; its absmax is then the sum of each use's, an upper bound.
+    "gram" takes k² numbers per weight, "diag" takes k. The vectors run over the weight's summed
+    axes in order, as in the matrix (n, k) of `Fold`. If a weight is multiplied more than once per
+    call, its moments cover all these uses, and its absmax is the sum of the uses' absmax, an upper
+    bound.
 
     Raises:
-        ValueError: no batch, or unknown moments; a weight is fed NaN or infinity. Names the path.
+        ValueError: there is no batch, or `moments` is unknown; the inputs of a weight hold NaN or
+            infinity (the message has its path).
         TypeError: a batch is no tuple.
 
     Example:
@@ -79,41 +81,54 @@ def stats(
             axes = product_axes(fn, params, batch)
             total = _probes(params, axes, moments)
         total = _add((fn, moments, tuple(axes.items())), params, total, batch)
-    found = {path: _mean(sums) for path, sums in total.items()}
-    for path, own in found.items():
-        if not isinstance(own.second, jax.core.Tracer) and not bool(jnp.isfinite(own.second).all()):
+    means = {path: _mean(sums) for path, sums in total.items()}
+    for path, mean in means.items():
+        traced = isinstance(mean.second, jax.core.Tracer)
+        if not traced and not bool(jnp.isfinite(mean.second).all()):
             raise ValueError(f"{path}: it is fed NaN or infinity, expected finite numbers")
-    return found
+    return means
 
 
 def product_axes(fn: Callable, params: Any, batch: tuple) -> dict[str, tuple[int, ...]]:
-    """{path: summed axes} of the weights that have one way of being multiplied, and so moments."""
-    found = uses(fn, params, *batch)
-    ways = {p: {u.axes for u in us if u.op == "dot_general"} for p, us in found.items()}
-    return {path: next(iter(way)) for path, way in ways.items() if len(way) == 1}
+    """{path: summed axes} of the weights whose products all sum over the same axes.
+
+    Only such weights have moments.
+    """
+    uses_of = uses(fn, params, *batch)
+    axes_of = {p: {u.axes for u in us if u.op == "dot_general"} for p, us in uses_of.items()}
+    return {path: next(iter(axes)) for path, axes in axes_of.items() if len(axes) == 1}
 
 
-def _probes(params, axes, moments):
+def _probes(params: Any, axes: dict[str, tuple[int, ...]], moments: str) -> dict[str, Moments]:
+    """{path: moments of zeros, in the shapes of the result}."""
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_encoded)))
     probes = {}
     for path, summed in axes.items():
         shape = leaves[path].shape
         first = min(summed) + len(shape)
-        if len(summed) == len(shape) - first:  # no axis is kept after the sum: one before it is
+        # Axes before the first summed axis are the stack. If all later axes are summed, the axis
+        # before them is the output, and no part of the stack.
+        if len(summed) == len(shape) - first:
             first = max(first - 1, 0)
-        lead = shape[:first]
+        stack = shape[:first]
         k = 1
         for a in summed:
             k *= shape[a]
-        second = (*lead, k, k) if moments == "gram" else (*lead, k)
-        shapes = (second, (*lead, k), (*lead, k), lead)
+        second = (*stack, k, k) if moments == "gram" else (*stack, k)
+        shapes = (second, (*stack, k), (*stack, k), stack)
         probes[path] = Moments(*(jnp.zeros(s, jnp.float32) for s in shapes))
     return probes
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _add(how, params, total, batch):
-    fn, moments, axes = how
+def _add(
+    options: tuple[Callable, str, tuple], params: Any, total: dict[str, Moments], batch: tuple
+) -> dict[str, Moments]:
+    """`total` plus the sums over the vectors of a batch.
+
+    `options` is (fn, "gram" or "diag", ((path, summed axes) of each weight)).
+    """
+    fn, moments, axes = options
     axes = dict(axes)
     leaves, tree = jax.tree.flatten(params, is_leaf=is_encoded)
     zeros = jax.tree.map(jnp.zeros_like, total)
@@ -127,7 +142,7 @@ def _add(how, params, total, batch):
         outs = [y for y in outs if jnp.issubdtype(y.dtype, jnp.floating)]
         return sum(jnp.sum(y.astype(jnp.float32)) for y in outs)
 
-    # cotangents are wanted of probes alone, not of inputs
+    # Only the probes' cotangents are needed.
     seen = without_dead_code(jax.grad(loss))(zeros)
     return {
         path: Moments(
@@ -141,6 +156,7 @@ def _add(how, params, total, batch):
 
 
 def _mean(sums: Moments) -> Moments:
+    """Means from sums over `sums.count` vectors."""
     n = jnp.maximum(sums.count, 1)
     per = lambda a: a / n.reshape(*n.shape, *(1,) * (a.ndim - n.ndim))
     return dataclasses.replace(sums, second=per(sums.second), mean=per(sums.mean))
@@ -168,35 +184,39 @@ class _Tapped(Watched):
         order = [xc[axes.index(a)] for a in self.summed]
         batch = [b for _, b in sorted(zip(wb, xb))]
         free = [a for a in range(x.ndim) if a not in (*xc, *xb)]
-        lead = self.probe.mean.shape[:-1]
-        if batch and tuple(x.shape[b] for b in batch) != lead:
+        stack = self.probe.mean.shape[:-1]
+        if batch and tuple(x.shape[b] for b in batch) != stack:
             return NotImplemented
         y = lax.dot_general(x, self.w, dims, precision, preferred_element_type)
-        how = (len(batch), len(free), (*batch, *free, *order), self.moments)
-        return _tap(y, x, self.probe, how)
+        layout = (len(batch), len(free), (*batch, *free, *order), self.moments)
+        return _tap(y, x, self.probe, layout)
 
     def take(self, rows):
         return NotImplemented
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _tap(y, x, probe, how):
-    """y, with the moments of the rows of `x` as the cotangent of `probe`."""
+def _tap(y: Array, x: Array, probe: Moments, layout: tuple) -> Array:
+    """y, with the moments of the rows of `x` as the cotangent of `probe`.
+
+    `layout` is (number of batch axes, number of free axes, order, "gram" or "diag"). Transposed to
+    `order`, x has its batch axes first, then its free axes, then its summed axes.
+    """
     return y
 
 
-def _tap_fwd(y, x, probe, how):
-    return y, (x, probe)  # x as it came: weights that are fed the same keep it once
+def _tap_fwd(y, x, probe, layout):
+    return y, (x, probe)  # x is kept unchanged: weights with the same input keep it once
 
 
-def _tap_bwd(how, kept, ct):
-    x, probe = kept
-    batch, free, order, moments = how
+def _tap_bwd(layout, residuals, ct):
+    x, probe = residuals
+    batch, free, order, moments = layout
     rows = x.transpose(order).astype(jnp.float32)
-    lead, count = rows.shape[:batch], math.prod(rows.shape[batch : batch + free])
-    rows = rows.reshape(*lead, count, probe.mean.shape[-1])  # (*batch, rows, k)
+    stack, count = rows.shape[:batch], math.prod(rows.shape[batch : batch + free])
+    rows = rows.reshape(*stack, count, probe.mean.shape[-1])  # (*batch, rows, k)
     second = rows.mT @ rows if moments == "gram" else (rows * rows).sum(-2)
-    count = jnp.full(lead, count, jnp.float32)
+    count = jnp.full(stack, count, jnp.float32)
     seen = Moments(second, rows.sum(-2), jnp.abs(rows).max(-2, initial=0.0), count)
     seen = jax.tree.map(lambda a, p: jnp.broadcast_to(a, p.shape), seen, probe)
     return ct, jnp.zeros_like(x), seen

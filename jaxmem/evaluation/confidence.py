@@ -1,7 +1,7 @@
-"""A 95 % interval round every measured mean.
+"""Estimate: a measured mean with its 95 % confidence interval.
 
-Means: mean ± t · s/√n (Student, 1908). Rank correlations (Bonett and Wright, 2000):
-tanh(arctanh ρ ± 1.96 √((1 + ρ²/2) / (n − 3))).
+Intervals of means are mean ± t · s/√n (Student, 1908), and intervals of rank correlations
+tanh(arctanh ρ ± 1.96 √((1 + ρ²/2) / (n − 3))) (Bonett and Wright, 2000).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean and the ends of its 95 % confidence interval; None where one sample gives none.
+    """A mean and the ends of its 95 % confidence interval; one sample gives no interval (None).
 
     Example:
         >>> print(Estimate.of([1.0, 2.0, 3.0]))
@@ -26,7 +26,7 @@ class Estimate:
 
     @classmethod
     def of(cls, samples: Any, least: float = -math.inf, most: float = math.inf) -> Self:
-        """The mean of independent samples, which lie between `least` and `most`."""
+        """The mean of independent samples; possible values lie between `least` and `most`."""
         from scipy.special import stdtrit  # a dependency of jax
 
         x = np.asarray(samples, np.float64)
@@ -37,7 +37,7 @@ class Estimate:
         return cls(mean, max(mean - half, least), min(mean + half, most))
 
     def exp(self) -> Self:
-        """The estimate of exp(x): a perplexity from a mean negative log-likelihood."""
+        """exp of the mean and of both ends: a perplexity from a mean negative log-likelihood."""
         with np.errstate(over="ignore"):
             values = (self.mean, self.low, self.high)
             return type(self)(*(v if v is None else float(np.exp(v)) for v in values))
@@ -51,7 +51,8 @@ def spearman(x: Any, y: Any) -> Estimate:
     """Rank correlation of pairs; tied values share the mean of their ranks (Spearman, 1904).
 
     Raises:
-        ValueError: fewer than four pairs, lengths that differ, or all of one side equal.
+        ValueError: there are fewer than four pairs, `x` and `y` differ in length, or all values of
+            one are equal.
 
     Example:
         >>> print(spearman([1, 2, 3, 4], [10, 20, 20, 40]))
@@ -72,6 +73,6 @@ def spearman(x: Any, y: Any) -> Estimate:
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks about their mean."""
-    _, where, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[where] - (x.size + 1) / 2
+    """The rank of each value, minus the mean rank."""
+    _, position, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[position] - (x.size + 1) / 2

@@ -1,4 +1,4 @@
-"""Embeddings against a similarity that people gave: Spearman's rank correlation."""
+"""evaluate_embeddings: Spearman's rank correlation of cosines with people's similarity scores."""
 
 import dataclasses
 import time
@@ -21,16 +21,16 @@ def evaluate_embeddings(
     *,
     reference: tuple[Callable[[Any, Sequence[str]], Any], Any] | None = None,
 ) -> Evaluation:
-    """How an encoder ranks sentence pairs (STS-B), and its cosine to a dense `reference`.
+    """How well an encoder ranks sentence pairs (STS-B), and its cosine to a dense `reference`.
 
-    `embed(params, sentences)` gives one vector a sentence, as `sentence_embedder` makes it.
-    `spearman` is the rank correlation of the pairs' cosines with `scores`; `cosine` the mean
-    cosine of each sentence's vector to that of the dense `(embed, params)`, which still sees
-    differences where the ranks do not.
+    `embed(params, sentences)` returns one vector per sentence, as a `sentence_embedder` does.
+    In the result, `spearman` is the rank correlation of the pairs' cosines with `scores`. `cosine`
+    is the mean cosine of each sentence's vector with the vector of the dense `(embed, params)`; it
+    shows differences that do not change the ranks.
 
     Raises:
-        ValueError: fewer than four pairs, another number of scores, scores or cosines that are
-            all equal, or a vector that is not finite.
+        ValueError: there are fewer than four pairs, or not as many scores as pairs; all scores or
+            all cosines are equal; a vector is not finite.
 
     Example:
         >>> import numpy as np
@@ -60,10 +60,10 @@ def evaluate_embeddings(
 
 
 def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Callable:
-    """`embed(params, sentences)` for an encoder: mean of the hidden vectors (Reimers, 2019).
+    """`embed(params, sentences)` for an encoder: the mean of the hidden vectors (Reimers, 2019).
 
-    Sentences are cut at `length` tokens, sorted by length and run `batch` at a time, padded to
-    multiples of 16, so that few shapes are compiled.
+    Sentences are cut at `length` tokens, sorted by length, and run `batch` at a time. Each batch is
+    padded to a multiple of 16 tokens, so that few shapes are compiled.
     """
     from ..architectures import bert
 
@@ -74,7 +74,7 @@ def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Call
         model.tokenizer.enable_truncation(length)
         ids = [encoding.ids for encoding in model.tokenizer.encode_batch(list(sentences))]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        out = [np.empty(0)] * len(ids)
+        vectors = [np.empty(0)] * len(ids)
         for group in (order[i : i + batch] for i in range(0, len(order), batch)):
             width = -(-max(len(ids[i]) for i in group) // 16) * 16
             padded = np.zeros((batch, width), np.int32)
@@ -82,12 +82,13 @@ def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Call
             for row, i in enumerate(group):
                 padded[row, : len(ids[i])], mask[row, : len(ids[i])] = ids[i], True
             for i, vector in zip(group, np.asarray(run(params, padded, mask))):
-                out[i] = vector
-        return np.stack(out)
+                vectors[i] = vector
+        return np.stack(vectors)
 
     return embed
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cosine of each row of `a` with the row of `b`."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return (a * b).sum(axis=1) / np.maximum(norms, 1e-30)

@@ -1,9 +1,9 @@
-"""evaluate: perplexity exp(mean NLL), and how far a model strays from its dense original.
+"""evaluate: perplexity exp(mean NLL), and KL(dense ‖ model) to the dense original.
 
-The protocol: the text in one encode call, no BOS, non-overlapping windows of 1,024 tokens with
-1,023 predictions each. KL(dense ‖ model) and top-1 agreement are taken over the same predictions.
-A 95 % interval is the t-interval over the windows' means (exp of it for a perplexity), so it needs
-two windows; over sentences for a cosine.
+The protocol: the text is tokenized in one call, without BOS, and cut into non-overlapping windows
+of 1,024 tokens with 1,023 predictions each. KL and top-1 agreement are means over the same
+predictions. A 95 % interval is the t-interval of the windows' means, so it needs two windows; for
+a perplexity its ends are exponentiated.
 """
 
 import math
@@ -36,15 +36,23 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity of a language model on a text, and its distance from a dense `reference`.
 
-    `apply(params, ids)` gives logits (batch, window, vocab); encoded params need a lifted
-    one. `ids` is the text as one list of tokens; the first `windows` whole windows of it count,
-    or all of them. `reference` is the dense `(apply, params)`. Both sets of logits of one batch,
-    2 · batch · window · vocab · 4 bytes, are alive at once, and nothing else of that size.
-    `progress(done, windows)` is called after each batch.
+    Both sets of logits of one batch, 2 · batch · window · vocab · 4 bytes, are in memory at once,
+    and nothing else of that size.
+
+    Args:
+        apply: `apply(params, ids)` returns logits (batch, window, vocab). For encoded params it
+            must be lifted.
+        params: the weights, dense or encoded.
+        ids: the text as one list of token ids.
+        reference: the dense `(apply, params)`, for KL and agreement.
+        window: tokens in a window.
+        windows: how many windows from the start of the text are used; None for all whole windows.
+        batch: windows in a batch.
+        progress: `progress(done, windows)` is called after each batch.
 
     Raises:
         ValueError: the text is shorter than the windows asked for, or has a token that the model
-            does not know; a window or batch that is too small.
+            does not know; `window`, `windows` or `batch` is too small.
         TypeError: `ids` is not a one-dimensional list of integers.
 
     Example:
@@ -64,7 +72,7 @@ def evaluate(
     forward = jax.jit(apply).lower(params, batches[0]).compile()
     dense = jax.jit(reference[0]) if reference else None
 
-    def step(tokens):  # a function, so that no logits outlive their batch
+    def step(tokens):  # a function, so that a batch's logits are freed when it returns
         target = jax.block_until_ready(dense(reference[1], tokens)) if dense else None
         start = time.perf_counter()
         logits = jax.block_until_ready(forward(params, tokens))
@@ -77,8 +85,8 @@ def evaluate(
         if progress:
             progress(min(count, (i + 1) * batch), count)
     means = {k: np.concatenate([s[k] for s in sums])[:count] for k in sums[0]}
-    most = {"agreement": 1.0}
-    estimates = {k: Estimate.of(v, 0.0, most.get(k, math.inf)) for k, v in means.items()}
+    upper = {"agreement": 1.0}
+    estimates = {k: Estimate.of(v, 0.0, upper.get(k, math.inf)) for k, v in means.items()}
     for name in {"perplexity", "dense_perplexity"} & estimates.keys():
         estimates[name] = estimates[name].exp()
     return Evaluation(
@@ -93,7 +101,10 @@ def evaluate(
 
 @jax.jit
 def _score(logits: Array, dense: Array | None, ids: Array) -> dict[str, Array]:
-    """Means over each window, (batch,); some positions at a time, so no logits are copied."""
+    """Means over each window, (batch,); a few positions at a time, so that logits are not copied.
+
+    `logits` and `dense` are (batch, window, vocab), `ids` (batch, window).
+    """
     if dense is not None and dense.shape != logits.shape:
         raise ValueError(f"the reference has logits {dense.shape}, the model {logits.shape}")
 
@@ -111,28 +122,29 @@ def _score(logits: Array, dense: Array | None, ids: Array) -> dict[str, Array]:
     flat = lambda x: x.reshape(-1, x.shape[-1])
     rows = (*jax.tree.map(flat, (logits, dense)), jnp.roll(ids, -1, axis=1).reshape(-1))
     scores = jax.lax.map(position, rows, batch_size=16)
-    # the last token of a window has nothing to predict
+    # After the last token of a window there is nothing to predict.
     return whole(jax.tree.map(lambda x: x.reshape(ids.shape)[:, :-1].mean(axis=1), scores))
 
 
 def _windows(ids: Any, window: int, windows: int | None) -> np.ndarray:
+    """The text cut into windows, int32 (windows, window)."""
     ids = np.asarray(ids)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise TypeError(f"ids are {ids.dtype} {ids.shape}, expected one list of integers")
     if window < 2 or (windows is not None and windows < 1):
         raise ValueError(f"window is {window} and windows {windows}, expected >= 2 and >= 1")
-    there = len(ids) // window
-    count = there if windows is None else windows
-    if not 1 <= count <= there:
+    available = len(ids) // window
+    count = available if windows is None else windows
+    if not 1 <= count <= available:
         need = f"{max(count, 1)} windows of {window}"
         raise ValueError(f"the text has {len(ids)} tokens, expected at least {need}")
     return ids[: count * window].reshape(count, window).astype(np.int32)
 
 
 def _peak(compiled: Any) -> int | None:
-    """Bytes of a compiled function's arguments, results and temporaries, where it can tell."""
+    """Bytes of a compiled function's arguments, results and temporaries; None if not known."""
     stats = compiled.memory_analysis()
     if stats is None:
         return None
-    held = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
-    return held - stats.alias_size_in_bytes
+    total = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    return total - stats.alias_size_in_bytes

@@ -1,4 +1,4 @@
-"""plot: the picture of a compression, quality against bytes."""
+"""plot: a picture of quality against bytes."""
 
 import os
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from .result import Evaluation
 
 
 def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> None:
-    """Draws quality against resident bytes, a point per named evaluation, as a PNG.
+    """Writes a PNG of quality against resident bytes, with a point for each named evaluation.
 
-    Where the dense model's perplexity was measured too, it is a dashed line.
+    The dense model's perplexity, if it was measured, is a dashed line.
 
     Raises:
-        ValueError: there is no evaluation, or no quality that one of them measured.
+        ValueError: `evaluations` is empty, or none of them has a measure of quality.
         ImportError: matplotlib is missing.
     """
     measures = ("perplexity", "kl", "spearman", "cosine")
@@ -28,17 +28,18 @@ def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> None
     labels |= {"perplexity": "perplexity (dashed: dense)"} if dashed else {}
     figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
-        there = {k: (e, getattr(e, measure)) for k, e in evaluations.items() if getattr(e, measure)}
-        for name, (e, y) in there.items():
+        points = {k: (e, getattr(e, measure)) for k, e in evaluations.items()}
+        points = {k: (e, y) for k, (e, y) in points.items() if y}
+        for name, (e, y) in points.items():
             axes.plot(e.resident / 1e6, y.mean, "o", color="C0")
             point = (e.resident / 1e6, y.mean)
             axes.annotate(name, point, xytext=(5, 5), textcoords="offset points")
             paired = measure == "perplexity" and e.dense_perplexity
-            if paired:  # the interval is the text's, and the dense model's is as wide
+            if paired:  # then the interval is the text's: the dense model's is as wide
                 axes.axhline(e.dense_perplexity.mean, color="C1", linestyle="--")
             elif y.low is not None:
                 axes.vlines(e.resident / 1e6, y.low, y.high, color="C0", alpha=0.4)
-        if measure == "kl" and all(y.mean > 0 for _, y in there.values()):
+        if measure == "kl" and all(y.mean > 0 for _, y in points.values()):
             axes.set_yscale("log")
         axes.set(xlabel="resident megabytes", ylabel=labels.get(measure, measure))
         axes.margins(0.15)

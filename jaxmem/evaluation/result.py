@@ -1,4 +1,4 @@
-"""Evaluation: what a measurement of quality found, with its uncertainty."""
+"""Evaluation: measures of a model's quality, size and speed, with confidence intervals."""
 
 import dataclasses
 import json
@@ -11,12 +11,13 @@ from .confidence import Estimate
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` and `evaluate_embeddings` measured; `str()` is a table.
+    """The measures that `evaluate` and `evaluate_embeddings` return; `str()` is a table.
 
-    Sizes are in bytes: of the weights when resident, of the compiled forward pass over one batch
-    at its peak (weights, logits and temporaries), of the file where the caller fills it in. KL is
-    in nats. Seconds are the median forward pass over whole windows, without the first; they say
-    nothing of decoding. For an encoder, tokens are sentences and seconds those of the whole call.
+    Sizes are in bytes: `resident` of the weights, `peak` of the compiled forward pass over one
+    batch (weights, logits and temporaries), `file` if the caller fills it in. KL is in nats.
+    `seconds_per_token` is the median over forward passes of whole windows, without the first pass;
+    it is no measure of decoding speed. For an encoder, `tokens` counts sentences, and the seconds
+    are of the whole call.
 
     Example:
         >>> e = Evaluation(tokens=2046, resident=162_700_000, perplexity=Estimate(20.1, 17.5, 23.1))
@@ -42,12 +43,12 @@ class Evaluation:
     kl_by_window: tuple[float, ...] | None = None
 
     def gain(self, before: Self) -> Estimate:
-        """How much nearer the dense model than `before`: KL, in nats, over the same windows.
+        """By how many nats KL to the dense model is lower than `before`, over the same windows.
 
-        The interval is of the windows' differences, and so narrower than those of the two.
+        The interval is of the windows' differences, so it is narrower than the two KLs' intervals.
 
         Raises:
-            ValueError: either has no KL, or they have different windows.
+            ValueError: one of the two has no KL, or they have different numbers of windows.
 
         Example:
             >>> a = Evaluation(8, 1, kl_by_window=(0.2, 0.5))
@@ -56,20 +57,20 @@ class Evaluation:
         """
         then, now = before.kl_by_window, self.kl_by_window
         if then is None or now is None or len(then) != len(now):
-            count = lambda each: "none" if each is None else len(each)
+            count = lambda windows: "none" if windows is None else len(windows)
             raise ValueError(f"KL of {count(then)} and {count(now)} windows, expected as many")
         return Estimate.of(np.subtract(then, now))
 
     def to_json(self) -> str:
-        """Plain JSON; what was not measured is left out."""
+        """Plain JSON, without the fields that are None."""
         return json.dumps({k: v for k, v in dataclasses.asdict(self).items() if v is not None})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The inverse of `to_json`."""
+        """The evaluation whose `to_json` returned `text`."""
         content = json.loads(text)
-        kinds = {dict: lambda v: Estimate(**v), list: tuple}
-        return cls(**{k: kinds.get(type(v), lambda v: v)(v) for k, v in content.items()})
+        convert = {dict: lambda v: Estimate(**v), list: tuple}
+        return cls(**{k: convert.get(type(v), lambda v: v)(v) for k, v in content.items()})
 
     def __str__(self) -> str:
         values = {k: v for k, v in vars(self).items() if v is not None and not isinstance(v, tuple)}

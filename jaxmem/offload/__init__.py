@@ -1,1 +1,1 @@
-"""Memory that is not weights: what a backward pass keeps, and where state lies."""
+"""Offload: weights and optimizer state in host memory, and on the device one layer at a time."""

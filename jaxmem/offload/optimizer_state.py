@@ -1,4 +1,4 @@
-"""streamed: state in host memory passes through the device one layer at a time."""
+"""streamed: optimizer state in host memory, of which one layer at a time is on the device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ from jax.sharding import SingleDeviceSharding
 
 
 def on_host(tree: Any) -> Any:
-    """The arrays of `tree`, abstract or concrete, in the pinned memory of their device's host.
+    """`tree` with its arrays, abstract or concrete, in the pinned memory of their device's host.
 
-    Scalars stay on the device. On CPU, which has one memory, their bytes count as the device's.
+    Scalars stay on the device. A CPU has one memory, so there the bytes count as the device's.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -33,21 +33,24 @@ def on_host(tree: Any) -> Any:
 
 
 def streamed(update: Callable, *, far: bool = True) -> Callable:
-    """`update(params, state, grads) -> (params, state)` with a `state` that lies on the host.
+    """`update(params, state, grads) -> (params, state)` with a `state` in host memory.
 
-    Not `far`, the state is on the device, and only what an update makes on its way is of a layer.
+    With `far=False` the state stays on the device; only the update's temporaries are limited to one
+    layer.
 
-    `params` and `grads` have one structure, and the arrays of `state` the shapes of theirs, but
-    for scalars; `update` treats each array by itself, as Adam does. Stacks of matrices with a
-    common first axis, the layers, are updated in a loop over it, so that the state of one layer
-    is on the device at a time; the others as they come. A stack of vectors is small and goes
-    whole: on a TPU one row of two-byte numbers is half a word, which no transfer can cut out.
+    `params` and `grads` have the same structure, and the arrays of `state`, except scalars, have
+    the shapes of the params. `update` must treat each array by itself, as Adam does. Stacks of
+    matrices whose first axis are the layers are updated in a loop over the layers, so that the
+    state of one layer is on the device at a time. Other arrays are updated outside the loop. Stacks
+    of vectors are small and are moved whole: on a TPU one row of two-byte numbers is half a word,
+    and no transfer can move half a word.
     """
 
     def run(params, state, grads):
-        # an abstract argument's type does not say that it lies on the host
+        # The type of a traced argument does not say that the argument is in host memory.
         state = jax.tree.map(lambda x: _host(x, far and x.ndim > 0), state)
         leaves = jax.tree.leaves(params)
+        # The number of layers is the most frequent first axis of stacks of matrices.
         stacks = [x.shape[0] for x in leaves if x.ndim > 2]
         layers = max(set(stacks), key=stacks.count, default=0)
         stacked = lambda x: x.ndim > 2 and x.shape[0] == layers
@@ -59,7 +62,7 @@ def streamed(update: Callable, *, far: bool = True) -> Callable:
         count = len(leaves), len(jax.tree.leaves(state))
 
         def change(arrays, chosen):
-            """`update` of the chosen arrays alone; scalars belong to every choice."""
+            """`update` of the chosen arrays and of the scalars; None for the other arrays."""
             keep = set(chosen) | {i for i, x in enumerate(flat) if not x.ndim}
             holes = structure.unflatten([x if i in keep else None for i, x in enumerate(arrays)])
             new = update(*holes)
@@ -70,22 +73,23 @@ def streamed(update: Callable, *, far: bool = True) -> Callable:
                     full[i] = next(it)
             return full
 
-        def step(i, held):
-            now = list(flat)
-            for j, x in zip(inside, held):
-                now[j] = _device(lax.dynamic_index_in_dim(x, i, 0, keepdims=False), hosted[j])
-            new = change(now, inside)
+        def step(i, current):
+            layer = list(flat)
+            for j, x in zip(inside, current):
+                layer[j] = _device(lax.dynamic_index_in_dim(x, i, 0, keepdims=False), hosted[j])
+            new = change(layer, inside)
             put = lambda x, y, j: lax.dynamic_update_index_in_dim(x, _host(y, hosted[j]), i, 0)
-            return [x if j >= sum(count) else put(x, new[j], j) for j, x in zip(inside, held)]
+            return [x if j >= sum(count) else put(x, new[j], j) for j, x in zip(inside, current)]
 
-        here = [_device(x, hosted[i]) if i in outside else x for i, x in enumerate(flat)]
-        new = change(here, outside)
+        # First the arrays outside the loop, then the loop over the layers.
+        arrays = [_device(x, hosted[i]) if i in outside else x for i, x in enumerate(flat)]
+        new = change(arrays, outside)
         for j in outside:
             if j < sum(count) and flat[j].ndim:
                 new[j] = _host(new[j], hosted[j])
         if inside:
-            held = lax.fori_loop(0, layers, step, [flat[j] for j in inside])
-            for j, x in zip(inside, held):
+            updated = lax.fori_loop(0, layers, step, [flat[j] for j in inside])
+            for j, x in zip(inside, updated):
                 new[j] = x
         out = structure.unflatten(new[: sum(count)] + flat[sum(count) :])
         return out[0], out[1]
@@ -93,15 +97,20 @@ def streamed(update: Callable, *, far: bool = True) -> Callable:
     return run
 
 
-def _hosted(state, offset, flat, params) -> list[bool]:
-    """Which of the flat arrays lie on the host: the state's, but for scalars."""
+def _hosted(state: Any, offset: int, flat: list, params: Any) -> list[bool]:
+    """For each flat array, whether it is in host memory: the state's arrays, except scalars.
+
+    `flat` are the leaves of (params, state, grads); the state's start at `offset`.
+    """
     n = len(jax.tree.leaves(state))
     return [offset <= i < offset + n and x.ndim > 0 for i, x in enumerate(flat)]
 
 
 def _device(x: Any, hosted: bool) -> Any:
+    """`x` moved to device memory if it is in host memory."""
     return jax.device_put(x, jax.memory.Space.Device) if hosted else x
 
 
 def _host(x: Any, hosted: bool) -> Any:
+    """`x` moved to host memory if `hosted`."""
     return jax.device_put(jnp.asarray(x), jax.memory.Space.Host) if hosted else x

@@ -1,4 +1,4 @@
-"""from_host: a model whose layers lie in host memory, and come to the device one at a time."""
+"""from_host: a model whose layers are in host memory, with one layer at a time on the device."""
 
 import functools
 from collections.abc import Callable
@@ -11,14 +11,15 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from ..core.scans import around_scans
 from .optimizer_state import on_host
 
-_TILE = 32, 128  # of one-byte numbers on a TPU: what a transfer of one layer must be made of
+_TILE = 32, 128  # a TPU's tile of one-byte numbers; a layer that is moved must be whole tiles
 
 
 def layers_on_host(params: Any) -> Any:
     """`params` with its stacks of matrices in the pinned memory of their device's host.
 
-    A stack has the layers as its first axis, and its matrices whole tiles of a TPU. Vectors, such
-    as scales, and matrices that are no stack stay. Arrays may be abstract, and of encoded leaves.
+    A stack's first axis are the layers. Its matrices must be whole TPU tiles, 32 × 128. Vectors,
+    such as scales, and matrices that are no stack stay on the device. Arrays may be abstract, and
+    may be inside encoded leaves.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -31,13 +32,13 @@ def layers_on_host(params: Any) -> Any:
 
 
 def from_host(fn: Callable) -> Callable:
-    """`fn(params, *args)` of params that `layers_on_host` placed: scans fetch layer by layer.
+    """`fn(params, *args)` for params of `layers_on_host`: its scans fetch one layer at a time.
 
-    The model is not touched: its jaxpr is replayed, and each outermost scan over such a stack
-    brings the slice that its body wants to the device. To run, not to differentiate.
+    `fn` itself does not change: its jaxpr is replayed, and each outermost scan over a stack on the
+    host moves one slice at a time to the device. The result cannot be differentiated.
 
     Raises:
-        ValueError: a stack that no scan reads straight from the params.
+        ValueError: no scan takes a stack on the host directly from the params.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -49,11 +50,11 @@ def from_host(fn: Callable) -> Callable:
 
     @functools.wraps(fn)
     def run(params, *args):
-        # an abstract argument's type does not say that it lies on the host, so it is told apart
+        # The type of a traced argument does not say that it is in host memory: go by its id.
         stacks = {id(x) for x in jax.tree.leaves(params) if _moves(x)}
         read = set()
 
-        def scan(body, init, xs, length, **how):
+        def scan(body, init, xs, length, **options):
             far = [id(x) in stacks for x in xs]
             read.update(id(x) for x in xs)
             host = jax.memory.Space.Host
@@ -62,7 +63,7 @@ def from_host(fn: Callable) -> Callable:
             def near(carry, xs):
                 return body(carry, [_fetched(x) if moved else x for x, moved in zip(xs, far)])
 
-            return lax.scan(near, init, xs, length, **how)
+            return lax.scan(near, init, xs, length, **options)
 
         y = around_scans(fn, lambda body: body, scan)(params, *args)
         if missed := len(stacks - read):
@@ -73,10 +74,11 @@ def from_host(fn: Callable) -> Callable:
 
 
 def _fetched(x: jax.Array) -> jax.Array:
-    """One layer, laid out as on the host: libtpu dies of a transfer that transposes."""
-    here = jax.device_put(x, jax.memory.Space.Device)
-    return with_layout_constraint(here, Layout(major_to_minor=tuple(range(x.ndim))))
+    """One layer on the device, in the host's layout: libtpu aborts if a transfer transposes."""
+    layer = jax.device_put(x, jax.memory.Space.Device)
+    return with_layout_constraint(layer, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def _moves(x: Any) -> bool:
+    """Whether `x` is a stack of matrices of whole tiles."""
     return x.ndim > 2 and not any(n % tile for n, tile in zip(x.shape[-2:], _TILE))
