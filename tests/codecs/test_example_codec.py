@@ -30,17 +30,19 @@ def cases():
     for module, law in [(m, law) for m in (bounds, laws, models) for law in vars(m).values()]:
         if not inspect.isfunction(law) or not law.__name__.startswith("test_"):
             continue
-        marks = [mark.args for mark in getattr(law, "pytestmark", []) if mark.name == "parametrize"]
-        if not any("codec" in names for names, _ in marks):
+        marks = getattr(law, "pytestmark", [])
+        params = [mark.args for mark in marks if mark.name == "parametrize"]
+        if not any("codec" in names for names, _ in params):
             continue
-        others = [m for m in marks if "codec" not in m[0]]
+        others = [(names, values) for names, values in params if "codec" not in names]
         if "form" in inspect.signature(law).parameters:
             others = [("form", ["f32", "bf16 stacked"])]
         choices = [[arguments(names, value) for value in values] for names, values in others]
-        for choice in itertools.product(*choices):
+        for number, choice in enumerate(itertools.product(*choices)):
             kwargs = functools.reduce(lambda a, b: a | b, choice, {})
             name = "-".join([law.__name__.removeprefix("test_"), *map(str, kwargs.values())])
-            yield pytest.param(module, law, kwargs, id=name)
+            marks = [pytest.mark.slow] if number else []  # one case a law is quick
+            yield pytest.param(module, law, kwargs, id=name, marks=marks)
 
 
 def arguments(names, value):
