@@ -16,7 +16,7 @@ from jax import Array
 from .float32_state import to_float32, update_in_float32
 from .stochastic_rounding import SEEDS_PER_STEP, hashed_bits
 
-BLOCK = 256  # numbers that share a scale, along the last axis
+BLOCK_SIZE = 256  # numbers that share a scale, along the last axis
 LEAST_SIZE = 4096  # a smaller array (biases, norm scales) stays in f32
 
 
@@ -26,7 +26,7 @@ class Eighths:
     """An array of optimizer state in int8, with the largest magnitude of each block."""
 
     codes: Array | None  # int8, in the array's shape
-    scale: Array | None  # f32 (..., last axis / BLOCK)
+    scale: Array | None  # f32 (..., last axis / BLOCK_SIZE)
 
     def decode(self) -> Array | None:
         """The numbers in f32; None where there are no codes, as for arrays that are not updated."""
@@ -34,7 +34,7 @@ class Eighths:
             return None
         shape = self.codes.shape
         share = self.codes.astype(jnp.float32) / 127
-        blocks = (share**3).reshape(*shape[:-1], -1, BLOCK)
+        blocks = (share**3).reshape(*shape[:-1], -1, BLOCK_SIZE)
         return (blocks * self.scale[..., None]).reshape(shape)
 
 
@@ -50,7 +50,7 @@ def encode_int8(x: Array, seed: Array | int) -> Eighths:
         >>> float(jnp.abs(error).max()) < 3 / 127, abs(float(error.mean())) < 1e-4
         (True, True)
     """
-    blocks = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, BLOCK)
+    blocks = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, BLOCK_SIZE)
     scale = jnp.abs(blocks).max(-1)
     share = jnp.abs(blocks) / jnp.where(scale > 0, scale, 1)[..., None]  # |c/127|³
     # the two codes around each number, and their values
@@ -104,7 +104,7 @@ def in_int8(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
 def _fits_int8(x: Array) -> bool:
     """Whether an array is a matrix of floats that is large enough and made of whole blocks."""
     floats = jnp.issubdtype(x.dtype, jnp.floating)
-    return floats and x.size >= LEAST_SIZE and x.ndim > 1 and x.shape[-1] % BLOCK == 0
+    return floats and x.size >= LEAST_SIZE and x.ndim > 1 and x.shape[-1] % BLOCK_SIZE == 0
 
 
 def _is_encoded(x: Any) -> bool:

@@ -64,21 +64,22 @@ def best_range(codec: Any, groups: Array, weight: Array) -> tuple[Array, Array |
     fixed = jnp.array([(a, a) for a in COARSE_FACTORS] + around)[:, :, None, None]
     coarse, known = len(COARSE_FACTORS), len(fixed)
 
-    def step(i, best):
+    def step(i, state):
         """One range tried; the three stages share this body, so that it is compiled once."""
-        least, kept, ratio, centre = best  # kept: (α, β) of the least error; ratio: of its refit
+        # the least error, its (α, β), the ratio of its refitted scale, the best coarse factors
+        least, factors, ratio, centre = state
         tried = fixed[jnp.minimum(i, known - 1)] + jnp.where(i < coarse, 0.0, centre)
-        tried = jnp.where(i < known, tried, kept * ratio[None])
+        tried = jnp.where(i < known, tried, factors * ratio[None])
         scale, zero = codec.range(low * tried[0], high * tried[1])
         near = codec.snap(groups, scale[..., None], zero if zero is None else zero[..., None])
         error = (weight * jnp.square(groups - near)).sum(-1)
         square = (weight * near * near).sum(-1)
         refit = (weight * groups * near).sum(-1) / jnp.where(square > 0, square, 1.0)
         better = error < least
-        kept = jnp.where(better[None], tried, kept)
+        factors = jnp.where(better[None], tried, factors)
         ratio = jnp.where(better, jnp.where(square > 0, refit, 1.0), ratio)
         least = jnp.minimum(least, error)  # stays NaN where f16 has no scale for the range
-        return least, kept, ratio, jnp.where(i < coarse, kept, centre)
+        return least, factors, ratio, jnp.where(i < coarse, factors, centre)
 
     one = jnp.ones(low.shape)
     both = jnp.stack([one, one])

@@ -146,21 +146,23 @@ def _moving(
 
     def update(gradients, state, params=None):
         require_params(params)
-        slopes, weights = planned_leaves(plan, gradients), planned_leaves(plan, params)
+        grads, weights = planned_leaves(plan, gradients), planned_leaves(plan, params)
         count = state.count + 1
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), count)
+        # move the masks, if it is time
         moving = share / 2 * (1 + jnp.cos(jnp.pi * count.astype(jnp.float32) / end))
         masks = {}
         for i, (path, codec) in enumerate(plan.items()):
-            scores = jnp.abs(weights[path]), grow(slopes[path], jax.random.fold_in(key, i))
+            scores = jnp.abs(weights[path]), grow(grads[path], jax.random.fold_in(key, i))
             move = lambda c=codec, s=scores, p=path: _moved(c, state.masks[p], *s, moving, axes[p])
             due = (count % every == 0) & (count < end)
             masks[path] = jax.lax.cond(due, move, lambda p=path: state.masks[p])
-        masked = {p: jnp.where(masks[p], slopes[p], 0) for p in plan}
-        updates, after = inner.update(replace_leaves(gradients, masked), state.inner, params)
+        # a step of the optimizer, without gradients of dropped weights
+        masked = {p: jnp.where(masks[p], grads[p], 0) for p in plan}
+        updates, inner_state = inner.update(replace_leaves(gradients, masked), state.inner, params)
         unchanged = {p: masks[p] & state.masks[p] for p in plan}  # a regrown weight begins at zero
         return mask_updates(plan, updates, params, unchanged), Moving(
-            count, after, masks, state.key
+            count, inner_state, masks, state.key
         )
 
     return optax.GradientTransformation(init, update)

@@ -80,10 +80,12 @@ def rewind(
     def update(gradients, state, params=None):
         require_params(params)
         early = _where(state.count == to, params, state.early)
-        slopes = planned_leaves(plan, gradients)
-        masked = {p: jnp.where(state.masks[p], slopes[p], 0) for p in plan}
-        updates, after = inner.update(replace_leaves(gradients, masked), state.inner, params)
+        # a step of the optimizer, without gradients of dropped weights
+        grads = planned_leaves(plan, gradients)
+        masked = {p: jnp.where(state.masks[p], grads[p], 0) for p in plan}
+        updates, inner_state = inner.update(replace_leaves(gradients, masked), state.inner, params)
         updates = mask_updates(plan, updates, params, state.masks)
+        # at the end of a round, masks of fewer weights
         count = state.count + 1
         round_ends = (count % steps == 0) & (count <= rounds * steps)
         new = planned_leaves(plan, optax.apply_updates(params, updates))
@@ -92,10 +94,11 @@ def rewind(
             score = jnp.where(state.masks[path], jnp.abs(new[path]), -1.0)
             chosen = tickets(codec, score, count // steps / rounds, summed_axes(path, uses))
             masks[path] = jnp.where(round_ends, chosen, state.masks[path])
+        # and updates that take all params back to their early values
         back = jax.tree.map(lambda a, p: (a - p).astype(p.dtype), early, params)
         back = mask_updates(plan, back, params, masks)
         return _where(round_ends, back, updates), Early(
-            count, _where(round_ends, inner.init(early), after), masks, early
+            count, _where(round_ends, inner.init(early), inner_state), masks, early
         )
 
     return optax.GradientTransformation(init, update)

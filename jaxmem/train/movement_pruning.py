@@ -62,7 +62,7 @@ def straight_through(
     """
     check_sparse(plan)
 
-    def score(dense, old, slope, count):
+    def score(dense, old, grad, count):
         return jnp.abs(dense), 1.0
 
     return _with_dense(inner, plan, score, decay, uses, accumulates=False)
@@ -111,8 +111,8 @@ def movement(
     if not 0 <= begin < end:
         raise ValueError(f"a schedule wants 0 <= begin < end, got begin={begin}, end={end}")
 
-    def score(dense, old, slope, count):
-        return old - rate * dense * slope, polynomial(count, begin, end)
+    def score(dense, old, grad, count):
+        return old - rate * dense * grad, polynomial(count, begin, end)
 
     return _with_dense(inner, plan, score, 0.0, uses, accumulates=True)
 
@@ -144,11 +144,12 @@ def _with_dense(
 
     def update(gradients, state, params=None):
         require_params(params)
-        slopes = {p: g.astype(jnp.float32) for p, g in planned_leaves(plan, gradients).items()}
+        grads = {p: g.astype(jnp.float32) for p, g in planned_leaves(plan, gradients).items()}
         decayed = {
-            p: g + decay * jnp.where(state.masks[p], 0.0, state.dense[p]) for p, g in slopes.items()
+            p: g + decay * jnp.where(state.masks[p], 0.0, state.dense[p]) for p, g in grads.items()
         }
-        updates, after = inner.update(
+        # the optimizer updates the dense weights
+        updates, inner_state = inner.update(
             replace_leaves(gradients, decayed), state.inner, replace_leaves(params, state.dense)
         )
         steps, old = planned_leaves(plan, updates), planned_leaves(plan, params)
@@ -156,15 +157,16 @@ def _with_dense(
         for path, codec in plan.items():
             dense[path] = state.dense[path] + steps[path]
             new_score, progress = score(
-                dense[path], state.scores.get(path), slopes[path], state.count
+                dense[path], state.scores.get(path), grads[path], state.count
             )
             if accumulates:
                 scores[path] = new_score
             masks[path] = top_mask(codec, new_score, progress, axes[path])
+            # the update takes the params to the new dense weights, masked
             new = jnp.where(masks[path], dense[path], 0.0)
             new_updates[path] = (new - old[path].astype(jnp.float32)).astype(old[path].dtype)
         return replace_leaves(updates, new_updates), Dense(
-            state.count + 1, after, dense, scores, masks
+            state.count + 1, inner_state, dense, scores, masks
         )
 
     return optax.GradientTransformation(init, update)
