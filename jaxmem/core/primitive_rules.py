@@ -1,7 +1,8 @@
-"""What each primitive does to an encoded leaf, by name: a leaf, an array, or NotImplemented.
+"""RULES: a function for each primitive that has an encoded form, by the primitive's name.
 
-A rule takes the primitive's operands, some of them leaves, and its parameters. Stack axes of a leaf
-are axes of all arrays inside, so an operation on them is done on each array.
+A rule gives a leaf, an array, or NotImplemented: then the leaf is decoded. It takes the
+primitive's operands, some of them leaves, and its parameters. The stack axes of a leaf are axes of
+all arrays inside, so an operation on them is done on each array.
 """
 
 import math

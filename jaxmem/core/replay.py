@@ -43,7 +43,7 @@ class JaxprReplay:
 
     on_decode: OnDecode
     wrap: Callable | None = None  # body of a scan -> the body to run in its place
-    scan: Callable = lax.scan  # what runs a wrapped body
+    scan: Callable = lax.scan  # runs the wrapped bodies
 
     def run(self, jaxpr: Any, consts: Any, *args: Any) -> list:
         """The outputs of a jaxpr, each an array or a `NamedLeaf`."""

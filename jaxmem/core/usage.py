@@ -23,8 +23,8 @@ class Use(NamedTuple):
     op: str  # the primitive: dot_general, gather, or one that needs the dense array
     axes: tuple[int, ...]  # the weight's axes that the operation sums over, counted from the end
     inputs: tuple[int, ...]  # shape of the other operand
-    dtype: str  # of the other operand
-    flops: int  # of one run of this operation
+    dtype: str  # dtype of the other operand
+    flops: int  # flops of one run of this operation
 
 
 def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
@@ -41,7 +41,7 @@ def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
     shapes = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in leaves]
 
     def run(arrays, args):
-        watched = [Watched(w, uses.append) for w, uses in zip(arrays, by_path.values())]
+        watched = [Watched(w, notes.append) for w, notes in zip(arrays, by_path.values())]
         watched = tree.unflatten(watched)
         # `lift` reports the operations that would decode a `Watched`, with its path
         note = lambda op, path: by_path[path].append(Use(op, (), (), "", 0))
@@ -52,12 +52,12 @@ def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
         )
 
     jax.eval_shape(run, shapes, args)
-    # of a product or a look-up there are two notes: the one of `Watched` has more detail
+    # a product or a look-up has two notes: the one by `Watched` has more detail
     detailed = ("dot_general", "gather")
     return {
-        path: list(dict.fromkeys(use for use in uses if use.inputs or use.op not in detailed))
-        for path, uses in by_path.items()
-        if uses
+        path: list(dict.fromkeys(use for use in notes if use.inputs or use.op not in detailed))
+        for path, notes in by_path.items()
+        if notes
     }
 
 

@@ -40,7 +40,7 @@ def block_sparse_product(
         places: which block of inputs each kept block is, (strips, kept) integers.
         inputs: the inputs of a block.
         n: the outputs; the last strip may be longer than what is left of them.
-        precision: of the products, as `lax.dot_general` takes it.
+        precision: precision of the products, as `lax.dot_general` takes it.
         interpret: whether Pallas interprets the kernel, which runs on a CPU too.
     """
     from jax.experimental import pallas as pl  # a tenth of a second, so not with jaxmem
@@ -52,7 +52,7 @@ def block_sparse_product(
     # x by blocks of inputs: (blocks, m, inputs)
     x = jnp.pad(x, ((0, 0), (0, blocks * inputs - k)))
     x = x.reshape(m, blocks, inputs).swapaxes(0, 1)
-    rows = min(m, X_ELEMENTS // (blocks * inputs) // LANES * LANES)  # of x on the chip at a time
+    rows = min(m, X_ELEMENTS // (blocks * inputs) // LANES * LANES)  # rows of x on the chip
 
     def body(places_ref, x_ref, values_ref, y_ref):
         strip, total = pl.program_id(1), jnp.zeros(y_ref.shape, jnp.float32)

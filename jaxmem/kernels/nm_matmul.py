@@ -17,9 +17,9 @@ from jax import Array, lax
 from .cost_estimate import cost
 from .packed_matmul import BLOCK_ROWS, LANES, from_half_bits
 
-X_ELEMENTS = 2**20  # elements of x on the chip at a time
-MAX_VALUE_BYTES = 2**22  # of the kept values of BLOCK_ROWS rows
-MAX_KEPT = 4  # kept values of a group
+X_ELEMENTS = 2**20  # the most elements of x on the chip at a time
+MAX_VALUE_BYTES = 2**22  # the most bytes of the kept values of BLOCK_ROWS rows
+MAX_KEPT = 4  # the most kept values of a group
 _LAST = (((1,), (1,)), ((), ()))  # both operands summed over their last axis
 
 
@@ -66,7 +66,7 @@ def nm_product(
         m: the weights of a group.
         spread: (pattern numbers, n planes of kept values, m) -> m planes of weights, each
             (BLOCK_ROWS, LANES).
-        precision: of the products, as `lax.dot_general` takes it.
+        precision: precision of the products, as `lax.dot_general` takes it.
         interpret: whether Pallas interprets the kernel, which runs on a CPU too.
     """
     from jax.experimental import pallas as pl  # a tenth of a second, so not with jaxmem
@@ -158,7 +158,7 @@ def _read_floats(ref, _, start, left, n, separator):
 
 
 def _read_codes(refs, codes_ref, start, left, n, separator, *, values, length):
-    """What `_read_floats` gives, from codes with a scale for each `length` groups."""
+    """The same planes as `_read_floats` gives, from codes with a scale for each `length` groups."""
     fields, numbers = refs
     # Unpack the codes of n values of LANES groups, and separate them.
     side_by_side = []

@@ -22,7 +22,7 @@ from .dispatch import on_one_chip
 LANES = 128  # columns unpacked at a time: the width of the chip's registers and of its matrix unit
 BLOCK_ROWS = 256  # rows of the weight in a block: 32 bytes of the narrowest field
 MAX_BLOCK_COLUMNS = 8192  # columns of the weight in a block
-MAX_X_ROWS, MAX_X_BYTES = 256, 2**23  # of x on the chip at a time, in whole rows
+MAX_X_ROWS, MAX_X_BYTES = 256, 2**23  # rows and bytes of x on the chip at a time
 
 
 def packed_product(x: Array, leaf: Any, otherwise: Callable, precision=None) -> Array:
@@ -85,8 +85,8 @@ def grouped_product(
             given the levels of the group, each (rows, 1).
         scales: gives the f32 number of each int32 byte of `scale`.
         unit: a factor of the whole product.
-        precision: of the products, as `lax.dot_general` takes it.
-        dtype: of the result.
+        precision: precision of the products, as `lax.dot_general` takes it.
+        dtype: dtype of the result.
         interpret: whether Pallas interprets the kernel, which runs on a CPU too.
     """
     from jax.experimental import pallas as pl  # a tenth of a second, so not with jaxmem

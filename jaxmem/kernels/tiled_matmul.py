@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 TILE_ROWS = 1024  # rows of a decoded tile
-INTERLEAVED_TILE_WEIGHTS = 2**19  # of a tile of rows that share bytes: speed/cpu_matvec.py
-UNROLLED_TILES = 16  # products of so many tiles an accelerator unrolls: each tile stays on the chip
+INTERLEAVED_TILE_WEIGHTS = 2**19  # weights of a tile in a loop: experiments/speed/cpu_matvec.py
+UNROLLED_TILES = 16  # up to so many tiles are unrolled on an accelerator, and stay on the chip
 
 # On a CPU:
 FLOAT32_ROWS = 32  # up to so many rows of bfloat16 x are multiplied faster as f32
 FETCHED_ROWS = 4  # up to so many rows of x multiply no slower than the weight is decoded
-CPU_TILE_WEIGHTS = 2**17  # of a tile for them: two sets of interleaved rows stay in a core's cache
-CACHE_LINE_BYTES = 64
+CPU_TILE_WEIGHTS = 2**17  # weights of a tile for so few rows: it stays in a core's cache
+CACHE_LINE_BYTES = 64  # bytes that are read from memory at once
 
 
 def decoded_product(x: Array, leaf: Any, precision=None, *, unrolled: int = 0) -> Array:

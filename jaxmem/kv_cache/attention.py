@@ -53,7 +53,7 @@ def attend_by(
         q: queries (B, H, T, h).
         kv_heads: K, which divides H.
         allowed: broadcasts to (B, K, H/K, T, S).
-        scale: of the scores before the softmax.
+        scale: factor of the scores before the softmax.
     """
     batch, heads, steps, width = q.shape
     rows = q.reshape(batch, kv_heads, -1, width)  # (B, K, G*T, h)

@@ -29,12 +29,12 @@ def attend_through(
     Args:
         cache: a dense cache, a `QuantizedCache`, or None for attention among the given tokens.
         layer: which layer of the cache, an integer.
-        position: of the first given token.
+        position: position of the first given token.
         q: queries (B, H, T, h).
         k: keys (B, K, T, h), K dividing H.
         v: values (B, K, T, h).
         window: tokens that a query sees, itself included.
-        scale: of the scores before the softmax.
+        scale: factor of the scores before the softmax.
 
     Returns:
         the cache, and the result (B, H, T, h).

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from ..core.hadamard import hadamard
 
 BLOCK_TOKENS = 64  # tokens of a block: the keys of one channel share a range there
-LANES = 128  # of a TPU
+LANES = 128  # columns of a TPU register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class QuantizedStates:
 
     codes: Array  # (..., tokens, h) uint8, `axis` of it shorter by 8 / bits
     step: Array  # keys: (..., tokens / BLOCK_TOKENS, h) f16; values: (..., tokens, 1)
-    low: Array  # as `step`
+    low: Array  # the shape of `step`, f16
     recent: Array  # (..., BLOCK_TOKENS, h): the last block, unrounded
     bits: int = dataclasses.field(metadata=dict(static=True))
     axis: int = dataclasses.field(metadata=dict(static=True))

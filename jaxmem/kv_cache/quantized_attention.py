@@ -9,7 +9,7 @@ from jax import Array, lax
 from .attention import attend_by, causal
 from .quantized import BLOCK_TOKENS, QuantizedCache, QuantizedStates
 
-DECODED_BYTES = 2**24  # of keys, or of values, that are decoded at a time
+DECODED_BYTES = 2**24  # bytes of keys, or of values, that are decoded at a time
 
 
 def attend_quantized(
@@ -20,10 +20,10 @@ def attend_quantized(
     Args:
         cache: holds the keys and values of the T tokens already.
         layer: which layer, an integer.
-        position: of the first of the T tokens.
+        position: position of the first of the T tokens.
         q: queries; turned, if the cache is.
         window: tokens that a query sees, itself included.
-        scale: of the scores before the softmax.
+        scale: factor of the scores before the softmax.
     """
     batch, kv_heads = cache.keys.codes.shape[1:3]
     length = cache.keys.length
