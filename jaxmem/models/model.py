@@ -1,4 +1,4 @@
-"""Model: a configuration, the tensors that go with it, a tokenizer, and `apply`."""
+"""Model: a configuration, its tensors, a tokenizer, and `apply`."""
 
 import dataclasses
 import functools
@@ -26,11 +26,11 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A language model or encoder that was loaded from somewhere.
+    """A language model or encoder, such as `jm.models.load` gives.
 
-    `tensors` is a plain nested dict whose leaves are lazy (still in the file), arrays, abstract
-    (shapes only) or encoded; give it to `encode` and `budget`, which hold a layer at a time.
-    `params` is the same dict with every lazy leaf read.
+    `tensors` is a plain nested dict. Its leaves are lazy (still in the file), arrays, abstract
+    (shapes only) or encoded. `encode` and `budget` take it, and hold one layer of a lazy leaf at a
+    time. `params` is the same dict with every lazy leaf read. `source` says where it came from.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -49,16 +49,17 @@ class Model:
 
     @functools.cached_property
     def params(self) -> dict:
-        """The tensors as JAX arrays, read once; abstract and encoded leaves stay what they are."""
+        """The tensors as JAX arrays, read once; abstract and encoded leaves do not change."""
         read = lambda x: jnp.asarray(x.load() if lazy.is_lazy(x) else x)
         dense = lambda x: lazy.is_lazy(x) or isinstance(x, np.ndarray)
         return jax.tree.map(lambda x: read(x) if dense(x) else x, self.tensors, is_leaf=_is_leaf)
 
     def apply(self, params: dict, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model on `params`, dense or encoded, and the model's own arguments.
+        """Runs the model with `params`, dense or encoded.
 
-        `apply(params, ids)` gives logits (B, T, vocab); with `cache=` also the cache. An
-        encoder's `apply(params, ids, mask)` gives hidden states. Works under every transformation.
+        `apply(params, ids)`, with ids (B, T), gives logits (B, T, vocab) in f32; with `cache=` it
+        gives (logits, cache). For an encoder `apply(params, ids, mask)` gives hidden states (B, T,
+        width). Works under every JAX transformation.
         """
         dense = lambda p, *a, **k: (
             family(self.config).module(self.config).apply({"params": p}, *a, **k)
@@ -72,11 +73,11 @@ class Model:
     def save(self, path: str | os.PathLike, params: dict | None = None) -> None:
         """Writes a directory that `load` reads: configuration, tokenizer and `params`.
 
-        `params` is what `encode` made of this model's tensors, or None for the model's own. The
-        directory appears whole or not at all, and replaces only one that was written by this.
+        `params` are this model's tensors encoded, or None for the tensors themselves. The directory
+        appears whole or not at all, and replaces only a directory that `save` wrote.
 
         Raises:
-            ValueError: `path` exists and holds something else.
+            ValueError: `path` exists and was not written by `save`.
         """
         from ..io import checkpoint
         from ..io.atomic import replacing
@@ -94,7 +95,7 @@ class Model:
 
 
 def family(config: Any) -> ModuleType:
-    """The module that computes a configuration: its `Config`, `module` and `weights`."""
+    """The Python module of a configuration's family, with `Config`, `module` and `weights`."""
     return importlib.import_module(f"jaxmem.architectures.{config.family}")
 
 

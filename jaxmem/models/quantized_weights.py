@@ -1,4 +1,4 @@
-"""The weights of a checkpoint that is quantized already, as the codes and scales it holds."""
+"""The weights of a quantized checkpoint as encoded leaves, with the file's codes and scales."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,15 @@ from ..formats import gguf_blocks, gguf_llama
 from ..formats.compressed_tensors import Codes
 from ..formats.gguf import Gguf
 
-_HALVES = {"F16": "float16", "BF16": "bfloat16"}
+_SIXTEEN_BITS = {"F16": "float16", "BF16": "bfloat16"}
 
 
 def from_gguf(file: Gguf, names: list[str], weight_map: WeightMap, dense: Lazy) -> Any:
-    """The leaf of one parameter, whose layers are the tensors `names` of the file, or None.
+    """The encoded leaf of one parameter, whose layers are the tensors `names` of the file, or None.
 
-    None for a vector, and where no layer is of a type that has a leaf and made by moving rows.
-    Layers of different types are `Segmented`; those without a leaf are read of `dense`.
+    None for a vector, and if no layer has a type with an encoded form whose layout differs only in
+    the order of rows. Layers of different types give a `Segmented` leaf; layers without an encoded
+    form are read from `dense`.
     """
     if len(file.tensors[names[0]].shape) != 2:
         return None
@@ -33,20 +34,22 @@ def from_gguf(file: Gguf, names: list[str], weight_map: WeightMap, dense: Lazy) 
 
 
 def from_codes(found: list[Codes | None], weight_map: WeightMap, dense: Lazy) -> Any:
-    """The leaf of one parameter of a compressed-tensors checkpoint, or None.
+    """The encoded leaf of one parameter of a compressed-tensors checkpoint, or None.
 
-    None where no layer has codes and is made by transposing. Layers of different forms are
-    `Segmented`; those without a leaf are read of `dense`.
+    None if no layer has codes whose layout differs only by a transposition. Layers of different
+    forms give a `Segmented` leaf; layers without codes are read from `dense`.
     """
     return _leaf([_of_codes(codes, weight_map, dense.dtype) for codes in found], weight_map, dense)
 
 
 def _of_gguf(file: Gguf, name: str, weight_map: WeightMap, dtype: Any) -> Any:
-    """A tensor of a file as a leaf, or None."""
+    """A tensor of a GGUF file as an encoded leaf, or None."""
     undone = lambda w: gguf_llama.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
     made, tensor, kind = lambda w: weight_map.fn(undone(w)), file.tensors[name], file.kind(name)
-    if kind in _HALVES:
-        return CastArray(jnp.asarray(made(tensor.load()).astype(_HALVES[kind])), jnp.dtype(dtype))
+    if kind in _SIXTEEN_BITS:
+        return CastArray(
+            jnp.asarray(made(tensor.load()).astype(_SIXTEEN_BITS[kind])), jnp.dtype(dtype)
+        )
     place = placed(made, *tensor.shape) if kind in gguf_blocks.TYPES else None
     if place is None:
         return None
@@ -65,7 +68,7 @@ def _of_codes(codes: Codes | None, weight_map: WeightMap, dtype: Any) -> Any:
 
 
 def _leaf(layers: list[Any], weight_map: WeightMap, dense: Lazy) -> Any:
-    """One leaf of a parameter's layers, read of `dense` where None; None where all are."""
+    """One leaf of a parameter's layers; a None is read from `dense`. None if all are None."""
     if not any(map(is_encoded, layers)):
         return None
     if not weight_map.stacked:
@@ -75,10 +78,10 @@ def _leaf(layers: list[Any], weight_map: WeightMap, dense: Lazy) -> Any:
 
 
 def placed(fn: Callable, n: int, k: int) -> tuple[np.ndarray, Fold] | None:
-    """How `fn` moves the rows of a matrix (n, k), and how its result lies in them.
+    """(the order of rows, the fold) by which `fn` rearranges a matrix (n, k), or None.
 
-    The order of rows that makes them the kept axis of the result in its own order, and the fold;
-    None where it does something else. Found by what it does to the numbers of rows and columns.
+    With its rows in that order, the matrix is the fold's matrix of `fn`'s result. None if `fn` does
+    more than move rows and transpose. `fn` is applied to matrices of row and column numbers.
 
     Example:
         >>> import numpy as np

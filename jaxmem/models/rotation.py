@@ -11,31 +11,31 @@ from ..core.hadamard import hadamard
 from ..core.lazy import combined, is_lazy
 from ..core.leaf import is_encoded
 from .model import Model
-from .rescaling import check_dense, find, joints, replaced
+from .rescaling import channel_links, check_dense, leaf_at, replace_leaf
 
-_READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # what follows the norm before each
+_READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # the projections after each norm
 _WRITES = {"attn": "out", "mlp": "down"}
 
 Basis = Literal["random", "hadamard"]
 
 
 def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
-    """The same function with its residual stream turned by a random orthogonal matrix.
+    """The same function with its residual stream rotated by an orthogonal matrix.
 
-    Norm gains are folded into the matrices that follow, and the head is untied, since the last
-    norm's gain belongs to it and not to the embedding: `head/kernel` adds vocab × width weights.
-    The weights of a checkpoint that was once quantised leave its grid this way, so that
-    quantising them again is a fair test; a random basis also spreads outliers. Prune before it,
-    not after: zeros do not survive. Logits stay within 1e-4 in float32.
+    The gain of each norm is folded into the matrices after it. The head is untied, since the last
+    gain is folded into the head and not into the embedding: `head/kernel` adds vocab × width
+    weights. The rotation moves weights that were quantized before off their grid, so that
+    quantizing them again is a fair test; a random basis also spreads outliers. Prune after the
+    rotation, never before: zeros do not survive it. Logits stay within 1e-4 in float32.
 
-    Tensors that were lazy stay so: a layer is turned when it is read. The matrix is the Q of a
-    standard normal one, with the signs that make it uniform, and depends on `seed` alone.
+    Lazy tensors stay lazy: a layer is rotated when it is read. The random matrix is uniform over
+    orthogonal matrices and depends only on `seed`.
 
     Reference: SliceGPT (Ashkboos et al., 2024), QuaRot (Ashkboos et al., 2024).
 
     Raises:
-        ValueError: A basis or width without a matrix; not of the Llama family, or with norms after
-            its blocks (Gemma), which a rotation does not pass through; or encoded already.
+        ValueError: there is no matrix of this basis and width; the model is not of the Llama
+            family, has norms after its blocks (Gemma), or is encoded.
 
     Example:
         >>> import jaxmem as jm
@@ -72,22 +72,23 @@ def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
     tree["embed"] = {"embedding": combined(out_of, embed)}
     tree["final_norm"] = {"scale": combined(np.ones_like, final)}
     untied = dataclasses.replace(config, tied=False)
-    how = f"rotated with seed {seed}" if basis == "random" else f"rotated by {basis}, seed {seed}"
-    return Model(untied, tree, model.tokenizer, f"{model.source}, {how}")
+    random = basis == "random"
+    change = f"rotated with seed {seed}" if random else f"rotated by {basis}, seed {seed}"
+    return Model(untied, tree, model.tokenizer, f"{model.source}, {change}")
 
 
 def rotate_heads(model: Model, *, seed: int = 0, basis: Basis = "hadamard") -> Model:
-    """The same function with each head's values turned by an orthogonal matrix.
+    """The same function with the values of each head rotated by an orthogonal matrix.
 
-    v' = v R and out' = Rᵀ out for each head, R (head width, head width): attention weighs values
-    and mixes none of their channels, and heads that share a value share R. Spreads channels that
-    stand out over what `out` reads and over cached values, at no cost. What was lazy stays so. Of
-    the Llama family, GPT-2 or BERT.
+    v' = v R and out' = Rᵀ out for each head, with R (head width, head width): attention averages
+    values and mixes none of their channels. This spreads outlier channels of the cached values and
+    of the output projection's inputs, at no cost. Lazy tensors stay lazy. For the Llama family,
+    GPT-2 and BERT.
 
     Reference: QuaRot (Ashkboos et al., 2024), SpinQuant's R2 (Liu et al., 2024).
 
     Raises:
-        ValueError: a basis or head width without a matrix; an encoded model.
+        ValueError: there is no matrix of this basis and head width; the model is encoded.
 
     Example:
         >>> import jaxmem as jm
@@ -97,21 +98,21 @@ def rotate_heads(model: Model, *, seed: int = 0, basis: Basis = "hadamard") -> M
     """
     check_dense(model)
     out = "layers/attn/out/kernel"
-    [joint] = [joint for joint in joints(model.config) if joint.readers == (out,)]
-    shape = find(model.tensors, out).shape  # (layers, heads · head width, width)
+    [link] = [link for link in channel_links(model.config) if link.readers == (out,)]
+    shape = leaf_at(model.tensors, out).shape  # (layers, heads · head width, width)
     width = shape[-2] // model.config.heads
     turn = matrix(width, seed, basis).astype(np.float32)
 
     def columns(w):
-        heads = w[..., joint.before :]
+        heads = w[..., link.before :]
         turned = (heads.reshape(-1, width) @ turn).reshape(heads.shape)
-        return np.concatenate([w[..., : joint.before], turned], -1)
+        return np.concatenate([w[..., : link.before], turned], -1)
 
     rows = lambda w: np.matmul(turn.T, w.reshape(-1, width, shape[-1])).reshape(w.shape)
     tree = model.tensors
-    for path in (*joint.writers, out):
+    for path in (*link.writers, out):
         move = rows if path == out else columns
-        tree = replaced(tree, path, lambda w: combined(move, w, stacked=True))  # noqa: B023
+        tree = replace_leaf(tree, path, lambda w: combined(move, w, stacked=True))  # noqa: B023
     return Model(model.config, tree, model.tokenizer, f"{model.source}, heads rotated by {basis}")
 
 

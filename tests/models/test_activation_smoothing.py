@@ -11,7 +11,7 @@ import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.core.lazy import Lazy, is_lazy
 from jaxmem.models import Model, awq, load, smooth
-from jaxmem.models.rescaling import find, joints, rescaled
+from jaxmem.models.rescaling import channel_links, leaf_at, rescale
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -48,7 +48,7 @@ def stands_out(model):
     """The same function with a few strong channels after each norm, as real models have."""
     s = np.ones((2, 48), np.float32)
     s[:, :3] = 1 / 30
-    return rescaled(model, {joint: s for joint in joints(model.config)[::2][:2]})
+    return rescale(model, {link: s for link in channel_links(model.config)[::2][:2]})
 
 
 def output(model):
@@ -64,15 +64,15 @@ def assert_same(one, other):
 def test_any_scale_of_any_joint_leaves_the_function(name):
     model, rng = random_model(name, lazy=True), np.random.default_rng(1)
     scales = {}
-    for joint in joints(model.config):
-        kernel = find(model.tensors, joint.readers[0])
-        shape = (*kernel.shape[:-2], kernel.shape[-2] // joint.repeats)
-        scales[joint] = np.exp(rng.normal(size=shape)).astype("f4")
-    other = rescaled(model, scales)
+    for link in channel_links(model.config):
+        kernel = leaf_at(model.tensors, link.readers[0])
+        shape = (*kernel.shape[:-2], kernel.shape[-2] // link.repeats)
+        scales[link] = np.exp(rng.normal(size=shape)).astype("f4")
+    other = rescale(model, scales)
     assert all(map(is_lazy, jax.tree.leaves(other.tensors, is_leaf=is_lazy)))
-    for joint in scales:
-        for path in (*joint.readers, *joint.writers):
-            assert not np.allclose(find(other.params, path), find(model.params, path))
+    for link in scales:
+        for path in (*link.readers, *link.writers):
+            assert not np.allclose(leaf_at(other.params, path), leaf_at(model.params, path))
     assert_same(model, other)
 
 
@@ -89,10 +89,10 @@ def test_smooth_shares_what_is_large_between_inputs_and_weights():
     fed = jm.stats(model.apply, model.params, [(IDS,)], moments="diag")
     other = smooth(model, fed)
     after = jm.stats(other.apply, other.params, [(IDS,)], moments="diag")
-    joint = next(j for j in joints(model.config) if "mlp_norm" in j.writers[0])
-    assert fed[joint.readers[0]].absmax[:, :3].mean() > 5
-    most = np.max([np.abs(find(other.params, path)).max(-1) for path in joint.readers], 0)
-    np.testing.assert_allclose(after[joint.readers[0]].absmax, most, rtol=1e-3)
+    link = next(j for j in channel_links(model.config) if "mlp_norm" in j.writers[0])
+    assert fed[link.readers[0]].absmax[:, :3].mean() > 5
+    most = np.max([np.abs(leaf_at(other.params, path)).max(-1) for path in link.readers], 0)
+    np.testing.assert_allclose(after[link.readers[0]].absmax, most, rtol=1e-3)
 
 
 def test_activations_in_8_bits_lose_less_when_smoothed():
@@ -114,19 +114,19 @@ def test_awq_loses_less_of_each_product_than_rounding_as_it_is():
     after = jm.stats(other.apply, other.params, [(IDS,)])
 
     def loss(m, stats, path):
-        w, gram = jnp.asarray(find(m.params, path)), stats[path].second
+        w, gram = jnp.asarray(leaf_at(m.params, path)), stats[path].second
         wrong = codec.encode(w).decode() - w
         return float(((gram @ wrong) * wrong).sum())
 
-    for joint in joints(model.config):
-        both = [sum(loss(*how, p) for p in joint.readers) for how in ((model, fed), (other, after))]
+    for link in channel_links(model.config):
+        both = [sum(loss(*how, p) for p in link.readers) for how in ((model, fed), (other, after))]
         assert both[1] <= 1.001 * both[0]
-        assert both[1] < 0.7 * both[0] or "mlp_norm" not in joint.writers[0]
+        assert both[1] < 0.7 * both[0] or "mlp_norm" not in link.writers[0]
 
 
 def test_shapes_alone_stay_shapes():
     model = load("llama-1b")
-    paths = [path for joint in joints(model.config) for path in joint.readers]
+    paths = [path for link in channel_links(model.config) for path in link.readers]
     moments = jm.Moments(*[jax.ShapeDtypeStruct((16, 2048), jnp.float32)] * 4)
     other = smooth(model, dict.fromkeys(paths, moments))
     assert jax.tree.map(lambda s: s.shape, other.params) == jax.tree.map(
