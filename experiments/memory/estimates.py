@@ -1,20 +1,20 @@
-"""How far estimates are from the compiler's peak, on twelve programs: estimates.json.
+"""Estimates of memory against the compiler's peak, for twelve programs: estimates.json.
 
     pip install -e ".[demo,tpu]"
     python experiments/memory/estimates.py
 
-`programs`: for steps that train, tune and serve the stack of remat_table.py, `quick=True` (the
-compiler's own estimate, in seconds) and formulas, each over the peak of the full compile, which
-the first five have from remat_table.json. The formulas: weights x 1.2 to serve, and to train
-4 x weights (as `accelerate estimate-memory` has it for Adam) or what ZeRO adds up (Rajbhandari et
-al., 2020: weights, gradients and optimizer state, shared by the chips, in the precision they have
-here). None of them knows activations.
+`programs`: steps that train, tune and serve the layers of remat_table.py. Each estimate is divided
+by the peak of the full compile; the first five peaks are those of remat_table.json. The estimates
+are `quick=True` (the compiler's own, in seconds) and formulas: weights x 1.2 to serve, and to train
+4 x weights (the formula of `accelerate estimate-memory` for Adam) or the sum of ZeRO (Rajbhandari
+et al., 2020: weights, gradients and optimizer state, divided by the chips, in the dtypes used
+here). No formula counts activations.
 
 `budgets`: a batch of 8 x 2,048 tokens under twelve budgets on one v5e, by the compiler's estimates.
-`fixed_order` is how MaxText's search goes: from keeping everything to computing everything again,
-the largest batch for each, nothing else; it takes the one of most tokens a second. `plan` also
-has micro-batches, so that the batch stays what was asked for. Tokens a second are an estimate from
-flops. Nothing is run, and a row that is in the file already is not compiled again.
+`fixed_order` is MaxText's search: from keeping everything to computing everything again, with the
+largest batch that fits each; it takes the candidate of most tokens a second. `plan` also tries
+micro-batches, so that the batch is not made smaller. Tokens a second are an estimate from flops.
+Nothing is run, and a row that is in the file already is not compiled again.
 """
 
 import dataclasses
@@ -62,35 +62,36 @@ TOKENS = 2048
 
 
 def compared(name: str) -> dict:
-    which, given = PROGRAMS[name]
-    built = jm.build(given, model=MODEL)
+    """A row of `programs`: estimates and formulas over the compiled peak."""
+    which, recipe = PROGRAMS[name]
+    built = jm.build(recipe, model=MODEL)
     fn, args = built.programs[which]
     start = time.perf_counter()
-    guess = jm.memory(fn, *args, device=given.device, quick=True)
-    took = {"quick": round(time.perf_counter() - start, 1)}
-    known = json.loads(TABLE.read_text())["rows"].get(given.device, {}) if "remat" in name else {}
-    if row := known.get(given.remat.kind + " ".join(["", *given.remat.names])):
+    guess = jm.memory(fn, *args, device=recipe.device, quick=True)
+    seconds = {"quick": round(time.perf_counter() - start, 1)}
+    known = json.loads(TABLE.read_text())["rows"].get(recipe.device, {}) if "remat" in name else {}
+    if row := known.get(recipe.remat.kind + " ".join(["", *recipe.remat.names])):
         peak, program, versions = (row[key] for key in ("peak_bytes", "program", "versions"))
     else:
         start = time.perf_counter()
-        m = jm.memory(fn, *args, device=given.device)
-        took["compiled"] = round(time.perf_counter() - start, 1)
+        m = jm.memory(fn, *args, device=recipe.device)
+        seconds["compiled"] = round(time.perf_counter() - start, 1)
         assert m.exact, name
         peak, program, versions = m.peak, m.hash, m.versions
     parts = {part: device_bytes(tree) for part, tree in built.parts.items()}
     weights = parts["weights"]
     formulas = {}
-    if given.task == "serve":
+    if recipe.task == "serve":
         formulas["weights x 1.2"] = int(1.2 * weights)
-    if given.task == "train":
+    if recipe.task == "train":
         formulas["weights x 4"] = 4 * weights
         formulas["ZeRO"] = 2 * weights + parts["optimizer"]  # and a gradient for each weight
     return {
-        "device": given.device,
+        "device": recipe.device,
         "peak_bytes": peak,
         "quick_bytes": guess.peak,
         "quick_over_peak": round(guess.peak / peak, 4),
-        "seconds": took,
+        "seconds": seconds,
         "formulas_over_peak": {name: round(n / peak, 4) for name, n in formulas.items()},
         "program": program,
         "versions": versions,
@@ -98,7 +99,7 @@ def compared(name: str) -> dict:
 
 
 def probe(**knobs) -> dict:
-    """Bytes and tokens a second by the compiler's estimate."""
+    """Bytes and tokens a second of a train step, by the compiler's estimate."""
     batch = knobs.pop("batch")
     built = jm.build(recipe(V5E, "train", batch, TOKENS, **knobs), model=MODEL)
     m = jm.memory(built.step, *built.arguments, device=V5E, quick=True)
@@ -106,7 +107,7 @@ def probe(**knobs) -> dict:
 
 
 def probes(rows: dict):
-    """Every (policy, batch) of the fixed order, and the whole batch in micro-batches."""
+    """Adds rows: each policy and batch of the fixed order, and the batch in micro-batches."""
     for policy in POLICIES:
         for batch in (8, 4, 2, 1):
             name = f"{policy.kind}, batch {batch}"
@@ -122,7 +123,7 @@ def probes(rows: dict):
 
 
 def under(budget: float, rows: dict) -> dict:
-    """What each way takes under so many GiB: its fastest that fits."""
+    """The fastest row that fits a budget in GiB, for each of the two searches."""
     limit = int(budget * GIB)
     out = {"budget_bytes": limit}
     for way, mark in (("fixed_order", ", batch "), ("plan", ", 8 in ")):
@@ -136,6 +137,7 @@ def under(budget: float, rows: dict) -> dict:
 
 
 def summary(rows: dict) -> dict:
+    """Median errors, rank correlation and largest errors of the rows of `programs`."""
     ratios = [row["quick_over_peak"] for row in rows.values()]
     peaks, guesses = ([row[k] for row in rows.values()] for k in ("peak_bytes", "quick_bytes"))
     errors: dict[str, list] = {}
@@ -155,7 +157,7 @@ def summary(rows: dict) -> dict:
 def main() -> None:
     path = pathlib.Path(__file__).with_suffix(".json")
     before = json.loads(path.read_text()) if path.exists() else {"programs": {}, "probes": {}}
-    found = {
+    results = {
         "command": "python experiments/memory/estimates.py",
         "jax": jax.__version__,
         "backend": "TPU targets, compiled and not run",
@@ -164,19 +166,19 @@ def main() -> None:
         "programs": before["programs"],
         "probes": before["probes"],
     }
-    write = lambda: write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+    write = lambda: write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
     for name in PROGRAMS:
-        if name in found["programs"]:
+        if name in results["programs"]:
             continue
-        found["programs"][name] = compared(name)
-        found["summary"] = summary(found["programs"])
+        results["programs"][name] = compared(name)
+        results["summary"] = summary(results["programs"])
         write()
-        print(name, found["programs"][name]["quick_over_peak"], flush=True)
-    for name in probes(found["probes"]):
+        print(name, results["programs"][name]["quick_over_peak"], flush=True)
+    for name in probes(results["probes"]):
         write()
-        print(name, found["probes"][name], flush=True)
-    found["summary"] = summary(found["programs"])
-    found["budgets"] = [under(budget, found["probes"]) for budget in BUDGETS]
+        print(name, results["probes"][name], flush=True)
+    results["summary"] = summary(results["programs"])
+    results["budgets"] = [under(budget, results["probes"]) for budget in BUDGETS]
     write()
 
 

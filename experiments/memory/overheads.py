@@ -1,4 +1,4 @@
-"""What jaxmem itself takes, in seconds: import, tracing, planning 8B. Writes overheads.json.
+"""Seconds that jaxmem itself takes: import, tracing, encoding 8B by shapes. Writes overheads.json.
 
 pip install -e ".[demo]"
 python experiments/memory/overheads.py
@@ -34,13 +34,13 @@ def importing() -> list[float]:
 
 def timed(fn: Callable, prepare: Callable = lambda: None) -> list[float]:
     """Seconds of each run of `fn`."""
-    found = []
+    seconds = []
     for _ in range(RUNS):
         prepare()
         start = time.perf_counter()
         fn()
-        found.append(time.perf_counter() - start)
-    return found
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def tracing() -> dict:
@@ -74,7 +74,7 @@ def shapes_of_8b() -> list[float]:
 
 
 def main() -> None:
-    found = {
+    results = {
         "jax": jax.__version__,
         "python": sys.version.split()[0],
         "backend": jax.default_backend(),
@@ -84,8 +84,8 @@ def main() -> None:
         "encode_llama_8b_by_shapes_seconds": statistics.median(shapes_of_8b()),
     }
     path = pathlib.Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

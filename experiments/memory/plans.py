@@ -1,13 +1,14 @@
-"""What `plan` chooses for 1B and 8B Llamas on four TPUs, against each chip's limit: plans.json.
+"""The plans for 1B and 8B Llamas on four TPU targets, at each chip's memory: plans.json.
 
     pip install -e ".[demo,tpu]"
     python experiments/memory/plans.py [--only NAME]
 
-Training and adapters at 8 x 2,048 tokens, serving 16 rows of 4,096. Nothing is run: a row's bytes
-are what the target's compiler says of the chosen recipe, compiled at the limit. The baseline keeps
-bfloat16 weights, f32 optimizer state and everything that the backward pass wants. Each row is
-planned in a process of its own with an empty cache; `host_bytes` is the most that it and the
-largest of its compilers held at once. A row that is in the file already is not planned again.
+Training and adapters have 8 x 2,048 tokens, serving has 16 rows of 4,096. Nothing is run: a row's
+bytes are those that the target's compiler reports for the chosen recipe, compiled at the limit. The
+baseline keeps bfloat16 weights, f32 optimizer state and everything that the backward pass uses.
+Each row is planned in its own process with an empty cache. `host_bytes` is the most memory that
+this process and the largest of its compilers used. A row that is in the file already is not planned
+again.
 """
 
 import argparse
@@ -38,16 +39,17 @@ ROWS = {
 
 
 def planned(model: str, task: str, device: str) -> dict:
+    """A row of plans.json: the plan of one model, task and device."""
     batch, seq = TASKS[task]
     row = {"model": model, "task": task, "device": device, "batch": batch, "seq": seq}
     with tempfile.TemporaryDirectory() as cache:
         os.environ["JAXMEM_CACHE"] = cache
         try:
-            found = jm.plan(model, device=device, task=task, batch=batch, seq=seq)
+            plan = jm.plan(model, device=device, task=task, batch=batch, seq=seq)
         except ValueError as error:
             row |= {"fits": False, "why": str(error)}
         else:
-            data = found.to_data()
+            data = plan.to_data()
             kept = ("limit_bytes", "chosen", "baseline", "seconds_to_plan")
             row |= {"fits": True} | {key: data[key] for key in kept}
             row["tried"] = [
@@ -65,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     path = pathlib.Path(__file__).with_suffix(".json")
     config = lambda name: json.dumps(jm.models.load(name).config.to_dict(), sort_keys=True)
-    found = {
+    results = {
         "command": "python experiments/memory/plans.py",
         "jax": jax.__version__,
         "backend": "TPU targets, compiled and not run",
@@ -78,12 +80,12 @@ def main() -> None:
     }
     order = [*FIRST, *(name for name in ROWS if name not in FIRST)]
     for name in order:
-        if name in found["rows"] or args.only not in name:
+        if name in results["rows"] or args.only not in name:
             continue
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            found["rows"][name] = row = pool.submit(planned, *ROWS[name]).result()
-        write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+            results["rows"][name] = row = pool.submit(planned, *ROWS[name]).result()
+        write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
         chosen = row.get("chosen", {}).get("peak_bytes") or row.get("why")
         print(name, chosen, row.get("seconds_to_plan"), row["host_bytes"], flush=True)
 

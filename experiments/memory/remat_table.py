@@ -1,13 +1,14 @@
-"""What each remat policy takes for a stack of eight layers, by two compilers: remat_table.json.
+"""Bytes and seconds of each remat policy for eight layers, by two compilers: remat_table.json.
 
     pip install -e ".[demo,tpu,gpu]"
     python experiments/memory/remat_table.py
 
-Eight Llama layers of width 2,048, 4 x 2,048 tokens, one step of Adam with everything in bfloat16,
-donated. Nothing is run. `cost_seconds` is the estimate of a step (flops and traffic over published
-peaks) and the way of what is offloaded to the host and back. Chosen are the policies that no other
-beats in both peak and cost: as the peak falls the cost rises. `residual_bytes` is what the backward
-pass keeps before any compiler sees it. A row that is in the file already is not compiled again.
+The step is one step of Adam on eight Llama layers of width 2,048 and 4 x 2,048 tokens, with
+everything in bfloat16 and the state donated. Nothing is run. `cost_seconds` is the estimate of a
+step (flops and traffic over published peaks) plus the transfer of offloaded arrays to the host and
+back. Chosen are the policies that no other policy beats in both peak and cost: as the peak falls,
+the cost rises. `residual_bytes` are the bytes that the backward pass keeps, before any compiler. A
+row that is in the file already is not compiled again.
 """
 
 import json
@@ -40,11 +41,13 @@ MODEL = Model(CONFIG, llama.module(CONFIG), None, "8 layers")
 
 
 def built(policy: jm.Remat, device: str) -> Built:
-    how = dict(state="bfloat16", remat=policy, chunk=512)
-    return jm.build(jm.Recipe("8 layers", device, "train", 4, 2048, **how), model=MODEL)
+    """The train step with a remat policy."""
+    knobs = dict(state="bfloat16", remat=policy, chunk=512)
+    return jm.build(jm.Recipe("8 layers", device, "train", 4, 2048, **knobs), model=MODEL)
 
 
 def measured(policy: jm.Remat, device: str) -> dict:
+    """A row of the table."""
     step = built(policy, device)
     m = jm.memory(step.step, *step.arguments, device=device)
     state, ids = step.arguments
@@ -66,16 +69,16 @@ def measured(policy: jm.Remat, device: str) -> dict:
 
 
 def chosen(rows: dict) -> list[str]:
-    """Names of the rows that no other beats in peak and cost, the largest peak first."""
+    """Names of the rows that no other row beats in peak and cost, the largest peak first."""
     point = {name: (row["peak_bytes"], row["cost_seconds"]) for name, row in rows.items()}
     beaten = lambda a: any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in point.values())
-    kept = [name for name in rows if rows[name]["compiled"] and not beaten(point[name])]
-    return sorted(kept, key=lambda name: -rows[name]["peak_bytes"])
+    names = [name for name in rows if rows[name]["compiled"] and not beaten(point[name])]
+    return sorted(names, key=lambda name: -rows[name]["peak_bytes"])
 
 
 def main() -> None:
     path = pathlib.Path(__file__).with_suffix(".json")
-    found = {
+    results = {
         "command": "python experiments/memory/remat_table.py",
         "jax": jax.__version__,
         "backend": "TPU and GPU targets, compiled and not run",
@@ -84,15 +87,15 @@ def main() -> None:
         "rows": json.loads(path.read_text())["rows"] if path.exists() else {},
     }
     for device in DEVICES:
-        rows = found["rows"].setdefault(device, {})
+        rows = results["rows"].setdefault(device, {})
         for name, policy in POLICIES.items():
             if name in rows:
                 continue
             rows[name] = measured(policy, device)
             print(device, name, rows[name], flush=True)
-            write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
-        found.setdefault("chosen", {})[device] = chosen(rows)
-        write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+            write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
+        results.setdefault("chosen", {})[device] = chosen(rows)
+        write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

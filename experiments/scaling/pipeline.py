@@ -1,12 +1,12 @@
-"""A pipeline of 4 stages: equal to the sequence, its ticks, bubble and bytes beside the formulas'.
+"""A pipeline of 4 stages against one device: results, ticks, bubble and bytes, with formulas.
 
     python experiments/scaling/pipeline.py
 
-A Llama of 8 layers, width 256, in 4 bits, frozen, with pairs of rank 4 to train, micro-batches of 2
-rows of 64 ids, on 4 virtual CPU devices. Ticks are counted in the compiled program (how often it
-hands activations on); the bubble follows from which stage works in which tick, forward taking one
-unit of time and backward, which computes the stage again, three. A row that is in the file already
-is not measured again.
+The model is a frozen Llama of 8 layers and width 256 in 4 bits, with LoRA pairs of rank 4 to train.
+Micro-batches are 2 rows of 64 ids, on 4 virtual CPU devices. Ticks are counted in the compiled
+program: one for each time that it passes activations on. The bubble is computed from the stages
+that work in each tick: a forward pass takes one unit of time, a backward pass, which runs the stage
+again, takes three. A row that is in the file already is not measured again.
 """
 
 import json
@@ -36,12 +36,12 @@ MICRO = (4, 8, 16)
 
 
 def works(schedule, stage, tick, micro):
-    """Units of time that a stage is busy in a tick, by the rules of `runtime/pipelining.py`."""
-    if schedule == "gpipe":  # all forward, then all backward in the opposite order
-        there = 0 <= tick - stage < micro
-        return FORWARD * there
-    forth, back = tick - stage, tick - 2 * (STAGES - 1) + stage
-    return FORWARD * (0 <= forth < micro) + BACKWARD * (0 <= back < micro)
+    """Units of time that a stage is busy in a tick, by the rules of `parallel/pipeline.py`."""
+    if schedule == "gpipe":  # all forward ticks; the backward ticks are their mirror image
+        busy = 0 <= tick - stage < micro
+        return FORWARD * busy
+    ahead, behind = tick - stage, tick - 2 * (STAGES - 1) + stage
+    return FORWARD * (0 <= ahead < micro) + BACKWARD * (0 <= behind < micro)
 
 
 def bubble(schedule, micro, ticks):
@@ -53,23 +53,24 @@ def bubble(schedule, micro, ticks):
 
 
 def error(got, want):
+    """The largest difference of two trees, relative to the largest number of each array."""
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want))
     return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
 
 
 def ticks_of(program):
-    """How often a compiled program hands what a stage made to the next one."""
-    hands = [
+    """The number of times that a compiled program passes activations to the next stage."""
+    passes = [
         times
         for _, op, times in hlo.read(program.as_text()).walk()
         if op.kind.removesuffix("-start") == "collective-permute"
     ]
-    return max(hands)
+    return max(passes)
 
 
 def main() -> None:
     path = pathlib.Path(__file__).with_suffix(".json")
-    found = {
+    results = {
         "command": "python experiments/scaling/pipeline.py",
         "jax": jax.__version__,
         "backend": f"{jax.default_backend()}, {STAGES} virtual devices",
@@ -79,7 +80,7 @@ def main() -> None:
         "rows": [],
     }
     if path.exists():
-        found["rows"] = json.loads(path.read_text())["rows"]
+        results["rows"] = json.loads(path.read_text())["rows"]
     ids = jnp.zeros((1, 4), jnp.int32)
     params = jax.jit(llama.module(CONFIG).init)(jax.random.key(SEED), ids)["params"]
     model = Model(CONFIG, params, None, "small")
@@ -104,17 +105,16 @@ def main() -> None:
         want = None
         for schedule in ("gpipe", "1f1b"):
             key = {"schedule": schedule, "micro_batches": micro}
-            if any(key.items() <= row.items() for row in found["rows"]):
+            if any(key.items() <= row.items() for row in results["rows"]):
                 continue
             want = want or jax.jit(jax.value_and_grad(loss))(pairs, enc, ids)
             forward = jax.jit(jm.pipelined(model.apply, mesh, micro=micro))
             forward = forward.lower(placed, ids).compile()
-            how = dict(micro=micro)
-            gpipe = lambda: jax.value_and_grad(jm.pipelined(loss, mesh, **how))  # noqa: B023
-            step = gpipe() if schedule == "gpipe" else jm.one_f_one_b(loss, mesh, **how)
+            gpipe = jax.value_and_grad(jm.pipelined(loss, mesh, micro=micro))
+            step = gpipe if schedule == "gpipe" else jm.one_f_one_b(loss, mesh, micro=micro)
             step = jax.jit(step).lower(moved, placed, ids).compile()
             ticks, sizes = ticks_of(step), step.memory_analysis()
-            held = micro + STAGES - 1 if schedule == "gpipe" else min(micro, 2 * STAGES - 1)
+            kept_inputs = micro + STAGES - 1 if schedule == "gpipe" else min(micro, 2 * STAGES - 1)
             row = key | {
                 "forward_error": error(forward(placed, ids), jax.jit(model.apply)(enc, ids)),
                 "loss_and_gradient_error": error(step(moved, placed, ids), want),
@@ -126,12 +126,12 @@ def main() -> None:
                 "stack_bytes_formula": sum(row.nbytes for row in stacks) // STAGES,
                 "argument_bytes_a_stage": sizes.argument_size_in_bytes,
                 "temp_bytes_a_stage": sizes.temp_size_in_bytes,
-                "micro_batches_held_formula": held,
-                "bytes_held_formula": held * carried,
+                "micro_batches_held_formula": kept_inputs,
+                "bytes_held_formula": kept_inputs * carried,
             }
             print(row, flush=True)
-            found["rows"].append(row)
-            write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+            results["rows"].append(row)
+            write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Training on 1, 2 and 4 processes: the same losses, also after a kill and on another mesh.
+"""Training on 1, 2 and 4 processes: equal losses, also after a kill and on another mesh.
 
     python experiments/scaling/processes.py
 
-A small Llama in 4 bits, frozen, with pairs of rank 4 to train, of 20 steps of Adam on random ids.
-Processes talk over this machine's network (gloo), 8 devices in all. One run goes through; others
-are stopped after 10 steps, saved, killed (kill -9) in the middle of a later save, and go on from
-what is in the file with another number of processes and another mesh.
+A small frozen Llama in 4 bits has LoRA pairs of rank 4 that are trained by 20 steps of Adam on
+random ids. The processes are on this machine, connected by gloo, with 8 devices in all. One run is
+not interrupted. The others are saved after 10 steps, killed (kill -9) in the middle of a later
+save, and continued from the file with another number of processes and another mesh.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MESHES = {1: {"fsdp": 8}, 2: {"fsdp": 4, "tensor": 2}, 4: {"fsdp": 2, "tensor": 
 
 
 def prepare(args: argparse.Namespace, optimizer):
-    """(the model, what a run starts from, where its arrays lie)."""
+    """(the model, a function that makes the first tree, a function that gives its shardings)."""
     import jax
     import numpy as np
 
@@ -46,17 +46,17 @@ def prepare(args: argparse.Namespace, optimizer):
         pairs = adapters(jax.random.key(SEED + 1), enc, 4, "layers/.*kernel")
         return {"params": enc, "pairs": pairs, "state": optimizer.init(pairs)}
 
-    def lie(tree):
+    def lay_out(tree):
         where = {"params": jm.shardings(tree["params"], mesh, rules)}
         where["pairs"] = jm.shardings(tree["pairs"], mesh, jm.layouts.adapters(rules))
-        held = jm.state_shardings(tree["state"], tree["pairs"], where["pairs"])
-        return where | {"state": held}
+        state = jm.state_shardings(tree["state"], tree["pairs"], where["pairs"])
+        return where | {"state": state}
 
-    return model, start, lie
+    return model, start, lay_out
 
 
 def worker(args: argparse.Namespace) -> None:
-    """One process of a run: trains, evaluates, loads and saves; process 0 writes what it found."""
+    """One process of a run: trains, evaluates, loads and saves; process 0 writes the results."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -68,9 +68,9 @@ def worker(args: argparse.Namespace) -> None:
     if args.count > 1:
         jax.distributed.initialize(args.address, args.count, args.index)
     optimizer = optax.adam(1e-2)
-    model, start, lie = prepare(args, optimizer)
-    here = jm.load(args.load, shardings=lie) if args.load else start()
-    here = jm.shard(here, lie(here))
+    model, start, lay_out = prepare(args, optimizer)
+    tree = jm.load(args.load, shardings=lay_out) if args.load else start()
+    tree = jm.shard(tree, lay_out(tree))
 
     @jax.jit
     def step(params, pairs, state, ids):
@@ -86,26 +86,28 @@ def worker(args: argparse.Namespace) -> None:
     batch = lambda i: np.random.default_rng([SEED, i]).integers(0, 64, (8, 32)).astype(np.int32)
     losses = []
     for i in range(args.first, args.last):
-        pairs, state, value = step(here["params"], here["pairs"], here["state"], batch(i))
-        here |= {"pairs": pairs, "state": state}
+        pairs, state, value = step(tree["params"], tree["pairs"], tree["state"], batch(i))
+        tree |= {"pairs": pairs, "state": state}
         losses.append(float(value))
-    joined = attach(here["params"], here["pairs"])
-    found = jm.evaluate(model.apply, joined, batch(2**31).reshape(-1), window=32, batch=8)
+    joined = attach(tree["params"], tree["pairs"])
+    quality = jm.evaluate(model.apply, joined, batch(2**31).reshape(-1), window=32, batch=8)
     if args.die:
-        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # pieces written, the head not
+        os.fsync = lambda _: os.kill(
+            os.getpid(), signal.SIGKILL
+        )  # when shards are written and the header is not
     if args.save:
-        jm.save(args.save, here)
+        jm.save(args.save, tree)
     if args.index == 0:
-        up = here["params"]["layers"]["mlp"]["up"]["kernel"]
-        held = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(up))
-        result = {"losses": losses, "perplexity": found.perplexity.mean}
-        result |= {"bytes_of_a_weight": jm.nbytes(up), "on_one_device": held}
+        up = tree["params"]["layers"]["mlp"]["up"]["kernel"]
+        shard_bytes = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(up))
+        result = {"losses": losses, "perplexity": quality.perplexity.mean}
+        result |= {"bytes_of_a_weight": jm.nbytes(up), "on_one_device": shard_bytes}
         result |= {"jax": jax.__version__, "processes": jax.process_count()}
         pathlib.Path(args.out).write_text(json.dumps(result))
 
 
 def run(folder, count, first, last, *, load=None, save=None, die=False) -> dict:
-    """Steps [first, last) on `count` processes; what process 0 found, or {} after a kill."""
+    """Steps [first, last) on `count` processes; the results of process 0, or {} after a kill."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
@@ -131,17 +133,17 @@ def run(folder, count, first, last, *, load=None, save=None, die=False) -> dict:
     if die:
         code = workers[-1].wait(600)
         assert code == -signal.SIGKILL, (folder / f"log.{count - 1}").read_text()[-2000:]
-        for each in workers:  # the others wait for it: end them likewise
-            each.kill()
-        [each.wait() for each in workers]
+        for process in workers:  # the others wait for the killed process, so kill them too
+            process.kill()
+        [process.wait() for process in workers]
         return {}
-    codes = [each.wait(600) for each in workers]
+    codes = [process.wait(600) for process in workers]
     assert codes == [0] * count, (folder / "log.0").read_text()[-2000:]
     return json.loads(out.read_text())
 
 
 def interrupted(folder, before, after, steps, half) -> dict:
-    """A run saved at `half`, killed in a save at the end, gone on by `after` processes."""
+    """A run saved at `half`, killed in its last save, and continued by `after` processes."""
     path = folder / f"{before}-{after}.jm"
     start = run(folder, before, 0, half, save=path)
     whole = path.read_bytes()
@@ -165,7 +167,7 @@ def interrupted(folder, before, after, steps, half) -> dict:
 
 
 def compare(folder, pairs, steps, half) -> dict:
-    """One run that went through, and those that were interrupted, against it."""
+    """A run that is not interrupted, and the differences of the interrupted runs from it."""
     through = run(folder, 1, 0, steps)
     rows = []
     for before, after in pairs:
@@ -196,19 +198,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         if args.what == "small":
-            found = compare(folder, [(2, 1)], 4, 2)
+            results = compare(folder, [(2, 1)], 4, 2)
         else:
-            found = compare(folder, [(2, 4), (4, 2), (4, 1)], STEPS, HALF)
-    found = {
+            results = compare(folder, [(2, 4), (4, 2), (4, 1)], STEPS, HALF)
+    results = {
         "command": " ".join(["python", "experiments/scaling/processes.py", *sys.argv[1:]]),
-        "jax": found["through"].pop("jax"),
+        "jax": results["through"].pop("jax"),
         "backend": f"cpu, {DEVICES} virtual devices over the processes, gloo",
         "seed": SEED,
         "seconds": round(time.perf_counter() - start),
-        **found,
+        **results,
     }
     out = args.out or pathlib.Path(__file__).with_suffix(".json")
-    pathlib.Path(out).write_text(json.dumps(found, indent=1) + "\n")
+    pathlib.Path(out).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

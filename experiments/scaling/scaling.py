@@ -4,11 +4,11 @@
     python experiments/scaling/scaling.py [--only NAME]
 
 llama-8b trained in bfloat16 with f32 Adam states at one row of 2,048 tokens for each device of
-`fsdp`, full remat; llama-70b serving in 4 bits, 8 rows of 4,096 tokens. Nothing is run. Each row
-is compiled at the chip's own memory, with activations constrained at block boundaries as our models
-do, and again on a mesh whose axes they do not know, so that they constrain nothing; `needed` of one
-that does not fit is the compiler's estimate. A row that is in the file already is not compiled
-again.
+`fsdp`, full remat; llama-70b serving in 4 bits, 8 rows of 4,096 tokens. Nothing is run. Each row is
+compiled at the chip's own memory, with activations constrained at block boundaries, as our models
+do. It is compiled again on a mesh whose axes have names that our models do not know, so that
+nothing is constrained. If a program does not fit, `needed` is the compiler's estimate. A row that
+is in the file already is not compiled again.
 """
 
 import argparse
@@ -36,26 +36,26 @@ SERVE = {
     "tpu v5e:2x4": dict(tensor=8),
     "tpu v5e:4x4": dict(data=2, tensor=8),
 }
-UNKNOWN = {"fsdp": "rows", "data": "rows"}
+UNKNOWN = {"fsdp": "rows", "data": "rows"}  # axis names that our models do not know
 
 
 def on(device, axes, layout, config, constrained):
-    """(a mesh, the layout's rules on it, the axis that rows lie over)."""
+    """(a mesh, the layout's rules on it, the spec of a batch's rows)."""
     mesh = jm.mesh(**axes, device=device)
     rules, rows = layout(config, mesh), ("data", "fsdp")
     if not constrained:
         names = tuple(map(renamed, axes))
-        how = dict(axis_types=(AxisType.Auto,) * len(names))
-        mesh = AbstractMesh(tuple(axes.values()), names, **how)
+        types = (AxisType.Auto,) * len(names)
+        mesh = AbstractMesh(tuple(axes.values()), names, axis_types=types)
         rules = {at: P(*(renamed(e) for e in spec)) for at, spec in rules.items()}
         rows = tuple(name for name in names if name == "rows")
     return mesh, rules, P(rows or None)
 
 
 def renamed(entry):
-    """An entry of a spec, its axes by the names that models do not know."""
-    each = lambda name: UNKNOWN.get(name, name)
-    return tuple(map(each, entry)) if isinstance(entry, tuple) else each(entry)
+    """An entry of a spec with its axes renamed to names that models do not know."""
+    rename = lambda name: UNKNOWN.get(name, name)
+    return tuple(map(rename, entry)) if isinstance(entry, tuple) else rename(entry)
 
 
 def train(device: str, axes: dict, constrained: bool):
@@ -83,8 +83,8 @@ def serve(device: str, axes: dict, constrained: bool):
     config = jm.models.load("llama-70b").config
     mesh, rules, rows = on(device, axes, jm.layouts.tensor, config, constrained)
     params = jm.shard(params, jm.shardings(params, mesh, rules))
-    held = P(None, *rows, "tensor")
-    cache = jm.shard(cache, jm.shardings(cache, mesh, {".*": held}))
+    spec = P(None, *rows, "tensor")
+    cache = jm.shard(cache, jm.shardings(cache, mesh, {".*": spec}))
     place = NamedSharding(mesh, rows)
     ids = jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=place)
     return built.step, (cache, params, ids, position)
@@ -102,25 +102,29 @@ def main() -> None:
     parser.add_argument("--only", default="")
     args = parser.parse_args()
     path = pathlib.Path(__file__).with_suffix(".json")
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
-    found |= {
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
+    results |= {
         "command": "python experiments/scaling/scaling.py",
         "jax": jax.__version__,
         "seed": None,
     }
-    found |= {"backend": "tpu, compiled, not run", "models": "llama-8b, llama-70b: shapes"}
-    write = lambda: path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    results |= {"backend": "tpu, compiled, not run", "models": "llama-8b, llama-70b: shapes"}
+    write = lambda: path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for make, meshes in ((train, TRAIN), (serve, SERVE)):
         for device, axes in meshes.items():
             for constrained in (True, False):
                 over = " x ".join(f"{k} {v}" for k, v in axes.items()) or "one chip"
-                how = "constrained" if constrained else "not constrained"
-                name = f"{make.__name__}, {device}, {over}, {how}"
-                if name in found["rows"] or args.only not in name or (not axes and not constrained):
+                constraint = "constrained" if constrained else "not constrained"
+                name = f"{make.__name__}, {device}, {over}, {constraint}"
+                if (
+                    name in results["rows"]
+                    or args.only not in name
+                    or (not axes and not constrained)
+                ):
                     continue
-                found["rows"][name] = measure(make, device, axes, constrained)
+                results["rows"][name] = measure(make, device, axes, constrained)
                 write()
-                print(name, f"{found['rows'][name]['peak'] / 2**30:.2f} GiB", flush=True)
+                print(name, f"{results['rows'][name]['peak'] / 2**30:.2f} GiB", flush=True)
     write()
 
 

@@ -1,11 +1,11 @@
-"""SmolLM2 in 8 and 4 bits on 8 virtual CPU devices: the logits of one device, a share of the bytes.
+"""SmolLM2 in 8 and 4 bits on 8 virtual CPU devices: logits and bytes against one device.
 
     pip install -e ".[demo]"
     python experiments/scaling/sharded_smollm2.py
 
-The model is smollm2-135m, kernels in the codec named, embedding in 8 bits. Each row of ids is read
-from position 0, once as 8 rows of 32 tokens and once as 8 rows of one, where a CPU multiplies
-integer digits. A row that is in the file already is not measured again.
+The model is smollm2-135m with its kernels in the row's codec and its embedding in 8 bits. Ids are 8
+rows of 32 tokens, and 8 rows of one token, for which a CPU multiplies integer digits. All rows
+start at position 0. A row that is in the file already is not measured again.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def measure(model, enc, ids, want, layout, axes):
         "temp_bytes": sizes.temp_size_in_bytes,
         "largest_gather_of_codes": max((op.nbytes for op in codes), default=0),
         "smallest_stack_of_codes": min(x.size for x in stacks),
-        "gathers_of_a_stack": sum(  # of codes, or of scales
+        "gathers_of_a_stack": sum(  # gathers of the codes or scales of all layers
             kind in ("s8", "u8", "f16") and sides[:1] == [model.config.layers]
             for op in gathers
             for kind, sides in hlo.dims(op.type)
@@ -69,7 +69,7 @@ def measure(model, enc, ids, want, layout, axes):
 def main() -> None:
     path = pathlib.Path(__file__).with_suffix(".json")
     model = jm.models.load("smollm2-135m")
-    found = {
+    results = {
         "command": "python experiments/scaling/sharded_smollm2.py",
         "jax": jax.__version__,
         "backend": f"{jax.default_backend()}, {jax.device_count()} virtual devices",
@@ -79,24 +79,24 @@ def main() -> None:
         "rows": [],
     }
     if path.exists():
-        found["rows"] = json.loads(path.read_text())["rows"]
+        results["rows"] = json.loads(path.read_text())["rows"]
     ids = np.random.default_rng(SEED).integers(0, model.config.vocab, (BATCH, max(LENGTHS)))
     uses = jm.uses(model.apply, model.tensors, ids)
     for name, codec in CODECS.items():
         rules = {".*kernel": codec, "embed/embedding": jm.Int(8)}
         enc = jm.encode(model.tensors, jm.choose(model.tensors, rules), uses=uses)
         for length in LENGTHS:
-            here = ids[:, :length].astype(np.int32)
+            batch = ids[:, :length].astype(np.int32)
             want = None
             for kind, (layout, axes) in MESHES.items():
                 key = {"codec": name, "mesh": kind, "ids": [BATCH, length]}
-                if any(key.items() <= row.items() for row in found["rows"]):
+                if any(key.items() <= row.items() for row in results["rows"]):
                     continue
-                want = np.asarray(jax.jit(model.apply)(enc, here)) if want is None else want
-                row = key | measure(model, enc, here, want, layout, axes)
+                want = np.asarray(jax.jit(model.apply)(enc, batch)) if want is None else want
+                row = key | measure(model, enc, batch, want, layout, axes)
                 print(row, flush=True)
-                found["rows"].append(row)
-                write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+                results["rows"].append(row)
+                write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

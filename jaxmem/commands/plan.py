@@ -1,4 +1,4 @@
-"""plan: a recipe to train, tune or serve a model on a device, proven by that device's compiler."""
+"""The command plan: a recipe for a device, which that device's compiler proves to fit."""
 
 import dataclasses
 import json
@@ -18,68 +18,68 @@ from . import options
 from .output import Output
 from .sizes import Size
 
-MOST_ROWS = 6  # of those too large
+LARGER_ROWS = 6  # recipes that are too large, shown at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Finds what fits a device, and proves it with the device's compiler; no device is needed.
+    """Finds a recipe that fits a device, and proves it with the device's compiler.
 
-    Reads no weights. Compilers for a TPU come with the extra `tpu`; it takes minutes for a large
-    model, and what was compiled once is remembered.
+    No device is needed and no weights are read. The compiler for TPUs comes with the extra `tpu`.
+    Planning takes minutes for a large model; compiled programs are kept in the cache.
     """
 
     model: options.ModelName
     _: dataclasses.KW_ONLY
     device: Annotated[str, arg(metavar="DEVICE")]
-    """Such as "tpu v5e:1x1", "tpu v5p:2x2x1", "gpu h100" or cpu."""
+    """A device such as "tpu v5e:1x1", "tpu v5p:2x2x1", "gpu h100" or cpu."""
     task: Literal["train", "lora", "serve"]
-    """All weights; adapters beside frozen ones; or generation with a KV cache."""
+    """Train all weights, train adapters beside frozen weights, or generate with a KV cache."""
     batch: Annotated[int, arg(metavar="N")]
-    """Rows of a step, over all chips."""
+    """Rows of a step, on all chips together."""
     seq: Annotated[int, arg(metavar="N")]
-    """Tokens of a row; to serve, those that the cache holds."""
+    """Tokens of a row; to serve, tokens of a row that the cache holds."""
     limit: Annotated[Size | None, arg(metavar="SIZE")] = None
-    """The most that one device may take: 15GB, 12GiB or a number of bytes; all that it has
-    unless given."""
+    """The most memory to use on one device: 15GB, 12GiB or a number of bytes. By default all of
+    the device's memory."""
     out: Annotated[str | None, arg(metavar="FILE")] = None
-    """Where to write the recipe, which `jaxmem.build` turns into the step."""
+    """The file to write the recipe to, which `jaxmem.build` turns into the step."""
     plot: Annotated[str | None, arg(metavar="FILE")] = None
-    """Where to draw what the taken recipe's bytes are for, as a PNG."""
+    """The PNG file to draw the chosen recipe's bytes in, by part."""
     json: options.Json = False
 
     def run(self, output: Output) -> dict:
-        """The rows and the one that is taken, which `output` shows as tables."""
+        """The tried recipes and the chosen one as plain data; `output` shows them as tables."""
         for path in map(pathlib.Path, filter(None, (self.out, self.plot))):
             if not path.parent.is_dir():
                 raise FileNotFoundError(f"no directory {path.parent} to write {path.name} in")
-        how = {"device": self.device, "task": self.task, "batch": self.batch, "seq": self.seq}
+        options = {"device": self.device, "task": self.task, "batch": self.batch, "seq": self.seq}
         with output.step("planning"):
             tell = lambda row: output.note(f"  {row.status:<10} {_gib(row.peak):>9}  {name(row)}")
-            found = jm.plan(self.model, **how, limit=self.limit, tell=tell)
-        show(output, found)
-        parts = jm.build(found.recipe).parts
-        made = {name: jm.breakdown(m, parts) for name, m in found.chosen.programs.items()}
-        fullest = max(made.values(), key=lambda each: sum(each.parts.values()))
+            planned = jm.plan(self.model, **options, limit=self.limit, tell=tell)
+        show(output, planned)
+        parts = jm.build(planned.recipe).parts
+        breakdowns = {name: jm.breakdown(m, parts) for name, m in planned.chosen.programs.items()}
+        fullest = max(breakdowns.values(), key=lambda b: sum(b.parts.values()))
         output.say(f"What it takes, {fullest}")
-        residuals = kept(found.recipe)
+        residuals = kept(planned.recipe)
         if residuals:
             rows = [(f"remat {kind}", _gib(n)) for kind, n in residuals.items()]
             output.table("What a micro-batch keeps for its backward pass", ("", "kept"), rows)
         if self.out:
-            write_whole(pathlib.Path(self.out), (found.recipe.to_json() + "\n").encode())
+            write_whole(pathlib.Path(self.out), (planned.recipe.to_json() + "\n").encode())
             output.say(f"\nThe recipe is in {self.out}.")
         if self.plot:
-            plot(made, self.plot, found.limit)
+            plot(breakdowns, self.plot, planned.limit)
             output.say(f"\nDrawn in {self.plot}.")
-        parts = {name: json.loads(each.to_json()) for name, each in made.items()}
+        parts = {name: json.loads(b.to_json()) for name, b in breakdowns.items()}
         more = {"out": self.out, "parts": parts, "residuals": residuals}
-        return {"model": self.model} | how | found.to_data() | more
+        return {"model": self.model} | options | planned.to_data() | more
 
 
-def show(output: Output, found: jm.Planned) -> None:
-    """The rows that fit and none beats, the one to take and why, and what the others would need."""
-    chosen = found.chosen
+def show(output: Output, planned: jm.Planned) -> None:
+    """Prints the Pareto rows with the chosen one, and the bytes that larger recipes need."""
+    chosen = planned.chosen
     rows = [
         (
             name(row),
@@ -88,24 +88,30 @@ def show(output: Output, found: jm.Planned) -> None:
             f"{noise(row.knobs):.2%}",
             "taken" if row is chosen else "",
         )
-        for row in sorted(found.pareto, key=lambda row: row.peak)
+        for row in sorted(planned.pareto, key=lambda row: row.peak)
     ]
     versions = ", ".join(f"{k} {v}" for k, v in chosen.memory.versions.items())
     serve = chosen.knobs.task == "serve"
-    what = "of reading one token a row and writing one" if serve else "of a step"
+    step = "of reading one token a row and writing one" if serve else "of a step"
     output.table(
-        f"{chosen.knobs.device}: compiled to fit {_gib(found.limit)} a device ({versions})",
+        f"{chosen.knobs.device}: compiled to fit {_gib(planned.limit)} a device ({versions})",
         ("recipe", "peak", "seconds", "noise", ""),
         rows,
-        f"seconds: {what}, an estimate from flops and traffic over published peaks. noise: the "
+        f"seconds: {step}, an estimate from flops and traffic over published peaks. noise: the "
         "error that encodings add, relative to what they encode. Taken is the least of "
         f"seconds · (1 + noise / {TOLERANCE:.0%}).",
     )
-    larger = [row for row in found.rows if row.status == "too large" and row.programs]
-    larger = sorted(larger, key=lambda row: row.peak)[:MOST_ROWS]
-    needs = [(name(row), _gib(row.peak), _how(row.memory)) for row in larger]
+    larger = [row for row in planned.rows if row.status == "too large" and row.programs]
+    larger = sorted(larger, key=lambda row: row.peak)[:LARGER_ROWS]
+    needs = [(name(row), _gib(row.peak), _compiled_or_estimated(row.memory)) for row in larger]
     plain = "bfloat16 throughout" if serve else "bfloat16, float32 state, everything kept"
-    needs.append((f"the plain way: {plain}", _gib(found.baseline.needed), _how(found.baseline)))
+    needs.append(
+        (
+            f"the plain way: {plain}",
+            _gib(planned.baseline.needed),
+            _compiled_or_estimated(planned.baseline),
+        )
+    )
     output.table("What others would need", ("recipe", "peak", ""), needs)
 
 
@@ -140,10 +146,10 @@ def _gib(nbytes: int | None) -> str:
     return "?" if nbytes is None else f"{nbytes / 2**30:.2f} GiB"
 
 
-def _how(memory: jm.Memory) -> str:
+def _compiled_or_estimated(memory: jm.Memory) -> str:
     return ("compiled" if memory.exact else "estimated") + (", fits" if memory.fits else "")
 
 
 def _seconds(row: Candidate) -> str:
-    found = seconds(row)
-    return "?" if found is None else f"{found:.3g}"
+    estimate = seconds(row)
+    return "?" if estimate is None else f"{estimate:.3g}"

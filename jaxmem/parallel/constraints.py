@@ -1,6 +1,6 @@
-"""The axes of a mesh, and which mesh an array is seen on while a program is traced.
+"""Sharding constraints on arrays of a traced program, by the axes of the mesh that they are on.
 
-Nothing here looks at devices: a traced array knows the mesh it lies on, not how it lies.
+A traced array knows its mesh, but not its sharding. Nothing here looks at devices.
 """
 
 from typing import TypeVar
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 def whole(tree: T) -> T:
-    """Arrays on every device, as a host of many must have them to read them; inside `jit`."""
+    """Inside `jit`: arrays replicated on every device, so that each of many hosts can read them."""
     mesh = mesh_of(tree)
     return tree if mesh is None else lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
 def constrain(x: Array) -> Array:
-    """Activations (B, T, ...) where their rows and positions lie: what blocks give and take.
+    """Activations x (B, T, ...) with rows over `data` and `fsdp`, and positions over `sequence`.
 
-    Without this the partitioner may replicate them: training an 8B on 256 chips then takes 16.8
-    GiB a device instead of 1.65. On one device, and on a mesh without the axes `ROWS` and
-    `POSITIONS`, it is x.
+    Our models call this at the start and end of each block. Without it the partitioner may
+    replicate activations: training an 8B on 256 chips then takes 16.8 GiB a device instead of
+    1.65. On one device, and on a mesh without those axes, x is returned as it is.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,11 +45,11 @@ def constrain(x: Array) -> Array:
 
 
 def looked_up(table: Array, count: int) -> Array:
-    """A table (rows, width) as it should lie to be looked up `count` times, over all devices.
+    """A table (rows, width), gathered over `fsdp` if that is cheaper for `count` look-ups.
 
-    Where rows lie over `fsdp`, as those of the batch do, the partitioner looks every id up on every
-    device and adds up: `count` · width on each. Where that is more than the table, the table is
-    gathered over `fsdp` instead, as any weight is; over `tensor` it stays.
+    If the table's rows are divided over `fsdp`, like those of the batch, the partitioner looks up
+    every id on every device and adds the results: `count` · width numbers on each device. If that
+    is more than the table, the table is gathered over `fsdp`; over `tensor` it stays divided.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,6 +63,6 @@ def looked_up(table: Array, count: int) -> Array:
     if count * parts <= table.shape[0]:
         return table
     if parts > 1 and jax.__version_info__ >= (0, 11):
-        return table  # XLA of jax 0.12 aborts on the gradient of such a gather
+        return table  # XLA of jax 0.12 aborts on the gradient of a look-up in a gathered table
     spec = P("tensor") if parts > 1 and table.shape[0] % parts == 0 else P()
     return lax.with_sharding_constraint(table, NamedSharding(mesh, spec))

@@ -1,8 +1,8 @@
-"""Layouts: which axes of a mesh the weights of our models lie over, as rules for `shardings`.
+"""Layouts: rules for `shardings` that divide the weights of our models over the axes of a mesh.
 
-A function of a model's configuration and a mesh returns {regex: PartitionSpec}; where an axis does
-not divide a weight, or a head would be split, the rule leaves it out. Weights are stacked
-(layers, in, out). A layout is data: print it, change it, put rules of your own before its.
+A layout is a function of a model's configuration and a mesh that returns {regex: PartitionSpec}. A
+rule leaves out an axis that does not divide the weight, or would split a head. Weights are stacked
+(layers, in, out). The rules are data: print them, change them, put your own rules before them.
 """
 
 from typing import Any
@@ -16,14 +16,15 @@ Rules = dict[str, P]
 
 
 def data(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
-    """Every device holds all weights, and its own rows of the batch: no rules."""
+    """No rules: every device holds all weights, and its own rows of the batch."""
     return {}
 
 
 def fsdp(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
-    """Weights and what is kept of them over `fsdp`, gathered a layer at a time (ZeRO stage 3).
+    """Weights, gradients and optimizer state over `fsdp`; weights are gathered layer by layer.
 
-    Rajbhandari et al., 2020. Cut along the outputs, where an encoding has no groups.
+    Weights are divided along their outputs, where an encoding has no groups. Rajbhandari et al.,
+    2020 (ZeRO stage 3).
 
     Example:
         >>> import jaxmem as jm
@@ -35,16 +36,16 @@ def fsdp(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
 
 
 def tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
-    """Heads and hidden units over `tensor`; sums cross devices twice a layer (Megatron).
+    """Heads and hidden units over `tensor`; activations are summed over devices twice a layer.
 
-    Shoeybi et al., 2019. GPT-2 has its queries, keys and values in one weight, whose pieces are
-    not whole heads: the compiler moves them.
+    GPT-2 has its queries, keys and values in one weight, whose shards are not whole heads: the
+    compiler moves them. Shoeybi et al., 2019 (Megatron).
     """
     return _rules(config, mesh, ("tensor",))
 
 
 def fsdp_tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
-    """Both: heads and hidden units over `tensor`, each device's share of those over `fsdp`.
+    """Heads and hidden units over `tensor`, and each device's share of them over `fsdp`.
 
     Example:
         >>> import jaxmem as jm
@@ -57,15 +58,15 @@ def fsdp_tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
 
 
 def sequence(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
-    """As `fsdp_tensor`, with weights over `sequence` too, over which the positions lie."""
+    """The layout `fsdp_tensor` with weights also over `sequence`, the axis of positions."""
     return _rules(config, mesh, ("tensor", "fsdp", "sequence"))
 
 
 def expert(pattern: str, *, stacked: bool = True) -> Rules:
-    """Stacks of experts (layers, experts, in, out) over `expert`; without layers: stacked=False.
+    """Stacks of experts (layers, experts, in, out) over `expert`.
 
-    Put before a layout of the rest: `expert(".*experts/.*") | fsdp(config, mesh)`. Lepikhin et al.,
-    2020 (GShard).
+    With `stacked=False` the stacks are (experts, in, out). Put this rule before the rules of the
+    other weights: `expert(".*experts/.*") | fsdp(config, mesh)`. Lepikhin et al., 2020 (GShard).
 
     Example:
         >>> expert(".*experts/.*")
@@ -75,7 +76,7 @@ def expert(pattern: str, *, stacked: bool = True) -> Rules:
 
 
 def adapters(rules: Rules) -> Rules:
-    """Pairs of `train.lora.adapters` as the weights of `rules` lie: u by outputs, v by inputs.
+    """Rules for LoRA pairs: u is divided like the outputs of its weight, v like the inputs.
 
     Example:
         >>> adapters({".*up/kernel": P(None, "tensor", "fsdp")})
@@ -96,9 +97,10 @@ def cache(config: Any, mesh: Mesh | AbstractMesh, batch: int) -> Rules:
 
 
 def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
-    """What of `names` divides each weight of the family; an axis of length 1 is left out."""
+    """Rules for each weight of the family, over those of the mesh axes `names` that divide it."""
     over = lambda size, heads=None: _over(mesh, names, size, heads)
-    inside, outside = {"out": (c.heads * c.head_dim, c.heads)}, {}  # (length, heads) of what is cut
+    # {weight: (length, heads) of its divided axis}: inputs of `inside`, outputs of `outside`.
+    inside, outside = {"out": (c.heads * c.head_dim, c.heads)}, {}
     inside["down"] = outside["up"] = (c.ffn, None)
     if c.family == "llama":
         kv = (c.kv_heads * c.head_dim, c.kv_heads)
@@ -129,7 +131,10 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
 
 
 def _over(mesh: Mesh | AbstractMesh, names: tuple[str, ...], size: int, heads: int | None = None):
-    """Those of `names`, in order, that divide `size` together; `tensor` divides whole heads."""
+    """An entry of a spec: the axes of `names`, in order, that together divide `size`.
+
+    `tensor` must divide the number of heads too.
+    """
     over = []
     for name in names:
         n = mesh.shape[name]

@@ -21,20 +21,23 @@ def mesh(
     devices: Sequence[jax.Device] | None = None,
     device: str | None = None,
 ) -> Mesh | AbstractMesh:
-    """A mesh of the first devices with all six axes, most of length 1, so that rules fit any mesh.
+    """A mesh of the first devices. It has all six axes, so that the same rules fit any mesh.
 
-    Rows of a batch lie over `data` and `fsdp`, its positions over `sequence`; weights over `fsdp`
-    (gathered where they are used) and `tensor` (never gathered); stacks of experts over `expert`,
-    runs of layers over `stage`. Axes are Auto: the compiler partitions, models need no change.
+    Axes are Auto: the compiler partitions programs, and models need no change.
 
     Args:
-        devices: all that there are by default.
-        device: instead of devices that are here, chips to compile for, as `memory` takes it;
-            then the mesh is abstract.
+        stage: devices that runs of layers are divided over.
+        data: devices that rows of a batch are divided over; weights are replicated.
+        fsdp: devices that rows and weights are divided over; weights are gathered for use.
+        sequence: devices that positions of a batch are divided over.
+        expert: devices that stacks of experts are divided over.
+        tensor: devices that weights are divided over, which are never gathered.
+        devices: the devices to take; all devices of JAX by default.
+        device: chips to compile for, by a name that `memory` takes; then the mesh is abstract.
 
     Raises:
-        ValueError: an axis below 1, a mesh larger than the devices, or one without any device of
-            some process.
+        ValueError: an axis is below 1, the mesh is larger than the devices, or a process has no
+            device in the mesh.
 
     Example:
         >>> mesh(fsdp=4, tensor=2).shape["fsdp"]
@@ -46,23 +49,24 @@ def mesh(
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"the mesh has {name}={size}, expected at least 1")
-    asked = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "one device"
-    count, how = math.prod(sizes.values()), dict(axis_types=(AxisType.Auto,) * len(AXES))
+    axes = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "one device"
+    count, types = math.prod(sizes.values()), dict(axis_types=(AxisType.Auto,) * len(AXES))
     if device is not None:
-        on = target(device)
-        there = on.count if on else 1
+        compile_target = target(device)
+        available = compile_target.count if compile_target else 1
     else:
         devices = jax.devices() if devices is None else devices
-        there = len(devices)
-    if count > there:
-        of = f" of {n} processes" if device is None and (n := jax.process_count()) > 1 else ""
-        raise ValueError(f"a mesh of {asked} takes {count} devices, there are {there}{of}")
+        available = len(devices)
+    if count > available:
+        several = device is None and jax.process_count() > 1
+        owners = f" of {jax.process_count()} processes" if several else ""
+        raise ValueError(f"a mesh of {axes} takes {count} devices, there are {available}{owners}")
     if device is not None:
-        return AbstractMesh(tuple(sizes.values()), AXES, **how)
+        return AbstractMesh(tuple(sizes.values()), AXES, **types)
     missing = {d.process_index for d in devices} - {d.process_index for d in devices[:count]}
     if missing:
         raise ValueError(
-            f"a mesh of {asked} has no device of process {min(missing)}, expected some of each of "
+            f"a mesh of {axes} has no device of process {min(missing)}, expected some of each of "
             f"{jax.process_count()} processes"
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices[:count], **how)
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices[:count], **types)

@@ -1,4 +1,4 @@
-"""placement: bytes of each weight on one device, beside the least that its rule asks for."""
+"""placement: bytes of each weight on one device, and the fewest bytes its rule allows."""
 
 import dataclasses
 import json
@@ -26,21 +26,21 @@ class Place:
 
     path: str
     shape: tuple[int, ...]
-    spec: str  # what the rules ask
+    spec: str  # the spec of the weight's rule
     nbytes: int
     per_device: int
-    least: int  # nbytes over the devices that the spec names
-    whole: tuple[int, ...]  # axes of the spec along which a piece would split a group or a byte
+    least: int  # nbytes / the number of devices that the spec names
+    whole: tuple[int, ...]  # axes left undivided, because a shard would split a group or a byte
 
     @property
     def cost(self) -> int:
-        """Bytes on each device that could not be divided as asked."""
+        """Bytes on each device above `least`."""
         return self.per_device - self.least
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """What `placement` found; `str()` is a table."""
+    """The result of `placement`; `str()` of it is a table."""
 
     rows: tuple[Place, ...]
     devices: int
@@ -48,15 +48,15 @@ class Placement:
     @property
     def total(self) -> Place:
         """All weights as one; `least` is their bytes over all devices."""
-        size, here = sum(r.nbytes for r in self.rows), sum(r.per_device for r in self.rows)
+        size, per_device = sum(r.nbytes for r in self.rows), sum(r.per_device for r in self.rows)
         weights = sum(math.prod(r.shape) for r in self.rows)
-        return Place("total", (weights,), "", size, here, -(-size // self.devices), ())
+        return Place("total", (weights,), "", size, per_device, -(-size // self.devices), ())
 
     def to_json(self) -> str:
         """The rows and the total as JSON text."""
         plain = lambda row: dataclasses.asdict(row) | {"cost": row.cost}
-        found = {"devices": self.devices, "total": plain(self.total)}
-        return json.dumps(found | {"rows": [plain(row) for row in self.rows]}, indent=1)
+        total = {"devices": self.devices, "total": plain(self.total)}
+        return json.dumps(total | {"rows": [plain(row) for row in self.rows]}, indent=1)
 
     def __str__(self) -> str:
         heads = ("path", "shape", "spec", "bytes", "on each device", "cost", "left whole")
@@ -67,14 +67,14 @@ class Placement:
 
 
 def placement(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> Placement:
-    """What `shardings(tree, mesh, rules)` puts on each device, and what it costs.
+    """The bytes that `shardings(tree, mesh, rules)` puts on each device, weight by weight.
 
-    A leaf costs more than its share where a piece would split a group, a packed byte or a block,
-    and is replicated along that axis; also a scale that all columns of a row share is whole on each
-    device that holds some of them.
+    A leaf takes more than its share if a shard would split a group, a packed byte or a block: then
+    the leaf is replicated along that axis. A scale that all columns of a row share is on each
+    device that holds some of these columns.
 
     Raises:
-        ValueError: as `shardings`.
+        ValueError: as `shardings` says.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -93,15 +93,16 @@ def placement(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> P
         spec = chosen.get(path, P())
         where, whole = follow(mesh, leaf, spec, path)
         shape = lambda x, s: jax.ShapeDtypeStruct(s.shard_shape(x.shape), x.dtype)
-        given = [name for e in spec if e for name in (e if isinstance(e, tuple) else (e,))]
-        asked = math.prod(mesh.shape[name] for name in given)
-        size = nbytes(leaf)
-        here = nbytes(jax.tree.map(shape, leaf, where))
-        rows.append(Place(path, tuple(leaf.shape), str(spec), size, here, -(-size // asked), whole))
+        names = [name for e in spec if e for name in (e if isinstance(e, tuple) else (e,))]
+        least = -(-nbytes(leaf) // math.prod(mesh.shape[name] for name in names))
+        per_device = nbytes(jax.tree.map(shape, leaf, where))
+        sizes = (nbytes(leaf), per_device, least)
+        rows.append(Place(path, tuple(leaf.shape), str(spec), *sizes, whole))
     return Placement(tuple(rows), mesh.size)
 
 
 def _cells(row: Place) -> tuple[str, ...]:
+    """The cells of a weight's line in the table."""
     sizes = (f"{n:,}" for n in (row.nbytes, row.per_device, row.cost))
     shape = "x".join(f"{d:,}" if len(row.shape) == 1 else str(d) for d in row.shape)
     spec = row.spec.replace("PartitionSpec", "P")

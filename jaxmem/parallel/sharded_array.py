@@ -1,8 +1,7 @@
-"""ShardedArray: y = Σ over devices of x's columns · rows of a piece, each where the piece lies.
+"""ShardedArray: an encoded leaf that each device multiplies by its own shard, under `shard_map`.
 
-A product of an encoded leaf loops over rows, gathers groups and may be a kernel, which a
-partitioner can only answer by gathering the weight. Under `shard_map` each device multiplies by
-the piece it holds, as one device alone would.
+y = Σ over devices of (columns of x) · (rows of a shard). A product with an encoded leaf loops over
+rows, gathers groups and may be a kernel: a partitioner would gather the whole weight for it.
 """
 
 import dataclasses
@@ -24,11 +23,11 @@ from .axes import AXES, batch_spec
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ShardedArray(MatrixLeafWrapper):
-    """A leaf whose rows and columns lie over axes of a mesh, the one its arrays are seen on.
+    """A leaf whose rows and columns are divided over axes of the mesh that its arrays are on.
 
-    On an axis over which the batch lies too (`fsdp`), the packed pieces are gathered for the time
-    of the product, one layer's; on others (`tensor`) they stay, and sums over columns are added
-    up. Without such a mesh it does as the leaf inside does.
+    On a mesh axis that divides the batch too (`fsdp`), the packed shards of one layer are gathered
+    for the time of the product. On other axes (`tensor`) they stay, and sums over columns are added
+    over devices. Without a mesh the product is that of the leaf inside.
     """
 
     inner: Any
@@ -43,82 +42,88 @@ class ShardedArray(MatrixLeafWrapper):
 
     def product(self, x, precision=None):
         moved = 4 * (x.size + x.size // max(x.shape[-1], 1) * self.fold.n)
-        mesh, batch, how = self._pieces(x.shape[:-1], moved)
-        if how is None:
+        mesh, batch, shards = self._shards(x.shape[:-1], moved)
+        if shards is None:
             return self.inner.product(x, precision)
 
         def local(x, *arrays):
-            return lax.psum(how.leaf(arrays).product(x, precision), how.columns)
+            return lax.psum(shards.leaf(arrays).product(x, precision), shards.columns)
 
-        x_spec, y_spec = P(*batch, how.columns or None), P(*batch, how.rows or None)
-        return _mapped(local, mesh, (x_spec, *how.specs), y_spec)(x, *jax.tree.leaves(self.inner))
+        x_spec, y_spec = P(*batch, shards.columns or None), P(*batch, shards.rows or None)
+        return _mapped(local, mesh, (x_spec, *shards.specs), y_spec)(
+            x, *jax.tree.leaves(self.inner)
+        )
 
     def take_rows(self, index):
-        mesh, batch, how = self._pieces(index.shape, 4 * index.size * self.fold.k)
-        if how is None:
+        mesh, batch, shards = self._shards(index.shape, 4 * index.size * self.fold.k)
+        if shards is None:
             return self.inner.take_rows(index)
 
         def local(index, *arrays):
-            leaf = how.leaf(arrays)
-            start = lax.axis_index(how.rows) * leaf.fold.n if how.rows else 0
+            leaf = shards.leaf(arrays)
+            start = lax.axis_index(shards.rows) * leaf.fold.n if shards.rows else 0
             at = index - start
-            here = (at >= 0) & (at < leaf.fold.n)
+            in_shard = (at >= 0) & (at < leaf.fold.n)
             rows = leaf.take_rows(jnp.clip(at, 0, leaf.fold.n - 1))
-            return lax.psum(jnp.where(here[..., None], rows, 0.0), how.rows)
+            return lax.psum(jnp.where(in_shard[..., None], rows, 0.0), shards.rows)
 
-        y_spec = P(*batch, how.columns or None)
-        run = _mapped(local, mesh, (P(*batch), *how.specs), y_spec)
+        y_spec = P(*batch, shards.columns or None)
+        run = _mapped(local, mesh, (P(*batch), *shards.specs), y_spec)
         return run(index, *jax.tree.leaves(self.inner))
 
-    def _pieces(self, shape: tuple[int, ...], moved: int) -> tuple:
-        """(mesh, spec of the batch, what each device holds and multiplies by, or None).
+    def _shards(self, shape: tuple[int, ...], moved: int) -> tuple:
+        """(mesh, spec of a batch of that shape, the shards of each device or None).
 
-        Where `moved` bytes of activations are fewer than the weight's, they are gathered, and no
-        weight is.
+        If the `moved` bytes of activations are fewer than the weight's, the activations are
+        gathered instead of the weight.
         """
         mesh = mesh_of(self.inner)
         if mesh is None:
             return None, (), None
-        own = (*self.rows_over, *self.columns_over)
-        batch = batch_spec(mesh, shape, without=own if moved < nbytes(self.inner) else ())
+        names = (*self.rows_over, *self.columns_over)
+        batch = batch_spec(mesh, shape, without=names if moved < nbytes(self.inner) else ())
         return mesh, batch, self._divided(mesh, batch)
 
-    def _divided(self, mesh: AbstractMesh, batch: tuple) -> "_Pieces | None":
+    def _divided(self, mesh: AbstractMesh, batch: tuple) -> "_Shards | None":
+        """The shards of each device; None if a shard would split a group, a byte or a block."""
         busy = {name for entry in batch for name in (entry or ())}
         over = {
             "kept": tuple(name for name in self.rows_over if mesh.shape.get(name, 1) > 1),
             "summed": tuple(name for name in self.columns_over if mesh.shape.get(name, 1) > 1),
         }
+        # Mesh axes whose shards are not gathered for the product.
         stays = {side: _before(names, busy) for side, names in over.items()}
         if not self.inner.splits_sums:
             stays["summed"] = ()
-        held, used = self.inner, self.inner
+        shard, used = self.inner, self.inner  # in memory, and in the product
         arrays = jax.tree.leaves(self.inner)
-        cut = [{} for _ in arrays]  # for each array, {its axis: (axes it lies over, gathered)}
+        # For each array, {its axis: (mesh axes that divide it, those of them that are gathered)}.
+        cut = [{} for _ in arrays]
         for side, names in over.items():
-            small = _cut(held, side, math.prod(mesh.shape[n] for n in names))
+            small = _cut(shard, side, math.prod(mesh.shape[n] for n in names))
             used = _cut(used, side, math.prod(mesh.shape[n] for n in stays[side]))
             if small is NotImplemented or used is NotImplemented:
                 return None
-            for axes, a, b in zip(cut, *map(jax.tree.leaves, (held, small))):
+            for axes, a, b in zip(cut, *map(jax.tree.leaves, (shard, small))):
                 differ = [i for i, (m, n) in enumerate(zip(a.shape, b.shape)) if m != n]
                 axes |= {i: (names, names[len(stays[side]) :]) for i in differ}
-            held = small
-        return _Pieces(jax.tree.structure(used), cut, arrays, stays["kept"], stays["summed"])
+            shard = small
+        return _Shards(jax.tree.structure(used), cut, arrays, stays["kept"], stays["summed"])
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pieces:
-    """How the arrays of a leaf lie, and the leaf that a device makes of what it holds."""
+class _Shards:
+    """The shardings of a leaf's arrays, and the leaf that a device makes of its shards."""
 
     structure: Any
     cut: list[dict]
     arrays: list
-    rows: tuple[str, ...]  # axes of the mesh over which the result's last axis lies
-    columns: tuple[str, ...]  # over which sums are in part
+    rows: tuple[str, ...]  # mesh axes that divide the last axis of the result
+    columns: tuple[str, ...]  # mesh axes over which the result is a partial sum
 
     @property
     def specs(self) -> tuple[P, ...]:
+        """The specs of the leaf's arrays."""
         over = lambda axes, i: axes[i][0] if i in axes else None
         return tuple(
             P(*(over(axes, i) for i in range(a.ndim))) for axes, a in zip(self.cut, self.arrays)
@@ -134,7 +139,7 @@ class _Pieces:
 
 
 def placed(tree: Any, shardings: Any) -> Any:
-    """The tree with encoded leaves that know which axes of `AXES` they lie over."""
+    """The tree with encoded leaves as `ShardedArray`, which know the mesh axes that divide them."""
     is_folded = lambda x: isinstance(x, MatrixLeaf)
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_folded)
     where = structure.flatten_up_to(shardings)
@@ -156,7 +161,7 @@ def _known(leaf: MatrixLeaf, where: Any) -> MatrixLeaf:
 
 
 def _over(leaf, specs, side, mesh) -> tuple[str, ...]:
-    """The axes over which a side of the matrix lies."""
+    """The mesh axes that divide a side of the matrix: rows ("kept") or columns ("summed")."""
     for entry in {e for spec in specs for e in spec if e is not None}:
         names = entry if isinstance(entry, tuple) else (entry,)
         small = _cut(leaf, side, math.prod(mesh.shape[n] for n in names))
@@ -176,7 +181,7 @@ def _cut(leaf: MatrixLeaf, side: str, parts: int) -> Any:
 
 
 def _before(names: tuple[str, ...], busy: set[str]) -> tuple[str, ...]:
-    """The names before the first busy one: pieces are gathered from the innermost axis outward."""
+    """The names before the first busy one: shards are gathered from the innermost axis outward."""
     at = next((i for i, name in enumerate(names) if name in busy), len(names))
     return names[:at]
 

@@ -1,4 +1,4 @@
-"""shardings: where each array of a tree lies on a mesh, encoded leaves as their weights would."""
+"""shardings: the sharding of each array of a tree; encoded leaves are divided like weights."""
 
 import math
 from collections.abc import Mapping
@@ -18,14 +18,16 @@ from .sharded_array import placed
 def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> Any:
     """The sharding of every array in `tree`, by the first rule that matches a leaf's whole path.
 
-    A rule's spec names axes of the *weight*; the arrays of an encoded leaf follow it, so that no
-    group, packed byte or block is split: along an axis where one would be, the leaf is replicated
-    (`placement` says what that costs). A leaf that no rule matches is replicated. The tree may be
-    abstract; the result has its structure, for `shard`, `load`, `device_put` and `jit`.
+    A rule's spec names axes of the *weight*. The arrays of an encoded leaf are divided along the
+    same axes, and no group, packed byte or block is split: along an axis where a shard would split
+    one, the leaf is replicated (`placement` counts the bytes of that). A leaf that no rule matches
+    is replicated. The tree may be abstract. The result has the structure of the tree, for `shard`,
+    `load`, `device_put` and `jit`.
 
     Raises:
-        ValueError: a rule matches no leaf; a spec is longer than a leaf has axes, names no axis of
-            the mesh or one twice, or does not divide the leaf. Names the path.
+        ValueError: a rule matches no leaf; or a spec has more axes than its leaf, names an axis
+            that the mesh has not or an axis twice, or does not divide the leaf. The message has
+            the leaf's path.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -42,14 +44,16 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> A
 
 
 def shard(tree: Any, shardings: Any) -> Any:
-    """The tree on its devices; each encoded leaf then multiplies where its pieces lie.
+    """The tree on its devices; each encoded leaf becomes a `ShardedArray`.
 
-    Such a leaf, a `ShardedArray`, holds the same arrays, and remembers the names of the axes. Of
-    many processes each gives the same tree, and keeps its own pieces. Of an abstract tree these
-    are shapes that know where they would lie, to compile for devices that are not here.
+    A `ShardedArray` holds the same arrays and the names of the mesh axes that divide them; each
+    device multiplies by its own shard. With many processes, each process passes the same tree and
+    keeps its own shards. The arrays of an abstract tree become shapes with shardings, to compile
+    for devices that are not here.
 
     Raises:
-        ValueError: `shardings` has another structure; names the first leaf without one.
+        ValueError: `shardings` has another structure than the tree; the message has the path of
+            the first leaf that differs.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -61,10 +65,10 @@ def shard(tree: Any, shardings: Any) -> Any:
     where = jax.tree.leaves(shardings)
     arrays, structure = jax.tree.flatten(tree)
     if structure != jax.tree.structure(shardings):
-        here, there = paths(tree), paths(shardings)
-        missing = [p for p in here if p not in there] or [p for p in there if p not in here]
-        what = f"they differ at {missing[0]!r}" if missing else "a leaf is encoded otherwise"
-        raise ValueError(f"these are the shardings of another tree: {what}")
+        names, others = paths(tree), paths(shardings)
+        missing = [p for p in names if p not in others] or [p for p in others if p not in names]
+        difference = f"they differ at {missing[0]!r}" if missing else "a leaf is encoded otherwise"
+        raise ValueError(f"these are the shardings of another tree: {difference}")
     return placed(structure.unflatten(map(_put, arrays, where)), shardings)
 
 
@@ -127,10 +131,12 @@ def _dividing(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
 def follow(
     mesh: Mesh | AbstractMesh, leaf: Any, spec: P, path: str = "the leaf"
 ) -> tuple[Any, tuple[int, ...]]:
-    """(the shardings of one leaf's arrays, the axes that its encoding cannot divide as asked).
+    """(the shardings of one leaf's arrays, the axes divided over fewer devices than `spec` asks).
+
+    An encoding that cannot be divided over all mesh axes of an entry gives up the innermost first.
 
     Raises:
-        ValueError: as `shardings`.
+        ValueError: as `shardings` says.
     """
     shape = tuple(getattr(leaf, "shape", ()))
     if len(spec) > len(shape):
@@ -149,22 +155,28 @@ def follow(
     if not is_encoded(leaf):
         return structure.unflatten([NamedSharding(mesh, spec)]), ()
     specs: list[list[Any]] = [[None] * x.ndim for x in arrays]
-    whole, piece = [], leaf
+    undivided, shard = [], leaf
     for axis, names in enumerate(over):
-        kept, small = names, piece
-        while parts(kept) > 1 and (small := piece.shard_shape(axis, parts(kept))) is NotImplemented:
-            kept, small = kept[:-1], piece  # the innermost is given up first
-        whole += [axis] if parts(kept) < parts(names) else []
-        for entries, a, b in zip(specs, *map(jax.tree.leaves, (piece, small))):
+        # The shard along this axis, over as many of the mesh axes as the encoding allows.
+        dividing, smaller = names, shard
+        while parts(dividing) > 1:
+            smaller = shard.shard_shape(axis, parts(dividing))
+            if smaller is not NotImplemented:
+                break
+            dividing, smaller = dividing[:-1], shard
+        undivided += [axis] if parts(dividing) < parts(names) else []
+        # The arrays that became smaller are those that are divided.
+        for entries, a, b in zip(specs, *map(jax.tree.leaves, (shard, smaller))):
             for i in range(len(entries)):
                 if a.shape[i] != b.shape[i]:
-                    entries[i] = kept if len(kept) > 1 else kept[0]
-        piece = small
+                    entries[i] = dividing if len(dividing) > 1 else dividing[0]
+        shard = smaller
     where = [NamedSharding(mesh, P(*entries) if any(entries) else P()) for entries in specs]
-    return structure.unflatten(where), tuple(whole)
+    return structure.unflatten(where), tuple(undivided)
 
 
 def _put(x: Any, where: NamedSharding) -> Any:
+    """One array, abstract or concrete, with a sharding."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     if where.is_fully_addressable or not getattr(x, "is_fully_addressable", True):

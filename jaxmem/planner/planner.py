@@ -1,4 +1,4 @@
-"""plan: the recipe of least price that the target's compiler proves to fit (see `pricing`)."""
+"""plan: the recipe of the lowest price that the target's compiler proves to fit (see `price`)."""
 
 import dataclasses
 import functools
@@ -27,10 +27,10 @@ from .step import Built, build
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """What `plan` found: the recipe to take, the others that were tried, and the naive baseline.
+    """The result of `plan`: the recipe to take, the others that were tried, and the naive baseline.
 
-    A row that fits was compiled for the device at the limit; its certificate says by what. The
-    baseline is bfloat16 weights, f32 optimizer state, everything kept for the backward pass.
+    A row that fits was compiled for the device at the limit; its certificate has the versions of
+    the compiler. The baseline is bfloat16 weights, f32 optimizer state and no remat.
     """
 
     rows: tuple[Candidate, ...]
@@ -40,7 +40,7 @@ class Planned:
 
     @property
     def chosen(self) -> Candidate:
-        """The row of least price that fits."""
+        """The row of the lowest price that fits."""
         return min(self.fitting, key=lambda row: price(seconds(row), noise(row.knobs)))
 
     @property
@@ -50,7 +50,7 @@ class Planned:
 
     @property
     def fitting(self) -> list[Candidate]:
-        """The rows that fit, as they were found."""
+        """The rows that fit, in the order they were tried."""
         return [row for row in self.rows if row.status == "fits"]
 
     @property
@@ -63,12 +63,12 @@ class Planned:
 
     def to_data(self) -> dict:
         """`chosen`, `rows` and `baseline` as plain data."""
-        held = self.baseline
+        naive = self.baseline
         return {
             "limit_bytes": self.limit,
             "chosen": as_data(self.chosen),
             "rows": [as_data(row) for row in self.rows],
-            "baseline": {"fits": held.fits, "needed_bytes": held.needed, "compiled": held.exact},
+            "baseline": {"fits": naive.fits, "needed_bytes": naive.needed, "compiled": naive.exact},
             "versions": self.chosen.memory.versions,
             "seconds_to_plan": round(self.took, 1),
         }
@@ -89,28 +89,35 @@ def plan(
     timeout: float = 600.0,
     tell: Callable[[Candidate], None] = lambda row: None,
 ) -> Planned:
-    """Chooses encoding, cache, optimizer state, remat, offload and micro-batches to fit `device`.
+    """Chooses encoding, cache, optimizer state, remat, micro-batches and mesh to fit `device`.
 
-    Three stages for each candidate, the cheapest first: bytes by arithmetic; the compiler's
-    estimate, in seconds; a compile of every program of the step at the limit, whose answer
-    counts. Recipes that differ in no more than remat, micro-batches and chunks are of a kind; a
-    kind is left out where its smallest is too large, and the search ends when `most` kinds fit.
-    What an estimate said of a recipe counts, by arithmetic, for one that differs in the optimizer's
-    state. A state of 8 bits is tried if nothing else fits.
-    Compilers run in processes of their own: one that dies or takes longer than `timeout` seconds
-    costs its candidate.
+    Each candidate passes three stages, the cheapest first: bytes by arithmetic; the compiler's
+    estimate, in seconds; a compile of every program of the step at the limit, which decides.
+    Recipes that differ only in remat, micro-batches and chunks are one kind. A kind is skipped if
+    its smallest recipe is too large, and the search ends when `most` kinds fit. If two recipes
+    differ only in optimizer state, the second is not estimated again: its estimate is the first's
+    plus the difference of their lower bounds. An int8 state is tried only if nothing else fits.
+    Compilers run in separate processes: one that dies or takes longer than `timeout` costs its
+    candidate only. Arrays are laid out by `jm.layouts` on each mesh (see `Recipe`).
 
     Args:
-        model: what `models.load` takes, or a `Model`, which may be abstract; a Llama.
-        task: "train" all weights, "lora" adapters beside frozen ones, or "serve".
-        batch, seq: rows of a step, and tokens of a row (of the cache, to serve).
-        limit: bytes on one device; the chip's own by default.
-        encodings, states: of weights that do not move, and of the optimizer (see `Recipe`).
-        tell: is called with each candidate that was estimated or compiled.
+        model: a name that `models.load` takes, or a `Model`, which may be abstract; a Llama.
+        device: a name that `memory` takes.
+        task: "train" (all weights), "lora" (adapters beside frozen weights) or "serve".
+        batch: rows of a step, on all devices together.
+        seq: tokens of a row; to serve, tokens of a row that the cache holds.
+        limit: bytes on one device; the device's memory by default.
+        encodings: codecs to try for weights that are not trained; None is bfloat16.
+        states: forms of the optimizer's state to try, of `float32`, `bfloat16` and `int8`.
+        meshes: sizes of mesh axes to try, such as `{"fsdp": 4, "tensor": 2}`; by default
+            combinations of `fsdp` and `tensor` to train, of `data` and `tensor` to serve.
+        most: the number of kinds that must fit.
+        timeout: seconds for one compile.
+        tell: called with each candidate that was estimated or compiled.
 
     Raises:
-        ValueError: nothing fits (says the fewest bytes that were seen to), an unknown device or
-            task, or a batch that the chips cannot share.
+        ValueError: nothing fits (the message says the fewest bytes that a recipe needs), `device`
+            or `task` is unknown, or no mesh of the chips divides the batch.
         CompileError: the compiler was lost at every candidate.
 
     Example:
@@ -121,8 +128,8 @@ def plan(
         ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
         ... )
         >>> tiny = Model(config, llama.module(config), None, "tiny")
-        >>> how = dict(device="cpu", task="serve", batch=1, seq=64, encodings=[jm.Int(8)])
-        >>> jm.plan(tiny, limit=2**24, most=1, **how).recipe.encoding
+        >>> options = dict(device="cpu", task="serve", batch=1, seq=64, encodings=[jm.Int(8)])
+        >>> jm.plan(tiny, limit=2**24, most=1, **options).recipe.encoding
         Int(bits=8, group=None, symmetric=True)
     """
     start = time.perf_counter()
@@ -139,27 +146,29 @@ def plan(
     meshes = meshes or meshes_to_try(task, batch, on.count if on else 1) or [None]
     naive = built(dataclasses.replace(first, mesh=meshes[0]))
     guess = functools.cache(lambda r: arithmetic(r, model.config, built, chip))
-    dear = lambda recipe: price(guess(recipe)[1], noise(recipe))
+    price_of = lambda recipe: price(guess(recipe)[1], noise(recipe))
     programs = lambda recipe: built(recipe).programs
     tried = functools.partial(
         prove, programs=programs, device=device, limit=limit, timeout=timeout, tell=tell
     )
     rows: list[Candidate] = []
-    fit = 0
-    order = lambda kind: (kind[0].state == "int8", min(map(dear, kind)))
+    fit = 0  # kinds that fit
+    order = lambda kind: (kind[0].state == "int8", min(map(price_of, kind)))
     for kind in sorted(kinds(first, encodings, states, meshes), key=order):
         if fit == most or (fit and kind[0].state == "int8"):
             break
-        choices = _undominated([(r, guess(r)[0]) for r in sorted(kind, key=dear)])
+        # Within a kind: the cheapest recipe of each size, with a better bound where one is known.
+        choices = _undominated([(r, guess(r)[0]) for r in sorted(kind, key=price_of)])
         smallest = min(reversed(range(len(choices))), key=lambda i: choices[i][1])
         known = [_foreseen(*choice, rows, guess) for choice in choices]
         choices = [(r, bound or least) for (r, least), bound in zip(choices, known)]
+        # The smallest recipe is estimated first; if it is too large, so is the whole kind.
         sure = known[smallest] is not None and known[smallest] <= limit
-        found = [] if sure else tried([choices[smallest]], quick=True)
-        if all(row.status == "estimated" for row in found):
-            found = tried(choices)
-        fit += any(row.status == "fits" for row in found)
-        rows += [row for row in found if row.status != "untried"]
+        tried_rows = [] if sure else tried([choices[smallest]], quick=True)
+        if all(row.status == "estimated" for row in tried_rows):
+            tried_rows = tried(choices)
+        fit += any(row.status == "fits" for row in tried_rows)
+        rows += [row for row in tried_rows if row.status != "untried"]
     if not fit:
         raise _nothing(rows, built, device, limit)
     fn, args = naive.programs["step"]
@@ -168,21 +177,25 @@ def plan(
 
 
 def _undominated(choices: list[tuple]) -> list[tuple]:
-    """Of (recipe, bytes), the cheapest first, without those that a cheaper one is no larger than.
+    """The (recipe, bytes) of `choices` that are smaller than all cheaper ones of the same remat.
 
-    Among recipes of one remat: by arithmetic, the bytes of two do not compare so closely.
+    `choices` has the cheapest recipe first. Recipes of different remat policies are not compared,
+    because arithmetic is not accurate enough for that.
     """
     least: dict = {}
-    found = []
+    smaller = []
     for recipe, size in choices:
         if size < least.get(recipe.remat, math.inf):
             least[recipe.remat] = size
-            found.append((recipe, size))
-    return found
+            smaller.append((recipe, size))
+    return smaller
 
 
 def _foreseen(recipe: Recipe, least: int, rows: list[Candidate], guess: Callable) -> int | None:
-    """Bytes by what is known of a recipe that differs in the optimizer's state alone."""
+    """Bytes of a recipe from a row that differs only in optimizer state; None if there is none.
+
+    `least` is the recipe's lower bound, `guess` gives (lower bound, seconds) of a recipe.
+    """
     for row in rows:
         if row.programs and dataclasses.replace(row.knobs, state=recipe.state) == recipe:
             return int(row.peak / SLACK) + least - guess(row.knobs)[0]
@@ -190,24 +203,24 @@ def _foreseen(recipe: Recipe, least: int, rows: list[Candidate], guess: Callable
 
 
 def kept(recipe: Recipe, *, model: Model | None = None) -> dict[str, int]:
-    """Bytes that the backward pass of a micro-batch keeps by each policy, before any compiler.
+    """{remat kind: bytes that the backward pass of a micro-batch keeps}, before any compiler.
 
-    On all devices together; empty to serve, which has no backward pass.
+    Bytes are those of all devices together. To serve, which has no backward pass, it is empty.
     """
     if recipe.task == "serve":
         return {}
     model = load(recipe.model) if model is None else model
-    found = {}
+    sizes = {}
     for policy in (cost.policy for cost in REMATS.values()):
         built = build(dataclasses.replace(recipe, remat=policy), model=model)
         state, *rest, ids = built.arguments
         rows = jax.ShapeDtypeStruct((recipe.batch // recipe.micro, recipe.seq), ids.dtype)
-        found[policy.kind] = residuals(built.loss, state["params"], *rest, rows)
-    return found
+        sizes[policy.kind] = residuals(built.loss, state["params"], *rest, rows)
+    return sizes
 
 
 def seconds(row: Candidate) -> float | None:
-    """Of a step, estimated; to serve, of reading one token of a prompt and writing one, a row."""
+    """Estimated seconds of a step; to serve, of one token read and one token written per row."""
     step, prompt = row.seconds, row.programs.get("prompt")
     if step is None or prompt is None or prompt.seconds is None:
         return step
@@ -228,7 +241,7 @@ def as_data(row: Candidate) -> dict:
 
 
 def _nothing(rows: list[Candidate], built: Callable[[Recipe], Built], device, limit) -> Exception:
-    """Why there is no answer, with the compiler's word on the smallest candidates."""
+    """The error that says why nothing fits, with the bytes that the smallest recipes need."""
     known = [row for row in rows if row.status != "lost"]
     if not known:
         return CompileError(f"the compiler was lost at all of {len(rows)} recipes: {rows[0].why}")
@@ -241,6 +254,6 @@ def _nothing(rows: list[Candidate], built: Callable[[Recipe], Built], device, li
 
 
 def _needed(built: Built, device: str) -> int:
-    """Bytes of the most demanding program, by the compiler's estimate."""
-    found = (memory(fn, *a, device=device, quick=True) for fn, a in built.programs.values())
-    return max(m.needed for m in found)
+    """Bytes of the largest program, by the compiler's estimate."""
+    memories = (memory(fn, *a, device=device, quick=True) for fn, a in built.programs.values())
+    return max(m.needed for m in memories)

@@ -1,4 +1,4 @@
-"""price: seconds of a step · (1 + noise / 1 %), and what a step takes by arithmetic alone."""
+"""price: seconds of a step · (1 + noise / 1 %), and the noise that a recipe's encodings add."""
 
 import functools
 from typing import Any
@@ -11,11 +11,11 @@ from ..optimizers.int8_state import encode_int8
 from ..optimizers.stochastic_rounding import stochastic_round
 from .recipe import Recipe
 
-TOLERANCE = 0.01  # noise at which a step counts as twice as dear: between 8 and 4 bits
+TOLERANCE = 0.01  # the noise that doubles the price of a step: between that of 8 and of 4 bits
 
 
 def price(seconds: float | None, noise: float) -> float:
-    """What `plan` makes least: seconds of a step, dearer by what its noise may cost in quality.
+    """The number that `plan` minimises: seconds of a step, raised by the noise of its encodings.
 
     Example:
         >>> price(2.0, 0.0), price(2.0, 0.01)
@@ -28,7 +28,7 @@ def noise(recipe: Recipe) -> float:
     """The relative squared errors of a recipe's weights, cache and optimizer state, added up."""
     total = noise_of(recipe.encoding)
     if recipe.task == "serve" and recipe.cache_bits < 16:
-        total += noise_of(Int(recipe.cache_bits, group=64, symmetric=False))  # as `KVCache` holds
+        total += noise_of(Int(recipe.cache_bits, group=64, symmetric=False))  # like `KVCache`
     if recipe.task != "serve":
         total += _state_noise(recipe.state)
     return total
@@ -36,7 +36,7 @@ def noise(recipe: Recipe) -> float:
 
 @functools.cache
 def noise_of(codec: Any) -> float:
-    """mean (w − decode(encode(w)))² / mean w², of a normal matrix of 1,024 x 512 in f32.
+    """mean (w − decode(encode(w)))² / mean w² for a normal f32 matrix w of 1,024 x 512.
 
     Example:
         >>> import jaxmem as jm
@@ -52,8 +52,9 @@ def noise_of(codec: Any) -> float:
 
 @functools.cache
 def _state_noise(state: str) -> float:
+    """The same relative squared error for an optimizer's state, one of `STATES`."""
     if state == "float32":
         return 0.0
     x = jax.random.normal(jax.random.key(0), (2**8, 2**8), jnp.float32)
-    held = stochastic_round(x, 1) if state == "bfloat16" else encode_int8(x, 1).decode()
-    return float(((held.astype(jnp.float32) - x) ** 2).mean() / (x**2).mean())
+    rounded = stochastic_round(x, 1) if state == "bfloat16" else encode_int8(x, 1).decode()
+    return float(((rounded.astype(jnp.float32) - x) ** 2).mean() / (x**2).mean())

@@ -1,6 +1,7 @@
 """search: candidates in order, estimated and then compiled at the budget, until one fits.
 
-What is printed as fitting was compiled for the target under that many bytes; see `Candidate`.
+A candidate has the status "fits" only after the target's compiler has compiled all its programs
+under the limit; see `Candidate`.
 """
 
 import dataclasses
@@ -13,17 +14,17 @@ from ..compiler.compile_subprocess import CompileError
 from ..compiler.devices import target
 from ..compiler.footprint import Memory, memory
 
-SLACK = 1.08  # an estimate is no more than this above the truth (experiments/memory/estimates.json)
+SLACK = 1.08  # the most that an estimate exceeds the compiled peak (estimates.json: 1.07)
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One choice and what is known of it.
+    """One choice of knobs, with the bytes and seconds that are known about it.
 
-    `programs` holds what the compiler said of each program, up to the first that is too large.
-    `status` is "fits" (all were compiled at the budget), "too large" (`why` says by arithmetic,
-    estimate or compile), "lost" (the compiler died or ran out of time), "estimated" (may fit, and
-    was not asked to be compiled) or "untried" (enough others fit).
+    `programs` holds the compiler's answer for each program, up to the first that is too large.
+    `status` is "fits" (all programs were compiled at the budget), "too large" (`why` says whether
+    by arithmetic, estimate or compile), "lost" (the compiler died or ran out of time), "estimated"
+    (the estimate fits; no compile was asked for) or "untried" (enough other candidates fit).
     """
 
     knobs: Any
@@ -34,21 +35,21 @@ class Candidate:
 
     @property
     def memory(self) -> Memory | None:
-        """Of the most demanding program."""
+        """The memory of the program with the largest peak."""
         return max(self.programs.values(), key=lambda m: m.peak, default=None)
 
     @property
     def peak(self) -> int | None:
-        """Bytes, compiled or else estimated."""
+        """Peak bytes on one device: compiled if there is a compile, otherwise estimated."""
         return self.memory.peak if self.programs else self.bound
 
     @property
     def seconds(self) -> float | None:
-        """Of one step, estimated."""
+        """Estimated seconds of one step."""
         return self.programs["step"].seconds if "step" in self.programs else None
 
     def certificate(self) -> dict:
-        """What was proven: budget, bytes, hashes of the programs, and versions."""
+        """The proof that the candidate fits: budget, bytes, hashes of the programs, versions."""
         m = self.memory
         return {
             "device": m.device,
@@ -61,7 +62,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Searched:
-    """Every candidate, in order of preference, and the one to take: the first that fits."""
+    """Every candidate in order of preference, and the one to take: the first that fits."""
 
     device: str
     limit: int
@@ -74,9 +75,9 @@ class Searched:
 
     @property
     def smallest(self) -> int | None:
-        """The fewest bytes that any candidate was seen to need."""
-        seen = [row.peak for row in self.rows if row.peak is not None]
-        return min(seen, default=None)
+        """The fewest bytes that any candidate needs, as far as they are known."""
+        peaks = [row.peak for row in self.rows if row.peak is not None]
+        return min(peaks, default=None)
 
     def __str__(self) -> str:
         lines = [f"{self.device}, {self.limit:,} bytes"]
@@ -87,7 +88,7 @@ class Searched:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """The rows, each with its certificate where it fits."""
+        """The rows as JSON text; a row that fits has its certificate."""
         rows = [
             {"knobs": repr(r.knobs), "status": r.status, "peak_bytes": r.peak, "seconds": r.seconds}
             | ({"certificate": r.certificate()} if r.status == "fits" else {})
@@ -107,12 +108,21 @@ def search(
 ) -> Searched:
     """The knobs of your own step with which it fits, proven by the target's compiler.
 
-    `build(**knobs)` returns (fn, args) or (fn, args, donated argument numbers), args abstract.
-    Every combination is tried in order, the last knob turning fastest, so put first what you like
-    best; the search ends when `most` of them fit.
+    Every combination of knobs is tried in order, and the last knob changes fastest: put the values
+    that you prefer first. The search ends when `most` combinations fit.
+
+    Args:
+        build: `build(**knobs)` returns (fn, args) or (fn, args, donated argument numbers), with
+            abstract args.
+        knobs: the values of each keyword argument of `build`.
+        device: a name that `memory` takes.
+        limit: bytes on one device; the device's memory by default.
+        most: the number of combinations that must fit.
+        timeout: seconds for one compile.
 
     Raises:
-        ValueError: no combinations, or none fits: says the fewest bytes that were seen to do.
+        ValueError: `knobs` has no combination, or none fits; then the message says the fewest bytes
+            that a combination needs.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -135,12 +145,12 @@ def search(
     if limit is None:
         raise ValueError("the CPU has no limit of its own: give a limit, in bytes")
     rows = prove(((c, None) for c in choices), programs, device, limit, most, timeout)
-    found = Searched(device, limit, tuple(rows))
-    if found.chosen is None:
-        needs = found.smallest
+    searched = Searched(device, limit, tuple(rows))
+    if searched.chosen is None:
+        needs = searched.smallest
         least = "no candidate compiled" if needs is None else f"the smallest needs {needs:,}"
         raise ValueError(f"nothing fits {limit:,} bytes on {device}: {least}")
-    return found
+    return searched
 
 
 def prove(
@@ -154,11 +164,21 @@ def prove(
     *,
     quick: bool = False,
 ) -> list[Candidate]:
-    """The one loop: each (candidate, its bytes by arithmetic) in three stages, until enough fit.
+    """The rows of all candidates, tried in three stages until enough fit.
 
-    Arithmetic costs nothing, the quick estimate seconds, the compile at the budget up to minutes;
-    each stage sees what the one before let through, and `quick` leaves out the last. A worker that
-    dies costs its candidate only.
+    Arithmetic costs nothing, the compiler's quick estimate seconds, the compile at the budget up to
+    minutes. A candidate that is too large in one stage skips the later stages. A compiler process
+    that dies costs its candidate only.
+
+    Args:
+        candidates: pairs of a candidate and its bytes by arithmetic, or None.
+        programs: the programs of a candidate: {name: (fn, args) or (fn, args, donated numbers)}.
+        device: a name that `memory` takes.
+        limit: bytes on one device.
+        most: the number of candidates that must fit.
+        timeout: seconds for one compile.
+        tell: called with each candidate that was estimated or compiled.
+        quick: whether to stop at the estimate.
     """
     rows, fit = [], 0
     for choice, bound in candidates:
@@ -179,15 +199,15 @@ def prove(
 
 
 def _stages(choice, bound, programs, device, limit, timeout, quick) -> Candidate:
-    """A candidate by estimates of all its programs, and if those fit by their compiles."""
+    """A candidate's row after the estimates of all its programs and, if they fit, the compiles."""
     stages = (True, False) if device.startswith("tpu") else (False,)
     for estimated in stages[:1] if quick else stages:
-        found = {}
+        memories = {}
         for name, (fn, args, *donated) in programs.items():
-            how = dict(device=device, limit=limit, quick=estimated, timeout=timeout)
-            m = memory(fn, *args, donate_argnums=donated[0] if donated else (), **how)
-            found[name] = m
+            options = dict(device=device, limit=limit, quick=estimated, timeout=timeout)
+            m = memory(fn, *args, donate_argnums=donated[0] if donated else (), **options)
+            memories[name] = m
             if not (m.peak <= limit * SLACK if estimated else m.fits):
                 why = "by the compiler's estimate" if estimated else "by the compiler"
-                return Candidate(choice, "too large", bound, found, f"{name}: {why}")
-    return Candidate(choice, "estimated" if quick else "fits", bound, found)
+                return Candidate(choice, "too large", bound, memories, f"{name}: {why}")
+    return Candidate(choice, "estimated" if quick else "fits", bound, memories)

@@ -29,24 +29,25 @@ from ..train.remat_policy import remat
 from .recipe import STATES, Recipe
 from .step_layout import StepLayout, step_mesh
 
-_WEIGHTS = ".*(kernel|embedding)"
+_WEIGHTS = ".*(kernel|embedding)"  # paths of the weights that are encoded
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What `build` gives.
+    """The result of `build`: a step, its abstract arguments, and what makes real ones.
 
-    `step` is jitted and gives its first argument back changed, whose memory it takes over:
+    `step` is jitted. It returns its first argument changed, in the same memory:
 
         train  step(state, ids) -> (state, loss)
         lora   step(state, params, ids) -> (state, loss)
         serve  step(cache, params, ids (batch, 1), position) -> (cache, next ids (batch, 1))
 
-    `arguments` are its arguments, abstract, each with its sharding. `programs` holds every
+    `arguments` are the step's arguments, abstract, each with its sharding. `programs` holds every
     program that runs, with its arguments: `step`, and to serve also `prompt`, which reads
-    `recipe.prompt` tokens a row. `init` makes the first argument and the encoded params of dense
-    ones: `init(params, key) -> (state or cache, params)`. `loss` is a micro-batch's, of what is
-    trained and the step's other arguments; None to serve.
+    `recipe.prompt` tokens of each row. `init(params, key) -> (state or cache, params)` makes the
+    first argument, and encodes dense params; on a mesh of devices its results are sharded. `loss`
+    is the loss of a micro-batch: a function of what is trained and of the step's other arguments;
+    None to serve.
     """
 
     recipe: Recipe
@@ -58,7 +59,7 @@ class Built:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """The arguments of `step` by what they are: weights, optimizer, cache and so on."""
+        """The arguments of `step` by name: weights, optimizer, KV cache and so on."""
         first, *rest = self.arguments
         if self.recipe.task == "serve":
             return {"weights": rest[0], "KV cache": first, "batch": rest[1]}
@@ -69,7 +70,7 @@ class Built:
 
     @property
     def shardings(self) -> tuple:
-        """Where each argument of `step` lies; None on one device."""
+        """The sharding of each argument of `step`; None on one device."""
         return jax.tree.map(lambda x: x.sharding, self.arguments)
 
 
@@ -83,14 +84,15 @@ def build(
     """The step that a recipe stands for. Nothing is allocated.
 
     Args:
-        model: in place of loading `recipe.model`; a Llama.
+        recipe: its values choose the step, see `Recipe`.
+        model: used instead of loading `recipe.model`; a Llama.
         mesh: devices of `jm.mesh`, to run the step on; by default the mesh that the recipe
             names, which is abstract for a TPU or GPU: to compile for.
-        optimizer: `optax.adamw(1e-4)` by default. Its state is held as the recipe says.
+        optimizer: `optax.adamw(1e-4)` by default; its state has the form `recipe.state`.
 
     Raises:
-        ValueError: a model of another family, a mesh that is not the recipe's, or a batch that the
-            chips cannot share.
+        ValueError: the model is no Llama, `mesh` is not the recipe's, or the mesh does not divide
+            the rows of a micro-batch.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -200,6 +202,7 @@ def _serve(recipe, model, layout, optimizer):
 
 
 def _state(params, optimizer):
+    """The state before the first step, of the params that are trained."""
     return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
 
 
@@ -228,6 +231,7 @@ def _apply(recipe, layout, optimizer, state, slope, places):
 
 
 def _loss(recipe, config):
+    """loss(params, ids), the mean cross entropy of the next ids, with the recipe's remat."""
     body = remat(lambda params, ids: _hidden(config, params, ids), recipe.remat)
 
     def loss(params, ids):
@@ -240,14 +244,15 @@ def _loss(recipe, config):
 
 
 def _hidden(config, params, ids, *cache):
-    """What the model's head is given (B, T, width), and the cache if there is one."""
+    """The input of the model's head (B, T, width); with a cache, (that input, the new cache)."""
     net = family(config).module(config)
     last = lambda module, method: module.name == "final_norm" and method == "__call__"
-    how = {"capture_intermediates": last, "mutable": ["intermediates"]}
+    options = {"capture_intermediates": last, "mutable": ["intermediates"]}
 
-    def run(params, ids, *cache):  # the logits are not used, and so not computed
-        out, seen = net.apply({"params": params}, ids, *cache, **how)
-        x = seen["intermediates"]["final_norm"]["__call__"][0]
+    def run(params, ids, *cache):
+        # XLA does not compute the logits, because nothing uses them.
+        out, captured = net.apply({"params": params}, ids, *cache, **options)
+        x = captured["intermediates"]["final_norm"]["__call__"][0]
         return (x, out[1]) if cache else x
 
     encoded = any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded)))
@@ -255,37 +260,40 @@ def _hidden(config, params, ids, *cache):
 
 
 def _head(config, params):
-    """The matrix of the logits, and the axis of it that is summed over."""
+    """The matrix of the logits, and its axis that is summed over."""
     tied = config.tied
     return (params["embed"]["embedding"], 1) if tied else (params["head"]["kernel"], 0)
 
 
 def _logits(config, params, x: Array) -> Array:
+    """The logits (B, T, vocab) in f32 of x (B, T, width)."""
     head, axis = _head(config, params)
     dims = (((2,), (axis,)), ((), ()))
     return dot_general(x, head, dims, preferred_element_type=jnp.float32)
 
 
 def _dense(model):
+    """The shapes of a model's params in bfloat16."""
     narrow = lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16)
     tensors = model.tensors
-    if not isinstance(tensors, dict):  # a module that was never initialised
+    if not isinstance(tensors, dict):  # a Flax module: there are no params yet
         ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         tensors = jax.eval_shape(tensors.init, jax.random.key(0), ids)["params"]
     return jax.tree.map(narrow, tensors, is_leaf=is_whole)
 
 
 def _encoded(recipe, model):
+    """The shapes of a model's params, encoded as the recipe says."""
     return _encode(recipe, model, _dense(model))
 
 
 def _encode(recipe, model, params):
-    """The params as the recipe holds them."""
+    """The params in bfloat16, or encoded as the recipe says."""
     if recipe.encoding is None:
         narrow = lambda w: w if isinstance(w, jax.ShapeDtypeStruct) else w.astype(jnp.bfloat16)
         return jax.tree.map(narrow, params)
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     plan = Plan({path: recipe.encoding for path in match(paths(params), {_WEIGHTS: True})})
     net = family(model.config).module(model.config)
-    found = uses(lambda p, ids: net.apply({"params": p}, ids), _dense(model), ids)
-    return encode(params, plan, uses=found)
+    usage = uses(lambda p, ids: net.apply({"params": p}, ids), _dense(model), ids)
+    return encode(params, plan, uses=usage)
