@@ -11,8 +11,9 @@ from ..optimizers import in_bfloat16, in_float32, in_int8
 from ..train.remat_policy import Remat
 
 TASKS = ("train", "lora", "serve")
-STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}  # of an optimizer
-MESH_AXES = ("data", "fsdp", "tensor")  # those of `jm.mesh` that a step is laid out over
+# The forms of an optimizer's state. The last takes a compiler minutes.
+STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}
+MESH_AXES = ("data", "fsdp", "tensor")  # the axes of `jm.mesh` that a recipe can name
 
 
 @dataclasses.dataclass(frozen=True)

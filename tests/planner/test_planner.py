@@ -30,28 +30,35 @@ def own_cache(tmp_path_factory):
 
 @pytest.mark.parametrize(("task", "limit"), [("train", 5 * MIB), ("lora", 5 * MIB), ("serve", MIB)])
 def test_what_is_planned_is_what_the_compiler_says_of_the_recipe_built_again(task, limit):
-    found = PLAN(task=task, limit=limit)
-    recipe = jm.Recipe.from_json(json.dumps(found.to_data()["chosen"]["recipe"]))
+    planned = PLAN(task=task, limit=limit)
+    recipe = jm.Recipe.from_json(json.dumps(planned.to_data()["chosen"]["recipe"]))
     programs = jm.build(recipe, model=TINY).programs.values()
-    assert max(jm.memory(fn, *args).peak for fn, args in programs) == found.chosen.peak <= limit
-    assert found.chosen.certificate()["programs"]["step"]
-    assert all(row.bound <= row.peak for row in found.rows)  # arithmetic is a lower bound
+    assert max(jm.memory(fn, *args).peak for fn, args in programs) == planned.chosen.peak <= limit
+    assert planned.chosen.certificate()["programs"]["step"]
+    assert all(row.bound <= row.peak for row in planned.rows)  # arithmetic is a lower bound
     if task != "serve":
-        assert found.baseline.peak > limit
+        assert planned.baseline.peak > limit
         assert recipe.micro > 1 or recipe.remat.kind != "none"
 
 
 def test_a_state_of_eight_bits_is_planned_where_it_is_asked_for():
-    found = PLAN(task="train", limit=6 * MIB, states=["int8"])
-    assert found.recipe.state == "int8" and found.chosen.peak <= 6 * MIB
+    planned = PLAN(task="train", limit=6 * MIB, states=["int8"])
+    assert planned.recipe.state == "int8" and planned.chosen.peak <= 6 * MIB
+
+
+def test_a_plan_for_a_mesh_is_compiled_on_that_mesh():
+    axes = {"fsdp": 4, "tensor": 2}
+    planned = PLAN(task="train", batch=8, seq=64, limit=64 * MIB, meshes=[axes])
+    assert planned.recipe.mesh == axes and all(row.bound <= row.peak for row in planned.rows)
+    assert planned.chosen.memory.collectives
 
 
 def test_a_limit_that_nothing_meets_says_what_would_do():
-    how = dict(task="serve", batch=8, seq=512, encodings=[None])
+    options = dict(task="serve", batch=8, seq=512, encodings=[None])
     with pytest.raises(ValueError, match=r"nothing fits 1,048,576 bytes .* needs [\d,]+ ") as e:
-        PLAN(limit=MIB, **how)
+        PLAN(limit=MIB, **options)
     needs = int(str(e.value).split(" needs ")[1].split()[0].replace(",", ""))
-    assert PLAN(limit=needs, **how).chosen.peak <= needs
+    assert PLAN(limit=needs, **options).chosen.peak <= needs
 
 
 @pytest.mark.parametrize(
@@ -72,8 +79,8 @@ def test_bad_input_is_one_clear_line(change, message):
 
 def test_noise_grows_with_every_bit_that_goes():
     serve = functools.partial(jm.Recipe, "tiny", "cpu", "serve", 1, 64)
-    held = [(None, 16), (None, 8), (jm.Int(8), 8), (jm.Int(4, group=128), 8), (jm.Int(4), 4)]
-    noises = [noise(serve(encoding=codec, cache_bits=bits)) for codec, bits in held]
+    choices = [(None, 16), (None, 8), (jm.Int(8), 8), (jm.Int(4, group=128), 8), (jm.Int(4), 4)]
+    noises = [noise(serve(encoding=codec, cache_bits=bits)) for codec, bits in choices]
     assert noises == sorted(noises) and noises[0] == 0 and len(set(noises)) == 5
     assert price(1.0, noises[-1]) > price(1.0, noises[0])
 
@@ -84,27 +91,27 @@ def test_the_pareto_rows_are_beaten_by_none():
         recipe = jm.Recipe("tiny", "cpu", "train", 1, 64, state=state)
         m = jm.Memory("cpu", peak, 0, 0, 0, 0, limit=400)
         rows.append(Candidate(recipe, "fits", 0, {"step": m}))
-    found = jm.Planned((*rows, Candidate(recipe, "too large", 900)), m, 400, 1.0)
-    assert found.pareto == [rows[3]] and found.chosen is rows[0]
-    assert "certificate" not in as_data(found.rows[-1])
+    planned = jm.Planned((*rows, Candidate(recipe, "too large", 900)), m, 400, 1.0)
+    assert planned.pareto == [rows[3]] and planned.chosen is rows[0]
+    assert "certificate" not in as_data(planned.rows[-1])
 
 
 def test_a_policy_that_computes_more_keeps_less_on_any_number_of_chips():
     recipe = jm.Recipe("tiny", "cpu", "lora", 8, 64, encoding=jm.Int(8), chunk=64)
-    found = kept(recipe, model=TINY)
-    assert found["none"] > found["dots_no_batch"] > found["named"] > found["full"] > 0
-    assert kept(dataclasses.replace(recipe, device="tpu v5e:2x4"), model=TINY) == found
-    assert kept(dataclasses.replace(recipe, micro=2), model=TINY)["full"] < found["full"]
+    sizes = kept(recipe, model=TINY)
+    assert sizes["none"] > sizes["dots_no_batch"] > sizes["named"] > sizes["full"] > 0
+    assert kept(dataclasses.replace(recipe, device="tpu v5e:2x4"), model=TINY) == sizes
+    assert kept(dataclasses.replace(recipe, micro=2), model=TINY)["full"] < sizes["full"]
     assert kept(jm.Recipe("tiny", "cpu", "serve", 8, 64)) == {}
 
 
-def test_weights_that_chips_share_take_less_and_say_more():
+def test_weights_that_chips_share_take_less_memory_and_more_traffic():
     recipe = jm.Recipe("tiny", "tpu v5e:2x4", "train", 8, 64, chunk=64)
     taken = {}
     for shared in (True, False):
-        how = functools.partial(jm.build, model=TINY)
-        given = dataclasses.replace(recipe, shared=shared)
-        taken[shared] = arithmetic(given, CONFIG, how, Device(MIB, 1e15, 1e15, 1e9))
+        build = functools.partial(jm.build, model=TINY)
+        changed = dataclasses.replace(recipe, shared=shared)
+        taken[shared] = arithmetic(changed, CONFIG, build, Device(MIB, 1e15, 1e15, 1e9))
     assert taken[True][0] < taken[False][0] and taken[True][1] > taken[False][1]
 
 
@@ -126,6 +133,7 @@ def test_a_plan_for_a_tpu_was_compiled_for_it_at_the_limit():
     pytest.importorskip("libtpu")
     config = llama.Config(**SIZES | dict(vocab=4096, width=512, ffn=2048, head_dim=128))
     model = Model(config, llama.module(config), None, "small")
-    found = jm.plan(model, device=V5E, task="lora", batch=2, seq=512, limit=70 * MIB, most=1)
-    assert found.chosen.memory.exact and found.chosen.peak <= 70 * MIB < found.baseline.needed
-    assert found.chosen.memory.versions["libtpu"]
+    planned = jm.plan(model, device=V5E, task="lora", batch=2, seq=512, limit=70 * MIB, most=1)
+    assert planned.chosen.memory.exact
+    assert planned.chosen.peak <= 70 * MIB < planned.baseline.needed
+    assert planned.chosen.memory.versions["libtpu"]
