@@ -33,7 +33,10 @@ def plans():
             "" if r["baseline"]["fits"] else ", does not fit"
         )
         took = f"{r['seconds_to_plan']:.0f} s, {gib(r['host_bytes'])} GiB"
-        yield f"{what} | {in_words(Candidate(recipe, 'fits'))} | {sizes} | {plain} | {took}"
+        words = in_words(Candidate(recipe, "fits"))
+        if "planned_by" in r:  # an earlier version, which laid arrays out in its own way
+            words += f" ({r['planned_by']})"
+        yield f"{what} | {words} | {sizes} | {plain} | {took}"
 
 
 def remat():
