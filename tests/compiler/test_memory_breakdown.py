@@ -1,4 +1,4 @@
-"""What a program's bytes are for: the parts add up, and name what was put there."""
+"""A breakdown's parts add up to the peak, and name the arguments."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What each device holds whole is found in the compiled text, by name."""
+"""Arrays that each device has in full are found in the compiled text, by name."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Perplexity, distance from the dense model, and ranks, against what a few lines of NumPy say."""
+"""Perplexity, KL to the dense model, and ranks equal what a few lines of NumPy compute."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Layers that lie with the host: the same values, and on a TPU their bytes are the host's."""
+"""Layers in host memory give the same values, and on a TPU their bytes are the host's."""
 
 import jax
 import jax.numpy as jnp
