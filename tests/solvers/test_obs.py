@@ -10,11 +10,11 @@ from jaxmem.solvers.obs import by_energy, inverse_factor, sweep
 
 def gram_of(k, rows=200, seed=0):
     x = np.random.default_rng(seed).standard_normal((rows, k)) @ np.diag(np.linspace(0.1, 3, k))
-    x += 2 * x[:, :1]  # one direction carries much of it
+    x += 2 * x[:, :1]  # one direction has much of the energy
     return x.T @ x / rows
 
 
-def test_the_factor_is_that_of_the_inverse():
+def test_the_factor_is_the_one_of_the_inverse_matrix():
     gram = gram_of(40)
     u = np.asarray(inverse_factor(jnp.asarray(gram, "f4"), 0.01), np.float64)
     damped = gram + 0.01 * np.diag(gram).mean() * np.eye(40)
@@ -36,7 +36,7 @@ def test_any_gram_matrix_has_a_finite_factor(kind, damping):
 
 
 @pytest.mark.parametrize("block", [4, 7, 64])
-def test_what_is_dropped_is_made_up_for_as_least_squares_would(block):
+def test_later_inputs_compensate_for_dropped_ones_as_least_squares_does(block):
     gram, w = gram_of(12), np.random.default_rng(1).standard_normal((12, 5))
     u = inverse_factor(jnp.asarray(gram, "f4"), 0.0)
     drop = lambda rows, i, j, count: (jnp.where(j < 6, 0.0, rows[i]), count + 1)

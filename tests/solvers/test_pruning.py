@@ -1,4 +1,4 @@
-"""Solvers that prune: better than what they start from, exactly as many weights, the same forms."""
+"""Solvers that prune: less error than the step before, exactly as many weights, the same leaves."""
 
 import functools
 
@@ -13,7 +13,7 @@ from jaxmem.solvers import pruning_scores
 from jaxmem.solvers.obs import inverse_factor
 from jaxmem.solvers.refit import support
 
-K, N = 160, 24  # more inputs than a block of the sweep
+K, N = 160, 24  # inputs (more than a block of the sweep has) and outputs
 draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
 PATTERNS = [
     jm.Bitmask(0.5),
@@ -27,7 +27,7 @@ PATTERNS = [
 
 @functools.cache
 def problem():
-    """A weight (K, N) and inputs that go together, and their moments."""
+    """A weight (K, N), correlated inputs (rows, K), and their moments."""
     x = draw(400, K) @ draw(K, K) * jnp.exp(draw(K))[None]
     w = draw(K, N)
     return w, x, jm.stats(lambda p, x: x @ p["w"], {"w": w}, [(x,)])["w"]
@@ -35,19 +35,19 @@ def problem():
 
 @functools.cache
 def encoded(codec):
-    w, _, fed = problem()
-    return jit(lambda w, fed: codec.encode(w, (-2,), fed))(w, fed)
+    w, _, moments = problem()
+    return jit(lambda w, moments: codec.encode(w, (-2,), moments))(w, moments)
 
 
 @functools.cache
 def loss(codec):
     w, x, _ = problem()
-    wrong = x @ (encoded(codec).decode() - w)
-    return float((wrong * wrong).sum() / ((x @ w) ** 2).sum())
+    error = x @ (encoded(codec).decode() - w)
+    return float((error * error).sum() / ((x @ w) ** 2).sum())
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-def test_each_step_loses_less_than_the_one_before(pattern):
+def test_each_step_has_less_error_than_the_one_before(pattern):
     steps = [pattern, jm.SparseGPT(pattern), jm.Refit(jm.SparseGPT(pattern), steps=100)]
     losses = [loss(codec) for codec in steps]
     assert losses == sorted(losses, reverse=True)
@@ -56,10 +56,10 @@ def test_each_step_loses_less_than_the_one_before(pattern):
     assert kept[0] == kept[1] == kept[2] == int((encoded(steps[1]).decode() != 0).sum())
 
 
-def test_a_sweep_is_the_plain_algorithm_in_float64():
-    w, _, fed = problem()
+def test_a_sweep_equals_the_published_algorithm_in_float64():
+    w, _, moments = problem()
     got = encoded(jm.SparseGPT(jm.NM(2, 4))).decode()
-    want = plain_sparsegpt(np.asarray(w.T, "f8"), np.asarray(fed.second, "f8"), 2, 4).T
+    want = plain_sparsegpt(np.asarray(w.T, "f8"), np.asarray(moments.second, "f8"), 2, 4).T
     np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
 
 
@@ -81,39 +81,39 @@ def plain_sparsegpt(w, gram, n, m, damping=0.01):
 
 
 def test_a_fit_is_the_least_squares_solution_on_its_support():
-    w, _, fed = problem()
+    w, _, moments = problem()
     leaf = encoded(jm.Refit(jm.Wanda(jm.Bitmask(0.25)), steps=400, damping=0.1))
     mask, got = np.asarray(support(leaf)), np.asarray(leaf.decode()).T
-    gram = np.asarray(fed.second, "f8")
+    gram = np.asarray(moments.second, "f8")
     gram = gram + 0.1 * gram.trace() / K * np.eye(K)
-    for row, there, target in zip(got, mask, np.asarray(w.T, "f8")):
-        want = np.linalg.solve(gram[np.ix_(there, there)], gram[there] @ target)
-        np.testing.assert_allclose(row[there], want, rtol=1e-3, atol=1e-3)
+    for row, kept, target in zip(got, mask, np.asarray(w.T, "f8")):
+        want = np.linalg.solve(gram[np.ix_(kept, kept)], gram[kept] @ target)
+        np.testing.assert_allclose(row[kept], want, rtol=1e-3, atol=1e-3)
 
 
-def test_zeroing_and_rounding_make_up_for_each_other():
+def test_pruning_and_rounding_together_is_better_than_one_after_the_other():
     for pattern in (jm.Bitmask(0.5), jm.NM(2, 4)):
         codec = jm.Chain((pattern, jm.Int(4, group=20)))
-        apart = jm.Chain((jm.SparseGPT(pattern), jm.Int(4, group=20)))
+        separately = jm.Chain((jm.SparseGPT(pattern), jm.Int(4, group=20)))
         together = jm.SparseGPT(codec)
         assert jm.nbytes(encoded(together)) == jm.nbytes(encoded(codec))
-        assert loss(together) < 0.9 * loss(apart) < loss(codec)
+        assert loss(together) < 0.9 * loss(separately) < loss(codec)
 
 
-def test_an_order_of_inputs_keeps_more_and_is_counted():
+def test_a_permutation_of_inputs_keeps_more_and_its_bytes_are_counted():
     for solver in (jm.Wanda, lambda codec: jm.SparseGPT(jm.Chain((codec, jm.Int(4, group=20))))):
         plain = solver(jm.NM(2, 4))
-        turned = encoded(jm.Permute(plain))
-        np.testing.assert_array_equal(jnp.sort(turned.order), jnp.arange(K))
-        assert jm.nbytes(turned) == jm.nbytes(encoded(plain)) + K  # K is below 256
+        permuted = encoded(jm.Permute(plain))
+        np.testing.assert_array_equal(jnp.sort(permuted.order), jnp.arange(K))
+        assert jm.nbytes(permuted) == jm.nbytes(encoded(plain)) + K  # K is below 256
         assert loss(jm.Permute(plain)) < loss(jm.Permute(plain, 0)) < loss(plain)
 
 
-def test_scores_choose_what_their_formulas_say():
-    w, _, fed = problem()
+def test_pruners_keep_the_highest_scores_of_their_formulas():
+    w, _, moments = problem()
     chosen = lambda codec: support(encoded(codec))
     by = lambda score: jm.Bitmask(0.5).mask(score)
-    energy = jnp.sqrt(fed.diag)
+    energy = jnp.sqrt(moments.diag)
     np.testing.assert_array_equal(
         chosen(jm.Wanda(jm.Bitmask(0.5))), by(jnp.abs(w.T) * energy[None])
     )
@@ -145,7 +145,7 @@ def test_any_score_pattern_distribution_and_schedule_are_one_expression(score, p
     first = jm.decode(jm.encode(params, plans[0], stats=measure(params)))
     for path in params:
         assert 0.4 < float((got[path] != 0).mean()) < 0.6
-        assert not ((got[path] != 0) & (first[path] == 0)).any()  # what is gone stays gone
+        assert not ((got[path] != 0) & (first[path] == 0)).any()  # dropped weights stay dropped
     again = jm.encode(first, plans[1], stats=measure(first))
     jax.tree.map(np.testing.assert_array_equal, got, jm.decode(again))
 
@@ -162,9 +162,9 @@ SOLVERS = [
 @pytest.mark.parametrize("codec", SOLVERS, ids=str)
 def test_a_solver_without_stats_is_refused_but_has_a_shape(codec):
     w = draw(3, 32, 24)
-    fed = jm.Moments(jnp.tile(jnp.eye(32), (3, 1, 1)), *[jnp.ones((3, 32))] * 2, jnp.ones(3))
+    moments = jm.Moments(jnp.tile(jnp.eye(32), (3, 1, 1)), *[jnp.ones((3, 32))] * 2, jnp.ones(3))
     abstract = jax.eval_shape(codec.encode, w)
-    leaf = jm.encode({"w": w}, {"w": codec}, stats={"w": fed})["w"]
+    leaf = jm.encode({"w": w}, {"w": codec}, stats={"w": moments})["w"]
     shapes = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
     assert shapes(abstract) == shapes(leaf)
     with pytest.raises(ValueError, match="wants the stats"):
@@ -193,16 +193,16 @@ def test_a_solver_without_stats_is_refused_but_has_a_shape(codec):
         ),
     ],
 )
-def test_what_cannot_be_is_told(make, error, message):
+def test_a_wrong_codec_or_argument_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_an_all_zero_row_and_an_unfed_input_stay_finite():
-    w, _, fed = problem()
+def test_a_zero_row_and_an_input_that_was_always_zero_stay_finite():
+    w, _, moments = problem()
     w = w.at[:, 3].set(0.0)
-    gram = fed.second.at[5].set(0.0).at[:, 5].set(0.0)
+    gram = moments.second.at[5].set(0.0).at[:, 5].set(0.0)
     assert jnp.isfinite(jit(inverse_factor)(gram)).all()
-    fed = jm.Moments(gram, fed.mean, fed.absmax, fed.count)
-    leaf = jit(jm.Refit(jm.SparseGPT(jm.Bitmask(0.5))).encode, static_argnums=1)(w, (-2,), fed)
+    moments = jm.Moments(gram, moments.mean, moments.absmax, moments.count)
+    leaf = jit(jm.Refit(jm.SparseGPT(jm.Bitmask(0.5))).encode, static_argnums=1)(w, (-2,), moments)
     assert jnp.isfinite(leaf.decode()).all() and (leaf.decode()[:, 3] == 0).all()

@@ -1,4 +1,4 @@
-"""What every solver owes: the wrapped codec's leaves, in a plan, on any weight and statistic."""
+"""Laws of every solver: it makes its codec's leaves, for any weight and statistics, in any plan."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,9 @@ INNER = [
     jm.Codebook("nf4", group=16),
     jm.Float("nvfp4"),
 ]
-turning = lambda codec: jm.GPTQ(codec, turns=2)
-turning.__name__ = "GPTQ"
-SOLVERS = [jm.Search, jm.HQQ, jm.GPTQ, turning]
+gptq_with_turns = lambda codec: jm.GPTQ(codec, turns=2)
+gptq_with_turns.__name__ = "GPTQ"
+SOLVERS = [jm.Search, jm.HQQ, jm.GPTQ, gptq_with_turns]
 PAIRS = [(solver, inner) for solver in SOLVERS for inner in INNER]
 each = pytest.mark.parametrize("solver, inner", PAIRS, ids=lambda x: getattr(x, "__name__", str(x)))
 each_solver = pytest.mark.parametrize("solver", SOLVERS)
@@ -27,13 +27,13 @@ def weight(*shape, seed=0):
 
 
 def moments(x, *stack):
-    """Of rows x (rows, k), for each layer of a stack."""
-    found = jm.Moments(x.T @ x / len(x), x.mean(0), jnp.abs(x).max(0), jnp.float32(len(x)))
-    return jax.tree.map(lambda a: jnp.broadcast_to(a, (*stack, *a.shape)), found)
+    """The moments of inputs x (rows, k), the same for each layer of a stack."""
+    one_layer = jm.Moments(x.T @ x / len(x), x.mean(0), jnp.abs(x).max(0), jnp.float32(len(x)))
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (*stack, *a.shape)), one_layer)
 
 
 def inputs(k, rows=100, seed=1):
-    """Rows of which one direction carries half of the energy."""
+    """Inputs (rows, k) with half of their energy in one direction."""
     x = np.array(weight(rows, k, seed=seed))
     return jnp.asarray(x + x[:, :1] * np.linspace(1, 2, k, dtype="f4"))
 
@@ -58,9 +58,9 @@ def test_a_solver_leaves_the_leaf_of_its_codec_for_each_layer_of_a_stack(solver,
 
 @each
 def test_a_weight_too_large_for_its_scales_is_never_clipped(solver, inner):
-    w, fed = weight(2, 32, 24), moments(inputs(32), 2)
-    near, far = (solver(inner).encode(w * size, stats=fed) for size in (1.0, 2.0**40))
-    if isinstance(inner, jm.Float):  # whose scales have an exponent of their own
+    w, stats = weight(2, 32, 24), moments(inputs(32), 2)
+    near, far = (solver(inner).encode(w * size, stats=stats) for size in (1.0, 2.0**40))
+    if isinstance(inner, jm.Float):  # its scales are floats
         np.testing.assert_allclose(far.decode() / 2.0**40, near.decode(), rtol=1e-5)
     else:  # `jm.encode` refuses it
         assert not jnp.isfinite(far.scale).all()
@@ -83,25 +83,25 @@ def test_any_statistic_gives_a_finite_leaf_that_is_no_worse_than_a_guess(solver,
 
 
 @each_solver
-def test_axes_may_be_any(solver):
+def test_any_axes_may_be_summed(solver):
     codec, x = solver(jm.Int(4, group=8)), inputs(24)
     w = weight(24, 3, 8)
-    there = codec.encode(w, (0,), moments(x)).decode()
-    turned = codec.encode(w.transpose(1, 0, 2), (1,), moments(x, 3))
-    assert there.shape == w.shape
-    np.testing.assert_allclose(there.transpose(1, 0, 2), turned.decode(), atol=1e-5)
+    decoded = codec.encode(w, (0,), moments(x)).decode()
+    transposed = codec.encode(w.transpose(1, 0, 2), (1,), moments(x, 3))
+    assert decoded.shape == w.shape
+    np.testing.assert_allclose(decoded.transpose(1, 0, 2), transposed.decode(), atol=1e-5)
 
 
 @each_solver
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (1, 1), (5, 1), (2, 0, 3)])
-def test_small_and_empty_weights_are_weights(solver, shape):
+def test_small_and_empty_weights_are_encoded(solver, shape):
     stats = moments(jnp.ones((3, shape[-2])), *shape[:-2])
     leaf = solver(jm.Int(3, group=2)).encode(jnp.ones(shape), stats=stats)
     np.testing.assert_allclose(leaf.decode(), jnp.ones(shape), rtol=1e-3)
 
 
 @each_solver
-def test_a_solver_is_in_plans_and_their_json(solver):
+def test_a_solver_is_written_to_and_read_from_a_plan(solver):
     params = {"a": {"kernel": weight(24, 8)}, "bias": jnp.ones(8)}
     plan = jm.choose(params, {".*kernel": solver(jm.Int(4, group=8))})
     assert jm.Plan.from_json(plan.to_json()) == plan
@@ -119,7 +119,7 @@ def test_a_codec_without_scales_is_refused(solver, inner):
 
 
 @pytest.mark.parametrize("inner", INNER, ids=str)
-def test_gptq_loses_much_less_of_what_is_computed(inner):
+def test_gptq_has_half_the_output_error_or_less(inner):
     w, x = weight(48, 24), inputs(48)
     assert loss(jm.GPTQ(inner), w, x) < loss(inner, w, x) / 2
     assert loss(jm.GPTQ(jm.Search(inner)), w, x) < loss(jm.Search(inner), w, x) / 2
@@ -127,7 +127,7 @@ def test_gptq_loses_much_less_of_what_is_computed(inner):
 
 @pytest.mark.parametrize("inner", [jm.KMeans(3), jm.DoubleQuant(jm.Affine(4, group=10))], ids=str)
 def test_gptq_takes_levels_and_double_quantized_scales(inner):
-    w, x = weight(48, 24), weight(100, 12) @ weight(12, 48, seed=2)  # inputs that go together
+    w, x = weight(48, 24), weight(100, 12) @ weight(12, 48, seed=2)  # correlated inputs
     assert loss(jm.GPTQ(inner, turns=1), w, x) < loss(inner, w, x) / 2
 
 
@@ -141,30 +141,30 @@ def test_a_solver_may_be_inside_or_outside_of_double_quantized_scales():
 @pytest.mark.parametrize("inner", [*INNER, jm.Affine(3, group=10)], ids=str)
 def test_turns_only_lower_the_loss(inner):
     w, x = weight(48, 24), inputs(48)
-    found = [loss(jm.GPTQ(jm.Search(inner), turns=turns), w, x) for turns in (0, 1, 4)]
-    assert found[2] <= found[1] <= found[0]
-    assert found[2] < 0.99 * found[0]
+    losses = [loss(jm.GPTQ(jm.Search(inner), turns=turns), w, x) for turns in (0, 1, 4)]
+    assert losses[2] <= losses[1] <= losses[0]
+    assert losses[2] < 0.99 * losses[0]
 
 
-def test_a_weight_that_is_settled_again_is_where_its_loss_is_least():
+def test_after_many_turns_no_single_code_can_be_improved():
     w, x, codec = weight(24, 6), inputs(24), jm.GPTQ(jm.Int(3, group=8), turns=30)
     gram = np.asarray(x, np.float64).T @ np.asarray(x, np.float64) / len(x)
     gram += 0.01 * np.diag(gram).mean() * np.eye(24)
     leaf = codec.encode(w, stats=moments(x))
     least = lambda v: np.einsum("kn,kl,ln->n", v - w, gram, v - w)
-    found, step = np.asarray(leaf.decode()), np.repeat(np.asarray(leaf.scales()), 8, 0)
+    rounded, step = np.asarray(leaf.decode()), np.repeat(np.asarray(leaf.scales()), 8, 0)
     for j in range(24):
         for by in (-1, 1):
-            other = found.copy()
+            other = rounded.copy()
             other[j] += by * step[j]
-            there = np.abs(np.round(other[j] / step[j])) <= 3
-            assert (least(other) >= least(found) * (1 - 1e-5))[there].all()
+            in_range = np.abs(np.round(other[j] / step[j])) <= 3
+            assert (least(other) >= least(rounded) * (1 - 1e-5))[in_range].all()
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-def test_gptq_is_the_textbook_loop_in_float64(act_order):
+def test_gptq_equals_the_textbook_loop_in_float64(act_order):
     w, x, codec = weight(24, 6), inputs(24), jm.Int(3, group=10, symmetric=False)
-    found = jm.GPTQ(codec, act_order=act_order).encode(w, stats=moments(x)).decode()
+    rounded = jm.GPTQ(codec, act_order=act_order).encode(w, stats=moments(x)).decode()
     gram = np.asarray(x, np.float64).T @ np.asarray(x, np.float64) / len(x)
     order = np.argsort(-np.diag(gram)) if act_order else np.arange(24)
     gram = gram[order][:, order] + 0.01 * np.diag(gram).mean() * np.eye(24)
@@ -176,10 +176,10 @@ def test_gptq_is_the_textbook_loop_in_float64(act_order):
         want[:, column] = (np.clip(np.round(left[:, column] / s) + z, 0, 7) - z) * s
         error = (left[:, column] - want[:, column]) / upper[j, j]
         left[:, order[j:]] -= np.outer(error, upper[j, j:])
-    np.testing.assert_allclose(found, want.T, atol=1e-5)
+    np.testing.assert_allclose(rounded, want.T, atol=1e-5)
 
 
-def test_gptq_says_what_it_wants():
+def test_gptq_refuses_missing_stats_and_wrong_codecs():
     w, x = weight(24, 8), inputs(24)
     with pytest.raises(ValueError, match="GPTQ wants the stats"):
         jm.GPTQ(jm.Int(4)).encode(w)
@@ -198,7 +198,7 @@ def test_gptq_says_what_it_wants():
         jm.GPTQ(jm.Int(4), turns=-1)
 
 
-def test_search_is_no_worse_than_its_codec_by_what_it_weighs():
+def test_search_has_less_weighted_error_than_its_codec():
     w, x = weight(48, 24), inputs(48) * jnp.linspace(0.01, 10, 48)[None]
     energy = (x * x).mean(0)[:, None]
     for inner in INNER[:2]:
@@ -209,7 +209,7 @@ def test_search_is_no_worse_than_its_codec_by_what_it_weighs():
         assert square(seeing, energy) < square(blind, energy) < square(plain, energy)
 
 
-def test_search_finds_nearly_the_best_range_of_all():
+def test_search_finds_nearly_the_best_range_of_a_full_grid():
     w = weight(64, 200)
     low, high = w.min(0), w.max(0)
     codec = jm.Int(3, symmetric=False)
@@ -217,10 +217,10 @@ def test_search_finds_nearly_the_best_range_of_all():
     for a in np.linspace(0.4, 1, 25, dtype="f4"):
         for b in np.linspace(0.4, 1, 25, dtype="f4"):
             scale, zero = codec.range(low * a, high * b)
-            error = ((w - codec.snap(w, scale[None], zero[None])) ** 2).sum(0)
-            best = np.minimum(best, error)
-    found = ((w - jm.Search(codec).encode(w).decode()) ** 2).sum(0)
-    assert found.sum() < 1.01 * best.sum()
+            grid_error = ((w - codec.snap(w, scale[None], zero[None])) ** 2).sum(0)
+            best = np.minimum(best, grid_error)
+    error = ((w - jm.Search(codec).encode(w).decode()) ** 2).sum(0)
+    assert error.sum() < 1.01 * best.sum()
 
 
 def test_budget_measures_a_solver_on_some_rows():

@@ -32,22 +32,24 @@ W, X = (jax.random.normal(jax.random.key(i), s) / 4 for i, s in enumerate([(6, 1
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_a_policy_changes_no_value_and_no_gradient(policy):
-    slope = lambda fn: jit(jax.value_and_grad(loss(fn), (0, 1)))(W, X)
+    gradient = lambda fn: jit(jax.value_and_grad(loss(fn), (0, 1)))(W, X)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    jax.tree.map(close, slope(remat(layers, policy)), slope(layers))
+    jax.tree.map(close, gradient(remat(layers, policy)), gradient(layers))
 
 
 def test_policies_trade_flops_for_bytes():
     w, x = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((16, 64, 64), (512, 64)))
-    taken = {}
+    memory = {}
     for kind in ("none", "full", "nested"):
-        slope = jax.grad(lambda w, x, kind=kind: remat(layers, Remat(kind))(w, x)[0].sum(), (0, 1))
-        taken[kind] = jm.memory(slope, w, x)
-    assert taken["none"].temp > taken["full"].temp > taken["nested"].temp
-    assert taken["none"].flops < taken["full"].flops < taken["nested"].flops
+        gradient = jax.grad(
+            lambda w, x, kind=kind: remat(layers, Remat(kind))(w, x)[0].sum(), (0, 1)
+        )
+        memory[kind] = jm.memory(gradient, w, x)
+    assert memory["none"].temp > memory["full"].temp > memory["nested"].temp
+    assert memory["none"].flops < memory["full"].flops < memory["nested"].flops
 
 
-def test_an_encoded_model_is_remated_from_outside():
+def test_a_policy_applies_to_an_encoded_model():
     config = llama.Config(vocab=64, width=32, ffn=48, layers=4, heads=4, kv_heads=2, head_dim=8)
     model = jm.models.Model(config, {}, None, "random")
     ids = jnp.arange(10, dtype=jnp.int32).reshape(1, 10)
@@ -59,7 +61,7 @@ def test_an_encoded_model_is_remated_from_outside():
 
 
 @pytest.mark.parametrize("wrong", [("half", ()), ("named", ()), ("full", ("x",))])
-def test_a_policy_that_is_none_is_refused(wrong):
+def test_an_unknown_policy_or_wrong_names_are_refused(wrong):
     with pytest.raises(ValueError, match="remat"):
         Remat(*wrong)
 

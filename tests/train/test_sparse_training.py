@@ -14,7 +14,7 @@ import jaxmem as jm
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 STEPS = 40
-WANTED = jm.Bitmask(0.25)
+CODEC = jm.Bitmask(0.25)
 WRAPPED = {
     "rigl": lambda plan: jm.rigl(optax.adam(1e-2), plan, every=5, end=30),
     "evolve": lambda plan: jm.evolve(optax.adam(1e-2), plan, every=5, end=30),
@@ -47,7 +47,7 @@ def model_loss(params):
     return ((x @ params["out"] + params["bias"][None] - Y) ** 2).mean()
 
 
-PLAN = {"layers": WANTED, "out": jm.NM(2, 4)}
+PLAN = {"layers": CODEC, "out": jm.NM(2, 4)}
 
 
 def runner(tx):
@@ -96,29 +96,29 @@ def test_a_checkpoint_in_the_middle_gives_the_same_masks(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
-def test_what_is_gone_stays_gone_and_follows_the_schedule():
-    tx = optax.chain(optax.sgd(0.1), jm.gradual({"layers": WANTED}, begin=2, end=10, every=2))
+def test_dropped_weights_stay_dropped_and_their_number_follows_the_schedule():
+    tx = optax.chain(optax.sgd(0.1), jm.gradual({"layers": CODEC}, begin=2, end=10, every=2))
     params, state, run = start(), tx.init(start()), runner(tx)
-    gone = jnp.zeros(params["layers"].shape, bool)
+    dropped = jnp.zeros(params["layers"].shape, bool)
     for step in range(12):
         params, state = run(params, state, 1)
         t = min(max(step - step % 2 - 2, 0) / 8, 1)
         kept = 1 - 0.75 * (1 - (1 - t) ** 3)
         assert ((params["layers"] != 0).sum(-2) == round(32 * kept)).all()
-        assert (params["layers"][gone] == 0).all()
-        gone = params["layers"] == 0
+        assert (params["layers"][dropped] == 0).all()
+        dropped = params["layers"] == 0
 
 
 def test_a_bfloat16_weight_stays_bfloat16():
     params = {"w": jax.random.normal(jax.random.key(0), (8, 4), jnp.bfloat16)}
-    slope = {"w": jnp.ones((8, 4), jnp.bfloat16)}
+    gradient = {"w": jnp.ones((8, 4), jnp.bfloat16)}
     for make in (
         lambda plan: optax.chain(optax.sgd(0.1), jm.gradual(plan, begin=0, end=1)),
         lambda plan: jm.straight_through(optax.sgd(0.1), plan),
         lambda plan: jm.rigl(optax.sgd(0.1), plan, every=1, end=9),
     ):
         tx = make({"w": jm.NM(2, 4)})
-        updates, _ = tx.update(slope, tx.init(params), params)
+        updates, _ = tx.update(gradient, tx.init(params), params)
         assert optax.apply_updates(params, updates)["w"].dtype == jnp.bfloat16
 
 
@@ -132,7 +132,7 @@ def test_a_bfloat16_weight_stays_bfloat16():
         (lambda: jm.movement(optax.sgd(1.0), {}, begin=3, end=2), ValueError, "begin=3, end=2"),
         (lambda: jm.rewind(optax.sgd(1.0), {}, rounds=0, steps=1), ValueError, "rounds, steps"),
         (
-            lambda: jm.gradual({"v": WANTED}, begin=0, end=1).init({"w": jnp.ones((4, 4))}),
+            lambda: jm.gradual({"v": CODEC}, begin=0, end=1).init({"w": jnp.ones((4, 4))}),
             ValueError,
             "'v'; there are",
         ),
@@ -143,6 +143,6 @@ def test_a_bfloat16_weight_stays_bfloat16():
         ),
     ],
 )
-def test_what_cannot_be_is_told(make, error, message):
+def test_a_wrong_codec_or_schedule_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
