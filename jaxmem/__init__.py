@@ -65,6 +65,7 @@ from .compression.sparsity_distribution import erdos_renyi as erdos_renyi
 from .compression.sparsity_distribution import sparse as sparse
 from .compression.sparsity_distribution import together as together
 from .compression.sparsity_distribution import uniform as uniform
+from .core.codec import Codec as Codec
 from .core.leaf import Encoded as Encoded
 from .core.leaf import decode as decode
 from .core.leaf import is_encoded as is_encoded
