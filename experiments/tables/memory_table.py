@@ -8,8 +8,6 @@ import json
 from pages import fill, read
 
 import jaxmem as jm
-from jaxmem.commands.plan import name as in_words
-from jaxmem.planner.search import Candidate
 
 WEIGHTS = 4096 * 14_336  # of tpu_formats.py
 CPU = ("0.10.2", "0.12.0.1")  # versions of jax
@@ -33,7 +31,7 @@ def plans():
             "" if r["baseline"]["fits"] else ", does not fit"
         )
         took = f"{r['seconds_to_plan']:.0f} s, {gib(r['host_bytes'])} GiB"
-        words = in_words(Candidate(recipe, "fits"))
+        words = recipe.summary
         if "planned_by" in r:  # an earlier version, which laid arrays out in its own way
             words += f" ({r['planned_by']})"
         yield f"{what} | {words} | {sizes} | {plain} | {took}"

@@ -55,7 +55,9 @@ class Plan:
                 raise FileNotFoundError(f"no directory {path.parent} to write {path.name} in")
         options = {"device": self.device, "task": self.task, "batch": self.batch, "seq": self.seq}
         with output.step("planning"):
-            tell = lambda row: output.note(f"  {row.status:<10} {_gib(row.peak):>9}  {name(row)}")
+            tell = lambda row: output.note(
+                f"  {row.status:<10} {_gib(row.peak):>9}  {row.knobs.summary}"
+            )
             planned = jm.plan(self.model, **options, limit=self.limit, tell=tell)
         show(output, planned)
         parts = jm.build(planned.recipe).parts
@@ -82,7 +84,7 @@ def show(output: Output, planned: jm.Planned) -> None:
     chosen = planned.chosen
     rows = [
         (
-            name(row),
+            row.knobs.summary,
             _gib(row.peak),
             _seconds(row),
             f"{noise(row.knobs):.2%}",
@@ -103,7 +105,9 @@ def show(output: Output, planned: jm.Planned) -> None:
     )
     larger = [row for row in planned.rows if row.status == "too large" and row.programs]
     larger = sorted(larger, key=lambda row: row.peak)[:LARGER_ROWS]
-    needs = [(name(row), _gib(row.peak), _compiled_or_estimated(row.memory)) for row in larger]
+    needs = [
+        (row.knobs.summary, _gib(row.peak), _compiled_or_estimated(row.memory)) for row in larger
+    ]
     plain = "bfloat16 throughout" if serve else "bfloat16, float32 state, everything kept"
     needs.append(
         (
@@ -113,33 +117,6 @@ def show(output: Output, planned: jm.Planned) -> None:
         )
     )
     output.table("What others would need", ("recipe", "peak", ""), needs)
-
-
-def name(row: Candidate) -> str:
-    """The choices of a row's recipe, in a line.
-
-    Example:
-        >>> import jaxmem as jm
-        >>> recipe = jm.Recipe("llama-8b", "cpu", "serve", 1, 64, encoding=jm.Int(8))
-        >>> name(Candidate(recipe, "fits"))
-        'int8, cache of 16 bits, prompts by 64'
-        >>> name(Candidate(jm.Recipe("llama-8b", "tpu v5e:2x4", "train", 8, 2048), "fits"))
-        'float32 state, remat full, fsdp 8'
-    """
-    r = row.knobs
-    codec = r.encoding
-    weights = codec or "bfloat16"
-    if isinstance(codec, jm.Int):
-        weights = f"int{codec.bits}" + (f" g{codec.group}" if codec.group else "")
-    if r.task == "serve":
-        parts = [f"{weights}", f"cache of {r.cache_bits} bits", f"prompts by {r.prompt}"]
-    else:
-        parts = [f"{weights}" if r.task == "lora" else "", f"{r.state} state"]
-        parts += [f"remat {r.remat.kind}", f"{r.micro} micro-batches" if r.micro > 1 else ""]
-        parts += ["state on the host" if r.offload else ""]
-    parts.append(" x ".join(f"{axis} {size}" for axis, size in r.axes.items()))
-    parts.append("" if r.shared else "weights not divided over fsdp")
-    return ", ".join(filter(None, parts))
 
 
 def _gib(nbytes: int | None) -> str:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
+from ..codecs import Int
 from ..compiler.devices import target
 from ..compression.plan import Plan
 from ..optimizers import in_bfloat16, in_float32, in_int8
@@ -96,6 +97,31 @@ class Recipe:
             return {}
         to_serve = "tensor" if self.shared else "data"
         return {to_serve if self.task == "serve" else "fsdp": device.count}
+
+    @property
+    def summary(self) -> str:
+        """The choices of the recipe in one line.
+
+        Example:
+            >>> import jaxmem as jm
+            >>> Recipe("llama-8b", "cpu", "serve", 1, 64, encoding=jm.Int(8)).summary
+            'int8, cache of 16 bits, prompts by 64'
+            >>> Recipe("llama-8b", "tpu v5e:2x4", "train", 8, 2048).summary
+            'float32 state, remat full, fsdp 8'
+        """
+        weights = self.encoding or "bfloat16"
+        if isinstance(weights, Int):
+            weights = f"int{weights.bits}" + (f" g{weights.group}" if weights.group else "")
+        if self.task == "serve":
+            parts = [f"{weights}", f"cache of {self.cache_bits} bits", f"prompts by {self.prompt}"]
+        else:
+            micro = f"{self.micro} micro-batches" if self.micro > 1 else ""
+            parts = [f"{weights}" if self.task == "lora" else "", f"{self.state} state"]
+            parts += [f"remat {self.remat.kind}", micro]
+            parts += ["state on the host" if self.offload else ""]
+        parts.append(" x ".join(f"{axis} {size}" for axis, size in self.axes.items()))
+        parts.append("" if self.shared else "weights not divided over fsdp")
+        return ", ".join(filter(None, parts))
 
     def to_json(self) -> str:
         """The recipe as JSON text."""
