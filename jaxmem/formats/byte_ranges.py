@@ -1,4 +1,4 @@
-"""A range of a file's bytes as an array that is read when it is asked for."""
+"""Arrays of numbers from a range of bytes of a file, read now or when they are used."""
 
 import math
 import pathlib
@@ -21,6 +21,6 @@ def part(path: pathlib.Path, offset: int, count: int, dtype: np.dtype) -> np.nda
 
 
 def stored(path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Lazy:
-    """An array that lies as it is at byte `offset` of a file."""
+    """A lazy array whose numbers are stored in C order from byte `offset` of a file."""
     read = lambda _=None: part(path, offset, math.prod(shape), dtype).reshape(shape)
     return Lazy(shape, dtype, read)

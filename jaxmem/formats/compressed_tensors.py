@@ -1,8 +1,9 @@
 """Compressed-tensors: integer weights of a safetensors checkpoint, as llm-compressor writes them.
 
-`pack-quantized`: codes of 4 or 8 bits fill int32 words along a row, first in the low bits, as
-code + 2^(bits−1); zero points fill them along a column. `int-quantized`: codes are int8. Weights
-are (code − zero point) · scale, a scale for each row or each run of `group_size` columns.
+`pack-quantized`: codes of 4 or 8 bits, stored as code + 2^(bits−1), are packed into int32 words
+along a row, the first code in the low bits; zero points are packed along a column.
+`int-quantized`: codes are int8. Weights are (code − zero point) · scale, one scale for each row
+or for each group of `group_size` columns.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """A weight (n, k) that is still in its file; codes and zero points are unsigned when read."""
+    """A weight (n, k) that is read when it is used; its codes and zero points are read as uint8."""
 
     name: str
     shape: tuple[int, int]
@@ -32,7 +33,7 @@ class Codes:
     scale: Lazy  # (n, groups)
     codes: Callable[[], np.ndarray]  # (n, k) uint8
     zeros: Callable[[], np.ndarray] | None  # (n, groups) uint8
-    dynamic: bool  # whether what it multiplies is rounded to int8, token by token
+    dynamic: bool  # whether its inputs are rounded to int8, token by token
 
     group = property(lambda self: -(-self.shape[1] // self.scale.shape[1]))
 
@@ -43,17 +44,19 @@ class Codes:
         return (self.codes().astype(np.float32) - zeros) * spread(self.scale.load())
 
     def leaf(self, fold: Fold, dtype: Any) -> Any:
-        """The encoded leaf of a parameter that lies in the matrix as `fold` says."""
-        own = lambda a, axis: pack(jnp.asarray(a), self.bits, axis)
-        zeros = None if self.zeros is None else own(np.ascontiguousarray(self.zeros().T), -1)
+        """The encoded leaf of the parameter whose axes `fold` maps to the rows and columns."""
+        to_bytes = lambda a, axis: pack(jnp.asarray(a), self.bits, axis)
+        zeros = None if self.zeros is None else to_bytes(np.ascontiguousarray(self.zeros().T), -1)
         scale = jnp.asarray(self.scale.load().T)
-        codes, group = own(self.codes(), -2), min(self.group, self.shape[1])
+        codes, group = to_bytes(self.codes(), -2), min(self.group, self.shape[1])
         leaf = IntArray(codes, scale, zeros, self.bits, group, fold, jnp.dtype(dtype))
         return DynamicArray(leaf, None, "int8") if self.dynamic else leaf
 
 
 def read(found: dict[str, Lazy], config: dict) -> tuple[dict[str, Lazy], dict[str, Codes]]:
-    """The tensors of a checkpoint with each weight decoded as it is read, and those with codes.
+    """(all weights as lazy tensors that are decoded when read, the quantized weights as `Codes`).
+
+    `found` has the tensors of the checkpoint by name, `config` is its `quantization_config`.
 
     Raises:
         ValueError: a format that is not one of `FORMATS`, or tensors that do not belong together.
@@ -81,7 +84,7 @@ def read(found: dict[str, Lazy], config: dict) -> tuple[dict[str, Lazy], dict[st
 
 
 def _scheme(config: dict, module: str) -> dict:
-    """The group that says how a module is quantized."""
+    """The entry of `config_groups` whose targets match the name of a module."""
     for group in config["config_groups"].values():
         for target in group["targets"]:
             exact = target in ("Linear", module) or module.endswith(f".{target}")
@@ -98,6 +101,7 @@ def _matches(pattern: str, module: str) -> bool:
 
 
 def _codes(found: dict[str, Lazy], stem: str, scheme: dict) -> Codes:
+    """The quantized weight of the module `stem`, with the shapes of its tensors checked."""
     weights, inputs = scheme["weights"], scheme.get("input_activations")
     bits, scale = weights["num_bits"], found.get(f"{stem}.weight_scale")
     if weights.get("type", "int") != "int" or bits not in (4, 8):
@@ -127,6 +131,7 @@ def _codes(found: dict[str, Lazy], stem: str, scheme: dict) -> Codes:
 
 
 def _is_dynamic(inputs: dict | None, stem: str) -> bool:
+    """Whether a scheme rounds the inputs of a module to int8 token by token."""
     if not inputs:
         return False
     if not inputs.get("dynamic") or inputs["num_bits"] != 8 or inputs.get("type") != "int":
@@ -135,11 +140,12 @@ def _is_dynamic(inputs: dict | None, stem: str) -> bool:
 
 
 def _unsigned(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Signed int8 codes as uint8: code + 2^(bits − 1)."""
     return (codes.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
 
 
 def _unpacked(words: np.ndarray, bits: int, length: int) -> np.ndarray:
-    """Codes (n, length) uint8 of int32 words (n, ⌈length · bits / 32⌉).
+    """Unpacks int32 words (n, ⌈length · bits / 32⌉) to uint8 codes (n, length).
 
     Example:
         >>> import numpy as np
@@ -153,7 +159,7 @@ def _unpacked(words: np.ndarray, bits: int, length: int) -> np.ndarray:
 
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
-    """int32 words of codes (n, length) uint8, each row filled up with zeros.
+    """Packs uint8 codes (n, length) into int32 words; each row is padded with zeros.
 
     Example:
         >>> import numpy as np

@@ -1,7 +1,7 @@
-"""GGUF: the fields and the tensors of one file, header now and tensors as they are used.
+"""GGUF: the fields and the tensors of one file; the header is read at once, tensors when used.
 
-The header is parsed here, where every length is checked against the file before it is believed;
-the formulas of the quantised types are those of the `gguf` package.
+The header is parsed here, and every length in it is checked against the size of the file. Quantised
+types are decoded by the `gguf` package.
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ from . import byte_ranges
 
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_CHUNK = 1 << 18  # numbers dequantised at once, which stay in a core's cache; 256 divides it
+DECODED_NUMBERS = 1 << 18  # numbers decoded at once: they fit the cache of a core; 256 divides it
 
 
 @dataclasses.dataclass(frozen=True)
 class Gguf:
-    """What one GGUF file holds: its fields, and its tensors under their own names, unread.
+    """The fields of a GGUF file, and its tensors by llama.cpp's names, read when they are used.
 
-    `places` says of each tensor at what byte it begins and of what type it is, `spans` of each
-    field from what byte to what byte it stands.
+    `places` has the first byte and the type of each tensor, `spans` the first byte and the end of
+    each field in the file.
     """
 
     path: pathlib.Path
@@ -40,7 +40,7 @@ class Gguf:
         return self.places[name][1].name
 
     def blocks(self, name: str) -> np.ndarray:
-        """The bytes of a tensor as they are, a row for each of its rows."""
+        """The undecoded bytes of a tensor: uint8 (rows, bytes of a row)."""
         from gguf import GGML_QUANT_SIZES
 
         (offset, kind), shape = self.places[name], self.tensors[name].shape
@@ -68,13 +68,14 @@ def gguf(path: pathlib.Path) -> Gguf:
 
 
 def encoded_fields(path: pathlib.Path, prefix: str) -> dict[str, bytes]:
-    """The fields whose names begin with `prefix`, as they stand in the file."""
+    """The undecoded bytes of the fields whose names begin with `prefix`."""
     spans = {name: span for name, span in gguf(path).spans.items() if name.startswith(prefix)}
     cut = lambda begin, end: byte_ranges.part(path, begin, end - begin, np.dtype("u1")).tobytes()
     return {name: cut(*span) for name, span in spans.items()}
 
 
 def _header(path: pathlib.Path, file: BinaryIO) -> Gguf:
+    """Reads the fields and the places of the tensors from the beginning of an open file."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     size = os.fstat(file.fileno()).st_size
@@ -112,6 +113,7 @@ def _header(path: pathlib.Path, file: BinaryIO) -> Gguf:
 
 
 def _unpack(file: BinaryIO, size: int, form: str) -> tuple:
+    """The next numbers of a file of `size` bytes; `form` is a format string of `struct`."""
     length = struct.calcsize("<" + form)
     if length > size - file.tell():
         raise ValueError(f"{size} bytes end in its header")
@@ -119,7 +121,7 @@ def _unpack(file: BinaryIO, size: int, form: str) -> tuple:
 
 
 def _string(file: BinaryIO, size: int) -> str:
-    # Not by _unpack: a vocabulary has hundreds of thousands of these.
+    # A vocabulary has hundreds of thousands of strings, and `_unpack` is slower than this.
     length = int.from_bytes(file.read(8), "little")
     text = file.read(min(length, size))
     if len(text) != length:
@@ -128,6 +130,7 @@ def _string(file: BinaryIO, size: int) -> str:
 
 
 def _value(file: BinaryIO, size: int, kind: int) -> Any:
+    """The next value of a file of `size` bytes; `kind` is the number of its GGUF type."""
     if kind == _STRING:
         return _string(file, size)
     if kind != _ARRAY:
@@ -139,12 +142,13 @@ def _value(file: BinaryIO, size: int, kind: int) -> Any:
 
 
 def _tensor(path: pathlib.Path, offset: int, shape: tuple[int, ...], kind: Any) -> np.ndarray:
+    """Decodes a tensor of the type `kind` from byte `offset` to float32."""
     from gguf import GGML_QUANT_SIZES, dequantize
 
     block, taken = GGML_QUANT_SIZES[kind]
     out = np.empty(math.prod(shape), np.float32)
-    for begin in range(0, out.size, _CHUNK):
-        piece = out[begin : begin + _CHUNK]
+    for begin in range(0, out.size, DECODED_NUMBERS):
+        piece = out[begin : begin + DECODED_NUMBERS]
         count = piece.size // block * taken
         data = byte_ranges.part(path, offset + begin // block * taken, count, np.dtype("u1"))
         try:

@@ -1,7 +1,8 @@
-"""GGUF's blocks as encoded leaves: the codes and scales of the file, in our layout, undecoded.
+"""GGUF blocks as encoded leaves: the codes and scales of the file are moved, not decoded.
 
-Q4_0, Q5_0 and Q8_0 are `Int`, Q4_1 and Q5_1 `Affine`. A K-quant's scales are codes themselves,
-under one f16 scale for 256 weights: `DoubleQuant`. Bits a weight are the file's.
+Q4_0, Q5_0 and Q8_0 are `Int`, Q4_1 and Q5_1 `Affine`. The scales of a K-quant are
+integer codes with one f16 scale for 256 weights: `DoubleQuant`. Bits per weight are those of the
+file.
 """
 
 import dataclasses
@@ -20,15 +21,15 @@ from ..core.fold import Fold
 
 @dataclasses.dataclass(frozen=True)
 class Scales:
-    """Numbers (n, groups): f16 `unit`, or times integer `codes` that `per` at a time share one."""
+    """Scales (n, groups): f16 `unit`, or `unit` · integer `codes`, one unit for `per` codes."""
 
     unit: np.ndarray  # (n, groups) f16, or (n, groups // per)
     codes: np.ndarray | None = None  # (n, groups) int16
     bits: int = 0
-    middle: int = 0  # what is stored is code + middle, unsigned
+    middle: int = 0  # a leaf stores code + middle, which is unsigned
 
     def leaf(self) -> Any:
-        """An array or leaf (groups, n)."""
+        """The scales as an array, or as an encoded leaf if they have codes: (groups, n)."""
         if self.codes is None:
             return jnp.asarray(self.unit.T)
         n, groups = self.codes.shape
@@ -52,13 +53,13 @@ class Rows:
     low: Scales | None = None
 
     def leaf(self, fold: Fold, dtype: Any) -> Any:
-        """The leaf of a weight that lies in the matrix as `fold` says."""
+        """The leaf of the weight whose axes `fold` maps to the rows and columns of the matrix."""
         codes = pack(jnp.asarray(self.codes), self.bits, -2)
-        own = (self.bits, self.group, fold, jnp.dtype(dtype))
+        metadata = (self.bits, self.group, fold, jnp.dtype(dtype))
         if self.low is None:
-            inner = IntArray(codes, self.scale.leaf(), None, *own)
+            inner = IntArray(codes, self.scale.leaf(), None, *metadata)
         else:
-            inner = AffineArray(codes, self.scale.leaf(), *own, self.low.leaf())
+            inner = AffineArray(codes, self.scale.leaf(), *metadata, self.low.leaf())
         return inner if self.scale.codes is None else DoubleQuantArray(inner)
 
 
@@ -69,21 +70,24 @@ def rows(kind: str, data: np.ndarray) -> Rows:
 
 
 def _fields(b: np.ndarray, *sizes: int) -> list[np.ndarray]:
+    """Splits the bytes of blocks (n, blocks, bytes) into consecutive fields of `sizes` bytes."""
     return np.split(b, np.cumsum(sizes)[:-1], axis=-1)
 
 
 def _half(b: np.ndarray) -> np.ndarray:
+    """f16 numbers (n, blocks) from their bytes (n, blocks, 2)."""
     return np.ascontiguousarray(b).view("<f2")[..., 0].astype(np.float16)
 
 
 def _planes(b: np.ndarray, bits: int, run: int) -> np.ndarray:
-    """Bytes whose `bits`-bit fields hold runs of `run` numbers one after the other."""
+    """Codes (n, k) from bytes: the lowest `bits` of `run` bytes are `run` codes, and so upwards."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     parts = b.reshape(*b.shape[:-1], -1, 1, run) >> shifts & np.uint8(2**bits - 1)
     return parts.reshape(len(b), -1)
 
 
 def _fifth(b: np.ndarray) -> np.ndarray:
+    """The fifth bit of each code, shifted to its place: (n, k) from bytes (n, blocks, 4)."""
     bits = np.unpackbits(np.ascontiguousarray(b), axis=-1, bitorder="little")
     return bits.reshape(len(b), -1) << 4
 

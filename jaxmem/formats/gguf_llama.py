@@ -1,6 +1,6 @@
-"""What a GGUF file means: llama.cpp's names, orders and fields, as a Hugging Face checkpoint's.
+"""A GGUF file as a Hugging Face checkpoint: names of tensors, orders of rows, config.json.
 
-Each entry undoes what llama.cpp's converter did, so that one recipe reads a model from both.
+The changes that llama.cpp's converter made are undone, so that one weight map reads both formats.
 """
 
 import re
@@ -73,7 +73,7 @@ def architecture(file: Gguf) -> str:
     """The file's `general.architecture`.
 
     Raises:
-        ValueError: We have no model for it.
+        ValueError: No model of jaxmem has this architecture.
     """
     name = file.fields.get("general.architecture")
     if name not in NAMES:
@@ -82,7 +82,7 @@ def architecture(file: Gguf) -> str:
 
 
 def sources(file: Gguf) -> dict[str, str]:
-    """For each name in a Hugging Face checkpoint, the tensor of the file that is read for it."""
+    """The name of the tensor in the file for each name of a Hugging Face checkpoint."""
     arch, found = architecture(file), {}
     for name in file.tensors:
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
@@ -92,16 +92,16 @@ def sources(file: Gguf) -> dict[str, str]:
 
 
 def tensors(file: Gguf) -> dict[str, Lazy]:
-    """The tensors as a Hugging Face checkpoint names, orders and stores them."""
+    """The tensors with the names and the order of rows of a Hugging Face checkpoint."""
     return {ours: undone(file, name, file.tensors[name]) for ours, name in sources(file).items()}
 
 
 def config(file: Gguf) -> dict:
-    """The configuration as a checkpoint's config.json would give it.
+    """The configuration in the form of a Hugging Face checkpoint's config.json.
 
     Raises:
-        ValueError: A field it takes is missing or differs between layers, or the rope is scaled
-            in a way we have no formula for.
+        ValueError: A field is missing or differs between layers, or the rope scaling is neither
+            linear nor that of Llama 3.
     """
     arch = architecture(file)
 
@@ -151,7 +151,7 @@ def config(file: Gguf) -> dict:
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     if arch == "gemma3":
-        largest = get("block_count") == 62  # the 27B scales by width / heads, as llama.cpp knows
+        largest = get("block_count") == 62  # the 27B model scales queries by width / heads
         common |= {
             "sliding_window": get("attention.sliding_window"),
             "query_pre_attn_scalar": width // heads if largest else common["head_dim"],
@@ -160,7 +160,7 @@ def config(file: Gguf) -> dict:
 
 
 def undone(file: Gguf, name: str, tensor: Lazy) -> Lazy:
-    """What a checkpoint holds for a tensor of the file: what the converter did to it, undone."""
+    """The tensor `name` as a checkpoint stores it: the converter's change is undone."""
     arch, part, shape = architecture(file), name.split(".")[-2], tensor.shape
     if arch == "llama" and part in ("attn_q", "attn_k"):
         heads = config(file)["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
@@ -173,6 +173,7 @@ def undone(file: Gguf, name: str, tensor: Lazy) -> Lazy:
 
 
 def _scaling(file: Gguf, get: Callable) -> dict | None:
+    """The `rope_scaling` of a config.json; `get(name)` is a field of the architecture."""
     kind = get("rope.scaling.type", "none")
     if kind == "linear":
         return {"rope_type": "linear", "factor": get("rope.scaling.factor")}
@@ -180,7 +181,7 @@ def _scaling(file: Gguf, get: Callable) -> dict | None:
         raise ValueError(f"{file.path} scales its rope by {kind!r}, expected linear or llama3's")
     if "rope_freqs.weight" not in file.tensors:
         return None
-    # Llama 3.1 and later: the file holds the factors, all of which follow from the largest.
+    # Llama 3.1 and later: the file holds one factor per frequency; the largest determines them all.
     return {
         "rope_type": "llama3",
         "factor": float(file.tensors["rope_freqs.weight"].load().max()),

@@ -28,7 +28,7 @@ def llama2c(path: pathlib.Path) -> tuple[dict, dict[str, Lazy]]:
     head = d // heads
     kv = kv_heads * head
     block = "model.layers.{}."
-    layout = [  # in the file's order: name, layers, shape
+    layout = [  # the order of tensors in the file: name, number of layers, shape
         ("model.embed_tokens.weight", 1, (vocab, d)),
         (block + "input_layernorm.weight", layers, (d,)),
         (block + "self_attn.q_proj.weight", layers, (d, d)),

@@ -1,7 +1,7 @@
-"""{tensor name: Lazy} from the files models come in: safetensors and llama2.c.
+"""The tensors of safetensors files as {name: Lazy}, and the writer of such files.
 
 Tensors are read with a seek and a read, not through a memory map: the pages of a mapped file stay
-in the process until the system wants them back, and so the peak would be the file.
+in the process until the system reclaims them, and the peak would be the size of the file.
 """
 
 import json
@@ -60,6 +60,10 @@ def safetensors(path: pathlib.Path) -> dict[str, Lazy]:
 
 
 def _safetensor(path, size, start, *, dtype, shape, data_offsets) -> Lazy:
+    """One tensor of a file of `size` bytes whose data begin at byte `start`.
+
+    The keyword arguments are its entry in the header.
+    """
     if dtype not in _SAFETENSORS:
         raise ValueError(f"a tensor of type {dtype}; expected one of {', '.join(_SAFETENSORS)}")
     begin, end = data_offsets

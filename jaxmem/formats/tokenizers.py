@@ -1,7 +1,7 @@
-"""Tokenizers from the vocabularies that GGUF and llama2.c files carry instead of a tokenizer.json.
+"""Tokenizers from the vocabularies in GGUF and llama2.c files, which have no tokenizer.json.
 
-`tokenizer.encode(text)` adds what the model was trained to see first (a BOS, where it has one);
-`encode(text, add_special_tokens=False)` is the text alone.
+`tokenizer.encode(text)` puts the BOS token before the text if the model has one;
+`encode(text, add_special_tokens=False)` does not.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type
 
-# How text is cut before merging, by the names llama.cpp gave; from the models' tokenizer.json.
+# Names of llama.cpp for the splits of text before merging; the patterns are from tokenizer.json.
 _GPT2 = ("gpt-2", "gpt2", "mpt", "olmo", "phi-2")
 _DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral")
@@ -32,8 +32,8 @@ def from_gguf(file: Gguf) -> "Tokenizer":
     """The tokenizer a GGUF file's fields describe: byte-level BPE, SentencePiece BPE, WordPiece.
 
     Raises:
-        ValueError: The fields are missing or of a kind we cannot build; a tokenizer.json beside
-            the file is then used instead of this.
+        ValueError: The fields are missing or of a kind that is not supported; put a
+            tokenizer.json beside the file.
         ImportError: The `tokenizers` package is missing.
     """
     fields = {k.removeprefix("tokenizer.ggml."): v for k, v in file.fields.items()}
@@ -114,7 +114,7 @@ def _sentencepiece(fields: dict[str, Any]) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     tokens, scores = list(fields["tokens"]), fields["scores"]
-    if fields["gemma"]:  # its runs of spaces are stored bare, its order of merging is by number
+    if fields["gemma"]:  # Gemma stores runs of spaces as spaces and merges by token id
         tokens = ["▁" * len(t) if t and not t.strip(" ") else t for t in tokens]
         scores = range(0, -len(tokens), -1)
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -145,7 +145,7 @@ def _sentencepiece(fields: dict[str, Any]) -> "Tokenizer":
 def _wordpiece(fields: dict[str, Any]) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    tokens = [  # llama.cpp marks where a word begins, WordPiece where it goes on
+    tokens = [  # llama.cpp marks the first piece of a word, WordPiece the others
         t if kind in (_UNKNOWN, _CONTROL) else t[1:] if t.startswith("▁") else "##" + t
         for t, kind in zip(fields["tokens"], fields["types"])
     ]
@@ -162,6 +162,7 @@ def _wordpiece(fields: dict[str, Any]) -> "Tokenizer":
 
 
 def _add(tokenizer: "Tokenizer", fields: dict[str, Any]) -> None:
+    """Adds the control and user tokens, and a BOS before the text where the fields ask for it."""
     from tokenizers import AddedToken
 
     for token, kind in zip(fields["tokens"], fields["types"]):

@@ -1,7 +1,7 @@
-"""to_compressed_tensors: a checkpoint with int4 and int8 weights, as vLLM and transformers read it.
+"""to_compressed_tensors: a checkpoint of int4 and int8 weights for vLLM and transformers.
 
-A directory with config.json, its `quantization_config`, model.safetensors and the tokenizer. The
-format is described in models/compressed.py, which reads it back.
+The directory has config.json with a `quantization_config`, model.safetensors and the tokenizer.
+formats/compressed_tensors.py describes the format and reads it.
 """
 
 import collections
@@ -35,19 +35,20 @@ Scheme = tuple[int, int | None, bool, bool]  # bits, group, symmetric, int8 inpu
 def to_compressed_tensors(
     path: str | os.PathLike, model: Model, params: Any = None, *, packed: bool = True
 ) -> Written:
-    """Writes `model` with `params` (its own unless given) to a new directory `path`, or nothing.
+    """Writes `model` with `params` (default: its own) to a new directory `path`.
 
-    Linear weights of `Int`, with one scale a row or groups that divide it, keep their codes: up to
-    4 bits as int4, more as int8. `Dynamic(Int(bits))` keeps its rounding of the inputs to int8,
-    token by token, and of another kind the codes alone. What else is encoded, and a table of
-    embeddings, is decoded, and the result says so. Layers that differ are named one by one; vLLM
-    joins q, k and v, and gate and up, and takes each of those in one form only.
-    `packed` writes `pack-quantized`, which is how vLLM takes weights alone; without it codes are
-    int8, `int-quantized`, which is how it takes weights and inputs of 8 bits.
+    Linear weights of `Int`, with one scale per row or groups that divide the row, keep their codes:
+    int4 up to 4 bits, else int8. The rounding of inputs to int8, token by token, by
+    `Dynamic(Int(bits))` is written too; for other roundings only the codes are written. Other
+    encoded weights and embedding tables are decoded, and the result lists them. Layers that are
+    encoded differently are named one by one; vLLM fuses q, k and v, and gate and up, and requires
+    one form for each of these. `packed` writes `pack-quantized`, which vLLM reads for weight-only
+    quantization; `packed=False` writes int8 codes, `int-quantized`, which vLLM reads for weights
+    and inputs of 8 bits. The directory is complete or absent.
 
     Raises:
-        ValueError: `path` exists; the model is not of the Llama family, or no config.json says what
-            it is; or the params are not the model's or are shapes.
+        ValueError: `path` exists; the model is not of the Llama family, or no config.json can
+            describe it; `params` are not those of the model, or are shapes.
     """
     path = pathlib.Path(path)
     if path.exists():
@@ -58,7 +59,7 @@ def to_compressed_tensors(
     parts = list(layer_codes.parameters(model, params))
     schemes = {where: _scheme(leaf, weight_map, packed) for where, weight_map, leaf in parts}
     if any(schemes.values()):
-        hf["torch_dtype"] = "float16"  # that of the scales
+        hf["torch_dtype"] = "float16"  # the dtype of the scales
         hf["quantization_config"] = _quantization(parts, schemes, packed, model.config.tied)
     shapes, types = {}, {}
     for where, weight_map, leaf in parts:
@@ -82,7 +83,7 @@ def to_compressed_tensors(
 
 
 def _scheme(leaf: Any, weight_map: WeightMap, packed: bool) -> Scheme | None:
-    """How a leaf's codes are kept; None: not at all."""
+    """The scheme by which the codes of a leaf are written, or None if it is decoded."""
     dynamic = isinstance(leaf, DynamicArray) and leaf.limits is None and leaf.to == "int8"
     inner = layer_codes.opened(leaf)
     turned = weight_map.fn is np.transpose
@@ -142,7 +143,7 @@ def _arrays(
 
 
 def _quantization(parts: list, schemes: dict, packed: bool, tied: bool) -> dict:
-    """The `quantization_config`: a group for each scheme, and the linear layers that are dense."""
+    """The `quantization_config`: one group for each scheme, and the list of dense linear layers."""
     form = "pack-quantized" if packed else "int-quantized"
     members, dense = collections.defaultdict(list), ["lm_head"] if tied else []
     for where, weight_map, _ in parts:

@@ -1,4 +1,4 @@
-"""An encoded layer as GGUF blocks: which type holds its codes exactly, and its bytes in that."""
+"""An encoded layer as GGUF blocks: the block type that stores its codes exactly, and its bytes."""
 
 import math
 from typing import Any
@@ -19,11 +19,15 @@ TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0":
 _SIZES = {"F32": 128, "F16": 64, "BF16": 64, "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24}
 _SIZES["Q8_0"] = 34  # bytes of a block
 _DENSE = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
-_RANGES = {"Q4_0": (-8, 7), "Q5_0": (-16, 15), "Q8_0": (-128, 127)}  # what their codes stand for
+_RANGES = {
+    "Q4_0": (-8, 7),
+    "Q5_0": (-16, 15),
+    "Q8_0": (-128, 127),
+}  # integers stored
 
 
 def nbytes(kind: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor in the file.
+    """Bytes of a tensor of a type and shape in the file.
 
     Example:
         >>> nbytes("Q4_0", (2, 64))
@@ -33,9 +37,10 @@ def nbytes(kind: str, shape: tuple[int, ...]) -> int:
 
 
 def kind(leaf: Any, fold: Fold | None, half: bool) -> str:
-    """The type that a parameter is written in; `fold` is how it lies in rows, None a vector's.
+    """The GGUF type that a parameter is written in.
 
-    Vectors are F32, as llama.cpp wants them.
+    `fold` maps its axes to rows and columns; it is None for a vector. Vectors are F32, as
+    llama.cpp requires. Float matrices without an exact type are F16 if `half`, else F32.
     """
     if fold is None:
         return "F32"
@@ -56,10 +61,10 @@ def kind(leaf: Any, fold: Fold | None, half: bool) -> str:
 
 
 def data(leaf: Any, kind: str) -> np.ndarray:
-    """The bytes of one layer (rows, bytes), or for a dense type its numbers in the layer's shape.
+    """The bytes of one layer (rows, bytes); for a float type its numbers, in the layer's shape.
 
     Raises:
-        ValueError: a number is beyond float16.
+        ValueError: a number is NaN, infinite or beyond the range of the float type.
     """
     if kind in _DENSE:
         dense = held(leaf)

@@ -1,7 +1,7 @@
-"""to_gguf: a model of the Llama family as one GGUF file, encoded weights in blocks of their codes.
+"""to_gguf: a model of the Llama family as one GGUF file that llama.cpp reads.
 
-Codes are moved, never rounded again: what a block type can hold exactly is written in it, anything
-else in f32 (or, if asked, f16). llama.cpp reads the file.
+Codes are moved, never rounded again: weights that a block type can store exactly are written in it,
+all others in f32 (or f16 on request).
 """
 
 import dataclasses
@@ -25,26 +25,26 @@ from ..models.quantized_weights import placed
 from . import gguf_encoding, gguf_metadata, layer_codes
 from .layer_codes import Written
 
-_ALIGNED = 32  # bytes; where a tensor begins
+ALIGNMENT_BYTES = 32  # a tensor begins at a multiple of this
 
 
 def to_gguf(
     path: str | os.PathLike, model: Model, params: Any = None, *, half: bool = False
 ) -> Written:
-    """Writes `model` with `params` (its own unless given) to the file `path`, whole or not at all.
+    """Writes `model` with `params` (default: its own) to the file `path`, one layer at a time.
 
-    A layer at a time. `Int` of up to 4 bits, or of 3 with a zero point, is Q4_0; of 5, or 4 with
-    one, Q5_0; of up to 8, or 7 with one, Q8_0; `Affine` of up to 4 bits is Q4_1, of 5 Q5_1: where
-    32 divides the row, and each group if there are any, and scales are f16. Under `Dynamic` the
-    codes are kept, and inputs are no longer rounded. `Cast` and half-width arrays are F16 and BF16.
-    What else is encoded is decoded; it and dense matrices are F32, or with `half` rounded to F16.
-    Each run of layers that are encoded alike is written by itself. The result says what became
-    what. The tokenizer's fields are those of the GGUF file that the model was read from, or the
-    text of its tokenizer.json.
+    `Int` of up to 4 bits (3 with a zero point) becomes Q4_0, of 5 bits (4) Q5_0, of up to 8 bits
+    (7) Q8_0; `Affine` of up to 4 bits becomes Q4_1, of 5 bits Q5_1. The length of a row and of a
+    group must be multiples of 32, and scales must be f16. The codes of a `Dynamic` weight are
+    written, but its inputs are no longer rounded. `Cast` and 16-bit arrays become F16 and BF16.
+    Other encoded weights are decoded; these and dense matrices are F32, or F16 with `half`. The
+    result lists the type of each parameter; layers that are encoded differently are listed
+    separately. The fields of the tokenizer are copied from the GGUF file that the model was read
+    from, or are the text of its tokenizer.json. The file is complete or absent.
 
     Raises:
-        ValueError: the model is not of the Llama family or is something that a GGUF file cannot
-            say, `path` is a directory, or the params are not the model's or are shapes.
+        ValueError: the model is not of the Llama family, or a GGUF file cannot describe it; `path`
+            is a directory; `params` are not those of the model, or are shapes.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -78,7 +78,7 @@ def to_gguf(
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A parameter: its path, weight_map and leaf, and the names, shape and type of its tensors."""
+    """A parameter: its path, weight map and leaf, and the names, shape and type of its tensors."""
 
     where: str
     weight_map: WeightMap
@@ -99,7 +99,7 @@ def _part(config: Any, where: str, weight_map: WeightMap, leaf: Any, half: bool)
 
 
 def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]) -> gguf.Gguf:
-    """The file as a reader will find it, without the weights."""
+    """The file as a reader sees it, with zeros for weights."""
     tensors = {name: Lazy(x.shape, x.dtype, lambda _, x=x: x) for name, x in factors.items()}
     for part in parts:
         nothing = np.broadcast_to(np.float32(0), part.shape)
@@ -109,7 +109,7 @@ def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]
 
 
 def _data(file: gguf.Gguf, part: _Part) -> Iterator[np.ndarray]:
-    """What stands in the file for each layer."""
+    """The numbers or bytes of each layer in the order of the file."""
     for name, layer in zip(part.names, layer_codes.layers(part.leaf, part.weight_map)):
         read = lambda w, name=name: part.weight_map.fn(
             gguf_llama.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
@@ -127,7 +127,7 @@ def _data(file: gguf.Gguf, part: _Part) -> Iterator[np.ndarray]:
 
 
 def _is_coded(leaf: Any) -> bool:
-    """Whether a leaf is encoded in another way than by a float type of its own."""
+    """Whether a leaf is encoded, and not only cast to another float type."""
     return is_encoded(leaf) and not isinstance(leaf, CastArray)
 
 
@@ -138,9 +138,9 @@ def _header(fields: dict[str, bytes], tensors: dict[str, tuple[tuple[int, ...], 
         parts += [gguf_metadata.text(name), struct.pack("<I", len(shape))]
         parts += [struct.pack(f"<{len(shape)}Q", *shape[::-1])]
         parts += [struct.pack("<IQ", gguf_encoding.TYPES[kind], offset)]
-        offset += -(-gguf_encoding.nbytes(kind, shape) // _ALIGNED) * _ALIGNED
+        offset += -(-gguf_encoding.nbytes(kind, shape) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     return b"".join(parts)
 
 
 def _pad(out: BinaryIO) -> None:
-    out.write(bytes(-out.tell() % _ALIGNED))
+    out.write(bytes(-out.tell() % ALIGNMENT_BYTES))

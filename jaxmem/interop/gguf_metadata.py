@@ -1,4 +1,4 @@
-"""What a GGUF file says of a Llama beside its weights: names, fields, factors, the tokenizer."""
+"""The metadata of a Llama's GGUF file: names of tensors, fields, rope factors, tokenizer."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ def architecture(config: Any) -> str:
 
 
 def names(config: Any) -> dict[str, str]:
-    """For each name in a Hugging Face checkpoint, llama.cpp's."""
+    """llama.cpp's name of a tensor for each name of a Hugging Face checkpoint."""
     found = {}
     for part, stem in gguf_llama.NAMES[architecture(config)].items():
         for i in range(config.layers) if "{}" in stem else (None,):
@@ -40,7 +40,7 @@ def names(config: Any) -> dict[str, str]:
 
 
 def fields(config: Any) -> dict[str, Any]:
-    """The fields of the header that say what `config` says."""
+    """The fields of the header that describe `config`."""
     c, arch = config, architecture(config)
     own = {
         "context_length": c.context,
@@ -65,7 +65,7 @@ def fields(config: Any) -> dict[str, Any]:
 
 
 def factors(config: Any) -> dict[str, np.ndarray]:
-    """Llama 3.1's tensor of what each pair's turning is slowed by, where it is scaled so."""
+    """The tensor of Llama 3.1 that divides each rope frequency; empty for other rope scalings."""
     if len(config.rope_scaling) != 4:
         return {}
     factor, low, high, original = config.rope_scaling
@@ -95,7 +95,7 @@ def check(config: Any, file: gguf.Gguf) -> None:
 
 
 def tokenizer(model: Model) -> dict[str, bytes]:
-    """The fields of the model's tokenizer, encoded: of its own GGUF file as they are there."""
+    """The encoded fields of the tokenizer, copied if the model was read from a GGUF file."""
     source = pathlib.Path(model.source)
     if source.suffix == ".gguf" and source.is_file():
         return gguf.encoded_fields(source, "tokenizer.")
@@ -108,11 +108,12 @@ def tokenizer(model: Model) -> dict[str, bytes]:
 
 
 def field(name: str, value: Any) -> bytes:
-    """A field as it stands in a header: its name, type and value."""
+    """A field encoded for the header: its name, type and value."""
     return text(name) + _value(value)
 
 
 def text(string: str) -> bytes:
+    """A string encoded for the header: its length in bytes as u64, then UTF-8."""
     data = string.encode()
     return struct.pack("<Q", len(data)) + data
 

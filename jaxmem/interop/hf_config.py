@@ -1,4 +1,4 @@
-"""A Llama's config.json, and a safetensors file that is written a tensor at a time."""
+"""config_json: the config.json of a model of the Llama family."""
 
 import dataclasses
 import math
@@ -14,10 +14,10 @@ _CLASSES = {
 
 
 def config_json(config: Any) -> dict:
-    """What `Config.from_hf` reads as `config`, in transformers 4's words.
+    """The config.json, in the form of transformers 4, that `Config.from_hf` reads as `config`.
 
     Raises:
-        ValueError: no config.json says it.
+        ValueError: a field of `config` cannot be expressed in a config.json.
 
     Example:
         >>> from jaxmem.architectures.llama import Config

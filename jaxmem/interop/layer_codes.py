@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint each layer of a parameter is, and its matrix of codes or numbers."""
+"""The layers of each parameter for an export: names of their tensors, codes and numbers."""
 
 import dataclasses
 import itertools
@@ -26,11 +26,11 @@ from ..models.model import Model, family
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What a file holds: bytes, the type of each parameter, and which were decoded to be written.
+    """A report of an export: bytes of the file, the type of each parameter, and what was lost.
 
-    `decoded` are encoded leaves for which the format has no exact form, `unrounded` those whose
-    inputs were rounded (`Dynamic`), of which the file says nothing. Where layers are not encoded
-    alike, each run of them has a path: `layers[0:2]/mlp/up/kernel`.
+    `decoded` lists encoded leaves for which the format has no exact form, `unrounded` those whose
+    inputs were rounded (`Dynamic`), which the file does not express. If layers are encoded
+    differently, each run of layers has a path: `layers[0:2]/mlp/up/kernel`.
     """
 
     path: str
@@ -52,12 +52,12 @@ class Written:
 
 
 def parameters(model: Model, params: Any) -> Iterator[tuple[str, WeightMap, Any]]:
-    """Each parameter's path, where a checkpoint has it, and the leaf that is to be written.
+    """The path, the weight map and the leaf of each parameter.
 
-    A stack whose layers are not encoded alike is several, a run of layers each.
+    A stack whose layers are encoded differently yields several, one for each run of layers.
 
     Raises:
-        ValueError: the params are not this model's, or shapes only.
+        ValueError: `params` are not those of the model, or are shapes.
     """
     weight_maps = family(model.config).weights(model.config)
     tree = model.tensors if params is None else params
@@ -81,7 +81,7 @@ def parameters(model: Model, params: Any) -> Iterator[tuple[str, WeightMap, Any]
 
 
 def layers(leaf: Any, weight_map: WeightMap) -> Iterator[Any]:
-    """The leaf's layers: arrays of NumPy or encoded leaves, one a name of the weight_map."""
+    """The layers of a leaf: NumPy arrays or encoded leaves, one for each name of the weight map."""
     if is_encoded(leaf) and weight_map.stacked and not leaf.stack:
         leaf = leaf.decode()  # it holds the layers together, as one matrix
     for i in range(weight_map.shape[0]) if weight_map.stacked else (None,):
@@ -94,19 +94,19 @@ def layers(leaf: Any, weight_map: WeightMap) -> Iterator[Any]:
 
 
 def rounds_inputs(leaf: Any) -> bool:
-    """Whether products with a leaf round their inputs, too."""
+    """Whether products with a leaf round their inputs."""
     is_dynamic = lambda x: isinstance(x, DynamicArray)
     return any(map(is_dynamic, jax.tree.leaves(leaf, is_leaf=is_dynamic)))
 
 
 def opened(leaf: Any) -> Any:
-    """The leaf of the weights alone, with scales that are arrays."""
+    """The leaf without the rounding of its inputs, and with scales that are arrays."""
     leaf = leaf.inner if isinstance(leaf, DynamicArray) else leaf
     return leaf.unwrapped() if isinstance(leaf, DoubleQuantArray) else leaf
 
 
 def held(leaf: Any) -> Any:
-    """What to write densely for a layer: an array in the type it is held in."""
+    """The dense array of a layer, in the dtype in which it is stored."""
     if isinstance(leaf, CastArray):
         return np.asarray(leaf.values)
     return np.asarray(leaf.decode()) if is_encoded(leaf) else leaf

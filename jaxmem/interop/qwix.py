@@ -1,4 +1,4 @@
-"""to_qwix, from_qwix: a leaf of `Int` as qwix's QArray, and back: the same integers and scales.
+"""to_qwix, from_qwix: convert between leaves of `Int` and qwix's QArray, integers unchanged.
 
 A QArray is (qvalue − zero point) · scale, with scales that divide each axis of the weight evenly.
 """
@@ -21,11 +21,11 @@ _BITS = {"int2": 2, "int4": 4, "int8": 8}
 
 
 def to_qwix(leaf: IntArray) -> "QArray":
-    """The QArray of a leaf of `Int`: int4 up to 4 bits, else int8; f32 scales, so that it is exact.
+    """The QArray with the numbers of an `Int` leaf: int4 up to 4 bits, else int8; f32 scales.
 
     Raises:
-        TypeError: another leaf.
-        ValueError: a last group that is short, or groups over several summed axes.
+        TypeError: `leaf` is not an `Int` leaf.
+        ValueError: the last group is short, or groups span several summed axes.
         ImportError: qwix is missing; the message names the extra.
     """
     QArray = _qwix().QArray
@@ -49,13 +49,13 @@ def to_qwix(leaf: IntArray) -> "QArray":
 
 
 def from_qwix(array: "QArray", *, dtype: DTypeLike | None = None) -> IntArray:
-    """The leaf of `Int` with a QArray's integers; it stands for `dtype`, unless given the scale's.
+    """The `Int` leaf with the integers of a QArray; it decodes to `dtype`, by default the scale's.
 
     The axes that share scales are the summed ones. Scales become f16 where that is exact.
 
     Raises:
-        TypeError: its numbers are no integers of 2, 4 or 8 bits.
-        ValueError: every weight has a scale of its own, or several axes have groups.
+        TypeError: the numbers are not integers of 2, 4 or 8 bits.
+        ValueError: every weight has its own scale, or several axes have groups.
     """
     q, scale, zero = array.qvalue, array.scale, array.zero_point
     bits = _BITS.get(jnp.dtype(q.dtype).name)
@@ -82,7 +82,7 @@ def from_qwix(array: "QArray", *, dtype: DTypeLike | None = None) -> IntArray:
 
 
 def _spread(zero: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Zero points for each scale."""
+    """Repeats zero points to the shape of the scales."""
     for axis, (own, want) in enumerate(zip(zero.shape, shape)):
         if want % own:
             raise ValueError(f"zero points of shape {zero.shape} for scales of {shape}")
@@ -91,6 +91,7 @@ def _spread(zero: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _narrow(scale: jax.Array) -> jax.Array:
+    """The scales in f16 if that is exact, else unchanged; traced scales are unchanged."""
     half = scale.astype(jnp.float16)
     if isinstance(scale, jax.core.Tracer):
         return scale
