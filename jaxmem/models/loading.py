@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import functools
-import importlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ..architectures import published_configs
+from ..architectures.families import FAMILIES, family_module
 from ..architectures.weight_map import WeightMap
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
-_FAMILIES = ("llama", "gpt2", "bert")
 _PREFIXES = ("model.", "transformer.", "bert.", "language_model.")
 
 
@@ -208,7 +206,7 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
         raise ValueError(f"{path / RECORD} is of format {record.get('format')}, expected {FORMAT}")
     with _prefixed(path / RECORD):
         fields, source = dict(record["config"]), str(record["source"])
-        config = _module(fields["family"]).Config(**fields)
+        config = family_module(fields["family"]).Config(**fields)
     tree = checkpoint.load(path / PARAMS)
     if dtype is not None:
         tree = jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_encoded)
@@ -218,13 +216,7 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
 def _config(hf: dict, source: Any) -> Any:
     with _prefixed(source):
         kind = hf.get("text_config", hf).get("model_type")
-        return _module(kind if kind in _FAMILIES else "llama").Config.from_hf(hf)
-
-
-def _module(name: str) -> ModuleType:
-    if name not in _FAMILIES:
-        raise ValueError(f"family {name!r}, expected {', '.join(_FAMILIES)}")
-    return importlib.import_module(f"jaxmem.architectures.{name}")
+        return family_module(kind if kind in FAMILIES else "llama").Config.from_hf(hf)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 import os
 import pathlib
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..architectures.families import family_module
 from ..core import lazy
 from ..core.leaf import is_encoded
 
@@ -96,7 +96,7 @@ class Model:
 
 def family(config: Any) -> ModuleType:
     """The Python module of a configuration's family, with `Config`, `module` and `weights`."""
-    return importlib.import_module(f"jaxmem.architectures.{config.family}")
+    return family_module(config.family)
 
 
 def _is_leaf(x: Any) -> bool:
