@@ -1,4 +1,4 @@
-"""BERT: an encoder; every token sees every other, and a layer norm follows each sum."""
+"""BERT: an encoder. Every token attends to every token; a layer norm follows each sum."""
 
 import dataclasses
 from typing import Any
@@ -41,7 +41,7 @@ class Config:
     ffn: int
     layers: int
     heads: int
-    head_dim: int = 0  # width / heads when 0; less than that where heads were removed
+    head_dim: int = 0  # 0 means width / heads; given where heads were removed
     context: int = 512
     types: int = 2
     eps: float = 1e-12
@@ -53,7 +53,7 @@ class Config:
         check_family(self, "bert")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; `Config(**d)` is the way back."""
+        """The fields as plain data for JSON; `Config(**config.to_dict())` is an equal config."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -61,7 +61,7 @@ class Config:
         """The config of a Hugging Face checkpoint's `config.json`.
 
         Raises:
-            ValueError: not a BERT, a missing size, or an option that is not computed here.
+            ValueError: `hf` is not a BERT's, lacks a size, or sets an option not computed here.
         """
         check_model_type(hf, "bert")
         expected = {
@@ -88,9 +88,9 @@ class Config:
 
 
 def embed(hidden: Array, mask: Array) -> Array:
-    """One unit vector a sentence: the mean of its tokens' hidden vectors (Reimers, 2019).
+    """One unit vector for each sentence: its tokens' mean hidden vector (Reimers, 2019).
 
-    Shapes: hidden (B, T, d), mask (B, T) to (B, d), in f32.
+    `hidden` is (B, T, d), `mask` (B, T) is true at real tokens, and the result is (B, d) in f32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -99,8 +99,8 @@ def embed(hidden: Array, mask: Array) -> Array:
         >>> bert.embed(hidden, jnp.asarray([[True, False]]))
         Array([[0.6, 0.8]], dtype=float32)
     """
-    kept = mask.astype(jnp.float32)[..., None]
-    mean = (hidden.astype(jnp.float32) * kept).sum(1) / jnp.maximum(kept.sum(1), 1.0)
+    real = mask.astype(jnp.float32)[..., None]  # (B, T, 1), 1.0 at real tokens
+    mean = (hidden.astype(jnp.float32) * real).sum(1) / jnp.maximum(real.sum(1), 1.0)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
@@ -119,7 +119,7 @@ def module(config: Config) -> "Bert":
 
 
 class Bert(nn.Module):
-    """ids (B, T) and a mask of the real tokens to hidden (B, T, d) (Devlin et al., 2018).
+    """Maps ids (B, T) and a mask of the real tokens to hidden (B, T, d) (Devlin et al., 2018).
 
     All tokens are of the first segment type.
     """
@@ -147,7 +147,7 @@ class Bert(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then two linears; a layer norm after each sum."""
+    """One layer: attention, then two linears, with a layer norm after each sum."""
 
     config: Config
 
@@ -169,8 +169,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, allowed: Array) -> Array:
         c = self.config
-        heads = lambda name: Linear(c.heads * c.head_dim, bias=True, name=name)(x)
-        q, k, v = (split_heads(heads(name), c.heads) for name in "qkv")
+        projection = lambda name: Linear(c.heads * c.head_dim, bias=True, name=name)(x)
+        q, k, v = (split_heads(projection(name), c.heads) for name in "qkv")
         y = attend(q, k, v, allowed, c.head_dim**-0.5)
         return Linear(c.width, bias=True, name="out")(merge_heads(y))
 

@@ -1,4 +1,4 @@
-"""The sizes in a configuration: checked, and read from a config.json."""
+"""Checks of the sizes in a configuration, and their reading from a config.json."""
 
 from typing import Any
 
@@ -39,17 +39,17 @@ def check_model_type(hf: dict, expected: str) -> None:
     """Refuses the config.json `hf` of another kind of model.
 
     Raises:
-        ValueError: its model_type is not `expected`.
+        ValueError: `hf["model_type"]` is not `expected`.
     """
     if hf.get("model_type") != expected:
         raise ValueError(f"model_type is {hf.get('model_type')!r}, expected {expected!r}")
 
 
 def read_sizes(hf: dict, names: dict[str, str]) -> dict[str, Any]:
-    """{our field: value}, by the names {our field: key} of a config.json `hf`.
+    """The sizes {our field: value} in a config.json `hf`; `names` is {our field: its key}.
 
     Raises:
-        ValueError: a key is missing.
+        ValueError: `hf` lacks a key.
 
     Example:
         >>> read_sizes({"n_embd": 32}, {"width": "n_embd"})

@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, layer norm before each part, one fused qkv product, GELU by tanh."""
+"""GPT-2: learned positions, a layer norm before each part, one product for q, k and v."""
 
 import dataclasses
 from typing import Any
@@ -42,8 +42,8 @@ class Config:
     width: int
     layers: int
     heads: int
-    ffn: int = 0  # 4 * width when 0
-    head_dim: int = 0  # width / heads when 0; less than that where heads were removed
+    ffn: int = 0  # 0 means 4 * width
+    head_dim: int = 0  # 0 means width / heads; given where heads were removed
     context: int = 1024
     eps: float = 1e-5
     bos: int | None = None
@@ -58,7 +58,7 @@ class Config:
         check_family(self, "gpt2")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; `Config(**d)` is the way back."""
+        """The fields as plain data for JSON; `Config(**config.to_dict())` is an equal config."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -66,7 +66,7 @@ class Config:
         """The config of a Hugging Face checkpoint's `config.json`.
 
         Raises:
-            ValueError: not a GPT-2, a missing size, or an option that is not computed here.
+            ValueError: `hf` is not a GPT-2's, lacks a size, or sets an option not computed here.
         """
         check_model_type(hf, "gpt2")
         if hf.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
@@ -86,7 +86,7 @@ class Config:
         )
 
     def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
-        """An empty KV cache: {"k", "v"} of (layers, batch, heads, length, head width)."""
+        """An empty KV cache: {"k", "v"} of (layers, batch, heads, length, head_dim)."""
         shape = (self.layers, batch, self.heads, length, self.head_dim)
         return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
@@ -106,7 +106,11 @@ def module(config: Config) -> "GPT2":
 
 
 class GPT2(nn.Module):
-    """ids (B, T) to logits (B, T, vocab) in f32; with a cache, (logits, cache) (Radford, 2019)."""
+    """Maps ids (B, T) to logits (B, T, vocab) in f32 (Radford et al., 2019).
+
+    With a `cache` from `config.cache`, the first id is at `position` and the result is
+    (logits, cache).
+    """
 
     config: Config
 
@@ -130,7 +134,7 @@ class GPT2(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, the `layer`-th."""
+    """One layer; `layer` is its index in the stacked cache."""
 
     config: Config
 
@@ -147,7 +151,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention; q, k and v come of one product."""
+    """Multi-head causal attention; one product computes q, k and v."""
 
     config: Config
 
@@ -158,8 +162,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = keep_layout(k, v)
         q, k, v = (split_heads(y, c.heads) for y in (q, k, v))
-        far, scale = np.iinfo(np.int32).max, c.head_dim**-0.5
-        cache, y = attend_through(cache, layer, position, q, k, v, far, scale)
+        window, scale = np.iinfo(np.int32).max, c.head_dim**-0.5  # this window has no limit
+        cache, y = attend_through(cache, layer, position, q, k, v, window, scale)
         return Linear(c.width, bias=True, name="out")(merge_heads(y)), cache
 
 

@@ -1,7 +1,7 @@
-"""The pieces every model here is built from: linear, row look-up, norm, attention.
+"""The layers that every model here is built from: linear, embedding, norms, heads, rotation.
 
-Dots accumulate in f32 and are cast once; norms and softmax are in f32. The dtype of the
-parameters is the dtype of the computation.
+Products accumulate in f32 and are cast once; norms are computed in f32. Activations have the dtype
+of the parameters.
 """
 
 import flax.linen as nn
@@ -37,7 +37,7 @@ class Linear(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table of `rows` vectors: looked up by id, or multiplied by as a tied head."""
+    """A table of `rows` vectors that are looked up by id; `logits` uses it as a tied head."""
 
     rows: int
     width: int
@@ -71,7 +71,7 @@ class LayerNorm(nn.Module):
 
 
 class GeluMLP(nn.Module):
-    """down(gelu(up(x))), with `ffn` neurons; GELU is exact, or approximated by tanh."""
+    """down(gelu(up(x))) with `ffn` neurons; GELU is approximated by tanh unless `exact`."""
 
     ffn: int
     width: int
@@ -91,7 +91,7 @@ def product(x: Array, w: Array, axis: int = 0) -> Array:
 
 
 def row(v: Array, like: Array) -> Array:
-    """A vector in f32 with the rank of `like`, to meet its last axis."""
+    """The vector `v` (n,) in f32, reshaped to (1, ..., 1, n) with the rank of `like`."""
     return v.astype(jnp.float32).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
@@ -103,17 +103,21 @@ def rms_norm(x: Array, scale: Array, eps: float, offset: float = 0.0) -> Array:
 
 
 def split_heads(x: Array, heads: int) -> Array:
-    """(B, T, heads * h) to (B, heads, T, h)."""
+    """Reshapes x (B, T, heads * h) to (B, heads, T, h)."""
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
 def merge_heads(x: Array) -> Array:
-    """(B, heads, T, h) to (B, T, heads * h)."""
+    """Reshapes x (B, heads, T, h) to (B, T, heads * h); it undoes `split_heads`."""
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def rope(x: Array, frequencies: Array, position: Array | int) -> Array:
-    """Turns the halves of each head of x (B, heads, T, h) by position * frequency."""
+    """Rotary positions (Su et al., 2021): rotates pairs in each head of x (B, heads, T, h).
+
+    Channel i and channel i + h / 2 are a pair. Its angle is position * frequencies[i], in radians;
+    `position` is that of the first of the T tokens, and `frequencies` is (h / 2,).
+    """
     steps = position + jnp.arange(x.shape[2], dtype=jnp.int32)
     angle = steps.astype(jnp.float32)[None, None, :, None] * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)

@@ -1,7 +1,7 @@
 """The Llama family as one Flax module: Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen3, Gemma 3.
 
-Its members differ in the values of `Config`, never in code of their own. Layers are stacked under
-`nn.scan`; what differs from layer to layer (a sliding window) is a scanned input.
+The models differ only in the values of `Config`. Their layers are stacked under `nn.scan`; a value
+that differs between layers (such as the sliding window) is a scanned input.
 """
 
 import dataclasses
@@ -26,11 +26,12 @@ from .llama_hf import weights as weights
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What distinguishes one member of the family from another.
+    """The sizes and options of one model of the family.
 
     `rope_scaling` is empty, `(factor,)` for linear scaling, or Llama 3.1's `(factor, low, high,
-    original length)`. `local` says which layers see only the last `window` positions and turn
-    by `local_theta`; empty for none.
+    original length)`. `local` has a bool for each layer: where it is true, a token attends only to
+    the last `window` positions, and the rotary base is `local_theta`. If `local` is empty, no layer
+    is local.
 
     Example:
         >>> from jaxmem.architectures.llama import Config
@@ -87,7 +88,7 @@ class Config:
         check_family(self, "llama")
 
     def to_dict(self) -> dict:
-        """Plain data for JSON; `Config(**d)` is the way back."""
+        """The fields as plain data for JSON; `Config(**config.to_dict())` is an equal config."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -95,7 +96,7 @@ class Config:
         """The config of a Hugging Face checkpoint's `config.json`.
 
         Raises:
-            ValueError: a model type or an option that this module does not compute.
+            ValueError: `hf` has a model type or an option that this module does not compute.
         """
         return cls(**from_hf(hf))
 
@@ -122,9 +123,9 @@ def module(config: Config) -> "Llama":
 
 
 class Llama(nn.Module):
-    """ids (B, T) to logits (B, T, vocab) in f32 (Touvron et al., 2023).
+    """Maps ids (B, T) to logits (B, T, vocab) in f32 (Touvron et al., 2023).
 
-    With a `cache` from `config.cache`, the ids stand at `position` onward and the result is
+    With a `cache` from `config.cache`, the first id is at `position` and the result is
     (logits, cache).
     """
 
@@ -150,7 +151,7 @@ class Llama(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer; `layer` holds what is this layer's own: its index, frequencies and window."""
+    """One layer; `layer` is its slice of `per_layer`: index, rope frequencies and window."""
 
     config: Config
 
@@ -185,8 +186,8 @@ class Attention(nn.Module):
             q, k = Norm(c, name="q_norm")(q), Norm(c, name="k_norm")(k)
         q, k = (rope(y, layer["frequencies"], position) for y in (q, k))
         scale = c.query_scale or c.head_dim**-0.5
-        own = layer["index"], position
-        cache, y = attend_through(cache, *own, q, k, v, layer["window"], scale)
+        index, window = layer["index"], layer["window"]
+        cache, y = attend_through(cache, index, position, q, k, v, window, scale)
         return Linear(c.width, name="out")(merge_heads(y)), cache
 
 
@@ -203,7 +204,7 @@ class MLP(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMS norm; Gemma's gain is `1 + scale`."""
+    """RMS norm; its gain is `norm_offset + scale`, where Gemma's `norm_offset` is 1."""
 
     config: Config
 
@@ -220,19 +221,29 @@ def activate(x: Array, config: Config) -> Array:
 
 
 def per_layer(config: Config) -> dict:
-    """What each layer has of its own, stacked for the scan: index, window, rope frequencies."""
+    """The values that differ between layers, stacked for the scan.
+
+    "index" and "window" are (layers,) int32. "frequencies" are (layers, head_dim / 2) f32, in
+    radians for each position.
+    """
     local = np.asarray(config.local or (False,) * config.layers)
-    near = _frequencies(config.head_dim, config.local_theta)
-    far = _frequencies(config.head_dim, config.theta, config.rope_scaling)
+    local_frequencies = _frequencies(config.head_dim, config.local_theta)
+    frequencies = _frequencies(config.head_dim, config.theta, config.rope_scaling)
     return {
         "index": np.arange(config.layers, dtype=np.int32),
         "window": np.where(local, config.window, np.iinfo(np.int32).max).astype(np.int32),
-        "frequencies": np.where(local[:, None], near[None], far[None]).astype(np.float32),
+        "frequencies": np.where(local[:, None], local_frequencies[None], frequencies[None]).astype(
+            np.float32
+        ),
     }
 
 
 def _frequencies(width: int, theta: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
-    """Radians a position turns each pair; waves longer than original/low slow down by factor."""
+    """Rotary frequencies (width / 2,) in radians for each position.
+
+    With `scaling`, a wavelength above original / low is divided in frequency by `factor`, one below
+    original / high is unchanged, and those between are interpolated.
+    """
     factor, low, high, original = (*scaling, *(1.0, 1.0, 2.0, 0.0)[len(scaling) :])
     f = (1.0 / theta ** (np.arange(0, width, 2, dtype=np.float32) / width)).astype(np.float32)
     keep = np.clip((original * f / (2 * math.pi) - low) / (high - low), 0.0, 1.0)

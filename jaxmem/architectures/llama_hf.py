@@ -1,4 +1,4 @@
-"""What Hugging Face calls the parts of a Llama: `config.json` to Config, tensors to parameters."""
+"""Hugging Face names of a Llama: fields of `config.json`, and tensors of a checkpoint."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ _GEMMA = {
     "hidden_activation": "gelu_pytorch_tanh",
     "bos_token_id": 2,
     "eos_token_id": 1,
-}  # the published configs leave out what equals transformers' defaults
+}  # transformers' defaults, which the published configs of Gemma 3 leave out
 _DEFAULTS = {"qwen3": {"head_dim": 128}, "gemma3_text": _GEMMA}
 _TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 _UNSUPPORTED = (
@@ -36,7 +36,8 @@ def from_hf(hf: dict) -> dict[str, Any]:
     """The fields of a Llama Config from a checkpoint's `config.json`, of transformers 4 or 5.
 
     Raises:
-        ValueError: a model type or an option that llama.py does not compute, or a missing size.
+        ValueError: `hf` lacks a size, or has a model type or an option that llama.py does not
+            compute.
     """
     hf = hf.get("text_config", hf)
     kind = hf.get("model_type")
@@ -84,7 +85,7 @@ def from_hf(hf: dict) -> dict[str, Any]:
 
 
 def weights(config) -> dict[str, WeightMap]:
-    """Where in a Hugging Face checkpoint each parameter comes from.
+    """The tensors of a Hugging Face checkpoint that each parameter is read from.
 
     Example:
         >>> from jaxmem.architectures import llama
@@ -128,11 +129,15 @@ def weights(config) -> dict[str, WeightMap]:
 
 
 def _rope(hf: dict) -> dict[str, Any]:
-    """Angles: transformers 5 keeps them in `rope_parameters`, one entry a layer type if many."""
+    """The rotary fields of Config.
+
+    transformers 5 writes them in `rope_parameters`, with one entry for each layer type if a model
+    has several; transformers 4 writes `rope_theta` and `rope_scaling`.
+    """
     rope = hf.get("rope_parameters") or {}
-    far = rope.get("full_attention", rope)
-    near = rope.get("sliding_attention", {})
-    scaling = hf.get("rope_scaling") or far
+    full = rope.get("full_attention", rope)
+    sliding = rope.get("sliding_attention", {})
+    scaling = hf.get("rope_scaling") or full
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     names = {
         "default": (),
@@ -146,18 +151,18 @@ def _rope(hf: dict) -> dict[str, Any]:
     }
     if kind not in names:
         raise ValueError(f"rope_type is {kind!r}, expected one of {', '.join(names)}")
-    theta = far.get("rope_theta", hf.get("rope_theta", 10_000.0))
+    theta = full.get("rope_theta", hf.get("rope_theta", 10_000.0))
     return {
         "theta": theta,
         "rope_scaling": tuple(float(scaling[name]) for name in names[kind]),
-        "local_theta": near.get("rope_theta", hf.get("rope_local_base_freq", 10_000.0))
+        "local_theta": sliding.get("rope_theta", hf.get("rope_local_base_freq", 10_000.0))
         if hf["model_type"] == "gemma3_text"
         else theta,
     }
 
 
 def _window(hf: dict, kind: str, layers: int) -> dict[str, Any]:
-    """Which layers slide, and how far they see."""
+    """The fields `local` and `window` of Config; {} if every layer has full attention."""
     size = hf.get("sliding_window")
     if not size or (kind.startswith("qwen") and not hf.get("use_sliding_window")):
         return {}

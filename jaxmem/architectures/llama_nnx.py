@@ -1,6 +1,6 @@
-"""The Llama block as a `flax.nnx` module: the same formula and the same parameter names.
+"""The Llama block as a `flax.nnx` module, with the formula and parameter names of llama.py.
 
-It shows that encoded parameters run in NNX as they do in linen; models use llama.py.
+This module shows that encoded parameters run in NNX as they do in linen; models use llama.py.
 """
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from .llama import Config, activate
 
 
 class Norm(nnx.Module):
-    """RMS norm; Gemma's gain is `1 + scale`."""
+    """RMS norm; its gain is `norm_offset + scale`, where Gemma's `norm_offset` is 1."""
 
     def __init__(self, width: int, config: Config):
         self.scale = nnx.Param(jnp.full((width,), 1.0 - config.norm_offset))
@@ -62,7 +62,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: x (B, T, width) to the same; `layer` is one slice of `llama.per_layer`.
+    """One layer: maps x (B, T, width) to (B, T, width); `layer` is a slice of `llama.per_layer`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -93,17 +93,17 @@ class Block(nnx.Module):
 def block(config: Config, params: dict) -> Block:
     """The block that holds one layer of the linen model's `params["layers"]`.
 
-    `params` is that layer's nested dict; its arrays are taken as they are. The names are the same,
-    so a plan or a rule made for one fits the other.
+    `params` is the nested dict of one layer; its arrays are not copied. Parameters have the same
+    names in both models, so a plan or a rule for one model fits the other.
 
     Raises:
-        ValueError: the parameters are not those of one such block.
+        ValueError: `params` has other paths or shapes than this block.
     """
     new = nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0)))
     expected = {"/".join(map(str, p)): v.shape for p, v in nnx.to_flat_state(nnx.state(new))}
-    given = {path: x.shape for path, x in flatten_dict(params, sep="/").items()}
-    if given != expected:
-        wrong = sorted(given.items() ^ expected.items())
+    shapes = {path: x.shape for path, x in flatten_dict(params, sep="/").items()}
+    if shapes != expected:
+        wrong = sorted(shapes.items() ^ expected.items())
         raise ValueError(f"the parameters differ from this block's at {wrong[0][0]!r}")
     nnx.update(new, params)
     return new

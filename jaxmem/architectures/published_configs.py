@@ -1,4 +1,4 @@
-"""Models too large to hold, by their published configurations: shapes to plan with."""
+"""Published configurations of models, for planning with shapes and without weights."""
 
 _LLAMA3 = {
     "model_type": "llama",
@@ -13,6 +13,7 @@ _LLAMA3 = {
 
 
 def _llama(sizes: tuple[int, int, int, int], factor: float, tied: bool) -> dict:
+    """A config.json; `sizes` is (width, ffn, layers, heads), `factor` scales the rotary angles."""
     width, ffn, layers, heads = sizes
     return _LLAMA3 | {
         "hidden_size": width,

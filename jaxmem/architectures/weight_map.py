@@ -1,4 +1,4 @@
-"""WeightMap: the tensors of a checkpoint that one parameter is read from."""
+"""WeightMap: names the tensors of a checkpoint that one parameter is read from."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def same(w: np.ndarray) -> np.ndarray:
-    """The tensor in the layout of the checkpoint."""
+    """Returns the tensor `w` unchanged, in the checkpoint's layout."""
     return w
 
 
@@ -15,7 +15,7 @@ def same(w: np.ndarray) -> np.ndarray:
 class WeightMap:
     """The tensors of a Hugging Face checkpoint that one parameter is read from.
 
-    `names` has one tensor for each layer if the parameter is `stacked`, else one tensor. Some
+    `names` has one name for each layer if the parameter is `stacked`, else one name. Some
     checkpoints put `transformer.` (GPT-2), `bert.` or `language_model.` before a name; a loader
     looks for the plain name first. `fn` changes the layout of each tensor: a PyTorch Linear is
     (out, in), a Flax kernel (in, out). `shape` is the shape of the parameter, with the layer axis
