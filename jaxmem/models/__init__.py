@@ -1,5 +1,9 @@
 """Readable Flax models that load real checkpoints."""
 
+from ..architectures import bert as bert
+from ..architectures import gpt2 as gpt2
+from ..architectures import llama as llama
+from ..architectures import llama_nnx as llama_nnx
 from ..kv_cache.quantized import KVCache as KVCache
 from .activation_smoothing import awq as awq
 from .activation_smoothing import smooth as smooth

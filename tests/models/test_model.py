@@ -54,3 +54,13 @@ def test_a_record_that_is_not_ours_is_one_clear_error(record, tmp_path):
     (tmp_path / "jaxmem.json").write_text(record)
     with pytest.raises(ValueError, match=r"jaxmem\.json"):
         load(tmp_path)
+
+
+def test_the_families_keep_the_names_they_had_in_models():
+    from jaxmem.models import bert, gpt2, llama, llama_nnx
+
+    assert llama.Config.family == "llama" and {bert.Config.family, gpt2.Config.family} == {
+        "bert",
+        "gpt2",
+    }
+    assert llama_nnx.Config is llama.Config
