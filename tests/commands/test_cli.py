@@ -283,17 +283,6 @@ def test_a_table_of_80_columns_cuts_no_codec(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_demo_measures_a_real_model(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    demo = found("demo", "--windows", 1)
-    dense, *fitted = demo["rows"]
-    assert [round(row["bits_per_weight"], 1) for row in fitted] == [8, 6, 5]
-    assert dense["kl"]["mean"] == 0 < fitted[0]["kl"]["mean"] < fitted[1]["kl"]["mean"]
-    assert fitted[1]["kl"]["mean"] < fitted[2]["kl"]["mean"]
-    assert (tmp_path / "jaxmem_demo.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.slow
 def test_plan_writes_a_recipe_that_builds_into_what_it_measured(here, tmp_path):
     line = "plan", here / "model", "--device", "cpu", "--task", "serve", "--batch", 1, "--seq", 64
     code, out, err = run(
