@@ -164,6 +164,8 @@ def fit(
         >>> apply(encoded, jnp.ones((1, 128))).shape
         (1, 256)
     """
+    if options.windows is not None and calibrate is None:
+        raise ValueError(f"windows is {options.windows}, and there is no text; give calibrate=ids")
     if isinstance(model, Model):
         return _fit_model(model, nbytes, calibrate, options, progress)
     if isinstance(model, tuple) and len(model) >= 2 and callable(model[0]):

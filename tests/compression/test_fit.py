@@ -101,6 +101,7 @@ BARE = (lambda params, x: x @ params["w"], {"w": jnp.ones((32, 32))})
         (types.SimpleNamespace(params={}), {}, "fit takes a Model or (apply, params)"),
         ("smollm2-135m", {}, "got str; jm.models.load reads a checkpoint"),
         (BARE, {"calibrate": IDS}, "a bare function takes calibrate=[(array, ...), ...]"),
+        (BARE, {"options": jm.FitOptions(windows=2)}, "windows is 2, and there is no text"),
         (BARE, {"options": jm.FitOptions(rotate=True)}, "rotate: wants a Model"),
         (BARE, {"options": jm.FitOptions(among=("int", "width"))}, "width: wants a Model"),
         ((BARE[0], jm.encode(BARE[1], {"w": jm.Int(8)})), {}, "expected a model with dense"),
