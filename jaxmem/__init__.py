@@ -47,7 +47,7 @@ from .compiler.measurement import Measured as Measured
 from .compiler.measurement import measured as measured
 from .compiler.memory_breakdown import Breakdown as Breakdown
 from .compiler.memory_breakdown import breakdown as breakdown
-from .compiler.replication import replicated as replicated
+from .compiler.replicated_activations import replicated as replicated
 from .compression.blockwise import encode_by_block as encode_by_block
 from .compression.budgeting import budget as budget
 from .compression.candidates import techniques as techniques

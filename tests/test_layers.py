@@ -85,7 +85,7 @@ def test_a_codec_knows_no_other_codec(path):
         "integer_matmul",
         "matmul_gradient",
         "packing",
-        "scale_rounding",
+        "float16_scales",
         "scaled",
         "sparse",
     }

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from cheap_jit import jit
 from jax.sharding import PartitionSpec as P
-from quick import jit
 
 import jaxmem as jm
 

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ..kv_cache.cached_attention import attend_through
-from ..kv_cache.dense import keep_layout
+from ..kv_cache.dense import empty, keep_layout
 from ..parallel.constraints import constrain
 from .config_sizes import (
     check_family,
@@ -87,8 +87,7 @@ class Config:
 
     def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
         """An empty KV cache: {"k", "v"} of (layers, batch, heads, length, head_dim)."""
-        shape = (self.layers, batch, self.heads, length, self.head_dim)
-        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+        return empty(self.layers, batch, self.heads, length, self.head_dim, dtype)
 
 
 def module(config: Config) -> "GPT2":

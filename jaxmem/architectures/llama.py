@@ -16,12 +16,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ..kv_cache.cached_attention import attend_through
-from ..kv_cache.dense import keep_layout
+from ..kv_cache.dense import empty, keep_layout
 from ..parallel.constraints import constrain
 from .config_sizes import check_family, check_positive
 from .layers import Embed, Linear, merge_heads, rms_norm, rope, split_heads
-from .llama_hf import from_hf
-from .llama_hf import weights as weights
+from .llama_checkpoints import from_hf
+from .llama_checkpoints import weights as weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,7 @@ class Config:
 
     def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
         """An empty KV cache: {"k", "v"} of (layers, batch, kv_heads, length, head_dim)."""
-        shape = (self.layers, batch, self.kv_heads, length, self.head_dim)
-        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+        return empty(self.layers, batch, self.kv_heads, length, self.head_dim, dtype)
 
 
 def module(config: Config) -> "Llama":

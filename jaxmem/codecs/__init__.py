@@ -1,6 +1,5 @@
 """Codecs: one file, one formula. A codec is a frozen dataclass whose `encode` makes a leaf."""
 
-from .affine import Affine as Affine
 from .bit_planes import Planes as Planes
 from .bit_planes import at_bits as at_bits
 from .bitmask import Bitmask as Bitmask
@@ -18,12 +17,13 @@ from .dynamic import Dynamic as Dynamic
 from .fake import Fake as Fake
 from .fake import export as export
 from .float_formats import Float as Float
+from .float_offset import Affine as Affine
 from .integer import Int as Int
 from .keep import Keep as Keep
 from .kmeans import KMeans as KMeans
 from .low_rank import LowRank as LowRank
 from .nm import NM as NM
-from .shared import Shared as Shared
+from .shared_layers import Shared as Shared
 from .smallest import Smallest as Smallest
 from .smooth import Smooth as Smooth
 from .sum import Sum as Sum

@@ -11,8 +11,8 @@ from jax import Array, lax
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
+from .float16_scales import divisor, float16_above
 from .packing import join_fields, pack, shard_packed, slice_packed, unpack, unpack_rows
-from .scale_rounding import divisor, float16_above
 from .scaled import check_group, packed_matmul
 
 _WIDTHS = (2, 1, 1, 1, 1, 1, 1)  # bits of each plane, from the highest bits down

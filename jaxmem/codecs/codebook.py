@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .scale_rounding import divisor, float16_above
+from .float16_scales import divisor, float16_above
 from .scaled import Scaled, ScaledArray, check_group, pack_rows, repeat_groups
 
 # Quantiles of the normal distribution, with an exact zero (Dettmers et al., 2023, appendix E).

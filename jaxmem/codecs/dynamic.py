@@ -11,10 +11,10 @@ from jax import Array, lax
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product, map_tiles
+from .float16_scales import divisor
 from .integer_matmul import integer_product
 from .matmul_gradient import differentiated_by
 from .packing import unpack
-from .scale_rounding import divisor
 
 CPU_PACKED_ROWS = 32  # rows of x up to which a CPU is fastest without unpacking the weight
 TPU_DECODED_ROWS = 128  # rows of x up to which a TPU waits for the weight, not for products

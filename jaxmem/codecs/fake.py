@@ -11,7 +11,7 @@ from jax import Array, lax
 from ..core.codec import RoundingCodec, SolvingCodec, needs_stats, rounding_codec, ties_layers
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import Encoded, divided_shape, is_encoded
-from .scale_rounding import divisor
+from .float16_scales import divisor
 from .scaled import grouped, repeat_groups
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .scale_rounding import divisor, float16_above
+from .float16_scales import divisor, float16_above
 from .scaled import Scaled, ScaledArray, check_group, pack_rows, repeat_groups
 
 

@@ -12,6 +12,7 @@ from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
 from .cpu_layout import CpuRows
+from .float16_scales import divisor, float16_above, float16_below
 from .integer_matmul import matmul
 from .packing import (
     WIDTHS,
@@ -24,7 +25,6 @@ from .packing import (
     unpack_parts,
     unpack_rows,
 )
-from .scale_rounding import divisor, float16_above, float16_below
 from .scaled import check_group, grouped, pack_rows, repeat_groups
 
 

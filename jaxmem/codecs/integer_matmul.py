@@ -9,9 +9,9 @@ from jax import Array, lax
 
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product, map_tiles
+from .float16_scales import divisor
 from .matmul_gradient import differentiated_by
 from .packing import centred_parts, field_parts, interleave, shifts
-from .scale_rounding import divisor
 
 # On a CPU:
 DIGIT_ROWS = 32  # rows of x up to which integer products beat decoding, with one scale a row

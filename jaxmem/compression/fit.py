@@ -29,8 +29,8 @@ from .fit_calibrated import fit_by_integers, solve_by_gptq
 from .fit_integers import plan_integers
 from .fit_structures import INTEGERS, STRUCTURES, Technique, fit_by_techniques
 from .plan import Plan
+from .progress import Progress, stage
 from .reporting import Report, report
-from .stages import Progress, stage
 
 
 @dataclasses.dataclass(frozen=True)

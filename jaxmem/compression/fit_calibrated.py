@@ -20,7 +20,7 @@ from ..train.scale_tuning import tune
 from .blockwise import encode_by_block
 from .fit_integers import plan_integers
 from .plan import Plan
-from .stages import Progress, stage
+from .progress import Progress, stage
 
 MOMENT_WINDOWS = 16  # windows of the text that the moments of the weights' inputs are taken from
 FISHER_ROWS = 4  # rows of ROW_TOKENS that the cost of an error is measured on

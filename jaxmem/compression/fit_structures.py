@@ -20,7 +20,7 @@ from .encoding import encode
 from .fit_calibrated import TURNS, encode_and_tune, input_moments, kl_to_dense, looked_up
 from .layer_errors import Errors, errors
 from .plan import Plan
-from .stages import Progress, stage
+from .progress import Progress, stage
 
 Technique = Literal[Kind, Structure]
 INTEGERS: tuple[Technique, ...] = ("int",)

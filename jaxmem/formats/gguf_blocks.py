@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..codecs.affine import AffineArray
+from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack
 from ..codecs.quantized_scales import DoubleQuantArray

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from ..codecs.affine import AffineArray
 from ..codecs.cast import CastArray
+from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..architectures.weight_map import WeightMap
-from ..codecs.affine import AffineArray
 from ..codecs.cast import CastArray
 from ..codecs.dynamic import DynamicArray
+from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import unpack
 from ..codecs.quantized_scales import DoubleQuantArray

@@ -1,6 +1,21 @@
 """A cache of keys and values in floats, written in place."""
 
+import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
+
+
+def empty(
+    layers: int, batch: int, heads: int, length: int, head_dim: int, dtype: DTypeLike = jnp.float32
+) -> dict[str, Array]:
+    """An empty cache: "k" and "v" of zeros, (layers, batch, heads, length, head_dim).
+
+    Example:
+        >>> empty(2, 1, 4, 16, 8)["k"].shape
+        (2, 1, 4, 16, 8)
+    """
+    shape = (layers, batch, heads, length, head_dim)
+    return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
 
 def keep_layout(k: Array, v: Array) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ..architectures import published_configs
-from ..architectures.families import FAMILIES, family_module
+from ..architectures.family_modules import FAMILIES, family_module
 from ..architectures.weight_map import WeightMap
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..architectures.families import family_module
+from ..architectures.family_modules import family_module
 from ..core import lazy
 from ..core.leaf import is_encoded
 

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from ..core.scans import argument_dependencies
-from .stages import STAGE, Stages, zeros
+from .pipeline_stages import STAGE, Stages, zeros
 
 
 def pipelined(fn: Callable, mesh: Mesh | AbstractMesh, *, micro: int) -> Callable:

@@ -11,11 +11,11 @@ from jax import Array, lax
 
 from ..calibration.statistics import Moments
 from ..codecs import Codebook, Int, KMeans
-from ..codecs.scale_rounding import divisor, finite_scale
+from ..codecs.float16_scales import divisor, finite_scale
 from ..codecs.scaled import repeat_groups
 from ..core.fold import Fold
 from .coordinate_descent import refit_scales, round_again, row_losses
-from .obs import by_energy, inverse_factor, sweep
+from .optimal_brain_surgeon import by_energy, inverse_factor, sweep
 from .solver import Solver, rounding_codec
 
 

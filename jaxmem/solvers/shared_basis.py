@@ -8,7 +8,13 @@ import numpy as np
 from jax import Array
 
 from ..codecs.low_rank import LowRankArray
-from ..codecs.shared import DAMPING, SharedArray, check_sharing, layers_by_group, stacked_layers
+from ..codecs.shared_layers import (
+    DAMPING,
+    SharedArray,
+    check_sharing,
+    layers_by_group,
+    stacked_layers,
+)
 
 
 @dataclasses.dataclass(frozen=True)

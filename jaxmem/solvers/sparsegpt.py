@@ -12,7 +12,7 @@ from ..codecs import NM, Bitmask, Csr, Int
 from ..codecs.scaled import Scaled, grouped
 from ..codecs.sparse import Sparse, compressed, highest
 from ..core.fold import Fold
-from .obs import inverse_factor, sweep
+from .optimal_brain_surgeon import inverse_factor, sweep
 from .pruning import Pruner
 from .range_search import LEAST_ENERGY, best_range
 

@@ -13,8 +13,8 @@ from jax import Array, lax
 
 from ..codecs import Int
 from ..codecs.dynamic import DynamicArray
+from ..codecs.float16_scales import divisor, finite_scale
 from ..codecs.integer import IntArray
-from ..codecs.scale_rounding import divisor, finite_scale
 from ..codecs.scaled import repeat_groups
 from ..codecs.smooth import SmoothArray
 from ..codecs.sum import SumArray

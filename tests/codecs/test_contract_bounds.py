@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cheap_jit import jit
 from contract_codecs import (
     CODECS,
     FORMS,
@@ -24,7 +25,6 @@ from contract_codecs import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quick import jit
 
 import jaxmem as jm
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cheap_jit import jit
 from contract_codecs import (
     FORMS,
     SPARSE,
@@ -22,7 +23,6 @@ from contract_codecs import (
     weight,
 )
 from jax import lax
-from quick import jit
 
 import jaxmem as jm
 from jaxmem.io.checkpoint import load, save

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cheap_jit import jit
 from contract_codecs import (
     assert_close,
     assert_lifts,
@@ -20,7 +21,6 @@ from contract_codecs import (
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from quick import jit
 
 import jaxmem as jm
 from jaxmem.core.codec import needs_stats

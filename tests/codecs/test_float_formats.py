@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from quick import jit
+from cheap_jit import jit
 
 import jaxmem as jm
 from jaxmem.codecs.codebook import FP4, NF4

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from quick import jit
+from cheap_jit import jit
 
 import jaxmem as jm
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cheap_jit import jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quick import jit
 
 from jaxmem.codecs.packing import WIDTHS, field_parts, interleave, pack, shifts, unpack, unpack_rows
 

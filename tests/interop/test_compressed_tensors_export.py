@@ -5,8 +5,8 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cheap_jit import jit
 from exported import IDS, assert_stands_for, encoded, same
-from quick import jit
 from reference_models import reference
 
 import jaxmem as jm

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cheap_jit import jit
 from checkpoints import random_tensors, write_gguf
 from exported import IDS, assert_stands_for, encoded, same
-from quick import jit
 
 import jaxmem as jm
 from jaxmem.architectures import llama

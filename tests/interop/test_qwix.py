@@ -6,7 +6,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import jit
+from cheap_jit import jit
 
 import jaxmem as jm
 from jaxmem.interop import from_qwix, to_qwix

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cheap_jit import jit
 from checkpoints import HF, LAYERS, random_tensors, write_gguf, write_single
-from quick import jit
 
 import jaxmem as jm
 from jaxmem.core.fold import Fold

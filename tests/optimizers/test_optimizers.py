@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from quick import jit
+from cheap_jit import jit
 
 import jaxmem as jm
 from jaxmem.optimizers import apply_rounded, in_bfloat16, in_float32, in_int8

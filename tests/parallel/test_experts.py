@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from cheap_jit import jit
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from quick import jit
 
 import jaxmem as jm
 from jaxmem.compiler import hlo

@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from cheap_jit import jit
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from quick import jit
 
 import jaxmem as jm
 from jaxmem.adapters.lora import adapters, attach

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cheap_jit import jit
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from quick import jit
 
 import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import jit
+from cheap_jit import jit
 
 import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama

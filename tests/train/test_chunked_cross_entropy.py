@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import jit
+from cheap_jit import jit
 
 from jaxmem.train import next_token_loss
 

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from quick import jit
+from cheap_jit import jit
 
 from jaxmem.train import accumulate
 

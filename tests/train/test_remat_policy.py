@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cheap_jit import jit
 from jax.ad_checkpoint import checkpoint_name
-from quick import jit
 
 import jaxmem as jm
 from jaxmem.architectures import llama

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import jit
+from cheap_jit import jit
 
 import jaxmem as jm
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .cpu_layout import CpuRows
-from .scale_rounding import divisor, float16_nearest
+from .float16_scales import divisor, float16_nearest
 from .scaled import Scaled, ScaledArray, check_group, pack_rows, repeat_groups
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cheap_jit import jit
 from jax import lax
-from quick import jit
 
 import jaxmem as jm
 from jaxmem.core.lazy import Lazy
