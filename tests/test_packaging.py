@@ -1,5 +1,8 @@
 """What stands around the code: the version, the types, and the names in the reference."""
 
+import ast
+import contextlib
+import importlib
 import importlib.metadata
 import inspect
 import operator
@@ -28,6 +31,7 @@ def test_type_checkers_read_the_annotations():
     assert (pathlib.Path(jm.__file__).parent / "py.typed").exists()
 
 
+EXPERIMENTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").rglob("*.py"))
 NAMESPACES = ["solvers", "layouts", "interop", "models", "optimizers", "adapters", "train"]
 REFERENCE = pathlib.Path(__file__).parents[1] / "docs" / "reference"
 
@@ -57,3 +61,20 @@ def test_the_reference_has_only_names_that_exist_and_each_once():
     assert len(set(names)) == len(names)
     for name in names:
         operator.attrgetter(name)(jm)
+
+
+def names_of_jaxmem(path):
+    """Dotted names that a script reads of the package, by imports and as `jm.x` or `jm.x.y`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxmem"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and re.fullmatch(r"jm(\.\w+)+", ast.unparse(node)):
+            yield ast.unparse(node).replace("jm", "jaxmem", 1)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_reads_only_names_that_the_package_has(path):
+    for name in names_of_jaxmem(path):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)  # makes a module an attribute of its package
+        operator.attrgetter(name.removeprefix("jaxmem."))(jm)

@@ -34,7 +34,7 @@ from ways import CALIBRATION, Ways, first_codec
 import jaxmem as jm
 from jaxmem import models
 from jaxmem.models import downloading
-from jaxmem.models.rescaling import find, joints, rescaled
+from jaxmem.models.rescaling import channel_links, leaf_at, rescale
 
 TUNED = "GPTQ of a weighted search, 4 turns"  # the row that tuned ones start from
 SCORES = ("perplexity", "kl", "kl_by_window", "agreement", "dense_perplexity")
@@ -71,10 +71,10 @@ def remembered(model: models.Model, ids: np.ndarray, count: int):
 def jittered(model: models.Model) -> models.Model:
     """The same function with each input channel of its linears times exp(U(-.35, .35))."""
     random = np.random.default_rng(0)
-    for joint in sorted(joints(model.config), key=lambda joint: joint.of_norm):
-        layers, k, _ = find(model.tensors, joint.readers[0]).shape
-        jitter = random.uniform(-0.35, 0.35, (layers, k // joint.repeats))
-        model = rescaled(model, {joint: np.exp(jitter).astype(np.float32)})
+    for link in sorted(channel_links(model.config), key=lambda link: link.of_norm):
+        layers, k, _ = leaf_at(model.tensors, link.readers[0]).shape
+        jitter = random.uniform(-0.35, 0.35, (layers, k // link.repeats))
+        model = rescale(model, {link: np.exp(jitter).astype(np.float32)})
     return model
 
 

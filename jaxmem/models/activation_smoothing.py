@@ -105,7 +105,7 @@ def _rescale_links(model, stats, scale) -> Model:
     check_dense(model)
     known = [link for link in channel_links(model.config) if link.readers[0] in stats]
     if not known:
-        raise ValueError(f"the stats are of no matrix of {model.source} that could be rescale")
+        raise ValueError(f"the stats are of no matrix of {model.source} that could be rescaled")
     for link in sorted(known, key=lambda link: link.of_norm):
         kernels = [leaf_at(model.tensors, path) for path in link.readers]
         moments, stack = stats[link.readers[0]], kernels[0].shape[:-2]
