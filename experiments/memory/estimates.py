@@ -24,7 +24,7 @@ import statistics
 import time
 
 import jax
-from remat_table import MODEL
+from eight_layers import MODEL
 
 import jaxmem as jm
 from jaxmem.core.leaf import device_bytes

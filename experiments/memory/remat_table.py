@@ -15,12 +15,11 @@ import json
 import pathlib
 
 import jax
+from eight_layers import MODEL
 
 import jaxmem as jm
-from jaxmem.architectures import llama
 from jaxmem.compiler.residuals import residuals
 from jaxmem.io.atomic import write_whole
-from jaxmem.models import Model
 from jaxmem.planner.estimates import HOST
 from jaxmem.planner.step import Built
 
@@ -34,10 +33,6 @@ POLICIES = {
     "full": jm.Remat("full"),
     "nested": jm.Remat("nested"),
 }
-CONFIG = llama.Config(
-    vocab=32_000, width=2048, ffn=8192, layers=8, heads=16, kv_heads=16, head_dim=128, tied=True
-)
-MODEL = Model(CONFIG, llama.module(CONFIG), None, "8 layers")
 
 
 def built(policy: jm.Remat, device: str) -> Built:
