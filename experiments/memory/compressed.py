@@ -1,12 +1,12 @@
-"""The bytes of a file with `jm.save(compress=True)`, without loss: writes compressed.json.
+"""Bytes of a file of `jm.save(compress=True)`, which loses nothing: writes compressed.json.
 
     pip install -e ".[demo]"
     python experiments/memory/compressed.py
 
-SmolLM2 in bfloat16 as it is and with its residual stream turned (its weights were four bits once,
-which turning hides), MiniLM in float32 (never rounded), and the turned one in packed integers.
-`share` is the file's bytes over those of a file that is not compressed. Each file is read back and
-compared in every bit. Seconds are of one core.
+The trees are SmolLM2 in bfloat16 as it is and rotated (its weights were rounded to four bits once,
+which the rotation hides), MiniLM in float32 (never rounded), and the rotated SmolLM2 in packed
+integers. `share` is the file's bytes over those of a file that is not compressed. Each file is
+loaded, and every bit is compared. Seconds are of one core.
 """
 
 import hashlib
@@ -24,46 +24,46 @@ from jaxmem import models
 from jaxmem.models import downloading
 
 
-def measured(tree: dict, folder: pathlib.Path) -> dict:
-    plain, small = folder / "plain.jm", folder / "small.jm"
-    jm.save(plain, tree)
+def measure(tree: dict, folder: pathlib.Path) -> dict:
+    plain_path, compressed_path = folder / "plain.jm", folder / "small.jm"
+    jm.save(plain_path, tree)
     start = time.perf_counter()
-    jm.save(small, tree, compress=True)
-    saved = time.perf_counter()
-    found = jax.block_until_ready(jm.load(small))
-    loaded = time.perf_counter()
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(found), strict=True)
+    jm.save(compressed_path, tree, compress=True)
+    saved_at = time.perf_counter()
+    read_back = jax.block_until_ready(jm.load(compressed_path))
+    loaded_at = time.perf_counter()
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(read_back), strict=True)
     if any(jax.device_get(a).tobytes() != jax.device_get(b).tobytes() for a, b in pairs):
         raise ValueError("a file was not read back as it was written")
-    before, after = plain.stat().st_size, small.stat().st_size
+    plain_bytes, compressed_bytes = plain_path.stat().st_size, compressed_path.stat().st_size
     return {
-        "file_bytes": before,
-        "compressed_bytes": after,
-        "share": round(after / before, 4),
-        "save_seconds": round(saved - start, 2),
-        "load_seconds": round(loaded - saved, 2),
+        "file_bytes": plain_bytes,
+        "compressed_bytes": compressed_bytes,
+        "share": round(compressed_bytes / plain_bytes, 4),
+        "save_seconds": round(saved_at - start, 2),
+        "load_seconds": round(loaded_at - saved_at, 2),
     }
 
 
 def main() -> None:
-    smol, mini = models.load("smollm2-135m"), models.load("minilm-l6")
-    turned = models.rotate(smol)
-    half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)
-    fourbit = {r"layers/.*kernel": jm.Int(4, group=64, symmetric=False)}
+    smollm2, minilm = models.load("smollm2-135m"), models.load("minilm-l6")
+    rotated = models.rotate(smollm2)
+    to_bfloat16 = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)
+    four_bits = {r"layers/.*kernel": jm.Int(4, group=64, symmetric=False)}
     trees = {
-        "SmolLM2, bfloat16": lambda: half(smol.params),
-        "SmolLM2 turned, bfloat16": lambda: half(turned.params),
-        "MiniLM, float32": lambda: mini.params,
+        "SmolLM2, bfloat16": lambda: to_bfloat16(smollm2.params),
+        "SmolLM2 turned, bfloat16": lambda: to_bfloat16(rotated.params),
+        "MiniLM, float32": lambda: minilm.params,
         "SmolLM2 turned, its blocks in 4 bits g64, the rest in bfloat16": lambda: jm.encode(
-            half(turned.params), jm.choose(turned.params, fourbit)
+            to_bfloat16(rotated.params), jm.choose(rotated.params, four_bits)
         ),
     }
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, tree in trees.items():
-            rows.append({"tree": name} | measured(tree(), pathlib.Path(folder)))
+            rows.append({"tree": name} | measure(tree(), pathlib.Path(folder)))
             print(rows[-1], flush=True)
-    found = {
+    results = {
         "command": "python experiments/memory/compressed.py",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
@@ -76,7 +76,7 @@ def main() -> None:
         "rows": rows,
     }
     path = pathlib.Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

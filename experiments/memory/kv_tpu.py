@@ -1,10 +1,11 @@
-"""A step of generation on a TPU with its cache in 16, 8, 4 and 2 bits: what is held, by compiler.
+"""A step of generation on a TPU with its cache in 16, 8, 4 and 2 bits: writes kv_tpu.json.
 
     pip install -e ".[tpu]"
     python experiments/memory/kv_tpu.py
 
-The step reads one token for each of `batch` sequences, with `length` tokens in the cache, which it
-updates in place; weights are int8 (8B) or bfloat16 (1B). Temporaries are beside weights and cache.
+The compiler says how many bytes the step holds and moves; nothing is run. The step reads one token
+for each of `batch` sequences, with `length` tokens in the cache, which it updates in place. Weights
+are int8 (8B) or bfloat16 (1B). Temporaries are counted beside weights and cache.
 """
 
 import hashlib
@@ -38,14 +39,15 @@ def rows():
         if name == "llama-8b":
             codecs = {r"layers/.*/kernel": jm.Int(8)}
             params = jax.eval_shape(lambda p: jm.encode(p, jm.choose(p, codecs)), params)  # noqa: B023
-        for cache, how in CACHES.items():
-            empty = how.empty if how else lambda config, *how: config.cache(*how)
-            held = jax.eval_shape(lambda: empty(model.config, batch, length, jnp.bfloat16))  # noqa: B023
+        for cache_name, cache_codec in CACHES.items():
+            dense_cache = lambda config, *sizes: config.cache(*sizes)
+            make_cache = cache_codec.empty if cache_codec else dense_cache
+            cache = jax.eval_shape(lambda: make_cache(model.config, batch, length, jnp.bfloat16))  # noqa: B023
             shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32)
-            args = params, shape(batch, 1), held, shape()
+            args = params, shape(batch, 1), cache, shape()
             m = jm.memory(model.apply, *args, donate_argnums=2, device=DEVICE)
-            row = {"model": name, "batch": batch, "length": length, "cache": cache}
-            row |= {"cache_bytes": jm.nbytes(held), "temp_bytes": m.temp, "traffic": m.traffic}
+            row = {"model": name, "batch": batch, "length": length, "cache": cache_name}
+            row |= {"cache_bytes": jm.nbytes(cache), "temp_bytes": m.temp, "traffic": m.traffic}
             print(row, flush=True)
             yield row
 
@@ -56,7 +58,7 @@ def config_hash(name):
 
 
 def main() -> None:
-    found = {
+    results = {
         "command": "python experiments/memory/kv_tpu.py",
         "jax": jax.__version__,
         "backend": "a TPU target, compiled and not run",
@@ -66,7 +68,7 @@ def main() -> None:
         "rows": list(rows()),
     }
     path = pathlib.Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The plans for 1B and 8B Llamas on four TPU targets, at each chip's memory: plans.json.
+"""Plans for Llamas of 1B and 8B on four TPU targets, at each chip's memory: writes plans.json.
 
     pip install -e ".[demo,tpu]"
     python experiments/memory/plans.py [--only NAME]
@@ -28,8 +28,8 @@ from jaxmem.io.atomic import write_whole
 
 DEVICES = ("tpu v5e:1x1", "tpu v6e:1x1", "tpu v5p:2x2x1", "tpu v5e:2x4")
 TASKS = {"serve": (16, 4096), "lora": (8, 2048), "train": (8, 2048)}
-PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-FIRST = ("llama-8b lora on tpu v5e:1x1", "llama-8b serve on tpu v5e:1x1")
+RESOURCE_USERS = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+FIRST_ROWS = ("llama-8b lora on tpu v5e:1x1", "llama-8b serve on tpu v5e:1x1")
 ROWS = {
     f"{model} {task} on {device}": (model, task, device)
     for task in TASKS
@@ -38,8 +38,8 @@ ROWS = {
 }
 
 
-def planned(model: str, task: str, device: str) -> dict:
-    """A row of plans.json: the plan of one model, task and device."""
+def plan_row(model: str, task: str, device: str) -> dict:
+    """The row of plans.json for one model, task and device."""
     batch, seq = TASKS[task]
     row = {"model": model, "task": task, "device": device, "batch": batch, "seq": seq}
     with tempfile.TemporaryDirectory() as cache:
@@ -50,14 +50,14 @@ def planned(model: str, task: str, device: str) -> dict:
             row |= {"fits": False, "why": str(error)}
         else:
             data = plan.to_data()
-            kept = ("limit_bytes", "chosen", "baseline", "seconds_to_plan")
-            row |= {"fits": True} | {key: data[key] for key in kept}
+            plan_keys = ("limit_bytes", "chosen", "baseline", "seconds_to_plan")
+            row |= {"fits": True} | {key: data[key] for key in plan_keys}
             row["tried"] = [
                 {key: tried[key] for key in ("status", "peak_bytes", "why", "recipe")}
                 for tried in data["rows"]
                 if tried["why"] != "by arithmetic"
             ]
-    peaks = [resource.getrusage(who).ru_maxrss for who in PROCESSES]
+    peaks = [resource.getrusage(process).ru_maxrss for process in RESOURCE_USERS]
     return row | {"host_bytes": sum(peaks) * 1024}
 
 
@@ -78,16 +78,16 @@ def main() -> None:
         },
         "rows": json.loads(path.read_text())["rows"] if path.exists() else {},
     }
-    order = [*FIRST, *(name for name in ROWS if name not in FIRST)]
-    for name in order:
+    names = [*FIRST_ROWS, *(name for name in ROWS if name not in FIRST_ROWS)]
+    for name in names:
         if name in results["rows"] or args.only not in name:
             continue
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            results["rows"][name] = row = pool.submit(planned, *ROWS[name]).result()
+            results["rows"][name] = row = pool.submit(plan_row, *ROWS[name]).result()
         write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
-        chosen = row.get("chosen", {}).get("peak_bytes") or row.get("why")
-        print(name, chosen, row.get("seconds_to_plan"), row["host_bytes"], flush=True)
+        outcome = row.get("chosen", {}).get("peak_bytes") or row.get("why")
+        print(name, outcome, row.get("seconds_to_plan"), row["host_bytes"], flush=True)
 
 
 if __name__ == "__main__":

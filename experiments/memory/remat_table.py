@@ -3,12 +3,12 @@
     pip install -e ".[demo,tpu,gpu]"
     python experiments/memory/remat_table.py
 
-The step is one step of Adam on eight Llama layers of width 2,048 and 4 x 2,048 tokens, with
+The program is one step of Adam on eight Llama layers of width 2,048 and 4 x 2,048 tokens, with
 everything in bfloat16 and the state donated. Nothing is run. `cost_seconds` is the estimate of a
 step (flops and traffic over published peaks) plus the transfer of offloaded arrays to the host and
-back. Chosen are the policies that no other policy beats in both peak and cost: as the peak falls,
-the cost rises. `residual_bytes` are the bytes that the backward pass keeps, before any compiler. A
-row that is in the file already is not compiled again.
+back. `chosen` names the policies that no other policy beats in both peak and cost: as the peak
+falls, the cost rises. `residual_bytes` are the bytes that the backward pass keeps, counted before
+any compiler. A row that is in the file already is not compiled again.
 """
 
 import json
@@ -35,18 +35,18 @@ POLICIES = {
 }
 
 
-def built(policy: jm.Remat, device: str) -> Built:
+def build_step(policy: jm.Remat, device: str) -> Built:
     """The train step with a remat policy."""
     knobs = dict(state="bfloat16", remat=policy, chunk=512)
     return jm.build(jm.Recipe("8 layers", device, "train", 4, 2048, **knobs), model=MODEL)
 
 
-def measured(policy: jm.Remat, device: str) -> dict:
-    """A row of the table."""
-    step = built(policy, device)
-    m = jm.memory(step.step, *step.arguments, device=device)
-    state, ids = step.arguments
-    there_and_back = 2 * m.host / HOST if m.exact else 0.0
+def measure(policy: jm.Remat, device: str) -> dict:
+    """The row of the table for one policy on one device."""
+    built_step = build_step(policy, device)
+    m = jm.memory(built_step.step, *built_step.arguments, device=device)
+    state, ids = built_step.arguments
+    transfer_seconds = 2 * m.host / HOST if m.exact else 0.0
     return {
         "fits": m.fits,
         "peak_bytes": m.peak,
@@ -56,18 +56,20 @@ def measured(policy: jm.Remat, device: str) -> dict:
         "host_bytes": m.host,
         "flops": m.flops,
         "traffic_bytes": m.traffic,
-        "residual_bytes": residuals(step.loss, state["params"], ids),
-        "cost_seconds": None if m.seconds is None else round(m.seconds + there_and_back, 6),
+        "residual_bytes": residuals(built_step.loss, state["params"], ids),
+        "cost_seconds": None if m.seconds is None else round(m.seconds + transfer_seconds, 6),
         "program": m.hash,
         "versions": m.versions,
     }
 
 
-def chosen(rows: dict) -> list[str]:
+def unbeaten(rows: dict) -> list[str]:
     """Names of the rows that no other row beats in peak and cost, the largest peak first."""
-    point = {name: (row["peak_bytes"], row["cost_seconds"]) for name, row in rows.items()}
-    beaten = lambda a: any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in point.values())
-    names = [name for name in rows if rows[name]["compiled"] and not beaten(point[name])]
+    peak_and_cost = {name: (row["peak_bytes"], row["cost_seconds"]) for name, row in rows.items()}
+    is_beaten = lambda a: any(
+        b != a and b[0] <= a[0] and b[1] <= a[1] for b in peak_and_cost.values()
+    )
+    names = [name for name in rows if rows[name]["compiled"] and not is_beaten(peak_and_cost[name])]
     return sorted(names, key=lambda name: -rows[name]["peak_bytes"])
 
 
@@ -86,10 +88,10 @@ def main() -> None:
         for name, policy in POLICIES.items():
             if name in rows:
                 continue
-            rows[name] = measured(policy, device)
+            rows[name] = measure(policy, device)
             print(device, name, rows[name], flush=True)
             write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
-        results.setdefault("chosen", {})[device] = chosen(rows)
+        results.setdefault("chosen", {})[device] = unbeaten(rows)
         write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
 
 

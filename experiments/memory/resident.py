@@ -1,11 +1,11 @@
-"""What programs take when they run on a CPU, beside what jaxmem says: resident.json.
+"""Memory that programs take when they run on a CPU, against `jm.memory`: writes resident.json.
 
     python experiments/memory/resident.py
 
-Each runs once in a process of its own. `predicted` is outputs + temp - aliased of `jm.memory`;
-`grown` is by how much the process's peak resident set grew while the program ran (Linux). The
-largest and median error are of the twelve programs about which `jm.memory` had no reservations
-(`notes`). A row that is in the file already is not run again.
+Each program runs once in a process of its own. `predicted` is outputs + temp - aliased of
+`jm.memory`; `grown` is the growth of the process's peak resident set while the program ran (Linux).
+The largest and median error are those of the twelve programs about which `jm.memory` had no
+reservations (`notes`). A row that is in the file already is not run again.
 """
 
 import concurrent.futures
@@ -72,8 +72,10 @@ def attention():
 
 
 def convolution():
-    how = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    run = lambda x, w: jax.lax.conv_general_dilated(x, w, **how)
+    options = dict(
+        window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    run = lambda x, w: jax.lax.conv_general_dilated(x, w, **options)
     return run, (normal(16, 224, 224, 16), normal(3, 3, 16, 64))
 
 
@@ -107,18 +109,18 @@ PROGRAMS = {
 
 def run(name: str) -> dict:
     fn, args = PROGRAMS[name]()
-    taken = jm.measured(fn, *args)
-    sizes = {"arguments": taken.memory.arguments, "predicted": taken.predicted}
+    measurement = jm.measured(fn, *args)
+    sizes = {"arguments": measurement.memory.arguments, "predicted": measurement.predicted}
     return (
         sizes
-        | {"grown": taken.grown, "error": round(taken.error, 4)}
-        | {"notes": taken.memory.notes}
+        | {"grown": measurement.grown, "error": round(measurement.error, 4)}
+        | {"notes": measurement.memory.notes}
     )
 
 
 def main() -> None:
     path = pathlib.Path(__file__).with_suffix(".json")
-    found = {
+    results = {
         "command": "python experiments/memory/resident.py",
         "jax": jax.__version__,
         "backend": "cpu",
@@ -128,14 +130,17 @@ def main() -> None:
     }
     spawn = multiprocessing.get_context("spawn")
     for name in PROGRAMS:
-        if name in found["rows"]:
+        if name in results["rows"]:
             continue
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            found["rows"][name] = pool.submit(run, name).result()
-        print(name, found["rows"][name], flush=True)
-        errors = [abs(row["error"]) for row in found["rows"].values() if not row["notes"]]
-        found |= {"largest_error": max(errors), "median_error": round(statistics.median(errors), 4)}
-        write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+            results["rows"][name] = pool.submit(run, name).result()
+        print(name, results["rows"][name], flush=True)
+        errors = [abs(row["error"]) for row in results["rows"].values() if not row["notes"]]
+        results |= {
+            "largest_error": max(errors),
+            "median_error": round(statistics.median(errors), 4),
+        }
+        write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

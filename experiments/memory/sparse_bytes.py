@@ -3,9 +3,10 @@
     pip install -e ".[demo]"
     python experiments/memory/sparse_bytes.py
 
-A weight of 2,048 x 512, half or 2 of 4 kept, held in f32, bfloat16, int8 and int4 (a scale a row of
-what is kept). `decode_error` is the largest difference from what the mask keeps of the weight
-(before rounding, for integers). The header is what the file has more than its arrays.
+Each format keeps half, or 2 of 4, of a weight of 2,048 x 512, and stores it in f32, bfloat16, int8
+and int4 (one scale for each row of what is kept). `decode_error` is the largest difference from
+the weight as the mask leaves it (before rounding, for integers). The header is the bytes that the
+file has beyond its arrays.
 """
 
 import json
@@ -38,26 +39,26 @@ VALUES = {
 
 
 def row(pattern: str, values: str, folder: pathlib.Path) -> dict:
-    """Bytes and errors of one form."""
-    dtype, then = VALUES[values]
+    """Bytes and decode error of one pattern with one format of its values."""
+    dtype, integers = VALUES[values]
     w = jax.random.normal(jax.random.key(SEED), SHAPE).astype(dtype)
     codec = PATTERNS[pattern]
-    held = (lambda w: codec.encode(w).map(then.encode)) if then else codec.encode
-    leaf = jax.jit(held)(w)
-    kept = jax.jit(lambda w: codec.encode(w).decode())(w)
-    wide = lambda a: a.astype(jnp.float32)
-    error = float(jnp.abs(wide(jax.jit(lambda leaf: leaf.decode())(leaf)) - wide(kept)).max())
+    encode = (lambda w: codec.encode(w).map(integers.encode)) if integers else codec.encode
+    leaf = jax.jit(encode)(w)
+    remaining = jax.jit(lambda w: codec.encode(w).decode())(w)
+    f32 = lambda a: a.astype(jnp.float32)
+    error = float(jnp.abs(f32(jax.jit(lambda leaf: leaf.decode())(leaf)) - f32(remaining)).max())
     jm.save(folder / "leaf.jm", leaf)
-    file = (folder / "leaf.jm").stat().st_size
+    file_bytes = (folder / "leaf.jm").stat().st_size
     dense = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}[values] * w.size
     return {
         "pattern": pattern,
         "values": values,
         "leaf": type(leaf).__name__,
-        "predicted_bytes": jm.nbytes(jax.eval_shape(held, w)),
+        "predicted_bytes": jm.nbytes(jax.eval_shape(encode, w)),
         "bytes": jm.nbytes(leaf),
-        "file_bytes": file,
-        "header_bytes": file - jm.nbytes(leaf),
+        "file_bytes": file_bytes,
+        "header_bytes": file_bytes - jm.nbytes(leaf),
         "bits_per_weight": 8 * jm.nbytes(leaf) / w.size,
         "share_of_dense": jm.nbytes(leaf) / dense,
         "decode_error": error,
@@ -70,7 +71,7 @@ def main() -> None:
     for r in rows:
         assert r["predicted_bytes"] == r["bytes"] <= r["file_bytes"]
         assert r["decode_error"] == 0 or r["values"].startswith("int")
-    found = {
+    results = {
         "command": "python experiments/memory/sparse_bytes.py",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
@@ -79,7 +80,7 @@ def main() -> None:
         "rows": rows,
     }
     path = pathlib.Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for r in rows:
         print(r["pattern"], r["values"], r["bytes"], r["header_bytes"], r["decode_error"])
 

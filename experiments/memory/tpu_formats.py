@@ -1,11 +1,11 @@
-"""What a product of each format reads and holds on a TPU, by its compiler: writes tpu_formats.json.
+"""Bytes that a product of each format reads and holds on a TPU, by its compiler: tpu_formats.json.
 
     pip install -e ".[demo,tpu]"
     python experiments/memory/tpu_formats.py [FORMAT ...]
 
-x (batch, 4096) times a weight (4096, 14336), bfloat16 in and out, for one chip. `floor` is the
-weight's bytes, the input's and the output's, each moved once. No TPU is needed, nor weights. A row
-that is in the file already is not compiled again.
+The product is x (batch, 4096) times a weight (4096, 14336), bfloat16 in and out, on one chip.
+`floor` is the bytes of the weight, the input and the output, each moved once. No TPU is needed, and
+nothing is run. A row that is in the file already is not compiled again.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ K, N = 4096, 14_336
 
 @dataclasses.dataclass(frozen=True)
 class Gguf:
-    """What a weight of a file's type is read as."""
+    """The leaf as which a weight of a GGUF type is read."""
 
     kind: str
 
@@ -41,7 +41,7 @@ class Gguf:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """An 8-bit artifact of planes, cut at run time."""
+    """Planes of 8 bits, of which a program reads the first `bits`."""
 
     bits: int
     group: int | None = None
@@ -95,8 +95,8 @@ FORMATS = {
 } | {f"gguf {kind}": Gguf(kind) for kind in ("Q4_1", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q6_K")}
 
 
-def row(device: str, batch: int, name: str) -> dict:
-    """What the compiler says of one product."""
+def measure(device: str, batch: int, name: str) -> dict:
+    """The row of one product: the bytes that the compiler reports."""
     w = jax.ShapeDtypeStruct((K, N), jnp.bfloat16)
     x = jax.ShapeDtypeStruct((batch, K), jnp.bfloat16)
     leaf = jax.eval_shape(FORMATS[name].encode, w)
@@ -120,23 +120,23 @@ def row(device: str, batch: int, name: str) -> dict:
 
 def main() -> None:
     path = pathlib.Path(__file__).with_suffix(".json")
-    found = {
+    results = {
         "command": "python experiments/memory/tpu_formats.py",
         "backend": "TPU targets, compiled and not run",
         "seed": None,
         "rows": [],
     }
     if path.exists():
-        found |= {"rows": json.loads(path.read_text(encoding="utf-8"))["rows"]}
+        results |= {"rows": json.loads(path.read_text(encoding="utf-8"))["rows"]}
     for name in sys.argv[1:] or FORMATS:
         for device in DEVICES:
             for batch in BATCHES:
                 key = {"device": device, "batch": batch, "format": name}
-                if any(key.items() <= r.items() for r in found["rows"]):
+                if any(key.items() <= r.items() for r in results["rows"]):
                     continue
-                found["rows"].append(row(device, batch, name))
-                path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-                r = found["rows"][-1]
+                results["rows"].append(measure(device, batch, name))
+                path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                r = results["rows"][-1]
                 print(device, batch, name, r["temp"], r["traffic_over_floor"], flush=True)
 
 

@@ -1,9 +1,11 @@
-"""TPU v5e, by its compiler: what encoded weights take, against dense, and `decode(tree)` beside.
+"""Memory of encoded weights on a TPU v5e, by its compiler, against dense ones: tpu_memory.json.
 
-A linen language model of plain `nn.Dense` and `nn.MultiHeadDotProductAttention` layers under
-`nn.scan`, width 2048, and SmolLM2-135M, both in bfloat16. No TPU is needed, nor any weights.
-
+    pip install -e ".[demo,tpu]"
     python experiments/memory/tpu_memory.py
+
+One model is a linen language model of plain `nn.Dense` and `nn.MultiHeadDotProductAttention` layers
+under `nn.scan`, of width 2048, the other is SmolLM2-135M, both in bfloat16. A program that decodes
+the whole tree first is compiled too. No TPU is needed, and nothing is run.
 """
 
 import json
@@ -37,7 +39,7 @@ class Block(nn.Module):
         return x + dense(2048)(nn.silu(dense(5632)(h)) * dense(5632)(h)), None
 
 
-class LM(nn.Module):
+class LanguageModel(nn.Module):
     @nn.compact
     def __call__(self, ids):
         embed = nn.Embed(32_000, 2048, param_dtype=jnp.bfloat16)
@@ -49,8 +51,8 @@ class LM(nn.Module):
 
 def linen():
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    params = jax.eval_shape(LM().init, jax.random.key(0), ids)
-    return LM().apply, params
+    params = jax.eval_shape(LanguageModel().init, jax.random.key(0), ids)
+    return LanguageModel().apply, params
 
 
 def smollm2():
@@ -62,23 +64,23 @@ def smollm2():
 def rows(name, apply, params):
     for task, shape in SHAPES.items():
         ids = jax.ShapeDtypeStruct(shape, jnp.int32)
-        found = jm.uses(apply, params, ids)
+        uses = jm.uses(apply, params, ids)
         dense = jm.memory(apply, params, ids, device=DEVICE)
         yield row(name, task, "dense bf16", dense, params, dense)
         for label, codec in CODECS.items():
             plan = jm.choose(params, {".*(kernel|embedding)": codec})
-            enc = jm.encode(params, plan, uses=found)
+            enc = jm.encode(params, plan, uses=uses)
             lifted = jm.memory(jm.lift(apply), enc, ids, device=DEVICE)
             yield row(name, task, label, lifted, enc, dense)
             if label == "int4":
-                whole = jm.memory(lambda p, x: apply(jm.decode(p), x), enc, ids, device=DEVICE)
-                yield row(name, task, "int4, decode(tree)", whole, enc, dense)
+                decoded = jm.memory(lambda p, x: apply(jm.decode(p), x), enc, ids, device=DEVICE)
+                yield row(name, task, "int4, decode(tree)", decoded, enc, dense)
 
 
 def row(model, task, encoding, m, tree, dense):
     mib = lambda n: round(n / 2**20, 2)
     size = jm.nbytes(tree)
-    out = {
+    sizes = {
         "model": model,
         "task": task,
         "encoding": encoding,
@@ -89,25 +91,25 @@ def row(model, task, encoding, m, tree, dense):
         "temp_less_dense_mib": mib(m.temp - dense.temp),
         "peak_mib": mib(m.peak),
     }
-    print(json.dumps(out), flush=True)
-    return out, m.versions
+    print(json.dumps(sizes), flush=True)
+    return sizes, m.versions
 
 
 def main():
-    found = [
+    measured_rows = [
         *rows("linen LM, width 2048, 8 layers", *linen()),
         *rows("SmolLM2-135M", *smollm2()),
     ]
-    out = {
+    results = {
         "command": "python experiments/memory/tpu_memory.py",
-        "versions": found[0][1],
+        "versions": measured_rows[0][1],
         "backend": DEVICE + " (compiled, not run)",
         "seed": None,
         "model": jm.models.load("smollm2-135m").source,
-        "rows": [r for r, _ in found],
+        "rows": [r for r, _ in measured_rows],
     }
     path = pathlib.Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(out, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
