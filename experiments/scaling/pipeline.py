@@ -2,11 +2,12 @@
 
     python experiments/scaling/pipeline.py
 
-The model is a frozen Llama of 8 layers and width 256 in 4 bits, with LoRA pairs of rank 4 to train.
-Micro-batches are 2 rows of 64 ids, on 4 virtual CPU devices. Ticks are counted in the compiled
-program: one for each time that it passes activations on. The bubble is computed from the stages
-that work in each tick: a forward pass takes one unit of time, a backward pass, which runs the stage
-again, takes three. A row that is in the file already is not measured again.
+The figures go into pipeline.json. The model is a frozen Llama of 8 layers and width 256 in 4 bits,
+with LoRA pairs of rank 4 to train. Micro-batches are 2 rows of 64 ids, on 4 virtual CPU devices.
+Ticks are counted in the compiled program: one for each time that it passes activations on. The
+bubble is computed from the stages that work in each tick: a forward pass takes one unit of time, a
+backward pass, which runs the stage again, takes three. A row that is in the file already is not
+measured again.
 """
 
 import json
@@ -28,37 +29,37 @@ from jaxmem.io.atomic import write_whole
 from jaxmem.models import Model
 
 STAGES, ROWS, LENGTH, SEED = 4, 2, 64, 0
-FORWARD, BACKWARD = 1, 3
+FORWARD_TIME, BACKWARD_TIME = 1, 3
 CONFIG = llama.Config(
     vocab=512, width=256, ffn=640, layers=8, heads=4, kv_heads=4, head_dim=64, tied=True
 )
-MICRO = (4, 8, 16)
+MICRO_BATCHES = (4, 8, 16)
 
 
-def works(schedule, stage, tick, micro):
+def stage_work(schedule, stage, tick, micro):
     """Units of time that a stage is busy in a tick, by the rules of `parallel/pipeline.py`."""
     if schedule == "gpipe":  # all forward ticks; the backward ticks are their mirror image
         busy = 0 <= tick - stage < micro
-        return FORWARD * busy
-    ahead, behind = tick - stage, tick - 2 * (STAGES - 1) + stage
-    return FORWARD * (0 <= ahead < micro) + BACKWARD * (0 <= behind < micro)
+        return FORWARD_TIME * busy
+    forward, backward = tick - stage, tick - 2 * (STAGES - 1) + stage
+    return FORWARD_TIME * (0 <= forward < micro) + BACKWARD_TIME * (0 <= backward < micro)
 
 
 def bubble(schedule, micro, ticks):
     """The share of time that stages wait: a tick lasts as long as its busiest stage."""
-    work = lambda tick: [works(schedule, stage, tick, micro) for stage in range(STAGES)]
-    lasts = sum(max(work(tick)) for tick in range(ticks))
-    busy = sum(sum(work(tick)) for tick in range(ticks))
-    return 1 - busy / (STAGES * lasts)
+    works = lambda tick: [stage_work(schedule, stage, tick, micro) for stage in range(STAGES)]
+    duration = sum(max(works(tick)) for tick in range(ticks))
+    busy = sum(sum(works(tick)) for tick in range(ticks))
+    return 1 - busy / (STAGES * duration)
 
 
-def error(got, want):
+def relative_error(actual, expected):
     """The largest difference of two trees, relative to the largest number of each array."""
-    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want))
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected))
     return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
 
 
-def ticks_of(program):
+def count_ticks(program):
     """The number of times that a compiled program passes activations to the next stage."""
     passes = [
         times
@@ -85,8 +86,8 @@ def main() -> None:
     params = jax.jit(llama.module(CONFIG).init)(jax.random.key(SEED), ids)["params"]
     model = Model(CONFIG, params, None, "small")
     plan = jm.choose(params, {".*kernel": jm.Int(4, group=64), ".*embedding": jm.Int(8)})
-    enc = jm.encode(params, plan, uses=jm.uses(model.apply, params, ids))
-    pairs = adapters(jax.random.key(SEED + 1), enc, 4, "layers/.*kernel")
+    encoded = jm.encode(params, plan, uses=jm.uses(model.apply, params, ids))
+    pairs = adapters(jax.random.key(SEED + 1), encoded, 4, "layers/.*kernel")
     pairs = jax.tree.map(lambda a: a + 0.01, pairs)
 
     def loss(pairs, params, ids):
@@ -95,29 +96,33 @@ def main() -> None:
 
     mesh = jm.mesh(stage=STAGES)
     rules = {"(.*/)?layers/.*": P("stage")}
-    put = lambda tree: jm.shard(tree, jm.shardings(tree, mesh, rules))
-    placed, moved = put(enc), put(pairs)
-    table = jm.placement(enc, mesh, rules)
+    place = lambda tree: jm.shard(tree, jm.shardings(tree, mesh, rules))
+    placed, placed_pairs = place(encoded), place(pairs)
+    table = jm.placement(encoded, mesh, rules)
     stacks = [row for row in table.rows if row.path.startswith("layers/")]
-    carried = ROWS * LENGTH * CONFIG.width * 4
-    for micro in MICRO:
+    activation_bytes = ROWS * LENGTH * CONFIG.width * 4
+    for micro in MICRO_BATCHES:
         ids = jax.random.randint(jax.random.key(micro), (ROWS * micro, LENGTH), 0, CONFIG.vocab)
-        want = None
+        expected = None
         for schedule in ("gpipe", "1f1b"):
             key = {"schedule": schedule, "micro_batches": micro}
             if any(key.items() <= row.items() for row in results["rows"]):
                 continue
-            want = want or jax.jit(jax.value_and_grad(loss))(pairs, enc, ids)
+            expected = expected or jax.jit(jax.value_and_grad(loss))(pairs, encoded, ids)
             forward = jax.jit(jm.pipelined(model.apply, mesh, micro=micro))
             forward = forward.lower(placed, ids).compile()
             gpipe = jax.value_and_grad(jm.pipelined(loss, mesh, micro=micro))
             step = gpipe if schedule == "gpipe" else jm.one_f_one_b(loss, mesh, micro=micro)
-            step = jax.jit(step).lower(moved, placed, ids).compile()
-            ticks, sizes = ticks_of(step), step.memory_analysis()
+            step = jax.jit(step).lower(placed_pairs, placed, ids).compile()
+            ticks, sizes = count_ticks(step), step.memory_analysis()
             kept_inputs = micro + STAGES - 1 if schedule == "gpipe" else min(micro, 2 * STAGES - 1)
             row = key | {
-                "forward_error": error(forward(placed, ids), jax.jit(model.apply)(enc, ids)),
-                "loss_and_gradient_error": error(step(moved, placed, ids), want),
+                "forward_error": relative_error(
+                    forward(placed, ids), jax.jit(model.apply)(encoded, ids)
+                ),
+                "loss_and_gradient_error": relative_error(
+                    step(placed_pairs, placed, ids), expected
+                ),
                 "ticks": ticks,
                 "ticks_formula": micro + (STAGES - 1) * (1 if schedule == "gpipe" else 2),
                 "bubble": round(bubble(schedule, micro, ticks), 6),
@@ -127,7 +132,7 @@ def main() -> None:
                 "argument_bytes_a_stage": sizes.argument_size_in_bytes,
                 "temp_bytes_a_stage": sizes.temp_size_in_bytes,
                 "micro_batches_held_formula": kept_inputs,
-                "bytes_held_formula": kept_inputs * carried,
+                "bytes_held_formula": kept_inputs * activation_bytes,
             }
             print(row, flush=True)
             results["rows"].append(row)

@@ -2,10 +2,11 @@
 
     python experiments/scaling/processes.py
 
-A small frozen Llama in 4 bits has LoRA pairs of rank 4 that are trained by 20 steps of Adam on
-random ids. The processes are on this machine, connected by gloo, with 8 devices in all. One run is
-not interrupted. The others are saved after 10 steps, killed (kill -9) in the middle of a later
-save, and continued from the file with another number of processes and another mesh.
+The figures go into processes.json. A small frozen Llama in 4 bits has LoRA pairs of rank 4 that are
+trained by 20 steps of Adam on random ids. The processes are on this machine, connected by gloo,
+with 8 devices in all. One run is not interrupted. The others are saved after 10 steps, killed (kill
+-9) in the middle of a later save, and continued from the file with another number of processes and
+another mesh.
 """
 
 import argparse
@@ -19,12 +20,12 @@ import sys
 import tempfile
 import time
 
-DEVICES, STEPS, HALF, SEED = 8, 20, 10, 0
+DEVICES, STEPS, SAVE_STEP, SEED = 8, 20, 10, 0
 MESHES = {1: {"fsdp": 8}, 2: {"fsdp": 4, "tensor": 2}, 4: {"fsdp": 2, "tensor": 4}}
 
 
 def prepare(args: argparse.Namespace, optimizer):
-    """(the model, a function that makes the first tree, a function that gives its shardings)."""
+    """(The model, a function that returns the first tree, one that returns its shardings)."""
     import jax
     import numpy as np
 
@@ -35,22 +36,22 @@ def prepare(args: argparse.Namespace, optimizer):
 
     sizes = dict(vocab=256, width=64, ffn=192, layers=2, heads=4, kv_heads=4, head_dim=16)
     config, ids = llama.Config(**sizes, tied=True), np.zeros((1, 4), np.int32)
-    net, model = llama.module(config), Model(config, {}, None, "small")
+    module, model = llama.module(config), Model(config, {}, None, "small")
     mesh = jm.mesh(**json.loads(args.mesh))
     rules = jm.layouts.fsdp_tensor(config, mesh)
 
     def start():
-        params = jax.jit(net.init)(jax.random.key(SEED), ids)["params"]
+        params = jax.jit(module.init)(jax.random.key(SEED), ids)["params"]
         plan = jm.choose(params, {".*kernel": jm.Int(4, group=16), ".*embedding": jm.Int(8)})
-        enc = jm.encode(params, plan, uses=jm.uses(model.apply, params, ids))
-        pairs = adapters(jax.random.key(SEED + 1), enc, 4, "layers/.*kernel")
-        return {"params": enc, "pairs": pairs, "state": optimizer.init(pairs)}
+        encoded = jm.encode(params, plan, uses=jm.uses(model.apply, params, ids))
+        pairs = adapters(jax.random.key(SEED + 1), encoded, 4, "layers/.*kernel")
+        return {"params": encoded, "pairs": pairs, "state": optimizer.init(pairs)}
 
     def lay_out(tree):
-        where = {"params": jm.shardings(tree["params"], mesh, rules)}
-        where["pairs"] = jm.shardings(tree["pairs"], mesh, jm.layouts.adapters(rules))
-        state = jm.state_shardings(tree["state"], tree["pairs"], where["pairs"])
-        return where | {"state": state}
+        shardings = {"params": jm.shardings(tree["params"], mesh, rules)}
+        shardings["pairs"] = jm.shardings(tree["pairs"], mesh, jm.layouts.adapters(rules))
+        state = jm.state_shardings(tree["state"], tree["pairs"], shardings["pairs"])
+        return shardings | {"state": state}
 
     return model, start, lay_out
 
@@ -75,9 +76,9 @@ def worker(args: argparse.Namespace) -> None:
     @jax.jit
     def step(params, pairs, state, ids):
         def loss(pairs):
-            x = model.apply(attach(params, pairs), ids)
-            wanted = jnp.take_along_axis(jax.nn.log_softmax(x[:, :-1]), ids[:, 1:, None], -1)
-            return -wanted.mean()
+            logits = model.apply(attach(params, pairs), ids)
+            scores = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], -1)
+            return -scores.mean()
 
         value, slope = jax.value_and_grad(loss)(pairs)
         updates, state = optimizer.update(slope, state)
@@ -98,19 +99,19 @@ def worker(args: argparse.Namespace) -> None:
     if args.save:
         jm.save(args.save, tree)
     if args.index == 0:
-        up = tree["params"]["layers"]["mlp"]["up"]["kernel"]
-        shard_bytes = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(up))
+        up_kernel = tree["params"]["layers"]["mlp"]["up"]["kernel"]
+        shard_bytes = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(up_kernel))
         result = {"losses": losses, "perplexity": quality.perplexity.mean}
-        result |= {"bytes_of_a_weight": jm.nbytes(up), "on_one_device": shard_bytes}
+        result |= {"bytes_of_a_weight": jm.nbytes(up_kernel), "on_one_device": shard_bytes}
         result |= {"jax": jax.__version__, "processes": jax.process_count()}
         pathlib.Path(args.out).write_text(json.dumps(result))
 
 
 def run(folder, count, first, last, *, load=None, save=None, die=False) -> dict:
     """Steps [first, last) on `count` processes; the results of process 0, or {} after a kill."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        address = f"localhost:{s.getsockname()[1]}"
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("localhost", 0))
+        address = f"localhost:{probe_socket.getsockname()[1]}"
     out = folder / "found.json"
     out.unlink(missing_ok=True)
     flags = os.environ.get("XLA_FLAGS", "")
@@ -123,11 +124,11 @@ def run(folder, count, first, last, *, load=None, save=None, die=False) -> dict:
     command += ["--save", str(save)] if save else []
     workers = []
     for i in range(count):
-        dies = ["--die"] if die and i == count - 1 else []
+        die_flag = ["--die"] if die and i == count - 1 else []
         with open(folder / f"log.{i}", "w") as log:
             workers.append(
                 subprocess.Popen(
-                    [*command, "--index", str(i), *dies], env=env, stderr=log, stdout=log
+                    [*command, "--index", str(i), *die_flag], env=env, stderr=log, stdout=log
                 )
             )
     if die:
@@ -145,41 +146,43 @@ def run(folder, count, first, last, *, load=None, save=None, die=False) -> dict:
 def interrupted(folder, before, after, steps, half) -> dict:
     """A run saved at `half`, killed in its last save, and continued by `after` processes."""
     path = folder / f"{before}-{after}.jm"
-    start = run(folder, before, 0, half, save=path)
-    whole = path.read_bytes()
+    first_half = run(folder, before, 0, half, save=path)
+    saved_bytes = path.read_bytes()
     run(folder, before, half, steps, load=path, save=path, die=True)
-    left = path.read_bytes() == whole
-    parts = len(list(folder.glob(f".{path.name}.*.tmp")))
-    end = run(folder, after, half, steps, load=path, save=path)
-    cleared = not list(folder.glob(f".{path.name}.*.tmp"))
+    file_is_whole = path.read_bytes() == saved_bytes
+    unfinished_files = len(list(folder.glob(f".{path.name}.*.tmp")))
+    second_half = run(folder, after, half, steps, load=path, save=path)
+    all_removed = not list(folder.glob(f".{path.name}.*.tmp"))
     return {
         "processes": [before, after],
         "meshes": [MESHES[before], MESHES[after]],
-        "old_file_whole_after_kill": left,
-        "unfinished_files_after_kill": parts,
-        "next_save_removed_them": cleared,
-        "file_bytes": len(whole),
-        "losses": start["losses"] + end["losses"],
-        "perplexity": end["perplexity"],
-        "bytes_of_a_weight": end["bytes_of_a_weight"],
-        "on_one_device": end["on_one_device"],
+        "old_file_whole_after_kill": file_is_whole,
+        "unfinished_files_after_kill": unfinished_files,
+        "next_save_removed_them": all_removed,
+        "file_bytes": len(saved_bytes),
+        "losses": first_half["losses"] + second_half["losses"],
+        "perplexity": second_half["perplexity"],
+        "bytes_of_a_weight": second_half["bytes_of_a_weight"],
+        "on_one_device": second_half["on_one_device"],
     }
 
 
 def compare(folder, pairs, steps, half) -> dict:
     """A run that is not interrupted, and the differences of the interrupted runs from it."""
-    through = run(folder, 1, 0, steps)
+    reference = run(folder, 1, 0, steps)
     rows = []
     for before, after in pairs:
         row = interrupted(folder, before, after, steps, half)
-        differ = [abs(a / b - 1) for a, b in zip(row["losses"], through["losses"], strict=True)]
-        row["largest_relative_difference_of_losses"] = max(differ)
+        differences = [
+            abs(a / b - 1) for a, b in zip(row["losses"], reference["losses"], strict=True)
+        ]
+        row["largest_relative_difference_of_losses"] = max(differences)
         row["relative_difference_of_perplexity"] = abs(
-            row["perplexity"] / through["perplexity"] - 1
+            row["perplexity"] / reference["perplexity"] - 1
         )
         rows.append(row)
         print(row, flush=True)
-    return {"through": through, "rows": rows}
+    return {"through": reference, "rows": rows}
 
 
 def main() -> None:
@@ -200,7 +203,7 @@ def main() -> None:
         if args.what == "small":
             results = compare(folder, [(2, 1)], 4, 2)
         else:
-            results = compare(folder, [(2, 4), (4, 2), (4, 1)], STEPS, HALF)
+            results = compare(folder, [(2, 4), (4, 2), (4, 1)], STEPS, SAVE_STEP)
     results = {
         "command": " ".join(["python", "experiments/scaling/processes.py", *sys.argv[1:]]),
         "jax": results["through"].pop("jax"),
@@ -209,8 +212,8 @@ def main() -> None:
         "seconds": round(time.perf_counter() - start),
         **results,
     }
-    out = args.out or pathlib.Path(__file__).with_suffix(".json")
-    pathlib.Path(out).write_text(json.dumps(results, indent=1) + "\n")
+    out_path = args.out or pathlib.Path(__file__).with_suffix(".json")
+    pathlib.Path(out_path).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

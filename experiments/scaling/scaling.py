@@ -3,8 +3,8 @@
     pip install -e ".[demo,tpu]"
     python experiments/scaling/scaling.py [--only NAME]
 
-llama-8b trained in bfloat16 with f32 Adam states at one row of 2,048 tokens for each device of
-`fsdp`, full remat; llama-70b serving in 4 bits, 8 rows of 4,096 tokens. Nothing is run. Each row is
+llama-8b trains in bfloat16 with f32 Adam states and full remat, on one row of 2,048 tokens for each
+device of `fsdp`; llama-70b serves in 4 bits, 8 rows of 4,096 tokens. Nothing is run. Each row is
 compiled at the chip's own memory, with activations constrained at block boundaries, as our models
 do. It is compiled again on a mesh whose axes have names that our models do not know, so that
 nothing is constrained. If a program does not fit, `needed` is the compiler's estimate. A row that
@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
 
-SEQ, CACHE = 2048, 4096
+TRAIN_LENGTH, CACHE_LENGTH = 2048, 4096
 TRAIN = {
     "tpu v5e:1x1": {},
     "tpu v5e:2x2": dict(fsdp=4),
@@ -36,10 +36,10 @@ SERVE = {
     "tpu v5e:2x4": dict(tensor=8),
     "tpu v5e:4x4": dict(data=2, tensor=8),
 }
-UNKNOWN = {"fsdp": "rows", "data": "rows"}  # axis names that our models do not know
+UNKNOWN_NAMES = {"fsdp": "rows", "data": "rows"}  # axis names that our models do not know
 
 
-def on(device, axes, layout, config, constrained):
+def on_mesh(device, axes, layout, config, constrained):
     """(a mesh, the layout's rules on it, the spec of a batch's rows)."""
     mesh = jm.mesh(**axes, device=device)
     rules, rows = layout(config, mesh), ("data", "fsdp")
@@ -54,47 +54,47 @@ def on(device, axes, layout, config, constrained):
 
 def renamed(entry):
     """An entry of a spec with its axes renamed to names that models do not know."""
-    rename = lambda name: UNKNOWN.get(name, name)
+    rename = lambda name: UNKNOWN_NAMES.get(name, name)
     return tuple(map(rename, entry)) if isinstance(entry, tuple) else rename(entry)
 
 
 def train(device: str, axes: dict, constrained: bool):
     """(step, its arguments) of llama-8b on a mesh."""
-    built = jm.build(jm.Recipe("llama-8b", "cpu", "train", axes.get("fsdp", 1), SEQ))
+    program = jm.build(jm.Recipe("llama-8b", "cpu", "train", axes.get("fsdp", 1), TRAIN_LENGTH))
     if not axes:
-        return built.step, built.arguments
-    state, ids = built.arguments
+        return program.step, program.arguments
+    state, ids = program.arguments
     config = jm.models.load("llama-8b").config
-    mesh, rules, rows = on(device, axes, jm.layouts.fsdp_tensor, config, constrained)
+    mesh, rules, rows = on_mesh(device, axes, jm.layouts.fsdp_tensor, config, constrained)
     params = state["params"]
-    where = jm.shardings(params, mesh, rules)
-    state = jm.shard(state, jm.state_shardings(state, params, where))
-    place = NamedSharding(mesh, rows)
-    return built.step, (state, jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=place))
+    shardings = jm.shardings(params, mesh, rules)
+    state = jm.shard(state, jm.state_shardings(state, params, shardings))
+    ids_sharding = NamedSharding(mesh, rows)
+    return program.step, (state, jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=ids_sharding))
 
 
 def serve(device: str, axes: dict, constrained: bool):
     """(step, its arguments) of llama-70b in 4 bits on a mesh."""
-    recipe = jm.Recipe("llama-70b", "cpu", "serve", 8, CACHE, encoding=jm.Int(4))
-    built = jm.build(recipe)
+    recipe = jm.Recipe("llama-70b", "cpu", "serve", 8, CACHE_LENGTH, encoding=jm.Int(4))
+    program = jm.build(recipe)
     if not axes:
-        return built.step, built.arguments
-    cache, params, ids, position = built.arguments
+        return program.step, program.arguments
+    cache, params, ids, position = program.arguments
     config = jm.models.load("llama-70b").config
-    mesh, rules, rows = on(device, axes, jm.layouts.tensor, config, constrained)
+    mesh, rules, rows = on_mesh(device, axes, jm.layouts.tensor, config, constrained)
     params = jm.shard(params, jm.shardings(params, mesh, rules))
-    spec = P(None, *rows, "tensor")
-    cache = jm.shard(cache, jm.shardings(cache, mesh, {".*": spec}))
-    place = NamedSharding(mesh, rows)
-    ids = jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=place)
-    return built.step, (cache, params, ids, position)
+    cache_spec = P(None, *rows, "tensor")
+    cache = jm.shard(cache, jm.shardings(cache, mesh, {".*": cache_spec}))
+    ids_sharding = NamedSharding(mesh, rows)
+    ids = jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=ids_sharding)
+    return program.step, (cache, params, ids, position)
 
 
-def measure(make, device: str, axes: dict, constrained: bool) -> dict:
-    step, arguments = make(device, axes, constrained)
-    m = jm.memory(step, *arguments, device=device)
+def measure(build, device: str, axes: dict, constrained: bool) -> dict:
+    step, arguments = build(device, axes, constrained)
+    memory = jm.memory(step, *arguments, device=device)
     sizes = ("arguments", "temp", "peak", "needed", "limit", "fits", "exact", "collectives")
-    return {name: getattr(m, name) for name in sizes} | {"versions": m.versions}
+    return {name: getattr(memory, name) for name in sizes} | {"versions": memory.versions}
 
 
 def main() -> None:
@@ -110,19 +110,19 @@ def main() -> None:
     }
     results |= {"backend": "tpu, compiled, not run", "models": "llama-8b, llama-70b: shapes"}
     write = lambda: path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for make, meshes in ((train, TRAIN), (serve, SERVE)):
+    for build, meshes in ((train, TRAIN), (serve, SERVE)):
         for device, axes in meshes.items():
             for constrained in (True, False):
-                over = " x ".join(f"{k} {v}" for k, v in axes.items()) or "one chip"
+                mesh_name = " x ".join(f"{k} {v}" for k, v in axes.items()) or "one chip"
                 constraint = "constrained" if constrained else "not constrained"
-                name = f"{make.__name__}, {device}, {over}, {constraint}"
+                name = f"{build.__name__}, {device}, {mesh_name}, {constraint}"
                 if (
                     name in results["rows"]
                     or args.only not in name
                     or (not axes and not constrained)
                 ):
                     continue
-                results["rows"][name] = measure(make, device, axes, constrained)
+                results["rows"][name] = measure(build, device, axes, constrained)
                 write()
                 print(name, f"{results['rows'][name]['peak'] / 2**30:.2f} GiB", flush=True)
     write()

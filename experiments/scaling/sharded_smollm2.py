@@ -3,9 +3,10 @@
     pip install -e ".[demo]"
     python experiments/scaling/sharded_smollm2.py
 
-The model is smollm2-135m with its kernels in the row's codec and its embedding in 8 bits. Ids are 8
-rows of 32 tokens, and 8 rows of one token, for which a CPU multiplies integer digits. All rows
-start at position 0. A row that is in the file already is not measured again.
+The figures go into sharded_smollm2.json. The model is smollm2-135m with its kernels in the row's
+codec and its embedding in 8 bits. Ids are 8 rows of 32 tokens, and 8 rows of one token, for which a
+CPU multiplies integer digits. All rows start at position 0. A row that is in the file already is
+not measured again.
 """
 
 import hashlib
@@ -35,29 +36,29 @@ MESHES = {
 LENGTHS, BATCH, SEED = (32, 1), 8, 0
 
 
-def measure(model, enc, ids, want, layout, axes):
+def measure(model, encoded, ids, expected, layout, axes):
     mesh = jm.mesh(**axes)
     rules = layout(model.config, mesh)
-    placed = jm.shard(enc, jm.shardings(enc, mesh, rules))
+    placed = jm.shard(encoded, jm.shardings(encoded, mesh, rules))
     ids = jax.device_put(ids, NamedSharding(mesh, P(("data", "fsdp"))))
     program = jax.jit(model.apply).lower(placed, ids).compile()
-    got = np.asarray(program(placed, ids))
+    logits = np.asarray(program(placed, ids))
     sizes = program.memory_analysis()
-    text = hlo.read(program.as_text())
-    gathers = [op for _, op, _ in text.walk() if op.kind.startswith("all-gather")]
-    codes = [op for op in gathers if hlo.dims(op.type)[0][0] in ("s8", "u8")]
-    stacks = [x for x in jax.tree.leaves(enc["layers"]) if x.dtype.itemsize == 1]
-    share = jm.nbytes((enc, ids)) / mesh.size
-    table = jm.placement(enc, mesh, rules)
+    module = hlo.read(program.as_text())
+    gathers = [op for _, op, _ in module.walk() if op.kind.startswith("all-gather")]
+    code_gathers = [op for op in gathers if hlo.dims(op.type)[0][0] in ("s8", "u8")]
+    code_stacks = [x for x in jax.tree.leaves(encoded["layers"]) if x.dtype.itemsize == 1]
+    bytes_a_device = jm.nbytes((encoded, ids)) / mesh.size
+    table = jm.placement(encoded, mesh, rules)
     return {
-        "relative_error": float(np.abs(got - want).max() / np.abs(want).max()),
+        "relative_error": float(np.abs(logits - expected).max() / np.abs(expected).max()),
         "argument_bytes_a_device": sizes.argument_size_in_bytes,
-        "total_over_devices": round(share),
-        "argument_ratio": round(sizes.argument_size_in_bytes / share, 4),
+        "total_over_devices": round(bytes_a_device),
+        "argument_ratio": round(sizes.argument_size_in_bytes / bytes_a_device, 4),
         "left_whole": [r.path for r in table.rows if r.whole],
         "temp_bytes": sizes.temp_size_in_bytes,
-        "largest_gather_of_codes": max((op.nbytes for op in codes), default=0),
-        "smallest_stack_of_codes": min(x.size for x in stacks),
+        "largest_gather_of_codes": max((op.nbytes for op in code_gathers), default=0),
+        "smallest_stack_of_codes": min(x.size for x in code_stacks),
         "gathers_of_a_stack": sum(  # gathers of the codes or scales of all layers
             kind in ("s8", "u8", "f16") and sides[:1] == [model.config.layers]
             for op in gathers
@@ -82,18 +83,19 @@ def main() -> None:
         results["rows"] = json.loads(path.read_text())["rows"]
     ids = np.random.default_rng(SEED).integers(0, model.config.vocab, (BATCH, max(LENGTHS)))
     uses = jm.uses(model.apply, model.tensors, ids)
-    for name, codec in CODECS.items():
+    for codec_name, codec in CODECS.items():
         rules = {".*kernel": codec, "embed/embedding": jm.Int(8)}
-        enc = jm.encode(model.tensors, jm.choose(model.tensors, rules), uses=uses)
+        encoded = jm.encode(model.tensors, jm.choose(model.tensors, rules), uses=uses)
         for length in LENGTHS:
             batch = ids[:, :length].astype(np.int32)
-            want = None
-            for kind, (layout, axes) in MESHES.items():
-                key = {"codec": name, "mesh": kind, "ids": [BATCH, length]}
+            expected = None
+            for mesh_name, (layout, axes) in MESHES.items():
+                key = {"codec": codec_name, "mesh": mesh_name, "ids": [BATCH, length]}
                 if any(key.items() <= row.items() for row in results["rows"]):
                     continue
-                want = np.asarray(jax.jit(model.apply)(enc, batch)) if want is None else want
-                row = key | measure(model, enc, batch, want, layout, axes)
+                if expected is None:
+                    expected = np.asarray(jax.jit(model.apply)(encoded, batch))
+                row = key | measure(model, encoded, batch, expected, layout, axes)
                 print(row, flush=True)
                 results["rows"].append(row)
                 write_whole(path, (json.dumps(results, indent=1) + "\n").encode())

@@ -1,10 +1,12 @@
-"""CPU decode: tokens per second of SmolLM2-135M, one token at a time, encoded against dense f32.
+"""Tokens a second of SmolLM2-135M on a CPU, one at a time, encoded against dense f32.
 
-Every encoding takes its turn in one process, round after round; the figure is the median over
-rounds of its step time against the dense step of the same round. Accuracy: the logits of `lift`
-against those of the same model on `decode(enc)`.
-
+    pip install -e ".[demo]"
     taskset -c 0 python experiments/speed/cpu_decode.py [--rounds 15]
+
+The figures go into cpu_decode.jaxVERSION.json. The encodings take turns in one process, round after
+round; `times_dense` is the median over rounds of the dense step's time over the encoded step's time
+in the same round. `error_to_decode` compares the logits of the encoded model with those of the same
+model on `decode(encoded)`.
 """
 
 import argparse
@@ -26,7 +28,7 @@ CODECS = {
     "int4 g64": jm.Int(4, group=64),
     "int3 g64": jm.Int(3, group=64),
 }
-LINEAR = r".*(kernel|embedding)"
+WEIGHTS = r".*(kernel|embedding)"
 
 
 def main():
@@ -35,7 +37,7 @@ def main():
     rounds = parser.parse_args().rounds
     model = jm.models.load("smollm2-135m")
     ids = jnp.asarray([model.tokenizer.encode("The river").ids], jnp.int32)
-    found = jm.uses(model.apply, model.params, ids)
+    uses = jm.uses(model.apply, model.params, ids)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def step(params, cache, token, position):
@@ -43,12 +45,12 @@ def main():
         return jnp.argmax(logits[:, -1:], -1), cache
 
     trees, errors = {"dense f32": model.params}, {}
-    full = jax.jit(model.apply)
+    run_model = jax.jit(model.apply)
     for name, codec in CODECS.items():
-        trees[name] = jm.encode(model.params, jm.choose(model.params, {LINEAR: codec}), uses=found)
+        trees[name] = jm.encode(model.params, jm.choose(model.params, {WEIGHTS: codec}), uses=uses)
         token = ids[:, :1]  # one row, as in decoding: the CPU's integer product is in use
-        got, want = full(trees[name], token), full(jm.decode(trees[name]), token)
-        errors[name] = float(jnp.abs(got - want).max() / jnp.abs(want).max())
+        lifted, decoded = run_model(trees[name], token), run_model(jm.decode(trees[name]), token)
+        errors[name] = float(jnp.abs(lifted - decoded).max() / jnp.abs(decoded).max())
 
     state = {}
     for name, tree in trees.items():
@@ -72,7 +74,7 @@ def main():
         }
         for name, t in times.items()
     ]
-    out = {
+    results = {
         "command": f"python experiments/speed/cpu_decode.py --rounds {rounds}",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
@@ -82,7 +84,7 @@ def main():
         "rows": rows,
     }
     path = pathlib.Path(__file__).with_suffix(f".jax{jax.__version__}.json")
-    path.write_text(json.dumps(out, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
 
 

@@ -1,13 +1,15 @@
-"""A product on a CPU, encoded against dense f32: x (batch, 2048) times (2048, 8192).
+"""Time of a product on a CPU, encoded against dense f32: x (batch, 2048) times (2048, 8192).
 
     pip install -e .
     python experiments/speed/cpu_matvec.py [--rounds 25]
 
-Every encoding takes its turn in one process, in an order that each round shuffles, on weights that
-take turns too, so that none stays in a cache. `times_dense` is the median over rounds of the dense
-time of the round over its own, `times_dense_by_least` the ratio of the shortest times, which a busy
-neighbour changes less: it slows most what reads most. Error: the largest difference to the product
-with `decode`, over that one's largest. It wants a quiet machine; on one core: `taskset -c 0 ...`.
+The figures go into cpu_matvec.jaxVERSION.json. The encodings take turns in one process, in an order
+that each round shuffles, on 8 weights that take turns too, so that none stays in a cache.
+`times_dense` is the median over rounds of the dense time over the encoding's time in the same
+round. `times_dense_by_least` is the ratio of the shortest times, which a busy neighbour changes
+less: it slows most what reads most. `error` is the largest difference to the product with `decode`,
+divided by the largest value of that product. The machine must be quiet; to use one core:
+`taskset -c 0 ...`.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 
 import jaxmem as jm
 
-K, N, WEIGHTS = 2048, 8192, 8
+K, N, COPIES = 2048, 8192, 8
 BATCHES = (1, 8)
 CODECS = {
     "int8": jm.Int(8),
@@ -40,26 +42,26 @@ CODECS = {
 }
 
 
-def measured(weights: dict, batch: int, rounds: int) -> list[dict]:
+def measure(weights: dict, batch: int, rounds: int) -> list[dict]:
     x = jax.random.normal(jax.random.key(1), (batch, K))
     run = jax.jit(jm.lift(jnp.matmul))
     times = {name: [] for name in weights}
     order, shuffle = list(weights), random.Random(0).shuffle
-    for turn in range(rounds + 1):
+    for round_index in range(rounds + 1):
         last = order[-1]
         shuffle(order)  # the first weight after a dense product takes longer
-        if order[0] == last:  # its weights are in the cache still
+        if order[0] == last:  # its weights are still in the cache
             order.reverse()
         for name in order:
-            held, start = weights[name], time.perf_counter()
-            for w in held:
+            copies, start = weights[name], time.perf_counter()
+            for w in copies:
                 jax.block_until_ready(run(x, w))
-            if turn:  # the first compiles
-                times[name].append((time.perf_counter() - start) / len(held))
+            if round_index:  # the first round compiles
+                times[name].append((time.perf_counter() - start) / len(copies))
     rows = []
     for name, seconds in times.items():
         w = weights[name][0]
-        want = x @ jm.decode(w)
+        expected = x @ jm.decode(w)
         rows.append(
             {
                 "batch": batch,
@@ -72,7 +74,7 @@ def measured(weights: dict, batch: int, rounds: int) -> list[dict]:
                 ),
                 "least_microseconds": round(1e6 * min(seconds), 1),
                 "times_dense_by_least": round(min(times["dense f32"]) / min(seconds), 3),
-                "error": float(jnp.abs(run(x, w) - want).max() / jnp.abs(want).max()),
+                "error": float(jnp.abs(run(x, w) - expected).max() / jnp.abs(expected).max()),
             }
         )
         print(rows[-1], flush=True)
@@ -83,22 +85,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=25)
     rounds = parser.parse_args().rounds
-    dense = [jax.random.normal(jax.random.key(i), (K, N)) for i in range(WEIGHTS)]
+    dense = [jax.random.normal(jax.random.key(i), (K, N)) for i in range(COPIES)]
     weights = {"dense f32": dense}
     for name, codec in CODECS.items():
         weights[name] = jax.block_until_ready([codec.encode(w) for w in dense])
-    found = {
+    results = {
         "command": f"python experiments/speed/cpu_matvec.py --rounds {rounds}",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "cores": len(os.sched_getaffinity(0)),
         "seed": 0,
         "shape": [K, N],
-        "weights": WEIGHTS,
-        "rows": [row for batch in BATCHES for row in measured(weights, batch, rounds)],
+        "weights": COPIES,
+        "rows": [row for batch in BATCHES for row in measure(weights, batch, rounds)],
     }
     path = pathlib.Path(__file__).with_suffix(f".jax{jax.__version__}.json")
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
