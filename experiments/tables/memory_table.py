@@ -9,9 +9,9 @@ from pages import fill, read
 
 import jaxmem as jm
 
-WEIGHTS = 4096 * 14_336  # of tpu_formats.py
-CPU = ("0.10.2", "0.12.0.1")  # versions of jax
-TASKS = ("train", "lora", "serve")
+WEIGHTS = 4096 * 14_336  # weights of the matrix in tpu_formats.py
+JAX_VERSIONS = ("0.10.2", "0.12.0.1")
+TASK_ORDER = ("train", "lora", "serve")
 
 
 def gib(n):
@@ -20,60 +20,60 @@ def gib(n):
 
 def plans():
     rows = read("plans.json")["rows"].values()
-    for r in sorted(rows, key=lambda r: (r["model"], TASKS.index(r["task"]), r["device"])):
-        what = f"{r['model']} | {r['task']} | {r['device'].removeprefix('tpu ')}"
+    for r in sorted(rows, key=lambda r: (r["model"], TASK_ORDER.index(r["task"]), r["device"])):
+        target = f"{r['model']} | {r['task']} | {r['device'].removeprefix('tpu ')}"
         if not r["fits"]:
-            yield f"{what} | {r['why'].partition(': ')[2] or r['why']} | | | |"
+            yield f"{target} | {r['why'].partition(': ')[2] or r['why']} | | | |"
             continue
         recipe = jm.Recipe.from_json(json.dumps(r["chosen"]["recipe"]))
         sizes = f"{gib(r['chosen']['peak_bytes'])} of {gib(r['limit_bytes'])}"
-        plain = gib(r["baseline"]["needed_bytes"]) + (
+        baseline = gib(r["baseline"]["needed_bytes"]) + (
             "" if r["baseline"]["fits"] else ", does not fit"
         )
-        took = f"{r['seconds_to_plan']:.0f} s, {gib(r['host_bytes'])} GiB"
-        words = recipe.summary
+        planning = f"{r['seconds_to_plan']:.0f} s, {gib(r['host_bytes'])} GiB"
+        summary = recipe.summary
         if "planned_by" in r:  # an earlier version, which laid arrays out in its own way
-            words += f" ({r['planned_by']})"
-        yield f"{what} | {words} | {sizes} | {plain} | {took}"
+            summary += f" ({r['planned_by']})"
+        yield f"{target} | {summary} | {sizes} | {baseline} | {planning}"
 
 
 def remat():
-    found = read("remat_table.json")
-    for device, rows in found["rows"].items():
+    results = read("remat_table.json")
+    for device, rows in results["rows"].items():
         for name, r in sorted(rows.items(), key=lambda row: -row[1]["peak_bytes"]):
             sizes = f"{gib(r['peak_bytes'])} | {gib(r['host_bytes'])} | {gib(r['residual_bytes'])}"
             cost = f"{r['flops'] / 1e12:.1f} | {r['cost_seconds'] * 1e3:.0f} ms"
-            mark = "yes" if name in found["chosen"][device] else ""
-            yield f"{device} | {name} | {sizes} | {cost} | {mark}"
+            chosen = "yes" if name in results["chosen"][device] else ""
+            yield f"{device} | {name} | {sizes} | {cost} | {chosen}"
 
 
 def quick():
     for name, r in read("estimates.json")["programs"].items():
-        took = " | ".join(
-            f"{r['seconds'][k]} s" for k in ("quick", "compiled") if k in r["seconds"]
+        times = " | ".join(
+            f"{r['seconds'][key]} s" for key in ("quick", "compiled") if key in r["seconds"]
         )
-        took += "" if "compiled" in r["seconds"] else " | "
+        times += "" if "compiled" in r["seconds"] else " | "
         ratios = r["formulas_over_peak"].items()
         formulas = ", ".join(f"{formula}: {ratio:.2f}" for formula, ratio in ratios)
-        yield f"{name} | {gib(r['peak_bytes'])} | {r['quick_over_peak']:.2f} | {took} | {formulas}"
+        yield f"{name} | {gib(r['peak_bytes'])} | {r['quick_over_peak']:.2f} | {times} | {formulas}"
 
 
 def estimators():
-    s = read("estimates.json")["summary"]
-    order = f"Spearman {s['spearman']['mean']:.3f}"
-    yield f"`quick=True` | {s['quick_median_error']:.1%} | {order}"
-    for name, error in s["formulas_median_error"].items():
-        yield f"{name} | {error:.0%} | at most {abs(s['formulas_largest_error'][name]):.0%}"
+    summary = read("estimates.json")["summary"]
+    order = f"Spearman {summary['spearman']['mean']:.3f}"
+    yield f"`quick=True` | {summary['quick_median_error']:.1%} | {order}"
+    for name, error in summary["formulas_median_error"].items():
+        yield f"{name} | {error:.0%} | at most {abs(summary['formulas_largest_error'][name]):.0%}"
 
 
 def budgets():
-    def way(r):
+    def cells(r):
         if r["takes"] is None:
             return "nothing fits | "
         return f"{r['takes']} | {r['tokens_a_second'] / 1e3:.0f} k"
 
     for r in read("estimates.json")["budgets"]:
-        yield f"{gib(r['budget_bytes'])} | {way(r['fixed_order'])} | {way(r['plan'])}"
+        yield f"{gib(r['budget_bytes'])} | {cells(r['fixed_order'])} | {cells(r['plan'])}"
 
 
 def traffic():
@@ -83,59 +83,59 @@ def traffic():
 
 
 def resident():
-    found = read("resident.json")
-    for name, r in found["rows"].items():
+    results = read("resident.json")
+    for name, r in results["rows"].items():
         mb = lambda key: f"{r[key] / 1e6:.1f}"  # noqa: B023
-        noted = " (noted)" if r["notes"] else ""
-        yield f"{name}{noted} | {mb('predicted')} | {mb('grown')} | {r['error']:+.1%}"
-    worst, middle = found["largest_error"], found["median_error"]
-    yield f"**largest and median error** | | | {worst:.1%}, {middle:.1%}"
+        notes = " (noted)" if r["notes"] else ""
+        yield f"{name}{notes} | {mb('predicted')} | {mb('grown')} | {r['error']:+.1%}"
+    worst, median = results["largest_error"], results["median_error"]
+    yield f"**largest and median error** | | | {worst:.1%}, {median:.1%}"
 
 
 def products():
     rows = read("tpu_formats.json")["rows"]
-    found = {(r["format"], r["device"].removeprefix("tpu "), r["batch"]): r for r in rows}
+    by_key = {(r["format"], r["device"].removeprefix("tpu "), r["batch"]): r for r in rows}
     for name in dict.fromkeys(r["format"] for r in rows):
-        here = [r for r in rows if r["format"] == name]
+        format_rows = [r for r in rows if r["format"] == name]
         cells = (
-            f"{found[name, chip, batch]['traffic_over_floor']:.2f}"
-            if (name, chip, batch) in found
+            f"{by_key[name, chip, batch]['traffic_over_floor']:.2f}"
+            if (name, chip, batch) in by_key
             else ""
             for chip in ("v5e:1x1", "v6e:1x1")
             for batch in (1, 8, 256)
         )
-        held = max(r["temp"] for r in here) / 2**20
-        bits = 8 * here[0]["weight_bytes"] / WEIGHTS
-        yield f"{name} | {bits:.2f} | {held:.1f} | {' | '.join(cells)}"
+        temp_mib = max(r["temp"] for r in format_rows) / 2**20
+        bits = 8 * format_rows[0]["weight_bytes"] / WEIGHTS
+        yield f"{name} | {bits:.2f} | {temp_mib:.1f} | {' | '.join(cells)}"
 
 
 def one_block():
-    found = read("by_block_memory.json")
-    for r in found["rows"]:
+    results = read("by_block_memory.json")
+    for r in results["rows"]:
         sizes = " | ".join(gib(r[key]) for key in ("dense_bytes", "encoded_bytes", "peak_rss"))
         yield f"{r['layers']} | {sizes}"
-    yield f"32, by arithmetic | | | {gib(found['whole_bytes'])}"
+    yield f"32, by arithmetic | | | {gib(results['whole_bytes'])}"
 
 
 def caches():
     for r in read("kv_tpu.json")["rows"]:
         if "rotated" in r["cache"]:
-            continue  # as without
-        what = f"{r['model']} | {r['batch']} | {r['length']:,} | {r['cache']}"
+            continue  # its bytes are those of the cache that is not rotated
+        program = f"{r['model']} | {r['batch']} | {r['length']:,} | {r['cache']}"
         sizes = " | ".join(f"{r[name] / 2**20:,.1f}" for name in ("cache_bytes", "temp_bytes"))
-        yield f"{what} | {sizes} | {r['traffic'] / 1e9:.2f}"
+        yield f"{program} | {sizes} | {r['traffic'] / 1e9:.2f}"
 
 
 def on_cpu():
-    found = [read(f"cpu_matvec.jax{jax}.json") for jax in CPU]
-    assert all(f["cores"] == 1 for f in found)  # as the page says
-    speed = {(f["jax"], r["batch"], r["format"]): r for f in found for r in f["rows"]}
-    k, n = found[0]["shape"]
-    for r in found[0]["rows"][1 : len(found[0]["rows"]) // 2]:
+    files = [read(f"cpu_matvec.jax{jax}.json") for jax in JAX_VERSIONS]
+    assert all(f["cores"] == 1 for f in files)  # the page says so
+    by_version = {(f["jax"], r["batch"], r["format"]): r for f in files for r in f["rows"]}
+    k, n = files[0]["shape"]
+    for r in files[0]["rows"][1 : len(files[0]["rows"]) // 2]:
         cells = (
-            f"{speed[jax, batch, r['format']]['times_dense']:.2f}×"
+            f"{by_version[jax, batch, r['format']]['times_dense']:.2f}×"
             for batch in (1, 8)
-            for jax in CPU
+            for jax in JAX_VERSIONS
         )
         yield f"{r['format']} | {8 * r['bytes'] / (k * n):.2f} | {' | '.join(cells)}"
 

@@ -1,4 +1,7 @@
-"""fill: the tables of a page, each between its marks, as a script makes them from JSON."""
+"""Fills the tables of a page, each between its marks, with rows made from the experiments' JSON.
+
+This module is imported, not run.
+"""
 
 import json
 import pathlib
@@ -16,16 +19,16 @@ def read(name: str) -> dict:
 
 
 def fill(name: str, script: str, tables: dict[Callable[[], Iterable[str]], str]) -> None:
-    """Writes the page docs/`name` anew; `tables` holds {what gives the rows: their titles}.
+    """Writes the tables of the page docs/`name`; `tables` is {function that yields rows: titles}.
 
-    A table stands between "<!-- rows: written by experiments/tables/`script` -->", with the name
-    of the function that gives its rows, and "<!-- end -->".
+    A table stands between "<!-- FUNCTION: written by experiments/tables/`script` -->" and
+    "<!-- end -->".
     """
     page = (DOCS / name).read_text(encoding="utf-8")
-    for rows, heads in tables.items():
-        start = f"<!-- {rows.__name__}: written by experiments/tables/{script} -->\n"
-        before, rest = page.split(start)
-        rule = "|".join(["---"] * (heads.count("|") + 1))
-        table = f"| {heads} |\n|{rule}|\n" + "".join(f"| {row} |\n" for row in rows())
-        page = before + start + table + END + rest.split(END, 1)[1]
+    for table_rows, titles in tables.items():
+        start = f"<!-- {table_rows.__name__}: written by experiments/tables/{script} -->\n"
+        before, after = page.split(start)
+        separator = "|".join(["---"] * (titles.count("|") + 1))
+        table = f"| {titles} |\n|{separator}|\n" + "".join(f"| {row} |\n" for row in table_rows())
+        page = before + start + table + END + after.split(END, 1)[1]
     (DOCS / name).write_text(page, encoding="utf-8")

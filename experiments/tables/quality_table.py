@@ -7,9 +7,9 @@ from pages import fill, read
 
 import jaxmem as jm
 
-METHODS = ("RTN", "Search", "HQQ", "numpy GPTQ", "GPTQ")  # in this order, what builds on them after
+BASICS = ("RTN", "Search", "HQQ", "numpy GPTQ", "GPTQ")  # rows of methods that build on them follow
 TURNS = "GPTQ of a weighted search, 4 turns"
-BEFORE = {  # method: the one that it adds a step to
+STEP_BEFORE = {  # method: the method that it adds a step to
     "Search": "RTN",
     "HQQ": "RTN",
     "GPTQ": "RTN",
@@ -22,7 +22,7 @@ BEFORE = {  # method: the one that it adds a step to
     f"{TURNS}, by blocks, codes learned, scales tuned": f"{TURNS}, by blocks, codes learned",
     "GPTQ, by blocks": "GPTQ",
 }
-MARKS = ("", ", control", ", all parameters")
+NAME_SUFFIXES = ("", ", control", ", all parameters")
 
 
 def rows_of(name):
@@ -30,29 +30,29 @@ def rows_of(name):
     return rows.items() if isinstance(rows, dict) else rows
 
 
-def interval(found):
-    return f"{found['mean']:.4f} ({found['low']:.4f}–{found['high']:.4f})"
+def interval(estimate):
+    return f"{estimate['mean']:.4f} ({estimate['low']:.4f}–{estimate['high']:.4f})"
 
 
-def measured(r):
+def quality(r):
     return f"{r['perplexity']['mean']:.2f} | {interval(r['kl'])}"
 
 
-def integers(*marks):
+def integers(*suffixes):
     def order(row):
         bits, _, method = row[0].partition(" bits ")
-        place = METHODS.index(method) if method in METHODS else len(METHODS)
-        return MARKS.index(mark_of(row[0])), -int(bits), place, len(method)
+        place = BASICS.index(method) if method in BASICS else len(BASICS)
+        return NAME_SUFFIXES.index(name_suffix(row[0])), -int(bits), place, len(method)
 
     rows = read("quantize_smollm2.json")["rows"]
     for name, r in sorted(rows.items(), key=order):
-        if mark_of(name) not in marks:
+        if name_suffix(name) not in suffixes:
             continue
         bits, _, method = name.partition(" bits ")
         method = method.removesuffix(", all parameters")
-        took = f"{r['seconds']:.0f} s | {r['peak_rss'] / 2**30:.1f}" if "seconds" in r else " | "
-        gained = gain(rows, name)
-        yield f"{bits} | {method} | {r['bits_per_weight']:.3f} | {measured(r)} | {gained} | {took}"
+        cost = f"{r['seconds']:.0f} s | {r['peak_rss'] / 2**30:.1f}" if "seconds" in r else " | "
+        kl_gain = gain(rows, name)
+        yield f"{bits} | {method} | {r['bits_per_weight']:.3f} | {quality(r)} | {kl_gain} | {cost}"
 
 
 def blocks():
@@ -63,69 +63,70 @@ def everything():
     return integers(", all parameters")
 
 
-def mark_of(name):
-    return next((mark for mark in MARKS[1:] if name.endswith(mark)), "")
+def name_suffix(name):
+    return next((suffix for suffix in NAME_SUFFIXES[1:] if name.endswith(suffix)), "")
 
 
 def gain(rows, name):
     """KL that a step takes away, with the interval of the windows' differences."""
-    mark = mark_of(name)
-    bits, _, method = name.removesuffix(mark).partition(" bits ")
-    before = rows.get(f"{bits} bits {BEFORE.get(method)}{mark}", {}).get("kl_by_window")
+    suffix = name_suffix(name)
+    bits, _, method = name.removesuffix(suffix).partition(" bits ")
+    before = rows.get(f"{bits} bits {STEP_BEFORE.get(method)}{suffix}", {}).get("kl_by_window")
     after = rows[name].get("kl_by_window")
     if not before or not after:
         return ""
-    found = jm.Evaluation(1, 1, kl_by_window=after).gain(jm.Evaluation(1, 1, kl_by_window=before))
-    return f"{found.mean:.4f} ({found.low:.4f}, {found.high:.4f})"
+    before, after = (jm.Evaluation(1, 1, kl_by_window=kl) for kl in (before, after))
+    kl_gain = after.gain(before)
+    return f"{kl_gain.mean:.4f} ({kl_gain.low:.4f}, {kl_gain.high:.4f})"
 
 
 def encoder():
     for name, r in rows_of("quantize_minilm.json"):
-        less = f"{r['spearman']['mean']:.4f} | {r['cosine']['mean']:.4f}"
-        yield f"{name} | {r['bits_per_weight'] or 32:.3f} | {less}"
+        scores = f"{r['spearman']['mean']:.4f} | {r['cosine']['mean']:.4f}"
+        yield f"{name} | {r['bits_per_weight'] or 32:.3f} | {scores}"
 
 
 def cache():
     for name, r in rows_of("kv_cache.json"):
         sizes = f"{r['cache_bytes']:,} | {r['cache_and_temp_bytes']:,}"
-        grown, ratio = r["generation"]["grown_bytes"], r["speed_ratio"]
-        yield f"{name} | {sizes} | {grown:,} | {r['kl']['mean']:.5f} | {ratio:.2f}×"
+        grown_bytes, ratio = r["generation"]["grown_bytes"], r["speed_ratio"]
+        yield f"{name} | {sizes} | {grown_bytes:,} | {r['kl']['mean']:.5f} | {ratio:.2f}×"
 
 
 def planes():
     for name, r in rows_of("planes.json"):
-        yield f"{name} | {r['bits_per_weight']:.3f} | {measured(r)}"
+        yield f"{name} | {r['bits_per_weight']:.3f} | {quality(r)}"
 
 
 def pruned():
     order = {"50%": 0, "60%": 1, "70%": 2, "2:4": 3, "4:8": 4}
-    found = read("prune_smollm2.json")
-    dense = found["rows"][0]["dense_perplexity"]["mean"]
-    yield f" | dense | {found['dense_block_bytes']:,} | {dense:.2f} | 0"
-    for r in sorted(found["rows"], key=lambda r: order[r["pattern"]]):
-        yield f"{r['pattern']} | {r['method']} | {r['block_bytes']:,} | {measured(r)}"
+    results = read("prune_smollm2.json")
+    dense = results["rows"][0]["dense_perplexity"]["mean"]
+    yield f" | dense | {results['dense_block_bytes']:,} | {dense:.2f} | 0"
+    for r in sorted(results["rows"], key=lambda r: order[r["pattern"]]):
+        yield f"{r['pattern']} | {r['method']} | {r['block_bytes']:,} | {quality(r)}"
 
 
 def contest():
     for r in sorted(rows_of("iso_bytes.json"), key=lambda r: -r["bits_per_weight"]):
         basis = {"turned": "rotated", "plain": "as it came"}[r["basis"]]
-        yield f"{r['form']} | {basis} | {r['bits_per_weight']:.3f} | {measured(r)}"
+        yield f"{r['form']} | {basis} | {r['bits_per_weight']:.3f} | {quality(r)}"
 
 
 def budgets():
     for r in sorted(rows_of("budget_plans.json"), key=lambda r: -r["limit"]):
-        how = f"{r['bytes']:,} | {r['least_bits']} to 8 | by {r['sensitivity']}"
-        yield f"{how} | {interval(r['kl']['before'])} | {interval(r['kl']['after'])}"
+        plan = f"{r['bytes']:,} | {r['least_bits']} to 8 | by {r['sensitivity']}"
+        yield f"{plan} | {interval(r['kl']['before'])} | {interval(r['kl']['after'])}"
 
 
 def structured():
     peak = read("structured.json")["dense_v5e_peak_bytes"]
     yield f"nothing | | | | | | | {peak / 2**20:.0f} MiB"
     for r in sorted(rows_of("structured.json"), key=lambda r: (r["removed_from"], r["removed"])):
-        faster = f"{r['speed']['decode']:.2f}× | {r['speed']['prompt']:.2f}×"
-        after = f"{r['steps']} steps" if r["steps"] else ""
-        what = f"{r['removed_from']} | {r['removed']:.1%} | {after}"
-        yield f"{what} | {measured(r)} | {faster} | {r['v5e_peak_bytes'] / 2**20:.0f} MiB"
+        speed = f"{r['speed']['decode']:.2f}× | {r['speed']['prompt']:.2f}×"
+        distillation = f"{r['steps']} steps" if r["steps"] else ""
+        removal = f"{r['removed_from']} | {r['removed']:.1%} | {distillation}"
+        yield f"{removal} | {quality(r)} | {speed} | {r['v5e_peak_bytes'] / 2**20:.0f} MiB"
 
 
 TABLES = {

@@ -13,9 +13,9 @@ def quality():
     """(limit, budget's row, best uniform row) for each size."""
     rows = read("fit_smollm2.json")["rows"]
     for limit in LABELS:
-        here = [r for r in rows if r["limit_bytes"] == limit]
-        plan = next(r for r in here if r["plan"] == "weights only")
-        uniform = [r for r in here if r["plan"].startswith("uniform")]
+        rows_of_limit = [r for r in rows if r["limit_bytes"] == limit]
+        plan = next(r for r in rows_of_limit if r["plan"] == "weights only")
+        uniform = [r for r in rows_of_limit if r["plan"].startswith("uniform")]
         yield limit, plan, min(uniform, key=lambda r: r["kl"]["mean"])
 
 
@@ -26,19 +26,19 @@ def table():
     lines.append(
         f"| dense, float32 | {4 * weights:,} | {row['dense_perplexity']['mean']:.2f} | 0 |"
     )
-    show = lambda r: f"{r['bytes']:,} | {r['perplexity']['mean']:.2f} | {r['kl']['mean']:.4f} |"
+    cells = lambda r: f"{r['bytes']:,} | {r['perplexity']['mean']:.2f} | {r['kl']['mean']:.4f} |"
     for limit, plan, uniform in quality():
-        lines.append(f"| `fit`, {LABELS[limit]}, no data | {show(plan)}")
-        lines.append(f"| best uniform rounding at no fewer | {show(uniform)}")
+        lines.append(f"| `fit`, {LABELS[limit]}, no data | {cells(plan)}")
+        lines.append(f"| best uniform rounding at no fewer | {cells(uniform)}")
         for r in read("fit_smollm2.json")["rows"]:
             if r["limit_bytes"] == limit and r["plan"].startswith("fit"):
-                lines.append(f"| `{r['plan']}`, {LABELS[limit]} | {show(r)}")
+                lines.append(f"| `{r['plan']}`, {LABELS[limit]} | {cells(r)}")
     lines += ["", "| CPU decode, one token at a time | bytes | speed against dense f32 |"]
     lines.append("|---|---|---|")
     for name in sorted(p.name for p in EXPERIMENTS.glob("speed/cpu_decode.*.json")):
-        found = read(name)
-        for r in found["rows"][1:]:
-            label = f"{r['encoding']}, jax {found['jax']}"
+        results = read(name)
+        for r in results["rows"][1:]:
+            label = f"{r['encoding']}, jax {results['jax']}"
             lines.append(f"| {label} | {r['bytes']:,} | {r['times_dense']:.2f}× |")
     lines += ["", *pruned()]
     lines += ["", "| TPU v5e, by its compiler: linen, width 2048, decode | arguments | temp |"]
@@ -51,21 +51,21 @@ def table():
 
 
 def pruned():
-    """BERT with weights gone, as it is and after a short retraining."""
-    found = read("sparse_minilm.json")["rows"]
+    """Lines of the tables of pruned BERTs, before and after a short retraining."""
+    results = read("sparse_minilm.json")["rows"]
     columns = "bytes | Spearman | retrained | a sentence's time"
     lines = [f"| BERT (MiniLM-L6) on STS-B | {columns} |", "|---|---|---|---|---|"]
-    after = {row["form"]: row for row in found if row["retrained"]}
-    for row in found:
+    retrained = {row["form"]: row for row in results if row["retrained"]}
+    for row in results:
         if not row["retrained"]:
-            scores = [f"{r['spearman']['mean']:.4f}" for r in (row, after[row["form"]])]
+            scores = [f"{r['spearman']['mean']:.4f}" for r in (row, retrained[row["form"]])]
             time = f"{row['seconds_over_dense']:.1f}×"
             lines.append(f"| {row['form']} | {row['bytes']:,} | {' | '.join(scores)} | {time} |")
     lines += ["", "| MiniLM-L6 on SST-2 | bytes | pruned | retrained | with a teacher |"]
     lines.append("|---|---|---|---|---|")
-    found = read("sst2_minilm.json")["rows"]
-    for zeros in dict.fromkeys(r["zeros"] for r in sorted(found, key=lambda r: -r["bytes"])):
-        rows = [row for row in found if row["zeros"] == zeros]
+    results = read("sst2_minilm.json")["rows"]
+    for zeros in dict.fromkeys(r["zeros"] for r in sorted(results, key=lambda r: -r["bytes"])):
+        rows = [row for row in results if row["zeros"] == zeros]
         shares = [f"{row['accuracy']:.1%}" for row in rows]
         shares += ["–"] * (3 - len(shares))
         lines.append(
@@ -81,10 +81,10 @@ def picture(path):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    found = list(quality())
-    for at, label, mark in ((1, "budget, no data", "o-"), (2, "best uniform rounding", "s--")):
-        points = sorted((row[at]["bytes"] / 1e6, row[at]["kl"]["mean"]) for row in found)
-        axes.plot(*zip(*points), mark, label=label)
+    rows = list(quality())
+    for index, label, marker in ((1, "budget, no data", "o-"), (2, "best uniform rounding", "s--")):
+        points = sorted((row[index]["bytes"] / 1e6, row[index]["kl"]["mean"]) for row in rows)
+        axes.plot(*zip(*points), marker, label=label)
     axes.set(yscale="log", xlabel="MB", ylabel="KL to the dense model, nats")
     axes.set_title("SmolLM2-135M, rotated (dense float32: 651 MB)", fontsize=10)
     axes.legend(frameon=False)
@@ -94,8 +94,8 @@ def picture(path):
 
 def main():
     readme = EXPERIMENTS.parent / "README.md"
-    before, rest = readme.read_text().split(START)
-    readme.write_text(before + START + table() + END + rest.split(END)[1])
+    before, after = readme.read_text().split(START)
+    readme.write_text(before + START + table() + END + after.split(END)[1])
     picture(DOCS / "quality.png")
 
 

@@ -16,18 +16,18 @@ def rows_of(name):
 
 def compiled():
     rows = rows_of("scaling.json")
-    show = lambda r: f"{r['peak'] / 2**30:.2f} GiB" + ("" if r["fits"] else ", does not fit")
-    order = {name: at for at, name in enumerate(MODELS)}
-    chips = lambda device: math.prod(map(int, device.partition(":")[2].split("x")))
+    peak = lambda r: f"{r['peak'] / 2**30:.2f} GiB" + ("" if r["fits"] else ", does not fit")
+    order = {name: place for place, name in enumerate(MODELS)}
+    chip_count = lambda device: math.prod(map(int, device.partition(":")[2].split("x")))
     named = [name.split(", ") for name in rows]
-    for *parts, how in sorted(named, key=lambda n: (order[n[0]], chips(n[1]))):
-        if how == "constrained":
+    for *parts, constraint in sorted(named, key=lambda n: (order[n[0]], chip_count(n[1]))):
+        if constraint == "constrained":
             task, device, axes = parts
             head = ", ".join(parts)
-            free = rows.get(f"{head}, not constrained")
-            bare = "" if free is None else show(free)
-            full = show(rows[f"{head}, constrained"])
-            yield f"{MODELS[task]} | {device} | {axes} | {full} | {bare}"
+            unconstrained_row = rows.get(f"{head}, not constrained")
+            unconstrained = "" if unconstrained_row is None else peak(unconstrained_row)
+            constrained = peak(rows[f"{head}, constrained"])
+            yield f"{MODELS[task]} | {device} | {axes} | {constrained} | {unconstrained}"
 
 
 def smollm2():
@@ -45,9 +45,9 @@ def pipeline():
     for r in sorted(rows, key=lambda r: (r["schedule"], r["micro_batches"])):
         bubble = f"{r['bubble']:.3f} ({r['bubble_formula']:.3f})"
         stack = f"{r['stack_bytes_a_stage']:,} ({r['stack_bytes_formula']:,})"
-        held = f"{more(r, 'temp_bytes_a_stage'):,} ({more(r, 'bytes_held_formula'):,})"
+        extra = f"{more(r, 'temp_bytes_a_stage'):,} ({more(r, 'bytes_held_formula'):,})"
         error = max(r["forward_error"], r["loss_and_gradient_error"])
-        sizes = f"{stack} | {r['temp_bytes_a_stage']:,} | {held}"
+        sizes = f"{stack} | {r['temp_bytes_a_stage']:,} | {extra}"
         yield f"{r['schedule']} | {r['micro_batches']} | {bubble} | {sizes} | {error:.1e}"
 
 
@@ -55,9 +55,9 @@ def processes():
     for r in rows_of("processes.json"):
         before, after = r["processes"]
         meshes = (" × ".join(f"{k} {v}" for k, v in mesh.items()) for mesh in r["meshes"])
-        whole = "yes" if r["old_file_whole_after_kill"] else "no"
-        differ = f"{r['largest_relative_difference_of_losses']:.1e}"
-        yield f"{before}, then {after} | {', then '.join(meshes)} | {whole} | {differ}"
+        file_is_whole = "yes" if r["old_file_whole_after_kill"] else "no"
+        difference = f"{r['largest_relative_difference_of_losses']:.1e}"
+        yield f"{before}, then {after} | {', then '.join(meshes)} | {file_is_whole} | {difference}"
 
 
 TABLES = {
