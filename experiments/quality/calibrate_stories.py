@@ -3,10 +3,10 @@
     pip install -e ".[demo]"
     python experiments/quality/calibrate_stories.py --stories FOLDER --text TEXT --rows "2 bits.*"
 
-stories260K (FOLDER holds its llama2.c checkpoint and tokenizer.json), block linears in groups of
-32 with zero points; KL to the dense model on the second half of TEXT in windows of 256 tokens. The
-first half calibrates and trains, 96 windows, batches of 8. A row that is in the file is not
-measured again.
+The model is stories260K (FOLDER holds its llama2.c checkpoint and tokenizer.json). Its block
+linears are encoded in groups of 32 with zero points. Measured is the KL to the dense model on the
+second half of TEXT, in windows of 256 tokens. The first half calibrates and trains, 96 windows in
+batches of 8. A row that is in the file is not measured again.
 """
 
 import argparse
@@ -26,29 +26,29 @@ from jaxmem import models
 WINDOW, BATCH, BATCHES, PASSES = 256, 8, 12, 10
 LINEARS = "layers/.*kernel"
 SEARCHED = lambda codec: jm.GPTQ(jm.Search(codec))
-TURNED = lambda codec: jm.GPTQ(jm.Search(codec), turns=4)
+FOUR_TURNS = lambda codec: jm.GPTQ(jm.Search(codec), turns=4)
 
 
-def steps(model, batches, stats):
-    """{name: what makes a tree of a codec}."""
-    chosen = lambda codec: jm.choose(model.params, {LINEARS: codec})
-    once = lambda codec: jm.encode(model.params, chosen(codec), stats=stats())
-    blocks = lambda codec, **how: jm.encode_by_block(model, chosen(codec), batches, **how)
-    many = batches * PASSES
-    tune = lambda tree, rate: jm.tune(model.apply, model.params, tree, many, learning_rate=rate)
-    how = {"loss": jm.divergence, "learning_rate": 0.02}
-    learn = lambda tree: jm.learn_rounding(model.apply, model.params, tree, many, **how)
+def encoders(model, batches, stats):
+    """{name of a row: function from a codec to the encoded params}."""
+    plan_of = lambda codec: jm.choose(model.params, {LINEARS: codec})
+    encoded = lambda codec: jm.encode(model.params, plan_of(codec), stats=stats())
+    by_block = lambda codec, **kw: jm.encode_by_block(model, plan_of(codec), batches, **kw)
+    dense, steps = (model.apply, model.params), batches * PASSES
+    tuned = lambda tree, rate: jm.tune(*dense, tree, steps, learning_rate=rate)
+    options = {"loss": jm.divergence, "learning_rate": 0.02}
+    learned = lambda tree: jm.learn_rounding(*dense, tree, steps, **options)
     return {
-        "RTN": once,
-        "GPTQ": lambda codec: once(jm.GPTQ(codec)),
-        "weighted search, GPTQ": lambda codec: once(SEARCHED(codec)),
-        "weighted search, GPTQ, 4 turns": lambda codec: once(TURNED(codec)),
-        "by block": lambda codec: blocks(TURNED(codec)),
-        "by block, learned": lambda codec: blocks(TURNED(codec), passes=PASSES),
-        "4 turns, scales tuned": lambda codec: tune(once(TURNED(codec)), 3e-3),
-        "4 turns, learned by logits": lambda codec: learn(once(TURNED(codec))),
-        "by block, learned, scales tuned": lambda codec: tune(
-            blocks(TURNED(codec), passes=PASSES), 3e-3
+        "RTN": encoded,
+        "GPTQ": lambda codec: encoded(jm.GPTQ(codec)),
+        "weighted search, GPTQ": lambda codec: encoded(SEARCHED(codec)),
+        "weighted search, GPTQ, 4 turns": lambda codec: encoded(FOUR_TURNS(codec)),
+        "by block": lambda codec: by_block(FOUR_TURNS(codec)),
+        "by block, learned": lambda codec: by_block(FOUR_TURNS(codec), passes=PASSES),
+        "4 turns, scales tuned": lambda codec: tuned(encoded(FOUR_TURNS(codec)), 3e-3),
+        "4 turns, learned by logits": lambda codec: learned(encoded(FOUR_TURNS(codec))),
+        "by block, learned, scales tuned": lambda codec: tuned(
+            by_block(FOUR_TURNS(codec), passes=PASSES), 3e-3
         ),
     }
 
@@ -65,44 +65,45 @@ def main() -> None:
     text = args.text.read_text(encoding="utf-8")
     half = text.index("\n\n", len(text) // 2)
     ids = lambda part: np.asarray(model.tokenizer.encode(part, add_special_tokens=False).ids)
-    seen = ids(text[:half])[: BATCHES * BATCH * WINDOW].reshape(BATCHES, BATCH, WINDOW)
-    batches, kept = [(jnp.asarray(rows),) for rows in seen], {}
+    calibration_ids = ids(text[:half])[: BATCHES * BATCH * WINDOW].reshape(BATCHES, BATCH, WINDOW)
+    batches, moments = [(jnp.asarray(rows),) for rows in calibration_ids], {}
 
     def stats():
-        if not kept:
-            kept.update(jm.stats(model.apply, model.params, batches))
-        return kept
+        if not moments:
+            moments.update(jm.stats(model.apply, model.params, batches))
+        return moments
 
-    found = {
+    results = {
         "command": "python experiments/quality/calibrate_stories.py --stories FOLDER --text TEXT",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "seed": 0,
         "model_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "calibration_tokens": int(seen.size),
+        "calibration_tokens": int(calibration_ids.size),
         "training_steps": BATCHES * PASSES,
         "rows": json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {},
     }
     for bits in (4, 3, 2):
-        for step, make in steps(model, batches, stats).items():
+        for step, encode in encoders(model, batches, stats).items():
             name = f"{bits} bits, {step}"
-            if name in found["rows"] or not re.fullmatch(args.rows, name):
+            if name in results["rows"] or not re.fullmatch(args.rows, name):
                 continue
             start = time.perf_counter()
-            tree = jax.block_until_ready(make(jm.Int(bits, group=32, symmetric=False)))
+            tree = jax.block_until_ready(encode(jm.Int(bits, group=32, symmetric=False)))
             seconds = time.perf_counter() - start
             leaves = [x for x in jax.tree.leaves(tree, is_leaf=jm.is_encoded) if jm.is_encoded(x)]
-            how = {"reference": (model.apply, model.params), "window": WINDOW, "batch": 16}
-            apart = ids(text[half:])
-            result = json.loads(jm.evaluate(model.apply, jm.decode(tree), apart, **how).to_json())
-            found["rows"][name] = {
+            options = {"reference": (model.apply, model.params), "window": WINDOW, "batch": 16}
+            test_ids = ids(text[half:])
+            evaluation = jm.evaluate(model.apply, jm.decode(tree), test_ids, **options)
+            scores = json.loads(evaluation.to_json())
+            results["rows"][name] = {
                 "bits_per_weight": 8 * jm.nbytes(leaves) / sum(x.size for x in leaves),
-                **{key: result[key] for key in ("perplexity", "dense_perplexity", "kl")},
-                "tokens": result["tokens"],
+                **{key: scores[key] for key in ("perplexity", "dense_perplexity", "kl")},
+                "tokens": scores["tokens"],
                 "seconds": round(seconds, 1),
             }
-            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            print(name, found["rows"][name]["kl"], round(seconds, 1), flush=True)
+            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            print(name, results["rows"][name]["kl"], round(seconds, 1), flush=True)
 
 
 if __name__ == "__main__":

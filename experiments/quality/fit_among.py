@@ -1,11 +1,11 @@
-"""`fit --among`, one budget over all techniques, beside integers alone: writes fit_among.json.
+"""`fit --among`, one budget over all techniques, against integers alone: writes fit_among.json.
 
     pip install -e ".[demo]"
     python experiments/quality/fit_among.py --text wikitext2_valid.txt [--tune 64]
 
-The model is smollm2-135m as it is, which pruning wants. The first half of TEXT calibrates, the
-second half measures. A row is encoded as `jaxmem fit --calibrate` does it; `seconds` are those of
-each step it tells of. A row that is in the file already is not measured again.
+The model is smollm2-135m, not rotated, as pruning needs it. The first half of TEXT calibrates, the
+second half measures. A row is encoded as by `jaxmem fit --calibrate`; `seconds` are those of each
+stage that it reports. A row that is in the file already is not measured again.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from jaxmem import models
 from jaxmem.models import downloading
 
 LIMITS = (62_000_000,)
-FORMS = ("int", "sparsity", "n:m", "rank")
-AMONG = (("int",), FORMS, (*FORMS, "neurons", "layers"))
-SEED = 0  # of the rows that tuning draws
+FORMATS = ("int", "sparsity", "n:m", "rank")
+TECHNIQUE_SETS = (("int",), FORMATS, (*FORMATS, "neurons", "layers"))
+SEED = 0  # of the windows that tuning draws
 
 
 @dataclasses.dataclass
@@ -57,10 +57,10 @@ def main() -> None:
     path = pathlib.Path(__file__).with_suffix(".json")
     model = models.load("smollm2-135m")
     text = args.text.read_text(encoding="utf-8")
-    calibration, judged = text[: len(text) // 2], text[len(text) // 2 :]
+    calibration, measured_text = text[: len(text) // 2], text[len(text) // 2 :]
     tokenized = lambda text: np.asarray(model.tokenizer.encode(text, add_special_tokens=False).ids)
-    calibration_ids, ids = tokenized(calibration), tokenized(judged)
-    found = {
+    calibration_ids, ids = tokenized(calibration), tokenized(measured_text)
+    results = {
         "command": f"python experiments/quality/fit_among.py --text {args.text.name}"
         f" --windows {args.windows} --tune {args.tune}",
         "jax": jax.__version__,
@@ -69,49 +69,48 @@ def main() -> None:
         "model": model.source,
         "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": SEED,
-        "rows": [],
+        "rows": json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else [],
     }
-    found |= {"rows": json.loads(path.read_text(encoding="utf-8"))["rows"]} if path.exists() else {}
 
     def save() -> None:
         staged = path.with_suffix(".tmp")
-        staged.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        staged.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         staged.replace(path)
 
     @functools.cache
-    def known() -> dict:
+    def dense_logits() -> dict:
         """The dense model's logits of each window, computed once."""
         text = jnp.asarray(ids[: args.windows * 1024].reshape(-1, 1024))
         dense = jax.jit(model.apply)
         return {"ids": text, "logits": jnp.stack([dense(model.params, w[None])[0] for w in text])}
 
-    def look_up(known: dict, window: jax.Array) -> jax.Array:
-        return known["logits"][(known["ids"] == window).all(-1).argmax()][None]
+    def look_up(table: dict, window: jax.Array) -> jax.Array:
+        return table["logits"][(table["ids"] == window).all(-1).argmax()][None]
 
     for limit in LIMITS:
-        for among in AMONG:
+        for among in TECHNIQUE_SETS:
             key = {"limit_bytes": limit, "among": list(among), "tune": args.tune}
             key |= {"windows": args.windows}
-            there = any(key.items() <= row.items() for row in found["rows"])
-            if there or not re.fullmatch(args.rows, f"{limit} {' '.join(among)}"):
+            is_measured = any(key.items() <= row.items() for row in results["rows"])
+            if is_measured or not re.fullmatch(args.rows, f"{limit} {' '.join(among)}"):
                 continue
-            options, seconds = jm.FitOptions(among=among, tune_steps=args.tune), Seconds()
-            calibrate = {"calibrate": calibration_ids, "options": options}
-            fitted = jm.fit(model, limit, **calibrate, progress=seconds)
-            compared = {"reference": (look_up, known()), "windows": args.windows}
+            fit_settings, seconds = jm.FitOptions(among=among, tune_steps=args.tune), Seconds()
+            fit_options = {"calibrate": calibration_ids, "options": fit_settings}
+            fitted = jm.fit(model, limit, **fit_options, progress=seconds)
+            options = {"reference": (look_up, dense_logits()), "windows": args.windows}
             dense = jm.decode(fitted.params)
             evaluation = json.loads(
-                jm.evaluate(fitted.model.apply, dense, ids, **compared).to_json()
+                jm.evaluate(fitted.model.apply, dense, ids, **options).to_json()
             )
-            kept = ("tokens", "perplexity", "dense_perplexity", "kl", "agreement")
+            score_keys = ("tokens", "perplexity", "dense_perplexity", "kl", "agreement")
             row = key | {"seconds": seconds.by_stage, "bytes": fitted.nbytes, "done": fitted.done}
-            row |= {name: evaluation[name] for name in kept}
+            row |= {name: evaluation[name] for name in score_keys}
             row |= {"model": fitted.model.source, "plan": json.loads(fitted.plan.to_json())}
-            found["rows"].append(row)
+            results["rows"].append(row)
             save()
-            kinds = collections.Counter(type(codec).__name__ for codec in fitted.plan.values())
+            counts = collections.Counter(type(codec).__name__ for codec in fitted.plan.values())
             total = sum(seconds.by_stage.values())
-            print(limit, *among, row["model"], dict(kinds), row["bytes"], f"{total:.0f} s")
+            print(limit, *among, row["model"], dict(counts), row["bytes"], f"{total:.0f} s")
             print(row["kl"]["mean"], row["perplexity"]["mean"], flush=True)
     save()
 

@@ -3,9 +3,9 @@
     pip install -e ".[demo]"
     python experiments/quality/fit_smollm2.py --text wikitext2_valid.txt
 
-The model is smollm2-135m, rotated. The first half of TEXT calibrates the plans that say so, the
-second half measures. Rows of `fit --calibrate` are encoded as by that command, and their seconds
-are all that it took. A row that is in the file already is not measured again.
+The model is smollm2-135m, rotated. The first half of TEXT calibrates the rows named so, the second
+half measures. Rows of `fit --calibrate` are encoded as by that command, and their seconds are all
+that it took. A row that is in the file already is not measured again.
 """
 
 import argparse
@@ -27,24 +27,24 @@ from jaxmem.models.model import Model
 
 COMMAND = "python experiments/quality/fit_smollm2.py"
 LIMITS = (163_000_000, 122_000_000, 102_000_000)  # 8, 6 and 5 bits for each of 162.9M weights
-SPARE = 1.015  # a uniform plan may take up to this many times the limit
+MOST_OF_LIMIT = 1.015  # a uniform plan may take up to this many times the limit
 CALIBRATION = (2, 512)  # windows, tokens
 SEED = 0
 
 
-def uniform(model: Model, uses: dict, limit: int) -> dict[str, jm.Plan]:
-    """Every round-to-nearest plan of one codec that takes no fewer bytes, and not many more."""
+def uniform_plans(model: Model, uses: dict, limit: int) -> dict[str, jm.Plan]:
+    """Every round-to-nearest plan of one codec that takes `limit` bytes, or slightly more."""
     shapes = jax.eval_shape(lambda p: p, model.params)
-    found = {}
+    plans = {}
     for bits in range(3, 9):
         for group in (None, 32, 64, 128, 256):
             for symmetric in (False, True):
                 codec = jm.Int(bits, group=group, symmetric=symmetric)
                 plan = jm.choose(shapes, {".*/(kernel|embedding)": codec})
                 size = jm.nbytes(jm.encode(shapes, plan, uses=uses))
-                if limit <= size <= limit * SPARE:
-                    found[f"uniform {codec}"] = plan
-    return found
+                if limit <= size <= limit * MOST_OF_LIMIT:
+                    plans[f"uniform {codec}"] = plan
+    return plans
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     text = args.text.read_text(encoding="utf-8")
     encode = lambda t: np.asarray(model.tokenizer.encode(t, add_special_tokens=False).ids)
     calibration, ids = encode(text[: len(text) // 2]), encode(text[len(text) // 2 :])
-    found = {
+    results = {
         "command": f"{COMMAND} --text {args.text.name} --windows {args.windows}",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
@@ -66,50 +66,49 @@ def main() -> None:
         "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": SEED,
         "windows": args.windows,
-        "rows": [],
+        "rows": json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else [],
     }
-    found |= {"rows": json.loads(path.read_text(encoding="utf-8"))["rows"]} if path.exists() else {}
 
     uses = jm.uses(model.apply, model.tensors, jax.ShapeDtypeStruct((1, 8), jnp.int32))
     count, length = CALIBRATION
     batches = [(row,) for row in calibration[: count * length].reshape(count, 1, length)]
-    measured = functools.cache(lambda: jm.fisher(model.apply, model.params, batches, seed=SEED))
-    sensitivities = {"weights only": lambda: None, "calibrated": measured}
+    fisher = functools.cache(lambda: jm.fisher(model.apply, model.params, batches, seed=SEED))
+    sensitivities = {"weights only": lambda: None, "calibrated": fisher}
 
     @functools.cache
-    def known() -> dict:
+    def dense_logits() -> dict:
         """The dense model's logits of each window, computed once."""
         text = jnp.asarray(ids[: args.windows * 1024].reshape(-1, 1024))
         dense = jax.jit(model.apply)
         return {"ids": text, "logits": jnp.stack([dense(model.params, w[None])[0] for w in text])}
 
-    def look_up(known: dict, window: jax.Array) -> jax.Array:
-        return known["logits"][(known["ids"] == window).all(-1).argmax()][None]
+    def look_up(table: dict, window: jax.Array) -> jax.Array:
+        return table["logits"][(table["ids"] == window).all(-1).argmax()][None]
 
-    def add(limit: int, name: str, make) -> None:
+    def add(limit: int, name: str, plan_or_fit) -> None:
         key = {"limit_bytes": limit, "plan": name, "windows": args.windows}
-        there = any(key.items() <= row.items() for row in found["rows"])
-        if there or not re.fullmatch(args.rows, f"{limit} {name}"):
+        is_measured = any(key.items() <= row.items() for row in results["rows"])
+        if is_measured or not re.fullmatch(args.rows, f"{limit} {name}"):
             return
         start = time.perf_counter()
-        made = make()
+        fitted = plan_or_fit()
         seconds = time.perf_counter() - start
-        if isinstance(made, jm.Plan):
-            made = jm.Fitted(model, made, jm.encode(model.params, made, uses=uses), None, {})
-        how = {"reference": (look_up, known()), "windows": args.windows}
-        evaluation = jm.evaluate(model.apply, jm.decode(made.params), ids, **how)
+        if isinstance(fitted, jm.Plan):
+            fitted = jm.Fitted(model, fitted, jm.encode(model.params, fitted, uses=uses), None, {})
+        options = {"reference": (look_up, dense_logits()), "windows": args.windows}
+        evaluation = jm.evaluate(model.apply, jm.decode(fitted.params), ids, **options)
         weights = sum(x.size for x in jax.tree.leaves(model.params))
-        kept = ("tokens", "perplexity", "dense_perplexity", "kl", "agreement")
-        result = json.loads(evaluation.to_json())
-        found["rows"].append(
+        score_keys = ("tokens", "perplexity", "dense_perplexity", "kl", "agreement")
+        scores = json.loads(evaluation.to_json())
+        results["rows"].append(
             key
-            | {"bytes": made.nbytes, "bits_per_weight": 8 * made.nbytes / weights}
-            | {name: result[name] for name in kept}
-            | {"seconds_to_plan": round(seconds, 1), "codecs": str(made.plan).splitlines()}
-            | ({"calibration": made.done} if made.done else {})
+            | {"bytes": fitted.nbytes, "bits_per_weight": 8 * fitted.nbytes / weights}
+            | {name: scores[name] for name in score_keys}
+            | {"seconds_to_plan": round(seconds, 1), "codecs": str(fitted.plan).splitlines()}
+            | ({"calibration": fitted.done} if fitted.done else {})
         )
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(limit, name, made.nbytes, evaluation.kl, evaluation.perplexity, flush=True)
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(limit, name, fitted.nbytes, evaluation.kl, evaluation.perplexity, flush=True)
 
     def planned(limit: int, name: str) -> jm.Plan:
         sensitivity = sensitivities[name]()
@@ -125,10 +124,10 @@ def main() -> None:
         for limit in LIMITS:
             add(limit, name, lambda limit=limit, name=name: planned(limit, name))
             if name == "weights only":
-                codec, plan = next(iter(uniform(model, uses, limit).items()))
+                codec, plan = next(iter(uniform_plans(model, uses, limit).items()))
                 add(limit, codec, lambda plan=plan: plan)
     for limit in LIMITS:
-        for codec, plan in uniform(model, uses, limit).items():
+        for codec, plan in uniform_plans(model, uses, limit).items():
             add(limit, codec, lambda plan=plan: plan)
 
 

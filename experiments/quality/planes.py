@@ -1,4 +1,4 @@
-"""One 8-bit artifact of nested planes at 8 to 3 bits, beside encodings made for each.
+"""One 8-bit artifact of nested planes at 8 to 3 bits, against encodings of each width: planes.json.
 
     pip install -e ".[demo]"
     python experiments/quality/planes.py --text wikitext2_valid.txt
@@ -26,16 +26,16 @@ LINEARS = r"layers/.*kernel"
 
 
 def rows(model):
-    """(name, encoded tree of the linears alone, tree to run), one at a time."""
+    """Yields (name of the row, encoded params, further figures of the row)."""
     uses = jm.uses(model.apply, model.params, jax.ShapeDtypeStruct((1, 8), jnp.int32))
     encode = lambda codec: jm.encode(
         model.params, jm.choose(model.params, {LINEARS: codec}), uses=uses
     )
-    whole = encode(jm.Planes(group=64))
-    held = {id(a) for a in jax.tree.leaves(whole)}
+    planes = encode(jm.Planes(group=64))
+    plane_ids = {id(a) for a in jax.tree.leaves(planes)}
     for bits in BITS:
-        cut = jm.at_bits(whole, bits)
-        copied = sum(id(a) not in held for a in jax.tree.leaves(cut))
+        cut = jm.at_bits(planes, bits)
+        copied = sum(id(a) not in plane_ids for a in jax.tree.leaves(cut))
         yield f"planes at {bits} bits", cut, {"arrays_copied": copied}
     for bits in BITS:
         yield f"made for {bits} bits", encode(jm.Int(bits, group=64, symmetric=False)), {}
@@ -51,7 +51,7 @@ def main() -> None:
     text = args.text.read_text(encoding="utf-8")
     ids = model.tokenizer.encode(text[len(text) // 2 :], add_special_tokens=False).ids
     ids = np.asarray(ids)[: args.windows * 1024].reshape(-1, 1024)
-    found = {
+    results = {
         "command": " ".join(["python", "experiments/quality/planes.py", *sys.argv[1:]]),
         "jax": jax.__version__,
         "backend": jax.default_backend(),
@@ -62,28 +62,28 @@ def main() -> None:
         "rows": {},
     }
     if path.exists():
-        found |= {"rows": json.loads(path.read_text())["rows"]}
+        results |= {"rows": json.loads(path.read_text())["rows"]}
     dense = jax.jit(model.apply)
-    known = {"ids": jnp.asarray(ids)}
-    known["logits"] = jnp.stack([dense(model.params, w[None])[0] for w in ids])
-    look_up = lambda known, w: known["logits"][(known["ids"] == w).all(-1).argmax()][None]
-    for name, tree, more in rows(model):
-        if name in found["rows"]:
+    table = {"ids": jnp.asarray(ids)}
+    table["logits"] = jnp.stack([dense(model.params, w[None])[0] for w in ids])
+    look_up = lambda table, w: table["logits"][(table["ids"] == w).all(-1).argmax()][None]
+    for name, tree, facts in rows(model):
+        if name in results["rows"]:
             continue
         leaves = [x for x in jax.tree.leaves(tree, is_leaf=jm.is_encoded) if jm.is_encoded(x)]
-        how = {"reference": (look_up, known)}
-        result = jm.evaluate(model.apply, jm.decode(tree), ids.reshape(-1), **how)
-        result = json.loads(result.to_json())
-        found["rows"][name] = {
+        options = {"reference": (look_up, table)}
+        scores = jm.evaluate(model.apply, jm.decode(tree), ids.reshape(-1), **options)
+        scores = json.loads(scores.to_json())
+        results["rows"][name] = {
             "bits_per_weight": 8 * jm.nbytes(leaves) / sum(x.size for x in leaves),
             **{
-                k: result[k]
+                k: scores[k]
                 for k in ("tokens", "perplexity", "dense_perplexity", "kl", "agreement")
             },
-            **more,
+            **facts,
         }
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        row = found["rows"][name]
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        row = results["rows"][name]
         print(
             name, row["bits_per_weight"], row["kl"]["mean"], row["perplexity"]["mean"], flush=True
         )

@@ -3,9 +3,10 @@
     pip install -e ".[demo]"
     python experiments/quality/quantize_minilm.py --train stsb_en_train.csv --test stsb_en_dev.csv
 
-Spearman of STS-B's scores and the mean cosine to the dense embeddings, on TEST. The matrices of the
-blocks are encoded, then with them the table of words, in 8 bits. Calibrated rows see moments of the
-sentences of TRAIN. A row that is in the file is not measured again.
+Measured on TEST are Spearman's correlation with STS-B's scores, and the mean cosine to the dense
+embeddings. The matrices of the blocks are encoded; some rows also encode the table of words, in 8
+bits. Calibrated rows use moments of the sentences of TRAIN. A row that is in the file is not
+measured again.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from jaxmem.evaluation.embeddings import evaluate_embeddings, sentence_embedder
 LENGTHS = (8, 12, 16, 20, 24)  # sentences of so many tokens calibrate: no padding is counted
 COMMAND = "python experiments/quality/quantize_minilm.py"
 BLOCKS, TABLE = "layers/.*/kernel", "embed/embedding"
-best = lambda codec: jm.GPTQ(jm.Search(codec))
-FORMS = {
+searched = lambda codec: jm.GPTQ(jm.Search(codec))
+FORMATS = {
     "8 bits": jm.Int(8),
     "W8A8": jm.Dynamic(jm.Int(8)),
     "W8A8, smoothed": jm.Smooth(jm.Dynamic(jm.Int(8))),
@@ -39,18 +40,18 @@ FORMS = {
     "4 bits g32": jm.Int(4, group=32),
     "4 bits g32 searched": jm.Search(jm.Int(4, group=32, symmetric=False)),
     "4 bits g32 HQQ": jm.HQQ(jm.Int(4, group=32, symmetric=False)),
-    "4 bits g32 GPTQ": best(jm.Int(4, group=32, symmetric=False)),
+    "4 bits g32 GPTQ": searched(jm.Int(4, group=32, symmetric=False)),
     "3 bits g64": jm.Int(3, group=64),
     "3 bits g32 searched": jm.Search(jm.Int(3, group=32, symmetric=False)),
     "3 bits g32 HQQ": jm.HQQ(jm.Int(3, group=32, symmetric=False)),
-    "3 bits g64 GPTQ": best(jm.Int(3, group=64, symmetric=False)),
-    "3 bits g32 GPTQ": best(jm.Int(3, group=32, symmetric=False)),
-    "3 bits g32 GPTQ, QERA rank 16": jm.QERA(best(jm.Int(3, group=32, symmetric=False)), 16),
+    "3 bits g64 GPTQ": searched(jm.Int(3, group=64, symmetric=False)),
+    "3 bits g32 GPTQ": searched(jm.Int(3, group=32, symmetric=False)),
+    "3 bits g32 GPTQ, QERA rank 16": jm.QERA(searched(jm.Int(3, group=32, symmetric=False)), 16),
 }
 WITH_TABLE = ("8 bits", "W8A8, smoothed", "4 bits g32 GPTQ", "3 bits g32 GPTQ")
 
 
-def read(path: pathlib.Path) -> tuple[list[tuple[str, str]], list[float]]:
+def read_pairs(path: pathlib.Path) -> tuple[list[tuple[str, str]], list[float]]:
     rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     return [(a, b) for a, b, _ in rows], [float(score) for *_, score in rows]
 
@@ -59,8 +60,8 @@ def batches(model, sentences: list[str]) -> list[tuple]:
     model.tokenizer.no_truncation()
     model.tokenizer.no_padding()
     ids = [encoding.ids for encoding in model.tokenizer.encode_batch(sentences)]
-    of = lambda length: np.array([i for i in ids if len(i) == length][:256], np.int32)
-    return [(jnp.asarray(of(n)), jnp.ones(of(n).shape, bool)) for n in LENGTHS]
+    of_length = lambda length: np.array([i for i in ids if len(i) == length][:256], np.int32)
+    return [(jnp.asarray(of_length(n)), jnp.ones(of_length(n).shape, bool)) for n in LENGTHS]
 
 
 def main() -> None:
@@ -71,12 +72,13 @@ def main() -> None:
     args = parser.parse_args()
     path = pathlib.Path(__file__).with_suffix(".json")
     model = jm.models.load("minilm-l6")
-    test = read(args.test)
-    seen = batches(model, [side for pair in read(args.train)[0] for side in pair])
-    stats = jm.stats(model.apply, model.params, seen)
-    uses = jm.uses(model.apply, model.params, *seen[0])
+    test = read_pairs(args.test)
+    train_pairs, _ = read_pairs(args.train)
+    calibration = batches(model, [sentence for pair in train_pairs for sentence in pair])
+    stats = jm.stats(model.apply, model.params, calibration)
+    uses = jm.uses(model.apply, model.params, *calibration[0])
     embed = sentence_embedder(model)
-    found = {
+    results = {
         "command": f"{COMMAND} --train {args.train.name} --test {args.test.name}",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
@@ -85,12 +87,12 @@ def main() -> None:
         "rows": {},
     }
     if path.exists():
-        found |= {"rows": json.loads(path.read_text(encoding="utf-8"))["rows"]}
+        results |= {"rows": json.loads(path.read_text(encoding="utf-8"))["rows"]}
 
-    known = embed(model.params, [side for pair in test[0] for side in pair])
+    dense_vectors = embed(model.params, [sentence for pair in test[0] for sentence in pair])
 
     def add(name: str, codec, table) -> None:
-        if name in found["rows"] or not re.fullmatch(args.rows, name):
+        if name in results["rows"] or not re.fullmatch(args.rows, name):
             return
         rules = {BLOCKS: codec} | ({TABLE: table} if table else {})
         start = time.perf_counter()
@@ -98,33 +100,36 @@ def main() -> None:
         if codec is not None:
             tree = jm.encode(tree, jm.choose(tree, rules), uses, stats)
         if "static" in name:
-            tree = jm.static(tree, model.apply, seen, method=name.rsplit(maxsplit=1)[-1])
+            tree = jm.static(tree, model.apply, calibration, method=name.rsplit(maxsplit=1)[-1])
         jax.block_until_ready(tree)
         seconds = time.perf_counter() - start
         leaves = jax.tree.leaves(tree, is_leaf=jm.is_encoded)
-        inside = [x for x in leaves if jm.is_encoded(x)]
-        run = tree if "A8" in name or "activations" in name else jm.decode(tree)
-        result = evaluate_embeddings(embed, run, *test, reference=(lambda _, __: known, None))
-        result = json.loads(result.to_json())
-        found["rows"][name] = {
+        encoded = [x for x in leaves if jm.is_encoded(x)]
+        params = tree if "A8" in name or "activations" in name else jm.decode(tree)
+        reference = (lambda _, __: dense_vectors, None)
+        scores = json.loads(
+            evaluate_embeddings(embed, params, *test, reference=reference).to_json()
+        )
+        results["rows"][name] = {
             "codec": str(codec),
             "bytes": jm.nbytes(tree),
-            "bits_per_weight": 8 * jm.nbytes(inside) / max(1, sum(x.size for x in inside)),
-            **{what: result[what] for what in ("spearman", "cosine")},
+            "bits_per_weight": 8 * jm.nbytes(encoded) / max(1, sum(x.size for x in encoded)),
+            **{metric: scores[metric] for metric in ("spearman", "cosine")},
             "seconds": round(seconds, 1),
         }
-        dense = found["rows"]["dense"]["spearman"]["mean"]
-        found["rows"][name]["spearman_less_than_dense"] = dense - result["spearman"]["mean"]
+        dense_spearman = results["rows"]["dense"]["spearman"]["mean"]
+        lost_spearman = dense_spearman - scores["spearman"]["mean"]
+        results["rows"][name]["spearman_less_than_dense"] = lost_spearman
         staged = path.with_suffix(".tmp")
-        staged.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        staged.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         staged.replace(path)
-        print(name, dense - result["spearman"]["mean"], result["cosine"]["mean"], flush=True)
+        print(name, lost_spearman, scores["cosine"]["mean"], flush=True)
 
     add("dense", None, None)
-    for name, codec in FORMS.items():
+    for name, codec in FORMATS.items():
         add(name, codec, None)
     for name in WITH_TABLE:
-        add(f"{name}, and the table in 8 bits", FORMS[name], jm.Int(8))
+        add(f"{name}, and the table in 8 bits", FORMATS[name], jm.Int(8))
 
 
 if __name__ == "__main__":

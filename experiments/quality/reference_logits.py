@@ -30,7 +30,7 @@ GREEDY_TOKENS = 200
 
 
 def smollm2(text: str) -> dict:
-    """Largest difference of logits over two windows of 512 tokens, dense f32 weights."""
+    """The largest difference of logits over two windows of 512 tokens, with dense f32 weights."""
     model, path = models.load("smollm2-135m"), downloading.fetch("smollm2-135m")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
@@ -49,7 +49,7 @@ def smollm2(text: str) -> dict:
 
 
 def minilm(pairs: list[list[str]]) -> dict:
-    """Hidden states, and Spearman correlation of cosine with human scores, ours and theirs."""
+    """Our hidden states and Spearman correlation of cosine with human scores, against theirs."""
     model, path = models.load("minilm-l6"), downloading.fetch("minilm-l6")
     theirs = transformers.BertModel.from_pretrained(
         path.parent, dtype=torch.float32, attn_implementation="eager"
@@ -68,8 +68,8 @@ def minilm(pairs: list[list[str]]) -> dict:
             expected = theirs(torch.tensor(ids), torch.tensor(mask)).last_hidden_state
             weight = torch.tensor(mask)[..., None]
             mean = (expected * weight).sum(1) / weight.sum(1)
-        gap = np.abs(np.asarray(ours) - expected.numpy())[mask.astype(bool)]
-        difference = max(difference, float(gap.max()))
+        differences = np.abs(np.asarray(ours) - expected.numpy())[mask.astype(bool)]
+        difference = max(difference, float(differences.max()))
         vectors[0].append(np.asarray(bert.embed(ours, jnp.asarray(mask))))
         vectors[1].append(torch.nn.functional.normalize(mean).numpy())
     scores = [float(pair[2]) for pair in pairs]
@@ -84,12 +84,12 @@ def minilm(pairs: list[list[str]]) -> dict:
 
 
 def stories(path: pathlib.Path) -> dict:
-    """Greedy text of ours, with a KV cache, and of a plain NumPy loop over the file's floats."""
+    """Our greedy text, with a KV cache, against that of a plain NumPy loop on the file's floats."""
     model = models.load(path)
     ours = generate(model, "Once upon a time", max_new_tokens=GREEDY_TOKENS)
     start = ours.prompt[0].tolist()
     expected = llama2c_greedy(path, start, GREEDY_TOKENS)
-    length = len(ours.ids[0])  # ours ends at the end token, the loop goes on
+    length = len(ours.ids[0])  # our text ends at the end token, the loop goes on
     return {
         "sha256": sha256(path),
         "tokens": length,
@@ -105,19 +105,19 @@ def llama2c_greedy(path: pathlib.Path, ids: list[int], count: int) -> list[int]:
     floats, at = np.frombuffer(raw, np.float32, offset=28), 0
     width = dim // heads
 
-    def take(*shape):
+    def read_floats(*shape):
         nonlocal at
         at += int(np.prod(shape))
         return floats[at - int(np.prod(shape)) : at].reshape(shape)
 
-    embed, norm1 = take(vocab, dim), take(layers, dim)
-    wq, wk = take(layers, dim, dim), take(layers, kv_heads * width, dim)
-    wv, wo = take(layers, kv_heads * width, dim), take(layers, dim, dim)
-    norm2, w1 = take(layers, dim), take(layers, ffn, dim)
-    w2, w3, last = take(layers, dim, ffn), take(layers, ffn, dim), take(dim)
+    embed, norm1 = read_floats(vocab, dim), read_floats(layers, dim)
+    wq, wk = read_floats(layers, dim, dim), read_floats(layers, kv_heads * width, dim)
+    wv, wo = read_floats(layers, kv_heads * width, dim), read_floats(layers, dim, dim)
+    norm2, w1 = read_floats(layers, dim), read_floats(layers, ffn, dim)
+    w2, w3, last = read_floats(layers, dim, ffn), read_floats(layers, ffn, dim), read_floats(dim)
     norm = lambda x, g: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * g
 
-    def turn(x):  # (T, heads, width): neighbours form a pair
+    def rotate_pairs(x):  # (T, heads, width): neighbours form a pair
         angle = np.arange(len(x))[:, None] / 10_000 ** (np.arange(0, width, 2) / width)
         z = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angle)[:, None]
         return np.stack([z.real, z.imag], axis=-1).reshape(x.shape)
@@ -128,8 +128,8 @@ def llama2c_greedy(path: pathlib.Path, ids: list[int], count: int) -> list[int]:
         steps = len(ids)
         for i in range(layers):
             y = norm(x, norm1[i])
-            q = turn((y @ wq[i].T).reshape(steps, heads, width))
-            k = turn((y @ wk[i].T).reshape(steps, kv_heads, width))
+            q = rotate_pairs((y @ wq[i].T).reshape(steps, heads, width))
+            k = rotate_pairs((y @ wk[i].T).reshape(steps, kv_heads, width))
             v = (y @ wv[i].T).reshape(steps, kv_heads, width)
             k, v = (np.repeat(a, heads // kv_heads, axis=1) for a in (k, v))
             scores = np.einsum("thw,shw->hts", q, k) / np.sqrt(width)

@@ -1,9 +1,9 @@
-"""Rotating SmolLM2 leaves the function as it was: writes rotation.json.
+"""Rotating SmolLM2 does not change the function that it computes: writes rotation.json.
 
     pip install -e ".[demo]"
     python experiments/quality/rotation.py --text wikitext2_valid.txt
 
-Perplexity on the second half of TEXT before and after, and the KL divergence between the two.
+Measured on the second half of TEXT are the perplexity before and after, and the KL divergence.
 """
 
 import argparse
@@ -28,26 +28,26 @@ def main() -> None:
     model = models.load("smollm2-135m")
     text = args.text.read_text(encoding="utf-8")
     encoded = model.tokenizer.encode(text[len(text) // 2 :], add_special_tokens=False)
-    turned = models.rotate(model)
-    how = {"reference": (model.apply, model.params), "windows": WINDOWS}
-    found = jm.evaluate(turned.apply, turned.params, np.asarray(encoded.ids), **how)
-    before, after = found.dense_perplexity.mean, found.perplexity.mean
-    result = {
+    rotated = models.rotate(model)
+    options = {"reference": (model.apply, model.params), "windows": WINDOWS}
+    evaluation = jm.evaluate(rotated.apply, rotated.params, np.asarray(encoded.ids), **options)
+    before, after = evaluation.dense_perplexity.mean, evaluation.perplexity.mean
+    results = {
         "jax": jax.__version__,
         "backend": jax.default_backend(),
-        "model": turned.source,
+        "model": rotated.source,
         "gguf_sha256": hashlib.sha256(downloading.fetch("smollm2-135m").read_bytes()).hexdigest(),
         "seed": 0,
-        "tokens": found.tokens,
+        "tokens": evaluation.tokens,
         "perplexity_before": before,
         "perplexity_after": after,
         "equal_to_4_digits": f"{before:.4g}" == f"{after:.4g}",
-        "kl": found.kl.mean,
-        "agreement": found.agreement.mean,
+        "kl": evaluation.kl.mean,
+        "agreement": evaluation.agreement.mean,
     }
     path = pathlib.Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
