@@ -53,10 +53,10 @@ class Codes:
         return DynamicArray(leaf, None, "int8") if self.dynamic else leaf
 
 
-def read(found: dict[str, Lazy], config: dict) -> tuple[dict[str, Lazy], dict[str, Codes]]:
+def read(tensors: dict[str, Lazy], config: dict) -> tuple[dict[str, Lazy], dict[str, Codes]]:
     """(all weights as lazy tensors that are decoded when read, the quantized weights as `Codes`).
 
-    `found` has the tensors of the checkpoint by name, `config` is its `quantization_config`.
+    `tensors` has the tensors of the checkpoint by name, `config` is its `quantization_config`.
 
     Raises:
         ValueError: a format that is not one of `FORMATS`, or tensors that do not belong together.
@@ -68,17 +68,17 @@ def read(found: dict[str, Lazy], config: dict) -> tuple[dict[str, Lazy], dict[st
             f"{', '.join(FORMATS)}"
         )
     dense, coded = {}, {}
-    for name, tensor in found.items():
-        stem, _, part = name.rpartition(".")
-        if part == "weight_g_idx":
+    for name, tensor in tensors.items():
+        stem, _, suffix = name.rpartition(".")
+        if suffix == "weight_g_idx":
             raise ValueError(f"{stem} has its columns in an order of their own, which is not read")
-        if part == "weight_packed" or (part == "weight" and f"{stem}.weight_scale" in found):
-            weight = _codes(found, stem, _scheme(config, stem))
+        if suffix == "weight_packed" or (suffix == "weight" and f"{stem}.weight_scale" in tensors):
+            weight = _codes(tensors, stem, _scheme(config, stem))
             coded[f"{stem}.weight"] = weight
             dense[f"{stem}.weight"] = Lazy(
                 weight.shape, np.dtype("f4"), lambda _, weight=weight: weight.decoded()
             )
-        elif not part.startswith("weight_"):
+        elif not suffix.startswith("weight_"):
             dense[name] = tensor
     return dense, coded
 
@@ -94,24 +94,25 @@ def _scheme(config: dict, module: str) -> dict:
 
 
 def _matches(pattern: str, module: str) -> bool:
+    """Whether a regular expression matches the beginning of a module's name."""
     try:
         return re.match(pattern, module) is not None
     except re.error as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
 
 
-def _codes(found: dict[str, Lazy], stem: str, scheme: dict) -> Codes:
+def _codes(tensors: dict[str, Lazy], stem: str, scheme: dict) -> Codes:
     """The quantized weight of the module `stem`, with the shapes of its tensors checked."""
     weights, inputs = scheme["weights"], scheme.get("input_activations")
-    bits, scale = weights["num_bits"], found.get(f"{stem}.weight_scale")
+    bits, scale = weights["num_bits"], tensors.get(f"{stem}.weight_scale")
     if weights.get("type", "int") != "int" or bits not in (4, 8):
         raise ValueError(f"{stem} is of {bits} bits of {weights.get('type')}, expected int 4 or 8")
-    packed, zeros = found.get(f"{stem}.weight_packed"), found.get(f"{stem}.weight_zero_point")
+    packed, zeros = tensors.get(f"{stem}.weight_packed"), tensors.get(f"{stem}.weight_zero_point")
     if packed is None:
-        shape = tuple(found[f"{stem}.weight"].shape)
-        codes = lambda: _unsigned(found[f"{stem}.weight"].load(), bits)
+        shape = tuple(tensors[f"{stem}.weight"].shape)
+        codes = lambda: _unsigned(tensors[f"{stem}.weight"].load(), bits)
     else:
-        shape = tuple(map(int, found[f"{stem}.weight_shape"].load()))
+        shape = tuple(map(int, tensors[f"{stem}.weight_shape"].load()))
         codes = lambda: _unpacked(packed.load(), bits, shape[1])
     words = lambda length: -(-length * bits // 32)
     if len(shape) != 2 or (packed is not None and packed.shape != (shape[0], words(shape[1]))):
@@ -119,15 +120,15 @@ def _codes(found: dict[str, Lazy], stem: str, scheme: dict) -> Codes:
     groups = scale.shape[1] if scale is not None and len(scale.shape) == 2 else 0
     if not groups or scale.shape[0] != shape[0] or shape[1] % groups:
         raise ValueError(f"{stem} of shape {shape} has scales of {scale and scale.shape}")
-    unsigned = None
+    zero_points = None
     if zeros is not None and not weights.get("symmetric", True):
-        want = (words(shape[0]), groups) if packed is not None else (shape[0], groups)
-        if zeros.shape != want:
-            raise ValueError(f"{stem} has zero points of shape {zeros.shape}, expected {want}")
-        unsigned = lambda: _unsigned(zeros.load(), bits)
+        expected = (words(shape[0]), groups) if packed is not None else (shape[0], groups)
+        if zeros.shape != expected:
+            raise ValueError(f"{stem} has zero points of shape {zeros.shape}, expected {expected}")
+        zero_points = lambda: _unsigned(zeros.load(), bits)
         if packed is not None:
-            unsigned = lambda: _unpacked(zeros.load().T, bits, shape[0]).T
-    return Codes(stem, shape, bits, scale, codes, unsigned, _is_dynamic(inputs, stem))
+            zero_points = lambda: _unpacked(zeros.load().T, bits, shape[0]).T
+    return Codes(stem, shape, bits, scale, codes, zero_points, _is_dynamic(inputs, stem))
 
 
 def _is_dynamic(inputs: dict | None, stem: str) -> bool:

@@ -44,8 +44,8 @@ class Gguf:
         from gguf import GGML_QUANT_SIZES
 
         (offset, kind), shape = self.places[name], self.tensors[name].shape
-        block, taken = GGML_QUANT_SIZES[kind]
-        width = shape[-1] // block * taken
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        width = shape[-1] // block * block_bytes
         count = math.prod(shape[:-1]) * width
         return byte_ranges.part(self.path, offset, count, np.dtype("u1")).reshape(-1, width)
 
@@ -59,19 +59,19 @@ def gguf(path: pathlib.Path) -> Gguf:
     """
     try:
         with path.open("rb") as file:
-            found = _header(path, file)
+            header = _header(path, file)
     except (ValueError, KeyError, struct.error) as error:
         raise ValueError(f"{path} is no whole GGUF file: {error}") from error
-    if found.fields.get("split.count", 0) > 1:
-        raise ValueError(f"{path} is one of {found.fields['split.count']} parts; merge them first")
-    return found
+    if header.fields.get("split.count", 0) > 1:
+        raise ValueError(f"{path} is one of {header.fields['split.count']} parts; merge them first")
+    return header
 
 
 def encoded_fields(path: pathlib.Path, prefix: str) -> dict[str, bytes]:
     """The undecoded bytes of the fields whose names begin with `prefix`."""
     spans = {name: span for name, span in gguf(path).spans.items() if name.startswith(prefix)}
-    cut = lambda begin, end: byte_ranges.part(path, begin, end - begin, np.dtype("u1")).tobytes()
-    return {name: cut(*span) for name, span in spans.items()}
+    read = lambda begin, end: byte_ranges.part(path, begin, end - begin, np.dtype("u1")).tobytes()
+    return {name: read(*span) for name, span in spans.items()}
 
 
 def _header(path: pathlib.Path, file: BinaryIO) -> Gguf:
@@ -98,15 +98,15 @@ def _header(path: pathlib.Path, file: BinaryIO) -> Gguf:
         raise ValueError(f"an alignment of {alignment}")
     start = -(-file.tell() // alignment) * alignment
     tensors, places = {}, {}
-    for name, (shape, number, offset) in infos.items():
-        kind = GGMLQuantizationType(number)
-        block, taken = GGML_QUANT_SIZES[kind]
+    for name, (shape, type_number, offset) in infos.items():
+        kind = GGMLQuantizationType(type_number)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
         if not shape or shape[-1] % block:
             raise ValueError(f"{name} of shape {shape} is not in blocks of {block}")
-        end = start + offset + math.prod(shape) // block * taken
+        end = start + offset + math.prod(shape) // block * block_bytes
         if end > size:
             raise ValueError(f"{name} ends at byte {end} of {size}")
-        read = lambda _=None, where=(path, start + offset, shape, kind): _tensor(*where)
+        read = lambda _=None, location=(path, start + offset, shape, kind): _tensor(*location)
         tensors[name] = Lazy(shape, np.dtype("float32"), read)
         places[name] = start + offset, kind
     return Gguf(path, fields, tensors, places, spans)
@@ -121,6 +121,7 @@ def _unpack(file: BinaryIO, size: int, form: str) -> tuple:
 
 
 def _string(file: BinaryIO, size: int) -> str:
+    """The next string of a file of `size` bytes: its length as u64, then UTF-8."""
     # A vocabulary has hundreds of thousands of strings, and `_unpack` is slower than this.
     length = int.from_bytes(file.read(8), "little")
     text = file.read(min(length, size))
@@ -145,14 +146,14 @@ def _tensor(path: pathlib.Path, offset: int, shape: tuple[int, ...], kind: Any) 
     """Decodes a tensor of the type `kind` from byte `offset` to float32."""
     from gguf import GGML_QUANT_SIZES, dequantize
 
-    block, taken = GGML_QUANT_SIZES[kind]
+    block, block_bytes = GGML_QUANT_SIZES[kind]
     out = np.empty(math.prod(shape), np.float32)
     for begin in range(0, out.size, DECODED_NUMBERS):
-        piece = out[begin : begin + DECODED_NUMBERS]
-        count = piece.size // block * taken
-        data = byte_ranges.part(path, offset + begin // block * taken, count, np.dtype("u1"))
+        chunk = out[begin : begin + DECODED_NUMBERS]
+        count = chunk.size // block * block_bytes
+        data = byte_ranges.part(path, offset + begin // block * block_bytes, count, np.dtype("u1"))
         try:
-            piece[:] = dequantize(data, kind)
+            chunk[:] = dequantize(data, kind)
         except NotImplementedError as error:
             raise ValueError(f"{path} holds {kind.name} tensors, which cannot be read") from error
     return out.reshape(shape)

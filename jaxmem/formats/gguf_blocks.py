@@ -92,6 +92,10 @@ def _fifth(b: np.ndarray) -> np.ndarray:
     return bits.reshape(len(b), -1) << 4
 
 
+# Each function below reads blocks (n, blocks, bytes of a block) of one type. d, m, qs and qh are
+# ggml's names of the fields: the scale, the minimum, the codes and the fifth bits of the codes.
+
+
 def _q4_0(b):
     d, qs = _fields(b, 2, 16)
     return Rows(_planes(qs, 4, 16), 4, 32, Scales(_half(d)))
@@ -118,18 +122,18 @@ def _q8_0(b):
 
 
 def _q2_k(b):
-    both, qs, d, m = _fields(b, 16, 64, 2, 2)
-    sub = lambda a: a.reshape(len(b), -1).astype(np.int16)
-    low = Scales(-_half(m), sub(both >> 4), 4)
-    return Rows(_planes(qs, 2, 32), 2, 16, Scales(_half(d), sub(both & 15), 4), low)
+    packed, qs, d, m = _fields(b, 16, 64, 2, 2)
+    integers = lambda a: a.reshape(len(b), -1).astype(np.int16)
+    low = Scales(-_half(m), integers(packed >> 4), 4)
+    return Rows(_planes(qs, 2, 32), 2, 16, Scales(_half(d), integers(packed & 15), 4), low)
 
 
 def _q3_k(b):
     high, qs, packed, d = _fields(b, 32, 64, 12, 2)
-    tops = _planes(packed[..., 8:], 2, 4)
-    sub = (_planes(packed[..., :8], 4, 8) | tops << 4).astype(np.int16) - 32
+    high_bits = _planes(packed[..., 8:], 2, 4)
+    scale_codes = (_planes(packed[..., :8], 4, 8) | high_bits << 4).astype(np.int16) - 32
     codes = _planes(qs, 2, 32) | _planes(high, 1, 32) << 2
-    return Rows(codes, 3, 16, Scales(_half(d), sub, 6, 32))
+    return Rows(codes, 3, 16, Scales(_half(d), scale_codes, 6, 32))
 
 
 def _six_bits(packed: np.ndarray) -> list[np.ndarray]:
@@ -143,22 +147,22 @@ def _six_bits(packed: np.ndarray) -> list[np.ndarray]:
 def _q4_k(b):
     d, m, packed, qs = _fields(b, 2, 2, 12, 128)
     scale, low = _six_bits(packed)
-    own = Scales(_half(d), scale, 6), Scales(-_half(m), low, 6)
-    return Rows(_planes(qs, 4, 32), 4, 32, *own)
+    scales = Scales(_half(d), scale, 6), Scales(-_half(m), low, 6)
+    return Rows(_planes(qs, 4, 32), 4, 32, *scales)
 
 
 def _q5_k(b):
     d, m, packed, high, qs = _fields(b, 2, 2, 12, 32, 128)
     scale, low = _six_bits(packed)
-    own = Scales(_half(d), scale, 6), Scales(-_half(m), low, 6)
-    return Rows(_planes(qs, 4, 32) | _planes(high, 1, 32) << 4, 5, 32, *own)
+    scales = Scales(_half(d), scale, 6), Scales(-_half(m), low, 6)
+    return Rows(_planes(qs, 4, 32) | _planes(high, 1, 32) << 4, 5, 32, *scales)
 
 
 def _q6_k(b):
-    qs, high, sub, d = _fields(b, 128, 64, 16, 2)
-    sub = np.ascontiguousarray(sub).view(np.int8).reshape(len(b), -1).astype(np.int16)
+    qs, high, sc, d = _fields(b, 128, 64, 16, 2)
+    scale_codes = np.ascontiguousarray(sc).view(np.int8).reshape(len(b), -1).astype(np.int16)
     codes = _planes(qs, 4, 64) | _planes(high, 2, 32) << 4
-    return Rows(codes, 6, 16, Scales(_half(d), sub, 8, 128))
+    return Rows(codes, 6, 16, Scales(_half(d), scale_codes, 8, 128))
 
 
 TYPES: dict[str, tuple[int, Callable[[np.ndarray], Rows]]] = {

@@ -83,17 +83,18 @@ def architecture(file: Gguf) -> str:
 
 def sources(file: Gguf) -> dict[str, str]:
     """The name of the tensor in the file for each name of a Hugging Face checkpoint."""
-    arch, found = architecture(file), {}
+    arch, names = architecture(file), {}
     for name in file.tensors:
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
         if match and match[2] in NAMES[arch]:
-            found[f"{NAMES[arch][match[2]].format(match[1])}.{match[3]}"] = name
-    return found
+            names[f"{NAMES[arch][match[2]].format(match[1])}.{match[3]}"] = name
+    return names
 
 
 def tensors(file: Gguf) -> dict[str, Lazy]:
     """The tensors with the names and the order of rows of a Hugging Face checkpoint."""
-    return {ours: undone(file, name, file.tensors[name]) for ours, name in sources(file).items()}
+    names = sources(file)
+    return {hf_name: undone(file, name, file.tensors[name]) for hf_name, name in names.items()}
 
 
 def config(file: Gguf) -> dict:
@@ -151,10 +152,10 @@ def config(file: Gguf) -> dict:
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     if arch == "gemma3":
-        largest = get("block_count") == 62  # the 27B model scales queries by width / heads
+        is_27b = get("block_count") == 62  # the 27B model scales queries by width / heads
         common |= {
             "sliding_window": get("attention.sliding_window"),
-            "query_pre_attn_scalar": width // heads if largest else common["head_dim"],
+            "query_pre_attn_scalar": width // heads if is_27b else common["head_dim"],
         }
     return common
 

@@ -25,8 +25,8 @@ def llama2c(path: pathlib.Path) -> tuple[dict, dict[str, Lazy]]:
     tied, vocab = vocab > 0, abs(vocab)  # the sign says whether a head follows
     if min(d, ffn, layers, heads, kv_heads, vocab, length) < 1 or d % heads or heads % kv_heads:
         raise ValueError(f"{path} is no llama2.c file: its header gives impossible sizes")
-    head = d // heads
-    kv = kv_heads * head
+    head_dim = d // heads
+    kv = kv_heads * head_dim
     block = "model.layers.{}."
     layout = [  # the order of tensors in the file: name, number of layers, shape
         ("model.embed_tokens.weight", 1, (vocab, d)),
@@ -40,7 +40,7 @@ def llama2c(path: pathlib.Path) -> tuple[dict, dict[str, Lazy]]:
         (block + "mlp.down_proj.weight", layers, (d, ffn)),
         (block + "mlp.up_proj.weight", layers, (ffn, d)),
         ("model.norm.weight", 1, (d,)),
-        ("rope tables", 1, (length, head)),
+        ("rope tables", 1, (length, head_dim)),
         *([] if tied else [("lm_head.weight", 1, (vocab, d))]),
     ]
     expected = 28 + 4 * sum(n * math.prod(shape) for _, n, shape in layout)
@@ -48,11 +48,11 @@ def llama2c(path: pathlib.Path) -> tuple[dict, dict[str, Lazy]]:
         raise ValueError(f"{path} is no whole llama2.c file: {size} bytes, expected {expected}")
     tensors, offset = {}, 28
     for name, n, shape in layout:
-        turns = heads if "q_proj" in name else kv_heads if "k_proj" in name else 0
+        rotary_heads = heads if "q_proj" in name else kv_heads if "k_proj" in name else 0
         for i in range(n):
             tensor = stored(path, offset, shape, np.dtype("<f4"))
-            if turns:
-                tensor = tensor.map(lambda w, turns=turns: halves(w, turns), shape)
+            if rotary_heads:
+                tensor = tensor.map(lambda w, n=rotary_heads: halves(w, n), shape)
             tensors[name.format(i)] = tensor
             offset += 4 * math.prod(shape)
     del tensors["rope tables"]

@@ -83,15 +83,15 @@ def sharded(index: pathlib.Path) -> dict[str, Lazy]:
         FileNotFoundError: A file it lists is missing.
     """
     try:
-        where = dict(json.loads(index.read_text())["weight_map"])
-        files = {name: index.parent / pathlib.Path(name).name for name in where.values()}
+        file_names = dict(json.loads(index.read_text())["weight_map"])
+        files = {name: index.parent / pathlib.Path(name).name for name in file_names.values()}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
     tensors = {name: safetensors(path) for name, path in files.items()}
-    for name, file in where.items():
+    for name, file in file_names.items():
         if name not in tensors[file]:
             raise ValueError(f"{index} says {name} is in {file}, which does not hold it")
-    return {name: tensors[file][name] for name, file in where.items()}
+    return {name: tensors[file][name] for name, file in file_names.items()}
 
 
 def write_safetensors(
@@ -101,9 +101,9 @@ def write_safetensors(
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, dtype) in shapes.items():
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        ends = [offset, offset + size]
+        offsets = [offset, offset + size]
         kind = _NAMES[np.dtype(dtype).name]
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": ends}
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": offsets}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

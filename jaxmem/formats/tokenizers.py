@@ -37,15 +37,15 @@ def from_gguf(file: Gguf) -> "Tokenizer":
         ImportError: The `tokenizers` package is missing.
     """
     fields = {k.removeprefix("tokenizer.ggml."): v for k, v in file.fields.items()}
-    build = {"gpt2": _byte_level, "llama": _sentencepiece, "bert": _wordpiece}
+    builders = {"gpt2": _byte_level, "llama": _sentencepiece, "bert": _wordpiece}
     kind = fields.get("model")
-    if kind not in build or not isinstance(fields.get("tokens"), list):
-        raise ValueError(f"{file.path} has a tokenizer {kind!r}, expected {', '.join(build)}")
+    if kind not in builders or not isinstance(fields.get("tokens"), list):
+        raise ValueError(f"{file.path} has a tokenizer {kind!r}, expected {', '.join(builders)}")
     fields["types"] = fields.get("token_type", [_NORMAL] * len(fields["tokens"]))
     fields["gemma"] = fields.get("general.architecture", "").startswith("gemma")
     try:
-        tokenizer = build[kind](fields)
-        _add(tokenizer, fields)
+        tokenizer = builders[kind](fields)
+        _add_special_tokens(tokenizer, fields)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{file.path} has a tokenizer that cannot be built: {error!r}") from error
     return tokenizer
@@ -58,21 +58,21 @@ def from_llama2c(path: pathlib.Path, size: int) -> "Tokenizer":
         ValueError: The file is not of that length.
         ImportError: The `tokenizers` package is missing.
     """
-    data, tokens, scores, at = path.read_bytes(), [], [], 4
+    data, tokens, scores, offset = path.read_bytes(), [], [], 4
     try:
         for _ in range(size):
-            score, length = struct.unpack_from("<fi", data, at)
-            (text,) = struct.unpack_from(f"{length}s", data, at + 8)
+            score, length = struct.unpack_from("<fi", data, offset)
+            (text,) = struct.unpack_from(f"{length}s", data, offset + 8)
             tokens.append(text.decode().replace(" ", "▁"))
             scores.append(score)
-            at += 8 + length
+            offset += 8 + length
     except (struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no llama2.c tokenizer of {size} tokens: {error}") from error
     tokens[:3] = "<unk>", "<s>", "</s>"
     types = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, *[_NORMAL] * (size - 259)]
     fields = {"tokens": tokens, "scores": scores, "types": types, "gemma": False}
     tokenizer = _sentencepiece(fields)
-    _add(tokenizer, fields | {"bos_token_id": 1})
+    _add_special_tokens(tokenizer, fields | {"bos_token_id": 1})
     return tokenizer
 
 
@@ -87,6 +87,7 @@ def begin(tokenizer: "Tokenizer", token: str) -> None:
 
 
 def _byte_level(fields: dict[str, Any]) -> "Tokenizer":
+    """Byte-level BPE with the splits that the field `pre` names; sets a missing `add_bos_token`."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     pre = fields.get("pre", "gpt-2")
@@ -94,15 +95,15 @@ def _byte_level(fields: dict[str, Any]) -> "Tokenizer":
     merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in _LLAMA3))
     if pre in _GPT2:
-        first = []
+        splits = []
     elif pre in _DIGITS:
-        first = [pre_tokenizers.Digits(individual_digits=True)]
+        splits = [pre_tokenizers.Digits(individual_digits=True)]
     elif pre in _PATTERNS:
-        first = [pre_tokenizers.Split(Regex(_PATTERNS[pre]), "isolated")]
+        splits = [pre_tokenizers.Split(Regex(_PATTERNS[pre]), "isolated")]
     else:
         raise ValueError(f"pre-tokenizer {pre!r} is unknown; put a tokenizer.json beside the file")
-    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _PATTERNS)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, last])
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _PATTERNS)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     if pre in _QWEN2:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
@@ -111,6 +112,10 @@ def _byte_level(fields: dict[str, Any]) -> "Tokenizer":
 
 
 def _sentencepiece(fields: dict[str, Any]) -> "Tokenizer":
+    """SentencePiece BPE: two tokens merge if together they are a token, the highest score first.
+
+    `fields["tokens"]` becomes the vocabulary of the result, and a missing `add_bos_token` true.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     tokens, scores = list(fields["tokens"]), fields["scores"]
@@ -118,10 +123,10 @@ def _sentencepiece(fields: dict[str, Any]) -> "Tokenizer":
         tokens = ["▁" * len(t) if t and not t.strip(" ") else t for t in tokens]
         scores = range(0, -len(tokens), -1)
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    made = zip(tokens, scores, fields["types"])
+    entries = zip(tokens, scores, fields["types"])
     merges = [
         (score, cut, len(token) - cut, token)
-        for token, score, kind in made
+        for token, score, kind in entries
         if kind in (_NORMAL, _USER)
         for cut in range(1, len(token))
         if token[:cut] in vocabulary and token[cut:] in vocabulary
@@ -143,6 +148,10 @@ def _sentencepiece(fields: dict[str, Any]) -> "Tokenizer":
 
 
 def _wordpiece(fields: dict[str, Any]) -> "Tokenizer":
+    """WordPiece, as BERT has it: text between [CLS] and [SEP], in lower case if all tokens are.
+
+    `fields["tokens"]` becomes the vocabulary of the result.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     tokens = [  # llama.cpp marks the first piece of a word, WordPiece the others
@@ -155,13 +164,13 @@ def _wordpiece(fields: dict[str, Any]) -> "Tokenizer":
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    ends = [(name, vocabulary[name]) for name in ("[SEP]", "[CLS]")]
-    tokenizer.post_processor = processors.BertProcessing(*ends)
+    special_tokens = [(name, vocabulary[name]) for name in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = processors.BertProcessing(*special_tokens)
     fields["tokens"], fields["add_bos_token"] = tokens, False
     return tokenizer
 
 
-def _add(tokenizer: "Tokenizer", fields: dict[str, Any]) -> None:
+def _add_special_tokens(tokenizer: "Tokenizer", fields: dict[str, Any]) -> None:
     """Adds the control and user tokens, and a BOS before the text where the fields ask for it."""
     from tokenizers import AddedToken
 
