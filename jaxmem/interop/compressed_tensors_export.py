@@ -20,7 +20,6 @@ from ..codecs.cast import CastArray
 from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
 from ..core.fold import Fold
-from ..core.leaf import is_encoded
 from ..formats.compressed_tensors import packed as words
 from ..formats.safetensors import write_safetensors
 from ..io.atomic import replacing
@@ -56,45 +55,54 @@ def to_compressed_tensors(
     if model.config.family != "llama":
         raise ValueError(f"{model.source} is a {model.config.family}, expected a Llama")
     hf = config_json(model.config)
-    parts = list(layer_codes.parameters(model, params))
-    schemes = {where: _scheme(leaf, weight_map, packed) for where, weight_map, leaf in parts}
+    parameters = list(layer_codes.parameters(model, params))
+    schemes = {
+        leaf_path: _scheme(leaf, weight_map, packed) for leaf_path, weight_map, leaf in parameters
+    }
     if any(schemes.values()):
         hf["torch_dtype"] = "float16"  # the dtype of the scales
-        hf["quantization_config"] = _quantization(parts, schemes, packed, model.config.tied)
+        hf["quantization_config"] = _quantization(parameters, schemes, packed, model.config.tied)
     shapes, types = {}, {}
-    for where, weight_map, leaf in parts:
-        types[where], own = _shapes(weight_map, leaf, schemes[where], packed)
+    for leaf_path, weight_map, leaf in parameters:
+        types[leaf_path], layer_shapes = _shapes(weight_map, leaf, schemes[leaf_path], packed)
         for name in weight_map.names:
-            shapes |= {name.removesuffix("weight") + end: form for end, form in own.items()}
+            stem = name.removesuffix("weight")
+            shapes |= {stem + suffix: shape for suffix, shape in layer_shapes.items()}
     with replacing(path) as temporary:
         temporary.mkdir()
         (temporary / "config.json").write_text(json.dumps(hf, indent=2), encoding="utf-8")
-        arrays = (a for part in parts for a in _arrays(*part[1:], schemes[part[0]], packed))
+        arrays = (
+            array
+            for leaf_path, weight_map, leaf in parameters
+            for array in _arrays(weight_map, leaf, schemes[leaf_path], packed)
+        )
         write_safetensors(temporary / "model.safetensors", shapes, arrays)
         if model.tokenizer is not None:
             model.tokenizer.save(str(temporary / "tokenizer.json"))
-    lost = lambda leaf: is_encoded(leaf) and not isinstance(leaf, CastArray)
-    decoded = tuple(where for where, _, leaf in parts if lost(leaf) and not schemes[where])
+    coded = [leaf_path for leaf_path, _, leaf in parameters if layer_codes.is_coded(leaf)]
+    decoded = tuple(leaf_path for leaf_path in coded if not schemes[leaf_path])
     size = sum(file.stat().st_size for file in path.iterdir())
-    kept = lambda where: schemes[where] is not None and schemes[where][-1]
-    rounded = [where for where, _, leaf in parts if layer_codes.rounds_inputs(leaf)]
-    unrounded = tuple(where for where in rounded if not kept(where))
+    rounds_in_file = lambda leaf_path: schemes[leaf_path] is not None and schemes[leaf_path][-1]
+    rounded = [leaf_path for leaf_path, _, leaf in parameters if layer_codes.rounds_inputs(leaf)]
+    unrounded = tuple(leaf_path for leaf_path in rounded if not rounds_in_file(leaf_path))
     return Written(str(path), size, types, decoded, unrounded)
 
 
 def _scheme(leaf: Any, weight_map: WeightMap, packed: bool) -> Scheme | None:
     """The scheme by which the codes of a leaf are written, or None if it is decoded."""
     dynamic = isinstance(leaf, DynamicArray) and leaf.limits is None and leaf.to == "int8"
-    inner = layer_codes.opened(leaf)
+    inner = layer_codes.unwrap(leaf)
     turned = weight_map.fn is np.transpose
     if not isinstance(inner, IntArray) or not turned or inner.scale.dtype == jnp.float32:
         return None
     k, n = weight_map.shape[-2:]
-    whole = inner.scale.shape[-2] == 1
-    if not layer_codes.lies(inner, Fold((n,), (k,), (-1, -2))) or (not whole and k % inner.group):
+    one_scale_per_row = inner.scale.shape[-2] == 1
+    if not layer_codes.has_fold(inner, Fold((n,), (k,), (-1, -2))):
+        return None
+    if not one_scale_per_row and k % inner.group:
         return None
     bits = 4 if inner.bits <= 4 and packed else 8
-    return bits, None if whole else inner.group, inner.zero is None, dynamic
+    return bits, None if one_scale_per_row else inner.group, inner.zero is None, dynamic
 
 
 def _shapes(
@@ -106,29 +114,31 @@ def _shapes(
     if scheme is None:
         dtype = np.dtype(leaf.values.dtype if isinstance(leaf, CastArray) else leaf.dtype)
         dtype = dtype if dtype.name in ("float16", "bfloat16") else np.dtype("float32")
-        end = "" if weight_map.names[0].endswith("bias") else "weight"
-        return dtype.name, {end: (shape, dtype)}
+        suffix = "" if weight_map.names[0].endswith("bias") else "weight"
+        return dtype.name, {suffix: (shape, dtype)}
     (n, k), (bits, group, symmetric, _) = shape, scheme
-    groups, count = (k // group if group else 1), lambda length: -(-length * bits // 32)
+    groups, words_of = (k // group if group else 1), lambda length: -(-length * bits // 32)
     i4, i8 = np.dtype("int32"), np.dtype("int8")
-    codes = {"weight_packed": ((n, count(k)), i4)} if packed else {"weight": ((n, k), i8)}
-    out = codes | {"weight_scale": ((n, groups), np.dtype(layer_codes.opened(leaf).scale.dtype))}
+    codes = {"weight_packed": ((n, words_of(k)), i4)} if packed else {"weight": ((n, k), i8)}
+    scale_dtype = np.dtype(layer_codes.unwrap(leaf).scale.dtype)
+    tensors = codes | {"weight_scale": ((n, groups), scale_dtype)}
     if packed:
-        out["weight_shape"] = ((2,), np.dtype("int64"))
+        tensors["weight_shape"] = ((2,), np.dtype("int64"))
     if not symmetric:
-        out["weight_zero_point"] = ((count(n), groups), i4) if packed else ((n, groups), i8)
-    return f"int{bits}", out
+        tensors["weight_zero_point"] = ((words_of(n), groups), i4) if packed else ((n, groups), i8)
+    return f"int{bits}", tensors
 
 
 def _arrays(
     weight_map: WeightMap, leaf: Any, scheme: Scheme | None, packed: bool
 ) -> Iterator[np.ndarray]:
+    """The arrays of each layer's tensors, in the order and with the shapes of `_shapes`."""
     for layer in layer_codes.layers(leaf, weight_map):
         if scheme is None:
-            held = layer_codes.held(layer)
-            yield held.T if weight_map.fn is np.transpose else held
+            dense = layer_codes.stored_array(layer)
+            yield dense.T if weight_map.fn is np.transpose else dense
             continue
-        inner = layer_codes.opened(layer)
+        inner = layer_codes.unwrap(layer)
         bits, middle = scheme[0], 2 ** (inner.bits - 1)
         shifted = lambda a: (a - middle + 2 ** (bits - 1)).astype(np.uint8)  # noqa: B023
         signed = lambda a: (a - middle).astype(np.int8)  # noqa: B023
@@ -142,20 +152,21 @@ def _arrays(
             yield words(shifted(zeros), bits).T if packed else signed(zeros).T
 
 
-def _quantization(parts: list, schemes: dict, packed: bool, tied: bool) -> dict:
+def _quantization(parameters: list, schemes: dict, packed: bool, tied: bool) -> dict:
     """The `quantization_config`: one group for each scheme, and the list of dense linear layers."""
     form = "pack-quantized" if packed else "int-quantized"
     members, dense = collections.defaultdict(list), ["lm_head"] if tied else []
-    for where, weight_map, _ in parts:
+    for leaf_path, weight_map, _ in parameters:
         if weight_map.fn is not np.transpose:
             continue
         modules = [name.removesuffix(".weight") for name in weight_map.names]
-        if schemes[where] is None:
+        if schemes[leaf_path] is None:
             dense += modules
         else:
-            members[schemes[where]] += modules
+            members[schemes[leaf_path]] += modules
     groups, kind = {}, lambda module: re.sub(r".*\.\d+\.", "", module)
     uses = collections.Counter(k for modules in members.values() for k in set(map(kind, modules)))
+    # One regular expression names all modules of a kind if only one scheme has that kind.
     target = lambda module: (
         f"re:.*{re.escape(kind(module))}$" if uses[kind(module)] == 1 else module
     )

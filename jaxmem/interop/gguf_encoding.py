@@ -12,18 +12,14 @@ from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
-from .layer_codes import held, lies, limits, matrix, numbers, opened, spread
+from .layer_codes import has_fold, limits, matrix, numbers, repeat_groups, stored_array, unwrap
 
 BLOCK = 32  # weights that share a scale
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}
 _SIZES = {"F32": 128, "F16": 64, "BF16": 64, "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24}
 _SIZES["Q8_0"] = 34  # bytes of a block
 _DENSE = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
-_RANGES = {
-    "Q4_0": (-8, 7),
-    "Q5_0": (-16, 15),
-    "Q8_0": (-128, 127),
-}  # integers stored
+_RANGES = {"Q4_0": (-8, 7), "Q5_0": (-16, 15), "Q8_0": (-128, 127)}  # integers stored
 
 
 def nbytes(kind: str, shape: tuple[int, ...]) -> int:
@@ -50,14 +46,16 @@ def kind(leaf: Any, fold: Fold | None, half: bool) -> str:
         if jnp.dtype(dtype) == jnp.bfloat16:
             return "BF16"
         return "F32" if not half and jnp.finfo(dtype).bits > 16 else "F16"
-    leaf = opened(leaf)
-    if not isinstance(leaf, IntArray | AffineArray) or not lies(leaf, fold) or not _blocked(leaf):
+    leaf = unwrap(leaf)
+    has_codes = isinstance(leaf, IntArray | AffineArray) and has_fold(leaf, fold)
+    if not has_codes or not _has_block_scales(leaf):
         return wide
     if isinstance(leaf, AffineArray):
-        held_in = "Q4_1" if leaf.bits <= 4 else "Q5_1"
-        return held_in if leaf.bits <= 5 and leaf.low is not None else wide
+        block_type = "Q4_1" if leaf.bits <= 4 else "Q5_1"
+        return block_type if leaf.bits <= 5 and leaf.low is not None else wide
     low, high = limits(leaf)
-    return next((k for k, (a, b) in _RANGES.items() if a <= low and high <= b), wide)
+    fitting = (name for name, (a, b) in _RANGES.items() if a <= low and high <= b)
+    return next(fitting, wide)
 
 
 def data(leaf: Any, kind: str) -> np.ndarray:
@@ -67,16 +65,16 @@ def data(leaf: Any, kind: str) -> np.ndarray:
         ValueError: a number is NaN, infinite or beyond the range of the float type.
     """
     if kind in _DENSE:
-        dense = held(leaf)
+        dense = stored_array(leaf)
         with np.errstate(over="ignore"):
             stored = np.asarray(dense, _DENSE[kind])
         if not np.isfinite(stored.astype(np.float32)).all():
             raise ValueError(f"it holds NaN, infinity or a number beyond {_DENSE[kind]}")
         return stored
-    leaf = opened(leaf)
-    parts = [_half(spread(leaf, leaf.scale, BLOCK))]
+    leaf = unwrap(leaf)
+    parts = [_half(repeat_groups(leaf, leaf.scale, BLOCK))]
     if isinstance(leaf, AffineArray):
-        parts.append(_half(spread(leaf, leaf.low, BLOCK)))
+        parts.append(_half(repeat_groups(leaf, leaf.low, BLOCK)))
         codes = matrix(leaf)
     else:
         codes = numbers(leaf) - np.int16(_RANGES[kind][0])
@@ -91,10 +89,10 @@ def data(leaf: Any, kind: str) -> np.ndarray:
     return np.concatenate(parts, -1).reshape(len(codes), -1)
 
 
-def _blocked(leaf: IntArray | AffineArray) -> bool:
+def _has_block_scales(leaf: IntArray | AffineArray) -> bool:
     """Whether every 32 columns of a row have one f16 scale."""
-    whole = leaf.scale.shape[-2] == 1 or leaf.group % BLOCK == 0
-    return whole and leaf.fold.k % BLOCK == 0 and leaf.scale.dtype == jnp.float16
+    divides = leaf.scale.shape[-2] == 1 or leaf.group % BLOCK == 0
+    return divides and leaf.fold.k % BLOCK == 0 and leaf.scale.dtype == jnp.float16
 
 
 def _half(numbers: np.ndarray) -> np.ndarray:

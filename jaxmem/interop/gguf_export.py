@@ -14,10 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..architectures.weight_map import WeightMap
-from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy
-from ..core.leaf import is_encoded
 from ..formats import gguf, gguf_llama
 from ..io.atomic import replacing
 from ..models.model import Model
@@ -51,7 +49,8 @@ def to_gguf(
         raise ValueError(f"cannot write {path}: it is a directory, expected a file")
     if model.config.family != "llama":
         raise ValueError(f"{model.source} is a {model.config.family}, expected a Llama")
-    parts = [_part(model.config, *found, half) for found in layer_codes.parameters(model, params)]
+    parameters = layer_codes.parameters(model, params)
+    parts = [_part(model.config, *parameter, half) for parameter in parameters]
     factors = gguf_metadata.factors(model.config)
     file = _skeleton(path, model.config, factors, parts)
     gguf_metadata.check(model.config, file)
@@ -71,7 +70,8 @@ def to_gguf(
                 data.tofile(out)
                 _pad(out)
     types = {part.where: part.kind for part in parts}
-    decoded = tuple(part.where for part in parts if part.kind[0] in "FB" and _is_coded(part.leaf))
+    floats = [part for part in parts if part.kind[0] in "FB"]
+    decoded = tuple(part.where for part in floats if layer_codes.is_coded(part.leaf))
     unrounded = tuple(part.where for part in parts if layer_codes.rounds_inputs(part.leaf))
     return Written(str(path), path.stat().st_size, types, decoded, unrounded)
 
@@ -89,12 +89,13 @@ class _Part:
 
 
 def _part(config: Any, where: str, weight_map: WeightMap, leaf: Any, half: bool) -> _Part:
-    theirs, turned = gguf_metadata.names(config), weight_map.fn is np.transpose
+    """The parameter with llama.cpp's names of its tensors, their shape, and the type they get."""
+    gguf_names, turned = gguf_metadata.names(config), weight_map.fn is np.transpose
     shape = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
     shape, fold = shape[::-1] if turned else shape, None
     if len(shape) == 2:
         fold = Fold(shape[:1], shape[1:], (-1, -2) if turned else (-2, -1))
-    names = [theirs[name] for name in weight_map.names]
+    names = [gguf_names[name] for name in weight_map.names]
     return _Part(where, weight_map, leaf, names, shape, gguf_encoding.kind(leaf, fold, half))
 
 
@@ -102,16 +103,16 @@ def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]
     """The file as a reader sees it, with zeros for weights."""
     tensors = {name: Lazy(x.shape, x.dtype, lambda _, x=x: x) for name, x in factors.items()}
     for part in parts:
-        nothing = np.broadcast_to(np.float32(0), part.shape)
-        own = Lazy(part.shape, np.dtype("f4"), lambda _, x=nothing: x)
-        tensors |= dict.fromkeys(part.names, own)
+        zeros = np.broadcast_to(np.float32(0), part.shape)
+        tensor = Lazy(part.shape, np.dtype("f4"), lambda _, x=zeros: x)
+        tensors |= dict.fromkeys(part.names, tensor)
     return gguf.Gguf(path, gguf_metadata.fields(config), tensors)
 
 
 def _data(file: gguf.Gguf, part: _Part) -> Iterator[np.ndarray]:
     """The numbers or bytes of each layer in the order of the file."""
     for name, layer in zip(part.names, layer_codes.layers(part.leaf, part.weight_map)):
-        read = lambda w, name=name: part.weight_map.fn(
+        to_file_order = lambda w, name=name: part.weight_map.fn(
             gguf_llama.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
         )
         try:
@@ -119,19 +120,15 @@ def _data(file: gguf.Gguf, part: _Part) -> Iterator[np.ndarray]:
         except ValueError as error:
             raise ValueError(f"{part.where}: {error}") from error
         if len(part.shape) == 1:
-            yield data - read(np.zeros_like(data))  # a reader takes 1 from Gemma's gains
+            yield data - to_file_order(np.zeros_like(data))  # a reader takes 1 from Gemma's gains
             continue
-        order, fold = placed(read, *part.shape)
+        order, fold = placed(to_file_order, *part.shape)
         rows = data.T if part.kind[0] in "FB" and fold.order == (-1, -2) else data
         yield np.ascontiguousarray(rows[np.argsort(order)])
 
 
-def _is_coded(leaf: Any) -> bool:
-    """Whether a leaf is encoded, and not only cast to another float type."""
-    return is_encoded(leaf) and not isinstance(leaf, CastArray)
-
-
 def _header(fields: dict[str, bytes], tensors: dict[str, tuple[tuple[int, ...], str]]) -> bytes:
+    """The file's header: its encoded fields, then each tensor's name, shape, type and offset."""
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(fields)), *fields.values()]
     offset = 0
     for name, (shape, kind) in tensors.items():
@@ -143,4 +140,5 @@ def _header(fields: dict[str, bytes], tensors: dict[str, tuple[tuple[int, ...], 
 
 
 def _pad(out: BinaryIO) -> None:
+    """Writes zeros up to the next multiple of the alignment."""
     out.write(bytes(-out.tell() % ALIGNMENT_BYTES))

@@ -31,18 +31,19 @@ def architecture(config: Any) -> str:
 
 def names(config: Any) -> dict[str, str]:
     """llama.cpp's name of a tensor for each name of a Hugging Face checkpoint."""
-    found = {}
+    tensor_names = {}
     for part, stem in gguf_llama.NAMES[architecture(config)].items():
         for i in range(config.layers) if "{}" in stem else (None,):
             name = part if i is None else f"blk.{i}.{part}"
-            found |= {f"{stem.format(i)}.{end}": f"{name}.{end}" for end in ("weight", "bias")}
-    return found
+            for suffix in ("weight", "bias"):
+                tensor_names[f"{stem.format(i)}.{suffix}"] = f"{name}.{suffix}"
+    return tensor_names
 
 
 def fields(config: Any) -> dict[str, Any]:
     """The fields of the header that describe `config`."""
     c, arch = config, architecture(config)
-    own = {
+    values = {
         "context_length": c.context,
         "embedding_length": c.width,
         "block_count": c.layers,
@@ -57,11 +58,11 @@ def fields(config: Any) -> dict[str, Any]:
         "vocab_size": c.vocab,
     }
     if c.window:
-        own["attention.sliding_window"] = c.window
+        values["attention.sliding_window"] = c.window
     if len(c.rope_scaling) == 1:
-        own |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(c.rope_scaling[0])}
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(c.rope_scaling[0])}
     general = {"general.architecture": arch, "general.quantization_version": 2}
-    return general | {f"{arch}.{name}": value for name, value in own.items()}
+    return general | {f"{arch}.{name}": value for name, value in values.items()}
 
 
 def factors(config: Any) -> dict[str, np.ndarray]:
@@ -85,12 +86,12 @@ def check(config: Any, file: gguf.Gguf) -> None:
         name: tuple(map(single, x)) if isinstance(x, tuple) else single(x)
         for name, x in dataclasses.asdict(c).items()
     }
-    found, want = plain(type(config).from_hf(gguf_llama.config(file))), plain(config)
-    moot = {"bos", "eos"} if config.local else {"bos", "eos", "local_theta"}
-    for name in want:
-        if name not in moot and found[name] != want[name]:
+    read, expected = plain(type(config).from_hf(gguf_llama.config(file))), plain(config)
+    ignored = {"bos", "eos"} if config.local else {"bos", "eos", "local_theta"}
+    for name in expected:
+        if name not in ignored and read[name] != expected[name]:
             raise ValueError(
-                f"a GGUF file cannot say {name} = {want[name]}; it would read as {found[name]}"
+                f"a GGUF file cannot say {name} = {expected[name]}; it would read as {read[name]}"
             )
 
 
@@ -99,12 +100,12 @@ def tokenizer(model: Model) -> dict[str, bytes]:
     source = pathlib.Path(model.source)
     if source.suffix == ".gguf" and source.is_file():
         return gguf.encoded_fields(source, "tokenizer.")
-    found = {} if model.tokenizer is None else {_TEXT: model.tokenizer.to_str()}
+    values = {} if model.tokenizer is None else {_TEXT: model.tokenizer.to_str()}
     if model.config.bos is not None:
-        found["tokenizer.ggml.bos_token_id"] = model.config.bos
+        values["tokenizer.ggml.bos_token_id"] = model.config.bos
     if model.config.eos:
-        found["tokenizer.ggml.eos_token_id"] = model.config.eos[0]
-    return {name: field(name, value) for name, value in found.items()}
+        values["tokenizer.ggml.eos_token_id"] = model.config.eos[0]
+    return {name: field(name, value) for name, value in values.items()}
 
 
 def field(name: str, value: Any) -> bytes:
@@ -119,6 +120,7 @@ def text(string: str) -> bytes:
 
 
 def _value(value: Any) -> bytes:
+    """A value encoded for the header: the number of its type, then its bytes."""
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + text(value)
     if isinstance(value, bool):

@@ -29,7 +29,7 @@ def config_json(config: Any) -> dict:
     c = config
     kind = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "mistral" if c.local else "llama"
     kind = "gemma3_text" if c.post_norms else kind
-    found = {
+    hf = {
         "architectures": [_CLASSES[kind]],
         "model_type": kind,
         "vocab_size": c.vocab,
@@ -47,24 +47,25 @@ def config_json(config: Any) -> dict:
         "eos_token_id": c.eos[0] if len(c.eos) == 1 else list(c.eos) or None,
     }
     act = "gelu_pytorch_tanh" if c.gelu else "silu"
-    found["hidden_activation" if c.post_norms else "hidden_act"] = act
+    hf["hidden_activation" if c.post_norms else "hidden_act"] = act
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if c.rope_scaling:
-        kind_of = "linear" if len(c.rope_scaling) == 1 else "llama3"
-        found["rope_scaling"] = {"rope_type": kind_of} | dict(zip(names, c.rope_scaling))
+        rope_type = "linear" if len(c.rope_scaling) == 1 else "llama3"
+        hf["rope_scaling"] = {"rope_type": rope_type} | dict(zip(names, c.rope_scaling))
     if c.local:
-        found |= {
+        hf |= {
             "sliding_window": c.window,
             "use_sliding_window": True,
             "layer_types": ["sliding_attention" if x else "full_attention" for x in c.local],
         }
     if c.post_norms:
-        found |= {"rope_local_base_freq": c.local_theta}
-        found |= {"query_pre_attn_scalar": c.query_scale**-2} if c.query_scale else {}
-    again = dataclasses.asdict(type(c).from_hf(found))
-    for name, want in dataclasses.asdict(c).items():
-        near = isinstance(want, float) and math.isclose(again[name], want, rel_tol=1e-12)
-        moot = name == "local_theta" and not c.local
-        if again[name] != want and not near and not moot:
-            raise ValueError(f"no config.json says {name} = {want}; it would read as {again[name]}")
-    return found
+        hf |= {"rope_local_base_freq": c.local_theta}
+        hf |= {"query_pre_attn_scalar": c.query_scale**-2} if c.query_scale else {}
+    read = dataclasses.asdict(type(c).from_hf(hf))
+    for name, expected in dataclasses.asdict(c).items():
+        close = isinstance(expected, float) and math.isclose(read[name], expected, rel_tol=1e-12)
+        unused = name == "local_theta" and not c.local
+        if read[name] != expected and not close and not unused:
+            message = f"no config.json says {name} = {expected}; it would read as {read[name]}"
+            raise ValueError(message)
+    return hf

@@ -42,13 +42,13 @@ class Written:
     def __str__(self) -> str:
         kinds = sorted(set(self.types.values()))
         count = lambda kind: sum(t == kind for t in self.types.values())
-        found = ", ".join(f"{count(kind)} in {kind}" for kind in kinds)
+        counts = ", ".join(f"{count(kind)} in {kind}" for kind in kinds)
         lost = {
             "decoded, for want of an exact form": self.decoded,
             "inputs are no longer rounded": self.unrounded,
         }
-        told = [f"; {what}: {', '.join(where)}" for what, where in lost.items() if where]
-        return f"{self.path}: {self.nbytes:,} bytes; {found}{''.join(told)}"
+        losses = [f"; {loss}: {', '.join(where)}" for loss, where in lost.items() if where]
+        return f"{self.path}: {self.nbytes:,} bytes; {counts}{''.join(losses)}"
 
 
 def parameters(model: Model, params: Any) -> Iterator[tuple[str, WeightMap, Any]]:
@@ -63,8 +63,8 @@ def parameters(model: Model, params: Any) -> Iterator[tuple[str, WeightMap, Any]
     tree = model.tensors if params is None else params
     leaves = dict(zip(paths(tree), jax.tree.leaves(tree, is_leaf=is_whole)))
     if set(leaves) != set(weight_maps):
-        odd = sorted(set(leaves) ^ set(weight_maps))[0]
-        raise ValueError(f"{odd}: the params are not those of {model.source}")
+        unmatched = sorted(set(leaves) ^ set(weight_maps))[0]
+        raise ValueError(f"{unmatched}: the params are not those of {model.source}")
     for path, weight_map in weight_maps.items():
         leaf = leaves[path]
         if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -75,8 +75,8 @@ def parameters(model: Model, params: Any) -> Iterator[tuple[str, WeightMap, Any]
         if not ends:
             yield path, weight_map, leaf
         for start, stop in itertools.pairwise((0, *ends)):
-            own = (stop - start, *weight_map.shape[1:])
-            run = dataclasses.replace(weight_map, names=weight_map.names[start:stop], shape=own)
+            shape = (stop - start, *weight_map.shape[1:])
+            run = dataclasses.replace(weight_map, names=weight_map.names[start:stop], shape=shape)
             yield path_of_layers(path, start, stop), run, leaf.layers(start, stop)
 
 
@@ -93,29 +93,34 @@ def layers(leaf: Any, weight_map: WeightMap) -> Iterator[Any]:
             yield np.asarray(leaf if i is None else leaf[i])
 
 
+def is_coded(leaf: Any) -> bool:
+    """Whether a leaf is encoded, and not only cast to another float type."""
+    return is_encoded(leaf) and not isinstance(leaf, CastArray)
+
+
 def rounds_inputs(leaf: Any) -> bool:
     """Whether products with a leaf round their inputs."""
     is_dynamic = lambda x: isinstance(x, DynamicArray)
     return any(map(is_dynamic, jax.tree.leaves(leaf, is_leaf=is_dynamic)))
 
 
-def opened(leaf: Any) -> Any:
+def unwrap(leaf: Any) -> Any:
     """The leaf without the rounding of its inputs, and with scales that are arrays."""
     leaf = leaf.inner if isinstance(leaf, DynamicArray) else leaf
     return leaf.unwrapped() if isinstance(leaf, DoubleQuantArray) else leaf
 
 
-def held(leaf: Any) -> Any:
+def stored_array(leaf: Any) -> Any:
     """The dense array of a layer, in the dtype in which it is stored."""
     if isinstance(leaf, CastArray):
         return np.asarray(leaf.values)
     return np.asarray(leaf.decode()) if is_encoded(leaf) else leaf
 
 
-def lies(leaf: Any, fold: Fold) -> bool:
-    """Whether an encoded layer's matrix has the checkpoint's rows and columns."""
-    own = leaf.fold
-    return (own.kept, own.summed, own.order) == (fold.kept, fold.summed, fold.order)
+def has_fold(leaf: Any, fold: Fold) -> bool:
+    """Whether an encoded layer's matrix has the rows and columns of `fold`, the checkpoint's."""
+    axes = lambda fold: (fold.kept, fold.summed, fold.order)
+    return axes(leaf.fold) == axes(fold)
 
 
 def limits(leaf: IntArray) -> tuple[int, int]:
@@ -134,7 +139,7 @@ def numbers(leaf: IntArray) -> np.ndarray:
     """code − zero (n, k) of an unstacked leaf, int16."""
     if leaf.zero is None:
         return matrix(leaf) - np.int16(2 ** (leaf.bits - 1))
-    return matrix(leaf) - spread(leaf, zero_points(leaf))
+    return matrix(leaf) - repeat_groups(leaf, zero_points(leaf))
 
 
 def zero_points(leaf: IntArray) -> np.ndarray:
@@ -143,9 +148,9 @@ def zero_points(leaf: IntArray) -> np.ndarray:
     return np.asarray(zeros + 128 if leaf.bits == 8 else zeros)
 
 
-def spread(leaf: IntArray | AffineArray, groups: Any, each: int = 1) -> np.ndarray:
-    """One number (groups, n) for every run of `each` columns: (n, k / each)."""
+def repeat_groups(leaf: IntArray | AffineArray, groups: Any, run: int = 1) -> np.ndarray:
+    """Repeats one number of each group (groups, n) for each run of `run` columns: (n, k / run)."""
     groups = np.asarray(groups).T
     k = leaf.fold.k
-    times = k // each if groups.shape[1] == 1 else leaf.group // each
-    return np.repeat(groups, times, 1)[:, : k // each]
+    repeats = k // run if groups.shape[1] == 1 else leaf.group // run
+    return np.repeat(groups, repeats, 1)[:, : k // run]

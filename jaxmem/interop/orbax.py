@@ -33,6 +33,7 @@ class Handler(ocp.StandardCheckpointHandler):
     """Writes and reads what `Save` and `Restore` say; orbax finds this handler by their classes."""
 
     async def async_save(self, directory: Any, args: "Save") -> Any:
+        """Writes the arrays of `args.tree`, and the manifest as orbax's custom metadata."""
         arrays: list[np.ndarray | jax.Array] = []
         node = describe(args.tree, arrays)
         keys = _keys(args.tree, arrays)
@@ -54,6 +55,7 @@ class Handler(ocp.StandardCheckpointHandler):
         return await super().async_save(directory, args=standard)
 
     def restore(self, directory: Any, args: "Restore | None" = None) -> Any:
+        """The tree that the manifest describes, with the arrays that orbax reads."""
         args = args or Restore()
         manifest = (self.metadata(directory).custom_metadata or {}).get("jaxmem")
         try:
@@ -73,7 +75,7 @@ class Handler(ocp.StandardCheckpointHandler):
             standard = ocp.args.StandardRestore(restored, fallback_sharding=default)
             restored = super().restore(directory, args=standard)
         arrays = [
-            _in_own_dtype(restored.get(key, target), shape.dtype, sharding)
+            _in_saved_dtype(restored.get(key, target), shape.dtype, sharding)
             for (key, target), shape, sharding in zip(targets.items(), shapes, shardings)
         ]
         return rebuild(manifest["tree"], arrays, known)
@@ -176,7 +178,7 @@ def _target(
     return jax.ShapeDtypeStruct(shape.shape, stored, sharding=sharding)
 
 
-def _in_own_dtype(
+def _in_saved_dtype(
     x: np.ndarray | jax.Array | jax.ShapeDtypeStruct,
     dtype: np.dtype,
     sharding: jax.sharding.Sharding | None,

@@ -77,16 +77,16 @@ def from_qwix(array: "QArray", *, dtype: DTypeLike | None = None) -> IntArray:
         )
         zeros = pack(zeros.mT.astype(jnp.uint8), bits, axis=-1)
     group = fold.k // scales.shape[-1]
-    own = (bits, group, fold, jnp.dtype(dtype or scale.dtype))
-    return IntArray(codes, _narrow(scales.mT), zeros, *own)
+    metadata = (bits, group, fold, jnp.dtype(dtype or scale.dtype))
+    return IntArray(codes, _narrow(scales.mT), zeros, *metadata)
 
 
 def _spread(zero: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Repeats zero points to the shape of the scales."""
-    for axis, (own, want) in enumerate(zip(zero.shape, shape)):
-        if want % own:
+    for axis, (size, scale_size) in enumerate(zip(zero.shape, shape)):
+        if scale_size % size:
             raise ValueError(f"zero points of shape {zero.shape} for scales of {shape}")
-        zero = jnp.repeat(zero, want // own, axis)
+        zero = jnp.repeat(zero, scale_size // size, axis)
     return zero
 
 
@@ -99,6 +99,7 @@ def _narrow(scale: jax.Array) -> jax.Array:
 
 
 def _qwix() -> Any:
+    """The module qwix, or an ImportError that names the extra."""
     try:
         import qwix
     except ModuleNotFoundError as error:
