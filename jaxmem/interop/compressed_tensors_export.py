@@ -48,6 +48,25 @@ def to_compressed_tensors(
     Raises:
         ValueError: `path` exists; the model is not of the Llama family, or no config.json can
             describe it; `params` are not those of the model, or are shapes.
+
+    Example:
+        >>> import pathlib, tempfile, jax, jax.numpy as jnp, numpy as np, jaxmem as jm
+        >>> from jaxmem.architectures import llama
+        >>> sizes = dict(vocab=64, width=32, ffn=64, layers=2, heads=4, kv_heads=2, head_dim=8)
+        >>> config, ids = llama.Config(**sizes), jnp.zeros((1, 8), jnp.int32)
+        >>> shapes = jax.eval_shape(llama.module(config).init, jax.random.key(0), ids)["params"]
+        >>> draw = lambda x: np.random.default_rng(0).normal(size=x.shape).astype(x.dtype)
+        >>> params = jax.tree.map(draw, shapes)
+        >>> model = jm.models.Model(config, params, None, "random")
+        >>> encoded = jm.encode(params, {"layers/mlp/up/kernel": jm.Int(4, group=32)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "int4"
+        ...     written = jm.interop.to_compressed_tensors(path, model, encoded)
+        ...     files = sorted(file.name for file in path.iterdir())
+        >>> written.types["layers/mlp/up/kernel"], written.types["layers/mlp/gate/kernel"]
+        ('int4', 'float32')
+        >>> files
+        ['config.json', 'model.safetensors']
     """
     path = pathlib.Path(path)
     if path.exists():

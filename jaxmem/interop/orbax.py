@@ -120,6 +120,16 @@ class Restore(ocp.args.CheckpointArgs):
     Raises:
         ValueError: `Save` did not write the checkpoint; it names a class that is not known; or it
             holds a 64-bit array while `jax_enable_x64` is off. The message names the directory.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp, jaxmem as jm, orbax.checkpoint as ocp
+        >>> from jax.sharding import PartitionSpec as P
+        >>> place = lambda tree: jm.shardings(tree, jm.mesh(fsdp=2), {"w": P("fsdp")})
+        >>> with tempfile.TemporaryDirectory() as folder, ocp.CheckpointManager(folder) as manager:
+        ...     saved = manager.save(7, args=jm.interop.orbax.Save({"w": jnp.ones((8, 4))}))
+        ...     tree = manager.restore(7, args=jm.interop.orbax.Restore(shardings=place))
+        >>> tree["w"].addressable_shards[0].data.shape
+        (4, 4)
     """
 
     classes: Iterable[type] = ()

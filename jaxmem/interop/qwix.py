@@ -27,6 +27,12 @@ def to_qwix(leaf: IntArray) -> "QArray":
         TypeError: `leaf` is not an `Int` leaf.
         ValueError: the last group is short, or groups span several summed axes.
         ImportError: qwix is missing; the message names the extra.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> array = jm.interop.to_qwix(jm.Int(4, group=16).encode(jnp.ones((32, 8))))
+        >>> array.qvalue.dtype, array.qvalue.shape, array.scale.shape
+        (dtype(int4), (32, 8), (2, 8))
     """
     QArray = _qwix().QArray
     leaf = leaf.unwrapped() if isinstance(leaf, DoubleQuantArray) else leaf
@@ -56,6 +62,14 @@ def from_qwix(array: "QArray", *, dtype: DTypeLike | None = None) -> IntArray:
     Raises:
         TypeError: the numbers are not integers of 2, 4 or 8 bits.
         ValueError: every weight has its own scale, or several axes have groups.
+
+    Example:
+        >>> import jax, jaxmem as jm, qwix
+        >>> w = jax.random.normal(jax.random.key(0), (32, 8))
+        >>> array = qwix.quantize(w, "int4", channelwise_axes=(1,), tiled_axes={0: 16})
+        >>> leaf = jm.interop.from_qwix(array)
+        >>> leaf.bits, leaf.group, bool((leaf.decode() == qwix.dequantize(array)).all())
+        (4, 16, True)
     """
     q, scale, zero = array.qvalue, array.scale, array.zero_point
     bits = _BITS.get(jnp.dtype(q.dtype).name)
