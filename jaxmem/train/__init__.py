@@ -9,6 +9,7 @@ from .gradual_pruning import gradual as gradual
 from .gradual_pruning import polynomial as polynomial
 from .learned_rounding import learn_rounding as learn_rounding
 from .losses import divergence as divergence
+from .losses import kl_divergence as kl_divergence
 from .losses import relative as relative
 from .losses import squared as squared
 from .lottery_ticket import rewind as rewind
