@@ -25,29 +25,29 @@ class Expert(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Each token goes to the likeliest expert (Fedus et al., 2021), with a seat for all."""
+    """Each token goes to its likeliest expert (Fedus et al., 2021); an expert can take them all."""
 
     @nn.compact
     def __call__(self, x, _):
         tokens = x.reshape(-1, WIDTH)
         gates = nn.softmax(nn.Dense(EXPERTS, name="router")(tokens))
         chosen = jax.nn.one_hot(gates.argmax(-1), EXPERTS, dtype=jnp.int32)
-        seat = (chosen.cumsum(0) * chosen).sum(-1) - 1
-        sent = chosen[:, :, None] * jax.nn.one_hot(seat, len(tokens), dtype=jnp.int32)[:, None]
-        sent = sent.astype(x.dtype)
-        split = {"params": True}
-        each = nn.vmap(Expert, variable_axes={"params": 0}, split_rngs=split, axis_size=EXPERTS)
-        out = each(name="experts")(jnp.einsum("td,tec->ecd", tokens, sent))
-        y = jnp.einsum("ecd,tec,te->td", out, sent, gates)
+        position = (chosen.cumsum(0) * chosen).sum(-1) - 1
+        places = jax.nn.one_hot(position, len(tokens), dtype=jnp.int32)
+        dispatch = (chosen[:, :, None] * places[:, None]).astype(x.dtype)
+        axes = dict(variable_axes={"params": 0}, split_rngs={"params": True})
+        experts = nn.vmap(Expert, **axes, axis_size=EXPERTS)(name="experts")
+        out = experts(jnp.einsum("td,tec->ecd", tokens, dispatch))
+        y = jnp.einsum("ecd,tec,te->td", out, dispatch, gates)
         return x + y.reshape(x.shape), None
 
 
 class LM(nn.Module):
     @nn.compact
     def __call__(self, x):
-        split = {"params": True}
-        stack = nn.scan(Mixture, variable_axes={"params": 0}, split_rngs=split, length=LAYERS)
-        return stack(name="layers")(x, None)[0]
+        axes = dict(variable_axes={"params": 0}, split_rngs={"params": True})
+        layers = nn.scan(Mixture, **axes, length=LAYERS)(name="layers")
+        return layers(x, None)[0]
 
 
 def test_experts_lie_over_devices_and_none_is_gathered_from_another():
@@ -55,7 +55,7 @@ def test_experts_lie_over_devices_and_none_is_gathered_from_another():
     params = jit(LM().init)(jax.random.key(1), x)
     uses = jm.uses(LM().apply, params, x)
     enc = jm.encode(params, jm.choose(params, {".*experts/.*kernel": CODEC}), uses=uses)
-    run, mesh = jm.lift(LM().apply, on_decode="error"), jm.mesh(fsdp=2, expert=4)
+    lifted, mesh = jm.lift(LM().apply, on_decode="error"), jm.mesh(fsdp=2, expert=4)
     rules = jm.layouts.expert(".*experts/.*bias")
     rules |= {".*experts/.*kernel": P(None, "expert", None, "fsdp")}
     placed = jm.shard(enc, jm.shardings(enc, mesh, rules))
@@ -64,14 +64,15 @@ def test_experts_lie_over_devices_and_none_is_gathered_from_another():
     for row in jm.report(params, placed).rows:
         assert row.cost == 0 or "router" in row.path or "bias" in row.path
     rows = jax.device_put(x, NamedSharding(mesh, P("fsdp")))
-    program = jit(run).lower(placed, rows).compile()
-    want = jit(run)(enc, x)
-    assert float(jnp.abs(program(placed, rows) - want).max() / jnp.abs(want).max()) < 1e-5
+    program = jit(lifted).lower(placed, rows).compile()
+    expected = jit(lifted)(enc, x)
+    assert float(jnp.abs(program(placed, rows) - expected).max() / jnp.abs(expected).max()) < 1e-5
     ops = [
         op for _, op, _ in hlo.read(program.as_text()).walk() if op.kind.startswith("all-gather")
     ]
-    codes = [sides for op in ops for kind, sides in hlo.dims(op.type) if kind == "u8"]
-    assert codes and all(sides[0] == 1 for sides in codes)  # of one expert, over fsdp
+    codes = [shape for op in ops for kind, shape in hlo.dims(op.type) if kind == "u8"]
+    # Over fsdp, a device gathers the codes of its one expert.
+    assert codes and all(shape[0] == 1 for shape in codes)
 
 
 def test_the_experts_of_each_layer_are_one_weight_that_rules_divide():

@@ -18,7 +18,7 @@ from jaxmem.models import Model
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 SCHEDULES = {
-    "gpipe": lambda loss, *how, **more: jax.value_and_grad(jm.pipelined(loss, *how, **more)),
+    "gpipe": lambda loss, mesh, micro: jax.value_and_grad(jm.pipelined(loss, mesh, micro=micro)),
     "1f1b": jm.one_f_one_b,
 }
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
@@ -36,7 +36,7 @@ def staged(tree, mesh):
 
 @functools.cache
 def stack(layers=4, width=16):
-    """(params, a loss of weights before, in and after a stack of layers)."""
+    """(params, a loss that uses weights before, in and after a stack of layers)."""
     keys = jax.random.split(jax.random.key(0), 3)
     params = {
         "first": jax.random.normal(keys[0], (width, width)) / 4,
@@ -46,7 +46,7 @@ def stack(layers=4, width=16):
 
     def loss(params, batch):
         x = jnp.sin(batch["x"] @ params["first"])
-        mask = batch["x"] > 0  # a part of the batch that every layer reads
+        mask = batch["x"] > 0  # every layer reads this part of the batch
         body = lambda x, w: (jnp.tanh(jnp.where(mask, x @ w, x)), None)
         x = lax.scan(body, x, params["layers"]["w"])[0]
         return ((x @ params["last"] - batch["y"]) ** 2).mean() + (params["first"] ** 2).sum()
@@ -64,21 +64,21 @@ def batch(rows, width=16):
 def test_loss_and_gradient_are_those_of_the_sequence(schedule, axes):
     (params, loss), mesh, rows = stack(), jm.mesh(**axes), batch(12)
     step = SCHEDULES[schedule](loss, mesh, micro=3)
-    value, slope = jit(step)(staged(params, mesh), rows)
-    close((value, slope), jit(jax.value_and_grad(loss))(params, rows))
-    assert slope["layers"]["w"].sharding.is_equivalent_to(NamedSharding(mesh, P("stage")), 3)
+    value, gradient = jit(step)(staged(params, mesh), rows)
+    close((value, gradient), jit(jax.value_and_grad(loss))(params, rows))
+    assert gradient["layers"]["w"].sharding.is_equivalent_to(NamedSharding(mesh, P("stage")), 3)
 
 
 @functools.cache
 def model():
-    """(a small Llama, its params in 4 bits, pairs to train, a loss of those)."""
+    """(a small Llama, its params in 4 bits, LoRA pairs to train, a loss of the pairs)."""
     config = llama.Config(
         vocab=64, width=32, ffn=64, layers=4, heads=2, kv_heads=2, head_dim=16, tied=True
     )
     ids = jnp.zeros((1, 4), jnp.int32)
     params = jit(llama.module(config).init)(jax.random.key(0), ids)["params"]
     net = Model(config, params, None, "tiny")
-    # few are enough: their products are what takes long to compile
+    # Few weights are encoded, because products with encoded weights take long to compile.
     plan = jm.choose(params, {".*(up|out)/kernel": jm.Int(4, group=16), ".*embedding": jm.Int(8)})
     uses = jm.uses(net.apply, params, ids)
     enc = jit(lambda params: jm.encode(params, plan, uses=uses))(params)
@@ -123,20 +123,20 @@ def test_a_mask_goes_with_its_rows():
 
 
 def test_one_forward_one_backward_holds_no_more_for_more_micro_batches():
-    (params, loss), mesh, temp = stack(width=64), jm.mesh(stage=2), {}
+    (params, loss), mesh, temp_bytes = stack(width=64), jm.mesh(stage=2), {}
     for schedule, make in SCHEDULES.items():
         for micro in (4, 16):
             step = jit(make(loss, mesh, micro=micro))
             program = step.lower(staged(params, mesh), batch(64 * micro, 64)).compile()
-            temp[schedule, micro] = program.memory_analysis().temp_size_in_bytes
-    carried = 64 * 64 * 4  # bytes of one micro-batch
-    given = 12 * 2 * carried  # the batch, cut anew, is held by both
-    assert temp["gpipe", 16] - temp["gpipe", 4] > given + 12 * carried / 2
-    assert temp["1f1b", 16] - temp["1f1b", 4] < given + 12 * carried / 2
+            temp_bytes[schedule, micro] = program.memory_analysis().temp_size_in_bytes
+    micro_batch = 64 * 64 * 4  # bytes of one micro-batch
+    cut_batch = 12 * 2 * micro_batch  # both schedules copy x and y of the batch as they cut it
+    assert temp_bytes["gpipe", 16] - temp_bytes["gpipe", 4] > cut_batch + 12 * micro_batch / 2
+    assert temp_bytes["1f1b", 16] - temp_bytes["1f1b", 4] < cut_batch + 12 * micro_batch / 2
 
 
 @pytest.mark.parametrize(
-    "axes, micro, rows, said",
+    "axes, micro, rows, message",
     [
         (dict(stage=3), 2, 8, r"\[4\] layers do not divide over 3 stages"),
         (dict(stage=2), 3, 8, "8 rows do not divide into 3 micro-batches, each over 1 devices"),
@@ -144,9 +144,9 @@ def test_one_forward_one_backward_holds_no_more_for_more_micro_batches():
         (dict(stage=2, tensor=2), 2, 8, "a pipeline runs over stage and"),
     ],
 )
-def test_what_does_not_divide_is_refused(axes, micro, rows, said):
+def test_what_does_not_divide_is_refused(axes, micro, rows, message):
     params, loss = stack()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         jm.pipelined(loss, jm.mesh(**axes), micro=micro)(params, batch(rows))
 
 

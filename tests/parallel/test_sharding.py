@@ -1,4 +1,4 @@
-"""Encoded models on many devices give what one device gives, and hold only their share."""
+"""Encoded models on many devices compute what one device computes; each holds only its share."""
 
 import functools
 
@@ -48,7 +48,7 @@ def tiny(family="llama", codec=INT4):
     return model, enc, ids, jit(model.apply)(enc, ids)
 
 
-def on(kind, tree, config):
+def shard_on(kind, tree, config):
     """(the tree on the mesh of that kind, the mesh)."""
     layout, axes = MESHES[kind]
     mesh = jm.mesh(**axes)
@@ -65,7 +65,7 @@ def close(got, want, limit=1e-5):
 )
 def test_a_model_sharded_is_the_model_and_gathers_no_stack(family, kind):
     model, enc, ids, want = tiny(family)
-    placed, mesh = on(kind, enc, model.config)
+    placed, mesh = shard_on(kind, enc, model.config)
     rows = jax.device_put(ids, NamedSharding(mesh, P(("data", "fsdp"))))
     program = jit(model.apply).lower(placed, rows).compile()
     close(program(placed, rows), want)
@@ -80,7 +80,7 @@ def test_a_model_sharded_is_the_model_and_gathers_no_stack(family, kind):
 @pytest.mark.parametrize("family", ["gpt2", pytest.param("bert", marks=pytest.mark.slow)])
 def test_other_families_have_layouts(family):
     model, enc, ids, want = tiny(family)
-    placed, _ = on("fsdp_tensor", enc, model.config)
+    placed, _ = shard_on("fsdp_tensor", enc, model.config)
     close(jit(model.apply)(placed, ids), want)
     mesh = jm.mesh(fsdp=2, tensor=3)
     table = jm.placement(enc, mesh, jm.layouts.fsdp_tensor(model.config, mesh))
@@ -118,15 +118,16 @@ def test_every_leaf_multiplies_where_it_lies_and_lets_gradients_through(codec):
     x = jax.random.normal(jax.random.key(1), (4, 8, 64)) / 8
     mesh, leaf = jm.mesh(fsdp=2, tensor=2), jit(codec.encode)(w)
 
-    def both(x, leaf):
-        run = lambda x: jnp.sin(jm.lift(jnp.matmul, on_decode="error")(x, leaf))
-        y, back = jax.vjp(run, x)
-        return y, back(y)[0]
+    def output_and_gradient(x, leaf):
+        product = lambda x: jnp.sin(jm.lift(jnp.matmul, on_decode="error")(x, leaf))
+        y, pullback = jax.vjp(product, x)
+        return y, pullback(y)[0]
 
     for spec in (P(None, ("tensor", "fsdp")), P("tensor", "fsdp")):
         placed = jm.shard(leaf, jm.shardings(leaf, mesh, {"": spec}))
         assert jm.nbytes(placed) == jm.nbytes(leaf)
-        for got, want in zip(jit(both)(x, placed), jit(both)(x, leaf)):
+        results = (jit(output_and_gradient)(x, weight) for weight in (placed, leaf))
+        for got, want in zip(*results):
             close(got, want)
 
 
@@ -136,8 +137,8 @@ def test_few_tokens_are_gathered_in_place_of_weights():
     gathered = {}
     for rows in (8, 512):
         program = jit(jm.lift(jnp.matmul)).lower(jnp.ones((rows, 256)), placed).compile()
-        found = cost_analysis.collective_bytes(hlo.read(program.as_text()))
-        gathered[rows] = found.get("all-gather", 0)
+        collectives = cost_analysis.collective_bytes(hlo.read(program.as_text()))
+        gathered[rows] = collectives.get("all-gather", 0)
     assert gathered[8] == 0 and gathered[512] == jm.nbytes(leaf)
 
 
@@ -165,13 +166,13 @@ def test_experts_stay_where_they_lie():
 @pytest.mark.parametrize(
     "codec, spec, whole, cost",
     [
-        (INT4, P("fsdp"), (0,), 7 / 8),  # 64 in 8 pieces are half groups
+        (INT4, P("fsdp"), (0,), 7 / 8),  # 8 inputs of a device are half a group
         (INT4, P(None, "fsdp"), (), 0),
-        (jm.Int(3), P(None, "fsdp"), (1,), 7 / 8),  # 12 rows in bits are one byte and a half
+        (jm.Int(3), P(None, "fsdp"), (1,), 7 / 8),  # 12 outputs of one bit are 1.5 bytes
         (jm.Int(4), P("fsdp"), (), 0.06),  # a scale for each row is on every device
         (jm.Planes(group=8), P("fsdp"), (), 0),
         (jm.NM(2, 4), P("fsdp"), (), 0),
-        (jm.NM(2, 16), P("fsdp"), (0,), 7 / 8),  # pieces of 8 are half blocks
+        (jm.NM(2, 16), P("fsdp"), (0,), 7 / 8),  # 8 inputs of a device are half a block
         (jm.Bitmask(0.5), P("fsdp"), (0,), 7 / 8),
     ],
     ids=str,
@@ -186,7 +187,7 @@ def test_no_group_and_no_byte_is_split_and_the_table_says_what_that_costs(codec,
 def test_what_does_not_divide_is_refused_by_name():
     tree = {"w": jnp.ones((6, 4)), "e": INT4.encode(jnp.ones((32, 20)))}
     mesh = jm.mesh(fsdp=8)
-    for rules, said in (
+    for rules, message in (
         ({"v": P()}, "rule 'v' matches no leaf"),
         ({"w": P(None, None, "fsdp")}, "w has shape (6, 4), too few axes"),
         ({"w": P("fsdp")}, "w has shape (6, 4): .* cuts 6 in 8"),
@@ -194,7 +195,7 @@ def test_what_does_not_divide_is_refused_by_name():
         ({"w": P("model")}, "names the axis 'model', expected one of"),
         ({"w": P("fsdp", "fsdp")}, "names the axis 'fsdp', twice"),
     ):
-        with pytest.raises(ValueError, match=said.replace("(", r"\(").replace(")", r"\)")):
+        with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
             jm.shardings(tree, mesh, rules)
 
 
@@ -208,40 +209,40 @@ def test_a_mesh_larger_than_the_devices_is_refused():
 
 
 @pytest.mark.parametrize(
-    "tree, said",
+    "tree, message",
     [
         ({"w": 1.0, "v": 1.0}, "they differ at 'v'"),
         ({}, "they differ at 'w'"),
         ({"w": INT4.encode(jnp.ones((32, 16)))}, "a leaf is encoded otherwise"),
     ],
 )
-def test_shardings_of_another_tree_are_refused(tree, said):
-    where = jm.shardings({"w": jnp.ones((32, 16))}, jm.mesh(fsdp=8), {"w": P("fsdp")})
-    with pytest.raises(ValueError, match=f"shardings of another tree: {said}"):
-        jm.shard(tree, where)
+def test_shardings_of_another_tree_are_refused(tree, message):
+    places = jm.shardings({"w": jnp.ones((32, 16))}, jm.mesh(fsdp=8), {"w": P("fsdp")})
+    with pytest.raises(ValueError, match=f"shardings of another tree: {message}"):
+        jm.shard(tree, places)
 
 
 @functools.cache
 def train(kind):
-    """Losses of three steps of Adam on the dense model, and where the state lies."""
+    """(losses of three steps of Adam on the dense model, the state of Adam)."""
     model, _, ids, _ = tiny()
     optimizer = optax.adam(1e-2)
     params, state = model.params, jit(optimizer.init)(model.params)
     if kind:
         layout, axes = MESHES[kind]
         mesh = jm.mesh(**axes)
-        where = jm.shardings(params, mesh, layout(model.config, mesh))
-        state = jm.shard(state, jm.state_shardings(state, params, where))
-        params = jm.shard(params, where)
+        places = jm.shardings(params, mesh, layout(model.config, mesh))
+        state = jm.shard(state, jm.state_shardings(state, params, places))
+        params = jm.shard(params, places)
 
     def loss(params, ids):
-        picked = jax.nn.log_softmax(model.apply(params, ids)[:, :-1])
-        return -jnp.take_along_axis(picked, ids[:, 1:, None], -1).mean()
+        log_probs = jax.nn.log_softmax(model.apply(params, ids)[:, :-1])
+        return -jnp.take_along_axis(log_probs, ids[:, 1:, None], -1).mean()
 
     @jit
     def step(params, state, ids):
-        value, slope = jax.value_and_grad(loss)(params, ids)
-        updates, state = optimizer.update(slope, state, params)
+        value, gradient = jax.value_and_grad(loss)(params, ids)
+        updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
     losses = []
@@ -262,9 +263,9 @@ def test_training_sharded_is_training(kind):
 
 def test_the_state_of_a_sharded_weight_lies_with_it():
     params = {"a": {"w": jnp.ones((8, 4))}, "w": jm.Fake(jm.Int(4)).encode(jnp.ones((16, 8)))}
-    where = jm.shardings(params, jm.mesh(fsdp=8), {"a/w": P("fsdp"), "w": P(None, "fsdp")})
+    places = jm.shardings(params, jm.mesh(fsdp=8), {"a/w": P("fsdp"), "w": P(None, "fsdp")})
     state = jax.eval_shape(optax.chain(optax.clip(1.0), optax.adamw(1e-3)).init, params)
-    adam = jm.state_shardings(state, params, where)[1][0]
-    assert adam.mu == adam.nu == where and adam.count.spec == P()
-    rows = jm.state_shardings({"v": {"a": {"w": jnp.ones(8)}}}, params, where)
-    assert rows["v"]["a"]["w"].spec == P()  # another shape: no part of the weight's
+    adam = jm.state_shardings(state, params, places)[1][0]
+    assert adam.mu == adam.nu == places and adam.count.spec == P()
+    rows = jm.state_shardings({"v": {"a": {"w": jnp.ones(8)}}}, params, places)
+    assert rows["v"]["a"]["w"].spec == P()  # its shape is not the weight's
