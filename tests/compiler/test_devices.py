@@ -9,7 +9,7 @@ import pytest
 import jaxmem as jm
 from jaxmem.compiler.devices import DEVICES, GPUS, target
 
-HERE = importlib.util.find_spec("jax_cuda12_plugin") is not None
+PLUGIN_INSTALLED = importlib.util.find_spec("jax_cuda12_plugin") is not None
 
 
 @pytest.mark.parametrize("gpu", GPUS)
@@ -21,7 +21,7 @@ def test_every_gpu_has_a_description(gpu):
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_a_program_is_compiled_for_a_gpu_that_is_not_here(gpu, tmp_path, monkeypatch):
-    if not HERE:
+    if not PLUGIN_INSTALLED:
         pytest.skip("wants the extra gpu")
     monkeypatch.setenv("JAXMEM_CACHE", str(tmp_path))
     x = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16)
@@ -31,7 +31,7 @@ def test_a_program_is_compiled_for_a_gpu_that_is_not_here(gpu, tmp_path, monkeyp
 
 
 def test_a_missing_extra_names_itself():
-    if HERE:
+    if PLUGIN_INSTALLED:
         pytest.skip("the extra gpu is installed")
     with pytest.raises(ImportError, match=r"pip install \"jaxmem\[gpu\]\""):
         jm.memory(jnp.sin, jnp.ones(4), device="gpu h100")

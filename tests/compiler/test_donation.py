@@ -1,4 +1,4 @@
-"""Donation: what a step keeps twice is named with its bytes."""
+"""Donation: an argument that a step holds twice is named with its bytes."""
 
 import jax
 import jax.numpy as jnp
@@ -19,24 +19,26 @@ STATE = {
 BATCH = jax.ShapeDtypeStruct((32,), jnp.float32)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_the_cost_is_what_the_compiler_saves(own):
-    kept = jm.donations(step, STATE, BATCH)
-    assert list(kept.missed) == ["args[0]['count']", "args[0]['w']"] and not kept.vain
-    given = jm.memory(step, STATE, BATCH, donate_argnums=0)
-    assert kept.cost == given.aliased == jm.memory(step, STATE, BATCH).peak - given.peak
-    if own:
-        gone = jm.donations(jax.jit(step, donate_argnums=0), STATE, BATCH)
+@pytest.mark.parametrize("by_jit", [False, True])
+def test_the_cost_is_what_the_compiler_saves(by_jit):
+    undonated = jm.donations(step, STATE, BATCH)
+    assert list(undonated.missed) == ["args[0]['count']", "args[0]['w']"] and not undonated.vain
+    before = jm.memory(step, STATE, BATCH)
+    after = jm.memory(step, STATE, BATCH, donate_argnums=0)
+    assert undonated.cost == after.aliased == before.peak - after.peak
+    if by_jit:
+        donated = jm.donations(jax.jit(step, donate_argnums=0), STATE, BATCH)
     else:
-        gone = jm.donations(step, STATE, BATCH, donate_argnums=0)
-    assert gone.cost == 0 and not gone.vain
+        donated = jm.donations(step, STATE, BATCH, donate_argnums=0)
+    assert donated.cost == 0 and not donated.vain
 
 
 def test_one_result_takes_over_one_argument():
-    both = jm.donations(lambda a, b: a + b, BATCH, BATCH)
-    assert list(both.missed) == ["args[0]"]
-    vain = jm.donations(lambda a, b: a + b, BATCH, BATCH, donate_argnums=(0, 1))
-    assert vain.cost == 0 and list(vain.vain) == ["args[1]"] and "donated in vain" in str(vain)
+    undonated = jm.donations(lambda a, b: a + b, BATCH, BATCH)
+    assert list(undonated.missed) == ["args[0]"]
+    donated = jm.donations(lambda a, b: a + b, BATCH, BATCH, donate_argnums=(0, 1))
+    assert donated.cost == 0 and list(donated.vain) == ["args[1]"]
+    assert "donated in vain" in str(donated)
 
 
 def test_the_steps_of_recipes_hold_nothing_twice():
@@ -49,5 +51,5 @@ def test_the_steps_of_recipes_hold_nothing_twice():
     tiny = Model(config, llama.module(config), None, "tiny")
     for task in ("train", "lora", "serve"):
         built = jm.build(jm.Recipe("tiny", "cpu", task, 2, 64), model=tiny)
-        found = jm.donations(built.step, *built.arguments)
-        assert not found.vain and set(found.missed) <= {"args[2]"}  # to serve, ids as a batch is
+        report = jm.donations(built.step, *built.arguments)
+        assert not report.vain and set(report.missed) <= {"args[2]"}  # the ids of a serving step

@@ -1,3 +1,5 @@
+"""`memory`: bytes of a compiled program on a CPU, and on TPUs that are not there."""
+
 import functools
 import json
 
@@ -23,7 +25,7 @@ LATE = (
 
 
 @pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
+def temporary_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXMEM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -62,16 +64,16 @@ def test_concrete_arguments_take_what_abstract_ones_do():
     assert memory(matmul, x, jnp.ones((512, 1024), jnp.int4)) == memory(matmul, *MATMUL)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_donated_argument_is_aliased_and_leaves_the_peak(own):
+@pytest.mark.parametrize("by_jit", [False, True])
+def test_a_donated_argument_is_aliased_and_leaves_the_peak(by_jit):
     x = array((256, 512), "float32")
-    kept = memory(jnp.tanh, x)
-    if own:
-        gone = memory(jax.jit(jnp.tanh, donate_argnums=0), x)
+    undonated = memory(jnp.tanh, x)
+    if by_jit:
+        donated = memory(jax.jit(jnp.tanh, donate_argnums=0), x)
     else:
-        gone = memory(jnp.tanh, x, donate_argnums=0)
-    assert (kept.aliased, gone.aliased) == (0, jm.nbytes(x))
-    assert gone.peak == kept.peak - gone.aliased
+        donated = memory(jnp.tanh, x, donate_argnums=0)
+    assert (undonated.aliased, donated.aliased) == (0, jm.nbytes(x))
+    assert donated.peak == undonated.peak - donated.aliased
 
 
 def test_the_peak_is_what_is_taken_less_what_is_aliased():

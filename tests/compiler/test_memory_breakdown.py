@@ -20,8 +20,8 @@ CONFIG = llama.Config(
 TINY = Model(CONFIG, llama.module(CONFIG), None, "tiny")
 
 
-def build(task, **how):
-    return jm.build(jm.Recipe("tiny", "cpu", task, 4, 256, **how), model=TINY)
+def build(task, **options):
+    return jm.build(jm.Recipe("tiny", "cpu", task, 4, 256, **options), model=TINY)
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +32,24 @@ def plain():
 
 
 def test_the_parts_add_up_to_the_peak_and_arguments_are_exact(plain):
-    built, m, found = plain
-    assert sum(found.parts.values()) == m.peak
+    built, m, table = plain
+    assert sum(table.parts.values()) == m.peak
     for part, tree in built.parts.items():
-        assert found.parts[part] == jm.nbytes(tree)
+        assert table.parts[part] == jm.nbytes(tree)
 
 
 def test_the_largest_temporaries_have_a_purpose_and_a_line(plain):
-    _, _, found = plain
-    assert found.largest[0]["part"] == "kept for the backward pass"
-    assert any("/jaxmem/architectures/" in b["line"] for b in found.largest)
-    sizes = [b["bytes"] for b in found.largest]
+    _, _, table = plain
+    assert table.largest[0]["part"] == "kept for the backward pass"
+    assert any("/jaxmem/architectures/" in buffer["line"] for buffer in table.largest)
+    sizes = [buffer["bytes"] for buffer in table.largest]
     assert sizes == sorted(sizes, reverse=True)
 
 
 def test_the_schedule_read_by_us_holds_what_the_compiler_says(plain):
     _, m, _ = plain
-    assert sum(b.nbytes for b in at_peak(hlo.read(m.text))) == pytest.approx(m.temp, rel=0.1)
+    live = at_peak(hlo.read(m.text))
+    assert sum(buffer.nbytes for buffer in live) == pytest.approx(m.temp, rel=0.1)
 
 
 def test_a_buffer_lives_to_its_last_use_and_results_are_not_temporary():
@@ -63,7 +64,7 @@ ENTRY %main (x: f32[1024]) -> f32[1024] {
   ROOT %d = f32[1024]{0} slice(%c), slice={[0:1024]}
 }
 """
-    assert [b.op.name for b in at_peak(hlo.read(text))] == ["b", "a"]
+    assert [buffer.op.name for buffer in at_peak(hlo.read(text))] == ["b", "a"]
 
 
 def test_lines_are_the_callers_own():
@@ -72,24 +73,24 @@ def test_lines_are_the_callers_own():
 
 
 def test_a_policy_that_keeps_more_leaves_more_residuals():
-    def kept(remat):
+    def residual_bytes(remat):
         built = build("train", remat=remat, chunk=256)
         return residuals(built.loss, built.arguments[0]["params"], built.arguments[1])
 
     order = ["full", "dots_no_batch", "dots", "none"]
-    sizes = [kept(jm.Remat(kind)) for kind in order]
+    sizes = [residual_bytes(jm.Remat(kind)) for kind in order]
     assert sizes == sorted(sizes) and sizes[0] < sizes[1] < sizes[-1]
-    own = 4 * 4 * 256 * 128 * 2  # layers x batch x tokens x width in bfloat16
-    assert kept(jm.Remat("named", ("attn_out",))) == sizes[0] + own
+    attn_out = 4 * 4 * 256 * 128 * 2  # layers x batch x tokens x width in bfloat16
+    assert residual_bytes(jm.Remat("named", ("attn_out",))) == sizes[0] + attn_out
 
 
 def test_what_serves_names_its_cache(tmp_path):
     built = build("serve", encoding=jm.Int(8))
-    found = breakdown(jm.memory(built.step, *built.arguments), built.parts)
-    assert found.parts["KV cache"] == jm.nbytes(built.arguments[0])
-    assert json.loads(found.to_json())["parts"] == found.parts
-    assert "KV cache" in str(found)
-    plot({"int8": found, "again": found}, tmp_path / "parts.png", limit=2**22)
+    table = breakdown(jm.memory(built.step, *built.arguments), built.parts)
+    assert table.parts["KV cache"] == jm.nbytes(built.arguments[0])
+    assert json.loads(table.to_json())["parts"] == table.parts
+    assert "KV cache" in str(table)
+    plot({"int8": table, "again": table}, tmp_path / "parts.png", limit=2**22)
     assert (tmp_path / "parts.png").read_bytes()[:4] == b"\x89PNG"
 
 

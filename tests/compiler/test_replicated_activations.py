@@ -14,41 +14,42 @@ IDS = (8, 24)
 RULES = {".*layers/.*/kernel": P(None, None, "fsdp")}
 
 
-def found(mesh, rules, rows):
-    """What the model's forward pass holds whole, of 1 KiB and more."""
+def whole_arrays(mesh, rules, rows):
+    """The arrays of 1 KiB and more that each device has whole in the model's forward pass."""
     net, ids = llama.module(CONFIG), jax.ShapeDtypeStruct(IDS, jnp.int32)
     params = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
-    put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    params = jax.tree.map(put, params, jm.shardings(params, mesh, rules))
-    ids = put(ids, NamedSharding(mesh, rows))
+    with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    params = jax.tree.map(with_sharding, params, jm.shardings(params, mesh, rules))
+    ids = with_sharding(ids, NamedSharding(mesh, rows))
     return jm.replicated(
         jm.memory(lambda p, i: net.apply({"params": p}, i), params, ids), least=1024
     )
 
 
 def test_our_models_replicate_no_activation_and_without_constraints_they_do():
-    named = found(jm.mesh(fsdp=8), RULES, P("fsdp"))
-    assert {w.kind for w in named} == {"gathered"}
-    assert all(w.times % CONFIG.layers == 0 and "while/body" in w.source for w in named)
-    unknown = Mesh(jax.devices(), "x")  # no axis that a model knows: it constrains nothing
-    whole = found(unknown, {".*layers/.*/kernel": P(None, None, "x")}, P("x"))
-    activations = [w for w in whole if w.kind == "replicated"]
-    assert (*IDS, CONFIG.width) in {w.shape for w in activations}
-    assert any("layers/mlp" in w.source for w in activations)
+    gathered = whole_arrays(jm.mesh(fsdp=8), RULES, P("fsdp"))
+    assert {array.kind for array in gathered} == {"gathered"}
+    assert all(array.times % CONFIG.layers == 0 for array in gathered)
+    assert all("while/body" in array.source for array in gathered)
+    unknown_mesh = Mesh(jax.devices(), "x")  # no axis that a model knows: it constrains nothing
+    arrays = whole_arrays(unknown_mesh, {".*layers/.*/kernel": P(None, None, "x")}, P("x"))
+    activations = [array for array in arrays if array.kind == "replicated"]
+    assert (*IDS, CONFIG.width) in {array.shape for array in activations}
+    assert any("layers/mlp" in array.source for array in activations)
 
 
 def test_an_array_that_is_gathered_to_be_cut_again_is_named():
     mesh = jm.mesh(fsdp=4, tensor=2)
-    lies = lambda x, *spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
+    constrain = lambda x, *spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
 
     def awkward(x):
-        return lies(jnp.sin(lies(jnp.sin(x), "tensor")).reshape(24, 80), None, "fsdp")
+        return constrain(jnp.sin(constrain(jnp.sin(x), "tensor")).reshape(24, 80), None, "fsdp")
 
     x = jax.ShapeDtypeStruct(
         (48, 40), jnp.float32, sharding=NamedSharding(mesh, P("fsdp", "tensor"))
     )
-    whole = jm.replicated(jm.memory(awkward, x), least=1)
-    assert ("rematerialised", (24, 80)) in {(w.kind, w.shape) for w in whole}
+    arrays = jm.replicated(jm.memory(awkward, x), least=1)
+    assert ("rematerialised", (24, 80)) in {(array.kind, array.shape) for array in arrays}
     assert jm.replicated(jm.memory(jnp.sin, x), least=1) == []
 
 

@@ -1,3 +1,5 @@
+"""Plans: the compiler's bytes of the recipe, the Pareto rows, and messages if nothing fits."""
+
 import dataclasses
 import functools
 import json
@@ -22,7 +24,7 @@ PLAN = functools.partial(jm.plan, TINY, device="cpu", most=1, batch=2, seq=128)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
+def temporary_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXMEM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -55,9 +57,9 @@ def test_a_plan_for_a_mesh_is_compiled_on_that_mesh():
 
 def test_a_limit_that_nothing_meets_says_what_would_do():
     options = dict(task="serve", batch=8, seq=512, encodings=[None])
-    with pytest.raises(ValueError, match=r"nothing fits 1,048,576 bytes .* needs [\d,]+ ") as e:
+    with pytest.raises(ValueError, match=r"nothing fits 1,048,576 bytes .* needs [\d,]+ ") as error:
         PLAN(limit=MIB, **options)
-    needs = int(str(e.value).split(" needs ")[1].split()[0].replace(",", ""))
+    needs = int(str(error.value).split(" needs ")[1].split()[0].replace(",", ""))
     assert PLAN(limit=needs, **options).chosen.peak <= needs
 
 
@@ -89,9 +91,9 @@ def test_the_pareto_rows_are_beaten_by_none():
     rows = []
     for peak, state in ((300, "float32"), (200, "bfloat16"), (250, "bfloat16"), (200, "float32")):
         recipe = jm.Recipe("tiny", "cpu", "train", 1, 64, state=state)
-        m = jm.Memory("cpu", peak, 0, 0, 0, 0, limit=400)
-        rows.append(Candidate(recipe, "fits", 0, {"step": m}))
-    planned = jm.Planned((*rows, Candidate(recipe, "too large", 900)), m, 400, 1.0)
+        memory = jm.Memory("cpu", peak, 0, 0, 0, 0, limit=400)
+        rows.append(Candidate(recipe, "fits", 0, {"step": memory}))
+    planned = jm.Planned((*rows, Candidate(recipe, "too large", 900)), memory, 400, 1.0)
     assert planned.pareto == [rows[3]] and planned.chosen is rows[0]
     assert "certificate" not in as_data(planned.rows[-1])
 
@@ -107,12 +109,12 @@ def test_a_policy_that_computes_more_keeps_less_on_any_number_of_chips():
 
 def test_weights_that_chips_share_take_less_memory_and_more_traffic():
     recipe = jm.Recipe("tiny", "tpu v5e:2x4", "train", 8, 64, chunk=64)
-    taken = {}
+    estimates = {}
     for shared in (True, False):
         build = functools.partial(jm.build, model=TINY)
         changed = dataclasses.replace(recipe, shared=shared)
-        taken[shared] = arithmetic(changed, CONFIG, build, Device(MIB, 1e15, 1e15, 1e9))
-    assert taken[True][0] < taken[False][0] and taken[True][1] > taken[False][1]
+        estimates[shared] = arithmetic(changed, CONFIG, build, Device(MIB, 1e15, 1e15, 1e9))
+    assert estimates[True][0] < estimates[False][0] and estimates[True][1] > estimates[False][1]
 
 
 def test_a_compiler_that_is_lost_costs_its_candidate_only():

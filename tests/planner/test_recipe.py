@@ -1,3 +1,5 @@
+"""Recipes: the steps they build learn and serve as the plain model does, on one chip or eight."""
+
 import dataclasses
 import functools
 import json
@@ -36,13 +38,13 @@ def recipe(task, **changes):
 def losses(model, recipe, steps=4, optimizer=SGD):
     built = jm.build(recipe, model=model, optimizer=optimizer)
     state, params = built.init(model.params, jax.random.key(2))
-    rest = (params,) if recipe.task == "lora" else ()
-    step = built.step.lower(state, *rest, IDS).compile(compiler_options=FAST)
-    found = []
+    frozen_params = (params,) if recipe.task == "lora" else ()
+    step = built.step.lower(state, *frozen_params, IDS).compile(compiler_options=FAST)
+    step_losses = []
     for _ in range(steps):
-        state, loss = step(state, *rest, IDS)
-        found.append(float(loss))
-    return found
+        state, loss = step(state, *frozen_params, IDS)
+        step_losses.append(float(loss))
+    return step_losses
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +67,23 @@ def test_a_cheaper_recipe_learns_as_the_plain_one_does(model, plain, changes):
 
 
 def test_adapters_learn_beside_weights_that_stay(model):
-    adam, how = optax.adam(1e-2), dict(encoding=jm.Int(4, group=8), rank=4)
-    found = losses(model, recipe("lora", **how), steps=6, optimizer=adam)
-    assert found[-1] < found[0] - 0.1
+    adam, options = optax.adam(1e-2), dict(encoding=jm.Int(4, group=8), rank=4)
+    step_losses = losses(model, recipe("lora", **options), steps=6, optimizer=adam)
+    assert step_losses[-1] < step_losses[0] - 0.1
 
 
 @pytest.mark.parametrize("bits", [16, 8])
 def test_serving_continues_as_the_model_itself_does(model, bits):
     built = jm.build(recipe("serve", size=(2, 64), cache_bits=bits, prompt=64), model=model)
     cache, params = built.init(model.params)
-    (fn, _), step = built.programs["prompt"], built.step
+    (prompt, _), step = built.programs["prompt"], built.step
     ids = np.asarray(jax.random.randint(jax.random.key(3), (2, 64), 0, 64, jnp.int32))
-    cache, token = fn(cache, params, ids, 0) if bits == 8 else fn(cache, params, ids[:, :48], 0)
+    ids = ids if bits == 8 else ids[:, :48]
+    cache, token = prompt(cache, params, ids, 0)
     wide = jax.tree.map(lambda w: w.astype(jnp.float32), params)
-    logits = NET.apply({"params": wide}, ids if bits == 8 else ids[:, :48])[:, -1]
+    logits = NET.apply({"params": wide}, ids)[:, -1]
     chosen = np.take_along_axis(np.asarray(logits), np.asarray(token), -1)[:, 0]
-    assert (np.asarray(logits).max(-1) - chosen < 0.02).all()  # the best, or as good in bfloat16
+    assert (np.asarray(logits).max(-1) - chosen < 0.02).all()  # the likeliest, up to rounding
     if bits == 16:
         cache, token = step(cache, params, token, 48)
         assert token.shape == (2, 1) and cache["k"].dtype == jnp.bfloat16
@@ -102,53 +105,55 @@ def test_eight_chips_learn_what_one_does(model, plain, axes, shared, parts):
     state, _ = built.init(model.params)
     state, ids = jax.device_put((state, IDS), built.shardings)
     step = built.step.lower(state, ids).compile(compiler_options=FAST)
-    found = []
+    step_losses = []
     for _ in range(4):
         state, loss = step(state, ids)
-        found.append(float(loss))
-    np.testing.assert_allclose(found, plain, rtol=0.02)
+        step_losses.append(float(loss))
+    np.testing.assert_allclose(step_losses, plain, rtol=0.02)
     kernel = state["params"]["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // parts
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
 def test_adapters_on_eight_chips_learn_what_they_learn_on_one(model, axes):
-    given = recipe("lora", encoding=jm.Int(4, group=8), rank=4)
-    built = jm.build(dataclasses.replace(given, mesh=axes), model=model, optimizer=SGD)
+    on_one = recipe("lora", encoding=jm.Int(4, group=8), rank=4)
+    built = jm.build(dataclasses.replace(on_one, mesh=axes), model=model, optimizer=SGD)
     state, params = built.init(model.params, jax.random.key(2))
     step = built.step.lower(state, params, IDS).compile(compiler_options=FAST)
-    found = []
+    step_losses = []
     for _ in range(2):
         state, loss = step(state, params, IDS)
-        found.append(float(loss))
-    np.testing.assert_allclose(found, losses(model, given, steps=2), rtol=0.02)
+        step_losses.append(float(loss))
+    np.testing.assert_allclose(step_losses, losses(model, on_one, steps=2), rtol=0.02)
     arrays, places = map(jax.tree.leaves, ((state, params), built.shardings[:2]))
     assert all(x.sharding.is_equivalent_to(place, x.ndim) for x, place in zip(arrays, places))
 
 
 @pytest.mark.parametrize("bits", [16, pytest.param(8, marks=pytest.mark.slow)])
 def test_serving_on_four_chips_is_serving_on_one(model, bits):
-    given = recipe("serve", size=(2, 64), cache_bits=bits, encoding=jm.Int(8), prompt=64)
+    on_one = recipe("serve", size=(2, 64), cache_bits=bits, encoding=jm.Int(8), prompt=64)
     ids = np.asarray(jax.random.randint(jax.random.key(3), (2, 64), 0, 64, jnp.int32))
     tokens, caches = [], []
     for axes in ({}, {"data": 2, "tensor": 2}):
-        built = jm.build(dataclasses.replace(given, mesh=axes), model=model)
+        built = jm.build(dataclasses.replace(on_one, mesh=axes), model=model)
         cache, params = built.init(model.params)
         cache, token = built.programs["prompt"][0](cache, params, ids, 0)
         tokens.append(np.asarray(token))
         caches.append(cache)
     np.testing.assert_array_equal(*tokens)
-    one, four = (sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(c)) for c in caches)
-    assert four * 4 == one
+    on_device = lambda x: x.addressable_shards[0].data.size
+    sizes = [sum(map(on_device, jax.tree.leaves(cache))) for cache in caches]
+    assert sizes[1] * 4 == sizes[0]
 
 
 def test_a_recipe_is_its_json():
-    found = recipe("lora", encoding=jm.Int(4, group=128), remat=jm.Remat("named", ("mlp_out",)))
-    assert jm.Recipe.from_json(found.to_json()) == found
-    on_mesh = dataclasses.replace(found, mesh={"tensor": 2, "data": 1, "fsdp": 4})
+    remat = jm.Remat("named", ("mlp_out",))
+    on_one_device = recipe("lora", encoding=jm.Int(4, group=128), remat=remat)
+    assert jm.Recipe.from_json(on_one_device.to_json()) == on_one_device
+    on_mesh = dataclasses.replace(on_one_device, mesh={"tensor": 2, "data": 1, "fsdp": 4})
     assert jm.Recipe.from_json(on_mesh.to_json()) == on_mesh
     assert json.loads(on_mesh.to_json())["mesh"] == {"fsdp": 4, "tensor": 2}
-    data = json.loads(found.to_json())
+    data = json.loads(on_one_device.to_json())
     for broken in ("{", json.dumps(data | {"colour": 1}), json.dumps([data])):
         with pytest.raises(ValueError, match="not the JSON text of a Recipe"):
             jm.Recipe.from_json(broken)
@@ -168,8 +173,8 @@ def test_a_recipe_of_version_0_1_0_is_read_and_names_its_mesh(task, shared, axes
       "encoding": null, "cache_bits": 16, "state": "bfloat16",
       "remat": {"kind": "named", "names": ["attn_out"]}, "offload": false, "micro": 1,
       "chunk": 16, "rank": 16, "prompt": 64, "shared": %s}"""
-    read = jm.Recipe.from_json(text % (task, json.dumps(shared)))
-    assert read.axes == axes and read.shared is shared and "mesh" not in read.to_json()
+    old = jm.Recipe.from_json(text % (task, json.dumps(shared)))
+    assert old.axes == axes and old.shared is shared and "mesh" not in old.to_json()
 
 
 @pytest.mark.parametrize(
@@ -198,22 +203,22 @@ def test_values_that_do_not_go_together_are_refused(make, message):
     ],
 )
 def test_a_mesh_that_is_not_the_recipe_s_is_refused(model, axes, mesh, message):
-    given = dataclasses.replace(recipe("train"), device="tpu v5e:2x4", mesh=axes)
+    on_mesh = dataclasses.replace(recipe("train"), device="tpu v5e:2x4", mesh=axes)
     with pytest.raises(ValueError, match=message):
-        jm.build(given, model=model, mesh=mesh())
+        jm.build(on_mesh, model=model, mesh=mesh())
 
 
 def test_a_state_of_eight_bits_learns_as_one_of_32_does():
     config = llama.Config(**SIZES | dict(width=256, layers=2, ffn=256, head_dim=64))
     small = Model(config, llama.module(config), None, "small")
     params = jax.jit(small.tensors.init)(jax.random.key(0), IDS[:1])["params"]
-    found = {}
+    step_losses = {}
     for state in ("float32", "int8"):
-        given = recipe("train", state=state, micro=2, offload=state == "int8")
+        changed = recipe("train", state=state, micro=2, offload=state == "int8")
         small = dataclasses.replace(small, tensors=params)
-        found[state] = losses(small, given, steps=6, optimizer=optax.adam(3e-3))
-    assert found["int8"][-1] < found["int8"][0] - 0.1
-    np.testing.assert_allclose(found["int8"], found["float32"], rtol=0.02)
+        step_losses[state] = losses(small, changed, steps=6, optimizer=optax.adam(3e-3))
+    assert step_losses["int8"][-1] < step_losses["int8"][0] - 0.1
+    np.testing.assert_allclose(step_losses["int8"], step_losses["float32"], rtol=0.02)
 
 
 @pytest.mark.slow
@@ -221,11 +226,11 @@ def test_an_offloaded_state_lies_with_the_host_of_a_tpu():
     pytest.importorskip("libtpu")
     config = llama.Config(**SIZES | dict(width=256, ffn=512, head_dim=64))
     small = Model(config, llama.module(config), None, "small")
-    taken = {}
+    memories = {}
     for offload in (True, False):
-        how = dict(device="tpu v5e:1x1", state="bfloat16", offload=offload)
-        built = jm.build(dataclasses.replace(recipe("train", size=(2, 64)), **how), model=small)
-        taken[offload] = jm.memory(built.step, *built.arguments, device="tpu v5e:1x1")
-    held = sum(jm.nbytes(x) for x in jax.tree.leaves(built.arguments[0]["opt"]) if x.ndim)
-    assert (taken[True].host, taken[False].host) == (held, 0)
-    assert taken[True].peak < taken[False].peak
+        options = dict(device="tpu v5e:1x1", state="bfloat16", offload=offload)
+        built = jm.build(dataclasses.replace(recipe("train", size=(2, 64)), **options), model=small)
+        memories[offload] = jm.memory(built.step, *built.arguments, device="tpu v5e:1x1")
+    state_bytes = sum(jm.nbytes(x) for x in jax.tree.leaves(built.arguments[0]["opt"]) if x.ndim)
+    assert (memories[True].host, memories[False].host) == (state_bytes, 0)
+    assert memories[True].peak < memories[False].peak
