@@ -9,20 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from ..calibration.batches import tuples
 from ..calibration.statistics import product_axes, stats
 from ..core.codec import needs_stats
 from ..core.lazy import is_lazy
 from ..core.leaf import decode
-from ..core.paths import is_whole, paths
-from ..core.scans import around_scans
+from ..core.paths import is_whole
 from ..core.segmented import Segmented
 from ..core.usage import uses
 from ..train import learnable_int, learned_rounding, losses
 from .encoding import encode, joined
 from .layer_paths import by_layer, layers_of
+from .scan_cut import ScanCut
 
 
 def encode_by_block(
@@ -81,7 +81,7 @@ def encode_by_block(
     batches = list(tuples(batches, "encode_by_block"))
     if passes < 0:
         raise ValueError(f"passes is {passes}, expected at least 0")
-    cut = Cut.of(model.apply, model.tensors, batches[0])
+    cut = ScanCut.of(model.apply, model.tensors, batches[0])
     leaves = jax.tree.leaves(model.tensors, is_leaf=is_whole)
     rest = {
         path: jnp.asarray(leaf.load() if is_lazy(leaf) else leaf)
@@ -113,7 +113,7 @@ def encode_by_block(
             layer_uses = uses(cut.block, layer, *next(inputs()))
             encoded = encode(layer, layer_plan, uses=layer_uses, stats=moments)
             for carry, batch in zip(exact, batches):
-                carry.put(_run(cut, layer, rest, i, carry.get(), batch))
+                carry.put(cut.run_block(layer, rest, i, carry.get(), batch))
             if passes:
                 options = learned_rounding.Options(
                     cut.block, losses.relative, learning_rate, passes * len(batches)
@@ -124,7 +124,7 @@ def encode_by_block(
             # The activations that the next layer is given.
             dense = decode(encoded)
             for file, (*before, carry, batch) in zip(carries, inputs()):
-                file.put(_run(cut, dense, *before, carry, batch))
+                file.put(cut.run_block(dense, *before, carry, batch))
             return encoded
 
         for i in range(cut.count):
@@ -143,7 +143,7 @@ def encode_by_block(
     return cut.structure.unflatten([encoded[path] for path in cut.names])
 
 
-def _check_trainable(cut: "Cut", plan: Mapping[str, Any], ways: Mapping) -> None:
+def _check_trainable(cut: ScanCut, plan: Mapping[str, Any], ways: Mapping) -> None:
     """Refuses passes over blocks in which no leaf can be trained."""
     of_layers = {p: codec for p, codec in plan.items() if layers_of(p)[0] in cut.layered}
     whole = encode(cut.abstract, of_layers, uses=ways)
@@ -178,92 +178,6 @@ def _train_codes(
     return trained if total_loss(decode(trained)) < total_loss(decode(enc)) else enc
 
 
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """`fn(params, *batch)` cut at its scan over layers: the part before, one layer, the part after.
-
-    Two cuts of one function are equal, so that a program compiled for one serves the other.
-    """
-
-    fn: Callable
-    structure: Any  # of the params
-    shapes: tuple  # of its leaves
-    names: tuple[str, ...]
-    places: tuple[tuple[str, int], ...]  # (path, index in the scan's xs) of a scanned weight
-    count: int  # layers
-
-    layered = property(lambda self: dict(self.places))
-    abstract = property(lambda self: self.structure.unflatten(self.shapes))  # the params
-
-    @classmethod
-    def of(cls, fn: Callable, params: Any, batch: tuple) -> "Cut":
-        leaves, structure = jax.tree.flatten(params, is_leaf=is_whole)
-        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
-        names, places, counts = tuple(paths(params)), {}, []
-        cut = cls(fn, structure, shapes, names, (), 0)
-
-        def trace(leaves, batch):
-            xs = cut._first_scan(structure.unflatten(leaves), batch)[2]
-            where = {id(leaf): name for leaf, name in zip(leaves, names)}
-            places.update({where[id(x)]: j for j, x in enumerate(xs) if id(x) in where})
-            counts.extend(map(len, xs))
-            return ()
-
-        jax.eval_shape(trace, list(shapes), batch)
-        if not places:
-            raise ValueError("no weight reaches the scan over layers as it is in the params")
-        return dataclasses.replace(cut, places=tuple(places.items()), count=counts[0])
-
-    def start(self, rest: dict, batch: tuple) -> list[Array]:
-        """The carry that the first layer gets."""
-        return _start(self, rest, batch)
-
-    def block(self, own: dict, rest: dict, i: Any, carry: list, batch: tuple) -> list[Array]:
-        """The carry after layer i with the weights `own`, {path: array without the stack axis}."""
-        _, body, xs = self._first_scan(self._all_params(rest), batch)
-        at = {place: own[path] for path, place in self.layered.items()}
-        pick = lambda x: lax.dynamic_index_in_dim(jnp.asarray(x), i, keepdims=False)
-        out, ys = body(list(carry), [at[j] if j in at else pick(x) for j, x in enumerate(xs)])
-        if jax.tree.leaves(ys):
-            raise ValueError("the scan over layers returns more than its carry")
-        return out
-
-    def tail(self, rest: dict, carry: list, batch: tuple) -> Any:
-        """The output of `fn`, given the carry after the last layer."""
-        passed = []
-
-        def skip(body, init, xs, length, **how):
-            if passed:
-                return lax.scan(body, init, xs, length, **how)
-            passed.append(True)
-            return list(carry), []
-
-        return around_scans(self.fn, _same, skip)(self._all_params(rest), *batch)
-
-    def _first_scan(self, params: Any, batch: tuple) -> tuple:
-        """(the initial carry, the body, the scanned arrays) of the first scan in `fn`."""
-
-        def stop(body, init, xs, length, **how):
-            raise _ScanReached(init, body, xs)
-
-        try:
-            around_scans(self.fn, _same, stop)(params, *batch)
-        except _ScanReached as reached:
-            return reached.args
-        raise ValueError("the model runs no scan, expected one over its layers")
-
-    def _all_params(self, rest: dict) -> Any:
-        """All params, with zeros in place of the scanned ones."""
-        zeros = lambda x: jnp.zeros(x.shape, x.dtype)
-        return self.structure.unflatten(
-            [rest[n] if n in rest else zeros(x) for n, x in zip(self.names, self.shapes)]
-        )
-
-
-class _ScanReached(Exception):
-    """Raised at the scan over layers, with its initial carry, its body and its scanned arrays."""
-
-
 @dataclasses.dataclass
 class _ActivationFile:
     """The activations of one batch, as arrays that wait in files."""
@@ -290,16 +204,6 @@ def _store(path: str, activations: Iterable[list[Array]]) -> list[_ActivationFil
     return files
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _start(cut, rest, batch):
-    return cut._first_scan(cut._all_params(rest), batch)[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _run(cut, own, rest, i, carry, batch):
-    return cut.block(own, rest, i, carry, batch)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _layer_loss(fn, loss, layer, args, target):
     return loss(target, fn(layer, *args))
@@ -320,8 +224,5 @@ def _stack(pieces: list) -> Any:
 
 
 def _layer(leaf: Any, i: int) -> Any:
+    """Layer i of a stacked weight, read now if the weight is lazy."""
     return np.asarray(leaf.read(i), leaf.dtype) if is_lazy(leaf) else leaf[i]
-
-
-def _same(body: Callable) -> Callable:
-    return body
