@@ -84,10 +84,10 @@ def to_gguf(
             for data in _data(file, part):
                 data.tofile(out)
                 _pad(out)
-    types = {part.where: part.kind for part in parts}
+    types = {part.leaf_path: part.kind for part in parts}
     floats = [part for part in parts if part.kind[0] in "FB"]
-    decoded = tuple(part.where for part in floats if layer_codes.is_coded(part.leaf))
-    unrounded = tuple(part.where for part in parts if layer_codes.rounds_inputs(part.leaf))
+    decoded = tuple(part.leaf_path for part in floats if layer_codes.is_coded(part.leaf))
+    unrounded = tuple(part.leaf_path for part in parts if layer_codes.rounds_inputs(part.leaf))
     return Written(str(path), path.stat().st_size, types, decoded, unrounded)
 
 
@@ -95,7 +95,7 @@ def to_gguf(
 class _Part:
     """A parameter: its path, weight map and leaf, and the names, shape and type of its tensors."""
 
-    where: str
+    leaf_path: str
     weight_map: WeightMap
     leaf: Any
     names: list[str]
@@ -103,7 +103,7 @@ class _Part:
     kind: str
 
 
-def _part(config: Any, where: str, weight_map: WeightMap, leaf: Any, half: bool) -> _Part:
+def _part(config: Any, leaf_path: str, weight_map: WeightMap, leaf: Any, half: bool) -> _Part:
     """The parameter with llama.cpp's names of its tensors, their shape, and the type they get."""
     gguf_names, turned = gguf_metadata.names(config), weight_map.fn is np.transpose
     shape = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
@@ -111,7 +111,7 @@ def _part(config: Any, where: str, weight_map: WeightMap, leaf: Any, half: bool)
     if len(shape) == 2:
         fold = Fold(shape[:1], shape[1:], (-1, -2) if turned else (-2, -1))
     names = [gguf_names[name] for name in weight_map.names]
-    return _Part(where, weight_map, leaf, names, shape, gguf_encoding.kind(leaf, fold, half))
+    return _Part(leaf_path, weight_map, leaf, names, shape, gguf_encoding.kind(leaf, fold, half))
 
 
 def _skeleton(path: pathlib.Path, config: Any, factors: dict, parts: list[_Part]) -> gguf.Gguf:
@@ -133,7 +133,7 @@ def _data(file: gguf.Gguf, part: _Part) -> Iterator[np.ndarray]:
         try:
             data = gguf_encoding.data(layer, part.kind)
         except ValueError as error:
-            raise ValueError(f"{part.where}: {error}") from error
+            raise ValueError(f"{part.leaf_path}: {error}") from error
         if len(part.shape) == 1:
             yield data - to_file_order(np.zeros_like(data))  # a reader takes 1 from Gemma's gains
             continue

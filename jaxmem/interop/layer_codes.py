@@ -47,7 +47,7 @@ class Written:
             "decoded, for want of an exact form": self.decoded,
             "inputs are no longer rounded": self.unrounded,
         }
-        losses = [f"; {loss}: {', '.join(where)}" for loss, where in lost.items() if where]
+        losses = [f"; {loss}: {', '.join(names)}" for loss, names in lost.items() if names]
         return f"{self.path}: {self.nbytes:,} bytes; {counts}{''.join(losses)}"
 
 
