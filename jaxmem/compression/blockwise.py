@@ -145,7 +145,8 @@ def encode_by_block(
 
 def _check_trainable(cut: ScanCut, plan: Mapping[str, Any], ways: Mapping) -> None:
     """Refuses passes over blocks in which no leaf can be trained."""
-    of_layers = {p: codec for p, codec in plan.items() if layers_of(p)[0] in cut.layered}
+    is_of_layers = lambda path: layers_of(path, cut.layered)[0] in cut.layered
+    of_layers = {path: codec for path, codec in plan.items() if is_of_layers(path)}
     whole = encode(cut.abstract, of_layers, uses=ways)
     if not jax.eval_shape(learnable_int.split_trainable, whole, cut.abstract)[0]:
         codecs = ", ".join(sorted(set(map(str, of_layers.values())))) or "none"

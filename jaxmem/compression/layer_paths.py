@@ -2,25 +2,42 @@
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 _LAYERS = re.compile(r"\[(\d+)(?::(\d+))?\]")  # the brackets in layers[3]/... or layers[0:8]/...
 
 
-def layers_of(path: str) -> tuple[str, slice | None]:
+def layers_of(path: str, leaves: Collection[str] = ()) -> tuple[str, slice | None]:
     """(the path of the leaf, the layers of its stack) that a path in a plan names; None for all.
+
+    `leaves` has the paths that there are. A path among them names all layers of that leaf, even if
+    it has brackets.
 
     Example:
         >>> layers_of("layers[3]/mlp/up/kernel"), layers_of("layers[0:8]/mlp/up/kernel")[1]
         (('layers/mlp/up/kernel', slice(3, 4, None)), slice(0, 8, None))
+        >>> layers_of("w[0]", ["w[0]"]), layers_of("w[0][2:4]", ["w[0]"])
+        (('w[0]', None), ('w[0]', slice(2, 4, None)))
     """
-    match = _LAYERS.search(path)
-    if match is None:
-        return path, None
-    start = int(match[1])
-    stop = start + 1 if match[2] is None else int(match[2])
-    return path[: match.start()] + path[match.end() :], slice(start, stop)
+    readings = [] if path in leaves else layer_readings(path)
+    known = [reading for reading in readings if reading[0] in leaves]
+    return (known or readings or [(path, None)])[0]
+
+
+def layer_readings(path: str) -> list[tuple[str, slice]]:
+    """Each way to read `path` as layers of a leaf: one for each pair of brackets with numbers.
+
+    Example:
+        >>> layer_readings("w[0][2:4]")
+        [('w[2:4]', slice(0, 1, None)), ('w[0]', slice(2, 4, None))]
+    """
+    readings = []
+    for match in _LAYERS.finditer(path):
+        start = int(match[1])
+        layers = slice(start, start + 1 if match[2] is None else int(match[2]))
+        readings.append((path[: match.start()] + path[match.end() :], layers))
+    return readings
 
 
 def path_of_layers(path: str, start: int, stop: int) -> str:
@@ -50,7 +67,7 @@ def by_layer(plan: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> 
     """
     by_leaf: dict[str, dict] = {}  # {path of a leaf: {(start, stop), or None for all: codec}}
     for path, codec in plan.items():
-        leaf, layers = layers_of(path)
+        leaf, layers = layers_of(path, shapes)
         if leaf not in shapes:
             raise ValueError(f"the plan names {path!r}, which is no leaf; {list(shapes)[:3]} are")
         count = shapes[leaf][0] if shapes[leaf] else 0

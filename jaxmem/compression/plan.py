@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import codecs, solvers
-from ..core.paths import match, paths
-from .layer_paths import layers_of, path_of_layers
+from ..core.codec import is_codec
+from ..core.paths import match, matcher, paths
+from .layer_paths import layer_readings, path_of_layers
 
 
 class Plan(Mapping):
     """The codec of each weight; weights whose path is not in the plan stay as they are.
 
     A plan is a mapping: print it, compare it, change it by `plan | {"head/kernel": jm.Int(8)}`.
+
+    Raises:
+        TypeError: a path is no string, or a value is neither a codec nor None.
 
     Example:
         >>> import jaxmem as jm
@@ -27,6 +30,13 @@ class Plan(Mapping):
 
     def __init__(self, items: Mapping[str, Any] = ()):
         self._codecs = dict(items)
+        for path, codec in self._codecs.items():
+            if not isinstance(path, str):
+                raise TypeError(f"a plan names {path!r}, expected the path of a leaf, as a string")
+            if codec is not None and not is_codec(codec):
+                raise TypeError(
+                    f"{path}: {codec!r} is no codec, expected one such as Int(4), or None"
+                )
 
     def __getitem__(self, path: str) -> Any:
         return self._codecs[path]
@@ -76,10 +86,11 @@ def choose(params: Any, rules: dict[str, Any]) -> Plan:
 
     A leaf that no rule matches stays as it is. A rule may also name layers of stacked leaves, such
     as `layers[3]/.*` or `layers[0:8]/mlp/.*`; for these layers it takes precedence over rules for
-    whole leaves.
+    whole leaves. A rule that is the path of a leaf names that leaf only.
 
     Raises:
-        ValueError: a rule matches no leaf.
+        ValueError: a rule matches no leaf, or is no regex.
+        TypeError: `rules` is no mapping of strings to codecs.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -90,15 +101,23 @@ def choose(params: Any, rules: dict[str, Any]) -> Plan:
         a[0:2]/w  None
     """
     names = paths(params)
-    whole = lambda rule: any(re.fullmatch(rule, name) for name in names)
-    of_layers = lambda rule: layers_of(rule)[1] and not whole(rule)
-    plan = match(names, {rule: codec for rule, codec in rules.items() if not of_layers(rule)})
+    of_layers = {rule: _layer_rule(rule, names) for rule in rules}
+    plan = match(names, {rule: codec for rule, codec in rules.items() if not of_layers[rule]})
     for rule, codec in rules.items():
-        if of_layers(rule):
-            pattern, layers = layers_of(rule)
+        if of_layers[rule]:
+            pattern, layers = of_layers[rule]
             for path in match(names, {pattern: codec}):
                 plan.setdefault(path_of_layers(path, layers.start, layers.stop), codec)
     return Plan(plan)
+
+
+def _layer_rule(rule: str, names: list[str]) -> tuple[str, slice] | None:
+    """(regex of the leaves, their layers) if a rule names layers; None if it names whole leaves."""
+    matches = lambda pattern: any(map(matcher(pattern, names), names))
+    readings = layer_readings(rule) if isinstance(rule, str) else []
+    if not readings or matches(rule):
+        return None
+    return next((r for r in readings if matches(r[0])), readings[0])
 
 
 def _to_data(value):

@@ -1,10 +1,12 @@
 """Paths of leaves, which read the same in linen, NNX and plain trees; leaves chosen by path."""
 
+import collections
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
 from .lazy import is_lazy
 from .leaf import is_encoded
@@ -13,15 +15,32 @@ from .leaf import is_encoded
 def paths(tree: Any) -> list[str]:
     """The path of each leaf, such as `layers/attn/q/kernel`; an encoded leaf is one leaf.
 
-    A path has neither the collection `params`, which linen puts first, nor `value`, which NNX puts
-    last.
+    A path has neither the collection `params`, which linen puts first, nor the `value` of an NNX
+    variable. No two leaves have one path: where two would, `params` stays, and a slash inside a
+    key is written `~1`, as in a JSON Pointer.
+
+    Raises:
+        ValueError: two leaves still have one path, because their keys read the same.
 
     Example:
         >>> paths({"params": {"dense": {"kernel": 1.0, "bias": 2.0}}})
         ['dense/bias', 'dense/kernel']
+        >>> paths({"a": {"b": 1.0}, "a/b": 2.0})
+        ['a/b', 'a~1b']
     """
-    keyed, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_whole)
-    return [_name(key) for key, _ in keyed]
+    keys = _leaf_keys(tree)
+    names = ["/".join(_without_collection(key)) for key in keys]
+    count = collections.Counter(names)
+    if len(count) < len(names):
+        full = ("/".join(part.replace("/", "~1") for part in key) for key in keys)
+        names = [name if count[name] == 1 else longer for name, longer in zip(names, full)]
+        repeated = [name for name, times in collections.Counter(names).items() if times > 1]
+        if repeated:
+            both = [key for key, name in zip(keys, names) if name == repeated[0]][:2]
+            raise ValueError(
+                f"two leaves have the path {repeated[0]!r}: {both[0]} and {both[1]}; rename one"
+            )
+    return names
 
 
 def is_whole(x: Any) -> bool:
@@ -32,23 +51,51 @@ def is_whole(x: Any) -> bool:
 def match(names: list[str], rules: dict[str, Any]) -> dict[str, Any]:
     """{name: value}, with the value of the first rule whose regex matches the whole name.
 
+    A rule that is the name of a leaf matches this leaf only, even if it has letters of a regex.
+
     Raises:
-        ValueError: a rule matches no name (a misspelt path is the usual reason).
+        ValueError: a rule matches no name (a misspelt path is the usual reason), or is no regex.
+        TypeError: a rule is no string.
 
     Example:
         >>> match(["mlp/kernel", "mlp/bias"], {".*kernel": 4})
         {'mlp/kernel': 4}
+        >>> match(["w[0]", "w0"], {"w[0]": 4})
+        {'w[0]': 4}
     """
+    accepts = {rule: matcher(rule, names) for rule in rules}
     chosen = {}
     for name in names:
-        for pattern, value in rules.items():
-            if re.fullmatch(pattern, name):
+        for rule, value in rules.items():
+            if accepts[rule](name):
                 chosen[name] = value
                 break
-    for pattern in rules:
-        if not any(re.fullmatch(pattern, name) for name in names):
-            raise ValueError(f"rule {pattern!r} matches no leaf; leaves look like {names[:3]}")
+    for rule in rules:
+        if not any(map(accepts[rule], names)):
+            raise ValueError(f"rule {rule!r} matches no leaf; leaves look like {names[:3]}")
     return chosen
+
+
+def matcher(rule: str, names: list[str]) -> Callable[[str], bool]:
+    """Whether a rule matches a name: as that name if it is one of `names`, else as a regex.
+
+    Raises:
+        ValueError: the rule is neither a name nor a regex.
+        TypeError: the rule is no string.
+
+    Example:
+        >>> matcher("w.0", ["w.0", "w10"])("w10"), matcher("w.0", ["w10"])("w10")
+        (False, True)
+    """
+    if not isinstance(rule, str):
+        raise TypeError(f"a rule is {rule!r}, expected a regex of paths, as a string")
+    if rule in names:
+        return rule.__eq__
+    try:
+        regex = re.compile(rule)
+    except re.error as error:
+        raise ValueError(f"rule {rule!r} is no leaf's path and no regex: {error}") from error
+    return lambda name: regex.fullmatch(name) is not None
 
 
 def split(tree: Any, keep: Callable[[str], bool]) -> tuple[Any, Any]:
@@ -80,8 +127,19 @@ def merge(first: Any, second: Any) -> Any:
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=is_hole)
 
 
-def _name(key: tuple) -> str:
-    """The path of a leaf, given its keys as `jax.tree_util` has them."""
-    parts = [jax.tree_util.keystr((k,), simple=True) for k in key]
-    parts = parts[1:] if parts[:1] == ["params"] else parts
-    return "/".join(parts[:-1] if parts[-1:] == ["value"] else parts)
+def _leaf_keys(tree: Any) -> list[tuple[str, ...]]:
+    """The keys that lead to each leaf, as strings, without the `value` of an NNX variable."""
+    is_variable = lambda x: isinstance(x, nnx.Variable)
+    flatten = jax.tree_util.tree_flatten_with_path
+    keys = []
+    for key, leaf in flatten(tree, is_leaf=lambda x: is_whole(x) or is_variable(x))[0]:
+        if is_variable(leaf):
+            keys += [(*key, *inner[1:]) for inner, _ in flatten(leaf, is_leaf=is_whole)[0]]
+        else:
+            keys.append(key)
+    return [tuple(jax.tree_util.keystr((k,), simple=True) for k in key) for key in keys]
+
+
+def _without_collection(key: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys without the collection `params` at their head; a leaf's last key stays."""
+    return key[1:] if key[:1] == ("params",) and len(key) > 1 else key
