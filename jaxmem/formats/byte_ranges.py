@@ -2,10 +2,21 @@
 
 import math
 import pathlib
+import stat
 
 import numpy as np
 
 from ..core.lazy import Lazy
+
+
+def check_regular(path: pathlib.Path) -> None:
+    """Refuses a directory, a pipe or a device; a pipe would be waited for without end.
+
+    Raises:
+        ValueError: The path is no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is a directory, a pipe or a device, expected a regular file")
 
 
 def part(path: pathlib.Path, offset: int, count: int, dtype: np.dtype) -> np.ndarray:

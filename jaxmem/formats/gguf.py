@@ -1,23 +1,20 @@
-"""GGUF: the fields and the tensors of one file; the header is read at once, tensors when used.
+"""GGUF: the fields and the tensors of a model's file or files; tensors are read when used.
 
-The header is parsed here, and every length in it is checked against the size of the file. Quantised
-types are decoded by the `gguf` package.
+Quantised types are decoded by the `gguf` package.
 """
 
 import dataclasses
 import math
-import os
 import pathlib
-import struct
-from typing import Any, BinaryIO
+import re
+from typing import Any
 
 import numpy as np
 
 from ..core.lazy import Lazy
-from . import byte_ranges
+from . import byte_ranges, gguf_header
+from .gguf_header import Header, Place
 
-_SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
 DECODED_NUMBERS = 1 << 18  # numbers decoded at once: they fit the cache of a core; 256 divides it
 
 
@@ -25,135 +22,127 @@ DECODED_NUMBERS = 1 << 18  # numbers decoded at once: they fit the cache of a co
 class Gguf:
     """The fields of a GGUF file, and its tensors by llama.cpp's names, read when they are used.
 
-    `places` has the first byte and the type of each tensor, `spans` the first byte and the end of
-    each field in the file.
+    For a model in several files, `path` and `fields` are those of the first one. `places` says
+    where the bytes of each tensor are, `spans` the first byte and the end of each field in `path`.
     """
 
     path: pathlib.Path
     fields: dict[str, Any]
     tensors: dict[str, Lazy]
-    places: dict[str, tuple[int, Any]] = dataclasses.field(default_factory=dict)
+    places: dict[str, Place] = dataclasses.field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def kind(self, name: str) -> str:
         """The name of a tensor's type, such as Q4_K."""
-        return self.places[name][1].name
+        return self.places[name].kind.name
 
     def blocks(self, name: str) -> np.ndarray:
         """The undecoded bytes of a tensor: uint8 (rows, bytes of a row)."""
         from gguf import GGML_QUANT_SIZES
 
-        (offset, kind), shape = self.places[name], self.tensors[name].shape
-        block, block_bytes = GGML_QUANT_SIZES[kind]
+        place, shape = self.places[name], self.tensors[name].shape
+        block, block_bytes = GGML_QUANT_SIZES[place.kind]
         width = shape[-1] // block * block_bytes
         count = math.prod(shape[:-1]) * width
-        return byte_ranges.part(self.path, offset, count, np.dtype("u1")).reshape(-1, width)
+        data = byte_ranges.part(place.path, place.offset, count, np.dtype("u1"))
+        return data.reshape(-1, width)
 
 
 def gguf(path: pathlib.Path) -> Gguf:
-    """Opens a GGUF file and reads its header.
+    """Opens a GGUF file and reads its header; for one part of several, all parts are opened.
 
     Raises:
-        ValueError: The file is no whole GGUF file of version 2 or 3, or is one part of several.
+        ValueError: The file is no whole GGUF file of version 2 or 3, or a part is missing.
         ImportError: The `gguf` package is missing.
     """
-    try:
-        with path.open("rb") as file:
-            header = _header(path, file)
-    except (ValueError, KeyError, struct.error) as error:
-        raise ValueError(f"{path} is no whole GGUF file: {error}") from error
-    if header.fields.get("split.count", 0) > 1:
-        raise ValueError(f"{path} is one of {header.fields['split.count']} parts; merge them first")
-    return header
+    header = _header(path)
+    count = header.fields.get("split.count", 0)
+    if type(count) is not int:
+        raise ValueError(f"{path} has split.count = {count!r}, expected a number")
+    if count <= 1:
+        return _opened(path, header.fields, [header])
+    paths = _parts(path, count)
+    headers = [header if part == path else _header(part) for part in paths]
+    for number, (part, header) in enumerate(zip(paths, headers)):
+        place = header.fields.get("split.no"), header.fields.get("split.count")
+        if place != (number, count):
+            raise ValueError(
+                f"{part} has split.no and split.count {place}, expected {number, count}"
+            )
+    file = _opened(paths[0], headers[0].fields, headers)
+    total = file.fields.get("split.tensors.count", len(file.tensors))
+    if total != len(file.tensors):
+        raise ValueError(f"{paths[0]} names {total} tensors, its parts hold {len(file.tensors)}")
+    return file
 
 
 def encoded_fields(path: pathlib.Path, prefix: str) -> dict[str, bytes]:
     """The undecoded bytes of the fields whose names begin with `prefix`."""
-    spans = {name: span for name, span in gguf(path).spans.items() if name.startswith(prefix)}
-    read = lambda begin, end: byte_ranges.part(path, begin, end - begin, np.dtype("u1")).tobytes()
-    return {name: read(*span) for name, span in spans.items()}
+    file = gguf(path)
+    read = lambda begin, end: byte_ranges.part(file.path, begin, end - begin, np.dtype("u1"))
+    names = (name for name in file.spans if name.startswith(prefix))
+    return {name: read(*file.spans[name]).tobytes() for name in names}
 
 
-def _header(path: pathlib.Path, file: BinaryIO) -> Gguf:
-    """Reads the fields and the places of the tensors from the beginning of an open file."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+def _header(path: pathlib.Path) -> Header:
+    """The header of one file."""
+    byte_ranges.check_regular(path)
+    try:
+        with path.open("rb") as file:
+            return gguf_header.read(path, file)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a GGUF file: {error}") from error
 
-    size = os.fstat(file.fileno()).st_size
-    magic, version, tensor_count, field_count = _unpack(file, size, "4sIQQ")
-    if magic != b"GGUF" or version not in (2, 3):
-        raise ValueError(f"it begins with {magic!r} and version {version}, expected GGUF 2 or 3")
-    fields, spans = {}, {}
-    for _ in range(field_count):
-        begin, name = file.tell(), _string(file, size)
-        fields[name] = _value(file, size, *_unpack(file, size, "I"))
-        spans[name] = begin, file.tell()
-    infos = {}
-    for _ in range(tensor_count):
-        name = _string(file, size)
-        (rank,) = _unpack(file, size, "I")
-        shape = _unpack(file, size, f"{rank}Q")[::-1]
-        infos[name] = (shape, *_unpack(file, size, "IQ"))
-    alignment = fields.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise ValueError(f"an alignment of {alignment}")
-    start = -(-file.tell() // alignment) * alignment
+
+def _parts(path: pathlib.Path, count: int) -> list[pathlib.Path]:
+    """The `count` files of a model, of which `path` is one, in their order."""
+    match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", path.name)
+    if not match or int(match[2]) != count:
+        raise ValueError(
+            f"{path} is one of {count} parts, but its name does not end in "
+            f"-00001-of-{count:05}.gguf, so the other parts cannot be found; rename them so"
+        )
+    paths = [path.with_name(f"{match[1]}-{i:05}-of-{match[2]}.gguf") for i in range(1, count + 1)]
+    missing = [part.name for part in paths if not part.exists()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"{path} is one of {count} parts, and {', '.join(missing[:3])}{more} "
+            f"{'are' if len(missing) > 1 else 'is'} missing beside it"
+        )
+    return paths
+
+
+def _opened(path: pathlib.Path, fields: dict[str, Any], headers: list[Header]) -> Gguf:
+    """The model whose parts have these headers; `path` and `fields` are those of the first."""
     tensors, places = {}, {}
-    for name, (shape, type_number, offset) in infos.items():
-        kind = GGMLQuantizationType(type_number)
-        block, block_bytes = GGML_QUANT_SIZES[kind]
-        if not shape or shape[-1] % block:
-            raise ValueError(f"{name} of shape {shape} is not in blocks of {block}")
-        end = start + offset + math.prod(shape) // block * block_bytes
-        if end > size:
-            raise ValueError(f"{name} ends at byte {end} of {size}")
-        read = lambda _=None, location=(path, start + offset, shape, kind): _tensor(*location)
-        tensors[name] = Lazy(shape, np.dtype("float32"), read)
-        places[name] = start + offset, kind
-    return Gguf(path, fields, tensors, places, spans)
+    for header in headers:
+        for name, place in header.places.items():
+            if name in places:
+                raise ValueError(f"{place.path} holds {name}, which is in {places[name].path} too")
+            shape = header.shapes[name]
+            read = lambda _=None, tensor=(place, shape, name): _tensor(*tensor)
+            tensors[name] = Lazy(shape, np.dtype("float32"), read)
+            places[name] = place
+    return Gguf(path, fields, tensors, places, headers[0].spans)
 
 
-def _unpack(file: BinaryIO, size: int, form: str) -> tuple:
-    """The next numbers of a file of `size` bytes; `form` is a format string of `struct`."""
-    length = struct.calcsize("<" + form)
-    if length > size - file.tell():
-        raise ValueError(f"{size} bytes end in its header")
-    return struct.unpack("<" + form, file.read(length))
-
-
-def _string(file: BinaryIO, size: int) -> str:
-    """The next string of a file of `size` bytes: its length as u64, then UTF-8."""
-    # A vocabulary has hundreds of thousands of strings, and `_unpack` is slower than this.
-    length = int.from_bytes(file.read(8), "little")
-    text = file.read(min(length, size))
-    if len(text) != length:
-        raise ValueError(f"{size} bytes end in its header")
-    return text.decode("utf-8", "replace")
-
-
-def _value(file: BinaryIO, size: int, kind: int) -> Any:
-    """The next value of a file of `size` bytes; `kind` is the number of its GGUF type."""
-    if kind == _STRING:
-        return _string(file, size)
-    if kind != _ARRAY:
-        return _unpack(file, size, _SCALARS[kind])[0]
-    kind, count = _unpack(file, size, "IQ")
-    if kind == _STRING:
-        return [_string(file, size) for _ in range(count)]
-    return list(_unpack(file, size, f"{count}{_SCALARS[kind]}"))
-
-
-def _tensor(path: pathlib.Path, offset: int, shape: tuple[int, ...], kind: Any) -> np.ndarray:
-    """Decodes a tensor of the type `kind` from byte `offset` to float32."""
+def _tensor(place: Place, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Decodes the tensor that lies at `place` to float32."""
     from gguf import GGML_QUANT_SIZES, dequantize
 
+    kind = place.kind
     block, block_bytes = GGML_QUANT_SIZES[kind]
     out = np.empty(math.prod(shape), np.float32)
     for begin in range(0, out.size, DECODED_NUMBERS):
         chunk = out[begin : begin + DECODED_NUMBERS]
         count = chunk.size // block * block_bytes
-        data = byte_ranges.part(path, offset + begin // block * block_bytes, count, np.dtype("u1"))
+        offset = place.offset + begin // block * block_bytes
+        data = byte_ranges.part(place.path, offset, count, np.dtype("u1"))
         try:
             chunk[:] = dequantize(data, kind)
         except NotImplementedError as error:
-            raise ValueError(f"{path} holds {kind.name} tensors, which cannot be read") from error
+            raise ValueError(
+                f"{place.path}: {name} is of type {kind.name}, which cannot be read"
+            ) from error
     return out.reshape(shape)

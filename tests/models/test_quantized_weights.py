@@ -108,7 +108,7 @@ def test_what_holds_no_codes_is_told(tmp_path):
 def test_a_file_with_scales_that_are_no_numbers_is_told(tmp_path):
     path = write_gguf(tmp_path, tensors(), gguf.GGMLQuantizationType.Q8_0)
     file = gguf_format.gguf(path)
-    at = file.places["blk.1.ffn_up.weight"][0]
+    at = file.places["blk.1.ffn_up.weight"].offset
     data = bytearray(path.read_bytes())
     data[at : at + 2] = b"\0\x7c"
     path.write_bytes(data)
