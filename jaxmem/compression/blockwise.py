@@ -21,7 +21,7 @@ from ..core.segmented import Segmented
 from ..core.usage import uses
 from ..train import learnable_int, learned_rounding, losses
 from .encoding import encode, joined
-from .layer_paths import by_layer, layers_of
+from .plan_paths import by_layer, layers_of
 from .scan_cut import ScanCut
 
 

@@ -17,10 +17,12 @@ from ..core.fold import matrix_shape
 from ..core.leaf import nbytes as count_bytes
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
+from .candidates import CANDIDATES
+from .encodable_weights import choices
 from .knapsack import least_loss
-from .layer_errors import CANDIDATES, Errors, choices, errors, prefixed, shape_of
-from .layer_paths import path_of_layers
+from .layer_errors import Errors, errors, prefixed, shape_of
 from .plan import Plan
+from .plan_paths import path_of_layers
 
 LOOKUP_SENSITIVITY = 1 / 8  # of a table that is only looked up: .12 and .21 in two models
 

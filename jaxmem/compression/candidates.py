@@ -14,8 +14,11 @@ from ..core.leaf import is_encoded, nbytes
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
 from ..solvers import GPTQ, QERA, Search, SparseGPT, Wanda
-from .layer_errors import is_matrix
+from .encodable_weights import is_matrix
 
+CANDIDATES = tuple(
+    Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128)
+)  # of `budget`
 INTEGERS = ((2, 32), (2, 64), (3, 64), (3, 128), (4, 64), (4, 128), (5, 64), (6, 64), (8, 128))
 NM_PATTERNS = ((NM(2, 4), 3), (NM(2, 4), 4))  # and the bits of the values that stay
 UNSTRUCTURED_PATTERNS = ((Bitmask(0.35), 4), (Bitmask(0.5), 4))

@@ -18,7 +18,7 @@ from ..core.leaf import is_encoded
 from ..core.paths import is_whole, paths
 from ..core.segmented import Segmented
 from ..core.usage import summed_axes
-from .layer_paths import by_layer
+from .plan_paths import by_layer
 
 DENSE_WEIGHTS = 2**23  # weights of a large matrix that are dense at a time
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..codecs import Int
 from .budgeting import Unreachable, budget
-from .layer_errors import CANDIDATES
+from .candidates import CANDIDATES
 from .plan import Plan
 
 TWO_BITS = tuple(Int(2, group=group, symmetric=False) for group in (32, 64))

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..codecs import Int
 from ..core.codec import has_independent_rows, needs_stats, ties_layers
 from ..core.fold import Fold, matrix_shape
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
-from ..core.paths import is_whole, match, paths
+from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
+from .candidates import CANDIDATES
+from .encodable_weights import choices
 
-CANDIDATES = tuple(Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128))
 # An error is measured on this many rows of a weight, evenly spaced over its layers, and for codecs
 # that take long on fewer rows of a few layers, evenly spaced too.
 MEASURED_ROWS, LEAST_ROWS_OF_A_LAYER = 2048, 64
@@ -94,27 +94,6 @@ def prefixed(path: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from error
-
-
-def choices(leaves, candidates, uses) -> dict[str, list]:
-    """{path: codecs} of the leaves that may be encoded: matrices, or those that a rule matches."""
-    floats = lambda x: not is_encoded(x) and jnp.issubdtype(x.dtype, jnp.floating)
-    able = {path: leaf for path, leaf in leaves.items() if floats(leaf)}
-    if isinstance(candidates, Mapping):
-        chosen = {p: c for p, c in match(list(leaves), dict(candidates)).items() if p in able}
-    else:
-        chosen = {p: candidates for p, leaf in able.items() if is_matrix(leaf, p, uses)}
-    for path, codecs in chosen.items():
-        if not isinstance(codecs, Sequence) or not codecs:
-            raise ValueError(f"{path}: the candidates are {codecs!r}, expected a list of codecs")
-    return chosen
-
-
-def is_matrix(leaf: Any, path: str, uses: Mapping | None) -> bool:
-    """Whether each layer of a weight has two axes or more, and is multiplied or looked up."""
-    multiplied = {"dot_general", "gather", "conv_general_dilated"}
-    used = uses is None or any(use.op in multiplied for use in uses.get(path, ()))
-    return used and leaf.ndim - (is_lazy(leaf) and leaf.stacked) >= 2
 
 
 def shape_of(leaf: Any) -> Any:

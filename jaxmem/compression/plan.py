@@ -8,7 +8,7 @@ from typing import Any
 from .. import codecs, solvers
 from ..core.codec import is_codec
 from ..core.paths import match, matcher, paths
-from .layer_paths import layer_readings, path_of_layers
+from .plan_paths import layer_readings, path_of_layers
 
 
 class Plan(Mapping):

@@ -16,7 +16,7 @@ from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import unpack
 from ..codecs.quantized_scales import DoubleQuantArray
-from ..compression.layer_paths import path_of_layers
+from ..compression.plan_paths import path_of_layers
 from ..core.fold import Fold
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded

@@ -11,7 +11,7 @@ from cheap_jit import jit
 from jax import lax
 
 import jaxmem as jm
-from jaxmem.compression.layer_paths import by_layer, path_of_layers
+from jaxmem.compression.plan_paths import by_layer, path_of_layers
 from jaxmem.core.lazy import Lazy
 from jaxmem.core.segmented import Segmented
 
