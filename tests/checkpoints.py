@@ -71,7 +71,7 @@ def write_sharded(folder, tensors):
     return folder
 
 
-def write_gguf(folder, tensors, kind=gguf.GGMLQuantizationType.F32):
+def write_gguf(folder, tensors, kind=gguf.GGMLQuantizationType.F32, *, tokenizer=None):
     writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(D)
@@ -83,6 +83,9 @@ def write_gguf(folder, tensors, kind=gguf.GGMLQuantizationType.F32):
     writer.add_rope_freq_base(10000.0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    for name, value in (tokenizer or {}).items():
+        add = writer.add_array if isinstance(value, list) else writer.add_string
+        add(f"tokenizer.ggml.{name}", value)
     names = {"model.embed_tokens.weight": "token_embd", "model.norm.weight": "output_norm"}
     for i in range(LAYERS):
         names |= {f"model.layers.{i}.{n}.weight": f"blk.{i}.{g}" for n, (g, _) in LAYER.items()}

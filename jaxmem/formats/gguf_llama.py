@@ -3,6 +3,7 @@
 The changes that llama.cpp's converter made are undone, so that one weight map reads both formats.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..core.lazy import Lazy
 from .gguf import Gguf
+from .gguf_end_tokens import end_tokens, token_id
 from .rope_order import halves
 
 _LLAMA = {
@@ -105,22 +107,18 @@ def config(file: Gguf) -> dict:
             linear nor that of Llama 3.
     """
     arch = architecture(file)
-
-    def get(name: str, *default: Any) -> Any:
-        value = file.fields.get(f"{arch}.{name}", *default)
-        if value is None or isinstance(value, list):
-            raise ValueError(f"{file.path} has {arch}.{name} = {value}, expected one number")
-        return value
-
+    get = functools.partial(_number, file)
     width, heads = get("embedding_length"), get("attention.head_count")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ValueError(f"{file.path} has no tensor token_embd.weight")
+    vocab = embedding.shape[0]
+    ends = end_tokens(file, vocab)
     common = {
         "model_type": {"gemma3": "gemma3_text"}.get(arch, arch),
-        "vocab_size": embedding.shape[0],
-        "bos_token_id": file.fields.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.fields.get("tokenizer.ggml.eos_token_id"),
+        "vocab_size": vocab,
+        "bos_token_id": token_id(file, "tokenizer.ggml.bos_token_id", vocab),
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
     }
     if arch == "gpt2":
         return common | {
@@ -164,13 +162,24 @@ def undone(file: Gguf, name: str, tensor: Lazy) -> Lazy:
     """The tensor `name` as a checkpoint stores it: the converter's change is undone."""
     arch, part, shape = architecture(file), name.split(".")[-2], tensor.shape
     if arch == "llama" and part in ("attn_q", "attn_k"):
-        heads = config(file)["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
+        heads = _number(file, "attention.head_count")
+        if part == "attn_k":
+            heads = _number(file, "attention.head_count_kv", heads)
         return tensor.map(lambda rows: halves(rows, heads), shape)
     if arch == "gemma3" and part.endswith("norm"):
         return tensor.map(lambda gain: gain - np.float32(1), shape)
     if arch == "gpt2" and part.startswith(("attn_", "ffn_")) and len(shape) == 2:
         return tensor.map(np.transpose, shape[::-1])
     return tensor
+
+
+def _number(file: Gguf, name: str, *default: Any) -> Any:
+    """The number in a field of the architecture."""
+    name = f"{architecture(file)}.{name}"
+    value = file.fields.get(name, *default)
+    if value is None or isinstance(value, list):
+        raise ValueError(f"{file.path} has {name} = {value}, expected one number")
+    return value
 
 
 def _scaling(file: Gguf, get: Callable) -> dict | None:

@@ -26,27 +26,47 @@ _WORDS = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+"
 _PATTERNS = dict.fromkeys(_LLAMA3, _WORDS + r"|\p{N}{1,3}" + _REST) | dict.fromkeys(
     _QWEN2, _WORDS + r"|\p{N}" + _REST
 )
+# The pre-tokenizer "default", which is also meant where a file names none, splits four times.
+_DEFAULT = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
+_BERT_CONTROL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_LONGEST_TOKEN = 1024  # characters: the time to find a token's merges grows with their square
 
 
 def from_gguf(file: Gguf) -> "Tokenizer":
     """The tokenizer a GGUF file's fields describe: byte-level BPE, SentencePiece BPE, WordPiece.
 
+    A field that is missing has the value that llama.cpp takes: 1 is the BOS of a SentencePiece
+    vocabulary, byte-level BPE has none, and its text is split as `default` says.
+
     Raises:
-        ValueError: The fields are missing or of a kind that is not supported; put a
-            tokenizer.json beside the file.
+        ValueError: The fields are damaged, of a kind that is not supported, or lack one without
+            which there is no vocabulary; put a tokenizer.json beside the file.
         ImportError: The `tokenizers` package is missing.
     """
     fields = {k.removeprefix("tokenizer.ggml."): v for k, v in file.fields.items()}
     builders = {"gpt2": _byte_level, "llama": _sentencepiece, "bert": _wordpiece}
-    kind = fields.get("model")
-    if kind not in builders or not isinstance(fields.get("tokens"), list):
+    kind, tokens = fields.get("model"), fields.get("tokens")
+    if not isinstance(kind, str) or kind not in builders:
         raise ValueError(f"{file.path} has a tokenizer {kind!r}, expected {', '.join(builders)}")
-    fields["types"] = fields.get("token_type", [_NORMAL] * len(fields["tokens"]))
-    fields["gemma"] = fields.get("general.architecture", "").startswith("gemma")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ValueError(f"{file.path} has a tokenizer {kind!r} without a list of tokens")
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None and len(tokens) > embedding.shape[0]:
+        raise ValueError(
+            f"{file.path} has a tokenizer of {len(tokens)} tokens, but {embedding.shape[0]} rows "
+            "in token_embd.weight"
+        )
+    fields["gemma"] = str(fields.get("general.architecture", "")).startswith("gemma")
     try:
+        fields["types"] = _types(fields)
         tokenizer = builders[kind](fields)
         _add_special_tokens(tokenizer, fields)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except Exception as error:  # the one class that the package tokenizers raises
         raise ValueError(f"{file.path} has a tokenizer that cannot be built: {error!r}") from error
     return tokenizer
 
@@ -72,25 +92,63 @@ def from_llama2c(path: pathlib.Path, size: int) -> "Tokenizer":
     types = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, *[_NORMAL] * (size - 259)]
     fields = {"tokens": tokens, "scores": scores, "types": types, "gemma": False}
     tokenizer = _sentencepiece(fields)
-    _add_special_tokens(tokenizer, fields | {"bos_token_id": 1})
+    _add_special_tokens(tokenizer, fields)
     return tokenizer
 
 
 def begin(tokenizer: "Tokenizer", token: str) -> None:
     """Makes `encode` put `token` before the text."""
+    _surround(tokenizer, [token], [])
+
+
+def _surround(tokenizer: "Tokenizer", before: list[str], after: list[str]) -> None:
+    """Makes `encode` put these tokens before and after the text."""
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer.add_special_tokens([token])
+    tokens = [*before, *after]
+    tokenizer.add_special_tokens(tokens)
     tokenizer.post_processor = TemplateProcessing(
-        single=f"{token} $A", special_tokens=[(token, tokenizer.token_to_id(token))]
+        single=[*before, "$A", *after],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in tokens],
     )
 
 
+def _types(fields: dict[str, Any]) -> list[int]:
+    """The type of each token; without the field, BERT's special tokens are known by their text."""
+    tokens, types = fields["tokens"], fields.get("token_type")
+    if types is None:
+        is_bert = fields["model"] == "bert"
+        return [_CONTROL if is_bert and t in _BERT_CONTROL else _NORMAL for t in tokens]
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise ValueError(f"token_type is not one number for each of {len(tokens)} tokens")
+    return types
+
+
+def _id(fields: dict[str, Any], name: str, default: int | None) -> int | None:
+    """The id of a token in a field, or the default if the field is missing or says none."""
+    value, count = fields.get(name), len(fields["tokens"])
+    if value is None or value in (-1, 0xFFFFFFFF):
+        return default if default is None or default < count else None
+    if type(value) is not int or not 0 <= value < count:
+        raise ValueError(f"{name} is {value!r}, expected the id of one of {count} tokens")
+    return value
+
+
+def _flag(fields: dict[str, Any], name: str, default: bool) -> bool:
+    """The bool in a field, or the default if the field is missing."""
+    value = fields.get(name, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, expected true or false")
+    return value
+
+
 def _byte_level(fields: dict[str, Any]) -> "Tokenizer":
-    """Byte-level BPE with the splits that the field `pre` names; sets a missing `add_bos_token`."""
+    """Byte-level BPE with the splits that the field `pre` names; sets the default of BOS."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    pre = fields.get("pre", "gpt-2")
+    pre = fields.get("pre", "default")
+    if not isinstance(fields.get("merges"), list):
+        raise ValueError("byte-level BPE has no list of merges")
     vocabulary = {token: i for i, token in enumerate(fields["tokens"])}
     merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in _LLAMA3))
@@ -100,28 +158,36 @@ def _byte_level(fields: dict[str, Any]) -> "Tokenizer":
         splits = [pre_tokenizers.Digits(individual_digits=True)]
     elif pre in _PATTERNS:
         splits = [pre_tokenizers.Split(Regex(_PATTERNS[pre]), "isolated")]
+    elif pre == "default":
+        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _DEFAULT]
     else:
         raise ValueError(f"pre-tokenizer {pre!r} is unknown; put a tokenizer.json beside the file")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _PATTERNS)
+    by_words = pre in _GPT2 or pre in _DIGITS
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_words)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     if pre in _QWEN2:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    fields.setdefault("add_bos_token", pre in _LLAMA3)
+    fields["default_bos"] = pre in _LLAMA3, None
     return tokenizer
 
 
 def _sentencepiece(fields: dict[str, Any]) -> "Tokenizer":
     """SentencePiece BPE: two tokens merge if together they are a token, the highest score first.
 
-    `fields["tokens"]` becomes the vocabulary of the result, and a missing `add_bos_token` true.
+    `fields["tokens"]` becomes the vocabulary of the result. BOS is 1 unless a field names it.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    tokens, scores = list(fields["tokens"]), fields["scores"]
+    tokens, scores = list(fields["tokens"]), fields.get("scores")
+    longest = max(map(len, tokens), default=0)
+    if longest > _LONGEST_TOKEN:
+        raise ValueError(f"a token has {longest} characters, expected at most {_LONGEST_TOKEN}")
     if fields["gemma"]:  # Gemma stores runs of spaces as spaces and merges by token id
         tokens = ["▁" * len(t) if t and not t.strip(" ") else t for t in tokens]
         scores = range(0, -len(tokens), -1)
+    if scores is None or len(scores) != len(tokens):
+        raise ValueError(f"scores is not one number for each of {len(tokens)} tokens")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     entries = zip(tokens, scores, fields["types"])
     merges = [
@@ -132,18 +198,17 @@ def _sentencepiece(fields: dict[str, Any]) -> "Tokenizer":
         if token[:cut] in vocabulary and token[cut:] in vocabulary
     ]
     merges = [(token[:cut], token[cut:]) for _, cut, _, token in sorted(merges, reverse=True)]
-    unknown = tokens[fields.get("unknown_token_id", 0)]
+    unknown = tokens[_id(fields, "unknown_token_id", 0)]
     model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
-    prefix = fields.get("add_space_prefix", not fields["gemma"])
+    prefix = _flag(fields, "add_space_prefix", not fields["gemma"])
     spaces = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([*[normalizers.Prepend("▁")] * prefix, spaces])
     strip = [decoders.Strip(" ", 1, 0)] * prefix
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
-    fields["tokens"] = tokens
-    fields.setdefault("add_bos_token", True)
+    fields["tokens"], fields["default_bos"] = tokens, (True, 1)
     return tokenizer
 
 
@@ -159,19 +224,24 @@ def _wordpiece(fields: dict[str, Any]) -> "Tokenizer":
         for t, kind in zip(fields["tokens"], fields["types"])
     ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    unknown = _id(fields, "unknown_token_id", vocabulary.get("[UNK]", 100))
+    separator = _id(fields, "seperator_token_id", vocabulary.get("[SEP]", 102))  # ggml's spelling
+    first = _id(fields, "cls_token_id", vocabulary.get("[CLS]", 101))
+    if None in (unknown, separator, first):
+        raise ValueError("WordPiece lacks [UNK], [CLS] or [SEP], and no field names another token")
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=tokens[unknown]))
     lowercase = all(t == t.lower() for t, kind in zip(tokens, fields["types"]) if kind == _NORMAL)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    special_tokens = [(name, vocabulary[name]) for name in ("[SEP]", "[CLS]")]
+    special_tokens = [(tokens[i], i) for i in (separator, first)]
     tokenizer.post_processor = processors.BertProcessing(*special_tokens)
-    fields["tokens"], fields["add_bos_token"] = tokens, False
+    fields["tokens"] = tokens
     return tokenizer
 
 
 def _add_special_tokens(tokenizer: "Tokenizer", fields: dict[str, Any]) -> None:
-    """Adds the control and user tokens, and a BOS before the text where the fields ask for it."""
+    """Adds the control and user tokens, and BOS and EOS round the text if the fields want them."""
     from tokenizers import AddedToken
 
     for token, kind in zip(fields["tokens"], fields["types"]):
@@ -179,5 +249,12 @@ def _add_special_tokens(tokenizer: "Tokenizer", fields: dict[str, Any]) -> None:
             tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
         elif kind == _USER:
             tokenizer.add_tokens([AddedToken(token, normalized=False)])
-    if fields["add_bos_token"]:
-        begin(tokenizer, fields["tokens"][fields["bos_token_id"]])
+    if "default_bos" not in fields:  # WordPiece has [CLS] and [SEP]
+        return
+    has_bos, bos = fields["default_bos"]
+    has_bos, bos = _flag(fields, "add_bos_token", has_bos), _id(fields, "bos_token_id", bos)
+    has_eos, eos = _flag(fields, "add_eos_token", False), _id(fields, "eos_token_id", None)
+    before = [fields["tokens"][bos]] if has_bos and bos is not None else []
+    after = [fields["tokens"][eos]] if has_eos and eos is not None else []
+    if before or after:
+        _surround(tokenizer, before, after)

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -176,13 +177,32 @@ def _safetensors(path: pathlib.Path) -> _Checkpoint:
 
 def _gguf(path: pathlib.Path) -> _Checkpoint:
     file = gguf.gguf(path)
-    tokenizer = _tokenizer(path.parent)
-    if tokenizer is None and isinstance(file.fields.get("tokenizer.huggingface.json"), str):
-        tokenizer = _built(file.fields["tokenizer.huggingface.json"], path)
-    if tokenizer is None and "tokenizer.ggml.model" in file.fields:
-        tokenizer = tokenizers.from_gguf(file)
+    tokenizer = _tokenizer(path.parent) or _gguf_tokenizer(file)
     tensors, leaf = gguf_llama.tensors(file), functools.partial(quantized_weights.from_gguf, file)
     return _Checkpoint(gguf_llama.config(file), tensors, tokenizer, gguf_llama.sources(file), leaf)
+
+
+def _gguf_tokenizer(file: gguf.Gguf) -> "Tokenizer | None":
+    """The tokenizer in a GGUF file; None, and a warning, if it has one that cannot be built."""
+    problems, text = [], file.fields.get("tokenizer.huggingface.json")
+    if isinstance(text, str):
+        try:
+            return _built(text, file.path)
+        except ValueError as error:
+            problems.append(str(error))
+    kind = file.fields.get("tokenizer.ggml.model")
+    if kind not in (None, "none", "no_vocab") or "tokenizer.ggml.tokens" in file.fields:
+        try:
+            return tokenizers.from_gguf(file)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        warnings.warn(
+            f"{'; '.join(problems)}. The model is loaded without a tokenizer: put a "
+            "tokenizer.json beside the file",
+            stacklevel=2,
+        )
+    return None
 
 
 def _llama2c(path: pathlib.Path) -> _Checkpoint:

@@ -1,5 +1,7 @@
 """GGUF names, orders and fields, against what the converter does."""
 
+import pathlib
+
 import gguf
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from checkpoints import random_tensors, write_gguf
 
 from jaxmem.core.lazy import Lazy
 from jaxmem.formats import gguf as gguf_format
-from jaxmem.formats import gguf_llama
+from jaxmem.formats import gguf_end_tokens, gguf_llama
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +46,40 @@ def test_llama_3_s_rope_factors_in_a_gguf_become_its_scaling(tensors, tmp_path):
     held = Lazy((4,), np.dtype("float32"), lambda _: np.array([1, 1, 3.5, 8], np.float32))
     found = gguf_format.Gguf(file.path, file.fields, file.tensors | {"rope_freqs.weight": held})
     assert gguf_llama.config(found)["rope_scaling"]["factor"] == 8.0
+
+
+def described(vocab=8, **fields):
+    """A file whose fields of the tokenizer are `fields`, with a vocabulary of `vocab` tokens."""
+    fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    embedding = Lazy((vocab, 4), np.dtype("float32"), lambda _: np.zeros((vocab, 4)))
+    return gguf_format.Gguf(pathlib.Path("some.gguf"), fields, {"token_embd.weight": embedding})
+
+
+TOKENS = ["<unk>", "</s>", "<|im_end|>", "a", "<|end|>", "<|eot_id|>"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, []),
+        ({"eos_token_id": 2}, [2]),
+        ({"eos_token_id": 2, "eot_token_id": 5, "eom_token_id": 7}, [2, 5, 7]),
+        ({"eos_token_id": 2, "eot_token_id": 2}, [2]),
+        ({"eos_token_id": 0xFFFFFFFF}, []),
+        ({"tokens": TOKENS}, [2, 4, 5]),
+        ({"tokens": TOKENS, "eos_token_id": 4}, [4, 2, 5]),
+        ({"tokens": TOKENS, "token_type": [2, 3, 1, 1, 1, 1]}, [1, 2, 4, 5]),
+        ({"tokens": TOKENS, "token_type": [2, 4, 3, 1, 3, 3]}, [2, 4, 5]),
+        ({"tokens": ["<|end|>", "<|return|>", "<|call|>"]}, [1, 2]),
+        ({"tokens": "<|end|>", "token_type": 3}, []),
+    ],
+)
+def test_a_model_ends_at_the_tokens_that_are_named_or_known_by_their_text(fields, expected):
+    assert gguf_end_tokens.end_tokens(described(**fields), 8) == expected
+
+
+def test_an_id_that_is_none_of_the_vocabulary_is_ignored_with_a_warning():
+    with pytest.warns(UserWarning, match=r"some\.gguf has tokenizer\.ggml\.eot_token_id = 8, but"):
+        assert gguf_end_tokens.end_tokens(described(eos_token_id=1, eot_token_id=8), 8) == [1]
+    with pytest.raises(ValueError, match=r"some\.gguf has .*eos_token_id = 'two', expected the id"):
+        gguf_end_tokens.end_tokens(described(eos_token_id="two"), 8)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -95,19 +96,71 @@ def test_gemma_s_spaces_are_stored_bare_and_nothing_is_put_before_the_text():
     assert found.encode("a  a").ids == [2, 4, 7, 4]
 
 
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+LEVEL = {"model": "gpt2", "tokens": [*BYTES, "ab", "<s>", "</s>"], "merges": ["a b"]}
+PIECES = {"model": "llama", "tokens": ["<unk>", "<s>", "</s>", "▁", "a", "▁a"]}
+PIECES |= {"scores": [0.0, 0.0, 0.0, -3.0, -2.0, -1.0], "token_type": [2, 3, 3, 1, 1, 1]}
+WORDS = {"model": "bert", "tokens": ["[UNK]", "[CLS]", "[SEP]", "▁a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (PIECES, [1, 5]),
+        (PIECES | {"bos_token_id": 2}, [2, 5]),
+        (PIECES | {"bos_token_id": 0xFFFFFFFF}, [1, 5]),
+        (PIECES | {"add_bos_token": False}, [5]),
+        (PIECES | {"add_bos_token": False, "eos_token_id": 2, "add_eos_token": True}, [5, 2]),
+        (PIECES | {"eos_token_id": 2, "add_eos_token": True}, [1, 5, 2]),
+        (WORDS, [1, 3, 2]),
+        (WORDS | {"cls_token_id": 2, "seperator_token_id": 1}, [2, 3, 1]),
+        (LEVEL, [BYTES.index("a")]),
+        (LEVEL | {"pre": "default", "bos_token_id": 257}, [BYTES.index("a")]),
+        (LEVEL | {"pre": "llama-bpe"}, [BYTES.index("a")]),
+        (LEVEL | {"pre": "llama-bpe", "bos_token_id": 257}, [257, BYTES.index("a")]),
+        (LEVEL | {"pre": "qwen2", "add_bos_token": True}, [BYTES.index("a")]),
+    ],
+)
+def test_a_missing_field_has_the_value_that_llama_cpp_takes(fields, expected):
+    assert described(**fields).encode("a").ids == expected
+
+
+def test_text_without_a_known_split_is_split_as_default_says():
+    splits = described(**LEVEL).pre_tokenizer.pre_tokenize_str("it's $12345 a-b")
+    pieces = ["it", "'", "s", "Ġ", "$", "123", "45", "Ġa", "-", "b"]
+    assert [piece for piece, _ in splits] == pieces
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"model": "t5"}, "a tokenizer 't5', expected gpt2, llama, bert"),
-        ({"model": "gpt2"}, "a tokenizer 'gpt2'"),
-        ({"model": "gpt2", "tokens": ["a"]}, "cannot be built: KeyError"),
-        ({"model": "gpt2", "tokens": ["a"], "merges": [], "pre": "new"}, "'new' is unknown"),
-        ({"model": "llama", "tokens": ["a"], "scores": [0.0]}, "cannot be built: KeyError"),
+        ({"model": ["gpt2"]}, r"a tokenizer \['gpt2'\], expected"),
+        ({"model": "gpt2"}, "a tokenizer 'gpt2' without a list of tokens"),
+        ({"model": "gpt2", "tokens": ["a", 1]}, "a tokenizer 'gpt2' without a list of tokens"),
+        ({"model": "gpt2", "tokens": ["a"]}, "cannot be built: .*no list of merges"),
+        (LEVEL | {"merges": ["a"]}, "cannot be built: "),
+        (LEVEL | {"merges": ["no such"]}, "cannot be built: "),
+        (LEVEL | {"pre": "new"}, "'new' is unknown"),
+        (LEVEL | {"pre": 3}, "3 is unknown"),
+        (LEVEL | {"add_bos_token": 1}, "add_bos_token is 1, expected true or false"),
+        (LEVEL | {"add_bos_token": True, "bos_token_id": 999}, "bos_token_id is 999"),
+        (LEVEL | {"token_type": [1]}, "token_type is not one number for each of 259 tokens"),
+        ({"model": "llama", "tokens": ["a"]}, "scores is not one number for each of 1 tokens"),
+        ({"model": "llama", "tokens": ["a" * 2000], "scores": [0.0]}, "2000 characters, expected"),
+        ({"model": "bert", "tokens": ["a"]}, "lacks .UNK., .CLS. or .SEP."),
     ],
 )
 def test_a_vocabulary_that_cannot_be_built_is_one_clear_error(fields, message):
     with pytest.raises(ValueError, match=rf"some\.gguf has .*{message}"):
         described(**fields)
+
+
+def test_a_vocabulary_of_more_tokens_than_the_embedding_is_refused():
+    fields = {f"tokenizer.ggml.{name}": value for name, value in PIECES.items()}
+    file = Gguf(pathlib.Path("some.gguf"), fields, {"token_embd.weight": np.zeros((5, 2))})
+    with pytest.raises(ValueError, match="a tokenizer of 6 tokens, but 5 rows"):
+        tokenizers.from_gguf(file)
 
 
 @pytest.mark.slow

@@ -198,3 +198,24 @@ def test_stories260k_tells_a_story(shared_data):
     assert text.startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play"
     )
+
+
+FIELDS = {
+    "unknown": ({"model": "t5"}, "a tokenizer 't5', expected gpt2, llama, bert"),
+    "no merges": ({"model": "gpt2", "tokens": ["a"]}, "no list of merges"),
+    "no model": ({"tokens": ["a"]}, "a tokenizer None"),
+    "too many": ({"model": "gpt2", "tokens": ["a"] * 321}, "321 tokens, but 320 rows"),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_weights_load_without_a_tokenizer_that_cannot_be_built(name, tensors, tmp_path):
+    fields, message = FIELDS[name]
+    path = write_gguf(tmp_path, tensors, tokenizer=fields)
+    with pytest.warns(UserWarning, match=rf"model\.gguf has .*{message}.* without a tokenizer"):
+        model = load(path)
+    assert model.tokenizer is None and model.config.eos == (2,)
+
+
+def test_a_gguf_without_a_vocabulary_loads_without_a_word(tensors, tmp_path):
+    assert load(write_gguf(tmp_path, tensors, tokenizer={"model": "none"})).tokenizer is None
