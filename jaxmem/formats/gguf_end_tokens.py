@@ -36,7 +36,7 @@ def end_tokens(file: Gguf, vocab: int) -> list[int]:
     names = (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
     named = [token_id(file, name, vocab) for name in names]
     ids = dict.fromkeys(i for i in named if i is not None)
-    return list(ids | dict.fromkeys(i for i in _known_by_text(file) if i < vocab))
+    return list(ids | dict.fromkeys(i for i in known_by_text(file) if i < vocab))
 
 
 def token_id(file: Gguf, name: str, vocab: int) -> int | None:
@@ -59,7 +59,7 @@ def token_id(file: Gguf, name: str, vocab: int) -> int | None:
     return value
 
 
-def _known_by_text(file: Gguf) -> list[int]:
+def known_by_text(file: Gguf) -> list[int]:
     """The ids of the tokens whose text is known to end a turn or a text."""
     tokens: Any = file.fields.get("tokenizer.ggml.tokens")
     types: Any = file.fields.get("tokenizer.ggml.token_type")

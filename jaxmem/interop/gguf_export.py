@@ -38,7 +38,9 @@ def to_gguf(
     Other encoded weights are decoded; these and dense matrices are F32, or F16 with `half`. The
     result lists the type of each parameter; layers that are encoded differently are listed
     separately. The fields of the tokenizer are copied from the GGUF file that the model was read
-    from, or are the text of its tokenizer.json. The file is complete or absent.
+    from, or made from its tokenizer: byte-level BPE with a split that llama.cpp names, or
+    SentencePiece. For another tokenizer the file has no vocabulary, and a warning says why. The
+    file is complete or absent.
 
     Raises:
         ValueError: the model is not of the Llama family, or a GGUF file cannot describe it; `path`

@@ -4,15 +4,17 @@ import dataclasses
 import math
 import pathlib
 import struct
+import warnings
 from typing import Any
 
 import numpy as np
 
 from ..formats import gguf, gguf_llama
 from ..models.model import Model
+from . import gguf_vocabulary
 
-_U32, _F32, _BOOL, _STRING = 4, 6, 7, 8  # types of a field
-_TEXT = "tokenizer.huggingface.json"
+_U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9  # types of a field
+_TEXT, _MODEL = "tokenizer.huggingface.json", "tokenizer.ggml.model"
 
 
 def architecture(config: Any) -> str:
@@ -96,16 +98,38 @@ def check(config: Any, file: gguf.Gguf) -> None:
 
 
 def tokenizer(model: Model) -> dict[str, bytes]:
-    """The encoded fields of the tokenizer, copied if the model was read from a GGUF file."""
+    """The encoded fields of the tokenizer, copied if the model was read from a GGUF file.
+
+    If llama.cpp has no tokenizer that does the same, the file says that it has no vocabulary, and
+    a warning says why; so it does without a warning if the model has no tokenizer.
+    """
+    none = {_MODEL: field(_MODEL, "none")}
     source = pathlib.Path(model.source)
     if source.suffix == ".gguf" and source.is_file():
-        return gguf.encoded_fields(source, "tokenizer.")
-    values = {} if model.tokenizer is None else {_TEXT: model.tokenizer.to_str()}
-    if model.config.bos is not None:
-        values["tokenizer.ggml.bos_token_id"] = model.config.bos
-    if model.config.eos:
-        values["tokenizer.ggml.eos_token_id"] = model.config.eos[0]
-    return {name: field(name, value) for name, value in values.items()}
+        return none | gguf.encoded_fields(source, "tokenizer.")
+    values, vocabulary, config = {}, {}, model.config
+    if model.tokenizer is not None:
+        values[_TEXT] = model.tokenizer.to_str()
+        try:
+            arch = architecture(config)
+            vocabulary = gguf_vocabulary.fields(model.tokenizer, config.vocab, arch)
+        except ValueError as error:
+            warnings.warn(
+                f"the tokenizer of {model.source} cannot be written for llama.cpp: {error}; the "
+                "file has no vocabulary for it, only tokenizer.json as text",
+                stacklevel=3,
+            )
+    ends, lost = gguf_vocabulary.end_fields(config.eos, vocabulary)
+    if lost:
+        warnings.warn(
+            f"llama.cpp will not stop at {lost}: a GGUF file names three end tokens, and "
+            f"{model.source} has {len(config.eos)}",
+            stacklevel=3,
+        )
+    bos = {} if config.bos is None else {"bos_token_id": config.bos}
+    for name, value in (bos | vocabulary | ends).items():
+        values[f"tokenizer.ggml.{name}"] = value
+    return none | {name: field(name, value) for name, value in values.items()}
 
 
 def field(name: str, value: Any) -> bytes:
@@ -125,5 +149,16 @@ def _value(value: Any) -> bytes:
         return struct.pack("<I", _STRING) + text(value)
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
+    if isinstance(value, list):
+        return struct.pack("<I", _ARRAY) + _array(value)
     kind, form = (_F32, "f") if isinstance(value, float) else (_U32, "I")
     return struct.pack(f"<I{form}", kind, value)
+
+
+def _array(values: list) -> bytes:
+    """An array of strings, of floats or of integers: the type of an entry, the count, the data."""
+    first = values[0] if values else ""
+    if isinstance(first, str):
+        return struct.pack("<IQ", _STRING, len(values)) + b"".join(map(text, values))
+    kind, form = (_F32, "f") if isinstance(first, float) else (_I32, "i")
+    return struct.pack(f"<IQ{len(values)}{form}", kind, len(values), *values)

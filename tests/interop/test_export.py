@@ -49,6 +49,7 @@ def test_layers_that_differ_keep_their_own_codes_and_layers_that_are_tied_are_de
     assert [got.params["layers"]["mlp"][x]["kernel"].ends for x in ("up", "gate")] == [(1, 2)] * 2
 
 
+@pytest.mark.filterwarnings("ignore:the tokenizer of .* cannot be written for llama.cpp")
 def test_a_tokenizer_json_goes_through_both_formats(model, tmp_path):
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, "a"))
     mine = Model(model.config, model.tensors, words, model.source)

@@ -8,11 +8,13 @@ import pytest
 from cheap_jit import jit
 from checkpoints import random_tensors, write_gguf
 from exported import IDS, assert_stands_for, encoded, same
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import jaxmem as jm
 from jaxmem.architectures import llama
 from jaxmem.core.fold import Fold
 from jaxmem.formats import gguf as gguf_format
+from jaxmem.formats import tokenizers
 from jaxmem.interop import gguf_encoding, to_gguf
 from jaxmem.models.loading import load
 from jaxmem.models.model import Model
@@ -152,3 +154,35 @@ def test_half_rounds_dense_weights_and_refuses_those_beyond_it(model, tmp_path):
     with pytest.raises(ValueError, match=r"layers/mlp/up/kernel.*beyond float16"):
         to_gguf(tmp_path / "x.gguf", model, big, half=True)
     assert [f.name for f in tmp_path.iterdir()] == ["w.gguf"]
+
+
+def test_a_saved_model_is_exported_with_the_vocabulary_of_its_tokenizer(tmp_path):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = {token: i for i, token in enumerate([*alphabet, "he"])}
+    tokenizer = Tokenizer(models.BPE(tokens, [("h", "e")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<end>"])
+    model = random(llama.Config(**SIZES | dict(vocab=260, layers=1), bos=257, eos=(258, 259)))
+    Model(model.config, model.tensors, tokenizer, "random").save(tmp_path / "saved")
+    to_gguf(tmp_path / "w.gguf", load(tmp_path / "saved"))
+    fields = gguf_format.gguf(tmp_path / "w.gguf").fields
+    assert fields["tokenizer.ggml.model"] == "gpt2" and fields["tokenizer.ggml.pre"] == "gpt-2"
+    assert fields["tokenizer.ggml.tokens"][256:] == ["he", "<s>", "</s>", "<end>"]
+    assert fields["tokenizer.ggml.token_type"][256:] == [1, 3, 3, 3]
+    assert fields["tokenizer.ggml.merges"] == ["h e"]
+    assert load(tmp_path / "w.gguf").config.eos == (258, 259)
+    assert tokenizers.from_gguf(gguf_format.gguf(tmp_path / "w.gguf")).encode("he").ids == [256]
+
+
+def test_a_tokenizer_that_llama_cpp_lacks_is_kept_as_text_with_a_warning(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a"))
+    model = random(llama.Config(**SIZES | dict(layers=1), eos=(1, 2, 3, 4, 5)))
+    model = Model(model.config, model.tensors, tokenizer, "random")
+    with pytest.warns(UserWarning) as warned:
+        to_gguf(tmp_path / "w.gguf", model)
+    messages = sorted(str(warning.message) for warning in warned)
+    assert "will not stop at [4, 5]: a GGUF file names three end tokens" in messages[0]
+    assert "tokenizer of random cannot be written for llama.cpp: its model is Word" in messages[1]
+    assert gguf_format.gguf(tmp_path / "w.gguf").fields["tokenizer.ggml.model"] == "none"
+    assert load(tmp_path / "w.gguf").tokenizer.encode("b").ids == [1]
