@@ -9,16 +9,26 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from ..io.json_fields import JsonFields
 from ..kv_cache.attention import attend
 from ..parallel.constraints import constrain
 from .config_sizes import (
+    MOST_LAYERS,
     check_family,
-    check_model_type,
     check_positive,
-    read_sizes,
+    check_types,
+    refuse_unread_options,
     set_head_dim,
 )
-from .layers import Embed, GeluMLP, LayerNorm, Linear, merge_heads, split_heads
+from .layers import (
+    Embed,
+    GeluMLP,
+    LayerNorm,
+    Linear,
+    check_positions,
+    merge_heads,
+    split_heads,
+)
 from .weight_map import WeightMap, stacked_layer_norms, stacked_linears
 
 
@@ -48,6 +58,7 @@ class Config:
     family: str = "bert"
 
     def __post_init__(self):
+        check_types(self)
         check_positive(self, "vocab", "width", "ffn", "layers", "heads", "context", "types")
         set_head_dim(self)
         check_family(self, "bert")
@@ -63,28 +74,26 @@ class Config:
         Raises:
             ValueError: `hf` is not a BERT's, lacks a size, or sets an option not computed here.
         """
-        check_model_type(hf, "bert")
-        expected = {
-            "hidden_act": "gelu",
-            "position_embedding_type": "absolute",
-            "is_decoder": False,
-        }
-        for option, value in expected.items():
-            if hf.get(option, value) != value:
-                raise ValueError(f"{option} is {hf[option]!r}, expected {value!r}")
-        names = {
-            "vocab": "vocab_size",
-            "width": "hidden_size",
-            "ffn": "intermediate_size",
-            "layers": "num_hidden_layers",
-            "heads": "num_attention_heads",
-        }
-        return cls(
-            **read_sizes(hf, names),
-            context=hf.get("max_position_embeddings", 512),
-            types=hf.get("type_vocab_size", 2),
-            eps=hf.get("layer_norm_eps", 1e-12),
+        fields = JsonFields(hf)
+        fields.text("model_type", among=("bert",))
+        fields.expect("hidden_act", "gelu")
+        fields.expect("position_embedding_type", "absolute")
+        fields.expect("directionality", "bidi")
+        fields.expect("is_decoder", False)
+        fields.expect("add_cross_attention", False)
+        fields.ignore("tie_word_embeddings")  # the head is not computed here
+        config = cls(
+            vocab=fields.integer("vocab_size"),
+            width=fields.integer("hidden_size"),
+            ffn=fields.integer("intermediate_size"),
+            layers=fields.integer("num_hidden_layers", most=MOST_LAYERS),
+            heads=fields.integer("num_attention_heads"),
+            context=fields.integer("max_position_embeddings", 512),
+            types=fields.integer("type_vocab_size", 2),
+            eps=fields.number("layer_norm_eps", 1e-12, above=0),
         )
+        refuse_unread_options(fields)
+        return config
 
 
 def embed(hidden: Array, mask: Array) -> Array:
@@ -129,6 +138,7 @@ class Bert(nn.Module):
     @nn.compact
     def __call__(self, ids: Array, mask: Array | None = None) -> Array:
         c = self.config
+        check_positions(ids, 0, c.context)
         x = Embed(c.vocab, c.width, name="embed")(ids)
         steps = jnp.arange(ids.shape[1], dtype=jnp.int32)
         x = x + Embed(c.context, c.width, name="positions")(steps)[None]

@@ -10,17 +10,28 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from ..io.json_fields import JsonFields
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import empty, keep_layout
+from ..kv_cache.quantized import BLOCK_TOKENS
 from ..parallel.constraints import constrain
 from .config_sizes import (
+    MOST_LAYERS,
     check_family,
-    check_model_type,
     check_positive,
-    read_sizes,
+    check_types,
+    refuse_unread_options,
     set_head_dim,
 )
-from .layers import Embed, GeluMLP, LayerNorm, Linear, merge_heads, split_heads
+from .layers import (
+    Embed,
+    GeluMLP,
+    LayerNorm,
+    Linear,
+    check_positions,
+    merge_heads,
+    split_heads,
+)
 from .weight_map import WeightMap, stacked_layer_norms, stacked_linears
 
 
@@ -46,11 +57,13 @@ class Config:
     head_dim: int = 0  # 0 means width / heads; given where heads were removed
     context: int = 1024
     eps: float = 1e-5
+    tied: bool = True  # whether the embedding is the head, too
     bos: int | None = None
     eos: tuple[int, ...] = ()
     family: str = "gpt2"
 
     def __post_init__(self):
+        check_types(self)
         object.__setattr__(self, "eos", tuple(self.eos))
         object.__setattr__(self, "ffn", self.ffn or 4 * self.width)
         check_positive(self, "vocab", "width", "layers", "heads", "ffn", "context")
@@ -68,22 +81,27 @@ class Config:
         Raises:
             ValueError: `hf` is not a GPT-2's, lacks a size, or sets an option not computed here.
         """
-        check_model_type(hf, "gpt2")
-        if hf.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
-            raise ValueError(f"activation is {hf['activation_function']!r}, expected 'gelu_new'")
-        for option in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
-            if hf.get(option):
-                raise ValueError(f"{option} is {hf[option]!r}, which this model does not compute")
-        names = {"vocab": "vocab_size", "width": "n_embd", "layers": "n_layer", "heads": "n_head"}
-        eos = hf.get("eos_token_id")
-        return cls(
-            **read_sizes(hf, names),
-            ffn=hf.get("n_inner") or 0,
-            context=hf.get("n_positions", 1024),
-            eps=hf.get("layer_norm_epsilon", 1e-5),
-            bos=hf.get("bos_token_id"),
-            eos=() if eos is None else (eos,),
+        fields = JsonFields(hf)
+        fields.text("model_type", among=("gpt2",))
+        fields.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")
+        fields.expect("scale_attn_weights", True)
+        fields.expect("scale_attn_by_inverse_layer_idx", False)
+        fields.expect("add_cross_attention", False)
+        fields.ignore("reorder_and_upcast_attn")  # the scores are in float32 here in any case
+        config = cls(
+            vocab=fields.integer("vocab_size"),
+            width=fields.integer("n_embd"),
+            layers=fields.integer("n_layer", most=MOST_LAYERS),
+            heads=fields.integer("n_head"),
+            ffn=fields.integer("n_inner", 0),
+            context=fields.integer("n_positions", 1024),
+            eps=fields.number("layer_norm_epsilon", 1e-5, above=0),
+            tied=fields.boolean("tie_word_embeddings", True),
+            bos=fields.integer("bos_token_id", None, least=0),
+            eos=fields.integers("eos_token_id"),
         )
+        refuse_unread_options(fields)
+        return config
 
     def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
         """An empty KV cache: {"k", "v"} of (layers, batch, heads, length, head_dim)."""
@@ -116,6 +134,9 @@ class GPT2(nn.Module):
     @nn.compact
     def __call__(self, ids: Array, cache: dict | None = None, position: Array | int = 0):
         c = self.config
+        in_blocks = cache is not None and not isinstance(cache, dict)  # prompts fill whole blocks
+        block = BLOCK_TOKENS if in_blocks else 1
+        check_positions(ids, position, -(-c.context // block) * block)
         embed = Embed(c.vocab, c.width, name="embed")
         steps = position + jnp.arange(ids.shape[1], dtype=jnp.int32)
         x = constrain(embed(ids) + Embed(c.context, c.width, name="positions")(steps)[None])
@@ -128,7 +149,8 @@ class GPT2(nn.Module):
         )
         index = jnp.arange(c.layers, dtype=jnp.int32)
         (x, cache), _ = layers(c, name="layers")((x, cache), index, position)
-        logits = embed.logits(LayerNorm(c.eps, name="final_norm")(x))
+        x = LayerNorm(c.eps, name="final_norm")(x)
+        logits = embed.logits(x) if c.tied else Linear(c.vocab, name="head")(x, jnp.float32)
         return logits if cache is None else (logits, cache)
 
 
@@ -184,6 +206,8 @@ def weights(config: Config) -> dict[str, WeightMap]:
         "final_norm/scale": WeightMap(("ln_f.weight",), (d,)),
         "final_norm/bias": WeightMap(("ln_f.bias",), (d,)),
     }
+    if not config.tied:
+        out["head/kernel"] = WeightMap(("lm_head.weight",), (d, config.vocab), np.transpose)
     prefixes = [f"h.{i}." for i in range(config.layers)]
     linears = {
         "attn/qkv": ("attn.c_attn", d, 3 * heads),

@@ -84,6 +84,29 @@ class GeluMLP(nn.Module):
         return Linear(self.width, bias=True, name="down")(y)
 
 
+def check_positions(ids: Array, position: Array | int, rows: int) -> None:
+    """Refuses tokens that a table of `rows` positions does not reach, when a program is traced.
+
+    A look-up past the table would read its last row. A `position` that is traced counts as 0.
+
+    Raises:
+        ValueError: there are more tokens than positions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmem.architectures.layers import check_positions
+        >>> check_positions(jnp.zeros((1, 8), int), 10, rows=16)
+        Traceback (most recent call last):
+        ValueError: 8 tokens from position 10, in a model of 16 positions; use fewer tokens
+    """
+    length, start = ids.shape[1], position if isinstance(position, int) else 0
+    if isinstance(length, int) and start + length > rows:
+        raise ValueError(
+            f"{length} tokens from position {start}, in a model of {rows} positions; "
+            "use fewer tokens"
+        )
+
+
 def product(x: Array, w: Array, axis: int = 0) -> Array:
     """`x` contracted with axis `axis` of the matrix `w`, accumulated and returned in f32."""
     dims = (((x.ndim - 1,), (axis,)), ((), ()))

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import empty, keep_layout
 from ..parallel.constraints import constrain
-from .config_sizes import check_family, check_positive
+from .config_sizes import check_family, check_positive, check_types
 from .layers import Embed, Linear, merge_heads, rms_norm, rope, split_heads
 from .llama_checkpoints import from_hf
 from .llama_checkpoints import weights as weights
@@ -70,6 +70,7 @@ class Config:
     family: str = "llama"
 
     def __post_init__(self):
+        check_types(self)
         for name in ("rope_scaling", "local", "eos"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_positive(self, "vocab", "width", "ffn", "layers", "heads", "kv_heads")
@@ -80,6 +81,13 @@ class Config:
             raise ValueError(f"head_dim is {self.head_dim}, expected an even number")
         if len(self.rope_scaling) not in (0, 1, 4):
             raise ValueError(f"rope_scaling has {len(self.rope_scaling)} values, not 0, 1 or 4")
+        if len(self.rope_scaling) == 4 and self.rope_scaling[1] == self.rope_scaling[2]:
+            raise ValueError(f"rope_scaling is {self.rope_scaling}, expected low below high")
+        if min(self.theta, self.local_theta, *self.rope_scaling[:1]) <= 0:
+            raise ValueError(
+                f"theta is {self.theta}, local_theta {self.local_theta} and rope_scaling "
+                f"{self.rope_scaling}, expected values above 0"
+            )
         if self.local and (len(self.local) != self.layers or self.window < 1):
             raise ValueError(
                 f"local names {len(self.local)} layers with window {self.window}, "

@@ -4,7 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from ..io.json_fields import JsonFields
+from .config_sizes import MOST_LAYERS, refuse_unread_options
 from .weight_map import WeightMap, same
+
+_FULL, _LOCAL = "full_attention", "sliding_attention"
 
 _GEMMA = {
     "vocab_size": 262_208,
@@ -20,15 +24,29 @@ _GEMMA = {
     "bos_token_id": 2,
     "eos_token_id": 1,
 }  # transformers' defaults, which the published configs of Gemma 3 leave out
-_DEFAULTS = {"qwen3": {"head_dim": 128}, "gemma3_text": _GEMMA}
+_SLIDING = {"sliding_window": 4096}
+_DEFAULTS = {
+    "mistral": _SLIDING,
+    "qwen2": _SLIDING,
+    "qwen3": _SLIDING | {"head_dim": 128},
+    "gemma3_text": _GEMMA,
+}
 _TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
-_UNSUPPORTED = (
-    "attention_bias",
-    "mlp_bias",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "use_bidirectional_attention",
-    "partial_rotary_factor",
+_ROPE_FIELDS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+_OTHER_PARTS = "|".join(  # beside the text part of a multimodal config.json
+    (
+        r"text_config|model_type|tie_word_embeddings|ignore_index|is_encoder_decoder",
+        r"(vision|audio|image|video|mm|multimodal|projector|boi|eoi|boa|eoa)_.*|.*_token_index",
+    )
 )
 
 
@@ -36,52 +54,59 @@ def from_hf(hf: dict) -> dict[str, Any]:
     """The fields of a Llama Config from a checkpoint's `config.json`, of transformers 4 or 5.
 
     Raises:
-        ValueError: `hf` lacks a size, or has a model type or an option that llama.py does not
-            compute.
+        ValueError: `hf` lacks a size, has a value of the wrong type, or has a model type or an
+            option that llama.py does not compute. Every option is read, known not to change the
+            function, or refused.
     """
-    hf = hf.get("text_config", hf)
-    kind = hf.get("model_type")
-    if kind not in _TYPES:
-        raise ValueError(f"model_type is {kind!r}, expected one of {', '.join(_TYPES)}")
-    hf = {"rms_norm_eps": 1e-6, **_DEFAULTS.get(kind, {}), **hf}
-    for option in _UNSUPPORTED:
-        if hf.get(option):
-            raise ValueError(f"{option} is {hf[option]!r}, which this model does not compute")
+    whole = JsonFields(hf)
+    is_part = "text_config" in whole
+    text = whole.object("text_config").data if is_part else hf
+    kind = JsonFields(text).text("model_type", among=_TYPES)
     gemma = kind == "gemma3_text"
-    act = hf.get("hidden_activation" if gemma else "hidden_act", "silu")
-    if act != ("gelu_pytorch_tanh" if gemma else "silu"):
-        raise ValueError(f"the activation is {act!r}, which {kind} does not compute")
-    try:
-        width, heads, layers = (
-            hf[k] for k in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-        )
-        sizes = {"vocab": hf["vocab_size"], "ffn": hf["intermediate_size"]}
-    except KeyError as e:
-        raise ValueError(f"config.json has no {e}") from None
-    eos = hf.get("eos_token_id")
-    scalar = hf.get("query_pre_attn_scalar")
-    return dict(
-        **sizes,
+    fields = JsonFields(_DEFAULTS.get(kind, {}) | text)
+    fields.ignore("model_type")
+    for option in ("attention_bias", "mlp_bias", "use_bidirectional_attention"):
+        fields.expect(option, False)
+    for option in ("attn_logit_softcapping", "final_logit_softcapping"):
+        fields.expect(option, None)
+    fields.expect("partial_rotary_factor", 1.0)
+    if gemma:
+        fields.expect("hidden_activation", "gelu_pytorch_tanh")
+        fields.ignore("hidden_act")  # transformers does not read it for Gemma 3
+    else:
+        fields.expect("hidden_act", "silu", "swish")
+    width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    layers = fields.integer("num_hidden_layers", most=MOST_LAYERS)
+    scalar = fields.number("query_pre_attn_scalar", None, above=0) if gemma else None
+    config = dict(
+        vocab=fields.integer("vocab_size"),
+        ffn=fields.integer("intermediate_size"),
         width=width,
         layers=layers,
         heads=heads,
-        kv_heads=hf.get("num_key_value_heads") or heads,
-        head_dim=hf.get("head_dim") or width // heads,
-        tied=hf.get("tie_word_embeddings", False),
-        context=hf.get("max_position_embeddings", 2048),
-        eps=hf["rms_norm_eps"],
-        **_rope(hf),
-        **_window(hf, kind, layers),
+        kv_heads=fields.integer("num_key_value_heads", heads),
+        head_dim=fields.integer("head_dim", width // heads),
+        tied=fields.boolean("tie_word_embeddings", False),
+        context=fields.integer("max_position_embeddings", 2048),
+        eps=fields.number("rms_norm_eps", 1e-6, above=0),
+        **_rope(fields, gemma),
+        **_window(fields, kind, layers),
         qkv_bias=kind == "qwen2",
         qk_norm=kind in ("qwen3", "gemma3_text"),
         post_norms=gemma,
         norm_offset=1.0 if gemma else 0.0,
         embed_scale=width**0.5 if gemma else 1.0,
-        query_scale=scalar**-0.5 if gemma else None,
+        query_scale=scalar**-0.5 if scalar else None,
         gelu=gemma,
-        bos=hf.get("bos_token_id"),
-        eos=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        bos=fields.integer("bos_token_id", whole.integer("bos_token_id", None, least=0), least=0),
+        eos=tuple(
+            dict.fromkeys((*fields.integers("eos_token_id"), *whole.integers("eos_token_id")))
+        ),
     )
+    refuse_unread_options(fields)
+    if is_part:
+        refuse_unread_options(JsonFields(hf), _OTHER_PARTS)
+    return config
 
 
 def weights(config) -> dict[str, WeightMap]:
@@ -128,51 +153,54 @@ def weights(config) -> dict[str, WeightMap]:
     return out
 
 
-def _rope(hf: dict) -> dict[str, Any]:
+def _rope(fields: JsonFields, gemma: bool) -> dict[str, Any]:
     """The rotary fields of Config.
 
     transformers 5 writes them in `rope_parameters`, with one entry for each layer type if a model
     has several; transformers 4 writes `rope_theta` and `rope_scaling`.
     """
-    rope = hf.get("rope_parameters") or {}
-    full = rope.get("full_attention", rope)
-    sliding = rope.get("sliding_attention", {})
-    scaling = hf.get("rope_scaling") or full
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    names = {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": (
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        ),
-    }
-    if kind not in names:
-        raise ValueError(f"rope_type is {kind!r}, expected one of {', '.join(names)}")
-    theta = full.get("rope_theta", hf.get("rope_theta", 10_000.0))
+    rope = fields.object("rope_parameters")
+    full = rope.object("full_attention") if "full_attention" in rope else rope
+    sliding = rope.object("sliding_attention")
+    sliding.expect("rope_type", "default")
+    scaling = fields.object("rope_scaling") if "rope_scaling" in fields else full
+    name = "rope_type" if "rope_type" in scaling else "type"
+    kind = scaling.text(name, "default", _ROPE_FIELDS)
+    scaling.expect("type", kind)
+    full.expect("rope_type", kind)
+    for part in (full, sliding, scaling):
+        part.expect("partial_rotary_factor", 1.0)
+        part.ignore("original_max_position_embeddings")
+    base = fields.number("rope_theta", 10_000.0, above=0)
+    theta = full.number("rope_theta", base, above=0)
+    local = fields.number("rope_local_base_freq", 10_000.0, above=0) if gemma else theta
     return {
         "theta": theta,
-        "rope_scaling": tuple(float(scaling[name]) for name in names[kind]),
-        "local_theta": sliding.get("rope_theta", hf.get("rope_local_base_freq", 10_000.0))
-        if hf["model_type"] == "gemma3_text"
-        else theta,
+        "rope_scaling": tuple(scaling.number(name, above=0) for name in _ROPE_FIELDS[kind]),
+        "local_theta": sliding.number("rope_theta", local, above=0),
     }
 
 
-def _window(hf: dict, kind: str, layers: int) -> dict[str, Any]:
+def _window(fields: JsonFields, kind: str, layers: int) -> dict[str, Any]:
     """The fields `local` and `window` of Config; {} if every layer has full attention."""
-    size = hf.get("sliding_window")
-    if not size or (kind.startswith("qwen") and not hf.get("use_sliding_window")):
+    size = fields.integer("sliding_window", 0, least=0)
+    slides = fields.boolean("use_sliding_window", not kind.startswith("qwen"))
+    every = fields.integer("_sliding_window_pattern", 6)
+    every = fields.integer("sliding_window_pattern", every)
+    first = fields.integer("max_window_layers", 28, least=0)
+    types = fields.texts("layer_types")
+    if types and (len(types) != layers or not set(types) <= {_FULL, _LOCAL}):
+        fields.refuse("layer_types", f"{_FULL} or {_LOCAL} for each of {layers} layers")
+    if kind == "llama" and size:  # transformers and vLLM differ in what they do with it
+        fields.refuse("sliding_window", "none for a llama", "; its model_type may be mistral")
+    if not size or not slides:
+        if slides and _LOCAL in types:
+            fields.refuse("sliding_window", f"a size, as layer_types names {_LOCAL}")
         return {}
-    every = hf.get("sliding_window_pattern", 6)
-    first = hf.get("max_window_layers", 0)
-    slides = {
+    is_local = {
         "gemma3_text": lambda i: (i + 1) % every != 0,
         "qwen2": lambda i: i >= first,
         "qwen3": lambda i: i >= first,
     }.get(kind, lambda i: True)
-    types = hf.get("layer_types")
-    local = [t == "sliding_attention" for t in types] if types else map(slides, range(layers))
+    local = [t == _LOCAL for t in types] if types else map(is_local, range(layers))
     return {"local": tuple(local), "window": size}

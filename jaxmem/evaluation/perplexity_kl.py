@@ -65,10 +65,12 @@ def evaluate(
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1")
     count = len(text)
-    batches = [np.resize(text[i : i + batch], (batch, window)) for i in range(0, count, batch)]
-    vocab = jax.eval_shape(apply, params, batches[0]).shape[-1]
-    if text.max() >= vocab or text.min() < 0:
+    row_shape = jax.ShapeDtypeStruct((batch, window), np.int32)
+    vocab = jax.eval_shape(apply, params, row_shape).shape[-1]
+    if text.max() >= vocab or text.min() < 0:  # before they are int32, which would wrap them
         raise ValueError(f"ids reach {text.min()}..{text.max()}, expected 0..{vocab - 1}")
+    text = text.astype(np.int32)
+    batches = [np.resize(text[i : i + batch], (batch, window)) for i in range(0, count, batch)]
     forward = jax.jit(apply).lower(params, batches[0]).compile()
     dense = jax.jit(reference[0]) if reference else None
 
@@ -127,7 +129,7 @@ def _score(logits: Array, dense: Array | None, ids: Array) -> dict[str, Array]:
 
 
 def _windows(ids: Any, window: int, windows: int | None) -> np.ndarray:
-    """The text cut into windows, int32 (windows, window)."""
+    """The text cut into windows, (windows, window)."""
     ids = np.asarray(ids)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise TypeError(f"ids are {ids.dtype} {ids.shape}, expected one list of integers")
@@ -138,7 +140,7 @@ def _windows(ids: Any, window: int, windows: int | None) -> np.ndarray:
     if not 1 <= count <= available:
         need = f"{max(count, 1)} windows of {window}"
         raise ValueError(f"the text has {len(ids)} tokens, expected at least {need}")
-    return ids[: count * window].reshape(count, window).astype(np.int32)
+    return ids[: count * window].reshape(count, window)
 
 
 def _peak(compiled: Any) -> int | None:

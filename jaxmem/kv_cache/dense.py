@@ -57,8 +57,10 @@ def write(
         ([0.0, 0.0, 1.0, 0.0], 8.0)
     """
     length = cache["k"].shape[3]
-    if k.shape[2] > length:
-        raise ValueError(f"{k.shape[2]} steps for a cache of length {length}")
+    first = position if isinstance(position, int) else 0
+    if first + k.shape[2] > length:
+        where = f", from position {first}" if first else ""
+        raise ValueError(f"{k.shape[2]} steps for a cache of length {length}{where}")
     start = (layer, 0, 0, position, 0)
     put = lambda old, new: lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
     layer_of = lambda states: lax.dynamic_index_in_dim(states, layer, 0, keepdims=False)

@@ -123,7 +123,7 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
         rules[f"{part(name)}/kernel"] = P(None, summed, _over(mesh, left, c.width))
     rows = over(c.vocab)
     rules[".*embed/embedding"] = P(rows) if rows else P(None, over(c.width))
-    if c.family == "llama" and not c.tied:
+    if not getattr(c, "tied", True):
         rules[".*head/kernel"] = P(None, rows) if rows else P(over(c.width))
     if c.family != "llama":
         rules[".*positions/embedding"] = P(over(c.context))

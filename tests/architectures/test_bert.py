@@ -55,3 +55,19 @@ def test_what_is_not_computed_is_refused(change):
     assert bert.Config.from_hf(hf).context == 512
     with pytest.raises(ValueError, match=r"expected|does not"):
         bert.Config.from_hf(hf | change)
+
+
+def test_tokens_past_the_table_of_positions_are_refused_when_traced(model):
+    config, params, _ = model
+    net, ids = bert.module(config), jax.ShapeDtypeStruct((1, config.context + 1), jnp.int32)
+    with pytest.raises(ValueError, match="65 tokens from position 0, in a model of 64 positions"):
+        jax.eval_shape(lambda p, i: net.apply({"params": p}, i), params, ids)
+
+
+@pytest.mark.parametrize("change", [{"is_decoder": True}, {"layer_norm_eps": "x"},
+    {"position_embedding_type": "relative_key"}, {"num_hidden_layers": 0}])  # fmt: skip
+def test_a_value_that_is_not_computed_is_refused_by_name(change):
+    hf = {"model_type": "bert", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
+    hf |= {"num_hidden_layers": 2, "num_attention_heads": 4, "pooler_fc_size": 768}
+    with pytest.raises(ValueError, match=next(iter(change))):
+        bert.Config.from_hf(hf | change)

@@ -1,5 +1,7 @@
 """GPT-2 computes what transformers computes."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,4 +56,31 @@ def test_what_is_not_computed_is_refused(change):
     hf = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
     assert gpt2.Config.from_hf(hf).ffn == 128
     with pytest.raises(ValueError, match=r"expected|does not"):
+        gpt2.Config.from_hf(hf | change)
+
+
+def test_an_untied_head_of_its_own_makes_the_logits(model):
+    _, params, file = model
+    untied = gpt2.Config.from_hf(json.loads(str(file["config"])) | {"tie_word_embeddings": False})
+    assert gpt2.weights(untied)["head/kernel"].names == ("lm_head.weight",)
+    head = {"kernel": 2 * params["embed"]["embedding"].T}
+    ids = file["ids"][:1, :4]
+    doubled = gpt2.module(untied).apply({"params": params | {"head": head}}, ids)
+    np.testing.assert_allclose(doubled, 2 * file["logits"][:1, :4], atol=2e-4)
+
+
+@pytest.mark.parametrize("length, position", [(33, 0), (8, 25)])
+def test_tokens_past_the_table_of_positions_are_refused_when_traced(length, position, model):
+    config, params, _ = model
+    cache = config.cache(batch=1, length=64)
+    net, ids = gpt2.module(config), jax.ShapeDtypeStruct((1, length), jnp.int32)
+    with pytest.raises(ValueError, match=f"{length} tokens from position {position}.* of 32"):
+        jax.eval_shape(lambda p, i: net.apply({"params": p}, i, cache, position), params, ids)
+
+
+@pytest.mark.parametrize("change", [{"n_layer": 2**31}, {"n_head": 0}, {"n_embd": "32"},
+    {"scale_attn_weights": False}, {"layer_norm_epsilon": None, "alibi": True}])  # fmt: skip
+def test_a_value_that_is_not_computed_is_refused_by_name(change):
+    hf = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    with pytest.raises(ValueError, match=list(change)[-1]):
         gpt2.Config.from_hf(hf | change)

@@ -87,11 +87,71 @@ def test_qwen_slides_only_when_told_to_and_from_the_layer_it_names():
         {"attention_bias": True},
         {"hidden_act": "relu"},
         {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0, "mscale": 2.0}},
+        {"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        {"partial_rotary_factor": 0.5},
+        {"mlp_bias": True},
+        {"final_logit_softcapping": 30.0},
+        {"sliding_window": 64},
+        {"layer_types": ["chunked_attention"] * 32},
+        {"layer_types": ["full_attention"] * 31},
+        {"alibi": True},
+        {"logit_scale": 0.5},
     ],
 )
-def test_what_is_not_computed_is_refused(change):
-    with pytest.raises(ValueError, match=r"expected one of|does not compute"):
+def test_an_option_that_is_not_computed_is_refused_by_name(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
         Config.from_hf(LLAMA31_8B | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 2**31},
+        {"num_attention_heads": 0},
+        {"num_key_value_heads": "8"},
+        {"hidden_size": True},
+        {"vocab_size": 128256.5},
+        {"rms_norm_eps": "1e-5"},
+        {"rope_theta": 0},
+        {"rope_theta": float("nan")},
+        {"rope_scaling": "linear"},
+        {"rope_scaling": {"rope_type": "linear"}},
+        {"tie_word_embeddings": "no"},
+        {"eos_token_id": {"id": 2}},
+        {"text_config": [1]},
+    ],
+)
+def test_a_value_of_the_wrong_type_or_range_is_refused_by_name(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Config.from_hf(LLAMA31_8B | change)
+
+
+def test_options_that_change_nothing_are_passed_over():
+    harmless = {
+        "torch_dtype": "bfloat16", "attention_dropout": 0.1, "pretraining_tp": 2, "pad_token_id": 0,
+        "_name_or_path": "x", "transformers_version": "4.44", "transformers.js_config": {"a": 1},
+        "partial_rotary_factor": 1.0, "layer_types": ["full_attention"] * 32, "use_mrope": False,
+    }  # fmt: skip
+    assert Config.from_hf(LLAMA31_8B | harmless) == Config.from_hf(LLAMA31_8B)
+
+
+def test_the_end_tokens_of_both_parts_of_a_multimodal_config_are_read():
+    text = GEMMA3_1B | {"eos_token_id": 1, "bos_token_id": None}
+    whole = {"model_type": "gemma3", "text_config": text, "eos_token_id": [1, 106]}
+    config = Config.from_hf(whole | {"vision_config": {"hidden_size": 8}, "bos_token_id": 2})
+    assert (config.eos, config.bos) == ((1, 106), 2)
+    with pytest.raises(ValueError, match="logit_scale"):
+        Config.from_hf(whole | {"logit_scale": 2.0})
+
+
+def test_mistral_slides_as_transformers_does_where_its_config_is_silent():
+    config = {k: v for k, v in LLAMA31_8B.items() if k != "rope_scaling"} | {
+        "model_type": "mistral"
+    }
+    assert Config.from_hf(config).window == 4096
+    assert Config.from_hf(config | {"sliding_window": None}).window == 0
 
 
 def test_a_missing_size_is_named():

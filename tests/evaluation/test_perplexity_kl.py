@@ -56,6 +56,12 @@ def test_every_figure_agrees_with_the_direct_computation(batch):
     assert e.perplexity.low == pytest.approx(np.exp(nll.mean() - half), rel=1e-4)
 
 
+@pytest.mark.parametrize("wrong", [-1, VOCAB, 2**32, 2**32 + 1])
+def test_ids_outside_the_vocabulary_are_refused_before_they_are_cut_to_32_bits(wrong):
+    with pytest.raises(ValueError, match=f"{wrong}.*expected 0..{VOCAB - 1}"):
+        evaluate(bigram, TABLE, [*TEXT[:15], wrong], window=8)
+
+
 def test_a_model_does_not_stray_from_itself():
     e = evaluate(bigram, TABLE, TEXT, reference=(bigram, TABLE), window=8)
     assert e.kl.mean == pytest.approx(0, abs=1e-6) and e.agreement.mean == 1
