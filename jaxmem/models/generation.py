@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import numbers
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +18,7 @@ from ..core.leaf import is_encoded
 from ..kv_cache.quantized import BLOCK_TOKENS, KVCache
 from ..parallel import layouts
 from ..parallel.sharding import shard, shardings
-from .model import Model
+from .model import Model, check_in_vocabulary
 
 _PROMPT_STEP, _CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often
 
@@ -26,12 +28,13 @@ class Generation:
     """The tokens that a model generated after a prompt.
 
     `ids` (batch, tokens) and `texts` hold the new tokens only; a row that ended early is filled
-    with its end token. `texts` is empty if the model has no tokenizer. `first_token_seconds` is the
-    time to read the prompt, including compilation. `seconds_per_token` is the median over later
-    steps, without the first of them, which compiles; None if there are no such steps.
+    with its last token. `prompt` (batch, tokens) is a tuple of rows if they differ in length.
+    `texts` is empty if the model has no tokenizer. `first_token_seconds` is the time to read the
+    prompt, including compilation. `seconds_per_token` is the median over later steps, without the
+    first of them, which compiles; None if there are no such steps.
     """
 
-    prompt: np.ndarray
+    prompt: np.ndarray | tuple[np.ndarray, ...]
     ids: np.ndarray
     texts: tuple[str, ...]
     first_token_seconds: float
@@ -57,12 +60,14 @@ def generate(
 ) -> Generation:
     """Generates tokens after `prompt`, until the end tokens of the model's configuration.
 
-    The cache takes 2 * layers * batch * kv_heads * length * head_dim elements. Each step updates it
-    in place. Encoded parameters stay encoded.
+    Prompts of different lengths are run one length after the other: each gives the tokens that it
+    gives without the others, and none is padded. The cache takes 2 * layers * batch * kv_heads *
+    length * head_dim elements. Each step updates it in place. Encoded parameters stay encoded.
 
     Args:
         model: a model with weights that predicts text.
-        prompt: text, or token ids (tokens,) or (batch, tokens).
+        prompt: a text or a list of texts, or token ids: (tokens,), (batch, tokens), or a list of
+            rows that may differ in length.
         max_new_tokens: the most tokens that are generated.
         temperature: 0 takes the most probable token; above 0, a token is drawn from the softmax of
             logits / temperature.
@@ -92,16 +97,63 @@ def generate(
             range.
         TypeError: the prompt is neither text nor integers; `cache` is no KVCache.
     """
-    ids = _tokens(model, prompt)
-    _check(model, ids, max_new_tokens)
-    _check_sampling(temperature, top_k, top_p)
+    rows = _tokens(model, prompt)
+    _check(model, max(map(len, rows)), max_new_tokens)
+    _check_sampling(temperature, top_k, top_p, seed)
     if not isinstance(cache, KVCache | None):
         raise TypeError(f"cache is {cache!r}, expected a KVCache, such as KVCache(4)")
-    if stream is not None and (model.tokenizer is None or len(ids) > 1):
-        raise ValueError(f"stream wants a tokenizer and a single prompt, not {len(ids)}")
+    if stream is not None and (model.tokenizer is None or len(rows) > 1):
+        raise ValueError(f"stream wants a tokenizer and a single prompt, not {len(rows)}")
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    run = functools.partial(
+        _generate, model, max_new_tokens=max_new_tokens, cache=cache, stream=stream, **options
+    )
+    of_length: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        of_length.setdefault(len(row), []).append(index)
+    runs = [(which, run(np.stack([rows[i] for i in which]))) for which in of_length.values()]
+    return runs[0][1] if len(runs) == 1 else _joined(rows, runs)
+
+
+def _joined(rows: list[np.ndarray], runs: list[tuple[list[int], Generation]]) -> Generation:
+    """One result of several, each with the numbers of its rows; in the order of the rows."""
+    ids: list = [None] * len(rows)
+    texts = [""] * len(rows)
+    tokens = max(generation.ids.shape[1] for _, generation in runs)
+    for which, generation in runs:
+        padding = ((0, 0), (0, tokens - generation.ids.shape[1]))
+        for i, row in zip(which, np.pad(generation.ids, padding, mode="edge")):
+            ids[i] = row
+        for i, text in zip(which, generation.texts):
+            texts[i] = text
+    times = [g.seconds_per_token for _, g in runs if g.seconds_per_token is not None]
+    return Generation(
+        prompt=tuple(rows),
+        ids=np.stack(ids),
+        texts=tuple(texts) if runs[0][1].texts else (),
+        first_token_seconds=sum(generation.first_token_seconds for _, generation in runs),
+        seconds_per_token=float(np.median(times)) if times else None,
+    )
+
+
+def _generate(
+    model: Model,
+    ids: np.ndarray,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    cache: KVCache | None,
+    stream: Callable[[str], Any] | None,
+) -> Generation:
+    """`generate` for prompts `ids` (batch, tokens) of one length, with options that are checked."""
     config, params, key = model.config, model.params, jax.random.key(seed)
     batch, length = ids.shape
-    padded = np.pad(ids, ((0, 0), (0, -length % (BLOCK_TOKENS if cache else _PROMPT_STEP))))
+    steps = length + -length % (BLOCK_TOKENS if cache else _PROMPT_STEP)
+    steps = steps if cache else min(steps, max(length, config.context))
+    padded = np.pad(ids, ((0, 0), (0, steps - length)))
     room = max(padded.shape[1], length + max_new_tokens)
     room += -room % _CACHE_STEP
     dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
@@ -182,45 +234,66 @@ def _pick(
     return jax.random.categorical(jax.random.fold_in(key, step), logits)
 
 
-def _tokens(model: Model, prompt: Any) -> np.ndarray:
-    """The prompt as token ids (batch, tokens)."""
+def _tokens(model: Model, prompt: Any) -> list[np.ndarray]:
+    """The prompts as rows of token ids, (tokens,) int32 each."""
     if isinstance(prompt, str):
+        prompt = [prompt]
+    if _all_of(prompt, str):
         if model.tokenizer is None:
             raise ValueError(f"{model.source} has no tokenizer: expected token ids, not text")
-        prompt = model.tokenizer.encode(prompt).ids
-    ids = np.atleast_2d(np.asarray(prompt))
-    if ids.ndim != 2 or not ids.size:
-        raise ValueError(f"the prompt has shape {ids.shape}, expected (batch, tokens), not empty")
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise TypeError(f"the prompt holds {ids.dtype}, expected text or integer token ids")
-    if ids.min() < 0 or ids.max() >= model.config.vocab:
-        raise ValueError(
-            f"the prompt holds ids {ids.min()} to {ids.max()}, expected 0 to below "
-            f"{model.config.vocab}"
-        )
-    return ids.astype(np.int32)
+        prompt = [model.tokenizer.encode(text).ids for text in prompt]
+    ragged = _all_of(prompt, (list, tuple, np.ndarray, Array))
+    rows = [np.asarray(row) for row in prompt] if ragged else list(np.atleast_2d(prompt))
+    if not rows or any(row.ndim != 1 or not row.size for row in rows):
+        shapes = [row.shape for row in rows]
+        raise ValueError(f"the prompts have shapes {shapes}, expected rows of ids, not empty")
+    for row in rows:
+        if not np.issubdtype(row.dtype, np.integer):
+            raise TypeError(f"the prompt holds {row.dtype}, expected text or integer token ids")
+        check_in_vocabulary(row, model.config.vocab)
+    return [row.astype(np.int32) for row in rows]
 
 
-def _check(model: Model, ids: np.ndarray, max_new_tokens: int) -> None:
+def _all_of(prompt: Any, kind: Any) -> bool:
+    """Whether the prompt is a list or tuple, not empty, whose members are all of a kind."""
+    is_list = isinstance(prompt, list | tuple) and len(prompt) > 0
+    return is_list and all(isinstance(row, kind) for row in prompt)
+
+
+def _check(model: Model, length: int, max_new_tokens: int) -> None:
+    """Refuses a model that cannot generate so many tokens after prompts of up to `length`."""
     config = model.config
     if not hasattr(config, "cache"):
         raise ValueError(f"a {config.family} is an encoder: it generates nothing")
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(model.tensors)):
         raise ValueError(f"{model.source} has shapes only, expected a model with weights")
-    if max_new_tokens < 1 or ids.shape[1] + max_new_tokens > config.context:
+    _check_number("max_new_tokens", max_new_tokens, numbers.Integral)
+    if max_new_tokens < 1 or length + max_new_tokens > config.context:
         raise ValueError(
-            f"{max_new_tokens} tokens after a prompt of {ids.shape[1]}, expected at least 1 and "
+            f"{max_new_tokens} tokens after a prompt of {length}, expected at least 1 and "
             f"no more than {config.context} together"
         )
 
 
-def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}, expected at least 0")
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> None:
+    """Refuses options of the wrong type or out of range."""
+    _check_number("temperature", temperature, numbers.Real)
+    _check_number("top_k", 1 if top_k is None else top_k, numbers.Integral)
+    _check_number("top_p", 1.0 if top_p is None else top_p, numbers.Real)
+    _check_number("seed", seed, numbers.Integral)
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, expected at least 0, and finite")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}, expected at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}, expected more than 0 and at most 1")
+
+
+def _check_number(name: str, value: Any, kind: type) -> None:
+    """Refuses an option that is no number of a kind, integral or real."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        expected = "an integer" if kind is numbers.Integral else "a number"
+        raise TypeError(f"{name} is {value!r}, expected {expected}")
 
 
 def _text(model: Model, prompt: np.ndarray, new: list[np.ndarray], row: int) -> str:

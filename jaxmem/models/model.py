@@ -60,7 +60,12 @@ class Model:
         `apply(params, ids)`, with ids (B, T), gives logits (B, T, vocab) in f32; with `cache=` it
         gives (logits, cache). For an encoder `apply(params, ids, mask)` gives hidden states (B, T,
         width). Works under every JAX transformation.
+
+        Raises:
+            ValueError: there are more tokens than the model has positions; ids that are not traced
+                are outside the vocabulary.
         """
+        _check_ids(self.config, *args[:1])
         dense = lambda p, *a, **k: (
             family(self.config).module(self.config).apply({"params": p}, *a, **k)
         )
@@ -97,6 +102,32 @@ class Model:
 def family(config: Any) -> ModuleType:
     """The Python module of a configuration's family, with `Config`, `module` and `weights`."""
     return family_module(config.family)
+
+
+def _check_ids(config: Any, ids: Any = None) -> None:
+    """Refuses ids outside the vocabulary, which a look-up would clip; traced ids pass."""
+    traced = isinstance(ids, jax.core.Tracer | jax.ShapeDtypeStruct)
+    if ids is None or traced or not getattr(ids, "is_fully_addressable", True):
+        return
+    check_in_vocabulary(np.asarray(ids), config.vocab)
+
+
+def check_in_vocabulary(ids: np.ndarray, vocab: int) -> None:
+    """Refuses token ids that a model of `vocab` tokens does not have.
+
+    Raises:
+        ValueError: an id is negative, or not below `vocab`.
+
+    Example:
+        >>> import numpy as np
+        >>> check_in_vocabulary(np.array([3, 64]), 64)
+        Traceback (most recent call last):
+        ValueError: the token ids reach from 3 to 64, expected 0 to below 64
+    """
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab):
+        raise ValueError(
+            f"the token ids reach from {ids.min()} to {ids.max()}, expected 0 to below {vocab}"
+        )
 
 
 def _is_leaf(x: Any) -> bool:

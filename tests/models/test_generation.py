@@ -11,6 +11,7 @@ from reference_models import reference
 
 import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama
+from jaxmem.kv_cache.quantized import KVCache
 from jaxmem.models import Model
 from jaxmem.models.generation import _pick, _run, generate
 
@@ -36,6 +37,21 @@ def test_greedy_with_a_cache_equals_argmax_without(name):
         ids = np.concatenate([ids, token[:, None]], axis=1)
     assert (generate(m, ids[:, :3], max_new_tokens=10).ids == ids[:, 3:]).all()
     assert len(set(ids[0, 3:].tolist())) > 2
+
+
+def test_prompts_of_different_lengths_each_write_what_they_write_alone():
+    m, prompts = model("gpt2"), [[3, 1, 4], [1, 5], (9, 2, 6)]
+    together = generate(m, prompts, max_new_tokens=6)
+    alone = [generate(m, prompt, max_new_tokens=6).ids[0] for prompt in prompts]
+    np.testing.assert_array_equal(together.ids, alone)
+    assert [row.tolist() for row in together.prompt] == [[3, 1, 4], [1, 5], [9, 2, 6]]
+
+
+def test_a_row_of_another_length_that_ends_early_is_filled_with_its_end_token():
+    m, prompts = model("llama2"), [[1, 2, 3], [4, 5]]
+    first = generate(m, prompts[0], max_new_tokens=6).ids[0]
+    ends = Model(dataclasses.replace(m.config, eos=(int(first[0]),)), m.params, None, "")
+    assert set(generate(ends, prompts, max_new_tokens=6).ids[0].tolist()) == {int(first[0])}
 
 
 def test_samples_are_the_same_for_the_same_seed_only():
@@ -111,6 +127,27 @@ def test_text_goes_in_comes_out_and_streams():
     assert out.seconds_per_token > 0
 
 
+def test_several_texts_are_each_continued():
+    m = model("llama2")
+    named = Model(m.config, m.params, Letters(), "")
+    both = generate(named, ["BCD", "EF"], max_new_tokens=4)
+    assert both.texts == tuple(generate(named, t, max_new_tokens=4).text for t in ("BCD", "EF"))
+
+
+def test_a_prompt_fills_a_short_context_to_its_end():
+    config = gpt2.Config(vocab=40, width=8, layers=1, heads=2, context=6)
+    params = gpt2.module(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    for cache in (None, KVCache(8)):
+        out = generate(Model(config, params, None, ""), [1, 2, 3, 4], max_new_tokens=2, cache=cache)
+        assert out.ids.shape == (1, 2)
+
+
+@pytest.mark.parametrize("ids", [np.array([[40]]), jnp.array([[-1]])])
+def test_ids_outside_the_vocabulary_are_refused_where_they_are_not_traced(ids):
+    with pytest.raises(ValueError, match="expected 0 to below 40"):
+        model("llama2").apply(model("llama2").params, ids)
+
+
 @pytest.mark.parametrize(
     "prompt, options, message",
     [
@@ -118,6 +155,15 @@ def test_text_goes_in_comes_out_and_streams():
         ([], {}, "not empty"),
         ([40], {}, "expected 0 to below 40"),
         ([1], {"max_new_tokens": 64}, "no more than 64 together"),
+        ([[1], []], {}, "not empty"),
+        ([[1], [40]], {}, "expected 0 to below 40"),
+        ([[1], [2.5, 3.0]], {}, "the prompt holds float64"),
+        (["text", 3], {}, "the prompt holds"),
+        ([1], {"max_new_tokens": 2.0}, "max_new_tokens is 2.0, expected an integer"),
+        ([1], {"temperature": float("nan")}, "temperature is nan"),
+        ([1], {"temperature": "hot"}, "temperature is 'hot', expected a number"),
+        ([1], {"top_k": 2.5}, "top_k is 2.5, expected an integer"),
+        ([1], {"seed": None}, "seed is None, expected an integer"),
         ([1], {"temperature": -1.0}, "temperature is -1"),
         ([1], {"top_k": 0}, "top_k is 0"),
         ([1], {"top_p": 1.5}, "top_p is 1.5"),
