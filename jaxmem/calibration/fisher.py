@@ -16,7 +16,7 @@ from jax import Array
 
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import decode, is_encoded
-from ..core.paths import paths
+from ..core.paths import arrays_only, paths
 from ..core.usage import summed_axes, uses
 from .batches import tuples
 
@@ -43,6 +43,7 @@ def fisher(
         >>> bool(0.1 < found["w"] < 1.0)
         True
     """
+    fn, params = arrays_only(fn, params)
     total, predictions, axes_of = {}, 0, None
     for i, batch in enumerate(tuples(batches, "fisher")):
         if axes_of is None:
@@ -79,6 +80,7 @@ def gradients(
         >>> jm.decode(jm.encode(params, plan, stats=found))["w"].tolist()  # .3 against 9
         [[0.0], [1.0]]
     """
+    loss, params = arrays_only(loss, params)
     total, count, gradient = None, 0, jax.jit(jax.grad(loss, allow_int=True))
     for batch in tuples(batches, "gradients"):
         new = gradient(params, *batch)

@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from ..core.leaf import decode, is_encoded
 from ..core.lifting import lift
-from ..core.paths import paths
+from ..core.paths import arrays_only, paths
 from ..core.scans import without_dead_code
 from ..core.usage import Watched, uses
 from .batches import tuples
@@ -75,6 +75,7 @@ def stats(
     """
     if moments not in ("gram", "diag"):
         raise ValueError(f'moments are "gram" or "diag", got {moments!r}')
+    fn, params = arrays_only(fn, params)
     total, axes = None, None
     for batch in tuples(batches, "stats"):
         if total is None:

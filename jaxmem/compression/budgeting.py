@@ -15,12 +15,13 @@ import numpy as np
 from ..core.codec import ties_layers
 from ..core.fold import matrix_shape
 from ..core.leaf import nbytes as count_bytes
+from ..core.leaf import shape_of
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
 from .candidates import CANDIDATES
 from .encodable_weights import choices
 from .knapsack import least_loss
-from .layer_errors import Errors, errors, prefixed, shape_of
+from .layer_errors import Errors, errors, prefixed
 from .plan import Plan
 from .plan_paths import path_of_layers
 

@@ -6,11 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 
 from ..codecs import NM, Bitmask, Chain, Int, LowRank
 from ..core.fold import matrix_shape
-from ..core.leaf import is_encoded, nbytes
+from ..core.leaf import is_dense_float, nbytes
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
 from ..solvers import GPTQ, QERA, Search, SparseGPT, Wanda
@@ -62,8 +61,7 @@ def techniques(
         raise ValueError(f"the kinds are {list(kinds)}, expected some of {', '.join(KINDS)}")
     candidates = {}
     for path, leaf in zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)):
-        floats = not is_encoded(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if not floats or not is_matrix(leaf, path, uses):
+        if not is_dense_float(leaf) or not is_matrix(leaf, path, uses):
             continue
         shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         axes = summed_axes(path, uses)

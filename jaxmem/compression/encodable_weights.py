@@ -3,17 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 from ..core.lazy import is_lazy
-from ..core.leaf import is_encoded
+from ..core.leaf import is_dense_float
 from ..core.paths import match
 
 
 def choices(leaves, candidates, uses) -> dict[str, list]:
     """{path: codecs} of the leaves that may be encoded: matrices, or those that a rule matches."""
-    floats = lambda x: not is_encoded(x) and jnp.issubdtype(x.dtype, jnp.floating)
-    able = {path: leaf for path, leaf in leaves.items() if floats(leaf)}
+    able = {path: leaf for path, leaf in leaves.items() if is_dense_float(leaf)}
     if isinstance(candidates, Mapping):
         chosen = {p: c for p, c in match(list(leaves), dict(candidates)).items() if p in able}
     else:

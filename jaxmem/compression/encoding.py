@@ -14,7 +14,7 @@ from ..codecs.fake import FakeArray
 from ..core.codec import has_independent_rows, is_codec, needs_stats, ties_layers
 from ..core.fold import matrix_shape
 from ..core.lazy import Lazy, is_lazy
-from ..core.leaf import is_encoded
+from ..core.leaf import is_array, is_dense_float, is_encoded
 from ..core.paths import is_whole, paths
 from ..core.segmented import Segmented
 from ..core.usage import summed_axes
@@ -48,7 +48,7 @@ def encode(
     """
     leaves, tree = jax.tree.flatten(params, is_leaf=is_whole)
     names = paths(params)
-    codecs = by_layer(plan, {name: tuple(x.shape) for name, x in zip(names, leaves)})
+    codecs = by_layer(plan, {name: getattr(x, "shape", ()) for name, x in zip(names, leaves)})
     out = []
     for path, leaf in zip(names, leaves):
         codec = codecs.get(path)
@@ -92,10 +92,11 @@ def _check_inputs(codec, w, axes, stats):
     """Refuses a value that is no codec, a weight without floats, and stats of another weight."""
     if not is_codec(codec):
         raise TypeError(f"{codec!r} is no codec, expected one such as Int(4)")
-    if is_encoded(w) or not hasattr(w, "dtype"):
+    if is_encoded(w):
         return
-    if not (jnp.issubdtype(w.dtype, jnp.floating) or isinstance(codec, codecs.Keep)):
-        raise TypeError(f"the weight is of {jnp.dtype(w.dtype)}, expected floats")
+    if not (is_dense_float(w) or isinstance(codec, codecs.Keep)):
+        kind = w.dtype if is_array(w) else type(w).__name__
+        raise TypeError(f"the weight is of {kind}, expected floats")
     if stats is None or len(set(axes)) < len(axes) or not all(-w.ndim <= a < w.ndim for a in axes):
         return
     moments = isinstance(stats, Moments)  # otherwise a gradient, folded like the weight

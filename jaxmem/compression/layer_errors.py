@@ -14,7 +14,7 @@ from jax import Array
 from ..core.codec import has_independent_rows, needs_stats, ties_layers
 from ..core.fold import Fold, matrix_shape
 from ..core.lazy import is_lazy
-from ..core.leaf import is_encoded
+from ..core.leaf import is_encoded, shape_of
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
 from .candidates import CANDIDATES
@@ -94,11 +94,6 @@ def prefixed(path: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from error
-
-
-def shape_of(leaf: Any) -> Any:
-    """An encoded leaf itself; for an array or a lazy leaf its shape and dtype."""
-    return leaf if is_encoded(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _errors(leaf, axes, stack, codecs, moments, white) -> np.ndarray:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.lazy import is_lazy
-from ..core.leaf import decode, is_encoded, nbytes, separate_shared
+from ..core.leaf import decode, is_array, is_encoded, nbytes, separate_shared, shape_of
 from ..core.paths import is_whole, paths
 from ..parallel.sharded_array import ShardedArray
 
@@ -96,15 +96,16 @@ def report(params: Any, enc: Any, uses: Mapping | None = None) -> Report:
     leaves = jax.tree.leaves(params, is_leaf=is_whole)
     rows = []
     for path, dense, leaf in zip(names, leaves, jax.tree.leaves(enc, is_leaf=is_whole)):
-        if tuple(dense.shape) != tuple(leaf.shape):
-            raise ValueError(f"{path} has shape {dense.shape} and {leaf.shape}, expected the same")
+        shape, other = (tuple(getattr(x, "shape", ())) for x in (dense, leaf))
+        if shape != other:
+            raise ValueError(f"{path} has shape {shape} and {other}, expected the same")
         rows.append(
             Row(
                 path,
-                tuple(dense.shape),
+                shape,
                 _form(leaf),
-                nbytes(_shape(dense)),
-                nbytes(_shape(leaf)),
+                nbytes(shape_of(dense)),
+                nbytes(shape_of(leaf)),
                 _error(dense, leaf),
                 None if uses is None else _decoding(leaf, uses.get(path, ())),
                 *_spread(leaf),
@@ -127,10 +128,6 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _shape(leaf):
-    return leaf if is_encoded(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
 def _spread(leaf) -> tuple[int, int] | tuple[()]:
     """(bytes on each device, bytes above an even share) of a leaf on many devices, else ()."""
     shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(leaf)]
@@ -143,11 +140,14 @@ def _spread(leaf) -> tuple[int, int] | tuple[()]:
 
 
 def _form(leaf) -> str:
-    """The leaf's class with its static fields and inner leaves, or the dtype of an array."""
+    """The leaf's class with its static fields and inner leaves, or the dtype of an array.
+
+    The class of a leaf that is no array, such as a step that is a Python int.
+    """
     if isinstance(leaf, ShardedArray):
         return _form(leaf.inner)
     if not is_encoded(leaf):
-        return jnp.dtype(leaf.dtype).name
+        return str(leaf.dtype) if is_array(leaf) else type(leaf).__name__
     if leaf.ends:
         return ", ".join(f"[{start}:{stop}] {_form(part)}" for start, stop, part in _runs(leaf))
     fields = []

@@ -16,6 +16,7 @@ from jax import Array
 
 from ..codecs import Bitmask, Coo, Csr, Smallest
 from ..core.fold import Fold
+from ..core.leaf import is_dense_float
 from ..core.paths import is_whole, match, paths
 from ..core.usage import summed_axes
 from ..solvers.pruning_scores import magnitude
@@ -143,9 +144,9 @@ def _histogram(scores: Array) -> Array:
 
 
 def _matching(params, density, where):
-    """{path: leaf} of the weights that are pruned."""
+    """{path: leaf} of the weights that are pruned: the leaves of floats that `where` matches."""
     if not 0 < density < 1:
         raise ValueError(f"a density lies above 0 and below 1, got {density}")
     names = paths(params)
     leaves = dict(zip(names, jax.tree.leaves(params, is_leaf=is_whole)))
-    return {path: leaves[path] for path in match(names, {where: True})}
+    return {p: leaves[p] for p in match(names, {where: True}) if is_dense_float(leaves[p])}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -148,6 +149,52 @@ def is_encoded(x: Any) -> bool:
     return isinstance(x, Encoded)
 
 
+def is_array(x: Any) -> bool:
+    """Whether `x` has a shape and a dtype: an array, a shape, a lazy or an encoded leaf.
+
+    Trees also hold ints, strings and functions, such as the `step` and `apply_fn` of a train state.
+
+    Example:
+        >>> import numpy as np
+        >>> is_array(np.ones(3)), is_array(3), is_array("relu")
+        (True, False, False)
+    """
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def is_random_key(x: Any) -> bool:
+    """Whether `x` is an array of typed random keys, such as those of NNX's Dropout.
+
+    Example:
+        >>> is_random_key(jax.random.key(0)), is_random_key(jax.random.PRNGKey(0))
+        (True, False)
+    """
+    return is_array(x) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def is_dense_float(x: Any) -> bool:
+    """Whether `x` is a weight that may be encoded: floats, concrete, abstract or lazy.
+
+    Example:
+        >>> import numpy as np
+        >>> is_dense_float(np.ones(3)), is_dense_float(np.arange(3)), is_dense_float(2.0)
+        (True, False, False)
+    """
+    return is_array(x) and not is_encoded(x) and jax.dtypes.issubdtype(x.dtype, np.floating)
+
+
+def shape_of(leaf: Any) -> Any:
+    """The shape and dtype of an array or a lazy leaf; any other leaf itself.
+
+    Example:
+        >>> import numpy as np
+        >>> shape_of(np.ones((2, 3), np.float32)), shape_of(2.0)
+        (ShapeDtypeStruct(shape=(2, 3), dtype=float32), 2.0)
+    """
+    plain = is_array(leaf) and not is_encoded(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if plain else leaf
+
+
 def decode(tree: Any) -> Any:
     """The tree with every encoded leaf replaced by the array it stands for.
 
@@ -184,15 +231,21 @@ def nbytes(tree: Any) -> int:
     """The bytes that the arrays of `tree` take on a device; arrays may be concrete or abstract.
 
     They are counted in bits, since `.nbytes` of an array of int4 counts a whole byte an element.
+    A typed random key takes the bytes of its data; ints, strings and functions take none.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
         >>> jm.nbytes(jax.ShapeDtypeStruct((8, 8), jnp.int4))
         32
     """
-    arrays = jax.tree.leaves(tree)
+    arrays = [_numbers(x) for x in jax.tree.leaves(tree) if is_array(x)]
     bits = (math.prod(x.shape) * jax.dtypes.itemsize_bits(x.dtype) for x in arrays)
     return sum(-(-b // 8) for b in bits)
+
+
+def _numbers(x: Any) -> Any:
+    """The array; of random keys the shape of their data."""
+    return jax.eval_shape(jax.random.key_data, shape_of(x)) if is_random_key(x) else x
 
 
 def device_bytes(tree: Any) -> int:
@@ -206,7 +259,7 @@ def device_bytes(tree: Any) -> int:
         288
     """
     total = 0
-    for x in jax.tree.leaves(tree):
+    for x in filter(is_array, jax.tree.leaves(tree)):
         sharding = getattr(x, "sharding", None)
         if getattr(sharding, "memory_kind", None) == "pinned_host":
             continue

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from .lazy import is_lazy
-from .leaf import is_encoded
+from .leaf import is_array, is_encoded, is_random_key
 
 
 def paths(tree: Any) -> list[str]:
@@ -125,6 +125,29 @@ def merge(first: Any, second: Any) -> Any:
     """
     is_hole = lambda x: x is None or is_whole(x)
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=is_hole)
+
+
+def arrays_only(fn: Callable, params: Any) -> tuple[Callable, Any]:
+    """(a function of the arrays of `params`, these arrays): `fn` with the other leaves put back.
+
+    The tree of arrays has None where `params` has ints, strings, functions or random keys, which
+    no gradient is of and `jit` does not take. They reach `fn` as they are.
+
+    Example:
+        >>> import numpy as np
+        >>> params = {"w": np.ones(2), "scale": 3}
+        >>> fn, arrays = arrays_only(lambda p, x: x * p["scale"], params)
+        >>> fn(arrays, 5), arrays["scale"]
+        (15, None)
+    """
+    is_shape = lambda x: isinstance(x, jax.ShapeDtypeStruct)
+    is_traced = lambda x: is_array(x) and (is_shape(x) or not is_random_key(x))
+    leaves, tree = jax.tree.flatten(params, is_leaf=is_whole)
+    if all(map(is_traced, leaves)):
+        return fn, params
+    arrays = tree.unflatten([x if is_traced(x) else None for x in leaves])
+    others = tree.unflatten([None if is_traced(x) else x for x in leaves])
+    return lambda arrays, *args: fn(merge(arrays, others), *args), arrays
 
 
 def _leaf_keys(tree: Any) -> list[tuple[str, ...]]:

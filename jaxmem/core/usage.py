@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .leaf import Encoded, is_encoded
+from .leaf import Encoded, is_encoded, is_random_key
 from .lifting import lift
-from .paths import is_whole, paths
+from .paths import arrays_only, is_whole, paths
 
 
 class Use(NamedTuple):
@@ -30,19 +30,22 @@ class Use(NamedTuple):
 def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
     """{path: [Use, ...]} for every weight that `fn(params, *args)` reads; params may be abstract.
 
+    Leaves that are no arrays, such as ints, strings and functions, reach `fn` as they are.
+
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
         >>> by_path = jm.uses(lambda p, x: x @ p["w"], {"w": jnp.ones((64, 8))}, jnp.ones((2, 64)))
         >>> by_path["w"][0].axes, by_path["w"][0].flops
         ((-2,), 2048)
     """
+    fn, params = arrays_only(fn, params)
     by_path = {path: [] for path in paths(params)}
     leaves, tree = jax.tree.flatten(params, is_leaf=is_whole)
     shapes = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in leaves]
 
     def run(arrays, args):
-        watched = [Watched(w, notes.append) for w, notes in zip(arrays, by_path.values())]
-        watched = tree.unflatten(watched)
+        watch = lambda w, notes: w if is_random_key(w) else Watched(w, notes.append)
+        watched = tree.unflatten(map(watch, arrays, by_path.values()))
         # `lift` reports the operations that would decode a `Watched`, with its path
         note = lambda op, path: by_path[path].append(Use(op, (), (), "", 0))
         return jax.tree.map(

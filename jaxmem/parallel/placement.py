@@ -10,7 +10,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from ..core.leaf import nbytes
+from ..core.leaf import is_array, nbytes
 from ..core.paths import is_whole, match, paths
 from .sharding import follow
 
@@ -92,12 +92,12 @@ def placement(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> P
     for path, leaf in zip(names, jax.tree.leaves(tree, is_leaf=is_whole)):
         spec = chosen.get(path, P())
         where, whole = follow(mesh, leaf, spec, path)
-        shape = lambda x, s: jax.ShapeDtypeStruct(s.shard_shape(x.shape), x.dtype)
+        shape = lambda x, s: is_array(x) and jax.ShapeDtypeStruct(s.shard_shape(x.shape), x.dtype)
         names = [name for e in spec if e for name in (e if isinstance(e, tuple) else (e,))]
         least = -(-nbytes(leaf) // math.prod(mesh.shape[name] for name in names))
         per_device = nbytes(jax.tree.map(shape, leaf, where))
         sizes = (nbytes(leaf), per_device, least)
-        rows.append(Place(path, tuple(leaf.shape), str(spec), *sizes, whole))
+        rows.append(Place(path, tuple(getattr(leaf, "shape", ())), str(spec), *sizes, whole))
     return Placement(tuple(rows), mesh.size)
 
 

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ..core.lazy import is_lazy
-from ..core.leaf import is_encoded
+from ..core.leaf import is_array, is_encoded
 from ..core.paths import is_whole, match, paths
 from .sharded_array import placed
 
@@ -177,6 +177,8 @@ def follow(
 
 def _put(x: Any, where: NamedSharding) -> Any:
     """One array, abstract or concrete, with a sharding."""
+    if not is_array(x):
+        return x
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     if where.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
