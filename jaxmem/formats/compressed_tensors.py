@@ -2,12 +2,11 @@
 
 `pack-quantized`: codes of 4 or 8 bits, stored as code + 2^(bits−1), are packed into int32 words
 along a row, the first code in the low bits; zero points are packed along a column.
-`int-quantized`: codes are int8. Weights are (code − zero point) · scale, one scale for each row
-or for each group of `group_size` columns.
+`int-quantized`: codes are int8. Weights are (code − zero point) · scale, one scale for the matrix,
+for each row, or for each group of `group_size` columns.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,7 @@ from ..codecs.integer import IntArray
 from ..codecs.packing import pack
 from ..core.fold import Fold
 from ..core.lazy import Lazy
-
-FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
+from .quantization_config import Scheme, check_computed, scheme_of, schemes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,21 +57,16 @@ def read(tensors: dict[str, Lazy], config: dict) -> tuple[dict[str, Lazy], dict[
     `tensors` has the tensors of the checkpoint by name, `config` is its `quantization_config`.
 
     Raises:
-        ValueError: a format that is not one of `FORMATS`, or tensors that do not belong together.
+        ValueError: a method or format that is not read, or tensors that do not belong together.
     """
-    method, form = config.get("quant_method"), config.get("format")
-    if method != "compressed-tensors" or form not in FORMATS:
-        raise ValueError(
-            f"its weights are quantised by {method!r} as {form!r}, expected compressed-tensors as "
-            f"{', '.join(FORMATS)}"
-        )
+    among = schemes(config)
     dense, coded = {}, {}
     for name, tensor in tensors.items():
         stem, _, suffix = name.rpartition(".")
         if suffix == "weight_g_idx":
             raise ValueError(f"{stem} has its columns in an order of their own, which is not read")
         if suffix == "weight_packed" or (suffix == "weight" and f"{stem}.weight_scale" in tensors):
-            weight = _codes(tensors, stem, _scheme(config, stem))
+            weight = _codes(tensors, stem, scheme_of(stem, among))
             coded[f"{stem}.weight"] = weight
             dense[f"{stem}.weight"] = Lazy(
                 weight.shape, np.dtype("f4"), lambda _, weight=weight: weight.decoded()
@@ -83,66 +76,89 @@ def read(tensors: dict[str, Lazy], config: dict) -> tuple[dict[str, Lazy], dict[
     return dense, coded
 
 
-def _scheme(config: dict, module: str) -> dict:
-    """The entry of `config_groups` whose targets match the name of a module."""
-    for group in config["config_groups"].values():
-        for target in group["targets"]:
-            exact = target in ("Linear", module) or module.endswith(f".{target}")
-            if exact or (target.startswith("re:") and _matches(target[3:], module)):
-                return group
-    raise ValueError(f"{module} is quantised, and no group of its config says how")
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """Whether a regular expression matches the beginning of a module's name."""
-    try:
-        return re.match(pattern, module) is not None
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-
-
-def _codes(tensors: dict[str, Lazy], stem: str, scheme: dict) -> Codes:
-    """The quantized weight of the module `stem`, with the shapes of its tensors checked."""
-    weights, inputs = scheme["weights"], scheme.get("input_activations")
-    bits, scale = weights["num_bits"], tensors.get(f"{stem}.weight_scale")
-    if weights.get("type", "int") != "int" or bits not in (4, 8):
-        raise ValueError(f"{stem} is of {bits} bits of {weights.get('type')}, expected int 4 or 8")
-    packed, zeros = tensors.get(f"{stem}.weight_packed"), tensors.get(f"{stem}.weight_zero_point")
-    if packed is None:
-        shape = tuple(tensors[f"{stem}.weight"].shape)
-        codes = lambda: _unsigned(tensors[f"{stem}.weight"].load(), bits)
-    else:
-        shape = tuple(map(int, tensors[f"{stem}.weight_shape"].load()))
-        codes = lambda: _unpacked(packed.load(), bits, shape[1])
+def _codes(tensors: dict[str, Lazy], stem: str, scheme: Scheme) -> Codes:
+    """The quantized weight of a module; the shapes and types of its tensors are checked."""
+    check_computed(scheme, stem)
+    bits, packed = scheme.bits, tensors.get(f"{stem}.weight_packed")
     words = lambda length: -(-length * bits // 32)
-    if len(shape) != 2 or (packed is not None and packed.shape != (shape[0], words(shape[1]))):
-        raise ValueError(f"{stem} of shape {shape} has other codes: {packed and packed.shape}")
-    groups = scale.shape[1] if scale is not None and len(scale.shape) == 2 else 0
-    if not groups or scale.shape[0] != shape[0] or shape[1] % groups:
-        raise ValueError(f"{stem} of shape {shape} has scales of {scale and scale.shape}")
+    if packed is None:
+        stored = tensors[f"{stem}.weight"]
+        shape, expected = tuple(stored.shape), tuple(stored.shape)
+        codes = lambda: _unsigned(stored.load(), bits, stem)
+    else:
+        stored, shape = packed, _packed_shape(tensors, stem)
+        expected = (shape[0], words(shape[1])) if len(shape) == 2 else ()
+        codes = lambda: _unpacked(packed.load(), bits, shape[1])
+    if len(shape) != 2 or min(shape) < 1 or tuple(stored.shape) != expected:
+        raise ValueError(f"{stem} of shape {shape} has other codes: {stored.shape}")
+    kinds = ("int32", "uint32") if packed is not None else ("int8",)
+    if np.dtype(stored.dtype).name not in kinds:
+        raise ValueError(f"{stem} has codes of {stored.dtype}, expected {kinds[0]}")
+    scale = _scales(tensors, stem, shape, scheme)
+    groups, zeros = scale.shape[1], tensors.get(f"{stem}.weight_zero_point")
     zero_points = None
-    if zeros is not None and not weights.get("symmetric", True):
+    if not scheme.symmetric:
+        if zeros is None:
+            raise ValueError(f"{stem} is asymmetric, and has no weight_zero_point")
+        if packed is None:
+            zeros = _spread(zeros, shape[0])
         expected = (words(shape[0]), groups) if packed is not None else (shape[0], groups)
         if zeros.shape != expected:
             raise ValueError(f"{stem} has zero points of shape {zeros.shape}, expected {expected}")
-        zero_points = lambda: _unsigned(zeros.load(), bits)
+        zero_points = lambda: _unsigned(zeros.load(), bits, stem)
         if packed is not None:
             zero_points = lambda: _unpacked(zeros.load().T, bits, shape[0]).T
-    return Codes(stem, shape, bits, scale, codes, zero_points, _is_dynamic(inputs, stem))
+    return Codes(stem, shape, bits, scale, codes, zero_points, scheme.rounds_inputs)
 
 
-def _is_dynamic(inputs: dict | None, stem: str) -> bool:
-    """Whether a scheme rounds the inputs of a module to int8 token by token."""
-    if not inputs:
-        return False
-    if not inputs.get("dynamic") or inputs["num_bits"] != 8 or inputs.get("type") != "int":
-        raise ValueError(f"{stem} has inputs rounded as {inputs}, expected dynamic int of 8 bits")
-    return True
+def _packed_shape(tensors: dict[str, Lazy], stem: str) -> tuple[int, ...]:
+    """The shape of a packed weight, which a tensor of two integers holds."""
+    tensor = tensors.get(f"{stem}.weight_shape")
+    if tensor is None or tuple(tensor.shape) != (2,):
+        raise ValueError(f"{stem} has packed codes, and no weight_shape of two numbers")
+    return tuple(map(int, tensor.load()))
 
 
-def _unsigned(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Signed int8 codes as uint8: code + 2^(bits − 1)."""
-    return (codes.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+def _scales(tensors: dict[str, Lazy], stem: str, shape: tuple[int, ...], scheme: Scheme) -> Lazy:
+    """The scales (n, groups) of a weight (n, k); one scale of the whole matrix is repeated."""
+    stored = tensors.get(f"{stem}.weight_scale")
+    if stored is None or not jnp.issubdtype(stored.dtype, jnp.floating):
+        raise ValueError(f"{stem} has no weight_scale of floating-point numbers")
+    scale = _spread(stored, shape[0])
+    groups = scale.shape[1] if len(scale.shape) == 2 else 0
+    if not groups or scale.shape[0] != shape[0] or shape[1] % groups:
+        raise ValueError(f"{stem} of shape {shape} has scales of {stored.shape}")
+    size = {"tensor": shape[1], "channel": shape[1]}.get(scheme.strategy or "", scheme.group_size)
+    if size is not None and groups != -(-shape[1] // size):
+        raise ValueError(
+            f"{stem} of shape {shape} has scales of {stored.shape}, expected one for each "
+            f"{size} columns"
+        )
+    return scale
+
+
+def _spread(tensor: Lazy, rows: int) -> Lazy:
+    """A tensor of one number, or of one for each row, as (rows, 1); others as they are."""
+    shape = tuple(tensor.shape)
+    if shape in ((), (1,), (1, 1)):
+        one = lambda a: np.broadcast_to(a.reshape(1, 1), (rows, 1))
+        return tensor.map(one, (rows, 1))
+    return tensor.map(lambda a: a[:, None], (rows, 1)) if shape == (rows,) else tensor
+
+
+def _unsigned(codes: np.ndarray, bits: int, stem: str) -> np.ndarray:
+    """Signed int8 codes as uint8: code + 2^(bits − 1).
+
+    Raises:
+        ValueError: a code does not fit `bits` bits.
+    """
+    shifted = codes.astype(np.int16) + 2 ** (bits - 1)
+    if shifted.size and (shifted.min() < 0 or shifted.max() >= 2**bits):
+        raise ValueError(
+            f"{stem} has codes from {codes.min()} to {codes.max()}, which are not of {bits} bits; "
+            "its quantization_config names another scheme than it has"
+        )
+    return shifted.astype(np.uint8)
 
 
 def _unpacked(words: np.ndarray, bits: int, length: int) -> np.ndarray:
