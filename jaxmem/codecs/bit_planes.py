@@ -100,7 +100,7 @@ def _encode(codec, w, axes):
     group = min(codec.group or k, k) or 1
     x = matrix.astype(jnp.float32)
     padding = [(0, 0)] * (x.ndim - 1) + [(0, -k % group)]
-    parts = jnp.pad(x, padding, mode="edge").reshape(*x.shape[:-1], -1, group)
+    parts = jnp.pad(x, padding, mode="edge").reshape(*x.shape[:-1], -(-k // group), group)
     low = parts.min(-1).astype(jnp.float16)
     step = float16_above((parts.max(-1) - low.astype(jnp.float32)).clip(0), 256.0)
     wide = lambda a: a.astype(jnp.float32)[..., None]
@@ -109,7 +109,7 @@ def _encode(codec, w, axes):
     # Zeros are nearer where float16 has no step that is small enough.
     zeros_win = jnp.square(error).sum(-1) > jnp.square(parts).sum(-1)
     low, step = (jnp.where(zeros_win, 0, a) for a in (low, step))
-    codes = codes.reshape(*x.shape[:-1], -1)[..., :k]
+    codes = lax.collapse(codes, codes.ndim - 2)[..., :k]
     planes, shift = [], 8
     for width in _WIDTHS:
         shift -= width

@@ -81,7 +81,7 @@ def expand_bitmask(bits: Array, values: Array, k: int) -> Array:
     place = jnp.arange(8, dtype=jnp.uint8).reshape((1,) * bits.ndim + (8,))
     bits = bits[..., None]
     lower = lax.population_count(bits & ((jnp.uint8(1) << place) - jnp.uint8(1)))
-    flat = lambda a: a.reshape(*a.shape[:-2], -1)[..., :k]
+    flat = lambda a: lax.collapse(a, a.ndim - 2)[..., :k]
     rank = flat(before[..., None] + lower.astype(jnp.int32))
     is_set = flat((bits >> place & 1).astype(bool))
     # A bit after the last value has a rank past the end, and is not set.

@@ -64,7 +64,7 @@ class Blocks(DensitySparse):
         blocks = norms.shape[-1]
         kept = highest(norms, count(blocks, self.kept(blocks)))
         wide = jnp.broadcast_to(kept[..., None, :, None], cut.shape)
-        wide = wide.reshape(*scores.shape[:-2], -1, blocks * self.block[1])
+        wide = _joined(wide)
         return wide[..., : scores.shape[-2], : scores.shape[-1]]
 
     def encode_masked(self, matrix, mask, fold, dtype):
@@ -72,7 +72,7 @@ class Blocks(DensitySparse):
         places = compressed(kept, kept, self.kept(kept.shape[-1]))[1]
         cut = _cut(matrix, self.block)  # (*stack, strips, outputs, blocks, inputs)
         values = jnp.take_along_axis(cut, places[..., None, :, None], -2)
-        values = values.reshape(*matrix.shape[:-2], -1, places.shape[-1] * self.block[1])
+        values = _joined(values)
         places = narrow_indices(places, kept.shape[-1])
         return BlocksArray(values.astype(dtype), fold, jnp.dtype(dtype), places, self.block[1])
 
@@ -85,6 +85,12 @@ def _cut(matrix: Array, block: tuple[int, int]) -> Array:
     return jnp.pad(matrix, padding).reshape(*stack, strips, block[0], blocks, block[1])
 
 
+def _joined(blocks: Array) -> Array:
+    """The rows (*stack, n, k) of blocks (*stack, strips, outputs, blocks, inputs)."""
+    rows = lax.collapse(blocks, blocks.ndim - 2)
+    return lax.collapse(rows, rows.ndim - 3, rows.ndim - 1)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlocksArray(SparseArray):
@@ -94,22 +100,23 @@ class BlocksArray(SparseArray):
     inputs: int = dataclasses.field(metadata=dict(static=True))
 
     blocks = property(lambda self: -(-self.fold.k // self.inputs))
-    outputs = property(lambda self: self.values.shape[-2] // self.places.shape[-2])  # of a strip
+    outputs = property(lambda self: _rows_of_a_strip(self.values, self.places))
 
     def rows(self):
         return self._dense(decoded_values(self.values), self.places)[..., : self.fold.n, :]
 
     def _dense(self, values, places):
         """Rows (*stack, n, k) of values (*stack, n, kept · inputs)."""
-        kept = places.shape[-1]
-        values = values.reshape(*places.shape[:-1], -1, kept, self.inputs)
+        kept, rows = places.shape[-1], _rows_of_a_strip(values, places)
+        if not kept:
+            return jnp.zeros((*values.shape[:-1], self.fold.k), jnp.float32)
+        values = values.reshape(*places.shape[:-1], rows, kept, self.inputs)
         nth = jnp.arange(self.blocks).reshape((1,) * places.ndim + (-1,))
         matches = places[..., None].astype(jnp.int32) == nth  # (*stack, strips, kept, blocks)
         slot = jnp.argmax(matches, -2)[..., None, :, None]
         dense = jnp.take_along_axis(values, slot, -2)
         dense = jnp.where(matches.any(-2)[..., None, :, None], dense, 0.0)
-        shape = (*places.shape[:-2], -1, self.blocks * self.inputs)
-        return dense.reshape(shape)[..., : self.fold.k]
+        return _joined(dense)[..., : self.fold.k]
 
     def slice_rows(self, start, size):
         """A leaf whose strips have one row, so that `start` may be inside a strip."""
@@ -129,6 +136,11 @@ class BlocksArray(SparseArray):
 
     def matmul(self, x, precision=None):
         return _matmul(x, self, precision)
+
+
+def _rows_of_a_strip(values: Array, places: Array) -> int:
+    """The rows of a strip, given values (*stack, rows, ...) and places (*stack, strips, kept)."""
+    return values.shape[-2] // max(places.shape[-2], 1) or 1
 
 
 def _plain_product(x, leaf, precision):
@@ -160,7 +172,7 @@ def _gathered(x, leaf, precision):
     read = x[:, leaf.places].reshape(x.shape[0], strips, kept * leaf.inputs)
     values = decoded_values(leaf.values) if leaf.values.dtype != x.dtype else leaf.values
     values = values if isinstance(values, Array) else decoded_values(values)
-    values = values.astype(x.dtype).reshape(strips, -1, kept * leaf.inputs)
+    values = values.astype(x.dtype).reshape(strips, leaf.outputs, kept * leaf.inputs)
     dims = (((2,), (2,)), ((1,), (0,)))
     y = lax.dot_general(read, values, dims, precision, preferred_element_type=jnp.float32)
-    return jnp.moveaxis(y, 0, 1).reshape(x.shape[0], -1)[:, : leaf.fold.n]
+    return lax.collapse(jnp.moveaxis(y, 0, 1), 1)[:, : leaf.fold.n]

@@ -133,7 +133,7 @@ class InputsArray(SparseArray):
     def _dense(self, values, places):
         """Rows (..., k) of values (..., kept · run) in runs `places` (..., 1 or n, kept)."""
         slot, is_kept = _run_slots(places, self.fold.k // self.run)
-        cut = values.reshape(*values.shape[:-1], -1, self.run)
+        cut = values.reshape(*values.shape[:-1], values.shape[-1] // self.run, self.run)
         dense = jnp.where(is_kept[..., None], jnp.take_along_axis(cut, slot[..., None], -2), 0.0)
         return dense.reshape(*values.shape[:-1], self.fold.k)
 
@@ -148,8 +148,8 @@ class InputsArray(SparseArray):
         return rows.reshape(*index.shape, self.fold.k)
 
     def matmul(self, x, precision=None):
-        cut = x.reshape(x.shape[0], -1, self.run)
-        read = cut[:, self.places.astype(jnp.int32)].reshape(x.shape[0], -1)
+        cut = x.reshape(x.shape[0], x.shape[1] // self.run, self.run)
+        read = lax.collapse(cut[:, self.places.astype(jnp.int32)], 1)
         return _product(read, self.values, precision)
 
 
@@ -164,7 +164,8 @@ class OutputsArray(SparseArray):
     def rows(self):
         slot, is_kept = _run_slots(self.places, self.fold.n // self.run)
         values = decoded_values(self.values)
-        cut = values.reshape(*values.shape[:-2], -1, self.run * self.fold.k)
+        runs = values.shape[-2] // self.run
+        cut = values.reshape(*values.shape[:-2], runs, self.run * self.fold.k)
         dense = jnp.where(is_kept[..., None], jnp.take_along_axis(cut, slot[..., None], -2), 0.0)
         return dense.reshape(*values.shape[:-2], self.fold.n, self.fold.k)
 
@@ -189,7 +190,8 @@ class OutputsArray(SparseArray):
 
     def matmul(self, x, precision=None):
         slot, is_kept = _run_slots(self.places, self.fold.n // self.run)
-        y = _product(x, self.values, precision).reshape(x.shape[0], -1, self.run)
+        y = _product(x, self.values, precision)
+        y = y.reshape(x.shape[0], y.shape[1] // self.run, self.run)
         return jnp.where(is_kept[None, :, None], y[:, slot], 0.0).reshape(x.shape[0], self.fold.n)
 
 

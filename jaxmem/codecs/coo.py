@@ -1,11 +1,13 @@
 """Coo: the kept weights of a matrix with their rows and columns: outliers, wherever they are."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
 
 from ..core.fold import Fold
 from .sparse import (
@@ -42,11 +44,11 @@ class Coo(DensitySparse):
     unit = "weights"
 
     def mask(self, scores, count: Count = codec_count):
-        flat = scores.reshape(*scores.shape[:-2], -1)
+        flat = lax.collapse(scores, scores.ndim - 2)
         return super().mask(flat, count).reshape(scores.shape)
 
     def encode_masked(self, matrix, mask, fold, dtype):
-        flat = lambda a: a.reshape(*a.shape[:-2], 1, -1)
+        flat = lambda a: lax.collapse(a, a.ndim - 2)[..., None, :]
         values, places = compressed(flat(matrix), flat(mask), self.kept(fold.n * fold.k))
         row, column = jnp.divmod(places, fold.k)
         row, column = narrow_indices(row, fold.n), narrow_indices(column, fold.k)
@@ -56,7 +58,10 @@ class Coo(DensitySparse):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CooArray(SparseArray):
-    """Values, their rows and their columns, each (*stack, 1, kept), in the order of the rows."""
+    """Values, their rows and their columns, each (*stack, 1, kept).
+
+    `Coo` has them in the order of the rows. Values at one place add up, as in a BCOO matrix.
+    """
 
     row: Array  # uint8, uint16 or uint32
     column: Array
@@ -67,12 +72,12 @@ class CooArray(SparseArray):
     def _dense(self, row, n):
         """Rows (*stack, n, k) f32: each value in its `row` (*stack, 1, kept), if below n."""
         k, kept = self.fold.k, self.row.shape[-1]
-        row = row.reshape(-1, kept)
-        column = self.column.astype(jnp.int32).reshape(-1, kept)
+        flat = lambda a: a.reshape(math.prod(a.shape[:-1]), kept)
+        row, column = flat(row), flat(self.column.astype(jnp.int32))
         layer = jnp.arange(len(row))[:, None]
         zeros = jnp.zeros((len(row), n, k), jnp.float32)
-        values = decoded_values(self.values).reshape(-1, kept)
-        dense = zeros.at[layer, row, column].set(values, mode="drop")
+        values = flat(decoded_values(self.values))
+        dense = zeros.at[layer, row, column].add(values, mode="drop")
         return dense.reshape(*self.batch_shape, n, k)
 
     def slice_rows(self, start, size):
@@ -104,14 +109,18 @@ def to_bcoo(leaf: CooArray) -> Any:
         raise ValueError(f"to_bcoo takes a matrix, got a stack of {leaf.batch_shape}: map over it")
     place = jnp.stack([leaf.row[0].astype(jnp.int32), leaf.column[0].astype(jnp.int32)], -1)
     values = decoded_values(leaf.values)[0].astype(leaf.dtype)
-    return BCOO((values, place), shape=(leaf.fold.n, leaf.fold.k), unique_indices=True)
+    return BCOO((values, place), shape=(leaf.fold.n, leaf.fold.k))
 
 
 def from_bcoo(matrix: Any, axes: tuple[int, ...] = (-1,)) -> CooArray:
-    """The leaf that stands for a BCOO matrix, which a product sums over `axes`.
+    """The leaf that stands for a BCOO or BCSR matrix, which a product sums over `axes`.
+
+    Values that the matrix has at one place add up. Padding, which the matrix has at places outside
+    its shape, is left out; where the matrix is traced, it becomes zeros inside.
 
     Raises:
         ValueError: it has batch or dense axes, or is no matrix.
+        TypeError: it is of another class.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,8 +129,14 @@ def from_bcoo(matrix: Any, axes: tuple[int, ...] = (-1,)) -> CooArray:
         >>> leaf.shape, leaf.decode()[2].tolist()
         ((3, 3), [0.0, 0.0, 2.0])
     """
+    from jax.experimental.sparse import BCOO, BCSR
+
+    if not isinstance(matrix, BCOO | BCSR):
+        kind = type(matrix).__name__
+        raise TypeError(f"from_bcoo takes a BCOO or BCSR matrix, got {kind}; see BCOO.fromdense")
     if matrix.ndim != 2 or matrix.n_batch or matrix.n_dense:
         raise ValueError(f"from_bcoo takes a matrix with sparse axes only, got {matrix}")
+    matrix = _with_inside_places(matrix.to_bcoo() if isinstance(matrix, BCSR) else matrix)
     shape = jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)
     folds = []
     jax.eval_shape(lambda w: folds.append(Fold.from_weight(w, axes)[1]), shape)
@@ -130,3 +145,16 @@ def from_bcoo(matrix: Any, axes: tuple[int, ...] = (-1,)) -> CooArray:
     (fold,) = folds
     values, dtype = matrix.data[None], jnp.dtype(matrix.dtype)
     return CooArray(values, fold, dtype, narrow(row, fold.n), narrow(column, fold.k))
+
+
+def _with_inside_places(matrix: Any) -> Any:
+    """The BCOO matrix with each place once and no padding; traced, padding is zeros at (0, 0)."""
+    if not isinstance(matrix.indices, jax.core.Tracer):
+        places = np.asarray(matrix.indices)
+        inside = (places < np.array(matrix.shape)).all()
+        if inside and len(np.unique(places, axis=0)) == len(places):
+            return matrix
+        matrix = matrix.sum_duplicates()
+    inside = (matrix.indices < jnp.array([matrix.shape])).all(-1)
+    places = jnp.where(inside[:, None], matrix.indices, 0)
+    return type(matrix)((jnp.where(inside, matrix.data, 0), places), shape=matrix.shape)

@@ -110,7 +110,7 @@ def _decoded_inner_product(x, leaf, precision):
 def _matmul(x, leaf, precision):
     """rounded(x) (m, k) . rows^T of an unstacked `DynamicArray`: (m, n) f32."""
     x_f32, inner = x.astype(jnp.float32), leaf.inner.as_int_array()
-    if leaf.to != "int8" or inner is None:
+    if leaf.to != "int8" or inner is None or not x.size:
         return leaf.inner.matmul(rounded(x_f32, leaf).astype(x.dtype), precision)
     q, zero, step = _to_int8(x_f32, *leaf.ranges(x_f32))
     # With groups, int8 products on a chip would write their sums by group to memory.
@@ -156,7 +156,9 @@ def _integer_product(q, zero, leaf):
     (m, k), groups, g = q.shape, leaf.scale.shape[-2], leaf.group
     q = jnp.concatenate([q, jnp.ones((1, k), jnp.int8)])
     q = jnp.pad(q, ((0, 0), (0, groups * g - k))) if groups > 1 else q
-    q = q.reshape(m + 1, groups, -1)  # the row of ones is padded with zeros, too
+    q = q.reshape(
+        m + 1, groups, q.shape[1] // max(groups, 1)
+    )  # the row of ones is padded with zeros, too
     sums = jnp.moveaxis(q.astype(jnp.int32).sum(-1), 0, 1)[..., None]  # (groups, m + 1, 1)
 
     def product(q, part):

@@ -103,7 +103,7 @@ class AffineArray(ScaledArray):
             return rows
         low, k = select(self.low).astype(jnp.float32).mT, rows.shape[-1]
         low = low if low.shape[-1] == 1 else jnp.repeat(low, self.group, -1)[..., :k]
-        return rows + (low if shape is None else low.reshape(*shape, -1))
+        return rows + (low if shape is None else low.reshape(*shape, low.shape[-1]))
 
     def slice_rows(self, start, size):
         low = self.low

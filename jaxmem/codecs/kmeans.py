@@ -76,8 +76,8 @@ class KMeans:
     def round(self, matrix, levels, zero, fold, dtype) -> "KMeansArray":
         """The leaf with the nearest codes, given levels (*stack, n, groups, 2^bits); no zero."""
         x, levels = self._groups(matrix), levels.astype(jnp.float16)
-        codes = _nearest(x, levels.astype(jnp.float32)).reshape(*matrix.shape[:-1], -1)
-        codes = pack(codes[..., : fold.k], self.bits, axis=-2)
+        codes = _nearest(x, levels.astype(jnp.float32))
+        codes = pack(lax.collapse(codes, codes.ndim - 2)[..., : fold.k], self.bits, axis=-2)
         levels = jnp.moveaxis(levels, (-1, -3), (-3, -1))  # (*stack, 2^bits, groups, n)
         return KMeansArray(codes, levels, self.bits, x.shape[-1], fold, jnp.dtype(dtype))
 
@@ -90,7 +90,7 @@ class KMeans:
         """The matrix as (*stack, n, groups, group); its last column fills up the last group."""
         k = matrix.shape[-1]
         group = min(self.group or k, k) or 1
-        return _padded(matrix, group).reshape(*matrix.shape[:-1], -1, group)
+        return _padded(matrix, group).reshape(*matrix.shape[:-1], -(-k // group), group)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

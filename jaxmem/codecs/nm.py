@@ -72,7 +72,7 @@ class NM(Sparse):
 
     def encode_masked(self, matrix, mask, fold, dtype):
         values, _ = compressed(self._groups(matrix), self._groups(mask), self.n)
-        values = values.reshape(*matrix.shape[:-1], -1)
+        values = lax.collapse(values, values.ndim - 2)
         codes = pack(pattern(self._groups(mask), self.n).astype(jnp.uint8), self.bits, axis=-2)
         return NMArray(values.astype(dtype), fold, jnp.dtype(dtype), codes, self.n, self.m)
 
@@ -103,7 +103,7 @@ class NMArray(SparseArray):
         codes = codes.astype(jnp.int32) + (128 if self.bits == 8 else 0)
         values = values.reshape(*codes.shape, self.n)
         dense = expand_pattern(codes, [values[..., i] for i in range(self.n)], self.m)
-        return dense.reshape(*codes.shape[:-1], -1)
+        return lax.collapse(dense, codes.ndim - 1)
 
     def slice_rows(self, start, size):
         codes = slice_packed(self.codes, WIDTHS[self.bits], start, size)

@@ -53,5 +53,5 @@ class PermutedArray(MatrixLeafWrapper):
     def _reordered(self, rows):
         """The rows (*stack, ..., k) with their columns in the order of the inputs."""
         place = jnp.argsort(self.order, axis=-1)
-        place = place.reshape(*place.shape[:-1], *(1,) * (rows.ndim - place.ndim), -1)
+        place = place.reshape(*place.shape[:-1], *(1,) * (rows.ndim - place.ndim), place.shape[-1])
         return jnp.take_along_axis(rows, place, -1)

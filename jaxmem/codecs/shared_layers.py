@@ -176,7 +176,7 @@ def stacked_layers(w: Any, axes: tuple[int, ...], codec: Any) -> tuple[Array, Fo
     if matrix.ndim != 3:
         raise ValueError(f"expected a stack of layers to tie, got a weight of shape {w.shape}")
     layers, groups = len(matrix), codec.groups
-    if layers % groups or groups == layers or layers > 256:
+    if layers % groups or groups >= layers or layers > 256:
         raise ValueError(f"{groups} groups of {layers} layers, expected a divisor below {layers}")
     index = np.arange(layers)
     index = index % groups if codec.order == "cycle" else index // (layers // groups)

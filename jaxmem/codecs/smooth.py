@@ -65,7 +65,9 @@ class Smooth:
         known = (x_max > 0) & (w_max > 0)
         or_one = lambda a: jnp.where(known, a, 1.0)
         s = or_one(x_max) ** self.strength / or_one(w_max) ** (1 - self.strength)
-        middle = jnp.sqrt(s.max(-1, keepdims=True) * s.min(-1, keepdims=True))
+        middle = jnp.sqrt(
+            s.max(-1, keepdims=True, initial=0) * s.min(-1, keepdims=True, initial=jnp.inf)
+        )
         return jnp.clip(s / middle, 2.0**-14, 2.0**14).astype(jnp.float16)
 
 

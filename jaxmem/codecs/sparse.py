@@ -224,7 +224,7 @@ def _put_places(mask, count):
         matches = mask[..., None, :] & (order[..., None, :] == wanted)
         index = jnp.broadcast_to(index, matches.shape)
         return jnp.where(matches, index, 0).sum(-1, dtype=jnp.int32)
-    rows = mask.reshape(-1, size)
+    rows = lax.collapse(mask, 0, mask.ndim - 1)
     order = jnp.where(rows, jnp.cumsum(rows, -1, dtype=jnp.int32) - 1, count)
     row = jnp.broadcast_to(jnp.arange(len(rows))[:, None], order.shape)
     places = jnp.zeros((len(rows), count), jnp.int32)

@@ -64,6 +64,8 @@ def rounding_codec(codec: Any) -> Int | Scaled:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(solver: Solver, w: Array, axes: tuple[int, ...], stats: Moments | None) -> Any:
     """The leaf of `w`; a loop over the stack, so that only one layer is in f32 at a time."""
+    if not w.size:  # no numbers to find
+        return solver.codec.encode(w, axes)
     axes = tuple(a - w.ndim if a >= 0 else a for a in axes)
     depth = len(matrix_shape(w, axes)) - 2
 

@@ -159,3 +159,21 @@ def test_a_leaf_outside_lift_fails_loudly(codec):
     for use in (jnp.asarray, jnp.sin, lambda w: w + 1, lambda w: jnp.ones((5, 32)) @ w):
         with pytest.raises(TypeError):
             use(encoded(codec))
+
+
+@each_kind
+@pytest.mark.parametrize("shape", [(0, 16), (16, 0), (2, 0, 16), (2, 16, 0), (0, 32, 16)])
+def test_a_side_of_zero_is_encoded_or_refused_by_name(codec, shape):
+    if "rank" in str(codec):
+        with pytest.raises(ValueError, match=r"^w: rank \d saves nothing"):
+            jm.encode({"w": jax.ShapeDtypeStruct((0, 16), jnp.float32)}, {"w": codec})
+        return
+
+    def run(params, x):
+        leaf = jm.encode(params, {"w": codec})["w"]
+        product = jm.lift(lambda w, x: jnp.einsum("b...k,...kn->b...n", x, w))(leaf, x)
+        return leaf.decode(), product
+
+    arrays = {"w": jnp.zeros(shape)}, jnp.zeros((3, *shape[:-2], shape[-2]))
+    decoded, product = jax.eval_shape(run, *arrays)
+    assert decoded.shape == shape and product.shape == (3, *shape[:-2], shape[-1])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cheap_jit import jit
-from jax.experimental.sparse import BCOO
+from jax.experimental.sparse import BCOO, BCSR
 
 import jaxmem as jm
 from jaxmem.codecs.sparse import compressed, highest
@@ -150,3 +150,24 @@ def test_a_selection_keeps_what_a_stable_sort_puts_first(size, share):
     values, places = compressed(jnp.asarray(scores), got, count)
     np.testing.assert_array_equal(places, np.nonzero(wanted)[2].reshape(2, 5, count))
     np.testing.assert_array_equal(values, np.take_along_axis(scores, np.asarray(places), -1))
+
+
+@pytest.mark.parametrize("form, axes", [(lambda m: m, (-2,)), (BCSR.from_bcoo, (-1,))])
+def test_values_that_a_bcoo_matrix_has_at_one_place_add_up(form, axes):
+    places = jnp.array([[0, 1], [0, 1], [0, 1], [3, 2]])
+    matrix = form(BCOO((jnp.array([1.0, 2.0, 4.0, 8.0]), places), shape=(4, 3)))
+    leaf = jm.from_bcoo(matrix, axes)
+    np.testing.assert_array_equal(leaf.decode(), matrix.todense())
+    assert jm.nbytes(leaf) == 2 * (4 + 1 + 1)
+
+
+def test_the_padding_of_a_bcoo_matrix_stands_for_nothing():
+    dense = jnp.eye(256)  # an index of 256 would be 0 in a byte
+    matrix = BCOO.fromdense(dense, nse=260)
+    np.testing.assert_array_equal(jm.from_bcoo(matrix).decode(), dense)
+    np.testing.assert_array_equal(jit(lambda m: jm.from_bcoo(m).decode())(matrix), dense)
+
+
+def test_from_bcoo_says_which_matrices_it_takes():
+    with pytest.raises(TypeError, match="takes a BCOO or BCSR matrix, got ndarray"):
+        jm.from_bcoo(np.eye(3))
