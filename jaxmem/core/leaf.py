@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
+from flax.core.meta import AxisMetadata
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -18,8 +19,8 @@ class Encoded(abc.ABC):
     `orbax` see its arrays and nothing else. Stacked layers are leading axes of those arrays. No
     static field mentions these axes, so `vmap` and `scan` slice a stack with no code here.
 
-    There is no `__jax_array__` on purpose: a leaf that reaches JAX outside `lift` is an error,
-    never a silent dense copy.
+    A leaf that JAX, NumPy or arithmetic meets outside `lift` is an error that says so, never a
+    silent dense copy.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -35,6 +36,26 @@ class Encoded(abc.ABC):
     rounds_inputs: ClassVar[bool] = False  # whether products round the other operand
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        """Raises TypeError: stands for every use of the leaf as an array."""
+        raise TypeError(
+            f"{type(self).__name__} is encoded (a weight of shape {self.shape}), expected an "
+            "array: call the function as jm.lift(fn)(params, ...), or decode with jm.decode(params)"
+        )
+
+    __jax_array__ = property(_refuse)  # JAX asks for it where it takes an argument for an array
+    __array__ = __array_ufunc__ = __array_function__ = _refuse  # NumPy
+    unbox = add_axis = remove_axis = replace_boxed = _refuse  # linen, where it reads a parameter
+    __getitem__ = __iter__ = __neg__ = __abs__ = __float__ = __int__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __pow__ = __rpow__ = _refuse
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuse
+    __matmul__ = __rmatmul__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+
+    def __getattr__(self, name: str) -> Any:
+        """Raises AttributeError, which for an attribute of arrays, such as `T`, says what to do."""
+        lift_it = ": call the function as jm.lift(fn)(params, ...)" if hasattr(Array, name) else ""
+        raise AttributeError(f"{type(self).__name__} is encoded and has no {name!r}{lift_it}")
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -106,6 +127,11 @@ class Encoded(abc.ABC):
     def reshape(self, shape: tuple[int, ...]) -> Self:
         """The leaf that stands for the reshaped array."""
         return NotImplemented
+
+
+# Linen unboxes parameters that are `AxisMetadata` before it compares shapes: an encoded parameter
+# outside `lift` is then refused by `unbox`, not for the shape of its codes.
+AxisMetadata.register(Encoded)
 
 
 class Tied(Encoded):
