@@ -22,6 +22,8 @@ from contract_codecs import (
     encoder,
     weight,
 )
+from flax import linen as nn
+from flax import nnx
 from jax import lax
 
 import jaxmem as jm
@@ -154,11 +156,41 @@ def test_astype_changes_what_it_stands_for_and_not_what_it_holds(codec):
     assert_same(half.astype(jnp.float32), leaf)
 
 
+def kernel_of_linen(w):
+    return nn.Dense(24, use_bias=False).apply({"params": {"kernel": w}}, jnp.ones((5, 32)))
+
+
+def kernel_of_nnx(w):
+    linear = nnx.eval_shape(lambda: nnx.Linear(32, 24, use_bias=False, rngs=nnx.Rngs(0)))
+    linear.kernel.set_value(w)
+    return linear(jnp.ones((5, 32)))
+
+
+OUTSIDE_LIFT = {
+    "jnp.asarray": jnp.asarray,
+    "np.asarray": np.asarray,
+    "jnp.sin": jnp.sin,
+    "np.sin": np.sin,
+    "lax.dot": lambda w: lax.dot(jnp.ones((5, 32)), w),
+    "w + 1": lambda w: w + 1,
+    "x @ w": lambda w: jnp.ones((5, 32)) @ w,
+    "w @ x": lambda w: w @ jnp.ones((24, 5)),
+    "NumPy @ w": lambda w: np.ones((5, 32)) @ w,
+    "w[0]": lambda w: w[0],
+    "jit": lambda w: jax.jit(jnp.matmul)(jnp.ones((5, 32)), w),
+    "linen": kernel_of_linen,
+    "nnx": kernel_of_nnx,
+}
+
+
 @each_kind
-def test_a_leaf_outside_lift_fails_loudly(codec):
-    for use in (jnp.asarray, jnp.sin, lambda w: w + 1, lambda w: jnp.ones((5, 32)) @ w):
-        with pytest.raises(TypeError):
-            use(encoded(codec))
+def test_a_leaf_outside_lift_is_refused_with_the_cure(codec):
+    leaf = encoded(codec)
+    for name, use in OUTSIDE_LIFT.items():
+        with pytest.raises(TypeError, match=r"jm\.lift\(fn\)\(params, .*jm\.decode\(params\)"):
+            raise AssertionError(f"{name} gave {use(leaf)}")
+    with pytest.raises(AttributeError, match=r"has no 'T': call the function as jm\.lift"):
+        _ = leaf.T
 
 
 @each_kind
