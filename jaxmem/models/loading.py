@@ -20,7 +20,15 @@ from ..architectures.family_modules import FAMILIES, family_module
 from ..architectures.weight_map import WeightMap
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
-from ..formats import compressed_tensors, gguf, gguf_llama, llama2c, safetensors, tokenizers
+from ..formats import (
+    compressed_tensors,
+    gguf,
+    gguf_config,
+    gguf_llama,
+    llama2c,
+    safetensors,
+    tokenizers,
+)
 from . import downloading, quantized_weights
 from .model import FORMAT, PARAMS, RECORD, Model, family
 
@@ -178,8 +186,9 @@ def _safetensors(path: pathlib.Path) -> _Checkpoint:
 def _gguf(path: pathlib.Path) -> _Checkpoint:
     file = gguf.gguf(path)
     tokenizer = _tokenizer(path.parent) or _gguf_tokenizer(file)
-    tensors, leaf = gguf_llama.tensors(file), functools.partial(quantized_weights.from_gguf, file)
-    return _Checkpoint(gguf_llama.config(file), tensors, tokenizer, gguf_llama.sources(file), leaf)
+    hf, names = gguf_config.config(file), gguf_llama.sources(file)
+    leaf = functools.partial(quantized_weights.from_gguf, file)
+    return _Checkpoint(hf, gguf_llama.tensors(file, names), tokenizer, names, leaf)
 
 
 def _gguf_tokenizer(file: gguf.Gguf) -> "Tokenizer | None":
