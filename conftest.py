@@ -1,12 +1,17 @@
 """Strict everywhere: 8 host devices, no silent promotion of dtypes or ranks."""
 
+import importlib.metadata
 import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    # the emitters of 0.10 compile for twice as long; newer versions cannot go without them
+    + " --xla_cpu_use_fusion_emitters=false" * ("0.10." in importlib.metadata.version("jax"))
 )
+
 
 import jax
 import pytest
@@ -38,20 +43,14 @@ def forget_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def quickly_compiled(forget_programs):
-    """A file's programs are compiled in less time, to run slower: most of its time is compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture(autouse=True, scope="module")
+def compiled_in_less_time(request, forget_programs):
+    """Programs compile in less time, and run slower, where a file is not marked `optimized`."""
+    jax.config.update(
+        "jax_disable_most_optimizations", not request.node.get_closest_marker("optimized")
+    )
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def examples_quickly_compiled(request):
-    """The same for the examples of every module and guide."""
-    path = request.path
-    if "guides" in path.parts or ("tests" not in path.parts and path.suffix == ".py"):
-        request.getfixturevalue("quickly_compiled")
 
 
 @pytest.fixture(autouse=True)

@@ -41,17 +41,9 @@ def tiny(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def quickly():
-    """Programs that run once are compiled as they come."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
 @each_notebook
-def test_a_notebook_runs(path, tiny, quickly, monkeypatch, capsys):
+def test_a_notebook_runs(path, tiny, monkeypatch, capsys):
     monkeypatch.chdir(tiny)
     names = {}
     with jax.numpy_dtype_promotion("standard"):  # a user's setting, and optax wants it

@@ -9,8 +9,6 @@ from cheap_jit import jit
 import jaxmem as jm
 from jaxmem.adapters import adapters, attach
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 KEY = jax.random.key(0)
 
 

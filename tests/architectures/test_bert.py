@@ -9,8 +9,6 @@ from reference_models import reference
 
 from jaxmem.architectures import bert
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.fixture(scope="module")
 def model():

@@ -11,8 +11,6 @@ from reference_models import reference
 
 from jaxmem.architectures import gpt2
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.fixture(scope="module")
 def model():

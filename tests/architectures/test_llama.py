@@ -11,8 +11,6 @@ from reference_models import reference
 
 from jaxmem.architectures import llama
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MEMBERS = ["llama2", "llama3", "mistral", "qwen2", "qwen3", "gemma3"]
 SIZES = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
 member = functools.cache(functools.partial(reference, family=llama))

@@ -11,8 +11,6 @@ from reference_models import reference
 import jaxmem as jm
 from jaxmem.architectures import llama, llama_nnx
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 member = functools.cache(functools.partial(reference, family=llama))
 
 

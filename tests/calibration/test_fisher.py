@@ -6,8 +6,6 @@ import pytest
 
 import jaxmem as jm
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def net(params, x):
     def layer(x, w):

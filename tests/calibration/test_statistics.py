@@ -8,8 +8,6 @@ import pytest
 
 import jaxmem as jm
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 class Block(nn.Module):
     @nn.compact

@@ -11,8 +11,6 @@ from jaxmem.codecs.dynamic import DynamicArray
 from jaxmem.codecs.sum import SumArray
 from jaxmem.core.segmented import Segmented
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def weight(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)

@@ -9,8 +9,6 @@ from cheap_jit import jit
 import jaxmem as jm
 from jaxmem.codecs.dynamic import _bfloat16_product, _integer_product, rounded
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 INNER = [
     jm.Int(8),
     jm.Int(4),

@@ -12,8 +12,6 @@ from cheap_jit import jit
 
 import jaxmem as jm
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CODECS = [
     jm.Int(2),
     jm.Int(3, group=8, symmetric=False),
@@ -155,6 +153,7 @@ def test_a_stack_of_fake_layers_is_scanned_over():
     assert jnp.isfinite(slopes.w).all() and (slopes.grown != 0).any()
 
 
+@pytest.mark.slow
 def test_distillation_brings_a_rounded_student_back_to_its_teacher():
     dense, x, teacher = task()
     fake = jm.Fake(jm.Int(2, group=16), learn=True)

@@ -10,8 +10,6 @@ import jaxmem as jm
 from jaxmem.codecs.codebook import FP4, NF4
 from jaxmem.codecs.float_formats import exponent, nearest, power
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 KINDS = {
     "e4m3": (ml_dtypes.float8_e4m3fn, 448),
     "e5m2": (ml_dtypes.float8_e5m2, 57344),

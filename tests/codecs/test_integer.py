@@ -14,8 +14,6 @@ from jaxmem.codecs.integer_matmul import _digit_product, _product_then_scale
 from jaxmem.kernels import tiled_matmul
 from jaxmem.kernels.tiled_matmul import cpu_product, decoded_product
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CODECS = [jm.Int(bits, symmetric=s) for bits in range(2, 9) for s in (True, False)]
 GROUPED = [jm.Int(4, group=10), jm.Int(3, group=16, symmetric=False)]
 W = jax.random.normal(jax.random.key(0), (48, 40))

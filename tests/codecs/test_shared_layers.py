@@ -13,8 +13,6 @@ import jaxmem as jm
 from jaxmem.core.lazy import Lazy
 from jaxmem.io.checkpoint import load, save
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 L, K, N = 6, 24, 16
 draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
 W = draw(3, K, N).repeat(2, 0) + 0.1 * draw(L, K, N)  # neighbours are similar

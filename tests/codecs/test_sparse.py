@@ -11,8 +11,6 @@ import jaxmem as jm
 from jaxmem.codecs.sparse import compressed, highest
 from jaxmem.io.checkpoint import load, save
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 W = jax.random.normal(jax.random.key(0), (64, 48))
 FORMS = [jm.Bitmask(0.5), jm.NM(2, 4), jm.NM(1, 4), jm.Csr(0.1), jm.Coo(0.02)]
 

@@ -106,7 +106,7 @@ def test_fit_keeps_to_the_bytes_and_says_so(here, fitted):
 @pytest.mark.slow
 def test_one_budget_chooses_among_techniques_and_structures(here, tmp_path):
     whole = jm.models.load(here / "model").config
-    line = "fit", here / "model", "--among", "n:m", "layers", "neurons", "--tune", 1
+    line = "fit", here / "model", "--among", "n:m", "layers", "--tune", 1
     line = *line, "--calibrate", here / "b.txt", "--bytes", LITTLE
     fitted = found(*line, "--out", tmp_path / "out")
     small = jm.models.load(tmp_path / "out")
@@ -319,6 +319,7 @@ def test_plan_refuses_in_a_line_what_it_cannot_plan(here, change, message):
     assert (code, out) == (2, "") and message in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_mesh_spreads_what_fit_and_generate_hold(here, tmp_path):
     axes = "fsdp=2,tensor=2"
     line = ("fit", here / "model", "--bytes", DENSE // 2, "--text", here / "a.txt")

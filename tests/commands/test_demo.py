@@ -6,6 +6,8 @@ import pytest
 
 from jaxmem import cli
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.mark.slow
 def test_the_demo_measures_a_real_model(tmp_path, monkeypatch, capsys):

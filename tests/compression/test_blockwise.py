@@ -16,8 +16,6 @@ from jaxmem.models import Model
 from jaxmem.models.model import family
 from jaxmem.train.learnable_int import LearnedArray
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 IDS = np.asarray(jax.random.randint(jax.random.key(0), (4, 2, 32), 0, 64))
 PLAN = {"layers/.*": jm.GPTQ(jm.Int(3, group=16)), "head": jm.GPTQ(jm.Int(4))}
 
@@ -45,6 +43,7 @@ def divergence(enc):
     return float((jnp.exp(dense) * (dense - ours)).sum(-1).mean())
 
 
+@pytest.mark.slow
 def test_the_first_block_is_what_one_pass_makes_and_the_tree_is_alike():
     plan = jm.choose(MODEL.params, PLAN)
     stats = jm.stats(MODEL.apply, MODEL.params, BATCHES)
@@ -139,6 +138,7 @@ def test_passes_in_which_nothing_learns_are_refused():
         jm.encode_by_block(MODEL, jm.choose(MODEL.params, rules), BATCHES, passes=1)
 
 
+@pytest.mark.slow
 def test_an_int_inside_another_leaf_learns_too():
     int2 = jm.Int(2, group=16)
     rules = {"layers/up": jm.Smooth(jm.Dynamic(int2)), "layers/down": jm.Sum((int2, jm.LowRank(2)))}

@@ -12,8 +12,6 @@ from jaxmem.compression.knapsack import least_loss
 from jaxmem.compression.layer_errors import _interpolated
 from jaxmem.core.lazy import Lazy
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CODECS = [jm.Int(b, group=16) for b in (2, 4, 8)]
 X = jnp.ones((3, 32))
 
@@ -194,6 +192,7 @@ def kinds(seed=0):
     }
 
 
+@pytest.mark.slow
 def test_one_budget_chooses_each_technique_where_it_is_right():
     each = jm.Chain((jm.Bitmask(0.35), jm.Int(8))), jm.Chain((jm.LowRank(8), jm.Int(8)))
     right = {
@@ -208,6 +207,7 @@ def test_one_budget_chooses_each_technique_where_it_is_right():
     assert jm.nbytes(jm.encode(kinds(), plan)) <= 9_400
 
 
+@pytest.mark.slow
 def test_techniques_are_by_the_best_solver_that_the_stats_allow():
     x, params = jax.random.normal(jax.random.key(0), (40, 32)), weights()
     fn = lambda p, x: x @ p["a"]

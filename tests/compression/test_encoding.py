@@ -9,8 +9,6 @@ import jaxmem as jm
 from jaxmem.compression import encoding
 from jaxmem.core.lazy import Lazy
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CODECS = [
     jm.Int(8),
     jm.Int(5, group=32, symmetric=False),

@@ -14,8 +14,6 @@ import jaxmem as jm
 from jaxmem.compression.fit import calibration_ids
 from jaxmem.models import load
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MODULE = nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(64)])  # alike, so a codec compiles once
 X = jax.random.normal(jax.random.key(0), (96, 64)) * jnp.linspace(0.05, 2, 64)[None]
 IDS = np.random.default_rng(0).integers(0, VOCAB, 6 * CONTEXT)

@@ -7,8 +7,6 @@ import pytest
 import jaxmem as jm
 from jaxmem.solvers import pruning_scores
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
 PARAMS = {
     "layers": {"up": {"kernel": draw(3, 32, 64)}, "down": {"kernel": 2 * draw(3, 64, 32)}},
@@ -27,6 +25,7 @@ def test_the_total_is_what_was_asked_for(spread, density):
     assert all(0 < d < 1 for d in found.values())
 
 
+@pytest.mark.slow
 def test_one_expression_takes_any_score_pattern_and_spread():
     random = pruning_scores.random(0)
     for spread, pattern in zip(SPREADS, (jm.Bitmask, jm.Csr, jm.sparse)):

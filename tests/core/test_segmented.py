@@ -15,8 +15,6 @@ from jaxmem.compression.plan_paths import by_layer, path_of_layers
 from jaxmem.core.lazy import Lazy
 from jaxmem.core.segmented import Segmented
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 W, DOWN = (jax.random.normal(jax.random.key(i), (4, 32, 32)) / 6 for i in range(2))
 PARAMS = {"layers": {"up": W, "down": DOWN}}
 MIXED = {
@@ -136,6 +134,7 @@ def test_lazy_stacks_are_read_by_layer_and_files_keep_the_parts(tmp_path):
     assert jm.Plan.from_json(jm.Plan(MIXED).to_json()) == jm.Plan(MIXED)
 
 
+@pytest.mark.slow
 def test_solvers_see_the_moments_of_their_own_layers():
     stats = jm.stats(run, PARAMS, [(X,)])
     plan = {"layers/up": jm.GPTQ(jm.Int(3)), "layers[1]/up": jm.GPTQ(jm.Int(8))}
@@ -146,6 +145,7 @@ def test_solvers_see_the_moments_of_their_own_layers():
     assert abs(encoded.decode()[1] - W[1]).max() < abs(whole.decode()[1] - W[1]).max() / 4
 
 
+@pytest.mark.slow
 def test_it_is_cut_over_devices_and_tuned():
     mesh = jm.mesh(fsdp=8)
     where = jm.shardings(ENC, mesh, {"layers/.*": jax.sharding.PartitionSpec(None, None, "fsdp")})

@@ -16,8 +16,6 @@ from jaxmem.evaluation.perplexity_kl import evaluate
 from jaxmem.evaluation.result import Evaluation
 from jaxmem.models import Model
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 VOCAB = 12
 TEXT = np.random.default_rng(0).integers(0, VOCAB, 103)
 TABLE = jax.random.normal(jax.random.key(0), (VOCAB, VOCAB)) * 3

@@ -17,8 +17,6 @@ from jaxmem.interop import hf_config, to_compressed_tensors
 from jaxmem.models.loading import load
 from jaxmem.models.model import Model
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MEMBERS = ["llama2", "llama3", "mistral", "qwen2", "qwen3", "gemma3"]
 KERNELS = "layers/(attn|mlp)/.*/kernel"
 

@@ -13,9 +13,6 @@ from jaxmem.interop import to_compressed_tensors, to_gguf
 from jaxmem.models.loading import load
 from jaxmem.models.model import Model
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
-
 UNLIKE = {
     "layers/mlp/up/kernel": jm.Int(4, group=32),
     "layers[0]/mlp/up/kernel": jm.Int(8),
@@ -30,6 +27,7 @@ UNLIKE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [to_gguf, to_compressed_tensors])
 def test_layers_that_differ_keep_their_own_codes_and_layers_that_are_tied_are_decoded(
     write, model, tmp_path

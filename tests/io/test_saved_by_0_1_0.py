@@ -20,8 +20,6 @@ TEXTS = json.loads((REFERENCE / "texts_0_1_0.json").read_text())
 ENTRIES = sorted({name.split("/")[1] for name in EXPECTED if name.startswith("saved_0_1_0/")})
 SMALL = sorted({name.split("/")[1] for name in EXPECTED if name.startswith(FILES[1])})
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @functools.cache
 def saved(file: str) -> dict:

@@ -60,6 +60,7 @@ def test_the_kernel_reads_every_format_that_is_packed(codec):
     np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=3e-4)
 
 
+@pytest.mark.slow
 def test_the_grouped_kernel_splits_long_rows_and_many_inputs():
     k = 2 * MAX_BLOCK_COLUMNS
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(k, 32), (130, k)]))

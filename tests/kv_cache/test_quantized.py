@@ -16,8 +16,6 @@ from jaxmem.kv_cache.cached_attention import attend_through
 from jaxmem.kv_cache.quantized import BLOCK_TOKENS
 from jaxmem.models import KVCache, Model, generate
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CONFIG = llama.Config(
     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8, context=256
 )

@@ -13,8 +13,6 @@ from jaxmem.core.lazy import Lazy, is_lazy
 from jaxmem.models import Model, awq, load, smooth
 from jaxmem.models.rescaling import channel_links, leaf_at, rescale
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 LLAMA = dict(vocab=96, width=48, ffn=80, layers=2, heads=4, kv_heads=2, head_dim=8)
 CONFIGS = {
     "llama": llama.Config(**LLAMA),
@@ -95,6 +93,7 @@ def test_smooth_shares_what_is_large_between_inputs_and_weights():
     np.testing.assert_allclose(after[link.readers[0]].absmax, most, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_activations_in_8_bits_lose_less_when_smoothed():
     model = stands_out(random_model())
     fed = jm.stats(model.apply, model.params, [(IDS,)], moments="diag")
@@ -107,6 +106,7 @@ def rounded(model, codec):
     return jax.jit(model.apply)(jm.encode(model.params, plan), IDS)
 
 
+@pytest.mark.slow
 def test_awq_loses_less_of_each_product_than_rounding_as_it_is():
     model, codec = stands_out(random_model()), jm.Int(3, group=16)
     fed = jm.stats(model.apply, model.params, [(IDS,)])

@@ -15,8 +15,6 @@ from jaxmem.kv_cache.quantized import KVCache
 from jaxmem.models import Model
 from jaxmem.models.generation import _pick, _run, generate
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 PREFIX = {"gpt2": "transformer.", "llama2": "", "gemma3": ""}
 
 

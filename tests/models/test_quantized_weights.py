@@ -18,8 +18,6 @@ from jaxmem.formats import gguf_blocks
 from jaxmem.models import quantized_weights
 from jaxmem.models.loading import load
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0]}
 HALVES |= {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
 KINDS = list(gguf_blocks.TYPES)

@@ -14,8 +14,6 @@ from jaxmem.core.lazy import Lazy, is_lazy
 from jaxmem.models import Model, load, rotate, rotate_heads
 from jaxmem.models.rotation import orthogonal
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 SIZES = family.Config(vocab=96, width=48, ffn=80, layers=2, heads=4, kv_heads=2, head_dim=16)
 IDS = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
 

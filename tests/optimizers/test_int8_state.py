@@ -2,11 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from jaxmem.optimizers.int8_state import encode_int8
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def normal(*shape):

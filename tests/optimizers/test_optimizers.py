@@ -9,8 +9,6 @@ from cheap_jit import jit
 import jaxmem as jm
 from jaxmem.optimizers import apply_rounded, in_bfloat16, in_float32, in_int8
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def normal(*shape):
     return jax.random.normal(jax.random.key(0), shape)

@@ -2,11 +2,8 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxmem.optimizers import stochastic_round
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def test_rounding_is_right_on_average_and_changes_no_bfloat16():

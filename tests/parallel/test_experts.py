@@ -3,15 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import pytest
 from cheap_jit import jit
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
 from jaxmem.compiler import hlo
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 EXPERTS, LAYERS, WIDTH = 4, 2, 32
 CODEC = jm.Int(4, group=16)

@@ -15,8 +15,6 @@ from jaxmem.adapters.lora import adapters, attach
 from jaxmem.architectures import bert, llama
 from jaxmem.models import Model
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 SCHEDULES = {
     "gpipe": lambda loss, mesh, micro: jax.value_and_grad(jm.pipelined(loss, mesh, micro=micro)),
     "1f1b": jm.one_f_one_b,

@@ -62,20 +62,3 @@ def test_a_run_killed_in_a_save_goes_on_with_another_number_of_processes(interru
     assert f"fsdp={local} has no device of process 1" in recorded["small_mesh"]
     assert f"takes 64 devices, there are 8 of {count} processes" in recorded["large_mesh"]
     assert recorded["other_trees"].startswith("process 1 saves another tree than process 0")
-
-
-@pytest.mark.slow
-def test_the_experiment_of_whole_models_runs(tmp_path):
-    out, script = tmp_path / "result.json", ROOT / "experiments/scaling/processes.py"
-    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK}
-    command = [sys.executable, str(script), "small", "--out", str(out)]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    (row,) = json.loads(out.read_text())["rows"]
-    assert row["processes"] == [2, 1] and len(row["losses"]) == 4
-    assert row["old_file_whole_after_kill"]
-    assert row["unfinished_files_after_kill"] <= 1  # none if the kill came late
-    assert row["next_save_removed_them"]
-    assert row["largest_relative_difference_of_losses"] < 1e-5
-    assert row["relative_difference_of_perplexity"] < 1e-5
-    assert row["on_one_device"] * 8 == row["bytes_of_a_weight"]

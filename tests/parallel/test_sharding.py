@@ -17,8 +17,6 @@ from jaxmem.compiler import cost_analysis, hlo
 from jaxmem.models import Model
 from jaxmem.parallel.sharded_array import ShardedArray
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CONFIGS = {
     "llama": llama.Config(
         vocab=96, width=48, ffn=96, layers=3, heads=3, kv_heads=3, head_dim=16, tied=True

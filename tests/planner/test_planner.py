@@ -30,7 +30,14 @@ def temporary_cache(tmp_path_factory):
         yield
 
 
-@pytest.mark.parametrize(("task", "limit"), [("train", 5 * MIB), ("lora", 5 * MIB), ("serve", MIB)])
+@pytest.mark.parametrize(
+    ("task", "limit"),
+    [
+        pytest.param("train", 5 * MIB, marks=pytest.mark.slow),
+        pytest.param("lora", 5 * MIB, marks=pytest.mark.slow),
+        ("serve", MIB),
+    ],
+)
 def test_what_is_planned_is_what_the_compiler_says_of_the_recipe_built_again(task, limit):
     planned = PLAN(task=task, limit=limit)
     recipe = jm.Recipe.from_json(json.dumps(planned.to_data()["chosen"]["recipe"]))
@@ -43,11 +50,13 @@ def test_what_is_planned_is_what_the_compiler_says_of_the_recipe_built_again(tas
         assert recipe.micro > 1 or recipe.remat.kind != "none"
 
 
+@pytest.mark.slow
 def test_a_state_of_eight_bits_is_planned_where_it_is_asked_for():
     planned = PLAN(task="train", limit=6 * MIB, states=["int8"])
     assert planned.recipe.state == "int8" and planned.chosen.peak <= 6 * MIB
 
 
+@pytest.mark.slow
 def test_a_plan_for_a_mesh_is_compiled_on_that_mesh():
     axes = {"fsdp": 4, "tensor": 2}
     planned = PLAN(task="train", batch=8, seq=64, limit=64 * MIB, meshes=[axes])
@@ -98,6 +107,7 @@ def test_the_pareto_rows_are_beaten_by_none():
     assert "certificate" not in as_data(planned.rows[-1])
 
 
+@pytest.mark.slow
 def test_a_policy_that_computes_more_keeps_less_on_any_number_of_chips():
     recipe = jm.Recipe("tiny", "cpu", "lora", 8, 64, encoding=jm.Int(8), chunk=64)
     sizes = kept(recipe, model=TINY)

@@ -114,6 +114,7 @@ def test_eight_chips_learn_what_one_does(model, plain, axes, shared, parts):
     assert kernel.addressable_shards[0].data.size == kernel.size // parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
 def test_adapters_on_eight_chips_learn_what_they_learn_on_one(model, axes):
     on_one = recipe("lora", encoding=jm.Int(4, group=8), rank=4)
@@ -208,6 +209,7 @@ def test_a_mesh_that_is_not_the_recipe_s_is_refused(model, axes, mesh, message):
         jm.build(on_mesh, model=model, mesh=mesh())
 
 
+@pytest.mark.slow
 def test_a_state_of_eight_bits_learns_as_one_of_32_does():
     config = llama.Config(**SIZES | dict(width=256, layers=2, ffn=256, head_dim=64))
     small = Model(config, llama.module(config), None, "small")

@@ -7,8 +7,6 @@ import pytest
 
 import jaxmem as jm
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
 X = draw(300, 24) @ (draw(24, 24) * jnp.exp(draw(24))[None])
 W = draw(2, 24, 20)

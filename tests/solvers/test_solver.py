@@ -7,8 +7,6 @@ import pytest
 
 import jaxmem as jm
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 INNER = [
     jm.Int(3, group=10, symmetric=False),  # the last group is short
     jm.Codebook("nf4", group=16),

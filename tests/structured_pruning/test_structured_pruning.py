@@ -16,8 +16,6 @@ from jaxmem.compression.fit_structures import shared_errors
 from jaxmem.structured_pruning.input_removal import remove as plain_remove
 from jaxmem.structured_pruning.input_removal import remove_inputs
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 SIZES = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
 IDS = jax.random.randint(jax.random.key(0), (8, 8), 0, 64)
 draw = lambda *shape: np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)

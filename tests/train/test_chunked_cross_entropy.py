@@ -9,8 +9,6 @@ from cheap_jit import jit
 
 from jaxmem.train import next_token_loss
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def normal(*shape):
     return jax.random.normal(jax.random.key(0), shape)

@@ -8,8 +8,6 @@ from cheap_jit import jit
 
 from jaxmem.train import accumulate
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def normal(*shape):
     return jax.random.normal(jax.random.key(0), shape)

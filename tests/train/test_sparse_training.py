@@ -11,8 +11,6 @@ from cheap_jit import jit
 
 import jaxmem as jm
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 STEPS = 40
 CODEC = jm.Bitmask(0.25)
 WRAPPED = {
