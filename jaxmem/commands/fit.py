@@ -105,7 +105,7 @@ class Fit:
         output.say(summary(figures))
         return figures | {
             "source": fitted.model.source,
-            "plan": json.loads(fitted.plan.to_json()),
+            "plan": json.loads(jm.Plan(dict(fitted.plan)).to_json()),
             "report": json.loads(report.to_json()),
             "evaluation": None if evaluation is None else as_data(evaluation),
             **places,

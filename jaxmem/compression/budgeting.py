@@ -90,7 +90,7 @@ def budget(
         raise ValueError(f"budget cuts a stack into at least 1 run, got {runs}")
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
     chosen = choices(leaves, candidates, uses)
-    axes = {path: summed_axes(path, uses) for path in chosen}
+    axes = {path: summed_axes(path, uses, leaves) for path in chosen}
     cells, sizes = {}, {}
     for path, codecs in chosen.items():
         with prefixed(path):
@@ -117,7 +117,7 @@ def budget(
             run = [cell for cell, _ in pairs]
             whole = len(run) == len(by_cell)
             plan[path if whole else path_of_layers(path, run[0].start, run[-1].stop)] = codec
-    return Plan(plan)
+    return Plan(plan, axes)
 
 
 def _cells(leaf, axes, codecs, runs) -> list[tuple]:

@@ -60,11 +60,12 @@ def techniques(
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"the kinds are {list(kinds)}, expected some of {', '.join(KINDS)}")
     candidates = {}
-    for path, leaf in zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)):
+    leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
+    for path, leaf in leaves.items():
         if not is_dense_float(leaf) or not is_matrix(leaf, path, uses):
             continue
         shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        axes = summed_axes(path, uses)
+        axes = summed_axes(path, uses, leaves)
         codecs = _all(kinds, shape, axes, (stats or {}).get(path))
         smaller = tuple(c for c in codecs if _is_smaller(c, shape, axes))
         if smaller:

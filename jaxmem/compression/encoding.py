@@ -28,10 +28,14 @@ def encode(
 ) -> Any:
     """The params with each leaf that the plan names encoded, and all other leaves unchanged.
 
-    `uses` gives the axes that each weight is summed over; without it that is the second last axis,
-    as in linen and NNX kernels. `stats` gives the moments that a calibrated codec needs. If the
-    params are abstract, the result is abstract. Lazy params are read one layer at a time, and
-    lazy leaves that the plan does not name are loaded.
+    `uses` gives the axes that each weight is summed over; a plan of `budget`, or of `choose` with
+    `uses`, carries them. Without both it is the second last axis, as in a kernel of `Dense`, or a
+    stack of them. It is the last one of an `embedding`, and the first ones of a kernel of which the
+    shape of the `bias` says so, as in attention and convolutions.
+
+    `stats` gives the moments that a calibrated codec needs. If the params are abstract, the result
+    is abstract. Lazy params are read one layer at a time, and lazy leaves that the plan does not
+    name are loaded.
 
     Raises:
         ValueError: the plan names a path that is not in `params`; a weight cannot take its codec;
@@ -48,11 +52,14 @@ def encode(
     """
     leaves, tree = jax.tree.flatten(params, is_leaf=is_whole)
     names = paths(params)
+    by_path = dict(zip(names, leaves))
     codecs = by_layer(plan, {name: getattr(x, "shape", ()) for name, x in zip(names, leaves)})
     out = []
     for path, leaf in zip(names, leaves):
         codec = codecs.get(path)
-        axes, moments = summed_axes(path, uses), (stats or {}).get(path)
+        known = getattr(plan, "axes", {}) if path not in (uses or {}) else {}
+        axes = known[path] if path in known else summed_axes(path, uses, by_path)
+        moments = (stats or {}).get(path)
         try:
             for one in [c for *_, c in codec] if isinstance(codec, list) else [codec]:
                 if one is not None:

@@ -222,7 +222,7 @@ def _without_data(
     with stage(progress, f"planning {nbytes:,} bytes"):
         if among == INTEGERS:
             plan = plan_integers(params, nbytes, uses=ways)
-            plan = Plan({path: Search(codec) for path, codec in plan.items()})
+            plan = Plan({path: Search(codec) for path, codec in plan.items()}, plan.axes)
         else:
             candidates = techniques(params, among, uses=ways)
             plan = budget(params, nbytes=nbytes, candidates=candidates, uses=ways)
@@ -241,7 +241,9 @@ def _in_one_pass(
         if options.among == INTEGERS:
             integers = plan_integers(params, nbytes, uses=ways, stats=moments)
             multiplied = {path: codec for path, codec in integers.items() if path in moments}
-            searched = Plan({path: Search(codec) for path, codec in integers.items()})
+            searched = Plan(
+                {path: Search(codec) for path, codec in integers.items()}, integers.axes
+            )
             plan = searched | solve_by_gptq(Plan(multiplied), ways)
         else:
             candidates = techniques(params, options.among, uses=ways, stats=moments)

@@ -56,7 +56,7 @@ def error_costs(model: Model, ids: np.ndarray) -> dict[str, np.ndarray]:
 def solve_by_gptq(plan: Plan, ways: Mapping, turns: int = TURNS) -> Plan:
     """The plan with each range searched, and GPTQ for each weight that is only multiplied."""
     solver = lambda path, codec: codec if looked_up(path, ways) else GPTQ(codec, turns=turns)
-    return Plan({path: solver(path, Search(codec)) for path, codec in plan.items()})
+    return Plan({path: solver(path, Search(codec)) for path, codec in plan.items()}, plan.axes)
 
 
 def looked_up(path: str, ways: Mapping) -> bool:

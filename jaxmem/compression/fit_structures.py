@@ -73,7 +73,7 @@ def fit_by_techniques(
                 encoded = encode(choice.model.tensors, choice.plan, **ways)
                 row["kl"] = kl_to_dense(model, choice.model, encoded, ids)
     best = choices[min(range(len(rows)), key=lambda i: rows[i].get("kl", 0.0))]
-    plan = Plan({path: _with_turns(codec) for path, codec in best.plan.items()})
+    plan = Plan({path: _with_turns(codec) for path, codec in best.plan.items()}, best.plan.axes)
     encoded, record = encode_and_tune(best.model, plan, ids, steps, progress, dense=model)
     return best.model, plan, encoded, record | {"structures": rows}
 

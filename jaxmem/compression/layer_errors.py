@@ -73,7 +73,7 @@ def errors(
     by_path = {}
     for path, codecs in choices(leaves, candidates, uses).items():
         with prefixed(path):
-            leaf, axes = leaves[path], summed_axes(path, uses)
+            leaf, axes = leaves[path], summed_axes(path, uses, leaves)
             stack = matrix_shape(shape_of(leaf), axes)[:-2]
             measured = (known or {}).get(path, {})
             measured = {

@@ -8,6 +8,7 @@ from typing import Any
 from .. import codecs, solvers
 from ..core.codec import is_codec
 from ..core.paths import match, matcher, paths
+from ..core.usage import summed_axes
 from .plan_paths import layer_readings, path_of_layers
 
 
@@ -15,6 +16,8 @@ class Plan(Mapping):
     """The codec of each weight; weights whose path is not in the plan stay as they are.
 
     A plan is a mapping: print it, compare it, change it by `plan | {"head/kernel": jm.Int(8)}`.
+    `axes` has the axes that the products of a weight sum over, {path of a leaf: axes}, as the plan
+    was made for them. `encode` reads them, so that nobody has to give `uses` a second time.
 
     Raises:
         TypeError: a path is no string, or a value is neither a codec nor None.
@@ -28,8 +31,12 @@ class Plan(Mapping):
         mlp/kernel  Int(bits=4, group=32, symmetric=True)
     """
 
-    def __init__(self, items: Mapping[str, Any] = ()):
+    def __init__(
+        self, items: Mapping[str, Any] = (), axes: Mapping[str, tuple[int, ...]] | None = None
+    ):
         self._codecs = dict(items)
+        inherited = items.axes if isinstance(items, Plan) else {}
+        self.axes = {path: tuple(a) for path, a in (inherited if axes is None else axes).items()}
         for path, codec in self._codecs.items():
             if not isinstance(path, str):
                 raise TypeError(f"a plan names {path!r}, expected the path of a leaf, as a string")
@@ -48,7 +55,8 @@ class Plan(Mapping):
         return len(self._codecs)
 
     def __or__(self, other: Mapping[str, Any]) -> "Plan":
-        return Plan({**self._codecs, **other})
+        added = other.axes if isinstance(other, Plan) else {}
+        return Plan({**self._codecs, **other}, axes=self.axes | added)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mapping) and dict(self) == dict(other)
@@ -64,7 +72,8 @@ class Plan(Mapping):
 
     def to_json(self) -> str:
         """The plan as JSON text; the same plan gives the same text."""
-        return json.dumps({path: _to_data(codec) for path, codec in self.items()}, indent=1)
+        data = {path: _to_data(codec) for path, codec in self.items()}
+        return json.dumps({"axes": self.axes, "codecs": data} if self.axes else data, indent=1)
 
     @classmethod
     def from_json(cls, text: str, classes: tuple[type, ...] = ()) -> "Plan":
@@ -74,19 +83,20 @@ class Plan(Mapping):
             ValueError: `text` is not the JSON text of a plan, or it names an unknown codec.
         """
         try:
-            data = json.loads(text)
+            data, axes = _codecs_and_axes(json.loads(text))
             known = {**vars(codecs), **vars(solvers), **{c.__name__: c for c in classes}}
-            return cls({path: _from_data(value, known) for path, value in data.items()})
+            return cls({path: _from_data(value, known) for path, value in data.items()}, axes)
         except (json.JSONDecodeError, AttributeError, TypeError) as e:
             raise ValueError(f"not the JSON text of a Plan: {e}") from e
 
 
-def choose(params: Any, rules: dict[str, Any]) -> Plan:
+def choose(params: Any, rules: Mapping[str, Any], uses: Mapping[str, Any] | None = None) -> Plan:
     """A plan by rules: each leaf gets the codec of the first regex that matches its whole path.
 
     A leaf that no rule matches stays as it is. A rule may also name layers of stacked leaves, such
     as `layers[3]/.*` or `layers[0:8]/mlp/.*`; for these layers it takes precedence over rules for
-    whole leaves. A rule that is the path of a leaf names that leaf only.
+    whole leaves. A rule that is the path of a leaf names that leaf only. With `uses`, from
+    `jm.uses`, the plan carries the axes that each weight is summed over.
 
     Raises:
         ValueError: a rule matches no leaf, or is no regex.
@@ -108,7 +118,7 @@ def choose(params: Any, rules: dict[str, Any]) -> Plan:
             pattern, layers = of_layers[rule]
             for path in match(names, {pattern: codec}):
                 plan.setdefault(path_of_layers(path, layers.start, layers.stop), codec)
-    return Plan(plan)
+    return Plan(plan, {path: summed_axes(path, uses) for path in names if path in (uses or {})})
 
 
 def _layer_rule(rule: str, names: list[str]) -> tuple[str, slice] | None:
@@ -118,6 +128,15 @@ def _layer_rule(rule: str, names: list[str]) -> tuple[str, slice] | None:
     if not readings or matches(rule):
         return None
     return next((r for r in readings if matches(r[0])), readings[0])
+
+
+def _codecs_and_axes(data: Any) -> tuple[Any, dict]:
+    """(the codecs, the axes) in the JSON data of a plan; older plans have codecs only."""
+    if isinstance(data, dict) and set(data) == {"axes", "codecs"}:
+        axes = data["axes"]
+        if isinstance(axes, dict) and all(isinstance(a, list) for a in axes.values()):
+            return data["codecs"], axes
+    return data, {}
 
 
 def _to_data(value):

@@ -1,5 +1,8 @@
 """encode of lazy params: the same leaves as of dense ones, and less memory on the way."""
 
+import json
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,3 +116,50 @@ def test_a_singular_gram_matrix_and_zero_columns_give_finite_leaves(codec, value
     w = jnp.zeros((8, 4)).at[:, 0].set(1.0)
     leaf = jm.encode({"w": w}, {"w": codec}, stats={"w": moments(8, value)})["w"]
     assert jnp.isfinite(leaf.decode()).all()
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, ids):
+        x = nn.Embed(32, 16, name="table")(ids)
+        return nn.MultiHeadDotProductAttention(num_heads=4, name="attn")(x)
+
+
+def test_a_plan_carries_the_axes_that_it_was_made_for():
+    fn, x = (lambda p, x: jnp.einsum("bk,nhk->bnh", x, p["w"])), jnp.ones((2, 32))
+    params = {"w": jnp.asarray(np.random.default_rng(0).standard_normal((16, 4, 32)), "float32")}
+    uses = jm.uses(fn, params, x)
+    plans = [
+        jm.budget(params, nbytes=2_200, candidates=[jm.Int(8)], uses=uses),
+        jm.choose(params, {".*": jm.Int(8)}, uses=uses),
+    ]
+    for plan in [*plans, jm.Plan.from_json(plans[0].to_json()), plans[1] | {}]:
+        assert plan.axes == {"w": (-1,)}
+        leaf = jm.encode(params, plan)["w"]
+        assert leaf.fold.summed == (32,) and jm.nbytes(leaf) <= 2_200
+        jm.lift(fn, on_decode="error")({"w": leaf}, x)
+    given = {"w": [jm.Use("dot_general", (-3,), (1,), "float32", 0)]}
+    assert jm.encode(params, plans[0], uses=given)["w"].fold.summed == (16,)
+
+
+def test_the_json_of_a_plan_without_axes_is_as_it_was():
+    data = {"axes": {"Int": {"bits": 4, "group": None, "symmetric": True}}, "codecs": None}
+    plan = jm.Plan.from_json(json.dumps(data))
+    assert plan == {"axes": jm.Int(4), "codecs": None} and not plan.axes
+    assert plan.to_json() == json.dumps(data, indent=1)
+
+
+def test_a_model_with_tables_and_attention_is_encoded_as_its_uses_say_without_them():
+    model, ids = Attention(), jnp.zeros((1, 3), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), ids)
+    uses = jm.uses(model.apply, params, ids)
+    plan = jm.choose(params, {".*(kernel|embedding)": jm.Int(8)})
+    with_uses, without = jm.encode(params, plan, uses=uses), jm.encode(params, plan)
+    assert jax.tree.structure(without) == jax.tree.structure(with_uses)
+    smaller = jm.budget(params, nbytes=jm.nbytes(without), candidates=[jm.Int(8)])
+    assert jm.nbytes(jm.encode(params, smaller)) <= jm.nbytes(without)
+
+
+def test_a_stack_of_kernels_with_biases_is_summed_over_its_second_last_axis():
+    params = {"kernel": jnp.ones((4, 16, 8)), "bias": jnp.ones((4, 8))}
+    assert jm.encode(params, {"kernel": jm.Int(8)})["kernel"].fold.summed == (16,)
