@@ -12,7 +12,6 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_use_fusion_emitters=false" * ("0.10." in importlib.metadata.version("jax"))
 )
 
-
 import jax
 import pytest
 

@@ -12,8 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 OTHERS = {
     "act": jax.nn.relu,
     "ids": jnp.arange(3),
