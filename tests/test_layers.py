@@ -83,7 +83,6 @@ def test_a_codec_knows_no_other_codec(path):
     assert siblings <= {
         "cpu_layout",
         "integer_matmul",
-        "matmul_gradient",
         "packing",
         "float16_scales",
         "scaled",

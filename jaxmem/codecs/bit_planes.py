@@ -191,4 +191,4 @@ class PlanesArray(MatrixLeaf):
         return dict(fields=self.planes, scale=self.step, low=self.low, **layout)
 
     def matmul(self, x, precision=None):
-        return packed_matmul(x, self, precision)
+        return packed_matmul(x, self, precision=precision)

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..kernels.block_sparse_matmul import block_sparse_product, supports
-from ..kernels.dispatch import on_one_chip
+from ..kernels.dispatch import differentiated_by, on_one_chip
 from ..kernels.tiled_matmul import decoded_product
-from .matmul_gradient import differentiated_by
 from .sparse import (
     Count,
     DensitySparse,
@@ -135,7 +134,7 @@ class BlocksArray(SparseArray):
         return rows.reshape(*index.shape, self.fold.k)
 
     def matmul(self, x, precision=None):
-        return _matmul(x, self, precision)
+        return _matmul(x, self, precision=precision)
 
 
 def _rows_of_a_strip(values: Array, places: Array) -> int:
@@ -150,7 +149,7 @@ def _plain_product(x, leaf, precision):
 
 
 @differentiated_by(_plain_product)
-def _matmul(x, leaf, precision):
+def _matmul(x, leaf, *, precision):
     """x (m, k) . rows^T: (m, n) f32, by a kernel on one TPU chip."""
     plain = functools.partial(_plain_product, precision=precision)
     dense_values = isinstance(leaf.values, Array)

@@ -10,10 +10,10 @@ from jax import Array, lax
 
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
+from ..kernels.dispatch import differentiated_by
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product, map_tiles
 from .float16_scales import divisor
 from .integer_matmul import integer_product
-from .matmul_gradient import differentiated_by
 from .packing import unpack
 
 CPU_PACKED_ROWS = 32  # rows of x up to which a CPU is fastest without unpacking the weight
@@ -77,7 +77,7 @@ class DynamicArray(MatrixLeafWrapper):
         return self.limits is not None and self.inner.splits_sums  # a range is of a whole token
 
     def matmul(self, x, precision=None):
-        return _matmul(x, self, precision)
+        return _matmul(x, self, precision=precision)
 
     def ranges(self, x: Array) -> tuple[Array, Array]:
         """The smallest and largest x, (m, 1) or (1, 1) f32, extended to 0."""
@@ -105,9 +105,11 @@ def _decoded_inner_product(x, leaf, precision):
     return decoded_product(x, leaf.inner, precision)
 
 
-@functools.partial(jax.jit, static_argnums=2)  # layers of one shape are traced and lowered once
+@functools.partial(
+    jax.jit, static_argnames="precision"
+)  # layers of one shape are traced and lowered once
 @differentiated_by(_decoded_inner_product)
-def _matmul(x, leaf, precision):
+def _matmul(x, leaf, *, precision):
     """rounded(x) (m, k) . rows^T of an unstacked `DynamicArray`: (m, n) f32."""
     x_f32, inner = x.astype(jnp.float32), leaf.inner.as_int_array()
     if leaf.to != "int8" or inner is None or not x.size:

@@ -1,7 +1,6 @@
 """Fake: a float weight that acts as its encoded form and learns through the rounding (QAT)."""
 
 import dataclasses
-import functools
 from typing import Any, TypeVar
 
 import jax
@@ -11,6 +10,7 @@ from jax import Array, lax
 from ..core.codec import RoundingCodec, SolvingCodec, needs_stats, rounding_codec, ties_layers
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import Encoded, divided_shape, is_encoded
+from ..kernels.dispatch import differentiated_by
 from .float16_scales import divisor
 from .scaled import grouped, repeat_groups
 
@@ -96,7 +96,7 @@ class FakeArray(Encoded):
 
     def dot(self, x, dims, preferred_element_type=None, precision=None):
         leaf = lax.stop_gradient(self).encoded()
-        y = _product(x, self._straight(leaf).astype(x.dtype), leaf, dims, precision)
+        y = _product(x, self._straight(leaf).astype(x.dtype), leaf, dims=dims, precision=precision)
         return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
 
     def astype(self, dtype):
@@ -211,17 +211,14 @@ class _Fixed:
         return self.leaf
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def _product(x, w, leaf, dims, precision):
+def _straight_product(x, w, leaf, dims, precision):
+    """x · w in f32."""
+    return lax.dot_general(x, w, dims, precision, preferred_element_type=jnp.float32)
+
+
+@differentiated_by(_straight_product)
+def _product(x, w, leaf, *, dims, precision):
     """x · leaf in f32, with the gradient of x · w; w is the decoded leaf."""
     options = dict(precision=precision, preferred_element_type=jnp.float32)
     y = leaf.dot(x, dims, **options) if leaf.rounds_inputs else NotImplemented
-    return lax.dot_general(x, w, dims, **options) if y is NotImplemented else y
-
-
-@_product.defjvp
-def _product_jvp(dims, precision, primals, tangents):
-    options = dict(precision=precision, preferred_element_type=jnp.float32)
-    straight = lambda x, w: lax.dot_general(x, w, dims, **options)
-    y = _product(*primals, dims, precision)
-    return y, jax.jvp(straight, primals[:2], tangents[:2])[1]
+    return _straight_product(x, w, leaf, dims, precision) if y is NotImplemented else y

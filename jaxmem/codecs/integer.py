@@ -226,4 +226,4 @@ class IntArray(MatrixLeaf):
         return dict(fields=self.codes, scale=self.scale, zero=zero, values=values, **layout)
 
     def matmul(self, x, precision=None):
-        return matmul(x, self, precision)
+        return matmul(x, self, precision=precision)

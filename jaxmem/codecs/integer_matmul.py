@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..kernels.dispatch import differentiated_by
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product, map_tiles
 from .float16_scales import divisor
-from .matmul_gradient import differentiated_by
 from .packing import centred_parts, field_parts, interleave, shifts
 
 # On a CPU:
@@ -23,9 +23,11 @@ INTERLEAVED_SUMS = 2**21  # f32 sums up to which it interleaves on the chip; it 
 _LAST_AXES = (((1,), (1,)), ((), ()))  # both operands are summed over their last axis
 
 
-@functools.partial(jax.jit, static_argnums=2)  # layers of one shape are traced and lowered once
+@functools.partial(
+    jax.jit, static_argnames="precision"
+)  # layers of one shape are traced and lowered once
 @differentiated_by(decoded_product)
-def matmul(x: Array, leaf: Any, precision: Any) -> Array:
+def matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
     """x (m, k) . rows^T of an unstacked `IntArray`: (m, n) f32, by what is fast on the platform."""
     (m, k), (groups, n) = x.shape, leaf.scale.shape[-2:]
     decoded = functools.partial(cpu_product, precision=precision)

@@ -201,4 +201,4 @@ class KMeansArray(MatrixLeaf):
         return dict(fields=self.codes, levels=self.levels, values=select_level, **layout)
 
     def matmul(self, x, precision=None):
-        return packed_matmul(x, self, precision)
+        return packed_matmul(x, self, precision=precision)

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.leaf import divided_shape
-from ..kernels.dispatch import on_one_chip
+from ..kernels.dispatch import differentiated_by, on_one_chip
 from ..kernels.nm_matmul import nm_product, supports
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
-from .matmul_gradient import differentiated_by
 from .packing import WIDTHS, pack, shifts, slice_packed, unpack, unpack_rows
 from .scaled import select_level
 from .sparse import (
@@ -121,7 +120,7 @@ class NMArray(SparseArray):
         return dataclasses.replace(self, values=values, codes=codes, fold=fold)
 
     def matmul(self, x, precision=None):
-        return _matmul(x, self, precision)
+        return _matmul(x, self, precision=precision)
 
     def on_chip(self) -> dict[str, Any] | None:
         """The arguments of a kernel for an unstacked leaf, or None if no kernel reads the leaf."""
@@ -145,7 +144,7 @@ class NMArray(SparseArray):
 
 
 @differentiated_by(decoded_product)
-def _matmul(x, leaf, precision):
+def _matmul(x, leaf, *, precision):
     """x (rows, k) . rows^T in f32, by what is fast on the platform."""
     decoded = functools.partial(decoded_product, precision=precision)
     elsewhere = functools.partial(decoded, unrolled=UNROLLED_TILES)

@@ -17,9 +17,9 @@ from jax import Array, lax
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
+from ..kernels.dispatch import differentiated_by
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product
-from .matmul_gradient import differentiated_by
 from .packing import (
     WIDTHS,
     field_parts,
@@ -136,13 +136,15 @@ class ScaledArray(MatrixLeaf):
     def matmul(self, x, precision=None):
         one_scale = self.scale.shape[-2] == 1 and getattr(self, "low", None) is None
         if one_scale and (self.bits == 8 or len(x) == 1):
-            return _scaled_matmul(x, self, precision)
-        return packed_matmul(x, self, precision)
+            return _scaled_matmul(x, self, precision=precision)
+        return packed_matmul(x, self, precision=precision)
 
 
-@functools.partial(jax.jit, static_argnums=2)  # layers of one shape are traced and lowered once
+@functools.partial(
+    jax.jit, static_argnames="precision"
+)  # layers of one shape are traced and lowered once
 @differentiated_by(decoded_product)
-def packed_matmul(x: Array, leaf: Any, precision: Any) -> Array:
+def packed_matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
     """x (m, k) . rows^T of an unstacked leaf with `on_chip`: (m, n) f32, fast on each platform."""
     decoded = functools.partial(cpu_product, precision=precision)
     tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
@@ -150,9 +152,11 @@ def packed_matmul(x: Array, leaf: Any, precision: Any) -> Array:
     return lax.platform_dependent(x, leaf, cpu=decoded, default=kernel)
 
 
-@functools.partial(jax.jit, static_argnums=2)  # layers of one shape are traced and lowered once
+@functools.partial(
+    jax.jit, static_argnames="precision"
+)  # layers of one shape are traced and lowered once
 @differentiated_by(decoded_product)
-def _scaled_matmul(x, leaf, precision):
+def _scaled_matmul(x, leaf, *, precision):
     """`packed_matmul` of a leaf with one scale a row: an accelerator scales the sums instead."""
     decoded = functools.partial(cpu_product, precision=precision)
     scaled_after = functools.partial(_product_then_scale, precision=precision)

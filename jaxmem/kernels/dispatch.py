@@ -1,64 +1,147 @@
-"""on_one_chip: a Pallas kernel where it can run, its XLA form everywhere else.
+"""differentiated_by and on_one_chip: products computed in one way and differentiated in another.
 
-XLA's partitioner cannot divide a kernel, so a program for several chips that holds one does not
-compile. The chips of a program are known when it is lowered, not when it is traced. So the choice
-is a primitive, which is lowered to the kernel or to the XLA form.
+Both are one primitive of JAX with a rule of its own for derivatives. `jax.custom_jvp` does not do:
+jax 0.10 replaces its call by the fast product's body where it divides a scan or a `jax.checkpoint`
+into what is known and what is linear, so a second derivative would differentiate the fast product.
+
+A Pallas kernel runs on one chip only, since XLA's partitioner cannot divide it. The chips of a
+program are known when it is lowered, not when it is traced, so the primitive's lowering chooses.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import Array
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
-_kernel_or_xla = Primitive("kernel_or_not")
+Product = Callable[..., Array]
+
+_product = Primitive("encoded_product")  # `fast` runs, `plain` is differentiated
+
+
+def differentiated_by(plain: Product) -> Callable[[Product], Product]:
+    """A decorator: `product(*operands, **options)` has the derivatives of `plain`, of every order.
+
+    A product of integers or by a kernel has no derivative, or one that differs from the derivative
+    with the decoded weight. Operands are pytrees of arrays, options are hashable; both functions
+    take them and give one array of the same shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> @differentiated_by(lambda x, w: x**3 * w)
+        ... def rounded_product(x, w):
+        ...     return jnp.round(x**3) * w
+        >>> cube = lambda x: rounded_product(x, 3.0)
+        >>> float(cube(1.6)), float(jax.grad(cube)(2.0)), float(jax.grad(jax.grad(cube))(2.0))
+        (12.0, 36.0, 36.0)
+    """
+
+    def decorate(product):
+        @functools.wraps(product)
+        def run(*operands, **options):
+            options = tuple(sorted(options.items()))
+            return _bind(operands, product, plain, options, on_one_chip=False)
+
+        return run
+
+    return decorate
 
 
 def on_one_chip(kernel: Callable, otherwise: Callable, *args: Any) -> Array:
     """`kernel(*args)` for one TPU chip, or inside `shard_map`; `otherwise(*args)` elsewhere.
 
-    Both functions take pytrees of arrays and give one array of the same shape and dtype. This works
-    under `jit` and `vmap`; the caller defines the gradient.
+    Both functions take pytrees of arrays and give one array of the same shape and dtype. The
+    derivatives are those of `otherwise`.
 
     Example:
         >>> import jax.numpy as jnp
         >>> float(on_one_chip(lambda x: x * 2, lambda x: x + x, jnp.ones(())))
         2.0
     """
-    flat, tree = jax.tree.flatten(args)  # a primitive takes arrays, no pytrees
-    of_arrays = lambda fn: lambda *flat: fn(*tree.unflatten(flat))
-    return _kernel_or_xla.bind(*flat, kernel=of_arrays(kernel), otherwise=of_arrays(otherwise))
+    return _bind(args, kernel, otherwise, (), on_one_chip=True)
 
 
-@_kernel_or_xla.def_impl
-def _run(*args, kernel, otherwise):
-    return jax.jit(lambda *args: _kernel_or_xla.bind(*args, kernel=kernel, otherwise=otherwise))(
-        *args
+def _bind(operands, fast, plain, options, on_one_chip):
+    arrays, tree = jax.tree.flatten(operands)  # a primitive takes arrays, no pytrees
+    of_arrays = lambda fn: _OfArrays(fn, tree, options)
+    return _product.bind(
+        *arrays, fast=of_arrays(fast), plain=of_arrays(plain), on_one_chip=on_one_chip
     )
 
 
-@_kernel_or_xla.def_abstract_eval
-def _shape(*avals, kernel, otherwise):
-    return jax.make_jaxpr(otherwise)(*avals).out_avals[0]
+@dataclasses.dataclass(frozen=True)
+class _OfArrays:
+    """`fn` as a function of the arrays of its operands; equal ones are traced and lowered once."""
+
+    fn: Callable
+    tree: Any  # of the operands
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *arrays):
+        return self.fn(*self.tree.unflatten(arrays), **dict(self.options))
 
 
-def _batch(args, axes, *, kernel, otherwise):
+@dataclasses.dataclass(frozen=True)
+class _Mapped:
+    """`fn` under `vmap`."""
+
+    fn: Callable
+    axes: tuple[int | None, ...]
+    mesh_axes: Any  # that the mapped axis is divided over
+
+    def __call__(self, *arrays):
+        return jax.vmap(self.fn, self.axes, spmd_axis_name=self.mesh_axes)(*arrays)
+
+
+_compiled = jax.jit(_product.bind, static_argnames=("fast", "plain", "on_one_chip"))
+
+
+@_product.def_impl
+def _run(*arrays, **params):
+    return _compiled(*arrays, **params)
+
+
+@_product.def_abstract_eval
+def _shape(*avals, plain, **_):
+    return jax.make_jaxpr(plain)(*avals).out_avals[0]
+
+
+def _differentiate(primals, tangents, *, plain, **params):
+    """(the product, its tangent): the tangent is that of `plain` for the operands that move."""
+    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+    def of_moving(*arrays):
+        return plain(*(dict(zip(moving, arrays)).get(i, x) for i, x in enumerate(primals)))
+
+    y = _product.bind(*primals, plain=plain, **params)
+    x, x_dot = ([values[i] for i in moving] for values in (primals, tangents))
+    return y, jax.jvp(of_moving, x, x_dot)[1]
+
+
+def _batch(axis, arrays, axes, *, fast, plain, **params):
     """Under `vmap` along `axes`: (the result, its axis of the batch)."""
-    mapped = lambda fn: jax.vmap(fn, axes)
-    return _kernel_or_xla.bind(*args, kernel=mapped(kernel), otherwise=mapped(otherwise)), 0
+    if all(a is None for a in axes):
+        return _product.bind(*arrays, fast=fast, plain=plain, **params), None
+    mapped = lambda fn: _Mapped(fn, tuple(axes), axis.spmd_name or None)
+    return _product.bind(*arrays, fast=mapped(fast), plain=mapped(plain), **params), 0
 
 
-def _lower(ctx, *args, kernel, otherwise):
-    return mlir.lower_fun(otherwise, multiple_results=False)(ctx, *args)
+def _lower(ctx, *arrays, fast, plain, on_one_chip):
+    chosen = plain if on_one_chip else fast
+    return mlir.lower_fun(chosen, multiple_results=False)(ctx, *arrays)
 
 
-def _lower_for_tpu(ctx, *args, kernel, otherwise):
-    one_chip = getattr(ctx.module_context.axis_context, "num_devices", 1) == 1
-    return mlir.lower_fun(kernel if one_chip else otherwise, multiple_results=False)(ctx, *args)
+def _lower_for_tpu(ctx, *arrays, fast, plain, on_one_chip):
+    chips = getattr(ctx.module_context.axis_context, "num_devices", 1)
+    chosen = plain if on_one_chip and chips != 1 else fast
+    return mlir.lower_fun(chosen, multiple_results=False)(ctx, *arrays)
 
 
-batching.primitive_batchers[_kernel_or_xla] = _batch
-mlir.register_lowering(_kernel_or_xla, _lower)
-mlir.register_lowering(_kernel_or_xla, _lower_for_tpu, platform="tpu")
+ad.primitive_jvps[_product] = _differentiate
+batching.fancy_primitive_batchers[_product] = _batch
+mlir.register_lowering(_product, _lower)
+mlir.register_lowering(_product, _lower_for_tpu, platform="tpu")

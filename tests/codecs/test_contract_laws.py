@@ -10,6 +10,7 @@ import pytest
 from cheap_jit import jit
 from contract_codecs import (
     FORMS,
+    KINDS,
     SPARSE,
     assert_close,
     assert_lifts,
@@ -80,6 +81,24 @@ def test_a_stack_is_encoded_mapped_and_scanned_over(codec):
     assert jax.tree.structure(again) == jax.tree.structure(leaf)
     for y in (mapped, scanned, jnp.matmul(x, jit(jm.decode)(again))):
         assert_close(y, jnp.matmul(x, decoded(codec, "f32 stacked")))
+
+
+@pytest.mark.parametrize("codec", [*KINDS, jm.Int(8), jm.Fake(jm.Int(4))], ids=str)
+def test_second_derivatives_through_layers_are_those_of_the_decoded_weight(codec):
+    x, vs = weight(2, 32, seed=1), weight(2, 2, 32, seed=2)
+
+    def products_with_hessian(loss):
+        if isinstance(codec, jm.Int):
+            return jax.grad(lambda x: (jax.grad(loss)(x) * vs[0]).sum())(x)
+        return jax.vmap(lambda v: jax.jvp(jax.grad(loss), (x,), (v,))[1])(vs)  # as jax.hessian
+
+    body = lambda x, w: (x + jnp.tanh(x / 32 @ w).sum(-1, keepdims=True), None)
+    loss = lambda body, w: lambda x: (lax.scan(body, x, w)[0] ** 2).mean()
+    lifted = jax.checkpoint(jm.lift(body, on_decode="error"))
+    both = lambda w: [
+        products_with_hessian(loss(*model)) for model in ((lifted, w), (body, jm.decode(w)))
+    ]
+    assert_close(*jit(both)(encoded(codec, "f32 stacked")))
 
 
 @each_codec
