@@ -116,6 +116,9 @@ class _Counting(MatrixLeafWrapper):
     inner: Any
     probe: _Counts
 
+    def stop_gradient(self):
+        return self  # the counts are cotangents, also those of frozen weights
+
     def matmul(self, x, precision=None):
         return _tap(self.inner.matmul(x, precision), x, self.probe)
 

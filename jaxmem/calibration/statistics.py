@@ -195,6 +195,9 @@ class _Tapped(Watched):
     def take(self, rows):
         return NotImplemented
 
+    def stop_gradient(self):
+        return self  # the statistics of frozen weights are cotangents, too
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _tap(y: Array, x: Array, probe: Moments, layout: tuple) -> Array:

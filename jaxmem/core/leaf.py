@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import jax
 import numpy as np
 from flax.core.meta import AxisMetadata
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 
@@ -109,6 +109,10 @@ class Encoded(abc.ABC):
             return NotImplemented
         arrays, rebuild = separate_shared(self)
         return rebuild(jax.tree.map(lambda a: divided_shape(a, axis, parts), arrays))
+
+    def stop_gradient(self) -> Self:
+        """The leaf with `lax.stop_gradient` of its arrays: no cotangent reaches them."""
+        return jax.tree.map(lax.stop_gradient, self)
 
     # The methods below are faster than `decode`. Where one returns NotImplemented, the leaf is
     # decoded.

@@ -223,10 +223,49 @@ def _unstack(w, *, axis):
     ]
 
 
+def _device_put(*operands, devices, **_):
+    """Arrays of a leaf go to the device or the memory; a sharding of the dense array is a hint."""
+
+    def put(x, place):
+        if is_encoded(x) and isinstance(place, jax.sharding.NamedSharding):
+            on_host = place.memory_kind in ("pinned_host", "unpinned_host")
+            place = jax.memory.Space.Host if on_host else jax.memory.Space.Device
+        return jax.tree.map(lambda a: jax.device_put(a, place), x)
+
+    return [put(x, place) for x, place in zip(operands, devices)]
+
+
+def _reduce_precision(w, *, exponent_bits, mantissa_bits):
+    kind = jnp.finfo(w.dtype)
+    return w if exponent_bits >= kind.nexp and mantissa_bits >= kind.nmant else NotImplemented
+
+
+def _rev(w, *, dimensions):
+    if all(w.shape[a] == 1 for a in dimensions):
+        return w
+    reverse = lambda a: lax.rev(a, dimensions)
+    return _on_arrays(reverse, w) if _on_stack(w, dimensions) else NotImplemented
+
+
+def _pad(w, value, *, padding_config):
+    by_nothing = all(
+        low == high == 0 and (gap == 0 or n < 2)
+        for n, (low, high, gap) in zip(w.shape, padding_config)
+    )
+    return w if is_encoded(w) and by_nothing else NotImplemented
+
+
+def _transpose(w, *, permutation):
+    in_order = tuple(permutation) == tuple(range(w.ndim))
+    return w if in_order else w.transpose(tuple(permutation))
+
+
 RULES = {
     "dot_general": _dot_rule,
     "convert_element_type": _convert,
-    "transpose": lambda w, *, permutation: w.transpose(tuple(permutation)),
+    "transpose": _transpose,
+    "rev": _rev,
+    "pad": _pad,
     "reshape": _reshape,
     "squeeze": _squeeze,
     "broadcast_in_dim": _broadcast,
@@ -237,8 +276,13 @@ RULES = {
     "split": _split,
     "unstack": _unstack,
     "gather": _gather,
-    "sharding_constraint": lambda w, **_: w,
-    "copy": lambda w, **_: w,
-    "copy_p": lambda w, **_: w,
-    "name": lambda w, **_: w,
+    "stop_gradient": lambda w: w.stop_gradient(),
+    "device_put": _device_put,
+    "reduce_precision": _reduce_precision,
+    "bitcast_convert_type": lambda w, *, new_dtype: w if new_dtype == w.dtype else NotImplemented,
+    # hints of where the array lies, and copies
+    **dict.fromkeys(
+        ("sharding_constraint", "layout_constraint", "reshard", "pvary", "copy", "copy_p", "name"),
+        lambda w, **_: w,
+    ),
 }

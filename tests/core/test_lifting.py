@@ -37,6 +37,7 @@ def assert_lifts(fn, *args, on_decode="error", tol=1e-5):
 
 
 W = leaf(8, 6)
+PLACE = NamedSharding(Mesh(jax.devices()[:1], "x"), P())
 WIDE = leaf(8, 2, 3, axes=(-3,))
 OUT = leaf(2, 4, 6, axes=(0, 1))
 TABLE = leaf(10, 8, axes=(-1,))
@@ -98,6 +99,16 @@ RULES = {
     "barrier": (lambda w: X @ lax.optimization_barrier(w), W),
     "name": (lambda w: X @ checkpoint_name(w, "w"), W),
     "copy": (lambda w: X @ w.copy(), W),
+    "stop_gradient": (lambda w: mul(X, lax.stop_gradient(w)), STACK),
+    "device_put": (lambda w: X @ jax.device_put(w, jax.memory.Space.Device), W),
+    "device_put, two": (lambda w: jnp.matmul(*jax.device_put((X, w), jax.devices()[0])), W),
+    "device_put by a sharding": (lambda w: X @ jax.device_put(w, PLACE), W),
+    "reduce_precision": (lambda w: X @ lax.reduce_precision(w, 8, 23), W),
+    "bitcast to its dtype": (lambda w: X @ lax.bitcast_convert_type(w, jnp.float32), W),
+    "flip a stack": (lambda w: mul(X, jnp.flip(w, 0)), STACK),
+    "flip nothing": (lambda w: X @ lax.rev(w, ()), W),
+    "pad by nothing": (lambda w: X @ jnp.pad(w, 0), W),
+    "dynamic slice of all": (lambda w: X @ lax.dynamic_slice(w, (0, 0), w.shape), W),
 }
 
 
@@ -189,6 +200,13 @@ def test_values_tangents_and_gradients_pass_through(fn):
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5, strict=True)
 
 
+def test_stop_gradient_keeps_a_leaf_encoded_and_its_arrays_without_cotangent():
+    frozen = lambda stop: lambda w: (mul(X, stop(w)) ** 2).sum()
+    slope = lambda stop: jit(jax.grad(jm.lift(frozen(stop), on_decode="error")))(STACK)
+    largest = lambda leaf: max(float(jnp.abs(a).max()) for a in jax.tree.leaves(leaf))
+    assert largest(slope(lax.stop_gradient)) == 0 < largest(slope(lambda w: w))
+
+
 def test_a_custom_vjp_passes_through():
     loss = lambda w, x: (clipped(x @ w) ** 2).sum()
     got = jit(jax.grad(jm.lift(loss, on_decode="error"), 1))(W, X)
@@ -243,6 +261,9 @@ DECODES = {
     ),
     "a product of two leaves": (lambda w: w.T @ w, W, "dot_general"),
     "reshape across the sides": (lambda w: w.reshape(48), W, "reshape"),
+    "fewer bits": (lambda w: lax.reduce_precision(w, 5, 10), W, "reduce_precision"),
+    "flip of rows": (lambda w: jnp.flip(w, 0), W, "rev"),
+    "padding": (lambda w: jnp.pad(w, 1), W, "pad"),
     "slice of a row": (lambda w: w[:, :2], W, "slice"),
     "columns of a table": (lambda w: w[:, IDS[0]], TABLE, "gather"),
     "convolution": (
