@@ -63,14 +63,16 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Refuses sizes below 1.
+    """Refuses sizes below 1, and more layers than `MOST_LAYERS`.
 
     Raises:
-        ValueError: one of the fields `names` is less than 1.
+        ValueError: one of the fields `names` is less than 1, or there are too many layers.
     """
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}, expected at least 1")
+    if config.layers > MOST_LAYERS:
+        raise ValueError(f"layers is {config.layers}, expected at most {MOST_LAYERS}")
 
 
 def check_family(config: Any, expected: str) -> None:

@@ -29,9 +29,9 @@ class Config:
     """The sizes and options of one model of the family.
 
     `rope_scaling` is empty, `(factor,)` for linear scaling, or Llama 3.1's `(factor, low, high,
-    original length)`. `local` has a bool for each layer: where it is true, a token attends only to
-    the last `window` positions, and the rotary base is `local_theta`. If `local` is empty, no layer
-    is local.
+    original length)`. `rope_factors` is empty, or has a divisor for each rotary frequency. `local`
+    has a bool for each layer: where it is true, a token attends only to the last `window`
+    positions, and the rotary base is `local_theta`. If `local` is empty, no layer is local.
 
     Example:
         >>> from jaxmem.architectures.llama import Config
@@ -55,6 +55,7 @@ class Config:
     eps: float = 1e-5
     theta: float = 10_000.0
     rope_scaling: tuple[float, ...] = ()
+    rope_factors: tuple[float, ...] = ()
     local: tuple[bool, ...] = ()
     local_theta: float = 10_000.0
     window: int = 0
@@ -71,7 +72,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        for name in ("rope_scaling", "local", "eos"):
+        for name in ("rope_scaling", "rope_factors", "local", "eos"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_positive(self, "vocab", "width", "ffn", "layers", "heads", "kv_heads")
         check_positive(self, "head_dim", "context")
@@ -87,6 +88,15 @@ class Config:
             raise ValueError(
                 f"theta is {self.theta}, local_theta {self.local_theta} and rope_scaling "
                 f"{self.rope_scaling}, expected values above 0"
+            )
+        if self.rope_factors and (self.rope_scaling or min(self.rope_factors) <= 0):
+            raise ValueError(
+                f"rope_factors is {self.rope_factors} with rope_scaling {self.rope_scaling}, "
+                "expected numbers above 0 and no scaling"
+            )
+        if len(self.rope_factors) not in (0, self.head_dim // 2):
+            raise ValueError(
+                f"rope_factors has {len(self.rope_factors)} values, expected {self.head_dim // 2}"
             )
         if self.local and (len(self.local) != self.layers or self.window < 1):
             raise ValueError(
@@ -236,6 +246,8 @@ def per_layer(config: Config) -> dict:
     local = np.asarray(config.local or (False,) * config.layers)
     local_frequencies = _frequencies(config.head_dim, config.local_theta)
     frequencies = _frequencies(config.head_dim, config.theta, config.rope_scaling)
+    if config.rope_factors:
+        frequencies = frequencies / np.asarray(config.rope_factors, np.float32)
     return {
         "index": np.arange(config.layers, dtype=np.int32),
         "window": np.where(local, config.window, np.iinfo(np.int32).max).astype(np.int32),

@@ -41,6 +41,7 @@ _ROPE_FIELDS = {
         "high_freq_factor",
         "original_max_position_embeddings",
     ),
+    "longrope": (),
 }
 _OTHER_PARTS = "|".join(  # beside the text part of a multimodal config.json
     (
@@ -176,9 +177,21 @@ def _rope(fields: JsonFields, gemma: bool) -> dict[str, Any]:
     local = fields.number("rope_local_base_freq", 10_000.0, above=0) if gemma else theta
     return {
         "theta": theta,
+        "rope_factors": _long_factors(scaling) if kind == "longrope" else (),
         "rope_scaling": tuple(scaling.number(name, above=0) for name in _ROPE_FIELDS[kind]),
         "local_theta": sliding.number("rope_theta", local, above=0),
     }
+
+
+def _long_factors(scaling: JsonFields) -> tuple[float, ...]:
+    """The factors of LongRoPE, where it has the same for short and for long texts."""
+    factors = scaling.numbers("short_factor", above=0)
+    if scaling.numbers("long_factor", above=0) != factors:
+        scaling.refuse("long_factor", "the numbers of short_factor, which alone are computed here")
+    if scaling.number("attention_factor") != 1:
+        scaling.refuse("attention_factor", "1, which is what is computed here")
+    scaling.ignore("factor")  # only a missing attention_factor is computed from it
+    return factors
 
 
 def _window(fields: JsonFields, kind: str, layers: int) -> dict[str, Any]:

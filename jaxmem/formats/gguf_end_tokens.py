@@ -10,7 +10,7 @@ from typing import Any
 from .gguf import Gguf
 
 _CONTROL = 3  # tokenizer.ggml.token_type
-_TURN_ENDS = (
+TURN_ENDS = (
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
@@ -23,7 +23,7 @@ _TURN_ENDS = (
     "<end_of_utterance>",
 )
 # These end a text only where the file says that they are control tokens: Gemma has </s> as HTML.
-_CONTROL_ENDS = ("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<turn|>")
+CONTROL_ENDS = ("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<turn|>")
 _NO_TOKEN = (-1, 0xFFFFFFFF)
 
 
@@ -66,9 +66,9 @@ def known_by_text(file: Gguf) -> list[int]:
     if not isinstance(tokens, list):
         return []
     has_types = isinstance(types, list) and len(types) == len(tokens)
-    ends = {text: tokens.index(text) for text in _TURN_ENDS if text in tokens}
+    ends = {text: tokens.index(text) for text in TURN_ENDS if text in tokens}
     if has_types:
-        ids = {text: tokens.index(text) for text in _CONTROL_ENDS if text in tokens}
+        ids = {text: tokens.index(text) for text in CONTROL_ENDS if text in tokens}
         ends |= {text: i for text, i in ids.items() if types[i] == _CONTROL}
     if {"<|return|>", "<|call|>"} <= set(ends):  # gpt-oss ends each part of its answer so
         ends.pop("<|end|>", None)

@@ -3,16 +3,14 @@
 The changes that llama.cpp's converter made are undone, so that one weight map reads both formats.
 """
 
-import functools
 import re
-from collections.abc import Callable
-from typing import Any
+import warnings
 
 import numpy as np
 
 from ..core.lazy import Lazy
+from ..io.json_fields import JsonFields
 from .gguf import Gguf
-from .gguf_end_tokens import end_tokens, token_id
 from .rope_order import halves
 
 _LLAMA = {
@@ -24,14 +22,16 @@ _LLAMA = {
     "attn_k": "model.layers.{}.self_attn.k_proj",
     "attn_v": "model.layers.{}.self_attn.v_proj",
     "attn_output": "model.layers.{}.self_attn.o_proj",
-    "attn_q_norm": "model.layers.{}.self_attn.q_norm",
-    "attn_k_norm": "model.layers.{}.self_attn.k_norm",
     "ffn_norm": "model.layers.{}.post_attention_layernorm",
     "ffn_gate": "model.layers.{}.mlp.gate_proj",
     "ffn_up": "model.layers.{}.mlp.up_proj",
     "ffn_down": "model.layers.{}.mlp.down_proj",
 }
-_GEMMA3 = _LLAMA | {
+_QWEN3 = _LLAMA | {
+    "attn_q_norm": "model.layers.{}.self_attn.q_norm",
+    "attn_k_norm": "model.layers.{}.self_attn.k_norm",
+}
+_GEMMA3 = _QWEN3 | {
     "post_attention_norm": "model.layers.{}.post_attention_layernorm",
     "ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
     "post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
@@ -40,6 +40,7 @@ _GPT2 = {
     "token_embd": "wte",
     "position_embd": "wpe",
     "output_norm": "ln_f",
+    "output": "lm_head",
     "attn_norm": "h.{}.ln_1",
     "attn_qkv": "h.{}.attn.c_attn",
     "attn_output": "h.{}.attn.c_proj",
@@ -64,11 +65,20 @@ _BERT = {
 NAMES = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+    "qwen3": _QWEN3,
     "gemma3": _GEMMA3,
     "gpt2": _GPT2,
     "bert": _BERT,
 }
+_EMBEDDINGS = ("token_embd", "position_embd", "token_types", "output")
+_BIASED = {  # the parts that have a bias
+    "qwen2": {"attn_q", "attn_k", "attn_v"},
+    "gpt2": set(_GPT2).difference(_EMBEDDINGS),
+    "bert": set(_BERT).difference(_EMBEDDINGS),
+}
+_NO_WEIGHTS = r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight"  # tables of rotary positions
+_BERT_HEAD = r"cls(\.output)?\.(weight|bias)"
+_BY_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 
 
 def architecture(file: Gguf) -> str:
@@ -78,124 +88,75 @@ def architecture(file: Gguf) -> str:
         ValueError: No model of jaxmem has this architecture.
     """
     name = file.fields.get("general.architecture")
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"{file.path} is of architecture {name!r}, expected {', '.join(NAMES)}")
     return name
 
 
+def architecture_fields(file: Gguf) -> JsonFields:
+    """The fields of the file's architecture; one with an equal number for each layer is a number.
+
+    Example:
+        >>> import pathlib
+        >>> from jaxmem.formats.gguf import Gguf
+        >>> fields = {"general.architecture": "llama", "llama.attention.head_count": "many"}
+        >>> architecture_fields(Gguf(pathlib.Path("a.gguf"), fields, {})).integer(
+        ...     "attention.head_count"
+        ... )
+        Traceback (most recent call last):
+        ValueError: a.gguf: llama.attention.head_count is 'many', expected an integer of at least 1
+    """
+    prefix = f"{architecture(file)}."
+    values = {k.removeprefix(prefix): v for k, v in file.fields.items() if k.startswith(prefix)}
+    for name in _BY_LAYER:
+        numbers = values.get(name)
+        if isinstance(numbers, list) and numbers and numbers == numbers[:1] * len(numbers):
+            values[name] = numbers[0]
+    return JsonFields(values, f"{file.path}: {prefix}")
+
+
 def sources(file: Gguf) -> dict[str, str]:
-    """The name of the tensor in the file for each name of a Hugging Face checkpoint."""
-    arch, names = architecture(file), {}
+    """The name of the tensor in the file for each name of a Hugging Face checkpoint.
+
+    Raises:
+        ValueError: The file has a tensor that no model of its architecture computes with here.
+    """
+    arch, names, others = architecture(file), {}, []
     for name in file.tensors:
-        match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-        if match and match[2] in NAMES[arch]:
-            names[f"{NAMES[arch][match[2]].format(match[1])}.{match[3]}"] = name
+        match = re.fullmatch(r"(blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+        part, suffix = (match[3], match[4]) if match else (None, None)
+        stem = NAMES[arch].get(part, "")
+        is_part = bool(stem) and ("{}" in stem) == bool(match[1])
+        if is_part and (suffix == "weight" or part in _BIASED.get(arch, ())):
+            names[f"{stem.format(match[2])}.{suffix}"] = name
+        elif not re.fullmatch(_NO_WEIGHTS, name):
+            others.append(name)
+    if arch == "bert" and others and all(re.fullmatch(_BERT_HEAD, name) for name in others):
+        warnings.warn(f"{file.path} has a head, {others[0]}, which is left out", stacklevel=2)
+    elif others:
+        raise ValueError(
+            f"{file.path} has {len(others)} tensors that a {arch} does not compute with here, "
+            f"such as {', '.join(others[:3])}"
+        )
     return names
 
 
-def tensors(file: Gguf) -> dict[str, Lazy]:
-    """The tensors with the names and the order of rows of a Hugging Face checkpoint."""
-    names = sources(file)
+def tensors(file: Gguf, names: dict[str, str]) -> dict[str, Lazy]:
+    """The tensors `names` with the names and the order of rows of a Hugging Face checkpoint."""
     return {hf_name: undone(file, name, file.tensors[name]) for hf_name, name in names.items()}
-
-
-def config(file: Gguf) -> dict:
-    """The configuration in the form of a Hugging Face checkpoint's config.json.
-
-    Raises:
-        ValueError: A field is missing or differs between layers, or the rope scaling is neither
-            linear nor that of Llama 3.
-    """
-    arch = architecture(file)
-    get = functools.partial(_number, file)
-    width, heads = get("embedding_length"), get("attention.head_count")
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is None:
-        raise ValueError(f"{file.path} has no tensor token_embd.weight")
-    vocab = embedding.shape[0]
-    ends = end_tokens(file, vocab)
-    common = {
-        "model_type": {"gemma3": "gemma3_text"}.get(arch, arch),
-        "vocab_size": vocab,
-        "bos_token_id": token_id(file, "tokenizer.ggml.bos_token_id", vocab),
-        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-    }
-    if arch == "gpt2":
-        return common | {
-            "n_embd": width,
-            "n_layer": get("block_count"),
-            "n_head": heads,
-            "n_inner": get("feed_forward_length", 4 * width),
-            "n_positions": get("context_length"),
-            "layer_norm_epsilon": get("attention.layer_norm_epsilon"),
-        }
-    common |= {
-        "hidden_size": width,
-        "num_hidden_layers": get("block_count"),
-        "num_attention_heads": heads,
-        "intermediate_size": get("feed_forward_length"),
-        "max_position_embeddings": get("context_length"),
-    }
-    if arch == "bert":
-        kinds = file.tensors.get("token_types.weight", embedding).shape[0]
-        epsilon = get("attention.layer_norm_epsilon")
-        return common | {"layer_norm_eps": epsilon, "type_vocab_size": kinds}
-    common |= {
-        "num_key_value_heads": get("attention.head_count_kv", heads),
-        "head_dim": get("attention.key_length", get("rope.dimension_count", width // heads)),
-        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-        "rope_theta": get("rope.freq_base", 10000.0),
-        "rope_scaling": _scaling(file, get),
-        "attention_bias": arch == "llama" and "blk.0.attn_q.bias" in file.tensors,
-        "tie_word_embeddings": "output.weight" not in file.tensors,
-    }
-    if arch == "gemma3":
-        is_27b = get("block_count") == 62  # the 27B model scales queries by width / heads
-        common |= {
-            "sliding_window": get("attention.sliding_window"),
-            "query_pre_attn_scalar": width // heads if is_27b else common["head_dim"],
-        }
-    return common
 
 
 def undone(file: Gguf, name: str, tensor: Lazy) -> Lazy:
     """The tensor `name` as a checkpoint stores it: the converter's change is undone."""
     arch, part, shape = architecture(file), name.split(".")[-2], tensor.shape
     if arch == "llama" and part in ("attn_q", "attn_k"):
-        heads = _number(file, "attention.head_count")
+        fields = architecture_fields(file)
+        heads = fields.integer("attention.head_count")
         if part == "attn_k":
-            heads = _number(file, "attention.head_count_kv", heads)
+            heads = fields.integer("attention.head_count_kv", heads)
         return tensor.map(lambda rows: halves(rows, heads), shape)
     if arch == "gemma3" and part.endswith("norm"):
         return tensor.map(lambda gain: gain - np.float32(1), shape)
     if arch == "gpt2" and part.startswith(("attn_", "ffn_")) and len(shape) == 2:
         return tensor.map(np.transpose, shape[::-1])
     return tensor
-
-
-def _number(file: Gguf, name: str, *default: Any) -> Any:
-    """The number in a field of the architecture."""
-    name = f"{architecture(file)}.{name}"
-    value = file.fields.get(name, *default)
-    if value is None or isinstance(value, list):
-        raise ValueError(f"{file.path} has {name} = {value}, expected one number")
-    return value
-
-
-def _scaling(file: Gguf, get: Callable) -> dict | None:
-    """The `rope_scaling` of a config.json; `get(name)` is a field of the architecture."""
-    kind = get("rope.scaling.type", "none")
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": get("rope.scaling.factor")}
-    if kind != "none":
-        raise ValueError(f"{file.path} scales its rope by {kind!r}, expected linear or llama3's")
-    if "rope_freqs.weight" not in file.tensors:
-        return None
-    # Llama 3.1 and later: the file holds one factor per frequency; the largest determines them all.
-    return {
-        "rope_type": "llama3",
-        "factor": float(file.tensors["rope_freqs.weight"].load().max()),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }

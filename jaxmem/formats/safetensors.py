@@ -4,6 +4,7 @@ Tensors are read with a seek and a read, not through a memory map: the pages of 
 in the process until the system reclaims them, and the peak would be the size of the file.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -14,16 +15,25 @@ import ml_dtypes
 import numpy as np
 
 from ..core.lazy import Lazy
-from .byte_ranges import stored
+from ..io.json_fields import JsonFields, parse_object, read_object
+from .byte_ranges import check_regular, stored
 
 _SAFETENSORS = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "C64": np.dtype("<c8"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
     "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
@@ -42,56 +52,106 @@ _NAMES = {
 def safetensors(path: pathlib.Path) -> dict[str, Lazy]:
     """The tensors of one safetensors file; only its header is read.
 
+    A tensor of a type that is not known raises when it is read, so that others can be used.
+
     Raises:
-        ValueError: The file is not a whole safetensors file, or holds a type such as fp8.
+        ValueError: The file is not a whole safetensors file. As in the format's reference reader,
+            the tensors fill the file: none overlap, and no byte is left between or after them.
     """
+    check_regular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
             raise ValueError(f"{path} is no whole safetensors file: {size} bytes end in its header")
         text = file.read(length)
+    entries = parse_object(text, path)
+    entries.pop("__metadata__", None)
     try:
-        entries = json.loads(text)
-        entries.pop("__metadata__", None)
-        return {name: _safetensor(path, size, 8 + length, **e) for name, e in entries.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        spans = {name: _Span.of(JsonFields(entries[name], f"{name}.")) for name in entries}
+        _check_filled(spans, size - 8 - length)
+    except ValueError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    return {name: span.tensor(path, name, 8 + length) for name, span in spans.items()}
 
 
-def _safetensor(path, size, start, *, dtype, shape, data_offsets) -> Lazy:
-    """One tensor of a file of `size` bytes whose data begin at byte `start`.
+@dataclasses.dataclass(frozen=True)
+class _Span:
+    """The entry of one tensor in a header: its type, shape, and bytes after the header."""
 
-    The keyword arguments are its entry in the header.
-    """
-    if dtype not in _SAFETENSORS:
-        raise ValueError(f"a tensor of type {dtype}; expected one of {', '.join(_SAFETENSORS)}")
-    begin, end = data_offsets
-    shape, dtype = tuple(shape), _SAFETENSORS[dtype]
-    if min(shape, default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{end - begin} bytes for a tensor of shape {shape} and type {dtype}")
-    if begin < 0 or start + end > size:
-        raise ValueError(f"a tensor ends at byte {start + end} of {size}")
-    return stored(path, start + begin, shape, dtype)
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @staticmethod
+    def of(fields: JsonFields) -> "_Span":
+        """The span of an entry, whose length is the one of its shape and type."""
+        dtype, shape = fields.text("dtype"), _sizes(fields, "shape")
+        offsets = _sizes(fields, "data_offsets")
+        fields.refuse_unread()
+        if len(offsets) != 2 or offsets[0] > offsets[1]:
+            fields.refuse("data_offsets", "where its bytes begin and end")
+        if dtype in _SAFETENSORS:
+            expected = math.prod(shape) * _SAFETENSORS[dtype].itemsize
+            if offsets[1] - offsets[0] != expected:
+                fields.refuse("data_offsets", f"{expected} bytes for shape {shape} of {dtype}")
+        return _Span(dtype, shape, *offsets)
+
+    def tensor(self, path: pathlib.Path, name: str, start: int) -> Lazy:
+        """The tensor, whose bytes begin after byte `start` of the file."""
+        if self.dtype in _SAFETENSORS:
+            return stored(path, start + self.begin, self.shape, _SAFETENSORS[self.dtype])
+
+        def refuse(_: int | None = None) -> np.ndarray:
+            known = ", ".join(_SAFETENSORS)
+            raise ValueError(f"{path}: {name} is of type {self.dtype}, expected one of {known}")
+
+        return Lazy(self.shape, np.dtype(np.float32), refuse)
+
+
+def _sizes(fields: JsonFields, name: str) -> tuple[int, ...]:
+    """A list of integers that are not negative."""
+    values = fields.data.get(name)
+    fields.ignore(name)
+    is_size = lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0
+    if not isinstance(values, list) or not all(map(is_size, values)):
+        fields.refuse(name, "a list of sizes")
+    return tuple(values)
+
+
+def _check_filled(spans: dict[str, _Span], size: int) -> None:
+    """Refuses tensors that overlap, and bytes that belong to none; `size` bytes are there."""
+    at = 0
+    for name, span in sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if span.begin != at:
+            raise ValueError(f"{name} begins at byte {span.begin} of the data, expected {at}")
+        at = span.end
+    if at != size:
+        raise ValueError(f"its tensors take {at} bytes, and {size} are there")
 
 
 def sharded(index: pathlib.Path) -> dict[str, Lazy]:
     """The tensors of the safetensors files that an index file beside them lists.
 
     Raises:
-        ValueError: The index is malformed, or names a tensor its file does not hold.
-        FileNotFoundError: A file it lists is missing.
+        ValueError: The index is malformed, names a file that is missing, or a tensor that its file
+            does not hold.
     """
-    try:
-        file_names = dict(json.loads(index.read_text())["weight_map"])
-        files = {name: index.parent / pathlib.Path(name).name for name in file_names.values()}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
-    tensors = {name: safetensors(path) for name, path in files.items()}
-    for name, file in file_names.items():
-        if name not in tensors[file]:
-            raise ValueError(f"{index} says {name} is in {file}, which does not hold it")
-    return {name: tensors[file][name] for name, file in file_names.items()}
+    fields = JsonFields(read_object(index), f"{index}: ")
+    weight_map = fields.object("weight_map")
+    names = {name: pathlib.PurePath(weight_map.text(name)).name for name in weight_map.data}
+    paths = {name: index.parent / file_name for name, file_name in names.items()}
+    if not paths:
+        fields.refuse("weight_map", "the file of each tensor")
+    for path in dict.fromkeys(paths.values()):
+        if not path.is_file():
+            raise ValueError(f"{index} lists {path.name}, which is missing; is the download whole?")
+    files = {path: safetensors(path) for path in dict.fromkeys(paths.values())}
+    for name, path in paths.items():
+        if name not in files[path]:
+            raise ValueError(f"{index} says {name} is in {path.name}, which does not hold it")
+    return {name: files[path][name] for name, path in paths.items()}
 
 
 def write_safetensors(

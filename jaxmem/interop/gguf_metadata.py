@@ -1,7 +1,6 @@
 """The metadata of a Llama's GGUF file: names of tensors, fields, rope factors, tokenizer."""
 
 import dataclasses
-import math
 import pathlib
 import struct
 import warnings
@@ -9,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..formats import gguf, gguf_llama
+from ..architectures import llama
+from ..formats import gguf, gguf_config, gguf_llama
 from ..models.model import Model
 from . import gguf_vocabulary
 
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9  # types of a field
+_FACTORS = "rope_freqs.weight"
 _TEXT, _MODEL = "tokenizer.huggingface.json", "tokenizer.ggml.model"
 
 
@@ -68,13 +69,13 @@ def fields(config: Any) -> dict[str, Any]:
 
 
 def factors(config: Any) -> dict[str, np.ndarray]:
-    """The tensor of Llama 3.1 that divides each rope frequency; empty for other rope scalings."""
+    """The tensor that divides each rope frequency, if `config` has such divisors."""
+    if config.rope_factors:
+        return {_FACTORS: np.asarray(config.rope_factors, np.float32)}
     if len(config.rope_scaling) != 4:
         return {}
-    factor, low, high, original = config.rope_scaling
-    f = 1 / config.theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
-    keep = np.clip((original * f / (2 * math.pi) - low) / (high - low), 0, 1)
-    return {"rope_freqs.weight": (1 / (keep + (1 - keep) / factor)).astype(np.float32)}
+    numbers = gguf_config.llama3_factors(config.head_dim, config.theta, config.rope_scaling)
+    return {_FACTORS: numbers}
 
 
 def check(config: Any, file: gguf.Gguf) -> None:
@@ -88,8 +89,13 @@ def check(config: Any, file: gguf.Gguf) -> None:
         name: tuple(map(single, x)) if isinstance(x, tuple) else single(x)
         for name, x in dataclasses.asdict(c).items()
     }
-    read, expected = plain(type(config).from_hf(gguf_llama.config(file))), plain(config)
+    read_config = type(config).from_hf(gguf_config.config(file))
+    read, expected = plain(read_config), plain(config)
     ignored = {"bos", "eos"} if config.local else {"bos", "eos", "local_theta"}
+    # A reader knows some scalings only by their factors, which give the same frequencies.
+    frequencies = [llama.per_layer(c)["frequencies"] for c in (read_config, config)]
+    if np.allclose(*frequencies, rtol=1e-5, atol=0):
+        ignored |= {"rope_scaling", "rope_factors"}
     for name in expected:
         if name not in ignored and read[name] != expected[name]:
             raise ValueError(

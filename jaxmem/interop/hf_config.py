@@ -52,6 +52,10 @@ def config_json(config: Any) -> dict:
     if c.rope_scaling:
         rope_type = "linear" if len(c.rope_scaling) == 1 else "llama3"
         hf["rope_scaling"] = {"rope_type": rope_type} | dict(zip(names, c.rope_scaling))
+    if c.rope_factors:
+        factors = {name: list(c.rope_factors) for name in ("short_factor", "long_factor")}
+        hf["rope_scaling"] = {"rope_type": "longrope", "attention_factor": 1.0} | factors
+        hf["rope_scaling"]["original_max_position_embeddings"] = c.context
     if c.local:
         hf |= {
             "sliding_window": c.window,

@@ -11,9 +11,11 @@ up to twice the bytes to restore, and its directory of randomly named files cann
 one rename.
 """
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import jax
@@ -24,12 +26,15 @@ from . import lossless, multihost, packed_bytes
 from .checkpoint_header import Slot, Span, header, read_header, span_of, span_size, spans_of
 from .manifest import describe, known_classes, rebuild
 
+MOST_CALLS = 8_000  # calls inside each other while a tree is described or rebuilt
+
 
 def save(path: str | os.PathLike, tree: Any, *, compress: bool = False) -> None:
     """Writes `tree` to the file `path`, which is replaced in one step once all is on the disk.
 
     Takes dicts, lists, tuples, named tuples, None, strings, Python and NumPy scalars, arrays of
-    JAX and NumPy, encoded leaves and other dataclasses, flax `FrozenDict` and nnx `State`. Of a
+    JAX and NumPy, random keys, encoded leaves and other dataclasses, flax `FrozenDict` and
+    `TrainState`, nnx `State` and variables. Of a function only the name is written. Of a
     sharded array each process writes its own shards, into a file system that all processes share.
     A save that is killed leaves the old file whole and a `.tmp` file beside it, which the next save
     removes: only one save of a path may run at a time. `compress` writes fewer bytes, without loss:
@@ -37,8 +42,8 @@ def save(path: str | os.PathLike, tree: Any, *, compress: bool = False) -> None:
 
     Raises:
         TypeError: the tree holds something else; the message says where.
-        ValueError: `path` is a directory, processes save trees that are not alike, or several
-            processes are to compress one file.
+        ValueError: `path` is a directory, processes save trees that are not alike, several
+            processes are to compress one file, or the tree is thousands of levels deep.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -51,13 +56,15 @@ def save(path: str | os.PathLike, tree: Any, *, compress: bool = False) -> None:
     if path.is_dir():
         raise ValueError(f"cannot save to {path}: it is a directory, expected a file")
     arrays: list[np.ndarray | jax.Array] = []
-    node = describe(tree, arrays)
+    with _many_levels(path):
+        node = describe(tree, arrays)
     spans = [spans_of(x) for x in arrays]
     checksums = np.zeros(sum(map(len, spans)), np.uint32)
     sizes = np.zeros(len(checksums), np.uint64) if compress else None
     if jax.process_count() > 1 and compress:
         raise ValueError(f"cannot compress {path}: several processes write it")
-    blank = header(node, arrays, spans, checksums, sizes)  # as long as the final header
+    with _many_levels(path):
+        blank = header(node, arrays, spans, checksums, sizes)  # as long as the final header
     with multihost.replacing_together(path, blank) as temporary, open(temporary, "r+b") as file:
         file.seek(len(blank))
         _write_parts(file, arrays, spans, checksums, sizes)
@@ -66,40 +73,70 @@ def save(path: str | os.PathLike, tree: Any, *, compress: bool = False) -> None:
         checksums = multihost.largest(checksums)  # a part that another process wrote is 0 here
         if jax.process_index() == 0:
             file.seek(0)
-            file.write(header(node, arrays, spans, checksums, sizes))
+            with _many_levels(path):
+                file.write(header(node, arrays, spans, checksums, sizes))
 
 
-def load(path: str | os.PathLike, *, classes: Iterable[type] = (), shardings: Any = None) -> Any:
+def load(
+    path: str | os.PathLike,
+    *,
+    classes: Iterable[type] = (),
+    functions: Mapping[str, Any] | None = None,
+    shardings: Any = None,
+) -> Any:
     """The tree that `save` wrote; no template is needed.
 
-    Classes of leaves are looked up by name in jaxmem and in `classes`, where your own dataclasses
-    and named tuples go. `shardings` is one `jax.sharding.Sharding`, a tree of them that fits the
-    saved tree or a prefix of it, or a function from the tree of shapes to such a tree; a process
-    reads only the parts that its devices need, whichever process wrote them. Without `shardings`
-    arrays go to the default device. NumPy arrays come back as NumPy arrays.
+    Classes of leaves are looked up by name in jaxmem and in `classes`, where your own dataclasses,
+    named tuples and nnx variables go. `functions` gives back what a file cannot keep, by path:
+    `{"apply_fn": model.apply, "tx": optax.adam(1e-3)}` for a `TrainState`. `shardings` is one
+    `jax.sharding.Sharding`, a tree of them that fits the saved tree or a prefix of it, or a
+    function from the tree of shapes to such a tree; a process reads only the parts that its devices
+    need, whichever process wrote them. Without `shardings` arrays go to the default device. NumPy
+    arrays come back as NumPy arrays.
 
     Raises:
-        ValueError: `path` is not a file of `save`, is truncated or altered, names a class that is
-            not known, or holds a 64-bit array while `jax_enable_x64` is off; the message names the
-            file.
+        ValueError: `path` is not a file of `save`, is truncated or altered, names a class or a
+            function that is not known, has nothing at a path of `functions`, or holds a 64-bit
+            array while `jax_enable_x64` is off; the message names the file.
     """
     path = pathlib.Path(path)
     if path.is_dir():
         raise ValueError(f"cannot load {path}: it is a directory, expected a file")
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, _many_levels(path):
             node, slots = read_header(file)
-            known = known_classes(classes)
-            tree = rebuild(node, slots, known)  # slots stand for the arrays, as shapes
+            known, unused = known_classes(classes), dict(functions or {})
+            tree = rebuild(node, slots, known, unused)  # slots stand for the arrays, as shapes
+            if unused:
+                raise ValueError(f"it holds nothing at {next(iter(unused))!r}, a path of functions")
             sharding_of = {}  # by the slot's id
             if shardings is not None:
                 asked = shardings(tree) if callable(shardings) else shardings
                 leaves = jax.tree.leaves(tree), jax.tree.leaves(jax.tree.broadcast(asked, tree))
                 sharding_of = {id(slot): sharding for slot, sharding in zip(*leaves)}
             arrays = [_read(file, slot, sharding_of.get(id(slot))) for slot in slots]
-            return rebuild(node, arrays, known)
+            return rebuild(node, arrays, known, dict(functions or {}))
     except ValueError as error:
         raise ValueError(f"cannot load {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _many_levels(path: pathlib.Path) -> Iterator[None]:
+    """Lets the block recurse into a tree of some 1,000 levels; each level takes a few calls.
+
+    Raises:
+        ValueError: the tree has more levels.
+    """
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, MOST_CALLS))
+    try:
+        yield
+    except RecursionError as error:
+        raise ValueError(
+            f"the tree of {path} has too many levels, expected at most 1,000"
+        ) from error
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _write_parts(

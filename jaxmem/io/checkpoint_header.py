@@ -8,6 +8,7 @@ stored as one part, or as one part for each distinct shard.
 import dataclasses
 import itertools
 import json
+import json.scanner
 import math
 import os
 import struct
@@ -77,7 +78,7 @@ def header(
     ]
     form = FORMAT if sizes is None else COMPRESSED
     manifest = {"format": form, "tree": node, "arrays": entries}
-    text = json.dumps(manifest, separators=(",", ":")).encode()
+    text = _dumps(manifest).encode()
     return HEAD.pack(MAGIC, len(text), zlib.crc32(text)) + text
 
 
@@ -97,7 +98,7 @@ def read_header(file: BinaryIO) -> tuple[Any, list[Slot]]:
     text = file.read(size)
     if zlib.crc32(text) != crc:
         raise ValueError("it is damaged: the manifest does not match its checksum")
-    manifest = json.loads(text)
+    manifest = _loads(text)
     if manifest["format"] not in (FORMAT, COMPRESSED):
         raise ValueError(
             f"it has format {manifest['format']}, this jaxmem reads {FORMAT} and {COMPRESSED}"
@@ -110,6 +111,25 @@ def read_header(file: BinaryIO) -> tuple[Any, list[Slot]]:
     if offset != length:
         raise ValueError(f"it is damaged: {length} bytes, expected {offset}")
     return manifest["tree"], slots
+
+
+def _dumps(value: Any) -> str:
+    """The JSON of `value`; by Python's own encoder if it is too deep for the one in C."""
+    encoder = json.JSONEncoder(separators=(",", ":"))
+    try:
+        return encoder.encode(value)
+    except RecursionError:  # Python 3.12 bounds calls in C apart from `sys.setrecursionlimit`
+        return "".join(encoder.iterencode(value))
+
+
+def _loads(text: bytes) -> Any:
+    """The value of a JSON text; by Python's own scanner if it is too deep for the one in C."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        decoder = json.JSONDecoder()
+        decoder.scan_once = json.scanner.py_make_scanner(decoder)
+        return decoder.decode(text.decode())
 
 
 def _slot(entry: dict, offset: int, *, compressed: bool) -> Slot:

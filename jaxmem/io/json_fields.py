@@ -94,8 +94,7 @@ class JsonFields:
         value = self._get(name, default)
         if name not in self:
             return value
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not above < value < math.inf:
+        if not _is_number(value, above):
             self.refuse(name, "a finite number", f" above {above:g}" if above > -math.inf else "")
         return float(value)
 
@@ -127,6 +126,13 @@ class JsonFields:
         if not all(_is_integer(x, -LARGEST - 1, LARGEST) for x in values):
             self.refuse(name, "an integer or a list of integers")
         return tuple(values)
+
+    def numbers(self, name: str, *, above: float = -math.inf) -> tuple[float, ...]:
+        """The finite numbers of a list, each larger than `above`; none if the field is missing."""
+        value = self._get(name, [])
+        if not isinstance(value, list) or not all(_is_number(x, above) for x in value):
+            self.refuse(name, "a list of numbers", f" above {above:g}" if above > -math.inf else "")
+        return tuple(map(float, value))
 
     def object(self, name: str) -> "JsonFields":
         """The fields of an object; no fields if it is missing."""
@@ -187,6 +193,11 @@ class JsonFields:
 
 def _is_integer(value: Any, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: Any, above: float) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and above < value < math.inf
 
 
 def _shown(value: Any) -> str:

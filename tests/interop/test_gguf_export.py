@@ -100,6 +100,7 @@ GEMMA |= dict(local=(True,) * 5 + (False,), window=8, query_scale=0.125, tied=Tr
 CONFIGS = {
     "llama 3": dict(theta=5e5, rope_scaling=(8.0, 1.0, 4.0, 8192.0)),
     "linear": dict(rope_scaling=(2.0,), tied=True),
+    "factors": dict(rope_factors=tuple(np.linspace(1, 8, 32, dtype=np.float32).tolist())),
     "qwen2": dict(qkv_bias=True),
     "qwen3": dict(qk_norm=True),
     "gemma3": GEMMA,
@@ -118,13 +119,22 @@ def test_each_member_of_the_family_comes_back_from_a_gguf(name, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(local=(True,) * 6, window=8), dict(rope_scaling=(8.0, 1.0, 4.0, 4096.0)),
-     dict(rope_scaling=(8.0, 2.0, 4.0, 8192.0)), dict(embed_scale=2.0)],
-)  # fmt: skip
+    [dict(local=(True,) * 6, window=8), dict(embed_scale=2.0)],
+)
 def test_what_a_gguf_cannot_say_is_refused(options, tmp_path):
     with pytest.raises(ValueError, match=r"a GGUF file cannot say \w+ = "):
         to_gguf(tmp_path / "w.gguf", random(llama.Config(**SIZES, **options)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scaling", [(8.0, 1.0, 4.0, 4096.0), (8.0, 2.0, 4.0, 8192.0)])
+def test_a_scaling_that_has_no_name_is_written_as_its_factors(scaling, tmp_path):
+    model = random(llama.Config(**SIZES | dict(layers=1), rope_scaling=scaling))
+    to_gguf(tmp_path / "w.gguf", model)
+    back, config = load(tmp_path / "w.gguf").config, model.config
+    assert len(back.rope_factors) == 32 and back.rope_scaling == ()
+    frequencies = [llama.per_layer(c)["frequencies"] for c in (back, config)]
+    np.testing.assert_allclose(*frequencies, rtol=1e-6)
 
 
 def test_the_tokenizer_s_fields_of_a_gguf_are_kept_as_they_are(tmp_path):

@@ -20,6 +20,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.core import FrozenDict
+from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import jaxmem as jm
@@ -92,10 +93,12 @@ def example():
 def same(a, b):
     """Equal structure (static fields with it), dtypes and bits."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
+    is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    numbers = lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
         assert type(x) is type(y)
-        assert np.asarray(x).dtype == np.asarray(y).dtype
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+        assert numbers(x).dtype == numbers(y).dtype
+        np.testing.assert_array_equal(numbers(x), numbers(y))
 
 
 @pytest.fixture
@@ -267,6 +270,68 @@ def test_an_nnx_state_returns_with_encoded_weights(path):
     same(load(path, classes=CLASSES), state)
 
 
+NNX_KINDS = [c for c in vars(nnx).values() if isinstance(c, type) and issubclass(c, nnx.Variable)]
+
+
+class Frozen(nnx.Variable):
+    """A kind of variable that a user made."""
+
+
+@pytest.mark.parametrize("kind", [*NNX_KINDS, Frozen])
+def test_every_kind_of_nnx_variable_returns(path, kind):
+    state = nnx.State({"w": kind(jnp.ones(2)), "deep": {0: kind({"a": jnp.zeros(1)}, tag="x")}})
+    save(path, state)
+    again = load(path, classes=[Frozen])
+    same(again, state)
+    assert type(again["w"]) is kind and again["deep"][0].get_metadata()["tag"] == "x"
+
+
+def test_the_state_of_an_nnx_optimizer_returns(path):
+    model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)))
+    for tree in (
+        nnx.state(nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)),
+        nnx.state(model),
+    ):
+        save(path, tree)
+        same(load(path), tree)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_typed_random_keys_return(path, impl):
+    keys = jax.random.split(jax.random.key(3, impl=impl), 4)
+    save(path, {"keys": keys})
+    again = load(path, shardings=SingleDeviceSharding(jax.devices()[0]))["keys"]
+    assert again.dtype == keys.dtype and again.shape == (4,)
+    np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(keys))
+
+
+def test_a_train_state_returns_with_the_functions_that_the_caller_gives_back(path):
+    model, tx, x = nn.Dense(3), optax.adam(1e-3), jnp.ones((1, 2))
+    params = model.init(jax.random.key(0), x)["params"]
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+    save(path, state.replace(params=jm.encode(params, {"kernel": jm.Int(8)})))
+    functions = {"apply_fn": model.apply, "tx": tx}
+    again = load(path, functions=functions)
+    assert jm.is_encoded(again.params["kernel"]) and again.tx is tx and again.step == 0
+    assert jm.lift(again.apply_fn)({"params": again.params}, x).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"function .*Module.apply at 'apply_fn'.*functions={'app"):
+        load(path)
+    with pytest.raises(ValueError, match="nothing at 'opt', a path of functions"):
+        load(path, functions=functions | {"opt": tx})
+
+
+def test_a_tree_of_900_levels_returns_and_one_of_more_is_refused(path):
+    tree = jnp.ones(2)
+    for _ in range(300):
+        tree = {"a": [(tree,)]}
+    save(path, tree)
+    assert jax.tree.structure(load(path)) == jax.tree.structure(tree)
+    for _ in range(9_000):
+        tree = [tree]
+    with pytest.raises(ValueError, match=r"the tree of .*tree\.jm has too many levels"):
+        save(path, tree)
+
+
 def test_the_same_tree_gives_the_same_bytes(path):
     save(path, example())
     first = path.read_bytes()
@@ -382,7 +447,6 @@ def test_no_two_frozen_dataclasses_of_the_package_share_a_name():
         object(),
         {1, 2},
         np.array(["a"]),
-        jax.random.key(0),
         jax.ShapeDtypeStruct((1,), "f4"),
         gpt2.Config(vocab=64, width=32, layers=2, heads=4),
     ],

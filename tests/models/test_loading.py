@@ -134,6 +134,58 @@ def test_a_config_that_is_not_ours_is_one_clear_error(config, tensors, tmp_path)
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": 2**31},
+        {"num_hidden_layers": 9999},
+        {"rms_norm_eps": "1e-5"},
+        {"model_type": ["llama"]},
+        {"text_config": 3},
+        {"quantization_config": [1]},
+    ],
+)
+def test_a_config_of_wrong_types_names_its_file_before_anything_is_made(change, tensors, tmp_path):
+    write_single(tmp_path, tensors)
+    (tmp_path / "config.json").write_text(json.dumps(HF | change))
+    with pytest.raises(ValueError, match=f"{tmp_path.name}.*({next(iter(change))}|no tensor)"):
+        load(tmp_path)
+
+
+def test_one_file_of_several_reads_them_all(tensors, tmp_path):
+    write_sharded(tmp_path, tensors)
+    index = tmp_path / "model.safetensors.index.json"
+    text = index.read_text()
+    for i in range(3):
+        name = f"model-{i + 1:05}-of-00003.safetensors"
+        (tmp_path / f"model-{i}.safetensors").rename(tmp_path / name)
+        text = text.replace(f"model-{i}.safetensors", name)
+    index.write_text(text)
+    assert load(tmp_path / name).config.layers == LAYERS
+
+
+def test_a_model_ends_where_its_generation_config_says_and_is_saved_so(tensors, tmp_path):
+    write_single(tmp_path, tensors)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    model = load(tmp_path)
+    model.save(tmp_path / "saved")
+    assert model.config.eos == load(tmp_path / "saved").config.eos == (2, 7)
+
+
+def test_a_head_that_differs_from_the_embedding_is_used(tensors, tmp_path):
+    head = tensors["model.embed_tokens.weight"] + 1
+    model = load(write_single(tmp_path, tensors | {"lm_head.weight": head}))
+    np.testing.assert_array_equal(model.params["head"]["kernel"], head.T)
+
+
+def test_a_tensor_that_the_model_does_not_use_is_named(tensors, tmp_path):
+    extra = {"score.weight": np.zeros((2, D), np.float32)}
+    path = write_single(tmp_path, tensors | extra)
+    with pytest.warns(UserWarning, match=r"1 tensors that are not used: score\.weight"):
+        load(path)
+
+
 def test_weights_that_are_quantised_in_the_checkpoint_are_refused(tensors, tmp_path):
     write_single(tmp_path, tensors)
     config = HF | {"quantization_config": {"quant_method": "gptq"}}

@@ -1,5 +1,7 @@
 """Model.save, and what load makes of it."""
 
+import json
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -54,6 +56,27 @@ def test_a_record_that_is_not_ours_is_one_clear_error(record, tmp_path):
     (tmp_path / "jaxmem.json").write_text(record)
     with pytest.raises(ValueError, match=r"jaxmem\.json"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"layers": 2**31}, "layers is 2147483648"),
+        ({"width": "64"}, "width is '64', expected int"),
+        ({"eps": float("nan")}, "eps is nan, expected finite"),
+        ({"twist": 1}, "twist"),
+        ({"ffn": 95}, r"expects layers/mlp/gate/kernel of shape \(2, 64, 95\)"),
+    ],
+)
+def test_a_record_that_does_not_fit_its_params_is_one_clear_error(
+    change, message, tensors, tmp_path
+):
+    load(write_single(tmp_path, tensors)).save(tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "jaxmem.json").read_text())
+    record["config"] |= change
+    (tmp_path / "out" / "jaxmem.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"jaxmem\.json.*{message}"):
+        load(tmp_path / "out")
 
 
 def test_the_families_keep_the_names_they_had_in_models():

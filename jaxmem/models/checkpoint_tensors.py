@@ -1,0 +1,150 @@
+"""The tensors of a checkpoint, by name: parameters made of them, a head of its own, unread ones."""
+
+import dataclasses
+import re
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..architectures.weight_map import WeightMap
+from ..core.lazy import Lazy
+from .model import family
+
+# Before a name in a checkpoint that was written from a model with a head on top, in parallel, or
+# compiled.
+_PREFIXES = ("model.", "transformer.", "bert.", "language_model.", "module.", "_orig_mod.")
+_OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names of a layer norm's parameters
+_HEAD, _MOST_NAMES = "lm_head.weight", 5
+
+# Tensors that hold constants, and BERT's pooler, which the hidden states do not need.
+_HARMLESS = re.compile(
+    r".*rotary_emb\.inv_freq|h\.\d+\.attn\.(masked_)?bias|embeddings\.position_ids"
+    r"|pooler\.dense\.(weight|bias)"
+)
+_LAYER = re.compile(r"(?:layers|h|encoder\.layer)\.(\d+)\.")
+
+
+def bare_name(name: str) -> str:
+    """A tensor's name without prefixes such as `model.`, and with today's word for an old one.
+
+    Example:
+        >>> bare_name("bert.embeddings.LayerNorm.gamma")
+        'embeddings.LayerNorm.weight'
+    """
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    stem, _, end = name.rpartition(".")
+    return f"{stem}.{_OLD_ENDS.get(end, end)}" if stem else name
+
+
+def assemble(
+    weight_maps: dict[str, WeightMap], tensors: dict[str, Lazy], dtype: Any, source: Any
+) -> dict:
+    """The parameter tree of lazy leaves, made from the tensors of a checkpoint by name.
+
+    Raises:
+        ValueError: a tensor is missing, is there twice, has another shape, or holds no
+            floating-point numbers; the message names it and `source`.
+    """
+    names: dict[str, list[str]] = {}
+    for name in tensors:
+        names.setdefault(bare_name(name), []).append(name)
+    leaves = {}
+    for path, weight_map in weight_maps.items():
+        expected = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
+        parts = []
+        for name in weight_map.names:
+            in_file = names.get(bare_name(name), [])
+            if len(in_file) != 1:
+                raise ValueError(f"{source} {_miscounted(name, in_file)}")
+            tensor = tensors[in_file[0]]
+            _check_numbers(in_file[0], tensors, source)
+            shape = weight_map.fn(np.broadcast_to(np.float32(0), tensor.shape)).shape
+            if shape != expected:
+                raise ValueError(f"{source}: {name} makes {shape}, {path} expects {expected}")
+            parts.append(tensor)
+        read = lambda i, parts=parts, fn=weight_map.fn: fn(parts[i or 0].read(None))
+        leaves[path] = Lazy(weight_map.shape, dtype, read, weight_map.stacked)
+    return nested(leaves)
+
+
+def with_its_head(config: Any, tensors: dict[str, Lazy]) -> Any:
+    """The configuration, untied if the checkpoint has a head that differs from the embedding.
+
+    Some checkpoints say that the embedding is the head, and hold another head: it is used. Both are
+    read and compared only where a checkpoint that says so holds a head.
+    """
+    if not getattr(config, "tied", False):
+        return config
+    by_name = {bare_name(name): tensor for name, tensor in tensors.items()}
+    embedding = bare_name(family(config).weights(config)["embed/embedding"].names[0])
+    head, embed = by_name.get(_HEAD), by_name.get(embedding)
+    if head is None or embed is None:
+        return config
+    equal = head.shape == embed.shape and np.array_equal(head.load(), embed.load())
+    return config if equal else dataclasses.replace(config, tied=False)
+
+
+def warn_of_unread(
+    config: Any, weight_maps: dict[str, WeightMap], tensors: dict[str, Lazy], source: Any
+) -> None:
+    """Warns of tensors that no parameter is made of: layers past the last, heads, other parts."""
+    read = {bare_name(name) for weight_map in weight_maps.values() for name in weight_map.names}
+    read |= {_HEAD} if getattr(config, "tied", False) else set()
+    rest = {name: bare_name(name) for name in tensors}
+    rest = {n: b for n, b in rest.items() if b not in read and not _HARMLESS.fullmatch(b)}
+    layer = lambda bare: int(match[1]) if (match := _LAYER.match(bare)) else -1
+    more = sorted({layer(bare) for bare in rest.values() if layer(bare) >= config.layers})
+    others = [name for name, bare in rest.items() if layer(bare) < config.layers]
+    parts = []
+    if more:
+        parts.append(
+            f"layers {more[0]} to {more[-1]}, as its configuration has {config.layers} layers"
+        )
+    if others:
+        shown = ", ".join(others[:_MOST_NAMES])
+        parts.append(f"{shown}{', ...' if len(others) > _MOST_NAMES else ''}")
+    if parts:
+        warnings.warn(
+            f"{source} holds {len(rest)} tensors that are not used: {'; '.join(parts)}. What they "
+            "compute, such as a head, is left out",
+            stacklevel=2,
+        )
+
+
+def nested(leaves: dict[str, Any]) -> dict:
+    """{path with slashes: leaf} as nested dicts."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        at = tree
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = leaf
+    return tree
+
+
+def _miscounted(name: str, in_file: list[str]) -> str:
+    """What is wrong with the number of tensors that have a name."""
+    if in_file:
+        return f"has {' and '.join(in_file)}, which are both read as {name}; remove all but one"
+    head = "; if the embedding is the head, its config.json must set tie_word_embeddings to true"
+    return f"has no tensor {name}{head if bare_name(name) == _HEAD else ''}"
+
+
+def _check_numbers(name: str, tensors: dict[str, Lazy], source: Any) -> None:
+    """Refuses a tensor of codes, which are weights only together with their scales."""
+    dtype = np.dtype(tensors[name].dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{source}: {name} holds {dtype}, expected floating-point numbers; if these are codes, "
+            "config.json must say in quantization_config what they stand for"
+        )
+    scales = [f"{name}{end}" for end in ("_scale", "_scale_inv") if f"{name}{end}" in tensors]
+    if scales:
+        raise ValueError(
+            f"{source}: {name} is to be multiplied by {scales[0]}, and config.json has no "
+            "quantization_config that says how; load the checkpoint in floating point"
+        )
