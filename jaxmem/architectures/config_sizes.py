@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import typing
 from typing import Any
 
@@ -45,8 +46,8 @@ def check_types(config: Any) -> None:
         if not _has_type(value, field.type):
             expected = getattr(field.type, "__name__", str(field.type))
             raise TypeError(f"{field.name} is {value!r}, expected {expected}")
-        numbers = value if isinstance(value, tuple | list) else (value,)
-        if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+        values = value if isinstance(value, tuple | list) else (value,)
+        if not all(math.isfinite(x) for x in values if isinstance(x, numbers.Real)):
             raise ValueError(f"{field.name} is {value!r}, expected finite numbers")
 
 
@@ -59,7 +60,8 @@ def _has_type(value: Any, hint: Any) -> bool:
         return any(_has_type(value, part) for part in parts)
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
-    return isinstance(value, int | float if hint is float else hint)
+    kinds = {int: numbers.Integral, float: numbers.Real}  # NumPy's integers and floats, too
+    return isinstance(value, kinds.get(hint, hint))
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -57,6 +57,8 @@ class Config:
     head_dim: int = 0  # 0 means width / heads; given where heads were removed
     context: int = 1024
     eps: float = 1e-5
+    scale_attention: bool = True  # whether scores are divided by the root of head_dim
+    scale_by_layer: bool = False  # whether scores of layer i are divided by i + 1
     tied: bool = True  # whether the embedding is the head, too
     bos: int | None = None
     eos: tuple[int, ...] = ()
@@ -84,8 +86,6 @@ class Config:
         fields = JsonFields(hf)
         fields.text("model_type", among=("gpt2",))
         fields.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")
-        fields.expect("scale_attn_weights", True)
-        fields.expect("scale_attn_by_inverse_layer_idx", False)
         fields.expect("add_cross_attention", False)
         fields.ignore("reorder_and_upcast_attn")  # the scores are in float32 here in any case
         config = cls(
@@ -96,6 +96,8 @@ class Config:
             ffn=fields.integer("n_inner", 0),
             context=fields.integer("n_positions", 1024),
             eps=fields.number("layer_norm_epsilon", 1e-5, above=0),
+            scale_attention=fields.boolean("scale_attn_weights", True),
+            scale_by_layer=fields.boolean("scale_attn_by_inverse_layer_idx", False),
             tied=fields.boolean("tie_word_embeddings", True),
             bos=fields.integer("bos_token_id", None, least=0),
             eos=fields.integers("eos_token_id"),
@@ -183,7 +185,10 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = keep_layout(k, v)
         q, k, v = (split_heads(y, c.heads) for y in (q, k, v))
-        window, scale = np.iinfo(np.int32).max, c.head_dim**-0.5  # this window has no limit
+        window = np.iinfo(np.int32).max  # this window has no limit
+        scale: Array | float = c.head_dim**-0.5 if c.scale_attention else 1.0
+        if c.scale_by_layer:
+            scale = scale / (layer + 1).astype(jnp.float32)
         cache, y = attend_through(cache, layer, position, q, k, v, window, scale)
         return Linear(c.width, bias=True, name="out")(merge_heads(y)), cache
 

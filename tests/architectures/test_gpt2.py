@@ -46,7 +46,7 @@ def test_recipes_name_every_parameter_with_its_shape(model):
     [
         {"model_type": "gptj"},
         {"activation_function": "relu"},
-        {"scale_attn_by_inverse_layer_idx": True},
+        {"add_cross_attention": True},
         {"n_head": 7},
     ],
 )
@@ -67,6 +67,24 @@ def test_an_untied_head_of_its_own_makes_the_logits(model):
     np.testing.assert_allclose(doubled, 2 * file["logits"][:1, :4], atol=2e-4)
 
 
+@pytest.mark.parametrize("option", ["scale_attn_weights", "scale_attn_by_inverse_layer_idx"])
+def test_other_scales_of_attention_are_those_of_scaled_queries(option, model):
+    config, params, file = model
+    hf = json.loads(str(file["config"]))
+    scaled = gpt2.Config.from_hf(hf | {option: not hf[option]})
+    factor = {"scale_attn_weights": [config.head_dim**0.5] * 2}.get(option, [1.0, 0.5])
+    queries = (jnp.arange(3 * config.width) < config.width)[None]  # of queries, keys and values
+    by_layer = jnp.where(queries, jnp.asarray(factor, jnp.float32)[:, None], 1.0)
+    qkv = params["layers"]["attn"]["qkv"]
+    changed = {"kernel": qkv["kernel"] * by_layer[:, None], "bias": qkv["bias"] * by_layer}
+    layers = params["layers"] | {"attn": params["layers"]["attn"] | {"qkv": changed}}
+    ids = file["ids"][:1, :6]
+    apply = lambda c, p: gpt2.module(c).apply({"params": p}, ids)
+    want = apply(config, params | {"layers": layers})
+    np.testing.assert_allclose(apply(scaled, params), want, atol=1e-4)
+    assert np.abs(want - file["logits"][:1, :6]).max() > 1e-2
+
+
 @pytest.mark.parametrize("length, position", [(33, 0), (8, 25)])
 def test_tokens_past_the_table_of_positions_are_refused_when_traced(length, position, model):
     config, params, _ = model
@@ -77,7 +95,7 @@ def test_tokens_past_the_table_of_positions_are_refused_when_traced(length, posi
 
 
 @pytest.mark.parametrize("change", [{"n_layer": 2**31}, {"n_head": 0}, {"n_embd": "32"},
-    {"scale_attn_weights": False}, {"layer_norm_epsilon": None, "alibi": True}])  # fmt: skip
+    {"scale_attn_weights": 0.5}, {"layer_norm_epsilon": None, "alibi": True}])  # fmt: skip
 def test_a_value_that_is_not_computed_is_refused_by_name(change):
     hf = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
     with pytest.raises(ValueError, match=list(change)[-1]):
