@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ..interop import to_compressed_tensors, to_gguf
+from ..io.json_fields import read_object
 from ..models import Model, load
 from .options import Json, ModelName
 from .output import Output
@@ -52,5 +53,5 @@ def with_codes(name: str) -> Model:
     config = pathlib.Path(name) / "config.json"
     has_codes = name.endswith(".gguf")
     if config.is_file():
-        has_codes = '"quantization_config"' in config.read_text(encoding="utf-8")
+        has_codes = bool(read_object(config).get("quantization_config"))
     return load(name, encoded=has_codes)

@@ -62,21 +62,23 @@ def evaluate_embeddings(
 def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Callable:
     """`embed(params, sentences)` for an encoder: the mean of the hidden vectors (Reimers, 2019).
 
-    Sentences are cut at `length` tokens, sorted by length, and run `batch` at a time. Each batch is
-    padded to a multiple of 16 tokens, so that few shapes are compiled.
+    Sentences are cut at `length` tokens, or at the model's context if that is shorter, sorted by
+    length, and run `batch` at a time. Each batch is padded to a multiple of 16 tokens, so that few
+    shapes are compiled.
     """
     from ..architectures import bert
 
+    context = model.config.context
     run = jax.jit(lambda params, ids, mask: bert.embed(model.apply(params, ids, mask), mask))
 
     def embed(params: Any, sentences: Sequence[str]) -> np.ndarray:
         model.tokenizer.no_padding()
-        model.tokenizer.enable_truncation(length)
+        model.tokenizer.enable_truncation(min(length, context))
         ids = [encoding.ids for encoding in model.tokenizer.encode_batch(list(sentences))]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         vectors = [np.empty(0)] * len(ids)
         for group in (order[i : i + batch] for i in range(0, len(order), batch)):
-            width = -(-max(len(ids[i]) for i in group) // 16) * 16
+            width = min(-(-max(len(ids[i]) for i in group) // 16) * 16, context)
             padded = np.zeros((batch, width), np.int32)
             mask = np.zeros((batch, width), bool)
             for row, i in enumerate(group):

@@ -314,7 +314,9 @@ def _built(text: str, path: pathlib.Path) -> "Tokenizer":
 
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the one class that tokenizers raises
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # Exception, and what a panic of its Rust code raises
         raise ValueError(f"{path} is no tokenizer: {error}") from error
     tokenizer.no_padding()  # some files say 128 tokens, whatever the text; the caller decides
     tokenizer.no_truncation()

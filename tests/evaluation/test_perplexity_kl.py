@@ -177,7 +177,7 @@ def test_embeddings_that_cannot_be_ranked_are_refused(params, scores, message):
 def test_sentences_are_embedded_as_if_one_at_a_time():
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate("?abcd")}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    config = bert.Config(vocab=5, width=8, ffn=8, layers=1, heads=2)
+    config = bert.Config(vocab=5, width=8, ffn=8, layers=1, heads=2, context=10)
     ids = jnp.zeros((1, 4), jnp.int32)
     params = jax.jit(bert.module(config).init)(jax.random.key(0), ids)["params"]
     model = Model(config, params, words, "")
