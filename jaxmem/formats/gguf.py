@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.lazy import Lazy
 from . import byte_ranges, gguf_header
-from .gguf_header import Header, Place
+from .gguf_header import Header, TensorPlace
 
 DECODED_NUMBERS = 1 << 18  # numbers decoded at once: they fit the cache of a core; 256 divides it
 
@@ -29,7 +29,7 @@ class Gguf:
     path: pathlib.Path
     fields: dict[str, Any]
     tensors: dict[str, Lazy]
-    places: dict[str, Place] = dataclasses.field(default_factory=dict)
+    places: dict[str, TensorPlace] = dataclasses.field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def kind(self, name: str) -> str:
@@ -127,7 +127,7 @@ def _opened(path: pathlib.Path, fields: dict[str, Any], headers: list[Header]) -
     return Gguf(path, fields, tensors, places, headers[0].spans)
 
 
-def _tensor(place: Place, shape: tuple[int, ...], name: str) -> np.ndarray:
+def _tensor(place: TensorPlace, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Decodes the tensor that lies at `place` to float32."""
     from gguf import GGML_QUANT_SIZES, dequantize
 

@@ -18,7 +18,7 @@ _FIELD_BYTES, _TENSOR_BYTES = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8  # the least that one
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor lies: the file, its first byte there, and its type."""
 
     path: pathlib.Path
@@ -33,7 +33,7 @@ class Header:
     fields: dict[str, Any]
     spans: dict[str, tuple[int, int]]  # the first byte of a field, and its end
     shapes: dict[str, tuple[int, ...]]
-    places: dict[str, Place]
+    places: dict[str, TensorPlace]
 
 
 def read(path: pathlib.Path, file: BinaryIO) -> Header:
@@ -67,7 +67,7 @@ def read(path: pathlib.Path, file: BinaryIO) -> Header:
             )
         if data + offset + count > size:
             raise ValueError(f"{name} ends at byte {data + offset + count} of {size}")
-        places[name] = Place(path, data + offset, kind)
+        places[name] = TensorPlace(path, data + offset, kind)
         offset += -(-count // alignment) * alignment
     return Header(fields, spans, {name: info[0] for name, info in infos.items()}, places)
 

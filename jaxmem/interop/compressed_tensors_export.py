@@ -87,8 +87,7 @@ def to_compressed_tensors(
         for name in weight_map.names:
             stem = name.removesuffix("weight")
             shapes |= {stem + suffix: shape for suffix, shape in layer_shapes.items()}
-    with replacing(path) as temporary:
-        temporary.mkdir()
+    with replacing(path, directory=True) as temporary:
         (temporary / "config.json").write_text(json.dumps(hf, indent=2), encoding="utf-8")
         arrays = (
             array

@@ -10,7 +10,6 @@ import pathlib
 import secrets
 import zlib
 from collections.abc import Iterator
-from glob import escape
 
 import jax
 import numpy as np
@@ -23,8 +22,7 @@ from .atomic import replacing, temporary_path
 def replacing_together(path: pathlib.Path, plan: bytes) -> Iterator[pathlib.Path]:
     """An empty temporary file, the same for all processes; it is renamed to `path` at the end.
 
-    `plan` describes what all processes together write. Temporary files that a killed save of
-    `path` left behind are removed, so only one save of a path may run at a time.
+    `plan` describes what all processes together write.
 
     Raises:
         ValueError: the processes' plans differ.
@@ -38,10 +36,7 @@ def replacing_together(path: pathlib.Path, plan: bytes) -> Iterator[pathlib.Path
         multihost_utils.sync_global_devices("jaxmem.save: the file is there")
         yield temporary_path(path, name)
     else:
-        for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)
         with replacing(path, token=name) as temporary:
-            temporary.touch(exist_ok=False)
             if several:
                 multihost_utils.sync_global_devices("jaxmem.save: the file is there")
             yield temporary

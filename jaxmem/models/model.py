@@ -91,7 +91,6 @@ class Model:
         if path.exists() and not (path / RECORD).exists():
             raise ValueError(f"{path} exists and was not written by jaxmem; choose another place")
         with replacing(path, replace_directory=True) as new:
-            new.mkdir()
             checkpoint.save(new / PARAMS, self.params if params is None else params)
             if self.tokenizer is not None:
                 (new / "tokenizer.json").write_text(self.tokenizer.to_str(), encoding="utf-8")
