@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _RANKS = range(1, 5)  # ggml's tensors have up to four axes
+_MOST_NUMBERS = 1 << 59  # numpy refuses shapes of more bytes than 2^63, also with a side of 0
 _FIELD_BYTES, _TENSOR_BYTES = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8  # the least that one takes in the header
 
 
@@ -110,6 +111,8 @@ def _type(name: str, shape: tuple[int, ...], type_number: int) -> tuple[Any, int
     except ValueError as error:
         raise ValueError(f"{name} is of type {type_number}, which is no type of ggml") from error
     block, block_bytes = GGML_QUANT_SIZES[kind]
+    if math.prod(max(side, 1) for side in shape) > _MOST_NUMBERS:
+        raise ValueError(f"{name} has shape {shape}, more numbers than a file holds")
     if shape[-1] % block:
         raise ValueError(f"{name} of shape {shape} is not in blocks of {block}")
     return kind, math.prod(shape) // block * block_bytes

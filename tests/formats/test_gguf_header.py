@@ -64,7 +64,8 @@ HOSTILE = {
     "a type of no name": (header(tensors=tensor(kind=999)), "w is of type 999"),
     "half a block": (header(tensors=tensor(shape=(31,), kind=2)), "not in blocks of 32"),
     "a tensor past the end": (header(tensors=tensor(shape=(2**40,))), "w ends at byte"),
-    "axes whose product overflows": (header(tensors=tensor(shape=(2**62, 4))), "w ends at byte"),
+    "axes whose product overflows": (header(tensors=tensor(shape=(2**62, 4))), "w has shape"),
+    "a large axis beside none": (header(tensors=tensor(shape=(0, 2**62))), "w has shape"),
     "tensors that overlap": (
         header(tensors=tensor() + tensor("v"), counts=(2, 0)) + bytes(999),
         "v begins at byte 0 of the tensors, expected 128",
