@@ -61,7 +61,8 @@ def load(
     - `llama-1b`, `llama-8b`, `llama-70b`: shapes without weights, to plan with;
     - a directory with `config.json` and safetensors, sharded or not, dense or compressed-tensors
       of integers, or one `.safetensors` file with `config.json` beside it;
-    - a `.gguf` file, of any quantised type the `gguf` package knows, or a llama2.c `.bin`;
+    - a `.gguf` file, of any quantised type the `gguf` package knows, or any part of one that is in
+      several files; or a llama2.c `.bin`;
     - `hf://org/name` or `hf://org/name@revision`, through huggingface_hub;
     - a directory that `jaxmem fit` or `Model.save` wrote: its params are encoded.
 
@@ -314,6 +315,7 @@ def _built(text: str, path: pathlib.Path) -> "Tokenizer":
 
     try:
         tokenizer = Tokenizer.from_str(text)
+        tokenizer.encode("")  # a template of tokens that are not there fails only when it is used
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # Exception, and what a panic of its Rust code raises

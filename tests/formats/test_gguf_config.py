@@ -1,13 +1,14 @@
 """Fields of a GGUF file: read with llama.cpp's defaults, or refused by name."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
 import pytest
 
-from jaxmem.architectures import llama
+from jaxmem.architectures import gpt2, llama
 from jaxmem.core.lazy import Lazy
-from jaxmem.formats import gguf_config
+from jaxmem.formats import gguf_config, gguf_llama
 from jaxmem.formats.gguf import Gguf
 
 FIELDS = {
@@ -27,6 +28,9 @@ FACTORS = np.array([1, 1.5, 3, 8], np.float32)
 def tensor(*shape, value=None):
     value = np.zeros(shape, np.float32) if value is None else value
     return Lazy(value.shape, np.dtype("float32"), lambda _: value)
+
+
+HEAD = {"output.weight": tensor(64, 32)}
 
 
 def described(arch="llama", factors=None, blocks=(0, 1), embedding=(64, 32), **fields):
@@ -125,3 +129,12 @@ def test_the_factors_of_llama_3_1_are_known_as_its_scaling():
     file = described(factors=factors, rope__freq_base=5e5)
     config = llama.Config.from_hf(gguf_config.config(file))
     assert config.rope_scaling == scaling and config.rope_factors == ()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gpt_2_has_a_head_if_the_file_has_one(tied):
+    file = described("gpt2")
+    file = file if tied else dataclasses.replace(file, tensors=file.tensors | HEAD)
+    config = gpt2.Config.from_hf(gguf_config.config(file))
+    assert config.tied == tied
+    assert gguf_llama.sources(file).get("lm_head.weight") == (None if tied else "output.weight")

@@ -252,6 +252,17 @@ def test_stories260k_tells_a_story(shared_data):
     )
 
 
+def test_a_template_of_a_token_that_is_not_there_is_one_clear_error(tensors, tmp_path):
+    write_single(tmp_path, tensors)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a"))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("a $A", None, [("a", 0)])
+    spec = json.loads(tokenizer.to_str())
+    spec["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer: no entry"):
+        load(tmp_path)
+
+
 FIELDS = {
     "unknown": ({"model": "t5"}, "a tokenizer 't5', expected gpt2, llama, bert"),
     "no merges": ({"model": "gpt2", "tokens": ["a"]}, "no list of merges"),
