@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..kernels.block_sparse_matmul import block_sparse_product, supports
-from ..kernels.dispatch import differentiated_by, on_one_chip
+from ..kernels.dispatch import at_most, differentiated_by, on_one_chip
 from ..kernels.tiled_matmul import decoded_product
 from .sparse import (
     Count,
@@ -144,7 +144,7 @@ def _rows_of_a_strip(values: Array, places: Array) -> int:
 
 def _plain_product(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by XLA, in the way that is cheaper for so many rows of x."""
-    product = _gathered if x.shape[0] <= leaf.outputs else decoded_product
+    product = _gathered if at_most(x.shape[0], leaf.outputs) else decoded_product
     return product(x, leaf, precision=precision)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..kernels.dispatch import at_most
 from ..kernels.tiled_matmul import decoded_product, map_tiles
 from .sparse import DensitySparse, RowSparseArray, compressed, decoded_values, narrow_indices
 
@@ -53,7 +54,9 @@ class CsrArray(RowSparseArray):
         return jnp.put_along_axis(zeros, places.astype(jnp.int32), values, -1, inplace=False)
 
     def matmul(self, x, precision=None):
-        if x.shape[0] * self.columns.shape[-1] > self.fold.k:  # gathers more than it decodes
+        if not at_most(
+            x.shape[0] * self.columns.shape[-1], self.fold.k
+        ):  # gathers more than it decodes
             return decoded_product(x, self, precision)
         return map_tiles(functools.partial(_gathered, precision=precision), x, self)
 

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
-from ..kernels.dispatch import differentiated_by
+from ..kernels.dispatch import at_most, differentiated_by
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product, map_tiles
 from .float16_scales import divisor
 from .integer_matmul import integer_product
@@ -112,14 +112,16 @@ def _decoded_inner_product(x, leaf, precision):
 def _matmul(x, leaf, *, precision):
     """rounded(x) (m, k) . rows^T of an unstacked `DynamicArray`: (m, n) f32."""
     x_f32, inner = x.astype(jnp.float32), leaf.inner.as_int_array()
-    if leaf.to != "int8" or inner is None or not x.size:
+    if leaf.to != "int8" or inner is None or 0 in x.shape:
         return leaf.inner.matmul(rounded(x_f32, leaf).astype(x.dtype), precision)
     q, zero, step = _to_int8(x_f32, *leaf.ranges(x_f32))
     # With groups, int8 products on a chip would write their sums by group to memory.
     grouped = inner.scale.shape[-2] > 1
-    few_rows = x.size and len(x) <= CPU_PACKED_ROWS
+    few_rows = at_most(x.shape[0], CPU_PACKED_ROWS)
     on_cpu = _float_product if grouped else _few_rows_product if few_rows else _integer_product
-    on_tpu = _bfloat16_product if grouped or len(x) <= TPU_DECODED_ROWS else _integer_product
+    on_tpu = (
+        _bfloat16_product if grouped or at_most(x.shape[0], TPU_DECODED_ROWS) else _integer_product
+    )
     products = dict(cpu=on_cpu, tpu=on_tpu, default=_integer_product)
     return lax.platform_dependent(q, zero, inner, **products) * step
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..kernels.dispatch import differentiated_by
+from ..kernels.dispatch import at_most, differentiated_by
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product, map_tiles
 from .float16_scales import divisor
@@ -31,13 +31,13 @@ def matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
     """x (m, k) . rows^T of an unstacked `IntArray`: (m, n) f32, by what is fast on the platform."""
     (m, k), (groups, n) = x.shape, leaf.scale.shape[-2:]
     decoded = functools.partial(cpu_product, precision=precision)
-    on_cpu = _digit_product if groups == 1 and m <= DIGIT_ROWS and k else decoded
+    on_cpu = _digit_product if groups == 1 and at_most(m, DIGIT_ROWS) and k else decoded
     scaled_after = functools.partial(_product_then_scale, precision=precision)
     if groups == 1 and (leaf.bits == 8 or m == 1):
         elsewhere = scaled_after
     else:  # the kernel reads a byte of several codes once, not once for each of its parts
         tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
-        otherwise = scaled_after if groups == 1 and m * n <= INTERLEAVED_SUMS else tiles
+        otherwise = scaled_after if groups == 1 and at_most(m * n, INTERLEAVED_SUMS) else tiles
         elsewhere = functools.partial(packed_product, otherwise=otherwise, precision=precision)
     return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
 

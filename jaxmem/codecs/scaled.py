@@ -135,7 +135,7 @@ class ScaledArray(MatrixLeaf):
 
     def matmul(self, x, precision=None):
         one_scale = self.scale.shape[-2] == 1 and getattr(self, "low", None) is None
-        if one_scale and (self.bits == 8 or len(x) == 1):
+        if one_scale and (self.bits == 8 or x.shape[0] == 1):
             return _scaled_matmul(x, self, precision=precision)
         return packed_matmul(x, self, precision=precision)
 

@@ -11,6 +11,8 @@ from flax.core.meta import AxisMetadata
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from .serialization import register
+
 
 class Encoded(abc.ABC):
     """An encoded leaf: stands for an array of `shape` and `dtype` in fewer bytes.
@@ -56,6 +58,10 @@ class Encoded(abc.ABC):
         """Raises AttributeError, which for an attribute of arrays, such as `T`, says what to do."""
         lift_it = ": call the function as jm.lift(fn)(params, ...)" if hasattr(Array, name) else ""
         raise AttributeError(f"{type(self).__name__} is encoded and has no {name!r}{lift_it}")
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        register(cls)
 
     @property
     def stack(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -55,14 +56,28 @@ def on_one_chip(kernel: Callable, otherwise: Callable, *args: Any) -> Array:
     """`kernel(*args)` for one TPU chip, or inside `shard_map`; `otherwise(*args)` elsewhere.
 
     Both functions take pytrees of arrays and give one array of the same shape and dtype. The
-    derivatives are those of `otherwise`.
+    derivatives are those of `otherwise`, which runs too where `jax.export` has a size as a symbol.
 
     Example:
         >>> import jax.numpy as jnp
         >>> float(on_one_chip(lambda x: x * 2, lambda x: x + x, jnp.ones(())))
         2.0
     """
+    sizes = [size for a in jax.tree.leaves(args) for size in jnp.shape(a)]
+    if not all(isinstance(size, int) for size in sizes):
+        return otherwise(*args)
     return _bind(args, kernel, otherwise, (), on_one_chip=True)
+
+
+def at_most(size: Any, most: int) -> bool:
+    """Whether a size is known to be at most `most`: the symbol of a size in `jax.export` is not.
+
+    Example:
+        >>> from jax import export
+        >>> at_most(3, 32), at_most(33, 32), at_most(export.symbolic_shape("batch")[0], 32)
+        (True, False, False)
+    """
+    return isinstance(size, int) and size <= most
 
 
 def _bind(operands, fast, plain, options, on_one_chip):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .dispatch import at_most
+
 TILE_ROWS = 1024  # rows of a decoded tile
 INTERLEAVED_TILE_WEIGHTS = 2**19  # weights of a tile in a loop: experiments/speed/cpu_matvec.py
 UNROLLED_TILES = 16  # up to so many tiles are unrolled on an accelerator, and stay on the chip
@@ -34,9 +36,9 @@ def decoded_product(x: Array, leaf: Any, precision=None, *, unrolled: int = 0) -
 
 def cpu_product(x: Array, leaf: Any, precision=None) -> Array:
     """`decoded_product` for a CPU, which multiplies few rows of bfloat16 slowly."""
-    x = x.astype(jnp.float32) if len(x) <= FLOAT32_ROWS else x
+    x = x.astype(jnp.float32) if at_most(x.shape[0], FLOAT32_ROWS) else x
     leaf, addend = leaf.prepare_for_cpu(x)
-    if len(x) > FETCHED_ROWS:
+    if not at_most(x.shape[0], FETCHED_ROWS):
         y = decoded_product(x, leaf, precision)
     else:
         product = lambda x, part: _product(x, part, precision, False)

@@ -24,8 +24,8 @@ from contract_codecs import (
     weight,
 )
 from flax import linen as nn
-from flax import nnx
-from jax import lax
+from flax import nnx, serialization
+from jax import export, lax
 
 import jaxmem as jm
 from jaxmem.io.checkpoint import load, save
@@ -108,6 +108,33 @@ def test_survives_save_and_load_without_a_template(codec, tmp_path):
     assert_same(load(tmp_path / "w.jm"), tree)
     size = (tmp_path / "w.jm").stat().st_size
     assert size <= jm.nbytes(tree) + 1024 * (1 + len(jax.tree.leaves(tree)))
+
+
+@each_kind
+def test_a_lifted_function_of_a_symbolic_batch_is_exported(codec):
+    leaf, x = encoded(codec), jax.ShapeDtypeStruct(export.symbolic_shape("batch, 32"), jnp.float32)
+    program = export.export(jax.jit(jm.lift(jnp.matmul)))(x, leaf)
+    again = export.deserialize(program.serialize())
+    assert again.in_tree == program.in_tree == jax.tree.structure(((x, leaf), {}))
+    if codec in (jm.Int(8), jm.Int(4, group=10, symmetric=False)):  # each call compiles
+        assert_close(again.call(weight(5, 32), leaf), weight(5, 32) @ decoded(codec))
+
+
+@each_codec
+def test_survives_the_serialization_of_flax(codec):
+    leaf = encoded(codec, "bf16 stacked")
+    tree, empty = {"w": [leaf]}, {"w": [jax.tree.map(jnp.zeros_like, leaf)]}
+    assert_same(serialization.from_bytes(empty, serialization.to_bytes(tree)), tree)
+
+
+def test_a_state_of_flax_that_is_encoded_otherwise_is_refused():
+    state = serialization.to_bytes(encoded(jm.Int(4)))
+    for codec, form, says in (
+        (jm.Int(8), "f32", "same plan"),
+        (jm.Int(4), "f32 stacked", "shapes"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            serialization.from_bytes(encoded(codec, form), state)
 
 
 @each_kind
