@@ -90,7 +90,7 @@ class Config:
             heads=fields.integer("num_attention_heads"),
             context=fields.integer("max_position_embeddings", 512),
             types=fields.integer("type_vocab_size", 2),
-            eps=fields.number("layer_norm_eps", 1e-12, above=0),
+            eps=fields.number("layer_norm_eps", 1e-12, above=0, below=1),
         )
         refuse_unread_options(fields)
         return config

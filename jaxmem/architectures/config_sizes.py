@@ -65,16 +65,19 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Refuses sizes below 1, and more layers than `MOST_LAYERS`.
+    """Refuses sizes below 1, more layers than `MOST_LAYERS`, and an `eps` that is no small number.
 
     Raises:
-        ValueError: one of the fields `names` is less than 1, or there are too many layers.
+        ValueError: one of the fields `names` is less than 1, there are too many layers, or `eps`
+            is not in [0, 1).
     """
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}, expected at least 1")
     if config.layers > MOST_LAYERS:
         raise ValueError(f"layers is {config.layers}, expected at most {MOST_LAYERS}")
+    if not 0 <= config.eps < 1:
+        raise ValueError(f"eps is {config.eps}, expected at least 0 and below 1")
 
 
 def check_family(config: Any, expected: str) -> None:

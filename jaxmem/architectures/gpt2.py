@@ -95,7 +95,7 @@ class Config:
             heads=fields.integer("n_head"),
             ffn=fields.integer("n_inner", 0),
             context=fields.integer("n_positions", 1024),
-            eps=fields.number("layer_norm_epsilon", 1e-5, above=0),
+            eps=fields.number("layer_norm_epsilon", 1e-5, above=0, below=1),
             scale_attention=fields.boolean("scale_attn_weights", True),
             scale_by_layer=fields.boolean("scale_attn_by_inverse_layer_idx", False),
             tied=fields.boolean("tie_word_embeddings", True),

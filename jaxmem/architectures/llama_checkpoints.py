@@ -89,7 +89,7 @@ def from_hf(hf: dict) -> dict[str, Any]:
         head_dim=fields.integer("head_dim", width // heads),
         tied=fields.boolean("tie_word_embeddings", False),
         context=fields.integer("max_position_embeddings", 2048),
-        eps=fields.number("rms_norm_eps", 1e-6, above=0),
+        eps=fields.number("rms_norm_eps", 1e-6, above=0, below=1),
         **_rope(fields, gemma),
         **_window(fields, kind, layers),
         qkv_bias=kind == "qwen2",

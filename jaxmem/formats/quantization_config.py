@@ -51,7 +51,8 @@ def schemes(config: dict) -> list[Scheme]:
     if "kv_cache_scheme" in fields:
         fields.refuse("kv_cache_scheme", "null", "; keys and values are not rounded here")
     sparsity = fields.object("sparsity_config")
-    sparsity.expect("format", "dense")
+    if sparsity.data and sparsity.text("format") != "dense":
+        sparsity.refuse("format", "'dense'", "; sparse weights are not read here")
     sparsity.ignore(*sparsity.data)
     transforms = fields.object("transform_config")
     if transforms.data.get("config_groups"):

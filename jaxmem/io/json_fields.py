@@ -88,14 +88,21 @@ class JsonFields:
         return value
 
     def number(
-        self, name: str, default: Any = _REQUIRED, *, above: float = -math.inf
+        self,
+        name: str,
+        default: Any = _REQUIRED,
+        *,
+        above: float = -math.inf,
+        below: float = math.inf,
     ) -> float | None:
-        """A finite number that is larger than `above`, as a float, or the default."""
+        """A finite number between `above` and `below`, as a float, or the default."""
         value = self._get(name, default)
         if name not in self:
             return value
-        if not _is_number(value, above):
-            self.refuse(name, "a finite number", f" above {above:g}" if above > -math.inf else "")
+        if not _is_number(value, above) or value >= below:
+            bounds = [f"above {above:g}"] if above > -math.inf else []
+            bounds += [f"below {below:g}"] if below < math.inf else []
+            self.refuse(name, " ".join(("a finite number", " and ".join(bounds))).rstrip())
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:

@@ -94,6 +94,10 @@ def test_a_group_of_another_format_is_refused_where_it_is_used(form):
     [
         (lambda c, g: c.update(transform_config={"config_groups": {"u": {}}}), "transform_config"),
         (lambda c, g: c.update(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config"),
+        (
+            lambda c, g: c.update(sparsity_config={"ignore": []}),
+            "sparsity_config.format is missing",
+        ),
         (lambda c, g: c.update(kv_cache_scheme=ARGS), "kv_cache_scheme"),
         (lambda c, g: c.update(smoothing={"alpha": 0.5}), "quantization_config.smoothing"),
         (lambda c, g: c.update(config_groups=[]), "config_groups is .*expected a JSON object"),

@@ -42,6 +42,11 @@ def test_a_number_is_a_finite_number_above_its_bound(value):
         JsonFields({"eps": value}).number("eps", above=0)
 
 
+def test_a_number_is_below_its_bound():
+    with pytest.raises(ValueError, match="eps is 1, expected a finite number above 0 and below 1"):
+        JsonFields({"eps": 1}).number("eps", above=0, below=1)
+
+
 @pytest.mark.parametrize(
     "read, message",
     [
