@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..codecs.dynamic import DynamicArray
+from ..core.arguments import BATCHES, FUNCTION, TREE, takes
 from ..core.leaf import decode, is_encoded
 from ..core.lifting import lift
 from ..core.matrix_leaf import MatrixLeafWrapper
@@ -29,6 +30,7 @@ _SHARE = 0.9999  # of the numbers on each side of zero, the share that "percenti
 _SHRINKS = 64  # shares of the full range that "mse" compares
 
 
+@takes(tree=TREE, fn=FUNCTION, batches=BATCHES)
 def static(tree: T, fn: Callable, batches: Iterable[tuple], *, method: Method = "mse") -> T:
     """The encoded tree with the ranges of all `Dynamic` leaves fixed, from `fn(tree, *batch)`.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..core.arguments import BATCHES, FUNCTION, OPTIONAL_MAPPING, TREE, takes
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import decode, is_encoded
 from ..core.paths import arrays_only, paths
@@ -21,6 +22,7 @@ from ..core.usage import summed_axes, uses
 from .batches import tuples
 
 
+@takes(fn=FUNCTION, params=TREE, batches=BATCHES)
 def fisher(
     fn: Callable, params: Any, batches: Iterable[tuple], *, seed: int = 0
 ) -> dict[str, np.ndarray]:
@@ -56,6 +58,7 @@ def fisher(
     return {path: s / predictions for path, s in total.items()}
 
 
+@takes(loss=FUNCTION, params=TREE, batches=BATCHES, uses=OPTIONAL_MAPPING)
 def gradients(
     loss: Callable, params: Any, batches: Iterable[tuple], uses: Mapping | None = None
 ) -> dict[str, Array]:

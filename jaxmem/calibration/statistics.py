@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.arguments import BATCHES, FUNCTION, TREE, takes
 from ..core.leaf import decode, is_encoded
 from ..core.lifting import lift
 from ..core.paths import arrays_only, paths
@@ -46,6 +47,7 @@ class Moments:
         return jnp.diagonal(self.second, axis1=-2, axis2=-1)
 
 
+@takes(fn=FUNCTION, params=TREE, batches=BATCHES)
 def stats(
     fn: Callable,
     params: Any,

@@ -105,6 +105,8 @@ def to_bcoo(leaf: CooArray) -> Any:
     """
     from jax.experimental.sparse import BCOO
 
+    if not isinstance(leaf, CooArray):
+        raise TypeError(f"to_bcoo takes a leaf of Coo, got a {type(leaf).__name__}")
     if leaf.batch_shape:
         raise ValueError(f"to_bcoo takes a matrix, got a stack of {leaf.batch_shape}: map over it")
     place = jnp.stack([leaf.row[0].astype(jnp.int32), leaf.column[0].astype(jnp.int32)], -1)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..core.arguments import BYTES, INTEGER, OPTIONAL_MAPPING, TREE, takes
 from ..core.codec import ties_layers
 from ..core.fold import matrix_shape
 from ..core.leaf import nbytes as count_bytes
@@ -32,6 +33,10 @@ class Unreachable(ValueError):
     """No choice among the candidates is as small as the limit."""
 
 
+_MAPPINGS = dict.fromkeys(("uses", "stats", "sensitivity", "known"), OPTIONAL_MAPPING)
+
+
+@takes(params=TREE, nbytes=BYTES, runs=INTEGER, **_MAPPINGS)
 def budget(
     params: Any,
     *,
@@ -96,7 +101,7 @@ def budget(
         with prefixed(path):
             cells[path] = _cells(leaves[path], axes[path], codecs, runs)
             sizes[path] = [_sizes(cell, axes[path], codecs) for _, cell in cells[path]]
-    dense = sum(count_bytes(shape_of(leaf)) for path, leaf in leaves.items() if path not in chosen)
+    dense = count_bytes([shape_of(leaf) for path, leaf in leaves.items() if path not in chosen])
     least = dense + sum(min(cell) for by_cell in sizes.values() for cell in by_cell)
     if least > nbytes:
         raise Unreachable(f"{nbytes} bytes cannot hold it; the smallest reachable size is {least}")

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from ..codecs import NM, Bitmask, Chain, Int, LowRank
+from ..core.arguments import NAMES, OPTIONAL_MAPPING, TREE, takes
 from ..core.fold import matrix_shape
 from ..core.leaf import is_dense_float, nbytes
 from ..core.paths import is_whole, paths
@@ -28,6 +29,7 @@ Kind = Literal["int", "sparsity", "n:m", "rank"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
+@takes(params=TREE, kinds=NAMES, uses=OPTIONAL_MAPPING, stats=OPTIONAL_MAPPING)
 def techniques(
     params: Any,
     kinds: Collection[Kind] = KINDS,

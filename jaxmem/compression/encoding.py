@@ -11,6 +11,7 @@ import numpy as np
 from .. import codecs
 from ..calibration.statistics import Moments
 from ..codecs.fake import FakeArray
+from ..core.arguments import MAPPING, OPTIONAL_MAPPING, TREE, takes
 from ..core.codec import has_independent_rows, is_codec, needs_stats, ties_layers
 from ..core.fold import matrix_shape
 from ..core.lazy import Lazy, is_lazy
@@ -23,6 +24,7 @@ from .plan_paths import by_layer
 DENSE_WEIGHTS = 2**23  # weights of a large matrix that are dense at a time
 
 
+@takes(params=TREE, plan=MAPPING, uses=OPTIONAL_MAPPING, stats=OPTIONAL_MAPPING)
 def encode(
     params: Any, plan: Mapping[str, Any], uses: Mapping | None = None, stats: Mapping | None = None
 ) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..core.arguments import OPTIONAL_MAPPING, TREE, takes
 from ..core.codec import has_independent_rows, needs_stats, ties_layers
 from ..core.fold import Fold, matrix_shape
 from ..core.lazy import is_lazy
@@ -28,6 +29,7 @@ SLOW_LAYERS, SLOW_ROWS = 8, 1024
 Errors = Mapping[str, Mapping[Any, np.ndarray]]
 
 
+@takes(params=TREE, uses=OPTIONAL_MAPPING, stats=OPTIONAL_MAPPING, known=OPTIONAL_MAPPING)
 def errors(
     params: Any,
     candidates: Sequence[Any] | Mapping[str, Sequence[Any]] = CANDIDATES,

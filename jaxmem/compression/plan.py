@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import codecs, solvers
+from ..core.arguments import MAPPING, OPTIONAL_MAPPING, TREE, takes
 from ..core.codec import is_codec
 from ..core.paths import match, matcher, paths
 from ..core.usage import summed_axes
@@ -34,7 +35,12 @@ class Plan(Mapping):
     def __init__(
         self, items: Mapping[str, Any] = (), axes: Mapping[str, tuple[int, ...]] | None = None
     ):
-        self._codecs = dict(items)
+        try:
+            self._codecs = dict(items)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"a Plan takes a mapping from paths to codecs, got {items!r}"
+            ) from error
         inherited = items.axes if isinstance(items, Plan) else {}
         self.axes = {path: tuple(a) for path, a in (inherited if axes is None else axes).items()}
         for path, codec in self._codecs.items():
@@ -90,6 +96,7 @@ class Plan(Mapping):
             raise ValueError(f"not the JSON text of a Plan: {e}") from e
 
 
+@takes(params=TREE, rules=MAPPING, uses=OPTIONAL_MAPPING)
 def choose(params: Any, rules: Mapping[str, Any], uses: Mapping[str, Any] | None = None) -> Plan:
     """A plan by rules: each leaf gets the codec of the first regex that matches its whole path.
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.arguments import OPTIONAL_MAPPING, TREE, takes
 from ..core.lazy import is_lazy
 from ..core.leaf import decode, is_array, is_encoded, nbytes, separate_shared, shape_of
 from ..core.paths import is_whole, paths
@@ -71,6 +72,7 @@ class Report:
         return "\n".join("  ".join(aligned(i, t[i]) for i in filled).rstrip() for t in table)
 
 
+@takes(params=TREE, enc=TREE, uses=OPTIONAL_MAPPING)
 def report(params: Any, enc: Any, uses: Mapping | None = None) -> Report:
     """Compares dense `params` with the encoded tree `enc`, one layer of each weight at a time.
 
@@ -104,8 +106,8 @@ def report(params: Any, enc: Any, uses: Mapping | None = None) -> Report:
                 path,
                 shape,
                 _form(leaf),
-                nbytes(shape_of(dense)),
-                nbytes(shape_of(leaf)),
+                nbytes([shape_of(dense)]),
+                nbytes([shape_of(leaf)]),
                 _error(dense, leaf),
                 None if uses is None else _decoding(leaf, uses.get(path, ())),
                 *_spread(leaf),

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from ..codecs import Bitmask, Coo, Csr, Smallest
+from ..core.arguments import NUMBER, OPTIONAL_MAPPING, REGEX, TREE, takes
 from ..core.fold import Fold
 from ..core.leaf import is_dense_float
 from ..core.paths import is_whole, match, paths
@@ -24,6 +25,7 @@ from ..solvers.pruning_scores import magnitude
 BINS = 4096  # histogram bins of the scores' logarithms, among which a threshold is found
 
 
+@takes(density=NUMBER)
 def sparse(density: float) -> Smallest:
     """The unstructured sparse codec that takes the fewest bytes for each weight at this density.
 
@@ -40,6 +42,7 @@ def sparse(density: float) -> Smallest:
     return Smallest((Bitmask(density), Csr(density), Coo(density)))
 
 
+@takes(params=TREE, density=NUMBER, where=REGEX)
 def uniform(params: Any, density: float, where: str = ".*kernel") -> dict[str, float]:
     """The same density for every weight whose path the regex `where` matches.
 
@@ -51,6 +54,7 @@ def uniform(params: Any, density: float, where: str = ".*kernel") -> dict[str, f
     return dict.fromkeys(_matching(params, density, where), density)
 
 
+@takes(params=TREE, density=NUMBER, where=REGEX)
 def erdos_renyi(
     params: Any, density: float, where: str = ".*kernel", uses: Mapping | None = None
 ) -> dict[str, float]:
@@ -86,6 +90,7 @@ def erdos_renyi(
     return {}
 
 
+@takes(params=TREE, density=NUMBER, where=REGEX, uses=OPTIONAL_MAPPING)
 def together(
     params: Any,
     density: float,

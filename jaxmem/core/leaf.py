@@ -11,6 +11,7 @@ from flax.core.meta import AxisMetadata
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from .arguments import OPTIONAL_TREE, takes
 from .serialization import register
 
 
@@ -263,6 +264,7 @@ def divided_shape(x: Any, axis: int, parts: int) -> Any:
     return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
 
 
+@takes(tree=OPTIONAL_TREE)
 def nbytes(tree: Any) -> int:
     """The bytes that the arrays of `tree` take on a device; arrays may be concrete or abstract.
 

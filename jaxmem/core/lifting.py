@@ -8,13 +8,15 @@ import jax
 import numpy as np
 from jax import Array, lax
 
+from .arguments import FUNCTION, takes
 from .leaf import is_encoded
-from .paths import paths
+from .paths import leaf_paths
 from .primitive_rules import decoded, dot
 from .replay import JaxprReplay, NamedLeaf, OnDecode, without_name
 from .traced_mesh import stand_in
 
 
+@takes(fn=FUNCTION)
 def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
     """Makes `fn` accept encoded leaves wherever it takes arrays.
 
@@ -56,7 +58,7 @@ def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
 
         # 3. Replay the jaxpr with the leaves themselves, which know their paths for messages.
         arguments = (*args, *(kwargs[k] for k in sorted(kwargs)))
-        names = [path for argument in arguments for path in paths(argument)]
+        names = [path for argument in arguments for path in leaf_paths(argument)]
         inputs = [
             NamedLeaf(x, path or "the argument") if is_encoded(x) else x
             for x, path, t in zip(leaves, names, traced)

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 from flax import nnx
 
+from .arguments import FUNCTION, TREE, takes
 from .lazy import is_lazy
 from .leaf import is_array, is_encoded, is_random_key
 
 
+@takes(tree=TREE)
 def paths(tree: Any) -> list[str]:
     """The path of each leaf, such as `layers/attn/q/kernel`; an encoded leaf is one leaf.
 
@@ -27,6 +29,16 @@ def paths(tree: Any) -> list[str]:
         ['dense/bias', 'dense/kernel']
         >>> paths({"a": {"b": 1.0}, "a/b": 2.0})
         ['a/b', 'a~1b']
+    """
+    return leaf_paths(tree)
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """`paths`, also of a leaf that is no tree, such as an int: its path is empty.
+
+    Example:
+        >>> leaf_paths(3)
+        ['']
     """
     keys = _leaf_keys(tree)
     names = ["/".join(_without_collection(key)) for key in keys]
@@ -98,6 +110,7 @@ def matcher(rule: str, names: list[str]) -> Callable[[str], bool]:
     return lambda name: regex.fullmatch(name) is not None
 
 
+@takes(tree=TREE, keep=FUNCTION)
 def split(tree: Any, keep: Callable[[str], bool]) -> tuple[Any, Any]:
     """(the tree with the leaves whose path `keep` accepts, the tree with the others).
 
@@ -119,11 +132,16 @@ def split(tree: Any, keep: Callable[[str], bool]) -> tuple[Any, Any]:
 def merge(first: Any, second: Any) -> Any:
     """The tree of which `split` made `first` and `second`.
 
+    Raises:
+        ValueError: the trees have another structure.
+
     Example:
         >>> merge(*split({"a": 1, "b": 2}, lambda path: path == "a"))
         {'a': 1, 'b': 2}
     """
     is_hole = lambda x: x is None or is_whole(x)
+    if jax.tree.structure(first, is_leaf=is_hole) != jax.tree.structure(second, is_leaf=is_hole):
+        raise ValueError("merge takes the two trees that split made; these differ in structure")
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=is_hole)
 
 

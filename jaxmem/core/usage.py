@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from .arguments import FUNCTION, TREE, takes
 from .leaf import Encoded, is_encoded, is_random_key
 from .lifting import lift
 from .paths import arrays_only, is_whole, paths
@@ -27,6 +28,7 @@ class Use(NamedTuple):
     flops: int  # flops of one run of this operation
 
 
+@takes(fn=FUNCTION, params=TREE)
 def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
     """{path: [Use, ...]} for every weight that `fn(params, *args)` reads; params may be abstract.
 

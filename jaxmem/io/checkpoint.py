@@ -52,7 +52,7 @@ def save(path: str | os.PathLike, tree: Any, *, compress: bool = False) -> None:
         ...     load(f"{folder}/w.jm")
         {'w': Array([0, 1, 2, 3], dtype=int4), 'step': 3}
     """
-    path = pathlib.Path(path)
+    path = _checked_path(path, "save")
     if path.is_dir():
         raise ValueError(f"cannot save to {path}: it is a directory, expected a file")
     arrays: list[np.ndarray | jax.Array] = []
@@ -99,7 +99,9 @@ def load(
             function that is not known, has nothing at a path of `functions`, or holds a 64-bit
             array while `jax_enable_x64` is off; the message names the file.
     """
-    path = pathlib.Path(path)
+    path = _checked_path(path, "load")
+    if not (functions is None or isinstance(functions, Mapping)):
+        raise TypeError(f"load: functions is {functions!r}, expected a mapping from paths")
     if path.is_dir():
         raise ValueError(f"cannot load {path}: it is a directory, expected a file")
     try:
@@ -118,6 +120,15 @@ def load(
             return rebuild(node, arrays, known, dict(functions or {}))
     except ValueError as error:
         raise ValueError(f"cannot load {path}: {error}") from error
+
+
+def _checked_path(path: Any, function: str) -> pathlib.Path:
+    """The path; TypeError if it is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"{function}: path is a {type(path).__name__}, expected a str or a PathLike"
+        )
+    return pathlib.Path(path)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
+from ..core.arguments import MESH, SPECS, TREE, takes
 from ..core.leaf import is_array, nbytes
 from ..core.paths import is_whole, match, paths
 from .sharding import follow
@@ -66,6 +67,7 @@ class Placement:
         return "\n".join("  ".join(map(aligned, range(len(t)), t)).rstrip() for t in table)
 
 
+@takes(tree=TREE, mesh=MESH, rules=SPECS)
 def placement(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> Placement:
     """The bytes that `shardings(tree, mesh, rules)` puts on each device, weight by weight.
 
@@ -94,9 +96,9 @@ def placement(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> P
         where, whole = follow(mesh, leaf, spec, path)
         shape = lambda x, s: is_array(x) and jax.ShapeDtypeStruct(s.shard_shape(x.shape), x.dtype)
         names = [name for e in spec if e for name in (e if isinstance(e, tuple) else (e,))]
-        least = -(-nbytes(leaf) // math.prod(mesh.shape[name] for name in names))
-        per_device = nbytes(jax.tree.map(shape, leaf, where))
-        sizes = (nbytes(leaf), per_device, least)
+        least = -(-nbytes([leaf]) // math.prod(mesh.shape[name] for name in names))
+        per_device = nbytes([jax.tree.map(shape, leaf, where)])
+        sizes = (nbytes([leaf]), per_device, least)
         rows.append(Place(path, tuple(getattr(leaf, "shape", ())), str(spec), *sizes, whole))
     return Placement(tuple(rows), mesh.size)
 

@@ -9,12 +9,14 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ..core.arguments import MESH, SHARDINGS, SPECS, TREE, takes
 from ..core.lazy import is_lazy
 from ..core.leaf import is_array, is_encoded
 from ..core.paths import is_whole, match, paths
 from .sharded_array import placed
 
 
+@takes(tree=TREE, mesh=MESH, rules=SPECS)
 def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> Any:
     """The sharding of every array in `tree`, by the first rule that matches a leaf's whole path.
 
@@ -43,6 +45,7 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> A
     return structure.unflatten(out)
 
 
+@takes(tree=TREE)
 def shard(tree: Any, shardings: Any) -> Any:
     """The tree on its devices; each encoded leaf becomes a `ShardedArray`.
 
@@ -72,6 +75,7 @@ def shard(tree: Any, shardings: Any) -> Any:
     return placed(structure.unflatten(map(_put, arrays, where)), shardings)
 
 
+@takes(state=TREE, params=TREE, shardings=SHARDINGS)
 def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
     """The shardings of an optimizer's state: each array lies with the parameter it belongs to.
 

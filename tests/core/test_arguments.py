@@ -1,0 +1,72 @@
+"""Public functions refuse an argument of a wrong kind by its name, with the value and the cure."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jaxmem as jm
+from jaxmem.core.arguments import TREE
+
+PARAMS = {"w": jnp.ones((32, 8))}
+X = jnp.ones((2, 32))
+PLAN = {"w": jm.Int(8)}
+FN = lambda params, x: x @ params["w"]
+CALLS = {
+    "nbytes": (jm.nbytes, {"tree": PARAMS}),
+    "paths": (jm.paths, {"tree": PARAMS}),
+    "split": (jm.split, {"tree": PARAMS, "keep": bool}),
+    "choose": (jm.choose, {"params": PARAMS, "rules": PLAN, "uses": {}}),
+    "encode": (jm.encode, {"params": PARAMS, "plan": PLAN, "uses": {}, "stats": {}}),
+    "uses": (jm.uses, {"fn": FN, "params": PARAMS}),
+    "lift": (jm.lift, {"fn": FN}),
+    "stats": (jm.stats, {"fn": FN, "params": PARAMS, "batches": [(X,)]}),
+    "fisher": (jm.fisher, {"fn": FN, "params": PARAMS, "batches": [(X,)]}),
+    "gradients": (jm.gradients, {"loss": FN, "params": PARAMS, "batches": [(X,)], "uses": {}}),
+    "budget": (jm.budget, {"params": PARAMS, "nbytes": 600, "runs": 1, "uses": {}, "stats": {}}),
+    "errors": (jm.errors, {"params": PARAMS, "uses": {}, "stats": {}, "known": {}}),
+    "techniques": (jm.techniques, {"params": PARAMS, "kinds": ["int"], "uses": {}}),
+    "report": (jm.report, {"params": PARAMS, "enc": PARAMS, "uses": {}}),
+    "uniform": (jm.uniform, {"params": PARAMS, "density": 0.5, "where": "w"}),
+    "shardings": (jm.shardings, {"tree": PARAMS, "mesh": jm.mesh(fsdp=8), "rules": {"w": P()}}),
+    "placement": (jm.placement, {"tree": PARAMS, "mesh": jm.mesh(fsdp=8), "rules": {"w": P()}}),
+}
+EACH = [(name, argument) for name, (_, arguments) in CALLS.items() for argument in arguments]
+
+
+@pytest.mark.parametrize("name, argument", EACH)
+def test_an_argument_of_another_kind_is_refused_by_name(name, argument):
+    fn, arguments = CALLS[name]
+    for wrong in (object(), -1.5j, b"x"):
+        with pytest.raises(TypeError, match=f"^{name}: {argument} is .*, expected a"):
+            fn(**arguments | {argument: wrong})
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: jm.nbytes("model.gguf"), "tree is 'model.gguf', expected a tree of arrays"),
+        (lambda: jm.encode(PARAMS, None), "plan is None, expected a mapping"),
+        (lambda: jm.encode(None, PLAN), "params is None, expected a tree"),
+        (lambda: jm.budget(PARAMS, nbytes=-1), "nbytes is -1, expected a number of bytes of at le"),
+        (lambda: jm.budget(PARAMS, nbytes=float("nan")), "nbytes is nan, expected a number of by"),
+        (lambda: jm.shardings(PARAMS, jm.mesh(fsdp=8), {"w": "fsdp"}), "expected a mapping from"),
+        (lambda: jm.save(3, PARAMS), "save: path is a int, expected a str or a PathLike"),
+        (lambda: jm.load("f", functions=3), "load: functions is 3, expected a mapping"),
+        (lambda: jm.to_bcoo(jm.Int(8).encode(X)), "takes a leaf of Coo, got a IntArray"),
+        (lambda: jm.Plan(3), "a Plan takes a mapping from paths to codecs, got 3"),
+    ],
+)
+def test_a_mistake_is_answered_with_the_value_and_what_was_expected(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_merge_refuses_trees_that_split_did_not_make():
+    with pytest.raises(ValueError, match="merge takes the two trees that split made"):
+        jm.merge({"a": 1}, {"b": 2})
+
+
+@pytest.mark.parametrize("tree", [{}, [], {"a": 3}, X, np.ones(2), jm.Int(8).encode(X.T)])
+def test_what_holds_arrays_or_could_is_a_tree(tree):
+    assert TREE.accepts(tree)
