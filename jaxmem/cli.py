@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 
 _DESCRIPTION = """Fit any language model into the memory you have.
@@ -48,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
     command = tyro.cli(Command, prog="jaxmem", description=_DESCRIPTION, args=args, config=flags)
     expected = () if os.environ.get("JAXMEM_TRACEBACK") else (Exception,)
     try:
-        with _terminable():
+        with _terminable(), _warnings_on_a_line():
             found = command.run(Output(json=command.json))
     except KeyboardInterrupt:
         return _failed("interrupted; nothing was left half-written", 130)
@@ -69,6 +70,14 @@ def _failed(message: object, code: int) -> int:
     line = " ".join(str(message).split()) or type(message).__name__
     print(f"jaxmem: {line}", file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _warnings_on_a_line() -> Iterator[None]:
+    """A warning is one line on stderr, as an error is, without the line of code that gave it."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: _failed(f"warning: {message}", 0)
+        yield
 
 
 @contextlib.contextmanager

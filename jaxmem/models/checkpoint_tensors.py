@@ -108,8 +108,8 @@ def warn_of_unread(
         parts.append(f"{shown}{', ...' if len(others) > _MOST_NAMES else ''}")
     if parts:
         warnings.warn(
-            f"{source} holds {len(rest)} tensors that are not used: {'; '.join(parts)}. What they "
-            "compute, such as a head, is left out",
+            f"{source} holds tensors that the model does not use ({len(rest)}): "
+            f"{'; '.join(parts)}. What they compute, such as a head, is left out",
             stacklevel=2,
         )
 

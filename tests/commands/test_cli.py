@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -344,3 +345,10 @@ def test_a_mesh_that_cannot_be_is_told_before_any_work(here, tmp_path, axes, mes
     line = ("fit", here / "model", "--bytes", DENSE, "--out", tmp_path / "x", "--mesh", axes)
     code, _, err = run(*line)
     assert code and message in err and not (tmp_path / "x").exists()
+
+
+def test_a_warning_is_one_line_without_code(capsys):
+    with cli._warnings_on_a_line():
+        warnings.simplefilter("always")
+        warnings.warn("the head\nis left out", stacklevel=1)
+    assert capsys.readouterr().err == "jaxmem: warning: the head is left out\n"
