@@ -87,6 +87,7 @@ class Config:
         fields.text("model_type", among=("gpt2",))
         fields.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")
         fields.expect("add_cross_attention", False)
+        fields.expect("is_causal", True)
         fields.ignore("reorder_and_upcast_attn")  # the scores are in float32 here in any case
         config = cls(
             vocab=fields.integer("vocab_size"),

@@ -71,6 +71,7 @@ def from_hf(hf: dict) -> dict[str, Any]:
     for option in ("attn_logit_softcapping", "final_logit_softcapping"):
         fields.expect(option, None)
     fields.expect("partial_rotary_factor", 1.0)
+    fields.expect("is_causal", True)
     if gemma:
         fields.expect("hidden_activation", "gelu_pytorch_tanh")
         fields.ignore("hidden_act")  # transformers does not read it for Gemma 3

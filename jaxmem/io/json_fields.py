@@ -173,14 +173,14 @@ class JsonFields:
     def refuse_unread(self, harmless: str = "") -> None:
         """Refuses the fields that nothing has read, in this object and in those read from it.
 
-        A field that is null, false or empty switches nothing on and passes. So does one whose name
-        the pattern `harmless` matches whole.
+        A field that is null, false, zero or empty switches nothing on and passes. So does one whose
+        name the pattern `harmless` matches whole.
 
         Raises:
             ValueError: such a field is left.
         """
         for name, value in self.data.items():
-            off = value is None or value is False or value in ("", [], {})
+            off = value is None or value in (False, 0, "", [], {})
             if name not in self._read and not off and not re.fullmatch(harmless, name):
                 raise ValueError(
                     f"{self.prefix}{name} is {_shown(value)}, a field that is not known here; "

@@ -98,6 +98,8 @@ def test_qwen_slides_only_when_told_to_and_from_the_layer_it_names():
         {"layer_types": ["chunked_attention"] * 32},
         {"layer_types": ["full_attention"] * 31},
         {"alibi": True},
+        {"is_causal": False},
+        {"quantization": {"bits": 4, "group_size": 64}},
         {"logit_scale": 0.5},
     ],
 )
@@ -134,6 +136,7 @@ def test_options_that_change_nothing_are_passed_over():
         "torch_dtype": "bfloat16", "attention_dropout": 0.1, "pretraining_tp": 2, "pad_token_id": 0,
         "_name_or_path": "x", "transformers_version": "4.44", "transformers.js_config": {"a": 1},
         "partial_rotary_factor": 1.0, "layer_types": ["full_attention"] * 32, "use_mrope": False,
+        "num_experts": 0,
     }  # fmt: skip
     assert Config.from_hf(LLAMA31_8B | harmless) == Config.from_hf(LLAMA31_8B)
 
