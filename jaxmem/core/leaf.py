@@ -1,6 +1,7 @@
 """Encoded: a weight in another form, with the shape and dtype of the array it stands for."""
 
 import abc
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -13,6 +14,10 @@ from jax.typing import DTypeLike
 
 from .arguments import OPTIONAL_TREE, takes
 from .serialization import register
+
+CODES_AND_PLACES = frozenset(
+    {"codes", "planes", "bits", "places", "columns", "row", "column", "order"}
+)
 
 
 class Encoded(abc.ABC):
@@ -37,6 +42,7 @@ class Encoded(abc.ABC):
     recomputed: ClassVar[bool] = True  # whether a gradient decodes again, to keep no dense weight
     read_as_stored: ClassVar[bool] = False  # whether products read stored numbers undecoded
     rounds_inputs: ClassVar[bool] = False  # whether products round the other operand
+    integer_fields: ClassVar[frozenset[str]] = CODES_AND_PLACES  # fields that hold no floats
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
 
@@ -237,12 +243,46 @@ def decode(tree: Any) -> Any:
 
     Inside `jit` this makes every weight dense at once: to run a model use `lift`.
 
+    Raises:
+        TypeError: the codes of a leaf are floats, because codes were averaged or scaled.
+
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
         >>> jm.decode({"w": jm.Int(8).encode(jnp.ones((4, 4))), "b": 2.0})["w"].shape
         (4, 4)
     """
-    return jax.tree.map(lambda x: x.decode() if is_encoded(x) else x, tree, is_leaf=is_encoded)
+    return jax.tree.map(
+        lambda x: with_integer_codes(x).decode() if is_encoded(x) else x, tree, is_leaf=is_encoded
+    )
+
+
+def with_integer_codes(leaf: Encoded, path: str = "") -> Encoded:
+    """The leaf as it is.
+
+    `jax.tree.map` and optax reach the arrays inside leaves, so an average of encoded trees is one
+    of codes. It shows where the codes have become floats.
+
+    Raises:
+        TypeError: codes, or places of kept weights, are floats.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> leaf = jm.Int(8).encode(jnp.ones((4, 4)))
+        >>> with_integer_codes(leaf) is leaf
+        True
+    """
+    for field in dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) else ():
+        value = getattr(leaf, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if is_encoded(part):
+                with_integer_codes(part, path)
+            elif field.name in leaf.integer_fields and is_dense_float(part):
+                raise TypeError(
+                    f"{path + ': ' if path else ''}the {field.name} of {type(leaf).__name__} are "
+                    f"{part.dtype}, expected integers: codes were averaged or scaled as if they "
+                    "were weights; do that with jm.decode(params), then encode the result"
+                )
+    return leaf
 
 
 def divided_shape(x: Any, axis: int, parts: int) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from .arguments import FUNCTION, takes
-from .leaf import is_encoded
+from .leaf import is_encoded, with_integer_codes
 from .paths import leaf_paths
 from .primitive_rules import decoded, dot
 from .replay import JaxprReplay, NamedLeaf, OnDecode, without_name
@@ -30,7 +30,8 @@ def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
     name and the weight's path, before the weight is decoded.
 
     Raises:
-        TypeError: with `on_decode="error"`, an operation has no encoded form; names both.
+        TypeError: with `on_decode="error"`, an operation has no encoded form; names both. Or the
+            codes of a leaf are floats, because codes were averaged or scaled; names the weight.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -60,7 +61,7 @@ def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
         arguments = (*args, *(kwargs[k] for k in sorted(kwargs)))
         names = [path for argument in arguments for path in leaf_paths(argument)]
         inputs = [
-            NamedLeaf(x, path or "the argument") if is_encoded(x) else x
+            NamedLeaf(with_integer_codes(x, path), path or "the argument") if is_encoded(x) else x
             for x, path, t in zip(leaves, names, traced)
             if t
         ]

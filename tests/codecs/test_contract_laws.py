@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from cheap_jit import jit
 from contract_codecs import (
@@ -255,3 +256,22 @@ def test_a_side_of_zero_is_encoded_or_refused_by_name(codec, shape):
     arrays = {"w": jnp.zeros(shape)}, jnp.zeros((3, *shape[:-2], shape[-2]))
     decoded, product = jax.eval_shape(run, *arrays)
     assert decoded.shape == shape and product.shape == (3, *shape[:-2], shape[-1])
+
+
+AVERAGES = {
+    "tree.map": lambda a, b: jax.tree.map(lambda x, y: 0.9 * x + 0.1 * y, a, b),
+    "optax": lambda a, b: optax.incremental_update(b, a, 0.1),
+}
+
+
+@each_kind
+@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
+def test_codes_that_were_averaged_as_if_they_were_weights_are_refused(codec, average):
+    leaf = encoded(codec)
+    if not any(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(leaf)):
+        return  # floats alone can be averaged, as far as a leaf can tell
+    with jax.numpy_dtype_promotion("standard"):
+        ema = jax.eval_shape(average, {"w": leaf}, {"w": leaf})
+    for use in (jm.decode, jm.lift(lambda params: jnp.ones((5, 32)) @ params["w"])):
+        with pytest.raises(TypeError, match=r"expected integers: codes were averaged.*jm\.decode"):
+            jax.eval_shape(use, ema)
