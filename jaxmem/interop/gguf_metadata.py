@@ -107,7 +107,8 @@ def tokenizer(model: Model) -> dict[str, bytes]:
     """The encoded fields of the tokenizer, copied if the model was read from a GGUF file.
 
     If llama.cpp has no tokenizer that does the same, the file says that it has no vocabulary, and
-    a warning says why; so it does without a warning if the model has no tokenizer.
+    a warning says why; so it does without a warning if the model has no tokenizer. llama.cpp then
+    takes token ids, but no text.
     """
     none = {_MODEL: field(_MODEL, "none")}
     source = pathlib.Path(model.source)
