@@ -49,8 +49,10 @@ def main(args: Sequence[str] | None = None) -> int:
     command = tyro.cli(Command, prog="jaxmem", description=_DESCRIPTION, args=args, config=flags)
     expected = () if os.environ.get("JAXMEM_TRACEBACK") else (Exception,)
     try:
-        with _terminable(), _warnings_on_a_line():
+        with _interruptible() as signals, _warnings_on_a_line():
             found = command.run(Output(json=command.json))
+        if signals:  # Python drops an exception that a signal raises inside a destructor
+            raise KeyboardInterrupt
     except KeyboardInterrupt:
         return _failed("interrupted; nothing was left half-written", 130)
     except expected as error:
@@ -81,13 +83,23 @@ def _warnings_on_a_line() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """A termination ends like Ctrl-C, so that what is half-written is removed."""
+def _interruptible() -> Iterator[list[int]]:
+    """Ctrl-C and a termination raise KeyboardInterrupt; the list is of the signals that came."""
+    signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
+        yield signals  # only the main thread may say what a signal does
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def interrupt(number: int, _: object) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # a shell ignores Ctrl-C for what runs in the background
+            signal.signal(number, interrupt)
     try:
-        yield
+        yield signals
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
