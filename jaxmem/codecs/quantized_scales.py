@@ -25,6 +25,9 @@ class DoubleQuantArray(MatrixLeafWrapper):
             self.inner, **{name: part.decode() for name, part in parts.items() if is_encoded(part)}
         )
 
+    def moved_layers(self):
+        return self.unwrapped().moved_layers()
+
     def scales(self):
         return self.unwrapped().scales()
 

@@ -91,6 +91,13 @@ class SumArray(Encoded):
     def shard_shape(self, axis, parts):
         return self._map_parts(lambda p: p.shard_shape(axis, parts))
 
+    def moved_layers(self):
+        moved = [p.moved_layers() for p in self.parts]
+        if any(m is NotImplemented for m in moved):
+            return NotImplemented
+        slices, layers = zip(*moved)
+        return slices, lambda parts: SumArray(tuple(f(p) for f, p in zip(layers, parts)))
+
     def _map_parts(self, fn):
         """The leaf of fn(part), or NotImplemented if that is the result for one of the parts."""
         parts = tuple(fn(p) for p in self.parts)

@@ -134,7 +134,9 @@ def _encode(codec, leaf, axes, stats):
     if is_lazy(leaf):
         return _encode_lazy(codec, leaf, axes, stats)
     if isinstance(leaf, (np.ndarray, jax.Array)) and not isinstance(leaf, jax.core.Tracer):
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all()):
+        with jax.ensure_compile_time_eval():  # a traced function may close over concrete weights
+            finite = not jnp.issubdtype(leaf.dtype, jnp.floating) or bool(jnp.isfinite(leaf).all())
+        if not finite:
             raise ValueError("the weight holds NaN or infinity, expected finite numbers")
         if stats is None and needs_stats(codec):
             # Raises first if the codec cannot take this weight at all, with or without stats.
@@ -225,5 +227,7 @@ def _place(whole, part, start, axis):
 
 def _check_finite(encoded):
     for part in jax.tree.leaves(encoded):
+        if isinstance(part, jax.core.Tracer):
+            continue
         if jnp.issubdtype(part.dtype, jnp.floating) and not bool(jnp.isfinite(part).all()):
             raise ValueError(f"the weight is too large for {part.dtype} scales or values")

@@ -98,6 +98,13 @@ class Encoded(abc.ABC):
         arrays, rebuild = separate_shared(self)
         return rebuild(jax.tree.map(lambda a: a[i], arrays))
 
+    def moved_layers(self) -> tuple[Any, Callable[[Any], Any]]:
+        """(what a scan slices, a function from a slice to a layer), if no array has that axis.
+
+        So a transposed leaf is scanned over its first axis. NotImplemented: the leaf is decoded.
+        """
+        return NotImplemented
+
     def map(self, fn: Callable[[Array], Any]) -> Self:
         """The leaf with `fn` applied to its float arrays; a `Chain` so encodes them again."""
         raise TypeError(f"{type(self).__name__} holds no float weights: in a Chain it comes last")

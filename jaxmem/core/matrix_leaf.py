@@ -116,6 +116,20 @@ class MatrixLeaf(Encoded):
         fold = self.fold.regrouped(self.shape, shape)
         return fold if fold is NotImplemented else dataclasses.replace(self, fold=fold)
 
+    def moved_layers(self):
+        fold = self.fold
+        size = fold.n // fold.kept[0] if fold.kept and fold.kept[0] else 0  # rows of a layer
+        rows_first = len(fold.order) == self.ndim > 2 and fold.order[0] == -self.ndim
+        if self.batch_shape or len(fold.kept) < 2 or not rows_first or size % 8 or not size:
+            return NotImplemented
+        layer_fold = Fold(fold.kept[1:], fold.summed, fold.order[1:])
+        layer = lambda i: self.slice_rows(i * size, size).with_fold(layer_fold)
+        return jnp.arange(fold.kept[0], dtype=jnp.int32), layer
+
+    def with_fold(self, fold: Fold) -> Self:
+        """The same matrix as a weight of another shape."""
+        return dataclasses.replace(self, fold=fold)
+
     def take(self, rows):
         fold = self.fold
         rows_first = tuple(range(-len(fold.summed) - 1, 0))  # the weight is the matrix itself
@@ -194,6 +208,13 @@ class MatrixLeafWrapper(MatrixLeaf):
     def shard_matrix(self, fold, side, parts):
         inner = self.inner.shard_matrix(fold, side, parts)
         return inner if inner is NotImplemented else dataclasses.replace(self, inner=inner)
+
+    def moved_layers(self):
+        moved = self.inner.moved_layers()
+        if moved is NotImplemented:
+            return moved
+        slices, layer = moved
+        return slices, lambda part: dataclasses.replace(self, inner=layer(part))
 
     def astype(self, dtype):
         return dataclasses.replace(self, inner=self.inner.astype(dtype))

@@ -173,10 +173,16 @@ def _scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
         params = dict(jaxpr=jaxpr, reverse=reverse, unroll=unroll, **params)
         return _scan_runs(replay, const, carry, xs, ends, params)
 
-    # 3. What is sliced is the arrays of a leaf that have the axis of layers.
+    # 3. What is sliced is the arrays of a leaf that have the axis of layers. Where no array has it,
+    # the leaf says what to slice, or is decoded.
     unstacked = lambda x: isinstance(x, NamedLeaf) and not x.leaf.stack
-    xs = [replay.as_arrays("scan", [x])[0] if unstacked(x) else x for x in xs]
-    sliced, rebuilds = zip(*map(separate_shared, map(without_name, xs))) if xs else ((), ())
+    pairs = [
+        x.leaf.moved_layers() if unstacked(x) else separate_shared(without_name(x)) for x in xs
+    ]
+    decodes = [pair is NotImplemented for pair in pairs]
+    xs = [replay.as_arrays("scan", [x])[0] if d else x for x, d in zip(xs, decodes)]
+    pairs = [separate_shared(x) if d else pair for x, d, pair in zip(xs, decodes, pairs)]
+    sliced, rebuilds = zip(*pairs) if pairs else ((), ())
     fixed = _passed_through(jaxpr.jaxpr, n_const, carry)
 
     # 4. Scan over those arrays, and over the carries that change.

@@ -90,8 +90,11 @@ class Watched(Encoded):
 
     def axes(self, transposed_axes):
         """The axes of the weight, counted from the end, for axes of the transposed weight."""
-        order = self.order or range(-self.ndim, 0)
-        return tuple(order[a] for a in transposed_axes)
+        order = self.order or range(-self.ndim, 0)  # its last entries after slices of a stack
+        return tuple(order[a if a < 0 else a - self.ndim] for a in transposed_axes)
+
+    def moved_layers(self):
+        return self.w, lambda w: dataclasses.replace(self, w=w)
 
     def transpose(self, axes):
         return dataclasses.replace(self, w=self.w.transpose(axes), order=self.axes(axes))

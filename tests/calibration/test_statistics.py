@@ -59,6 +59,16 @@ def test_a_weight_summed_over_two_axes_sees_them_as_one_vector():
     np.testing.assert_allclose(found["out"].second, moments(x.reshape(5, 12))[0], rtol=1e-4)
 
 
+def test_layers_along_another_axis_have_uses_and_the_mean_of_their_moments():
+    layers = lambda p, x: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0]
+    moved = lambda p, x: layers({"w": jnp.moveaxis(p["w"], 1, 0)}, x)
+    w, x = jax.random.normal(jax.random.key(0), (3, 8, 8)), jnp.ones((2, 8))
+    params = {"w": jnp.moveaxis(w, 0, 1)}
+    assert [use.axes for use in jm.uses(moved, params, x)["w"]] == [(-3,)]
+    got, want = jm.stats(moved, params, [(x,)])["w"], jm.stats(layers, {"w": w}, [(x,)])["w"]
+    np.testing.assert_allclose(got.second, want.second.mean(0), rtol=1e-5, atol=1e-6)
+
+
 def test_a_tied_table_is_measured_where_it_multiplies():
     table = normal(11, 6)
     fn = lambda p, ids: p["table"][ids] @ p["table"].T

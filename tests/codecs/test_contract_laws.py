@@ -102,6 +102,12 @@ def test_second_derivatives_through_layers_are_those_of_the_decoded_weight(codec
     assert_close(*jit(both)(encoded(codec, "f32 stacked")))
 
 
+@each_kind
+def test_layers_stacked_along_another_axis_are_scanned_over_without_decoding_the_stack(codec):
+    apart = lambda w, x: lax.scan(lambda x, w: (x, x @ w), x, jnp.moveaxis(w, 1, 0))[1]
+    assert_lifts(apart, encoder(codec, (-3,))(weight(24, 3, 8)), weight(5, 24, seed=1))
+
+
 @each_codec
 def test_survives_save_and_load_without_a_template(codec, tmp_path):
     tree = {"layers": [encoded(codec, form) for form in ("f32", "bf16 stacked")]}

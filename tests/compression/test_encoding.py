@@ -163,3 +163,14 @@ def test_a_model_with_tables_and_attention_is_encoded_as_its_uses_say_without_th
 def test_a_stack_of_kernels_with_biases_is_summed_over_its_second_last_axis():
     params = {"kernel": jnp.ones((4, 16, 8)), "bias": jnp.ones((4, 8))}
     assert jm.encode(params, {"kernel": jm.Int(8)})["kernel"].fold.summed == (16,)
+
+
+def test_a_traced_function_may_close_over_the_weights_that_it_encodes():
+    params, plan = {"w": jnp.ones((16, 8))}, {"w": jm.Int(8)}
+    make = lambda: jm.encode(params, plan)
+    assert jm.nbytes(jax.eval_shape(make)) == jm.nbytes(make())
+    apply = lambda x: jm.lift(lambda p, x: x @ p["w"])(make(), x)
+    assert jax.eval_shape(apply, jnp.ones((2, 16))).shape == (2, 8)
+    wrong = {"w": jnp.full((16, 8), jnp.nan)}
+    with pytest.raises(ValueError, match="w: the weight holds NaN or infinity"):
+        jax.eval_shape(lambda: jm.encode(wrong, plan))
