@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ..core.codec import check_numbers
 from ..core.fold import Fold
 from ..core.leaf import Tied, decode, divided_shape, is_encoded
 from ..core.lifting import dot_general
@@ -49,6 +50,7 @@ class Shared:
     layers_together: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_numbers(self)
         check_sharing(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SharedArray":

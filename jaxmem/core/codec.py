@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
 from jax import Array
@@ -130,6 +131,29 @@ def rounding_codec(codec: Codec) -> RoundingCodec | None:
     while codec is not None and not isinstance(codec, RoundingCodec):
         codec = _member(codec, "codec")
     return codec
+
+
+def check_numbers(codec: Codec) -> None:
+    """Refuses a field of numbers that holds something else; for a codec's `__post_init__`.
+
+    Raises:
+        TypeError: a field annotated as `int` is no int, or one annotated as `float` no number.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> jm.LowRank("8")
+        Traceback (most recent call last):
+        TypeError: LowRank takes an int as its rank, got '8'
+    """
+    kinds = {int: (Integral, "an int"), float: (Real, "a number")}
+    for field in dataclasses.fields(codec):
+        kind, expected = kinds.get(field.type, (object, ""))
+        value = getattr(codec, field.name)
+        if not isinstance(value, kind):
+            text = repr(value) if len(repr(value)) <= 60 else f"a {type(value).__name__}"
+            raise TypeError(
+                f"{type(codec).__name__} takes {expected} as its {field.name}, got {text}"
+            )
 
 
 def _member(codec: Any, name: str) -> Any:

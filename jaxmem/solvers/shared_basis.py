@@ -15,6 +15,7 @@ from ..codecs.shared_layers import (
     layers_by_group,
     stacked_layers,
 )
+from ..core.codec import check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Basis:
     layers_together: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_numbers(self)
         if self.rank < 1:
             raise ValueError(f"Basis takes a rank of at least 1, got {self.rank}")
         check_sharing(self)

@@ -70,3 +70,24 @@ def test_merge_refuses_trees_that_split_did_not_make():
 @pytest.mark.parametrize("tree", [{}, [], {"a": 3}, X, np.ones(2), jm.Int(8).encode(X.T)])
 def test_what_holds_arrays_or_could_is_a_tree(tree):
     assert TREE.accepts(tree)
+
+
+@pytest.mark.parametrize(
+    "make, field",
+    [
+        (jm.LowRank, "rank"),
+        (jm.Bitmask, "density"),
+        (jm.Csr, "density"),
+        (jm.Coo, "density"),
+        (jm.Blocks, "density"),
+        (lambda wrong: jm.Inputs(0.5, size=wrong), "size"),
+        (lambda wrong: jm.NM(wrong, 4), "n"),
+        (jm.Shared, "groups"),
+        (jm.Basis, "rank"),
+        (lambda wrong: jm.Smooth(jm.Int(4), strength=wrong), "strength"),
+    ],
+)
+def test_a_codec_says_which_number_it_takes(make, field):
+    for wrong in ("4", None, (2,)):
+        with pytest.raises(TypeError, match=f"takes an? (int|number) as its {field}, got "):
+            make(wrong)
