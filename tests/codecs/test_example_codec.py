@@ -40,7 +40,8 @@ def cases():
         choices = [[arguments(names, value) for value in values] for names, values in others]
         for number, choice in enumerate(itertools.product(*choices)):
             kwargs = functools.reduce(lambda a, b: a | b, choice, {})
-            name = "-".join([law.__name__.removeprefix("test_"), *map(str, kwargs.values())])
+            texts = [v.__name__ if inspect.isfunction(v) else str(v) for v in kwargs.values()]
+            name = "-".join([law.__name__.removeprefix("test_"), *texts])
             marks = [pytest.mark.slow] if number else []  # one case a law is quick
             yield pytest.param(module, law, kwargs, id=name, marks=marks)
 
