@@ -107,7 +107,7 @@ def test_fit_keeps_to_the_bytes_and_says_so(here, fitted):
 @pytest.mark.slow
 def test_one_budget_chooses_among_techniques_and_structures(here, tmp_path):
     whole = jm.models.load(here / "model").config
-    line = "fit", here / "model", "--among", "n:m", "layers", "--tune", 1
+    line = "fit", here / "model", "--among", "n:m", "layers", "neurons", "--tune", 1
     line = *line, "--calibrate", here / "b.txt", "--bytes", LITTLE
     fitted = found(*line, "--out", tmp_path / "out")
     small = jm.models.load(tmp_path / "out")
