@@ -6,7 +6,6 @@ import functools
 import os
 import pathlib
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from ..io.json_fields import JsonFields, read_object
 from . import downloading, end_tokens, quantized_weights, unreadable_sources
 from .checkpoint_tensors import assemble, bare_name, nested, warn_of_unread, with_its_head
 from .model import FORMAT, PARAMS, RECORD, Model, family
+from .tokenizer_files import read_gguf_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -186,7 +186,7 @@ def _safetensors(path: pathlib.Path) -> _Checkpoint:
     text = hf.get("text_config")
     quantized = hf.get("quantization_config")
     quantized = quantized or (isinstance(text, dict) and text.get("quantization_config"))
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     if not quantized:
         return _Checkpoint(hf, file, tensors, tokenizer)
     with _prefixed(file):
@@ -196,33 +196,10 @@ def _safetensors(path: pathlib.Path) -> _Checkpoint:
 
 def _gguf(path: pathlib.Path) -> _Checkpoint:
     file = gguf.gguf(path)
-    tokenizer = _tokenizer(path.parent) or _gguf_tokenizer(file)
+    tokenizer = read_tokenizer(path.parent) or read_gguf_tokenizer(file)
     hf, names = gguf_config.config(file), gguf_llama.sources(file)
     leaf = functools.partial(quantized_weights.from_gguf, file)
     return _Checkpoint(hf, path, gguf_llama.tensors(file, names), tokenizer, names, leaf)
-
-
-def _gguf_tokenizer(file: gguf.Gguf) -> "Tokenizer | None":
-    """The tokenizer in a GGUF file; None, and a warning, if it has one that cannot be built."""
-    problems, text = [], file.fields.get("tokenizer.huggingface.json")
-    if isinstance(text, str):
-        try:
-            return _built(text, file.path)
-        except ValueError as error:
-            problems.append(str(error))
-    kind = file.fields.get("tokenizer.ggml.model")
-    if kind not in (None, "none", "no_vocab") or "tokenizer.ggml.tokens" in file.fields:
-        try:
-            return tokenizers.from_gguf(file)
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        warnings.warn(
-            f"{'; '.join(problems)}. The model is loaded without a tokenizer: put a "
-            "tokenizer.json beside the file",
-            stacklevel=2,
-        )
-    return None
 
 
 def _llama2c(path: pathlib.Path) -> _Checkpoint:
@@ -230,7 +207,7 @@ def _llama2c(path: pathlib.Path) -> _Checkpoint:
         raise unreadable_sources.pickle_error(path)
     hf, tensors = llama2c.llama2c(path)
     size = hf["vocab_size"]
-    tokenizer = _tokenizer(path.parent)
+    tokenizer = read_tokenizer(path.parent)
     if tokenizer is not None and tokenizer.token_to_id("<s>") == hf["bos_token_id"]:
         tokenizers.begin(tokenizer, "<s>")
     for beside in (path.with_name(f"tok{size}.bin"), path.with_name("tokenizer.bin")):
@@ -253,7 +230,7 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
     _check_shapes(config, tree, path)
     if dtype is not None:
         tree = jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_encoded)
-    return Model(config, tree, _tokenizer(path), f"{path}, made from {source}")
+    return Model(config, tree, read_tokenizer(path), f"{path}, made from {source}")
 
 
 def _check_shapes(config: Any, tree: dict, path: pathlib.Path) -> None:
@@ -299,27 +276,3 @@ def _from_hub(name: str) -> pathlib.Path:
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
         raise ConnectionError(f"could not fetch {name}: {error}") from error
     return pathlib.Path(folder)
-
-
-def _tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    with _prefixed(path):
-        text = path.read_text(encoding="utf-8")
-    return _built(text, path)
-
-
-def _built(text: str, path: pathlib.Path) -> "Tokenizer":
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(text)
-        tokenizer.encode("")  # a template of tokens that are not there fails only when it is used
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # Exception, and what a panic of its Rust code raises
-        raise ValueError(f"{path} is no tokenizer: {error}") from error
-    tokenizer.no_padding()  # some files say 128 tokens, whatever the text; the caller decides
-    tokenizer.no_truncation()
-    return tokenizer

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import tokenizers
 from checkpoints import (
     HF,
     LAYERS,
@@ -222,23 +221,6 @@ def test_abstract_models_have_the_published_number_of_parameters(name, count):
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(model.params)) == count
 
 
-def test_a_tokenizer_beside_the_weights_pads_and_cuts_nothing(tensors, tmp_path):
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, "[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.enable_truncation(2)
-    tokenizer.enable_padding(length=9)
-    write_single(tmp_path, tensors)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert load(tmp_path).tokenizer.encode("a a a").ids == [0, 0, 0]
-
-
-def test_a_broken_tokenizer_is_one_clear_error(tensors, tmp_path):
-    write_single(tmp_path, tensors)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        load(tmp_path)
-
-
 def test_stories260k_tells_a_story(shared_data):
     model = load(shared_data / "stories260K" / "stories260K.bin")
     ids = model.tokenizer.encode("Once upon a time").ids
@@ -250,17 +232,6 @@ def test_stories260k_tells_a_story(shared_data):
     assert text.startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play"
     )
-
-
-def test_a_template_of_a_token_that_is_not_there_is_one_clear_error(tensors, tmp_path):
-    write_single(tmp_path, tensors)
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a"))
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("a $A", None, [("a", 0)])
-    spec = json.loads(tokenizer.to_str())
-    spec["post_processor"]["special_tokens"] = {}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
-    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer: no entry"):
-        load(tmp_path)
 
 
 FIELDS = {

@@ -1,0 +1,73 @@
+"""The tokenizer beside a checkpoint's weights, or inside a GGUF file."""
+
+import pathlib
+import warnings
+from typing import TYPE_CHECKING
+
+from ..formats import gguf, tokenizers
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER = "tokenizer.json"
+
+
+def read_tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
+    """The tokenizer of `tokenizer.json` in a folder; None if the folder has no such file.
+
+    Raises:
+        ValueError: the file is no tokenizer, or one that cannot encode an unknown word.
+    """
+    path = folder / TOKENIZER
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return _built(text, path)
+
+
+def read_gguf_tokenizer(file: gguf.Gguf) -> "Tokenizer | None":
+    """The tokenizer in a GGUF file; None, and a warning, if it has one that cannot be built."""
+    problems, text = [], file.fields.get("tokenizer.huggingface.json")
+    if isinstance(text, str):
+        try:
+            return _built(text, file.path)
+        except ValueError as error:
+            problems.append(str(error))
+    kind = file.fields.get("tokenizer.ggml.model")
+    if kind not in (None, "none", "no_vocab") or "tokenizer.ggml.tokens" in file.fields:
+        try:
+            return tokenizers.from_gguf(file)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        warnings.warn(
+            f"{'; '.join(problems)}. The model is loaded without a tokenizer: put a "
+            f"{TOKENIZER} beside the file",
+            stacklevel=2,
+        )
+    return None
+
+
+def _built(text: str, path: pathlib.Path) -> "Tokenizer":
+    from tokenizers import Tokenizer, models
+
+    try:
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.encode("")  # a template of tokens that are not there fails only when it is used
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # Exception, and what a panic of its Rust code raises
+        raise ValueError(f"{path} is no tokenizer: {error}") from error
+    if isinstance(tokenizer.model, models.WordPiece):
+        unknown = tokenizer.model.unk_token
+        if tokenizer.model.token_to_id(unknown) is None:
+            raise ValueError(
+                f"{path}: the token of unknown words is {unknown!r}, expected one of the "
+                "vocabulary; add it to the vocabulary, or name another as unk_token"
+            )
+    tokenizer.no_padding()  # some files say 128 tokens, whatever the text; the caller decides
+    tokenizer.no_truncation()
+    return tokenizer
