@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-FAMILIES = ("llama", "gpt2", "bert")
+FAMILIES = ("llama", "decoder", "gpt2", "bert")
 
 
 def family_module(name: str) -> ModuleType:

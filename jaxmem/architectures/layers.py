@@ -135,14 +135,29 @@ def merge_heads(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
-def rope(x: Array, frequencies: Array, position: Array | int) -> Array:
+def rope(x: Array, frequencies: Array, position: Array | int, interleaved: bool = False) -> Array:
     """Rotary positions (Su et al., 2021): rotates pairs in each head of x (B, heads, T, h).
 
-    Channel i and channel i + h / 2 are a pair. Its angle is position * frequencies[i], in radians;
-    `position` is that of the first of the T tokens, and `frequencies` is (h / 2,).
+    Channel i and channel i + h / 2 are a pair, or with `interleaved` channels 2i and 2i + 1. Its
+    angle is position * frequencies[i], in radians; `position` is that of the first of the T tokens,
+    and `frequencies` is (h / 2,).
     """
     steps = position + jnp.arange(x.shape[2], dtype=jnp.int32)
     angle = steps.astype(jnp.float32)[None, None, :, None] * frequencies[None, None, None, :]
+    if interleaved:
+        return _rope_interleaved(x, angle)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def _rope_interleaved(x: Array, angle: Array) -> Array:
+    """Rotates channels 2i and 2i + 1 of x by angle[..., i].
+
+    The channels stay on the last axis, since an axis of 2 would fill 2 of a TPU's 128 lanes.
+    """
+    angle = jnp.repeat(angle, 2, axis=-1)
+    y = x.astype(jnp.float32)
+    is_first = (jnp.arange(x.shape[-1], dtype=jnp.int32) % 2 == 0)[None, None, None, :]
+    partner = jnp.where(is_first, -jnp.roll(y, -1, -1), jnp.roll(y, 1, -1))
+    return (y * jnp.cos(angle) + partner * jnp.sin(angle)).astype(x.dtype)

@@ -9,8 +9,9 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 
 from ..kv_cache.attention import attend, causal
+from .decoder_config import Config
+from .feed_forward import activate
 from .layers import merge_heads, rms_norm, rope, split_heads
-from .llama import Config, activate
 
 
 class Norm(nnx.Module):
@@ -78,6 +79,8 @@ class Block(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         c = self.config = config
+        if c.family != "llama":
+            raise ValueError(f"the configuration is of family {c.family!r}, expected llama: {c}")
         self.attn, self.mlp = Attention(c, rngs), MLP(c, rngs)
         self.attn_norm, self.mlp_norm = Norm(c.width, c), Norm(c.width, c)
         if c.post_norms:

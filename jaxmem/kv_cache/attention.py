@@ -1,5 +1,6 @@
 """Attention of queries over keys and values, all at once or a block of tokens at a time."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -7,14 +8,45 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 
-def attend(q: Array, k: Array, v: Array, allowed: Array, scale: float) -> Array:
+@dataclasses.dataclass(frozen=True)
+class ScoreTerms:
+    """What changes a score besides its scale, where a model has more than softmax(scale * q kᵀ).
+
+    In this order: with `softcap` a score becomes softcap * tanh(score / softcap); ALiBi takes
+    `slopes` (H,) for each token of distance (Press et al., 2022); the shares of a head sum to less
+    than 1, as `sinks` (H,) are scores of one more key without a value (Xiao et al., 2023).
+    """
+
+    softcap: float = 0.0
+    slopes: Array | None = None
+    sinks: Array | None = None
+
+
+PLAIN = ScoreTerms()
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    allowed: Array,
+    scale: float,
+    terms: ScoreTerms = PLAIN,
+    position: Array | int = 0,
+) -> Array:
     """softmax(scale * q kᵀ) v where `allowed`: (B, H, T, h).
 
     H/K query heads share a head of keys and values. They are rows of one product, so keys and
     values are never repeated.
 
-    Shapes: q (B, H, T, h); k, v (B, K, S, h) with K dividing H; allowed broadcasts to
-    (B, K, H/K, T, S).
+    Args:
+        q: queries (B, H, T, h).
+        k: keys (B, K, S, h), K dividing H.
+        v: values (B, K, S, h).
+        allowed: broadcasts to (B, K, H/K, T, S).
+        scale: factor of the scores before `terms`.
+        terms: what else changes a score.
+        position: position of the first query, for ALiBi.
 
     Example:
         >>> k = v = jnp.ones((1, 1, 3, 8))
@@ -30,7 +62,7 @@ def attend(q: Array, k: Array, v: Array, allowed: Array, scale: float) -> Array:
         shares = shares.astype(v.dtype)
         return lax.dot_general(shares, v, (((3,), (2,)), both), preferred_element_type=jnp.float32)
 
-    return attend_by(scores, mix, q, k.shape[1], allowed, scale)
+    return attend_by(scores, mix, q, k.shape[1], allowed, scale, terms, position)
 
 
 def attend_by(
@@ -40,6 +72,8 @@ def attend_by(
     kv_heads: int,
     allowed: Array,
     scale: float,
+    terms: ScoreTerms = PLAIN,
+    position: Array | int = 0,
 ) -> Array:
     """`attend`, with functions that multiply by keys and values in place of keys and values.
 
@@ -53,7 +87,9 @@ def attend_by(
         q: queries (B, H, T, h).
         kv_heads: K, which divides H.
         allowed: broadcasts to (B, K, H/K, T, S).
-        scale: factor of the scores before the softmax.
+        scale: factor of the scores before `terms`.
+        terms: what else changes a score.
+        position: position of the first query, for ALiBi.
     """
     batch, heads, steps, width = q.shape
     rows = q.reshape(batch, kv_heads, -1, width)  # (B, K, G*T, h)
@@ -61,7 +97,9 @@ def attend_by(
         rows = jnp.broadcast_to(rows, (batch, kv_heads, 2, width))
     products = scores(rows)
     products = products.reshape(batch, kv_heads, -1, steps, products.shape[-1]) * scale
-    shares = jax.nn.softmax(jnp.where(allowed, products, jnp.finfo(jnp.float32).min), axis=-1)
+    products = _changed(products, terms, position)
+    products = jnp.where(allowed, products, jnp.finfo(jnp.float32).min)
+    shares = _softmax(products, terms.sinks)
     out = mix(shares.reshape(batch, kv_heads, -1, shares.shape[-1]))
     out = out[:, :, :1] if single else out
     return out.astype(q.dtype).reshape(batch, heads, steps, width)
@@ -76,7 +114,37 @@ def causal(steps: int, length: int, position: Array | int, window: Array | int) 
         >>> causal(2, 4, 1, 2)[0, 0, 0].astype(int).tolist()
         [[1, 1, 0, 0], [0, 1, 1, 0]]
     """
+    distance = _distance(steps, length, position)
+    return (distance >= 0) & (distance < window)
+
+
+def _changed(products: Array, terms: ScoreTerms, position: Array | int) -> Array:
+    """Scores (B, K, G, T, S) f32 with a soft cap and ALiBi."""
+    if terms.softcap:
+        products = terms.softcap * jnp.tanh(products / terms.softcap)
+    if terms.slopes is not None:
+        distance = _distance(*products.shape[-2:], position).astype(jnp.float32)
+        products = products - _by_head(terms.slopes, products) * distance
+    return products
+
+
+def _distance(steps: int, length: int, position: Array | int) -> Array:
+    """Tokens from key s back from query t, which is at `position + t`: (1, 1, 1, steps, length)."""
     shape = (1, 1, 1, steps, length)
     distance = position + lax.broadcasted_iota(jnp.int32, shape, 3)
-    distance -= lax.broadcasted_iota(jnp.int32, shape, 4)
-    return (distance >= 0) & (distance < window)
+    return distance - lax.broadcasted_iota(jnp.int32, shape, 4)
+
+
+def _softmax(products: Array, sinks: Array | None) -> Array:
+    """Shares (B, K, G, T, S) of the keys; `sinks` (H,) are scores of a key without a value."""
+    if sinks is None:
+        return jax.nn.softmax(products, axis=-1)
+    sinks = _by_head(sinks, products)
+    most = lax.stop_gradient(jnp.maximum(products.max(-1, keepdims=True), sinks))
+    shares = jnp.exp(products - most)
+    return shares / (shares.sum(-1, keepdims=True) + jnp.exp(sinks - most))
+
+
+def _by_head(values: Array, products: Array) -> Array:
+    """Numbers (H,) as f32 of the shape (1, K, G, 1, 1) that goes with scores (B, K, G, T, S)."""
+    return jnp.asarray(values, jnp.float32).reshape(1, *products.shape[1:3], 1, 1)

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 
 from ..core.hadamard import hadamard
-from .attention import attend, causal
+from .attention import PLAIN, ScoreTerms, attend, causal
 from .dense import write
 from .quantized import QuantizedCache, write_states
 from .quantized_attention import attend_quantized
@@ -23,6 +23,7 @@ def attend_through(
     v: Array,
     window: Array | int,
     scale: float,
+    terms: ScoreTerms = PLAIN,
 ) -> tuple[Any, Array]:
     """(the cache with k and v at `position`, attention of q over it).
 
@@ -34,7 +35,8 @@ def attend_through(
         k: keys (B, K, T, h), K dividing H.
         v: values (B, K, T, h).
         window: tokens that a query sees, itself included.
-        scale: factor of the scores before the softmax.
+        scale: factor of the scores before `terms`.
+        terms: what else changes a score: a soft cap, ALiBi, sinks.
 
     Returns:
         the cache, and the result (B, H, T, h).
@@ -47,7 +49,8 @@ def attend_through(
         if cache is not None:
             cache, k, v = write(cache, layer, position, k, v)
         start = 0 if cache is None else position
-        return cache, attend(q, k, v, causal(q.shape[2], k.shape[2], start, window), scale)
+        allowed = causal(q.shape[2], k.shape[2], start, window)
+        return cache, attend(q, k, v, allowed, scale, terms, start)
 
     rotation = hadamard(k.shape[-1]) if cache.options.rotate else None
     q, k, v = (_rotated(x, rotation) for x in (q, k, v))
@@ -56,7 +59,7 @@ def attend_through(
         keys=write_states(cache.keys, layer, position, k),
         values=write_states(cache.values, layer, position, v),
     )
-    y = attend_quantized(cache, layer, position, q, window, scale)
+    y = attend_quantized(cache, layer, position, q, window, scale, terms)
     return cache, _rotated(y, None if rotation is None else rotation.T)
 
 

@@ -6,14 +6,20 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .attention import attend_by, causal
+from .attention import PLAIN, ScoreTerms, attend_by, causal
 from .quantized import BLOCK_TOKENS, QuantizedCache, QuantizedStates
 
 DECODED_BYTES = 2**24  # bytes of keys, or of values, that are decoded at a time
 
 
 def attend_quantized(
-    cache: QuantizedCache, layer: Array, position: Any, q: Array, window: Any, scale: float
+    cache: QuantizedCache,
+    layer: Array,
+    position: Any,
+    q: Array,
+    window: Any,
+    scale: float,
+    terms: ScoreTerms = PLAIN,
 ) -> Array:
     """Attention of q (B, H, T, h) over a layer's keys and values: (B, H, T, h).
 
@@ -23,7 +29,8 @@ def attend_quantized(
         position: position of the first of the T tokens.
         q: queries; turned, if the cache is.
         window: tokens that a query sees, itself included.
-        scale: factor of the scores before the softmax.
+        scale: factor of the scores before `terms`.
+        terms: what else changes a score.
     """
     batch, kv_heads = cache.keys.codes.shape[1:3]
     length = cache.keys.length
@@ -72,7 +79,7 @@ def attend_quantized(
         return lax.fori_loop(0, length // tokens, lambda i, out: add(i * tokens, out), out)
 
     allowed = causal(q.shape[2], length, position, window)
-    return attend_by(scores, mix, q, kv_heads, allowed, scale)
+    return attend_by(scores, mix, q, kv_heads, allowed, scale, terms, position)
 
 
 def _over_decoded(product: Callable) -> Callable:

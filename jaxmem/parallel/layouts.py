@@ -102,7 +102,7 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     # {weight: (length, heads) of its divided axis}: inputs of `inside`, outputs of `outside`.
     inside, outside = {"out": (c.heads * c.head_dim, c.heads)}, {}
     inside["down"] = outside["up"] = (c.ffn, None)
-    if c.family == "llama":
+    if c.family in ("llama", "decoder"):
         kv = (c.kv_heads * c.head_dim, c.kv_heads)
         outside |= {"gate": (c.ffn, None), "q": inside["out"], "k": kv, "v": kv}
     elif c.family == "bert":
@@ -110,9 +110,10 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     else:
         outside["qkv"] = (3 * c.heads * c.head_dim, None)
     part = lambda name: f".*layers/{'mlp' if name in ('gate', 'up', 'down') else 'attn'}/{name}"
-    biased = {"q", "k", "v"} if getattr(c, "qkv_bias", False) else set()
-    biased = biased if c.family == "llama" else set(outside)
+    biased = {"q", "k", "v"} if getattr(c, "qkv_bias", True) else set()
+    biased |= {"qkv", "gate", "up"} if getattr(c, "mlp_bias", True) else set()
     rules: Rules = {}
+    outside = {k: size for k, size in outside.items() if k != "gate" or c.gated}
     for name, (size, heads) in outside.items():
         rules[f"{part(name)}/kernel"] = P(None, None, over(size, heads))
         if name in biased:
@@ -125,8 +126,8 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     rules[".*embed/embedding"] = P(rows) if rows else P(None, over(c.width))
     if not getattr(c, "tied", True):
         rules[".*head/kernel"] = P(None, rows) if rows else P(over(c.width))
-    if c.family != "llama":
-        rules[".*positions/embedding"] = P(over(c.context))
+    if getattr(c, "positions", "learned") == "learned":
+        rules[".*positions/embedding"] = P(over(c.context + getattr(c, "position_offset", 0)))
     return rules
 
 

@@ -136,8 +136,9 @@ def _output_distance(config, params, keep, ids, whole):
 
 def _sizes(config, keep) -> dict:
     """The fields of a configuration that change if only the layers `keep` remain."""
-    local = tuple(config.local[i] for i in keep) if getattr(config, "local", ()) else None
-    return {"layers": len(keep)} | ({} if local is None else {"local": local})
+    lists = {name: getattr(config, name, ()) for name in ("local", "no_rope")}
+    kept = {name: tuple(x[i] for i in keep) for name, x in lists.items() if x}
+    return {"layers": len(keep)} | kept
 
 
 def _only(params, keep):

@@ -22,7 +22,8 @@ def remove_heads(
 
     Raises:
         ValueError: both numbers or none are given; a number leaves no head, all heads, or groups of
-            different size; `stats` has no Gram matrices.
+            different size; `stats` has no Gram matrices; heads have ALiBi slopes or norms over
+            several heads.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -44,6 +45,7 @@ def remove_heads(
     config = model.config
     if (heads is None) == (kv_heads is None):
         raise ValueError(f"give heads or kv_heads, got heads={heads} and kv_heads={kv_heads}")
+    _check_heads_are_alike(model)
     sets = getattr(config, "kv_heads", config.heads)
     per_group = config.heads // sets
     if per_group == 1:
@@ -73,6 +75,15 @@ def remove_heads(
     whole = " in whole groups" if kv_heads and per_group > 1 else ""
     change = f"{sizes['heads']} of {config.heads} heads{whole}"
     return smaller_model(model, params, change, **sizes)
+
+
+def _check_heads_are_alike(model):
+    """Refuses a decoder whose heads differ in more than their projections."""
+    norm = getattr(model.config, "qk_norm", False) and model.config.qk_norm_over
+    slopes = getattr(model.config, "positions", "") == "alibi"
+    if norm in ("heads", "all") or slopes:
+        what = "ALiBi slopes" if slopes else "norms over heads"
+        raise ValueError(f"{model.source} has {what}, which change when heads go; remove neurons")
 
 
 def _take_groups(w, stay, groups, name):

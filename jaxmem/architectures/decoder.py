@@ -1,0 +1,183 @@
+"""A decoder as one Flax module: embedding, layers under `nn.scan`, final norm and head.
+
+Models differ in the values of `Config`. A file beside this one computes each mechanism: norms.py,
+self_attention.py, positions.py, feed_forward.py. Values that differ between layers, such as the
+sliding window, are scanned inputs; layers with other parameters are another segment.
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from ..kv_cache.quantized import BLOCK_TOKENS, QuantizedCache
+from ..parallel.constraints import constrain
+from .decoder_config import Config as Config
+from .feed_forward import MLP
+from .layers import Embed, Linear, check_positions
+from .llama_checkpoints import weights as weights
+from .norms import Norm
+from .positions import per_layer as per_layer
+from .self_attention import Attention
+
+
+def module(config: Config) -> "Decoder":
+    """The Flax module of `config`; run it as `module(config).apply({"params": params}, ids)`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxmem.architectures import llama
+        >>> config = llama.Config(
+        ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
+        ... )
+        >>> net, ids = llama.module(config), jnp.zeros((1, 5), jnp.int32)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), ids)[0].shape
+        (1, 5, 64)
+    """
+    return Decoder(config)
+
+
+class Decoder(nn.Module):
+    """Maps ids (B, T) to logits (B, T, vocab) in f32 (Vaswani et al., 2017; Touvron et al., 2023).
+
+    With a `cache` from `config.cache`, the first id is at `position` and the result is
+    (logits, cache).
+    """
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, ids: Array, cache: Any = None, position: Array | int = 0):
+        c = self.config
+        embed = Embed(c.vocab, c.width, name="embed")
+        x = embed(ids)
+        x = x * jnp.asarray(c.embed_scale, x.dtype)
+        if c.positions == "learned":
+            x = x + self._learned_positions(ids, cache, position)
+        if c.embed_norm:
+            x = Norm(c, c.norm_bias, name="embed_norm")(x)
+        x = constrain(x)
+        values = per_layer(c, ids.shape[1] if cache is None else _cache_length(cache))
+        for segment in segments(c):
+            layers = nn.scan(
+                Block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+                length=segment.length,
+            )
+            rows = slice(segment.start, segment.start + segment.length)
+            inputs = jax.tree.map(lambda a: a[rows], values)  # noqa: B023
+            block = layers(c, segment.kind, name=segment.name)
+            (x, cache), _ = block((x, cache), inputs, position)
+        x = Norm(c, c.norm_bias, name="final_norm")(x)
+        head = Linear(c.vocab, c.head_bias, name="head") if not c.tied else None
+        logits = embed.logits(x) if head is None else head(x, jnp.float32)
+        if c.logit_scale != 1:
+            logits = logits * c.logit_scale
+        if c.logit_softcap:
+            logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
+        return logits if cache is None else (logits, cache)
+
+    def _learned_positions(self, ids: Array, cache: Any, position: Array | int) -> Array:
+        """The vectors (1, T, width) of the positions of `ids` in a learned table."""
+        c = self.config
+        in_blocks = isinstance(cache, QuantizedCache)  # prompts fill whole blocks
+        block = BLOCK_TOKENS if in_blocks else 1
+        check_positions(ids, position, -(-c.context // block) * block)
+        steps = c.position_offset + position + jnp.arange(ids.shape[1], dtype=jnp.int32)
+        return Embed(c.context + c.position_offset, c.width, name="positions")(steps)[None]
+
+
+class Block(nn.Module):
+    """One layer; `layer` is its slice of `per_layer`: index, rope frequencies and window.
+
+    `kind` is its kind in `layer_kinds`.
+    """
+
+    config: Config
+    kind: str = "dense"
+
+    @nn.compact
+    def __call__(self, carry: tuple, layer: dict, position: Array | int):
+        c = self.config
+        norm = lambda name, x: Norm(c, c.norm_bias, name=name)(x)
+        x, cache = carry
+        read = norm("attn_norm", x) if c.pre_norms else x
+        y, cache = attention(c, self.kind)(read, cache, layer, position)
+        y = norm("attn_post_norm", y) if c.post_norms else y
+        y = checkpoint_name(_scaled(y, c), "attn_out")
+        stream = x if c.parallel else x + y
+        if not c.shared_norm:
+            read = norm("mlp_norm", stream) if c.pre_norms else stream
+        z = feed_forward(c, self.kind)(read)
+        z = norm("mlp_post_norm", z) if c.post_norms else z
+        z = checkpoint_name(_scaled(z, c), "mlp_out")
+        stream = stream + y if c.parallel else stream
+        return (constrain(stream + z), cache), None
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Consecutive layers of one kind, which one scan runs; `name` is that of their parameters."""
+
+    name: str
+    start: int
+    length: int
+    kind: str
+
+
+def layer_kinds(config: Config) -> tuple[str, ...]:
+    """The kind of each layer: layers of one kind have parameters of the same names and shapes.
+
+    Example:
+        >>> from jaxmem.architectures.decoder import Config, layer_kinds
+        >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+        >>> layer_kinds(Config(**sizes))
+        ('dense', 'dense')
+    """
+    return ("dense",) * config.layers
+
+
+def segments(config: Config) -> list[Segment]:
+    """The runs of layers of one kind: "layers" if there is one, else "layers_0", "layers_1", ...
+
+    Example:
+        >>> from jaxmem.architectures.decoder import Config, segments
+        >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+        >>> segments(Config(**sizes))
+        [Segment(name='layers', start=0, length=2, kind='dense')]
+    """
+    runs = [(kind, len(list(run))) for kind, run in itertools.groupby(layer_kinds(config))]
+    starts = itertools.accumulate([length for _, length in runs], initial=0)
+    return [
+        Segment("layers" if len(runs) == 1 else f"layers_{i}", start, length, kind)
+        for i, ((kind, length), start) in enumerate(zip(runs, starts))
+    ]
+
+
+def attention(config: Config, kind: str) -> nn.Module:
+    """The attention of a layer of this kind: maps (x, cache, layer, position) to (y, cache)."""
+    return Attention(config, name="attn")
+
+
+def feed_forward(config: Config, kind: str) -> nn.Module:
+    """The feed-forward part of a layer of this kind: maps x (B, T, width) to the same shape."""
+    return MLP(config, name="mlp")
+
+
+def _scaled(y: Array, config: Config) -> Array:
+    """What attention or MLP adds to the residual stream, times `residual_scale`."""
+    if config.residual_scale == 1:
+        return y
+    return y * jnp.asarray(config.residual_scale, y.dtype)
+
+
+def _cache_length(cache: Any) -> int:
+    """The tokens that a cache has room for."""
+    return cache.keys.length if isinstance(cache, QuantizedCache) else cache["k"].shape[3]

@@ -1,0 +1,218 @@
+"""Config: the sizes and mechanisms of a decoder, a field for each choice."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..kv_cache.dense import empty
+from .config_sizes import check_positive, check_types
+from .llama_checkpoints import from_hf
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
+_CHOICES = {
+    "norm": ("rms", "layer"),
+    "qk_norm_over": ("head", "heads", "all"),
+    "positions": ("rotary", "alibi", "learned"),
+}
+_PER_LAYER = ("local", "no_rope")
+_TUPLES = ("rope_scaling", "rope_factors", "rope_long_factors", "eos", *_PER_LAYER)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The sizes and mechanisms of one decoder; without the fields after `family` it is a Llama.
+
+    `rope_scaling` is empty, `(factor,)` for linear scaling, or Llama 3.1's `(factor, low, high,
+    original length)`. `rope_factors` is empty, or has a divisor for each rotary frequency. `local`
+    has a bool for each layer: where it is true, a token attends only to the last `window`
+    positions, and the rotary base is `local_theta`. If `local` is empty, no layer is local.
+
+    `family` is "llama", or "decoder" where a field after it is set. Transformations that know only
+    a Llama, such as `jm.rotate`, refuse a "decoder" by this name.
+
+    Example:
+        >>> from jaxmem.architectures.llama import Config
+        >>> config = Config(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+        >>> Config(**config.to_dict()) == config
+        True
+        >>> config.family, dataclasses.replace(config, norm="layer").family
+        ('llama', 'decoder')
+
+    Raises:
+        ValueError: a size is not positive, or sizes or options do not fit each other.
+    """
+
+    vocab: int
+    width: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool = False
+    context: int = 2048
+    eps: float = 1e-5
+    theta: float = 10_000.0
+    rope_scaling: tuple[float, ...] = ()
+    rope_factors: tuple[float, ...] = ()
+    local: tuple[bool, ...] = ()
+    local_theta: float = 10_000.0
+    window: int = 0
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False  # a norm after attention and one after the MLP
+    norm_offset: float = 0.0  # added to every norm's gain
+    embed_scale: float = 1.0
+    query_scale: float | None = None  # factor of the scores; None for head_dim ** -0.5
+    gelu: bool = False  # the activation is GELU by tanh
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    family: str = "llama"
+
+    # Norms, and where they are.
+    norm: str = "rms"  # or "layer", which subtracts the mean first
+    norm_gain: bool = True
+    norm_bias: bool = False
+    pre_norms: bool = True  # a norm before attention and one before the MLP
+    embed_norm: bool = False  # a norm of the embedding
+    parallel: bool = False  # attention and MLP read the same x, and both are added to it
+    shared_norm: bool = False  # with `parallel`: the norm before attention is the MLP's, too
+    qk_norm_over: str = "head"  # a head; "heads": a head, with its own gain; "all" heads together
+    qk_norm_bias: bool = False
+
+    # Positions.
+    positions: str = "rotary"  # or "alibi" or "learned"
+    rotary_dim: int = 0  # channels of a head that are rotated; 0 for all of them
+    interleaved: bool = False  # channels 2i and 2i + 1 are a rotary pair, not i and i + h / 2
+    no_rope: tuple[bool, ...] = ()  # the layers without rotary positions
+    rope_magnitude: float = 1.0  # factor of the rotated queries and keys, except in local layers
+    original_context: int = 0  # the length of text that a model was trained on at first
+    rope_dynamic: float = 0.0  # factor of dynamic NTK scaling, beyond `original_context`
+    rope_long_factors: tuple[float, ...] = ()  # divisors for texts beyond `original_context`
+    query_growth: float = 0.0  # queries times 1 + this * log(1 + position // original_context)
+    alibi_max: float = 8.0  # the last head's ALiBi slope is 2 ** -alibi_max
+    position_offset: int = 0  # rows before the first position in the table of learned positions
+
+    # Attention.
+    out_bias: bool = False
+    attention_softcap: float = 0.0  # scores become cap * tanh(score / cap)
+    clip_qkv: float = 0.0  # queries, keys and values are cut to [-clip, clip]
+
+    # MLP.
+    activation: str | None = None  # None for SiLU, or GELU by tanh with `gelu`
+    gated: bool = True  # down(act(gate(x)) * up(x)), not down(act(up(x)))
+    mlp_bias: bool = False
+
+    # Residual stream and head.
+    residual_scale: float = 1.0  # factor of what attention and MLP add
+    head_bias: bool = False
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0  # logits become cap * tanh(logit / cap)
+
+    tensor_names: str = "llama"  # whose names the tensors of a checkpoint have
+
+    def __post_init__(self):
+        check_types(self)
+        for name in _TUPLES:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_positive(self, "vocab", "width", "ffn", "layers", "heads", "kv_heads")
+        check_positive(self, "head_dim", "context")
+        _check_choices(self)
+        _check_attention(self)
+        _check_rope(self)
+        if self.family not in ("llama", "decoder"):
+            raise ValueError(f"family is {self.family!r}, expected 'llama' or 'decoder'")
+        object.__setattr__(self, "family", "decoder" if _beyond_llama(self) else "llama")
+
+    def to_dict(self) -> dict:
+        """The fields as plain data for JSON; `Config(**config.to_dict())` is an equal config."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_hf(cls, hf: dict) -> "Config":
+        """The config of a Hugging Face checkpoint's `config.json`.
+
+        Raises:
+            ValueError: `hf` has a model type or an option that this module does not compute.
+        """
+        return cls(**from_hf(hf))
+
+    def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
+        """An empty KV cache: {"k", "v"} of (layers, batch, kv_heads, length, head_dim)."""
+        return empty(self.layers, batch, self.kv_heads, length, self.head_dim, dtype)
+
+
+def _beyond_llama(config: Config) -> list[str]:
+    """The fields after `family` that are set."""
+    names = [field.name for field in dataclasses.fields(config)]
+    options = dataclasses.fields(config)[names.index("family") + 1 :]
+    return [f.name for f in options if getattr(config, f.name) != f.default]
+
+
+def _check_choices(c: Config) -> None:
+    """Refuses a word that is none of a field's, and options without what they change."""
+    for name, words in _CHOICES.items():
+        if getattr(c, name) not in words:
+            raise ValueError(f"{name} is {getattr(c, name)!r}, expected {' or '.join(words)}")
+    if c.activation is not None and (c.activation not in ACTIVATIONS or c.gelu):
+        raise ValueError(
+            f"activation is {c.activation!r} with gelu={c.gelu}, expected one of "
+            f"{', '.join(ACTIVATIONS)} without gelu"
+        )
+    needs = {
+        "shared_norm": c.parallel and c.pre_norms,
+        "norm_bias": c.norm_gain,
+        "qk_norm_bias": c.qk_norm and c.norm_gain,
+        "head_bias": not c.tied,
+        "rope_long_factors": c.rope_factors and c.original_context > 0,
+        "rope_dynamic": c.original_context > 0,
+        "query_growth": c.original_context > 0,
+    }
+    for name, present in needs.items():
+        if getattr(c, name) and not present:
+            raise ValueError(f"{name} is set without the options that it changes: {c}")
+
+
+def _check_attention(c: Config) -> None:
+    """Refuses heads that do not divide, and lists that have no entry for each layer."""
+    if c.heads % c.kv_heads:
+        raise ValueError(f"{c.heads} heads do not divide into {c.kv_heads} kv_heads")
+    if c.local and (len(c.local) != c.layers or c.window < 1):
+        raise ValueError(
+            f"local names {len(c.local)} layers with window {c.window}, "
+            f"expected {c.layers} and a window of at least 1"
+        )
+    if len(c.no_rope) not in (0, c.layers):
+        raise ValueError(f"no_rope names {len(c.no_rope)} layers, expected {c.layers}")
+
+
+def _check_rope(c: Config) -> None:
+    """Refuses rotary options that do not fit the heads or each other."""
+    rotated = c.rotary_dim or c.head_dim
+    if c.positions == "rotary" and (rotated % 2 or not 0 < rotated <= c.head_dim):
+        name = "rotary_dim" if c.rotary_dim else "head_dim"
+        raise ValueError(f"{name} is {rotated}, expected an even number up to {c.head_dim}")
+    if len(c.rope_scaling) not in (0, 1, 4):
+        raise ValueError(f"rope_scaling has {len(c.rope_scaling)} values, not 0, 1 or 4")
+    if len(c.rope_scaling) == 4 and c.rope_scaling[1] == c.rope_scaling[2]:
+        raise ValueError(f"rope_scaling is {c.rope_scaling}, expected low below high")
+    if min(c.theta, c.local_theta, *c.rope_scaling[:1]) <= 0:
+        raise ValueError(
+            f"theta is {c.theta}, local_theta {c.local_theta} and rope_scaling "
+            f"{c.rope_scaling}, expected values above 0"
+        )
+    if c.rope_factors and (c.rope_scaling or min(c.rope_factors) <= 0):
+        raise ValueError(
+            f"rope_factors is {c.rope_factors} with rope_scaling {c.rope_scaling}, "
+            "expected numbers above 0 and no scaling"
+        )
+    for name in ("rope_factors", "rope_long_factors"):
+        if len(getattr(c, name)) not in (0, rotated // 2):
+            raise ValueError(f"{name} has {len(getattr(c, name))} values, expected {rotated // 2}")
+    if c.rope_long_factors and min(c.rope_long_factors) <= 0:
+        raise ValueError(f"rope_long_factors is {c.rope_long_factors}, expected numbers above 0")
+    if c.rope_dynamic and (c.rope_dynamic < 1 or c.rope_scaling or c.rope_factors):
+        raise ValueError(
+            f"rope_dynamic is {c.rope_dynamic}, expected at least 1 and no other scaling"
+        )

@@ -1,0 +1,39 @@
+"""Norm: (x - mean) / sqrt(var + eps) * (offset + gain) + bias, or without some of these."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .decoder_config import Config
+
+
+class Norm(nn.Module):
+    """A norm over the last axis, of the kind that `config.norm` says (Zhang & Sennrich, 2019).
+
+    With `heads`, x is (B, heads, T, h) and each head has a gain of its own.
+    """
+
+    config: Config
+    bias: bool = False
+    heads: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        shape = (self.heads, x.shape[-1]) if self.heads else (x.shape[-1],)
+        aligned = lambda w: w.astype(jnp.float32).reshape(*_leading(x, self.heads), x.shape[-1])
+        y = x.astype(jnp.float32)
+        if c.norm == "layer":
+            y = y - y.mean(-1, keepdims=True)
+        y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + c.eps)
+        if c.norm_gain:
+            one = nn.initializers.constant(1.0 - c.norm_offset)
+            y = y * (aligned(self.param("scale", one, shape)) + c.norm_offset)
+        if self.bias:
+            y = y + aligned(self.param("bias", nn.initializers.zeros, shape))
+        return y.astype(x.dtype)
+
+
+def _leading(x: Array, heads: int) -> tuple[int, ...]:
+    """The axes before the last of a gain that multiplies x."""
+    return (1, heads, 1) if heads else (1,) * (x.ndim - 1)

@@ -1,0 +1,114 @@
+"""Where tokens are: rotary frequencies of each layer, and the slopes of ALiBi."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .decoder_config import Config
+from .layers import rope
+
+_NO_LIMIT = np.iinfo(np.int32).max
+
+
+def per_layer(config: Config, length: Any = 0) -> dict[str, np.ndarray]:
+    """The values that differ between layers, stacked for the scan.
+
+    "index" and "window" are (layers,) int32. "frequencies" are (layers, rotated channels / 2) f32,
+    in radians for each position, and 0 in a layer without rotary positions. "magnitude" (layers,)
+    f32 is there where `rope_magnitude` is not 1.
+
+    `length` is the number of tokens that the text may reach: dynamic NTK and LongRoPE have other
+    frequencies for a longer text, and all of a text has the same ones.
+    """
+    c = config
+    local = np.asarray(c.local or (False,) * c.layers)
+    unrotated = np.asarray(c.no_rope or (False,) * c.layers)
+    values = {
+        "index": np.arange(c.layers, dtype=np.int32),
+        "window": np.where(local, c.window, _NO_LIMIT).astype(np.int32),
+    }
+    if c.positions != "rotary":
+        return values
+    width = c.rotary_dim or c.head_dim
+    local_frequencies = _frequencies(width, c.local_theta)
+    frequencies = np.where(
+        local[:, None], local_frequencies[None], _of_length(c, width, length)[None]
+    )
+    values["frequencies"] = np.where(unrotated[:, None], 0, frequencies).astype(np.float32)
+    if c.rope_magnitude != 1:
+        plain = local | unrotated
+        values["magnitude"] = np.where(plain, 1.0, c.rope_magnitude).astype(np.float32)
+    return values
+
+
+def rotate_positions(x: Array, config: Config, layer: dict, position: Array | int) -> Array:
+    """Queries or keys x (B, heads, T, h) with rotary positions; `layer` is a slice of `per_layer`.
+
+    Only the first `rotary_dim` channels of a head are rotated.
+    """
+    c = config
+    if not (c.rotary_dim or c.interleaved or "magnitude" in layer):
+        return rope(x, layer["frequencies"], position)
+    width = c.rotary_dim or c.head_dim
+    turned, rest = x[..., :width], x[..., width:]
+    turned = rope(turned, layer["frequencies"], position, c.interleaved)
+    if "magnitude" in layer:
+        turned = (turned.astype(jnp.float32) * layer["magnitude"]).astype(x.dtype)
+    return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+
+
+def grow_queries(q: Array, config: Config, position: Array | int) -> Array:
+    """Queries q (B, heads, T, h) times 1 + growth * log(1 + position // original_context)."""
+    steps = position + jnp.arange(q.shape[2], dtype=jnp.int32)
+    lengths = (steps // config.original_context).astype(jnp.float32)
+    factor = 1 + config.query_growth * jnp.log1p(lengths)
+    return (q.astype(jnp.float32) * factor[None, None, :, None]).astype(q.dtype)
+
+
+def alibi_slopes(heads: int, most: float = 8.0) -> np.ndarray:
+    """What ALiBi takes from a score for each token of distance: (heads,) f32 (Press et al., 2022).
+
+    The slopes of 2^n heads are 2^(-most/2^n), 2^(-2 most/2^n), ... Further heads have the odd
+    terms of the series for twice as many heads.
+
+    Example:
+        >>> from jaxmem.architectures.positions import alibi_slopes
+        >>> alibi_slopes(3).tolist()
+        [0.0625, 0.00390625, 0.25]
+    """
+    whole = 2 ** int(math.log2(heads))
+    exponents = most / whole * np.arange(1, whole + 1)
+    between = most / (2 * whole) * np.arange(1, 2 * (heads - whole), 2)
+    return (2.0 ** -np.concatenate([exponents, between])).astype(np.float32)
+
+
+def _of_length(c: Config, width: int, length: Any) -> np.ndarray:
+    """The frequencies (width / 2,) of layers that are not local, in a text of `length` tokens."""
+    if (c.rope_dynamic or c.rope_long_factors) and not isinstance(length, int):
+        raise ValueError(
+            "a text of unknown length has no rotary frequencies: this model's depend on it; "
+            "give ids or a cache of a fixed length"
+        )
+    theta, factors = c.theta, c.rope_factors
+    if c.rope_dynamic and length > c.original_context:
+        growth = c.rope_dynamic * length / c.original_context - (c.rope_dynamic - 1)
+        theta *= growth ** (width / (width - 2))
+    if c.rope_long_factors and length > c.original_context:
+        factors = c.rope_long_factors
+    frequencies = _frequencies(width, theta, c.rope_scaling)
+    return frequencies / np.asarray(factors, np.float32) if factors else frequencies
+
+
+def _frequencies(width: int, theta: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
+    """Rotary frequencies (width / 2,) in radians for each position.
+
+    With `scaling`, a wavelength above original / low is divided in frequency by `factor`, one below
+    original / high is unchanged, and those between are interpolated.
+    """
+    factor, low, high, original = (*scaling, *(1.0, 1.0, 2.0, 0.0)[len(scaling) :])
+    f = (1.0 / theta ** (np.arange(0, width, 2, dtype=np.float32) / width)).astype(np.float32)
+    keep = np.clip((original * f / (2 * math.pi) - low) / (high - low), 0.0, 1.0)
+    return f * (keep + (1.0 - keep) / factor)

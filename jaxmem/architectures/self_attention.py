@@ -1,0 +1,50 @@
+"""Attention of a decoder's layer: heads, biases, norms of queries and keys, positions."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from ..kv_cache.attention import ScoreTerms
+from ..kv_cache.cached_attention import attend_through
+from ..kv_cache.dense import keep_layout
+from .decoder_config import Config
+from .layers import Linear, merge_heads, split_heads
+from .norms import Norm
+from .positions import alibi_slopes, grow_queries, rotate_positions
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al., 2023) with the options of `config`."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, cache: dict | None, layer: dict, position: Array | int):
+        c = self.config
+        heads = {"q": c.heads, "k": c.kv_heads, "v": c.kv_heads}
+        q, k, v = (Linear(n * c.head_dim, c.qkv_bias, name=name)(x) for name, n in heads.items())
+        if c.clip_qkv:
+            q, k, v = (jnp.clip(y, -c.clip_qkv, c.clip_qkv) for y in (q, k, v))
+        q_norm, k_norm = (
+            Norm(c, c.qk_norm_bias, n if c.qk_norm_over == "heads" else 0, name=f"{name}_norm")
+            if c.qk_norm
+            else None
+            for name, n in (("q", c.heads), ("k", c.kv_heads))
+        )
+        if c.qk_norm and c.qk_norm_over == "all":
+            q, k = q_norm(q), k_norm(k)
+        if cache is not None:
+            k, v = keep_layout(k, v)
+        q, k, v = (split_heads(y, n) for y, n in zip((q, k, v), heads.values()))
+        if c.qk_norm and c.qk_norm_over != "all":
+            q, k = q_norm(q), k_norm(k)
+        if c.positions == "rotary":
+            q, k = (rotate_positions(y, c, layer, position) for y in (q, k))
+        if c.query_growth:
+            q = grow_queries(q, c, position)
+        scale = c.query_scale or c.head_dim**-0.5
+        slopes = alibi_slopes(c.heads, c.alibi_max) if c.positions == "alibi" else None
+        terms = ScoreTerms(softcap=c.attention_softcap, slopes=slopes)
+        index, window = layer["index"], layer["window"]
+        cache, y = attend_through(cache, index, position, q, k, v, window, scale, terms)
+        return Linear(c.width, c.out_bias, name="out")(merge_heads(y)), cache
