@@ -225,8 +225,10 @@ def _apply(recipe, layout, optimizer, state, slope, places):
     with jax.named_scope("optimizer"):
         params, opt = change(state["params"], state["opt"], slope)
     state = {"params": params, "opt": opt, "step": count}
-    if recipe.offload or places is None:  # a constraint would bring the state to the device
+    if places is None:
         return state
+    if recipe.offload:  # a constraint would bring the optimizer's part to the device
+        return state | {"params": layout.keep(params, places["params"])}
     return layout.keep(state, places)
 
 

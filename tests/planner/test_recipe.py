@@ -115,6 +115,24 @@ def test_eight_chips_learn_what_one_does(model, plain, axes, shared, parts):
 
 
 @pytest.mark.slow
+def test_a_state_on_the_hosts_of_eight_chips_learns_and_stays_there(model):
+    adam, axes = optax.adam(1e-2), {"fsdp": 4, "tensor": 2}
+    built = jm.build(recipe("train", offload=True, mesh=axes), model=model, optimizer=adam)
+    state, _ = built.init(model.params)
+    step = built.step.lower(state, IDS).compile(compiler_options=FAST)
+    step_losses = []
+    for _ in range(3):
+        state, loss = step(state, IDS)
+        step_losses.append(float(loss))
+    on_one = losses(model, recipe("train"), steps=3, optimizer=adam)
+    np.testing.assert_allclose(step_losses, on_one, rtol=0.02)
+    arrays, places = map(jax.tree.leaves, (state, built.shardings[0]))
+    assert all(x.sharding.is_equivalent_to(place, x.ndim) for x, place in zip(arrays, places))
+    moments = [x for x in jax.tree.leaves(state["opt"]) if x.ndim]
+    assert {x.sharding.memory_kind for x in moments} == {"pinned_host"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
 def test_adapters_on_eight_chips_learn_what_they_learn_on_one(model, axes):
     on_one = recipe("lora", encoding=jm.Int(4, group=8), rank=4)
