@@ -36,7 +36,7 @@ import numpy as np
 import jaxmem as jm
 from jaxmem import models
 from jaxmem.models import KVCache, downloading
-from jaxmem.models.generation import _run
+from jaxmem.models.token_logits import logits_after
 
 CACHES = {"dense f32": None} | {
     f"{bits} bits{', rotated' if rotate else ''}": KVCache(bits, rotate=rotate)
@@ -96,7 +96,9 @@ def speed_rows(model):
                 start = time.perf_counter()
                 at = CACHE_TOKENS - STEPS_A_ROUND + step
                 cache = caches[name]
-                logits, caches[name] = _run(model.config, model.params, ids, cache, at, last=0)
+                logits, caches[name] = logits_after(
+                    model.config, model.params, ids, cache, at, last=0
+                )
                 jax.block_until_ready(logits)
                 if round_index:
                     times[name].append(time.perf_counter() - start)

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from ..models import Model
 from ..models.example_inputs import window
+from ..models.text_models import vocabulary
 
 ModelName = Annotated[
     Positional[str], arg(metavar="MODEL", help="A name, file or directory; see `jaxmem --help`.")
@@ -30,8 +31,7 @@ def tokens(model: Model, text: str, windows: int | None = None) -> np.ndarray:
     Raises:
         ValueError: the text is too short; the model predicts no text, or has no tokenizer.
     """
-    if not hasattr(model.config, "cache"):
-        raise ValueError(f"{model.source} is an encoder: it predicts no text")
+    vocabulary(model)  # refuses a model that predicts no text
     if model.tokenizer is None:
         raise ValueError(f"{model.source} has no tokenizer, which reading a text takes")
     ids = np.asarray(model.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)

@@ -3,15 +3,13 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..calibration.batches import tuples
-from ..calibration.statistics import stats
 from ..core.leaf import is_encoded
 from ..core.leaf import nbytes as count_bytes
 from ..core.lifting import lift
@@ -19,18 +17,22 @@ from ..core.paths import is_whole
 from ..core.usage import uses
 from ..io.checkpoint import save
 from ..models.example_inputs import example_inputs, window
-from ..models.model import Model
+from ..models.flax_model import FlaxModel
+from ..models.model import Model, check_in_vocabulary
 from ..models.rotation import rotate
+from ..models.text_models import vocabulary
 from ..solvers import Search
 from .budgeting import budget
 from .candidates import KINDS, techniques
 from .encoding import encode
-from .fit_calibrated import fit_by_integers, solve_by_gptq
+from .fit_calibrated import fit_by_integers, gptq_batches, text_rows, tune_scales
+from .fit_in_one_pass import are_batches, calibration_batches, fit_in_one_pass
 from .fit_integers import plan_integers
 from .fit_structures import INTEGERS, STRUCTURES, Technique, fit_by_techniques
 from .plan import Plan
 from .progress import Progress, stage
 from .reporting import Report, report
+from .scan_cut import scans_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,15 +138,17 @@ def fit(
     logits; the dense model is held.
 
     Args:
-        model: a dense `Model`; or a bare `(apply, params)`, where `apply(params, *batch)` is any
-            function. Shapes of a batch may follow, `(apply, params, *shapes)`: they tell without
-            data how each weight is used; where neither they nor data are given, each weight is
-            taken to be summed over its second last axis, as linen and NNX kernels are.
+        model: a dense `Model`, also of your own module (`jm.models.from_flax`); or a bare `(apply,
+            params)`, where `apply(params, *batch)` is any function. Shapes of a batch may follow,
+            `(apply, params, *shapes)`: they tell without data how each weight is used; where
+            neither they nor data are given, each weight is taken to be summed over its second last
+            axis, as linen and NNX kernels are.
         nbytes: the most bytes that the encoded params may take.
         calibrate: token ids (tokens,) of a text of the kind that a language `Model` will read, at
             least one window of 1,024 (or the model's context); for a bare function an iterable of
             batches, each a tuple. A bare function is solved in one pass over the batches, with a
-            Gram matrix for each weight, and its scales are not tuned.
+            Gram matrix for each weight, and its scales are not tuned. Your own module takes either;
+            if it does not scan over its layers, a text is solved in one pass too.
         options: what the budget chooses among, and how much work is done.
         progress: called as `progress(stage, done, total)` when a stage starts, advances and ends.
 
@@ -166,6 +170,8 @@ def fit(
     """
     if options.windows is not None and calibrate is None:
         raise ValueError(f"windows is {options.windows}, and there is no text; give calibrate=ids")
+    if isinstance(model, FlaxModel):
+        return _fit_module(model, nbytes, calibrate, options, progress)
     if isinstance(model, Model):
         return _fit_model(model, nbytes, calibrate, options, progress)
     if isinstance(model, tuple) and len(model) >= 2 and callable(model[0]):
@@ -200,19 +206,42 @@ def _fit_model(model, nbytes, calibrate, options, progress) -> Fitted:
 
 
 def _fit_function(apply, params, shapes, nbytes, calibrate, options, progress) -> Fitted:
+    batches = None if calibrate is None else calibration_batches(calibrate, options.windows)
+    plan, encoded, record = _encode(apply, params, shapes, nbytes, batches, options, progress)
+    return Fitted((lift(apply), encoded), plan, encoded, report(params, encoded), record)
+
+
+def _fit_module(model: FlaxModel, nbytes, calibrate, options, progress) -> Fitted:
+    """A module of the user, block by block if it scans over its layers, otherwise in one pass."""
+    is_text = calibrate is not None and not are_batches(calibrate)
+    rows = None
+    if is_text:
+        rows = text_rows(model, calibration_ids(model, calibrate, options.windows))
+        if options.among == INTEGERS and scans_layers(model.apply, model.tensors, (rows[:1],)):
+            return _fit_model(model, nbytes, calibrate, options, progress)
+        batches = gptq_batches(rows)
+    else:
+        batches = calibrate and calibration_batches(calibrate, options.windows)
+    run, params, shapes = model.apply, model.params, example_inputs(model)
+    plan, encoded, record = _encode(run, params, shapes, nbytes, batches, options, progress)
+    if is_text and options.tune_steps:
+        encoded = tune_scales(model, params, encoded, rows, options.tune_steps, progress)
+        record |= {"tuning_steps": options.tune_steps}
+    fitted = dataclasses.replace(model, tensors=encoded)
+    return Fitted(fitted, plan, encoded, report(params, encoded), record)
+
+
+def _encode(apply, params, shapes, nbytes, batches, options, progress) -> tuple[Plan, Any, dict]:
+    """(the plan that fits `nbytes`, the encoded params, a record), for any function."""
     check_dense(params, "params")
     structures = set(options.among) & set(STRUCTURES)
     if structures or options.rotate:
         what = ", ".join(sorted(structures)) or "rotate"
-        raise ValueError(f"{what}: wants a Model, whose layers are known; got a bare function")
-    if calibrate is None:
-        ways = uses(apply, params, *shapes) if shapes else None
-        plan, encoded = _without_data(params, nbytes, options.among, ways, progress)
-        record = {}
-    else:
-        batches = _calibration_batches(calibrate, options.windows)
-        plan, encoded, record = _in_one_pass(apply, params, nbytes, batches, options, progress)
-    return Fitted((lift(apply), encoded), plan, encoded, report(params, encoded), record)
+        raise ValueError(f"{what}: wants a Model that jm.models.load gives, whose layers are known")
+    if batches is not None:
+        return fit_in_one_pass(apply, params, nbytes, batches, options.among, progress)
+    ways = uses(apply, params, *shapes) if shapes else None
+    return *_without_data(params, nbytes, options.among, ways, progress), {}
 
 
 def _without_data(
@@ -228,30 +257,6 @@ def _without_data(
             plan = budget(params, nbytes=nbytes, candidates=candidates, uses=ways)
     with stage(progress, "encoding"):
         return plan, encode(params, plan, uses=ways)
-
-
-def _in_one_pass(
-    apply: Callable, params: Any, nbytes: int, batches: list[tuple], options: FitOptions, progress
-) -> tuple[Plan, Any, dict]:
-    """The same with data for any function: each weight by its Gram matrix, not block by block."""
-    ways = uses(apply, params, *batches[0])
-    with stage(progress, "calibrating: moments of the weights' inputs"):
-        moments = stats(apply, params, batches, moments="gram")
-    with stage(progress, f"planning {nbytes:,} bytes"):
-        if options.among == INTEGERS:
-            integers = plan_integers(params, nbytes, uses=ways, stats=moments)
-            multiplied = {path: codec for path, codec in integers.items() if path in moments}
-            searched = Plan(
-                {path: Search(codec) for path, codec in integers.items()}, integers.axes
-            )
-            plan = searched | solve_by_gptq(Plan(multiplied), ways)
-        else:
-            candidates = techniques(params, options.among, uses=ways, stats=moments)
-            tables = {"candidates": candidates, "uses": ways, "stats": moments}
-            plan = budget(params, nbytes=nbytes, **tables)
-    with stage(progress, "encoding"):
-        encoded = encode(params, plan, uses=ways, stats=moments)
-    return plan, encoded, {"batches": len(batches), "tuning_steps": 0}
 
 
 def abstract(params: Any, dtype: Any = jnp.float32) -> Any:
@@ -273,9 +278,7 @@ def check_dense(params: Any, source: str) -> None:
 
 def calibration_ids(model: Model, calibrate: Any, windows: int | None) -> np.ndarray:
     """The token ids (tokens,) of a text of at least one window, cut to so many windows."""
-    if not hasattr(model.config, "cache"):
-        raise ValueError(f"{model.source} is an encoder: it predicts no text")
-    ids = np.asarray(calibrate)
+    vocab, ids = vocabulary(model), np.asarray(calibrate)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
             f"calibrate has shape {ids.shape} and dtype {ids.dtype}, expected token ids (tokens,)"
@@ -283,12 +286,5 @@ def calibration_ids(model: Model, calibrate: Any, windows: int | None) -> np.nda
     length = window(model)
     if len(ids) < length:
         raise ValueError(f"calibrate has {len(ids)} tokens, expected at least {length}")
+    check_in_vocabulary(ids, vocab)
     return ids.astype(np.int32)[: None if windows is None else windows * length]
-
-
-def _calibration_batches(calibrate: Iterable[tuple], windows: int | None) -> list[tuple]:
-    if getattr(calibrate, "ndim", None) is not None:
-        raise TypeError("a bare function takes calibrate=[(array, ...), ...], got one array")
-    if windows is not None:
-        raise ValueError(f"windows is {windows}: a bare function reads every batch it is given")
-    return list(tuples(calibrate, "fit"))

@@ -1,7 +1,7 @@
 """Fitting with data: weighted ranges, GPTQ block by block, then scales tuned by KL divergence."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ def input_moments(
 
 def error_costs(model: Model, ids: np.ndarray) -> dict[str, np.ndarray]:
     """The nats that an error of each weight costs by `fisher`, on the first rows of a text."""
-    rows = _rows(model, ids)[:FISHER_ROWS, None]
+    rows = text_rows(model, ids)[:FISHER_ROWS, None]
     return fisher(model.apply, model.params, [(row,) for row in jnp.asarray(rows)])
 
 
@@ -99,7 +99,7 @@ def _least_divergent(
     divergences: dict[str, float] = {}
     if len({str(plan) for plan in plans.values()}) == 1:
         return next(iter(plans)), divergences
-    batches = [(row,) for row in _rows(model, ids)[:COMPARE_ROWS, None]]
+    batches = [(row,) for row in text_rows(model, ids)[:COMPARE_ROWS, None]]
     for name, plan in plans.items():
         with stage(progress, f"comparing plans, {name}") as count:
             solved = solve_by_gptq(plan, ways, turns=0)
@@ -140,23 +140,46 @@ def encode_and_tune(
         progress: as in `fit`.
         dense: the model whose logits the scales are tuned on, where `model` is a part of it.
     """
-    rows = _rows(model, ids)
-    batches = [(rows[i : i + BATCH_ROWS],) for i in range(0, min(len(rows), GPTQ_ROWS), BATCH_ROWS)]
-    whole = [batch for batch in batches if len(batch[0]) == len(batches[0][0])]
+    rows = text_rows(model, ids)
+    batches = gptq_batches(rows)
     with stage(progress, "solving block by block") as count:
-        encoded = encode_by_block(model, plan, whole, progress=count)
+        encoded = encode_by_block(model, plan, batches, progress=count)
     if steps:
-        order = np.random.default_rng(0).permutation(len(rows))
-        batches = [(jnp.asarray(rows[order[i % len(rows)]][None]),) for i in range(steps)]
-        with stage(progress, "tuning scales") as count:
-            options = {"learning_rate": tuning_rate(encoded)}
-            options |= {"progress": lambda step, loss: count(step, steps)}
-            options |= {} if dense is None else {"dense": dense.apply}
-            target = (dense or model).params
-            encoded = tune(model.apply, target, encoded, batches, **options)
-    tokens = sum(batch[0].size for batch in whole)
+        target = (dense or model).params
+        apply = None if dense is None else dense.apply
+        encoded = tune_scales(model, target, encoded, rows, steps, progress, dense=apply)
+    tokens = sum(batch[0].size for batch in batches)
     record = {"tokens": tokens, "tuning_steps": steps, "tuning_tokens": steps * rows.shape[1]}
     return encoded, record
+
+
+def tune_scales(
+    model: Model,
+    target: Any,
+    encoded: Any,
+    rows: np.ndarray,
+    steps: int,
+    progress: Progress | None = None,
+    *,
+    dense: Callable | None = None,
+) -> Any:
+    """The encoded tensors after `steps` of scale tuning, each on one row of a text.
+
+    Args:
+        model: runs the encoded tensors.
+        target: the dense params whose logits the scales are tuned on.
+        encoded: the tensors to tune.
+        rows: the token ids of a text, (rows, tokens), taken in a fixed random order.
+        steps: how many steps, at least 1.
+        progress: as in `fit`.
+        dense: runs `target`; None: the model does.
+    """
+    order = np.random.default_rng(0).permutation(len(rows))
+    batches = [(jnp.asarray(rows[order[i % len(rows)]][None]),) for i in range(steps)]
+    with stage(progress, "tuning scales") as count:
+        options = {"learning_rate": tuning_rate(encoded), "dense": dense}
+        options |= {"progress": lambda step, loss: count(step, steps)}
+        return tune(model.apply, target, encoded, batches, **options)
 
 
 def tuning_rate(encoded: Any) -> float:
@@ -169,7 +192,14 @@ def tuning_rate(encoded: Any) -> float:
     return LEARNING_RATE * min(2 ** (REFERENCE_BITS - bits), LARGEST_FACTOR)
 
 
-def _rows(model: Model, ids: np.ndarray) -> np.ndarray:
+def text_rows(model: Model, ids: np.ndarray) -> np.ndarray:
     """The text in rows of up to 512 tokens, (rows, tokens); what is left over is dropped."""
     length = min(ROW_TOKENS, window(model))
     return ids[: len(ids) // length * length].reshape(-1, length)
+
+
+def gptq_batches(rows: np.ndarray) -> list[tuple]:
+    """The first rows of a text in batches of one size, which GPTQ takes its moments from."""
+    size = min(BATCH_ROWS, len(rows))
+    most = min(len(rows), GPTQ_ROWS)
+    return [(rows[i : i + size],) for i in range(0, most - most % size, size)]

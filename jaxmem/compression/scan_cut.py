@@ -35,7 +35,8 @@ class ScanCut:
         """The cut of `fn`, found by tracing it on one batch.
 
         Raises:
-            ValueError: `fn` runs no scan, or no weight reaches it as it is in the params.
+            NoLayers: `fn` runs no scan, its scan returns more than its carry, or no weight reaches
+                it as it is in the params.
         """
         leaves, structure = jax.tree.flatten(params, is_leaf=is_whole)
         shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
@@ -43,7 +44,9 @@ class ScanCut:
         cut = cls(fn, structure, shapes, names, (), 0)
 
         def trace(leaves, batch):
-            xs = cut._first_scan(structure.unflatten(leaves), batch)[2]
+            carry, body, xs = cut._first_scan(structure.unflatten(leaves), batch)
+            if jax.tree.leaves(body(list(carry), [x[0] for x in xs])[1]):
+                raise NoLayers("the scan over layers returns more than its carry")
             by_id = {id(leaf): name for leaf, name in zip(leaves, names)}
             places.update({by_id[id(x)]: j for j, x in enumerate(xs) if id(x) in by_id})
             counts.extend(map(len, xs))
@@ -51,7 +54,7 @@ class ScanCut:
 
         jax.eval_shape(trace, list(shapes), batch)
         if not places:
-            raise ValueError("no weight reaches the scan over layers as it is in the params")
+            raise NoLayers("no weight reaches the scan over layers as it is in the params")
         return dataclasses.replace(cut, places=tuple(places.items()), count=counts[0])
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -65,10 +68,7 @@ class ScanCut:
         weights = {place: layer[path] for path, place in self.layered.items()}
         of_layer = lambda x: lax.dynamic_index_in_dim(jnp.asarray(x), i, keepdims=False)
         slices = [weights[j] if j in weights else of_layer(x) for j, x in enumerate(xs)]
-        out, ys = body(list(carry), slices)
-        if jax.tree.leaves(ys):
-            raise ValueError("the scan over layers returns more than its carry")
-        return out
+        return body(list(carry), slices)[0]
 
     run_block = functools.partial(jax.jit, static_argnums=0)(block)
 
@@ -94,7 +94,7 @@ class ScanCut:
             around_scans(self.fn, _same, stop)(params, *batch)
         except _ScanReached as reached:
             return reached.args
-        raise ValueError("the model runs no scan, expected one over its layers")
+        raise NoLayers("the model runs no scan, expected one over its layers")
 
     def _all_params(self, rest: dict) -> Any:
         """All params, with zeros in place of the scanned ones."""
@@ -102,6 +102,19 @@ class ScanCut:
         return self.structure.unflatten(
             [rest[n] if n in rest else zeros(x) for n, x in zip(self.names, self.shapes)]
         )
+
+
+def scans_layers(fn: Callable, params: Any, batch: tuple) -> bool:
+    """Whether `fn(params, *batch)` can be cut at a scan over its layers."""
+    try:
+        ScanCut.of(fn, params, batch)
+    except NoLayers:
+        return False
+    return True
+
+
+class NoLayers(ValueError):
+    """A function cannot be cut, because it has no scan over layers of the kind that is needed."""
 
 
 class _ScanReached(Exception):

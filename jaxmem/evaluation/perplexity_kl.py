@@ -52,7 +52,7 @@ def evaluate(
 
     Raises:
         ValueError: the text is shorter than the windows asked for, or has a token that the model
-            does not know; `window`, `windows` or `batch` is too small.
+            does not know; `window`, `windows` or `batch` is too small; `apply` gives no logits.
         TypeError: `ids` is not a one-dimensional list of integers.
 
     Example:
@@ -66,7 +66,7 @@ def evaluate(
         raise ValueError(f"batch is {batch}, expected at least 1")
     count = len(text)
     row_shape = jax.ShapeDtypeStruct((batch, window), np.int32)
-    vocab = jax.eval_shape(apply, params, row_shape).shape[-1]
+    vocab = _vocabulary(jax.eval_shape(apply, params, row_shape), row_shape.shape)
     if text.max() >= vocab or text.min() < 0:  # before they are int32, which would wrap them
         raise ValueError(f"ids reach {text.min()}..{text.max()}, expected 0..{vocab - 1}")
     text = text.astype(np.int32)
@@ -126,6 +126,16 @@ def _score(logits: Array, dense: Array | None, ids: Array) -> dict[str, Array]:
     scores = jax.lax.map(position, rows, batch_size=16)
     # After the last token of a window there is nothing to predict.
     return whole(jax.tree.map(lambda x: x.reshape(ids.shape)[:, :-1].mean(axis=1), scores))
+
+
+def _vocabulary(logits: Any, rows: tuple[int, int]) -> int:
+    """The last axis of logits of ids (batch, window); refuses what are no such logits."""
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 3 or shape[:2] != rows:
+        got = type(logits).__name__ if shape is None else shape
+        wanted = f"({rows[0]}, {rows[1]}, vocabulary)"
+        raise ValueError(f"apply gives {got} of ids {rows}, expected logits {wanted}")
+    return shape[2]
 
 
 def _windows(ids: Any, window: int, windows: int | None) -> np.ndarray:

@@ -12,3 +12,4 @@ from .loading import load as load
 from .model import Model as Model
 from .rotation import rotate as rotate
 from .rotation import rotate_heads as rotate_heads
+from .user_modules import from_flax as from_flax

@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .flax_model import FlaxModel
 from .model import Model
+from .text_models import context
 
 WINDOW_TOKENS = 1024
 
@@ -13,13 +15,18 @@ WINDOW_TOKENS = 1024
 def example_inputs(model: Model, length: int = 8) -> tuple[Any, ...]:
     """Shapes of the arguments that `model.apply` takes after its params, a batch of one row.
 
-    Token ids (1, length) int32; an encoder also takes a mask (1, length) of bools.
+    Token ids (1, length) int32; an encoder also takes a mask (1, length) of bools, and a
+    module of `from_flax` its own inputs, if they were given.
 
     Example:
         >>> import jaxmem as jm
         >>> example_inputs(jm.models.load("llama-8b"))
         (ShapeDtypeStruct(shape=(1, 8), dtype=int32),)
     """
+    if isinstance(model, FlaxModel) and model.config.inputs:
+        return model.config.inputs
+    if isinstance(model, FlaxModel) and model.config.context:
+        length = min(length, model.config.context)
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
     encoder = model.config.family == "bert"
     return (ids, jax.ShapeDtypeStruct(ids.shape, jnp.bool_)) if encoder else (ids,)
@@ -33,4 +40,4 @@ def window(model: Model) -> int:
         >>> window(jm.models.load("llama-8b"))
         1024
     """
-    return min(WINDOW_TOKENS, model.config.context)
+    return min(WINDOW_TOKENS, context(model))

@@ -1,26 +1,22 @@
-"""generate: reads a prompt into a KV cache, then samples one token after the other."""
+"""generate: reads a prompt, then samples one token after the other."""
 
 import dataclasses
 import functools
-import math
 import numbers
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
-from jax.sharding import NamedSharding
+from jax import Array
 
-from ..core.leaf import is_encoded
-from ..kv_cache.quantized import BLOCK_TOKENS, KVCache
-from ..parallel import layouts
-from ..parallel.sharding import shard, shardings
+from ..kv_cache.quantized import KVCache
+from .flax_model import FlaxModel
 from .model import Model, check_in_vocabulary
-
-_PROMPT_STEP, _CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often
+from .sampling import check_number, check_sampling, pick
+from .text_models import context, vocabulary
+from .token_logits import reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +59,7 @@ def generate(
     Prompts of different lengths are run one length after the other: each gives the tokens that it
     gives without the others, and none is padded. The cache takes 2 * layers * batch * kv_heads *
     length * head_dim elements. Each step updates it in place. Encoded parameters stay encoded.
+    A module of `from_flax` that has no cache computes the whole text again for each token.
 
     Args:
         model: a model with weights that predicts text.
@@ -92,16 +89,20 @@ def generate(
         (1, 4)
 
     Raises:
-        ValueError: the model is an encoder or has no weights; the prompt is empty, holds ids
-            outside the vocabulary or leaves no room in the context; a sampling option is out of
-            range.
+        ValueError: the model predicts no text, is not causal or has no weights; the prompt is
+            empty, holds ids outside the vocabulary or leaves no room in the context; a sampling
+            option is out of range.
         TypeError: the prompt is neither text nor integers; `cache` is no KVCache.
     """
-    rows = _tokens(model, prompt)
+    rows = _tokens(model, prompt, vocabulary(model))
     _check(model, max(map(len, rows)), max_new_tokens)
-    _check_sampling(temperature, top_k, top_p, seed)
+    check_sampling(temperature, top_k, top_p, seed)
     if not isinstance(cache, KVCache | None):
         raise TypeError(f"cache is {cache!r}, expected a KVCache, such as KVCache(4)")
+    if cache is not None and isinstance(model, FlaxModel):
+        raise ValueError(
+            f"cache is {cache}, expected None: {model.source} has its own cache or none"
+        )
     if stream is not None and (model.tokenizer is None or len(rows) > 1):
         raise ValueError(f"stream wants a tokenizer and a single prompt, not {len(rows)}")
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
@@ -149,35 +150,26 @@ def _generate(
     stream: Callable[[str], Any] | None,
 ) -> Generation:
     """`generate` for prompts `ids` (batch, tokens) of one length, with options that are checked."""
-    config, params, key = model.config, model.params, jax.random.key(seed)
-    batch, length = ids.shape
-    steps = length + -length % (BLOCK_TOKENS if cache else _PROMPT_STEP)
-    steps = steps if cache else min(steps, max(length, config.context))
-    padded = np.pad(ids, ((0, 0), (0, steps - length)))
-    room = max(padded.shape[1], length + max_new_tokens)
-    room += -room % _CACHE_STEP
-    dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
-    empty = cache.empty(config, batch, room, dtype) if cache else config.cache(batch, room, dtype)
-    state = _shard_like(params, empty, config, batch)
-
+    key, eos, (batch, length) = jax.random.key(seed), model.config.eos, ids.shape
+    read = reader(model, batch, length, max_new_tokens, cache)
     new: list[np.ndarray] = []
     times: list[float] = []
     shown, ended = "", np.zeros(batch, bool)
-    step, position, last = padded, 0, length - 1
+    step, position = ids, 0
     for i in range(max_new_tokens):
         start = time.perf_counter()
-        logits, state = _run(config, params, step, state, position, last=last)
-        token = _pick(logits, key, i, temperature=temperature, top_k=top_k, top_p=top_p)
+        logits = read(step, position)
+        token = pick(logits, key, i, temperature=temperature, top_k=top_k, top_p=top_p)
         token = np.where(ended, new[-1] if new else 0, token).astype(np.int32)
         times.append(time.perf_counter() - start)
         new.append(token)
-        ended |= np.isin(token, config.eos)
+        ended |= np.isin(token, eos)
         if stream is not None and not (text := _text(model, ids[0], new, 0)).endswith("\ufffd"):
             stream(text[len(shown) :])
             shown = text
         if ended.all():
             break
-        step, position, last = token[:, None], length + i, 0
+        step, position = token[:, None], length + i
     rows = range(batch) if model.tokenizer is not None else ()
     return Generation(
         prompt=ids,
@@ -188,53 +180,7 @@ def _generate(
     )
 
 
-def _shard_like(params: dict, cache: Any, config: Any, batch: int) -> Any:
-    """The cache on the devices of the weights, its heads and rows sharded like theirs."""
-    where = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    if not isinstance(where, NamedSharding) or where.mesh.size == 1:
-        return cache
-    rules = layouts.cache(config, where.mesh, batch)
-    return shard(cache, shardings(cache, where.mesh, rules))
-
-
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _run(config: Any, params: dict, ids: Array, cache: Any, position: Array, *, last: Array):
-    """(logits (batch, vocab) after `ids[:, last]`, the cache with `ids` in it).
-
-    The configuration is static and the weights are arguments, so that a compiled step holds no
-    weights. Padding after `last` fills cache positions that later steps write before they read.
-    """
-    logits, cache = Model(config, {}, None, "").apply(params, ids, cache, position)
-    return lax.dynamic_index_in_dim(logits, last, axis=1, keepdims=False), cache
-
-
-@functools.partial(jax.jit, static_argnames=("temperature", "top_k", "top_p"))
-def _pick(
-    logits: Array,
-    key: Array,
-    step: Array,
-    *,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> Array:
-    """The next token of each row, (batch,)."""
-    if temperature == 0.0:
-        return jnp.argmax(logits, axis=-1)
-    logits = logits.astype(jnp.float32) / temperature
-    if top_k is not None:
-        least = lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    if top_p is not None:
-        ranked = jnp.sort(logits, axis=-1, descending=True)
-        share = jax.nn.softmax(ranked, axis=-1)
-        among = jnp.cumsum(share, axis=-1) - share < top_p
-        least = jnp.where(among, ranked, jnp.inf).min(axis=-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.random.categorical(jax.random.fold_in(key, step), logits)
-
-
-def _tokens(model: Model, prompt: Any) -> list[np.ndarray]:
+def _tokens(model: Model, prompt: Any, vocab: int) -> list[np.ndarray]:
     """The prompts as rows of token ids, (tokens,) int32 each."""
     if isinstance(prompt, str):
         prompt = [prompt]
@@ -250,7 +196,7 @@ def _tokens(model: Model, prompt: Any) -> list[np.ndarray]:
     for row in rows:
         if not np.issubdtype(row.dtype, np.integer):
             raise TypeError(f"the prompt holds {row.dtype}, expected text or integer token ids")
-        check_in_vocabulary(row, model.config.vocab)
+        check_in_vocabulary(row, vocab)
     return [row.astype(np.int32) for row in rows]
 
 
@@ -262,38 +208,14 @@ def _all_of(prompt: Any, kind: Any) -> bool:
 
 def _check(model: Model, length: int, max_new_tokens: int) -> None:
     """Refuses a model that cannot generate so many tokens after prompts of up to `length`."""
-    config = model.config
-    if not hasattr(config, "cache"):
-        raise ValueError(f"a {config.family} is an encoder: it generates nothing")
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(model.tensors)):
         raise ValueError(f"{model.source} has shapes only, expected a model with weights")
-    _check_number("max_new_tokens", max_new_tokens, numbers.Integral)
-    if max_new_tokens < 1 or length + max_new_tokens > config.context:
+    check_number("max_new_tokens", max_new_tokens, numbers.Integral)
+    if max_new_tokens < 1 or length + max_new_tokens > context(model):
         raise ValueError(
             f"{max_new_tokens} tokens after a prompt of {length}, expected at least 1 and "
-            f"no more than {config.context} together"
+            f"no more than {context(model)} together"
         )
-
-
-def _check_sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> None:
-    """Refuses options of the wrong type or out of range."""
-    _check_number("temperature", temperature, numbers.Real)
-    _check_number("top_k", 1 if top_k is None else top_k, numbers.Integral)
-    _check_number("top_p", 1.0 if top_p is None else top_p, numbers.Real)
-    _check_number("seed", seed, numbers.Integral)
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}, expected at least 0, and finite")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}, expected at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}, expected more than 0 and at most 1")
-
-
-def _check_number(name: str, value: Any, kind: type) -> None:
-    """Refuses an option that is no number of a kind, integral or real."""
-    if isinstance(value, bool) or not isinstance(value, kind):
-        expected = "an integer" if kind is numbers.Integral else "a number"
-        raise TypeError(f"{name} is {value!r}, expected {expected}")
 
 
 def _text(model: Model, prompt: np.ndarray, new: list[np.ndarray], row: int) -> str:

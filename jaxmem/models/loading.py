@@ -31,6 +31,7 @@ from ..formats import (
 from ..io.json_fields import JsonFields, read_object
 from . import downloading, end_tokens, quantized_weights, unreadable_sources
 from .checkpoint_tensors import assemble, bare_name, nested, warn_of_unread, with_its_head
+from .flax_model import FAMILY
 from .model import FORMAT, PARAMS, RECORD, Model, family
 from .tokenizer_files import read_gguf_tokenizer, read_tokenizer
 
@@ -224,6 +225,12 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
     with _prefixed(path / RECORD):
         if record.integer("format") != FORMAT:
             record.refuse("format", str(FORMAT))
+        if record.object("config").text("family") == FAMILY:
+            name = record.object("config").text("module")
+            raise ValueError(
+                f"the params are of {name}, a module of the user; give it again: "
+                f"jm.models.from_flax({name}(...), {str(path)!r})"
+            )
         source, fields = record.text("source"), record.object("config").data
         config = family_module(record.object("config").text("family")).Config(**fields)
     tree = checkpoint.load(path / PARAMS)

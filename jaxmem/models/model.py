@@ -65,15 +65,23 @@ class Model:
             ValueError: there are more tokens than the model has positions; ids that are not traced
                 are outside the vocabulary.
         """
-        _check_ids(self.config, *args[:1])
-        dense = lambda p, *a, **k: (
-            family(self.config).module(self.config).apply({"params": p}, *a, **k)
-        )
+        self._check_ids(*args[:1])
+        forward = self._forward
         if any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded))):
             from ..core.lifting import lift
 
-            dense = lift(dense)
-        return dense(params, *args, **kwargs)
+            forward = lift(forward)
+        return forward(params, *args, **kwargs)
+
+    def _forward(self, params: dict, *args: Any, **kwargs: Any) -> Any:
+        """`apply` for dense params."""
+        return family(self.config).module(self.config).apply({"params": params}, *args, **kwargs)
+
+    def _check_ids(self, ids: Any = None) -> None:
+        """Refuses ids outside the vocabulary, which a look-up would clip; traced ids pass."""
+        traced = isinstance(ids, jax.core.Tracer | jax.ShapeDtypeStruct)
+        if ids is not None and not traced and getattr(ids, "is_fully_addressable", True):
+            check_in_vocabulary(np.asarray(ids), self.config.vocab)
 
     def save(self, path: str | os.PathLike, params: dict | None = None) -> None:
         """Writes a directory that `load` reads: configuration, tokenizer and `params`.
@@ -84,31 +92,28 @@ class Model:
         Raises:
             ValueError: `path` exists and was not written by `save`.
         """
-        from ..io import checkpoint
         from ..io.atomic import replacing
 
         path = pathlib.Path(path)
         if path.exists() and not (path / RECORD).exists():
             raise ValueError(f"{path} exists and was not written by jaxmem; choose another place")
         with replacing(path, replace_directory=True) as new:
-            checkpoint.save(new / PARAMS, self.params if params is None else params)
-            if self.tokenizer is not None:
-                (new / "tokenizer.json").write_text(self.tokenizer.to_str(), encoding="utf-8")
-            record = {"format": FORMAT, "source": self.source, "config": self.config.to_dict()}
-            (new / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+            self._write(new, self.params if params is None else params)
+
+    def _write(self, folder: pathlib.Path, params: dict) -> None:
+        """Writes the files of `save` into an empty folder."""
+        from ..io import checkpoint
+
+        checkpoint.save(folder / PARAMS, params)
+        if self.tokenizer is not None:
+            (folder / "tokenizer.json").write_text(self.tokenizer.to_str(), encoding="utf-8")
+        record = {"format": FORMAT, "source": self.source, "config": self.config.to_dict()}
+        (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def family(config: Any) -> ModuleType:
     """The Python module of a configuration's family, with `Config`, `module` and `weights`."""
     return family_module(config.family)
-
-
-def _check_ids(config: Any, ids: Any = None) -> None:
-    """Refuses ids outside the vocabulary, which a look-up would clip; traced ids pass."""
-    traced = isinstance(ids, jax.core.Tracer | jax.ShapeDtypeStruct)
-    if ids is None or traced or not getattr(ids, "is_fully_addressable", True):
-        return
-    check_in_vocabulary(np.asarray(ids), config.vocab)
 
 
 def check_in_vocabulary(ids: np.ndarray, vocab: int) -> None:

@@ -13,7 +13,9 @@ import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.kv_cache.quantized import KVCache
 from jaxmem.models import Model
-from jaxmem.models.generation import _pick, _run, generate
+from jaxmem.models.generation import generate
+from jaxmem.models.sampling import pick
+from jaxmem.models.token_logits import logits_after
 
 PREFIX = {"gpt2": "transformer.", "llama2": "", "gemma3": ""}
 
@@ -75,7 +77,7 @@ def test_one_token_of_choice_is_greedy():
 def test_sampling_keeps_the_likeliest(options, allowed):
     logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]] * 400))
     top_k, top_p = options
-    drawn = _pick(logits, jax.random.key(0), 0, temperature=1.0, top_k=top_k, top_p=top_p)
+    drawn = pick(logits, jax.random.key(0), 0, temperature=1.0, top_k=top_k, top_p=top_p)
     assert set(np.asarray(drawn).tolist()) == allowed
 
 
@@ -91,10 +93,10 @@ def test_an_end_token_ends():
 def test_other_weights_and_prompts_of_like_length_compile_nothing_more():
     m = model("llama2")
     generate(m, [1, 2, 3], max_new_tokens=4)
-    compiled = _run._cache_size()
+    compiled = logits_after._cache_size()
     other = Model(m.config, jax.tree.map(lambda x: x * 2, m.params), None, "")
     generate(other, [1, 2, 3, 4, 5], max_new_tokens=9)
-    assert _run._cache_size() == compiled
+    assert logits_after._cache_size() == compiled
 
 
 def test_encoded_parameters_write_what_their_values_write():
