@@ -15,7 +15,8 @@ def read(recipes, tensors, prefix=""):
     out = {}
     for path, recipe in recipes.items():
         pieces = [recipe.fn(tensors[prefix + name]) for name in recipe.names]
-        out[path] = jnp.asarray(np.stack(pieces) if recipe.stacked else pieces[0], jnp.float32)
+        pieces = np.stack(pieces) if recipe.stacked or recipe.parts else pieces[0]
+        out[path] = jnp.asarray(pieces.reshape(recipe.shape), jnp.float32)
     return unflatten_dict(out, sep="/")
 
 

@@ -18,9 +18,9 @@ from jax.ad_checkpoint import checkpoint_name
 from ..kv_cache.quantized import BLOCK_TOKENS, QuantizedCache
 from ..parallel.constraints import constrain
 from .decoder_config import Config as Config
+from .decoder_weights import weights as weights
 from .feed_forward import MLP
 from .layers import Embed, Linear, check_positions
-from .llama_checkpoints import weights as weights
 from .norms import Norm
 from .positions import per_layer as per_layer
 from .self_attention import Attention

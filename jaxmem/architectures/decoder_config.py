@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from ..kv_cache.dense import empty
 from .config_sizes import check_positive, check_types
-from .llama_checkpoints import from_hf
+from .decoder_checkpoints import from_hf
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
 _CHOICES = {
@@ -84,6 +84,7 @@ class Config:
     # Positions.
     positions: str = "rotary"  # or "alibi" or "learned"
     rotary_dim: int = 0  # channels of a head that are rotated; 0 for all of them
+    local_scaled: bool = False  # local layers have the frequencies of the others
     interleaved: bool = False  # channels 2i and 2i + 1 are a rotary pair, not i and i + h / 2
     no_rope: tuple[bool, ...] = ()  # the layers without rotary positions
     rope_magnitude: float = 1.0  # factor of the rotated queries and keys, except in local layers
@@ -91,7 +92,6 @@ class Config:
     rope_dynamic: float = 0.0  # factor of dynamic NTK scaling, beyond `original_context`
     rope_long_factors: tuple[float, ...] = ()  # divisors for texts beyond `original_context`
     query_growth: float = 0.0  # queries times 1 + this * log(1 + position // original_context)
-    alibi_max: float = 8.0  # the last head's ALiBi slope is 2 ** -alibi_max
     position_offset: int = 0  # rows before the first position in the table of learned positions
 
     # Attention.
@@ -161,17 +161,16 @@ def _check_choices(c: Config) -> None:
             f"{', '.join(ACTIVATIONS)} without gelu"
         )
     needs = {
-        "shared_norm": c.parallel and c.pre_norms,
-        "norm_bias": c.norm_gain,
-        "qk_norm_bias": c.qk_norm and c.norm_gain,
-        "head_bias": not c.tied,
-        "rope_long_factors": c.rope_factors and c.original_context > 0,
-        "rope_dynamic": c.original_context > 0,
-        "query_growth": c.original_context > 0,
+        "shared_norm": (c.parallel and c.pre_norms, "parallel and pre_norms"),
+        "norm_bias": (c.norm_gain, "norm_gain"),
+        "qk_norm_bias": (c.qk_norm and c.norm_gain, "qk_norm and norm_gain"),
+        "head_bias": (not c.tied, "an untied head"),
     }
-    for name, present in needs.items():
+    positive = (c.original_context > 0, "an original_context above 0")
+    needs |= dict.fromkeys(("rope_long_factors", "rope_dynamic", "query_growth"), positive)
+    for name, (present, what) in needs.items():
         if getattr(c, name) and not present:
-            raise ValueError(f"{name} is set without the options that it changes: {c}")
+            raise ValueError(f"{name} is {getattr(c, name)!r} without {what}")
 
 
 def _check_attention(c: Config) -> None:
@@ -210,8 +209,11 @@ def _check_rope(c: Config) -> None:
     for name in ("rope_factors", "rope_long_factors"):
         if len(getattr(c, name)) not in (0, rotated // 2):
             raise ValueError(f"{name} has {len(getattr(c, name))} values, expected {rotated // 2}")
-    if c.rope_long_factors and min(c.rope_long_factors) <= 0:
-        raise ValueError(f"rope_long_factors is {c.rope_long_factors}, expected numbers above 0")
+    if c.rope_long_factors and (not c.rope_factors or min(c.rope_long_factors) <= 0):
+        raise ValueError(
+            f"rope_long_factors is {c.rope_long_factors} with rope_factors {c.rope_factors}, "
+            "expected numbers above 0 in both"
+        )
     if c.rope_dynamic and (c.rope_dynamic < 1 or c.rope_scaling or c.rope_factors):
         raise ValueError(
             f"rope_dynamic is {c.rope_dynamic}, expected at least 1 and no other scaling"

@@ -80,7 +80,7 @@ class Block(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         c = self.config = config
         if c.family != "llama":
-            raise ValueError(f"the configuration is of family {c.family!r}, expected llama: {c}")
+            raise ValueError(f"the configuration is of family {c.family!r}, expected llama")
         self.attn, self.mlp = Attention(c, rngs), MLP(c, rngs)
         self.attn_norm, self.mlp_norm = Norm(c.width, c), Norm(c.width, c)
         if c.post_norms:

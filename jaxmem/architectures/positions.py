@@ -33,13 +33,14 @@ def per_layer(config: Config, length: Any = 0) -> dict[str, np.ndarray]:
     if c.positions != "rotary":
         return values
     width = c.rotary_dim or c.head_dim
+    separate = local & (not c.local_scaled)
     local_frequencies = _frequencies(width, c.local_theta)
     frequencies = np.where(
-        local[:, None], local_frequencies[None], _of_length(c, width, length)[None]
+        separate[:, None], local_frequencies[None], _of_length(c, width, length)[None]
     )
     values["frequencies"] = np.where(unrotated[:, None], 0, frequencies).astype(np.float32)
     if c.rope_magnitude != 1:
-        plain = local | unrotated
+        plain = separate | unrotated
         values["magnitude"] = np.where(plain, 1.0, c.rope_magnitude).astype(np.float32)
     return values
 
@@ -68,11 +69,11 @@ def grow_queries(q: Array, config: Config, position: Array | int) -> Array:
     return (q.astype(jnp.float32) * factor[None, None, :, None]).astype(q.dtype)
 
 
-def alibi_slopes(heads: int, most: float = 8.0) -> np.ndarray:
+def alibi_slopes(heads: int) -> np.ndarray:
     """What ALiBi takes from a score for each token of distance: (heads,) f32 (Press et al., 2022).
 
-    The slopes of 2^n heads are 2^(-most/2^n), 2^(-2 most/2^n), ... Further heads have the odd
-    terms of the series for twice as many heads.
+    The slopes of 2^n heads are 2^(-8/2^n), 2^(-16/2^n), ... Further heads have the odd terms of
+    the series for twice as many heads.
 
     Example:
         >>> from jaxmem.architectures.positions import alibi_slopes
@@ -80,8 +81,8 @@ def alibi_slopes(heads: int, most: float = 8.0) -> np.ndarray:
         [0.0625, 0.00390625, 0.25]
     """
     whole = 2 ** int(math.log2(heads))
-    exponents = most / whole * np.arange(1, whole + 1)
-    between = most / (2 * whole) * np.arange(1, 2 * (heads - whole), 2)
+    exponents = 8 / whole * np.arange(1, whole + 1)
+    between = 4 / whole * np.arange(1, 2 * (heads - whole), 2)
     return (2.0 ** -np.concatenate([exponents, between])).astype(np.float32)
 
 

@@ -43,7 +43,7 @@ class Attention(nn.Module):
         if c.query_growth:
             q = grow_queries(q, c, position)
         scale = c.query_scale or c.head_dim**-0.5
-        slopes = alibi_slopes(c.heads, c.alibi_max) if c.positions == "alibi" else None
+        slopes = alibi_slopes(c.heads) if c.positions == "alibi" else None
         terms = ScoreTerms(softcap=c.attention_softcap, slopes=slopes)
         index, window = layer["index"], layer["window"]
         cache, y = attend_through(cache, index, position, q, k, v, window, scale, terms)

@@ -15,7 +15,8 @@ def same(w: np.ndarray) -> np.ndarray:
 class WeightMap:
     """The tensors of a Hugging Face checkpoint that one parameter is read from.
 
-    `names` has one name for each layer if the parameter is `stacked`, else one name. Some
+    `names` has one name for each layer if the parameter is `stacked`, else one name. With `parts`
+    it has that many names in place of one: these tensors are stacked on a new first axis. Some
     checkpoints put `transformer.` (GPT-2), `bert.` or `language_model.` before a name; a loader
     looks for the plain name first. `fn` changes the layout of each tensor: a PyTorch Linear is
     (out, in), a Flax kernel (in, out). `shape` is the shape of the parameter, with the layer axis
@@ -36,14 +37,26 @@ class WeightMap:
     shape: tuple[int, ...]
     fn: Callable[[np.ndarray], np.ndarray] = same
     stacked: bool = False
+    parts: int = 0
 
     def __post_init__(self):
-        expected = self.shape[0] if self.stacked else 1
+        expected = (self.shape[0] if self.stacked else 1) * (self.parts or 1)
         if len(self.names) != expected:
             raise ValueError(
                 f"{len(self.names)} names for shape {self.shape}, expected {expected}: "
-                "one a layer when stacked, else one"
+                "one a layer when stacked, else one, times the parts"
             )
+
+    def layer_names(self, layer: int | None) -> tuple[str, ...]:
+        """The names of the tensors of a layer; None for a parameter that is not stacked.
+
+        Example:
+            >>> norms = WeightMap(("a.0", "a.1", "b.0", "b.1"), (2, 2, 8), stacked=True, parts=2)
+            >>> norms.layer_names(1)
+            ('b.0', 'b.1')
+        """
+        first, count = layer or 0, self.parts or 1
+        return self.names[first * count : (first + 1) * count]
 
 
 def stacked_linears(

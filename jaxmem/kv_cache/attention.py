@@ -146,5 +146,8 @@ def _softmax(products: Array, sinks: Array | None) -> Array:
 
 
 def _by_head(values: Array, products: Array) -> Array:
-    """Numbers (H,) as f32 of the shape (1, K, G, 1, 1) that goes with scores (B, K, G, T, S)."""
-    return jnp.asarray(values, jnp.float32).reshape(1, *products.shape[1:3], 1, 1)
+    """Numbers (H,) as f32 (1, K, H/K, 1, 1), which goes with scores (B, K, G, T, S).
+
+    G is H/K, or 2 where a single row was doubled.
+    """
+    return jnp.asarray(values, jnp.float32).reshape(1, products.shape[1], -1, 1, 1)

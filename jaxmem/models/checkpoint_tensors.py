@@ -1,6 +1,7 @@
 """The tensors of a checkpoint, by name: parameters made of them, a head of its own, unread ones."""
 
 import dataclasses
+import functools
 import re
 import warnings
 from typing import Any
@@ -14,16 +15,17 @@ from .model import family
 
 # Before a name in a checkpoint that was written from a model with a head on top, in parallel, or
 # compiled.
-_PREFIXES = ("model.", "transformer.", "bert.", "language_model.", "module.", "_orig_mod.")
+_PREFIXES = ("model.", "transformer.", "bert.", "gpt_neox.", "language_model.")
+_PREFIXES += ("module.", "_orig_mod.")
 _OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names of a layer norm's parameters
 _HEAD, _MOST_NAMES = "lm_head.weight", 5
 
 # Tensors that hold constants, and BERT's pooler, which the hidden states do not need.
 _HARMLESS = re.compile(
-    r".*rotary_emb\.inv_freq|h\.\d+\.attn\.(masked_)?bias|embeddings\.position_ids"
-    r"|pooler\.dense\.(weight|bias)"
+    r".*rotary_emb\.inv_freq|(h|layers)\.\d+\.attn?(ention)?\.((attention\.)?(masked_)?bias|causal_mask)"
+    r"|pooler\.dense\.(weight|bias)|embeddings\.position_ids"
 )
-_LAYER = re.compile(r"(?:layers|h|encoder\.layer)\.(\d+)\.")
+_LAYER = re.compile(r"(?:(?:decoder\.)?layers|h|blocks|encoder\.layer)\.(\d+)\.")
 
 
 def bare_name(name: str) -> str:
@@ -36,6 +38,7 @@ def bare_name(name: str) -> str:
     while name.startswith(_PREFIXES):
         name = name.split(".", 1)[1]
     stem, _, end = name.rpartition(".")
+    stem = "lm_head" if stem == "embed_out" else stem  # GPT-NeoX's head, in older files
     return f"{stem}.{_OLD_ENDS.get(end, end)}" if stem else name
 
 
@@ -54,7 +57,8 @@ def assemble(
     leaves = {}
     for path, weight_map in weight_maps.items():
         expected = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
-        parts = []
+        expected = expected[1:] if weight_map.parts else expected
+        by_name = {}
         for name in weight_map.names:
             in_file = names.get(bare_name(name), [])
             if len(in_file) != 1:
@@ -64,10 +68,16 @@ def assemble(
             shape = weight_map.fn(np.broadcast_to(np.float32(0), tensor.shape)).shape
             if shape != expected:
                 raise ValueError(f"{source}: {name} makes {shape}, {path} expects {expected}")
-            parts.append(tensor)
-        read = lambda i, parts=parts, fn=weight_map.fn: fn(parts[i or 0].read(None))
+            by_name[name] = tensor
+        read = functools.partial(_read_layer, weight_map, by_name)
         leaves[path] = Lazy(weight_map.shape, dtype, read, weight_map.stacked)
     return nested(leaves)
+
+
+def _read_layer(weight_map: WeightMap, by_name: dict[str, Lazy], i: int | None) -> np.ndarray:
+    """Layer `i` of a parameter; `by_name` has its tensors."""
+    parts = [weight_map.fn(by_name[name].read(None)) for name in weight_map.layer_names(i)]
+    return np.stack(parts) if weight_map.parts else parts[0]
 
 
 def with_its_head(config: Any, tensors: dict[str, Lazy]) -> Any:

@@ -163,6 +163,8 @@ def _keep_codes(
         )
     coded = {bare_name(name): codes for name, codes in checkpoint.coded.items()}
     for where, weight_map in weight_maps.items():
+        if weight_map.parts:  # several tensors a layer, which are decoded
+            continue
         *parents, last = where.split("/")
         node = functools.reduce(dict.__getitem__, parents, tree)
         leaf = checkpoint.leaf(
@@ -258,7 +260,7 @@ def _config(hf: dict, source: Any) -> Any:
     with _prefixed(source):
         text = hf.get("text_config")
         kind = (text if isinstance(text, dict) else hf).get("model_type")
-        return family_module(kind if kind in FAMILIES else "llama").Config.from_hf(hf)
+        return family_module(kind if kind in FAMILIES else "decoder").Config.from_hf(hf)
 
 
 @contextlib.contextmanager

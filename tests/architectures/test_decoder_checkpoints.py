@@ -85,14 +85,15 @@ def test_qwen_slides_only_when_told_to_and_from_the_layer_it_names():
     "change",
     [
         {"model_type": "mamba"},
-        {"attention_bias": True},
-        {"hidden_act": "relu"},
-        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        {"hidden_act": "mish"},
+        {"rope_scaling": {"type": "mrope", "factor": 4.0}},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta": 2.0}},
+        {"rope_scaling": {"type": "dynamic"}},
         {"rope_scaling": {"rope_type": "linear", "factor": 4.0, "mscale": 2.0}},
         {"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 4.0}},
         {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
         {"partial_rotary_factor": 0.5},
-        {"mlp_bias": True},
+        {"mlp_bias": 1},
         {"final_logit_softcapping": 30.0},
         {"sliding_window": 64},
         {"layer_types": ["chunked_attention"] * 32},
@@ -175,14 +176,22 @@ def test_longrope_of_one_set_of_factors_divides_the_frequencies():
     np.testing.assert_allclose(per_layer(config)["frequencies"][0], [1, 0.01 / 2], rtol=1e-6)
 
 
+def test_longrope_has_divisors_for_texts_beyond_the_original_context():
+    scaling = LONG | {"long_factor": [3.0, 4.0], "original_max_position_embeddings": 16}
+    config = Config.from_hf(ROPE | {"rope_scaling": scaling, "max_position_embeddings": 64})
+    assert config.rope_magnitude == pytest.approx((1 + np.log(4) / np.log(16)) ** 0.5)
+    short, long = (per_layer(config, n)["frequencies"][0] for n in (16, 17))
+    np.testing.assert_allclose([short, long], [[1, 0.01 / 2], [1 / 3, 0.01 / 4]], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({}, "attention_factor is missing"),
-        ({"attention_factor": 1.2}, r"attention_factor is 1\.2, expected 1"),
-        ({"attention_factor": 1.0, "long_factor": [1.0, 4.0]}, r"long_factor is .*short_factor"),
-        ({"attention_factor": 1.0, "short_factor": [1.0, 0.0]}, "short_factor is .*above 0"),
-        ({"attention_factor": 1.0, "short_factor": 2.0}, "short_factor is .*a list of numbers"),
+        ({"long_factor": [1.0]}, "rope_long_factors has 1 values, expected 2"),
+        ({"long_factor": []}, "long_factor is .*a list of numbers"),
+        ({"short_factor": [1.0, 0.0]}, "short_factor is .*above 0"),
+        ({"short_factor": 2.0}, "short_factor is .*a list of numbers"),
+        ({"attention_factor": 0.0}, "attention_factor is 0.0, expected .*above 0"),
     ],
 )
 def test_longrope_that_is_not_computed_is_refused_by_name(change, message):

@@ -1,0 +1,114 @@
+"""The names of the tensors of a Hugging Face checkpoint, for each family of decoders."""
+
+_LLAMA = {
+    "layer": "model.layers.{}.",
+    "embed": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "attn/q": "self_attn.q_proj",
+    "attn/k": "self_attn.k_proj",
+    "attn/v": "self_attn.v_proj",
+    "attn/out": "self_attn.o_proj",
+    "attn/q_norm": "self_attn.q_norm",
+    "attn/k_norm": "self_attn.k_norm",
+    "mlp/gate": "mlp.gate_proj",
+    "mlp/up": "mlp.up_proj",
+    "mlp/down": "mlp.down_proj",
+}
+_GEMMA = _LLAMA | {
+    "mlp_norm": "pre_feedforward_layernorm",
+    "attn_post_norm": "post_attention_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+_QK_LAYERNORM = {
+    "attn/q_norm": "self_attn.q_layernorm",
+    "attn/k_norm": "self_attn.k_layernorm",
+}
+_FUSED_MLP = {"mlp/gate": "mlp.gate_up_proj", "mlp/up": "mlp.gate_up_proj"}
+_GPT = {
+    "layer": "transformer.h.{}.",
+    "embed": "transformer.wte",
+    "positions": "transformer.wpe",
+    "final_norm": "transformer.ln_f",
+    "head": "lm_head",
+    "attn_norm": "ln_1",
+    "mlp_norm": "ln_2",
+    "attn/q": "attn.q_proj",
+    "attn/k": "attn.k_proj",
+    "attn/v": "attn.v_proj",
+    "attn/out": "attn.out_proj",
+    "mlp/up": "mlp.fc_in",
+    "mlp/down": "mlp.fc_out",
+}
+_BLOOM = _GPT | {
+    "embed": "transformer.word_embeddings",
+    "embed_norm": "transformer.word_embeddings_layernorm",
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "attn/out": "self_attention.dense",
+    "mlp/up": "mlp.dense_h_to_4h",
+    "mlp/down": "mlp.dense_4h_to_h",
+}
+
+
+def _qkv(name: str) -> dict[str, str]:
+    """One tensor for queries, keys and values."""
+    return {f"attn/{x}": name for x in "qkv"}
+
+
+# {Config.tensor_names: {path of a module: its name in the checkpoint}}
+NAMES = {
+    "llama": _LLAMA,
+    "gemma": _GEMMA,
+    "post_norms": _GEMMA | {"mlp_norm": ""},
+    "phi": _LLAMA
+    | _QK_LAYERNORM
+    | {"final_norm": "model.final_layernorm", "attn/out": "self_attn.dense"}
+    | {"mlp/up": "mlp.fc1", "mlp/down": "mlp.fc2"},
+    "phi3": _LLAMA | _FUSED_MLP | _qkv("self_attn.qkv_proj"),
+    "stablelm": _LLAMA | _QK_LAYERNORM,
+    "starcoder2": _LLAMA | {"mlp/up": "mlp.c_fc", "mlp/down": "mlp.c_proj"},
+    "glm4": _LLAMA
+    | _FUSED_MLP
+    | {"attn_post_norm": "post_self_attn_layernorm", "mlp_post_norm": "post_mlp_layernorm"},
+    "gptj": _GPT,
+    "codegen": _GPT | _qkv("attn.qkv_proj"),
+    "gpt_neo": _GPT
+    | {f"attn/{x}": f"attn.attention.{x}_proj" for x in ("q", "k", "v", "out")}
+    | {"mlp/up": "mlp.c_fc", "mlp/down": "mlp.c_proj"},
+    "gpt_bigcode": _GPT
+    | _qkv("attn.c_attn")
+    | {"attn/out": "attn.c_proj", "mlp/up": "mlp.c_fc", "mlp/down": "mlp.c_proj"},
+    "bloom": _BLOOM | _qkv("self_attention.query_key_value"),
+    "falcon": _BLOOM | _qkv("self_attention.query_key_value"),
+    "falcon_two_norms": _BLOOM
+    | _qkv("self_attention.query_key_value")
+    | {"attn_norm": "ln_attn", "mlp_norm": "ln_mlp"},
+    "gpt_neox": _BLOOM
+    | _qkv("attention.query_key_value")
+    | {"layer": "gpt_neox.layers.{}.", "embed": "gpt_neox.embed_in", "attn/out": "attention.dense"}
+    | {"final_norm": "gpt_neox.final_layer_norm"},
+    "mpt": _GPT
+    | _qkv("attn.Wqkv")
+    | {"layer": "transformer.blocks.{}.", "final_norm": "transformer.norm_f"}
+    | {"attn_norm": "norm_1", "mlp_norm": "norm_2"}
+    | {"mlp/up": "ffn.up_proj", "mlp/down": "ffn.down_proj"},
+    "opt": _LLAMA
+    | {"layer": "model.decoder.layers.{}.", "embed": "model.decoder.embed_tokens"}
+    | {"positions": "model.decoder.embed_positions", "final_norm": "model.decoder.final_layer_norm"}
+    | {"attn_norm": "self_attn_layer_norm", "mlp_norm": "final_layer_norm"}
+    | {"attn/out": "self_attn.out_proj", "mlp/up": "fc1", "mlp/down": "fc2"},
+}
+# How one tensor holds queries, keys and values: (their order, the number of blocks of that order);
+# None for a block for each head of keys.
+FUSED_QKV = {
+    "phi3": ("qkv", 1),
+    "mpt": ("qkv", 1),
+    "codegen": ("qvk", 4),
+    **dict.fromkeys(
+        ("gpt_bigcode", "bloom", "falcon", "falcon_two_norms", "gpt_neox"), ("qkv", None)
+    ),
+}
+FUSED_GATE_UP = ("phi3", "glm4")
