@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,7 @@ class Planes:
 
     _: dataclasses.KW_ONLY
     group: int | None = None
+    independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         check_group(self)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ class Codebook(Scaled):
     levels: str
     _: dataclasses.KW_ONLY
     group: int | None = None
+    independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.levels not in LEVELS:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.codec import has_independent_rows
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..kernels.dispatch import at_most, differentiated_by
@@ -51,6 +52,10 @@ class Dynamic:
     def __post_init__(self):
         if self.to not in ("int8", *_FLOATS):
             raise ValueError(f"Dynamic rounds to int8, e4m3 or e5m2, got {self.to!r}")
+
+    @property
+    def independent_rows(self) -> bool:
+        return has_independent_rows(self.codec)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "DynamicArray":
         if is_encoded(w):

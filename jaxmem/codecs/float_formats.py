@@ -83,6 +83,10 @@ class Float(Scaled):
         check_group(self)
         object.__setattr__(self, "group", block or self.group)
 
+    @property
+    def independent_rows(self) -> bool:
+        return self.format != "nvfp4"  # whose matrix has one scale more
+
     def range(self, low, high):
         kind, _, scale_kind = _FORMATS[self.format]
         largest, top = jnp.maximum(-low, high), _KINDS[kind].top

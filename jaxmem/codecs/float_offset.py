@@ -1,7 +1,7 @@
 """Affine: w ≈ step · code + low, with a float16 step and a float16 `low` for each group."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ class Affine(Scaled):
     bits: int
     _: dataclasses.KW_ONLY
     group: int | None = None
+    independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.bits not in range(2, 9):

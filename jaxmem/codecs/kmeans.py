@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,7 @@ class KMeans:
     bits: int
     _: dataclasses.KW_ONLY
     group: int | None = None
+    independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.bits not in (2, 3, 4):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from ..core.codec import Codec
 from ..core.leaf import Encoded, nbytes
 
 
@@ -34,5 +35,9 @@ class Smallest:
         object.__setattr__(self, "codecs", tuple(self.codecs))
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> Encoded:
+        return self.smallest(w, axes, stats).encode(w, axes, stats)
+
+    def smallest(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> Codec:
+        """The codec that encodes `w`, an array or its shape and dtype, in the fewest bytes."""
         size = lambda codec: nbytes(jax.eval_shape(lambda w: codec.encode(w, axes, stats), w))
-        return min(self.codecs, key=size).encode(w, axes, stats)
+        return min(self.codecs, key=size)

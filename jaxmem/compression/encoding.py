@@ -1,6 +1,7 @@
 """encode: the params with each weight of a plan encoded, one layer dense at a time."""
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..core.paths import is_whole, paths
 from ..core.segmented import Segmented
 from ..core.usage import summed_axes
 from .plan_paths import by_layer
+from .row_blocks import encode_in_blocks, first_kept_axis
 
 DENSE_WEIGHTS = 2**23  # weights of a large matrix that are dense at a time
 
@@ -133,26 +135,50 @@ def _encode(codec, leaf, axes, stats):
         return leaf.encoded()
     if is_lazy(leaf):
         return _encode_lazy(codec, leaf, axes, stats)
-    if isinstance(leaf, (np.ndarray, jax.Array)) and not isinstance(leaf, jax.core.Tracer):
-        with jax.ensure_compile_time_eval():  # a traced function may close over concrete weights
-            finite = not jnp.issubdtype(leaf.dtype, jnp.floating) or bool(jnp.isfinite(leaf).all())
-        if not finite:
-            raise ValueError("the weight holds NaN or infinity, expected finite numbers")
-        if stats is None and needs_stats(codec):
-            # Raises first if the codec cannot take this weight at all, with or without stats.
-            _abstract(codec, leaf, axes, None)
-            raise ValueError(f"{codec} wants the stats of what the weight is fed, got none")
-        encoded = _compiled(codec, axes, leaf, stats)
-        _check_finite(encoded)
-        return encoded
+    if isinstance(leaf, np.ndarray) and leaf.size > DENSE_WEIGHTS:
+        return _encode_lazy(codec, _lazy(leaf, axes), axes, stats)
+    if isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        return _encode_concrete(codec, leaf, axes, stats)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.eval_shape(lambda w: codec.encode(w, axes, stats), leaf)
     return codec.encode(leaf, axes, stats)
 
 
+def _encode_concrete(codec, w, axes, stats):
+    """A weight in memory, encoded by a compiled program and checked for NaN and infinity."""
+    if stats is None and needs_stats(codec):
+        # Raises first if the codec cannot take this weight at all, with or without stats.
+        _abstract(codec, w, axes, None)
+        raise ValueError(f"{codec} wants the stats of what the weight is fed, got none")
+    encoded, finite, finite_parts = _compiled(codec, axes, w, stats)
+    if isinstance(finite, jax.core.Tracer):  # a traced function closes over a concrete weight
+        with jax.ensure_compile_time_eval():
+            finite, finite_parts = _is_finite(w), True
+    if not finite:
+        raise ValueError("the weight holds NaN or infinity, expected finite numbers")
+    if not finite_parts:
+        part = next(part for part in jax.tree.leaves(encoded) if not _is_finite(part))
+        raise ValueError(f"the weight is too large for {part.dtype} scales or values")
+    return encoded
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _compiled(codec, axes, w, stats):
-    return codec.encode(w, axes, stats)
+    """The encoded leaf, and whether `w` and the leaf are finite: one program for each shape."""
+    encoded = encode_in_blocks(codec, w, axes, stats)
+    return encoded, _is_finite(w), _is_finite(encoded)
+
+
+def _is_finite(tree):
+    """Whether all floats of a tree are finite, as an array of one bool."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
+
+
+def _lazy(w: np.ndarray, axes) -> Lazy:
+    """A NumPy array as a lazy leaf, so that only parts of it are copied for JAX."""
+    stacked = len(matrix_shape(w, axes)) > 2
+    return Lazy(w.shape, w.dtype, lambda i: w if i is None else w[i], stacked)
 
 
 def _encode_lazy(codec, leaf: Lazy, axes, stats):
@@ -171,21 +197,16 @@ def _encode_lazy(codec, leaf: Lazy, axes, stats):
 
 def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
     """Encodes a large matrix some rows at a time, if the codec encodes each row by itself."""
-    rows = {(-2,): -1, (-1,): -2}.get(axes)  # the axis that counts rows
-    if (
-        rows is None
-        or w.size <= DENSE_WEIGHTS
-        or w.shape[rows] <= 8
-        or not has_independent_rows(codec)
-    ):
-        return _encode(codec, jnp.asarray(np.asarray(w, dtype)), axes, stats)
-    step = max(
-        8, DENSE_WEIGHTS // (w.size // w.shape[rows]) // 8 * 8
-    )  # whole bytes of packed codes
-    cut = lambda at: w[..., at : at + step] if rows == -1 else w[..., at : at + step, :]
-    block = lambda at: _encode(codec, jnp.asarray(np.asarray(cut(at), dtype)), axes, stats)
+    encode = lambda part: _encode(codec, jnp.asarray(np.asarray(part, dtype)), axes, stats)
+    axis, rows = first_kept_axis(w, axes)
+    unit = 8 // math.gcd(rows, 8)  # whole bytes of packed codes
+    if w.size <= DENSE_WEIGHTS or w.shape[axis] <= unit or not has_independent_rows(codec):
+        return encode(w)
+    step = max(1, DENSE_WEIGHTS // (w.size // w.shape[axis] * unit)) * unit
+    cut = lambda at: w[(slice(None),) * axis + (slice(at, at + step),)]
+    block = lambda at: encode(cut(at))
     whole = _abstract(codec, jax.ShapeDtypeStruct(w.shape, dtype), axes, stats)
-    return joined(whole, map(block, range(0, w.shape[rows], step)))
+    return joined(whole, map(block, range(0, w.shape[axis], step)))
 
 
 def _abstract(codec, w, axes, stats):
@@ -223,11 +244,3 @@ def joined(whole, pieces):
 def _place(whole, part, start, axis):
     """`whole` with `part` written at `start` of `axis`, in the memory of `whole`."""
     return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
-
-
-def _check_finite(encoded):
-    for part in jax.tree.leaves(encoded):
-        if isinstance(part, jax.core.Tracer):
-            continue
-        if jnp.issubdtype(part.dtype, jnp.floating) and not bool(jnp.isfinite(part).all()):
-            raise ValueError(f"the weight is too large for {part.dtype} scales or values")
