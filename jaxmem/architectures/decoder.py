@@ -19,6 +19,7 @@ from ..kv_cache.quantized import BLOCK_TOKENS, QuantizedCache
 from ..parallel.constraints import constrain
 from .decoder_config import Config as Config
 from .decoder_weights import weights as weights
+from .experts import Experts
 from .feed_forward import MLP
 from .layers import Embed, Linear, check_positions
 from .norms import Norm
@@ -141,7 +142,10 @@ def layer_kinds(config: Config) -> tuple[str, ...]:
         >>> layer_kinds(Config(**sizes))
         ('dense', 'dense')
     """
-    return ("dense",) * config.layers
+    if config.mixture is None:
+        return ("dense",) * config.layers
+    dense = config.mixture.dense or (False,) * config.layers
+    return tuple("dense" if is_dense else "experts" for is_dense in dense)
 
 
 def segments(config: Config) -> list[Segment]:
@@ -168,7 +172,7 @@ def attention(config: Config, kind: str) -> nn.Module:
 
 def feed_forward(config: Config, kind: str) -> nn.Module:
     """The feed-forward part of a layer of this kind: maps x (B, T, width) to the same shape."""
-    return MLP(config, name="mlp")
+    return (Experts if kind == "experts" else MLP)(config, name="mlp")
 
 
 def _scaled(y: Array, config: Config) -> Array:

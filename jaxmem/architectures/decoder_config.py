@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from ..kv_cache.dense import empty
 from .config_sizes import check_positive, check_types
 from .decoder_checkpoints import from_hf
+from .routing import Mixture
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
 _CHOICES = {
@@ -103,6 +104,7 @@ class Config:
     activation: str | None = None  # None for SiLU, or GELU by tanh with `gelu`
     gated: bool = True  # down(act(gate(x)) * up(x)), not down(act(up(x)))
     mlp_bias: bool = False
+    mixture: Mixture | None = None  # experts in place of an MLP; a dict of its fields will do
 
     # Residual stream and head.
     residual_scale: float = 1.0  # factor of what attention and MLP add
@@ -113,6 +115,8 @@ class Config:
     tensor_names: str = "llama"  # whose names the tensors of a checkpoint have
 
     def __post_init__(self):
+        if isinstance(self.mixture, dict):  # from JSON
+            object.__setattr__(self, "mixture", Mixture(**self.mixture))
         check_types(self)
         for name in _TUPLES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -121,6 +125,7 @@ class Config:
         _check_choices(self)
         _check_attention(self)
         _check_rope(self)
+        _check_mixture(self)
         if self.family not in ("llama", "decoder"):
             raise ValueError(f"family is {self.family!r}, expected 'llama' or 'decoder'")
         object.__setattr__(self, "family", "decoder" if _beyond_llama(self) else "llama")
@@ -184,6 +189,14 @@ def _check_attention(c: Config) -> None:
         )
     if len(c.no_rope) not in (0, c.layers):
         raise ValueError(f"no_rope names {len(c.no_rope)} layers, expected {c.layers}")
+
+
+def _check_mixture(c: Config) -> None:
+    """Refuses a mixture that does not say which layers have experts, or whose MLPs have no gate."""
+    if c.mixture and len(c.mixture.dense) not in (0, c.layers):
+        raise ValueError(f"mixture.dense names {len(c.mixture.dense)} layers, expected {c.layers}")
+    if c.mixture and not c.gated:
+        raise ValueError("gated is False with a mixture, whose experts have gates")
 
 
 def _check_rope(c: Config) -> None:

@@ -10,15 +10,16 @@ from .layers import Linear
 
 
 class MLP(nn.Module):
-    """The feed-forward part of a layer (Shazeer, 2020)."""
+    """The feed-forward part of a layer (Shazeer, 2020), of `config.ffn` neurons if `ffn` is 0."""
 
     config: Config
+    ffn: int = 0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        c = self.config
-        gate = Linear(c.ffn, c.mlp_bias, name="gate")(x) if c.gated else None
-        up = Linear(c.ffn, c.mlp_bias, name="up")(x)
+        c, ffn = self.config, self.ffn or self.config.ffn
+        gate = Linear(ffn, c.mlp_bias, name="gate")(x) if c.gated else None
+        up = Linear(ffn, c.mlp_bias, name="up")(x)
         y = activate(up, c) if gate is None else activate(gate, c) * up
         return Linear(c.width, c.mlp_bias, name="down")(y)
 

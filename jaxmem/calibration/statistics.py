@@ -37,7 +37,7 @@ class Moments:
     second: Array  # E[x xᵀ] (*stack, k, k), or E[x²] (*stack, k)
     mean: Array  # (*stack, k)
     absmax: Array  # (*stack, k)
-    count: Array  # (*stack,) how many vectors
+    count: Array  # (*stack,) how many vectors that are not zero: zeros only fill up arrays
 
     @property
     def diag(self) -> Array:
@@ -219,10 +219,10 @@ def _tap_bwd(layout, residuals, ct):
     x, probe = residuals
     batch, free, order, moments = layout
     rows = x.transpose(order).astype(jnp.float32)
-    stack, count = rows.shape[:batch], math.prod(rows.shape[batch : batch + free])
-    rows = rows.reshape(*stack, count, probe.mean.shape[-1])  # (*batch, rows, k)
+    stack, total = rows.shape[:batch], math.prod(rows.shape[batch : batch + free])
+    rows = rows.reshape(*stack, total, probe.mean.shape[-1])  # (*batch, rows, k)
     second = rows.mT @ rows if moments == "gram" else (rows * rows).sum(-2)
-    count = jnp.full(stack, count, jnp.float32)
+    count = (rows != 0).any(-1).sum(-1, dtype=jnp.float32)
     seen = Moments(second, rows.sum(-2), jnp.abs(rows).max(-2, initial=0.0), count)
     seen = jax.tree.map(lambda a, p: jnp.broadcast_to(a, p.shape), seen, probe)
     return ct, jnp.zeros_like(x), seen

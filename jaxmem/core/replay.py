@@ -12,8 +12,10 @@ import jax.extend.core as jex
 from jax import lax
 from jax.extend import source_info_util
 
+from ..kernels.ragged_matmul import ragged_matmul
 from .leaf import Encoded, decode, is_encoded, separate_shared
 from .primitive_rules import RULES, decoded
+from .traced_mesh import stand_in
 
 OnDecode = Literal["allow", "error"] | Callable[[str, str], None]
 
@@ -73,7 +75,9 @@ class JaxprReplay:
             return bind(*inputs)
         # 2. An operation that holds a jaxpr (jit, scan, cond, ...) is replayed from inside.
         if name in _CALLS:
-            return _CALLS[name](self, inputs, **eqn.params)
+            outs = _CALLS[name](self, inputs, **eqn.params)
+            if outs is not NotImplemented:
+                return outs
         # 3. The leaf may have its own way.
         if name in RULES:
             out = RULES[name](*map(without_name, inputs), **eqn.params)
@@ -241,6 +245,20 @@ def _while(replay, inputs, *, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr
     return _filled(carry, fixed, lax.while_loop(goes_on, body, start))
 
 
+def _ragged_dot(replay, inputs, *, ragged_dot_dimension_numbers, preferred_element_type, **_):
+    """A stack of matrices is decoded one by one; NotImplemented for other ragged products."""
+    d = ragged_dot_dimension_numbers
+    numbers = d.dot_dimension_numbers, tuple(d.lhs_ragged_dimensions), tuple(d.rhs_group_dimensions)
+    x, w, sizes = inputs[:3]
+    only_stack = isinstance(w, NamedLeaf) and not isinstance(x, NamedLeaf)
+    if not only_stack or numbers != ((((1,), (1,)), ((), ())), (0,), (0,)) or len(inputs) > 3:
+        return NotImplemented
+    dtype = preferred_element_type or x.dtype
+    product = lambda x, w, sizes: ragged_matmul(x, w, sizes, dtype)
+    jaxpr = jax.make_jaxpr(product)(x, stand_in(w.leaf), sizes)
+    return replay.run(jaxpr.jaxpr, jaxpr.consts, x, w, sizes)
+
+
 _MAY_HOLD_SCANS = ("jit", "pjit", "closed_call", "core_call", "scan")
 
 _CALLS = {
@@ -255,4 +273,5 @@ _CALLS = {
     "cond": _cond,
     "scan": _scan,
     "while": _while,
+    "ragged_dot_general": _ragged_dot,
 }

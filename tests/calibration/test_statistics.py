@@ -86,7 +86,7 @@ def test_batched_weights_are_measured_apart():
 
 def test_a_sum_over_nothing_has_moments_too():
     found = jm.stats(lambda p, x: x @ p["w"], {"w": jnp.zeros((0, 4))}, [(jnp.zeros((3, 0)),)])
-    assert found["w"].second.shape == (0, 0) and found["w"].count == 3
+    assert found["w"].second.shape == (0, 0) and found["w"].count == 0
 
 
 def test_no_batch_and_what_is_none_are_told():
