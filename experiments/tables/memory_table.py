@@ -32,8 +32,6 @@ def plans():
         )
         planning = f"{r['seconds_to_plan']:.0f} s, {gib(r['host_bytes'])} GiB"
         summary = recipe.summary
-        if "planned_by" in r:  # an earlier version, which laid arrays out in its own way
-            summary += f" ({r['planned_by']})"
         yield f"{target} | {summary} | {sizes} | {baseline} | {planning}"
 
 
