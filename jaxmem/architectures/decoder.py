@@ -5,8 +5,6 @@ self_attention.py, positions.py, feed_forward.py. Values that differ between lay
 sliding window, are scanned inputs; layers with other parameters are another segment.
 """
 
-import dataclasses
-import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -21,9 +19,12 @@ from .decoder_config import Config as Config
 from .decoder_weights import weights as weights
 from .experts import Experts
 from .feed_forward import MLP
+from .latent_attention import LatentAttention
 from .layers import Embed, Linear, check_positions
 from .norms import Norm
 from .positions import per_layer as per_layer
+from .segments import layer_kinds as layer_kinds
+from .segments import segments as segments
 from .self_attention import Attention
 
 
@@ -123,51 +124,9 @@ class Block(nn.Module):
         return (constrain(stream + z), cache), None
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """Consecutive layers of one kind, which one scan runs; `name` is that of their parameters."""
-
-    name: str
-    start: int
-    length: int
-    kind: str
-
-
-def layer_kinds(config: Config) -> tuple[str, ...]:
-    """The kind of each layer: layers of one kind have parameters of the same names and shapes.
-
-    Example:
-        >>> from jaxmem.architectures.decoder import Config, layer_kinds
-        >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
-        >>> layer_kinds(Config(**sizes))
-        ('dense', 'dense')
-    """
-    if config.mixture is None:
-        return ("dense",) * config.layers
-    dense = config.mixture.dense or (False,) * config.layers
-    return tuple("dense" if is_dense else "experts" for is_dense in dense)
-
-
-def segments(config: Config) -> list[Segment]:
-    """The runs of layers of one kind: "layers" if there is one, else "layers_0", "layers_1", ...
-
-    Example:
-        >>> from jaxmem.architectures.decoder import Config, segments
-        >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
-        >>> segments(Config(**sizes))
-        [Segment(name='layers', start=0, length=2, kind='dense')]
-    """
-    runs = [(kind, len(list(run))) for kind, run in itertools.groupby(layer_kinds(config))]
-    starts = itertools.accumulate([length for _, length in runs], initial=0)
-    return [
-        Segment("layers" if len(runs) == 1 else f"layers_{i}", start, length, kind)
-        for i, ((kind, length), start) in enumerate(zip(runs, starts))
-    ]
-
-
 def attention(config: Config, kind: str) -> nn.Module:
     """The attention of a layer of this kind: maps (x, cache, layer, position) to (y, cache)."""
-    return Attention(config, name="attn")
+    return (LatentAttention if config.latent else Attention)(config, name="attn")
 
 
 def feed_forward(config: Config, kind: str) -> nn.Module:

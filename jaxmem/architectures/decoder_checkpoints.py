@@ -6,13 +6,17 @@ from ..io.json_fields import JsonFields
 from .config_sizes import refuse_unread_options
 from .decoder_families import ROTARY_FAMILIES
 from .gpt_families import GPT_FAMILIES
+from .mixture_families import MIXTURE_FAMILIES
 
-FAMILIES = ROTARY_FAMILIES | GPT_FAMILIES
+FAMILIES = ROTARY_FAMILIES | GPT_FAMILIES | MIXTURE_FAMILIES
 
 _TENSOR_NAMES = {  # of families whose checkpoints do not have the names of the family itself
     **dict.fromkeys(("mistral", "ministral3", "qwen2", "qwen3", "gemma", "granite"), "llama"),
     **dict.fromkeys(("olmo", "cohere", "cohere2", "nemotron", "smollm3", "helium"), "llama"),
     **dict.fromkeys(("gemma2", "gemma3_text"), "llama"),
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), "qwen_moe"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "deepseek"),
+    "phimoe": "mixtral",
     **dict.fromkeys(("olmo2", "olmo3", "exaone4"), "post_norms"),
 }
 _OTHER_PARTS = "|".join(  # beside the text part of a multimodal config.json

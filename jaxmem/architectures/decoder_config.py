@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from ..kv_cache.dense import empty
 from .config_sizes import check_positive, check_types
 from .decoder_checkpoints import from_hf
+from .latent import Latent, check_latent
 from .routing import Mixture
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
@@ -98,6 +99,8 @@ class Config:
     # Attention.
     out_bias: bool = False
     attention_softcap: float = 0.0  # scores become cap * tanh(score / cap)
+    sinks: bool = False  # each head has a score of one more key without a value
+    latent: Latent | None = None  # multi-latent attention; a dict of its fields will do
     clip_qkv: float = 0.0  # queries, keys and values are cut to [-clip, clip]
 
     # MLP.
@@ -115,8 +118,9 @@ class Config:
     tensor_names: str = "llama"  # whose names the tensors of a checkpoint have
 
     def __post_init__(self):
-        if isinstance(self.mixture, dict):  # from JSON
-            object.__setattr__(self, "mixture", Mixture(**self.mixture))
+        for name, kind in (("mixture", Mixture), ("latent", Latent)):
+            if isinstance(getattr(self, name), dict):  # from JSON
+                object.__setattr__(self, name, kind(**getattr(self, name)))
         check_types(self)
         for name in _TUPLES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -126,6 +130,7 @@ class Config:
         _check_attention(self)
         _check_rope(self)
         _check_mixture(self)
+        check_latent(self)
         if self.family not in ("llama", "decoder"):
             raise ValueError(f"family is {self.family!r}, expected 'llama' or 'decoder'")
         object.__setattr__(self, "family", "decoder" if _beyond_llama(self) else "llama")
@@ -144,7 +149,14 @@ class Config:
         return cls(**from_hf(hf))
 
     def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
-        """An empty KV cache: {"k", "v"} of (layers, batch, kv_heads, length, head_dim)."""
+        """An empty KV cache: {"k", "v"} of (layers, batch, kv_heads, length, head_dim).
+
+        With `latent`, "k" holds rotary keys and "v" latents, both of one head for all heads.
+        """
+        if self.latent:
+            sizes = {"k": self.latent.rope_dim, "v": self.latent.kv_rank}
+            shape = (self.layers, batch, 1, length)
+            return {name: jnp.zeros((*shape, size), dtype) for name, size in sizes.items()}
         return empty(self.layers, batch, self.kv_heads, length, self.head_dim, dtype)
 
 

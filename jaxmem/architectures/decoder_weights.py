@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from .latent_weights import latent_maps
+from .layer_maps import linear_maps, norm_maps, norm_parts, stack_map
+from .mixture_weights import mixture_maps
+from .segments import segments
 from .tensor_names import FUSED_GATE_UP, FUSED_QKV, NAMES
-from .weight_map import WeightMap, same
+from .weight_map import WeightMap
 
 
 def weights(config: Any) -> dict[str, WeightMap]:
@@ -28,9 +32,14 @@ def weights(config: Any) -> dict[str, WeightMap]:
         table = (f"{names['positions']}.weight",)
         maps["positions/embedding"] = WeightMap(table, (rows, c.width))
     for path in ("embed_norm",) * c.embed_norm + ("final_norm",):
-        for part, tensor in _norm_parts(c, c.norm_bias):
+        for part, tensor in norm_parts(c, c.norm_bias):
             maps[f"{path}/{part}"] = WeightMap((f"{names[path]}.{tensor}",), (c.width,))
-    maps |= _attention(c, names) | _feed_forward(c, names) | _layer_norms(c, names)
+    in_all = (latent_maps if c.latent else _attention)(c, names) | _layer_norms(c, names)
+    of_kind = {"dense": _feed_forward, "experts": mixture_maps}
+    for segment in segments(c):
+        for path, weight_map in (in_all | of_kind[segment.kind](c, names)).items():
+            name = path.replace("layers", segment.name, 1)
+            maps[name] = weight_map.layers(segment.start, segment.length)
     if not c.tied:
         head = (f"{names['head']}.weight",)
         maps["head/kernel"] = WeightMap(head, (c.width, c.vocab), np.transpose)
@@ -52,8 +61,10 @@ def _attention(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     maps: dict[str, WeightMap] = {}
     for part, size in {"q": q, "k": kv, "v": kv}.items():
         turn = _taken_from_qkv(c, part)
-        maps |= _linear(c, names, f"attn/{part}", c.width, size, c.qkv_bias, turn)
-    maps |= _linear(c, names, "attn/out", q, c.width, c.out_bias)
+        maps |= linear_maps(c, names, f"attn/{part}", c.width, size, c.qkv_bias, turn)
+    maps |= linear_maps(c, names, "attn/out", q, c.width, c.out_bias)
+    if c.sinks:
+        maps["layers/attn/sinks"] = stack_map(c, names, "attn/sinks", "", (c.heads,))
     if c.qk_norm:
         for part, heads in {"q": c.heads, "k": c.kv_heads}.items():
             shape = {
@@ -64,7 +75,7 @@ def _attention(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
             if c.tensor_names == "stablelm":
                 maps |= _norms_of_heads(c, names, f"attn/{part}_norm", shape)
             else:
-                maps |= _norm(c, names, f"attn/{part}_norm", shape, c.qk_norm_bias)
+                maps |= norm_maps(c, names, f"attn/{part}_norm", shape, c.qk_norm_bias)
     return maps
 
 
@@ -85,8 +96,8 @@ def _feed_forward(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     for i, part in enumerate(("gate", "up")):
         if part == "up" or c.gated:
             turn = _Rows(i * c.ffn, c.ffn) if fused else np.transpose
-            maps |= _linear(c, names, f"mlp/{part}", c.width, c.ffn, c.mlp_bias, turn)
-    return maps | _linear(c, names, "mlp/down", c.ffn, c.width, c.mlp_bias)
+            maps |= linear_maps(c, names, f"mlp/{part}", c.width, c.ffn, c.mlp_bias, turn)
+    return maps | linear_maps(c, names, "mlp/down", c.ffn, c.width, c.mlp_bias)
 
 
 def _layer_norms(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
@@ -95,7 +106,7 @@ def _layer_norms(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     paths += ["attn_post_norm", "mlp_post_norm"] * c.post_norms
     maps: dict[str, WeightMap] = {}
     for path in paths:
-        maps |= _norm(c, names, path, (c.width,), c.norm_bias)
+        maps |= norm_maps(c, names, path, (c.width,), c.norm_bias)
     return maps
 
 
@@ -123,69 +134,3 @@ def _taken_from_qkv(c: Any, part: str) -> Callable[[np.ndarray], np.ndarray]:
         raise ValueError(f"{c.heads} heads of {c.head_dim} do not divide into {blocks} blocks")
     before = sum(rows[x] for x in order[: order.index(part)])
     return _Rows(before // blocks, rows[part] // blocks, blocks)
-
-
-def _linear(
-    c: Any,
-    names: dict[str, str],
-    path: str,
-    inputs: int,
-    outputs: int,
-    bias: bool,
-    turn: Callable[[np.ndarray], np.ndarray] = np.transpose,
-) -> dict[str, WeightMap]:
-    """The kernel of a linear in every layer, and its bias.
-
-    Args:
-        c: the configuration.
-        names: its modules' names in the checkpoint.
-        path: of the linear in a layer.
-        inputs: columns of the tensor in the checkpoint.
-        outputs: rows of it that are used.
-        bias: whether there is one.
-        turn: makes the kernel (in, out) of a tensor (out, in), and the bias of a vector.
-    """
-    maps = {f"layers/{path}/kernel": _stack(c, names, path, "weight", (inputs, outputs), turn)}
-    if bias:
-        of_bias = same if turn is np.transpose else turn
-        maps[f"layers/{path}/bias"] = _stack(c, names, path, "bias", (outputs,), of_bias)
-    return maps
-
-
-def _norm(
-    c: Any, names: dict[str, str], path: str, shape: tuple[int, ...], bias: bool
-) -> dict[str, WeightMap]:
-    """The gain and bias of a norm in every layer."""
-    return {
-        f"layers/{path}/{part}": _stack(c, names, path, tensor, shape)
-        for part, tensor in _norm_parts(c, bias)
-    }
-
-
-def _norm_parts(c: Any, bias: bool) -> list[tuple[str, str]]:
-    """(parameter, tensor) of a norm."""
-    return [("scale", "weight")] * c.norm_gain + [("bias", "bias")] * bias
-
-
-def _stack(
-    c: Any,
-    names: dict[str, str],
-    path: str,
-    tensor: str,
-    shape: tuple[int, ...],
-    fn: Callable[[np.ndarray], np.ndarray] = same,
-) -> WeightMap:
-    """One parameter of every layer.
-
-    Args:
-        c: the configuration.
-        names: its modules' names in the checkpoint.
-        path: of the module in a layer.
-        tensor: "weight" or "bias".
-        shape: of the parameter in one layer.
-        fn: changes the layout of a tensor.
-    """
-    stems = (names["layer"].format(i) + names[path] for i in range(c.layers))
-    return WeightMap(
-        tuple(f"{stem}.{tensor}" for stem in stems), (c.layers, *shape), fn, stacked=True
-    )

@@ -135,10 +135,11 @@ def _longrope(scaling: JsonFields, context: int, original: int) -> dict[str, Any
             scaling.refuse(name, "a list of numbers")
     factor = scaling.number("factor", context / original, above=0)
     usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    values = {
-        "rope_factors": short,
-        "rope_magnitude": scaling.number("attention_factor", usual, above=0),
-    }
+    magnitude = scaling.number("attention_factor", usual, above=0)
+    magnitude = scaling.number("short_mscale", magnitude, above=0)  # PhiMoE's name of it
+    if scaling.number("long_mscale", magnitude, above=0) != magnitude:
+        scaling.refuse("long_mscale", f"{magnitude}, which short texts have")
+    values = {"rope_factors": short, "rope_magnitude": magnitude}
     if long != short:
         values |= {"rope_long_factors": long, "original_context": original}
     return values

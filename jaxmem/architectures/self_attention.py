@@ -44,7 +44,8 @@ class Attention(nn.Module):
             q = grow_queries(q, c, position)
         scale = c.query_scale or c.head_dim**-0.5
         slopes = alibi_slopes(c.heads) if c.positions == "alibi" else None
-        terms = ScoreTerms(softcap=c.attention_softcap, slopes=slopes)
+        sinks = self.param("sinks", nn.initializers.zeros, (c.heads,)) if c.sinks else None
+        terms = ScoreTerms(softcap=c.attention_softcap, slopes=slopes, sinks=sinks)
         index, window = layer["index"], layer["window"]
         cache, y = attend_through(cache, index, position, q, k, v, window, scale, terms)
         return Linear(c.width, c.out_bias, name="out")(merge_heads(y)), cache

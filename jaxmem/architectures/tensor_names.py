@@ -58,9 +58,52 @@ def _qkv(name: str) -> dict[str, str]:
     return {f"attn/{x}": name for x in "qkv"}
 
 
+def _experts(stem: str, gate: str, up: str, down: str) -> dict[str, str]:
+    """The matrices of experts; "{}" in a name is the number of the expert."""
+    return {
+        f"mlp/experts/{part}": f"{stem}{name}"
+        for part, name in {"gate": gate, "up": up, "down": down}.items()
+    }
+
+
+def _shared(stem: str) -> dict[str, str]:
+    """The matrices of the expert that every token goes to."""
+    return {f"mlp/shared/{part}": f"{stem}.{part}_proj" for part in ("gate", "up", "down")}
+
+
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_MIXTRAL = (
+    _LLAMA
+    | {"mlp/router": "block_sparse_moe.gate"}
+    | _experts("block_sparse_moe.experts.{}.", "w1", "w3", "w2")
+)
+_QWEN_MOE = (
+    _LLAMA
+    | {"mlp/router": "mlp.gate", "mlp/shared_gate": "mlp.shared_expert_gate"}
+    | _experts("mlp.experts.{}.", *_PROJECTIONS)
+    | _shared("mlp.shared_expert")
+)
+_DEEPSEEK = (
+    _QWEN_MOE
+    | _shared("mlp.shared_experts")
+    | {"mlp/correction": "mlp.gate.e_score_correction_bias"}
+    | {"attn/q_down": "self_attn.q_a_proj", "attn/q_norm": "self_attn.q_a_layernorm"}
+    | {"attn/q_up": "self_attn.q_b_proj", "attn/kv_down": "self_attn.kv_a_proj_with_mqa"}
+    | {"attn/kv_norm": "self_attn.kv_a_layernorm"}
+    | {"attn/k_up": "self_attn.kv_b_proj", "attn/v_up": "self_attn.kv_b_proj"}
+)
 # {Config.tensor_names: {path of a module: its name in the checkpoint}}
 NAMES = {
     "llama": _LLAMA,
+    "mixtral": _MIXTRAL,
+    "qwen_moe": _QWEN_MOE,
+    "deepseek": _DEEPSEEK,
+    "granitemoe": _LLAMA
+    | {"mlp/router": "block_sparse_moe.router.layer"}
+    | _experts("block_sparse_moe.", "input_linear", "input_linear", "output_linear"),
+    "gpt_oss": _LLAMA
+    | {"mlp/router": "mlp.router", "attn/sinks": "self_attn.sinks"}
+    | _experts("mlp.experts.", "gate_up_proj", "gate_up_proj", "down_proj"),
     "gemma": _GEMMA,
     "post_norms": _GEMMA | {"mlp_norm": ""},
     "phi": _LLAMA

@@ -58,6 +58,17 @@ class WeightMap:
         first, count = layer or 0, self.parts or 1
         return self.names[first * count : (first + 1) * count]
 
+    def layers(self, start: int, length: int) -> "WeightMap":
+        """The map of `length` layers of a stacked parameter, from `start` on.
+
+        Example:
+            >>> WeightMap(("a", "b", "c"), (3, 8), stacked=True).layers(1, 2).names
+            ('b', 'c')
+        """
+        count = self.parts or 1
+        names = self.names[start * count : (start + length) * count]
+        return dataclasses.replace(self, names=names, shape=(length, *self.shape[1:]))
+
 
 def stacked_linears(
     linears: dict[str, tuple[str, int, int]],

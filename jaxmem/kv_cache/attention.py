@@ -102,7 +102,7 @@ def attend_by(
     shares = _softmax(products, terms.sinks)
     out = mix(shares.reshape(batch, kv_heads, -1, shares.shape[-1]))
     out = out[:, :, :1] if single else out
-    return out.astype(q.dtype).reshape(batch, heads, steps, width)
+    return out.astype(q.dtype).reshape(batch, heads, steps, out.shape[-1])
 
 
 def causal(steps: int, length: int, position: Array | int, window: Array | int) -> Array:

@@ -8,10 +8,12 @@ Script and test draw the weights alike, from names and shapes.
 import json
 import pathlib
 import sys
+import tempfile
 
 import numpy as np
 import torch
 import transformers as tf
+from safetensors.numpy import load_file, save_file
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 from drawn_weights import drawn
@@ -48,6 +50,12 @@ LONG = dict(
 )
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=32, rope_theta=500.0)  # fmt: skip
+EXPERTS = dict(num_local_experts=6, num_experts_per_tok=2)
+QWEN_EXPERTS = dict(num_experts=6, num_experts_per_tok=3, moe_intermediate_size=12)
+DEEPSEEK = {k: v for k, v in WHOLE.items() if k != "head_dim"} | dict(
+    num_hidden_layers=3, first_k_dense_replace=1, moe_intermediate_size=12, n_routed_experts=6,
+    num_experts_per_tok=2, n_group=3, topk_group=2, kv_lora_rank=12, qk_nope_head_dim=6,
+    qk_rope_head_dim=4, v_head_dim=8)  # fmt: skip
 MISTRAL = dict(sliding_window=5)
 MODELS = {
     "llama_biases": ("llama", SMALL | dict(attention_bias=True, mlp_bias=True, hidden_act="gelu")),
@@ -102,6 +110,26 @@ MODELS = {
     "gpt_neox_in_turn": ("gpt_neox", ALIKE | dict(use_parallel_residual=False,
         attention_bias=False, hidden_act="relu", rope_parameters=dict(
         rope_type="default", rope_theta=50.0, partial_rotary_factor=1.0))),
+    "mixtral": ("mixtral", GROUPED_NO_HEAD_DIM | EXPERTS | dict(sliding_window=5)),
+    "qwen2_moe": ("qwen2_moe", GROUPED_NO_HEAD_DIM | QWEN_EXPERTS | dict(norm_topk_prob=True,
+        shared_expert_intermediate_size=20, num_hidden_layers=3, mlp_only_layers=[1])),
+    "qwen3_moe": ("qwen3_moe", SMALL | QWEN_EXPERTS | dict(attention_bias=True)),
+    "olmoe": ("olmoe", GROUPED_NO_HEAD_DIM | dict(num_experts=6, num_experts_per_tok=3)),
+    "phimoe": ("phimoe", GROUPED_NO_HEAD_DIM | EXPERTS | dict(attention_bias=True,
+        lm_head_bias=True, router_jitter_noise=0.2, original_max_position_embeddings=32,
+        rope_parameters=LONG | dict(short_mscale=1.2, long_mscale=1.2,
+        original_max_position_embeddings=32))),
+    "granitemoe": ("granitemoe", GROUPED_NO_HEAD_DIM | EXPERTS | dict(embedding_multiplier=3.0,
+        logits_scaling=2.5, residual_multiplier=0.4, attention_multiplier=0.3)),
+    "gpt_oss": ("gpt_oss", SMALL | EXPERTS | dict(sliding_window=5, swiglu_limit=1.5,
+        rope_parameters=YARN | dict(truncate=False))),
+    "deepseek_v2": ("deepseek_v2", DEEPSEEK | dict(q_lora_rank=None, n_shared_experts=2,
+        topk_method="group_limited_greedy", routed_scaling_factor=1.5, rope_parameters=YARN | dict(
+        mscale=0.7, mscale_all_dim=0.9))),
+    "deepseek_v2_greedy": ("deepseek_v2", DEEPSEEK | dict(q_lora_rank=10, attention_bias=True,
+        first_k_dense_replace=0, n_shared_experts=1)),
+    "deepseek_v3": ("deepseek_v3", DEEPSEEK | dict(q_lora_rank=10, n_shared_experts=1,
+        rope_parameters=YARN | dict(mscale=1.0, mscale_all_dim=1.0))),
     "gptj": ("gptj", GPT | dict(rotary_dim=4)),
     "codegen": ("codegen", GPT | dict(n_head=4, rotary_dim=4)),
     "gpt_neo": ("gpt_neo", dict(vocab_size=37, hidden_size=24, num_layers=2, num_heads=3,
@@ -126,11 +154,15 @@ MODELS = {
 def make(kind, options):
     """One model's config, tensors' names and shapes, ids and logits."""
     config = tf.AutoConfig.for_model(kind, **options)
-    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    classes = tf.AutoModelForCausalLM
+    with tempfile.TemporaryDirectory() as folder:  # tensors have other names in a file
+        classes.from_config(config).save_pretrained(folder)
+        file = pathlib.Path(folder, "model.safetensors")
+        shapes = {name: tuple(x.shape) for name, x in load_file(file).items()}
+        save_file({n: drawn(n, shape) for n, shape in shapes.items()}, file, {"format": "pt"})
+        eager = dict(attn_implementation="eager", experts_implementation="eager")
+        model = classes.from_pretrained(folder, **eager).eval()
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(torch.tensor(drawn(name, shapes[name])))
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, TOKENS))
         logits = model(torch.tensor(ids)).logits.numpy()
     texts = {"config": config.to_json_string(use_diff=True), "shapes": json.dumps(shapes)}
