@@ -30,6 +30,8 @@ def _gpt_neox(fields: JsonFields) -> dict:
 
 
 def _gptj(fields: JsonFields) -> dict:
+    fields.expect("rotary", True)
+    fields.expect("scale_attn_weights", True)
     norms = LAYER_NORM | _PLAIN_MLP | {"parallel": True, "shared_norm": True}
     rope = {"rotary_dim": fields.integer("rotary_dim"), "interleaved": True}
     config = read_sizes(fields, GPT_NAMES) | norms | rope
@@ -70,7 +72,8 @@ def _gpt_bigcode(fields: JsonFields) -> dict:
     config = read_sizes(fields, GPT_NAMES)
     one = fields.boolean("multi_query", True)
     fields.ignore("num_key_value_heads", "attention_softmax_in_fp32")
-    fields.ignore("scale_attention_softmax_in_fp32", "reorder_and_upcast_attn")
+    fields.ignore("scale_attention_softmax_in_fp32", "inference_runner", "pad_key_length")
+    fields.ignore("pre_allocate_kv_cache", "validate_runner_input", "max_batch_size")
     scaled = fields.boolean("scale_attn_weights", True)
     return (
         config
@@ -90,7 +93,8 @@ def _bloom(fields: JsonFields) -> dict:
     config = read_sizes(fields, GPT_NAMES, **names)
     fields.expect("apply_residual_connection_post_layernorm", False)
     fields.ignore("slow_but_exact", "attention_softmax_in_fp32", "masked_softmax_fusion")
-    fields.ignore("bias_dropout_fusion", "offset_alibi", "hidden_size", "n_inner")
+    fields.ignore("bias_dropout_fusion", "offset_alibi", "skip_bias_add", "unk_token_id")
+    fields.ignore("hidden_size", "n_inner")
     return config | LAYER_NORM | BIASED | _PLAIN_MLP | {
         "positions": "alibi",
         "embed_norm": True,

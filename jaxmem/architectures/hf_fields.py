@@ -5,6 +5,7 @@ from typing import Any
 
 from ..io.json_fields import JsonFields
 from .config_sizes import MOST_LAYERS
+from .hf_rope import read_rope
 
 _FULL, _LOCAL = "full_attention", "sliding_attention"
 
@@ -73,6 +74,12 @@ def read_sizes(
     }
 
 
+def read_rotary(fields: JsonFields, names: dict[str, str] | None = None, **rope: Any) -> dict:
+    """The sizes and rotary fields; `names` renames sizes, `rope` are options of `read_rope`."""
+    sizes = read_sizes(fields, **(names or {}))
+    return sizes | read_rope(fields, sizes["head_dim"], sizes["context"], **rope)
+
+
 def read_activation(fields: JsonFields, name: str = "hidden_act", usual: str = "silu") -> dict:
     """The fields of Config that say the activation."""
     return _ACTIVATIONS[fields.text(name, usual, among=_ACTIVATIONS)]
@@ -105,6 +112,15 @@ def every(layer: int) -> bool:
 def all_but_each(count: int) -> Callable[[int], bool]:
     """All layers are local but layers `count - 1`, `2 * count - 1`, ..."""
     return lambda layer: (layer + 1) % count != 0
+
+
+def layer_pattern(fields: JsonFields, usual: int) -> Callable[[int], bool]:
+    """Which layers are local where `layer_types` does not say it: all but every n-th."""
+    if "layer_types" in fields:
+        fields.ignore("sliding_window_pattern", "_sliding_window_pattern")
+        return every
+    usual = fields.integer("_sliding_window_pattern", usual)
+    return all_but_each(fields.integer("sliding_window_pattern", usual))
 
 
 LAYER_NORM = {"norm": "layer", "norm_bias": True}
