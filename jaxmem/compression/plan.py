@@ -10,6 +10,7 @@ from ..core.arguments import MAPPING, OPTIONAL_MAPPING, TREE, takes
 from ..core.codec import is_codec
 from ..core.paths import match, matcher, paths
 from ..core.usage import summed_axes
+from ..io.json_fields import parse_object
 from .plan_paths import layer_readings, path_of_layers
 
 
@@ -89,10 +90,10 @@ class Plan(Mapping):
             ValueError: `text` is not the JSON text of a plan, or it names an unknown codec.
         """
         try:
-            data, axes = _codecs_and_axes(json.loads(text))
+            data, axes = _codecs_and_axes(parse_object(text, "it"))
             known = {**vars(codecs), **vars(solvers), **{c.__name__: c for c in classes}}
             return cls({path: _from_data(value, known) for path, value in data.items()}, axes)
-        except (json.JSONDecodeError, AttributeError, TypeError) as e:
+        except (ValueError, AttributeError, TypeError) as e:
             raise ValueError(f"not the JSON text of a Plan: {e}") from e
 
 

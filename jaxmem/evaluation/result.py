@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from ..io.json_fields import JsonFields, parse_object
 from .confidence import Estimate
+
+_ESTIMATES = ("perplexity", "dense_perplexity", "kl", "agreement", "spearman", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +70,19 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The evaluation whose `to_json` returned `text`."""
-        content = json.loads(text)
-        convert = {dict: lambda v: Estimate(**v), list: tuple}
-        return cls(**{k: convert.get(type(v), lambda v: v)(v) for k, v in content.items()})
+        """The evaluation whose `to_json` returned `text`.
+
+        Raises:
+            ValueError: `text` is no JSON of an evaluation; the message names the field.
+        """
+        name = "the JSON text of an Evaluation"
+        fields = JsonFields(parse_object(text, name), f"{name}: ")
+        sizes = {k: fields.integer(k, least=0, most=2**63) for k in ("tokens", "resident")}
+        sizes |= {k: fields.integer(k, None, least=0, most=2**63) for k in ("peak", "file")}
+        numbers = {k: _number(fields, k) for k in ("seconds_per_token", "kl_by_window")}
+        estimates = {k: _estimate(fields.object(k)) for k in _ESTIMATES if k in fields}
+        fields.refuse_unread()
+        return cls(**sizes, **numbers, **estimates)
 
     def __str__(self) -> str:
         values = {k: v for k, v in vars(self).items() if v is not None and not isinstance(v, tuple)}
@@ -78,3 +90,17 @@ class Evaluation:
         formats = {int: "{:,}", float: "{:.4g}"}
         rows = ((k, formats.get(type(v), "{}").format(v)) for k, v in values.items())
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _estimate(fields: JsonFields) -> Estimate:
+    return Estimate(*(_number(fields, name) for name in ("mean", "low", "high")))
+
+
+def _number(fields: JsonFields, name: str) -> Any:
+    """A number, or a list of numbers as a tuple; a measure may be infinite."""
+    value = fields.data.get(name)
+    fields.ignore(name)
+    numbers = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers):
+        fields.refuse(name, "a number or a list of numbers")
+    return tuple(value) if isinstance(value, list) else value

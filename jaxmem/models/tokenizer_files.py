@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER = "tokenizer.json"
+MOST_TOKENS = 2**24
 
 
 def read_tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
@@ -68,6 +69,9 @@ def _built(text: str, path: pathlib.Path) -> "Tokenizer":
                 f"{path}: the token of unknown words is {unknown!r}, expected one of the "
                 "vocabulary; add it to the vocabulary, or name another as unk_token"
             )
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest > MOST_TOKENS:  # the library would make a list of so many tokens to write them
+        raise ValueError(f"{path}: a token has the id {largest}, expected at most {MOST_TOKENS}")
     tokenizer.no_padding()  # some files say 128 tokens, whatever the text; the caller decides
     tokenizer.no_truncation()
     return tokenizer

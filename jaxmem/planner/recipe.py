@@ -8,6 +8,7 @@ from typing import Any, Self
 from ..codecs import Int
 from ..compiler.devices import target
 from ..compression.plan import Plan
+from ..io.json_fields import parse_object
 from ..optimizers import in_bfloat16, in_float32, in_int8
 from ..train.remat_policy import Remat
 
@@ -139,12 +140,12 @@ class Recipe:
             ValueError: `text` is no JSON of a recipe.
         """
         try:
-            data = json.loads(text)
+            data = parse_object(text, "it")
             if data["encoding"]:
                 codec = Plan.from_json(json.dumps({"": data["encoding"]}))[""]
                 data["encoding"] = codec
             return cls(**data | {"remat": Remat(**data["remat"])})
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"not the JSON text of a Recipe: {e}") from e
 
 

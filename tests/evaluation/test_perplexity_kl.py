@@ -185,3 +185,17 @@ def test_sentences_are_embedded_as_if_one_at_a_time():
     ids = jnp.asarray([words.encode(SENTENCES[2]).ids])
     alone = bert.embed(jax.jit(model.apply)(params, ids), ids >= 0)
     np.testing.assert_allclose(vectors[2], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[", "the JSON text of an Evaluation is no JSON"),
+        ('{"tokens": 3}', "Evaluation: resident is missing"),
+        ('{"tokens": 3, "resident": 1, "kl": {"mean": "a"}}', "Evaluation: kl.mean is 'a'"),
+        ('{"tokens": 3, "resident": 1, "kk": 2}', "Evaluation: kk is 2, a field that is not known"),
+    ],
+)
+def test_what_is_no_evaluation_is_refused_by_its_field(text, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluation.from_json(text)

@@ -43,3 +43,10 @@ def test_word_pieces_without_the_token_of_unknown_words_are_refused(tmp_path):
     Tokenizer(pieces).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"tokenizer\.json: the token of unknown words is '\[UNK"):
         read_tokenizer(tmp_path)
+
+
+def test_a_token_of_a_huge_id_is_refused(tmp_path):
+    words = {"model": {"type": "WordLevel", "vocab": {"a": 2**31}, "unk_token": "a"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: a token has the id 2147483648"):
+        read_tokenizer(tmp_path)
