@@ -1,0 +1,241 @@
+"""A right call of each public name: its keyword arguments, on small trees and models."""
+
+import pathlib
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen
+
+import jaxmem as jm
+from jaxmem.architectures import gpt2, llama
+
+
+def uniform(*shape: int) -> jax.Array:
+    return jax.random.uniform(jax.random.key(0), shape, minval=-1.0)
+
+
+def apply(params: dict, x: jax.Array) -> jax.Array:
+    return x @ params["w"]
+
+
+def loss(params: dict, x: jax.Array) -> jax.Array:
+    return (apply(params, x) ** 2).mean()
+
+
+def layers(w: jax.Array, x: jax.Array) -> jax.Array:
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+
+def blank_model(family: types.ModuleType, **sizes: int) -> jm.models.Model:
+    config = family.Config(**sizes)
+    module, ids = family.module(config), jnp.ones((1, 8), jnp.int32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), ids)["params"]
+    return jm.models.Model(config, jax.tree.map(lambda s: uniform(*s.shape), shapes), None, "blank")
+
+
+def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """{public name: the keyword arguments of a right call; "*args": the others, one by one}."""
+    params, x, int8 = {"w": uniform(32, 8)}, uniform(4, 32), jm.Int(8)
+    plan, sparse, batches = {"w": jm.Int(8)}, {"w": jm.Bitmask(0.5)}, [(x,), (x + 1,)]
+    uses, stats = jm.uses(apply, params, x), jm.stats(apply, params, batches)
+    encoded, sgd = jm.encode(params, plan), optax.sgd(0.1)
+    sizes = {"vocab": 64, "width": 32, "ffn": 48, "layers": 2, "heads": 4, "kv_heads": 2}
+    model = blank_model(llama, **sizes, head_dim=8)
+    gpt = blank_model(gpt2, vocab=64, width=32, layers=3, heads=4)
+    ids = jnp.arange(30).reshape(1, 30)
+    model_stats, gpt_stats = (jm.stats(m.apply, m.params, [(ids,)]) for m in (model, gpt))
+    mesh, stages, spec = jm.mesh(fsdp=8), jm.mesh(stage=4), jax.sharding.PartitionSpec()
+    embedding = linen.Sequential([linen.Embed(64, 32), linen.Dense(64)])
+    embedding_params = embedding.init(jax.random.key(0), ids)
+    w, rows = uniform(4, 8, 8), uniform(6, 8)
+    compiled = jm.memory(layers, w, rows)
+    jm.save(folder / "saved", params)
+    placed = jm.shardings(params, mesh, {"w": spec})
+    logits, labels = uniform(3, 8), jnp.arange(3)
+    solver = {"codec": jm.Int(4)}
+    density = {"density": 0.5}
+    knobs = {"n": [8, 4]}
+    small = lambda n: (jnp.sin, (jax.ShapeDtypeStruct((n, 128), jnp.float32),))
+    inner = {"inner": sgd, "plan": sparse}
+    tree = {"tree": params}
+    layout = {"config": model.config, "mesh": mesh}
+    calls = {
+        "Affine": {"bits": 4, "group": 16},
+        "Basis": {"rank": 4, "groups": 1, "order": "sequence", "codec": int8},
+        "Bitmask": density,
+        "Blocks": {**density, "block": (8, 8)},
+        "Cast": {"dtype": "bfloat16"},
+        "Chain": {"codecs": (jm.LowRank(4), int8)},
+        "Codebook": {"levels": "nf4", "group": 16},
+        "Coo": density,
+        "Csr": density,
+        "DoubleQuant": {"codec": jm.Int(4, group=16), "scales": jm.Float("e4m3", group=16)},
+        "Dynamic": {"codec": int8, "to": "int8"},
+        "Fake": {"codec": int8, "learn": False},
+        "FitOptions": {"among": ("int",), "rotate": False, "tune_steps": 2, "windows": 1},
+        "Float": {"format": "e4m3", "group": 16},
+        "GPTQ": {**solver, "damping": 0.01, "act_order": True, "turns": 0},
+        "HQQ": solver,
+        "Inputs": {**density, "size": 1},
+        "Int": {"bits": 4, "group": 16, "symmetric": True},
+        "KMeans": {"bits": 4, "group": 16},
+        "Keep": {},
+        "LowRank": {"rank": 4},
+        "NM": {"n": 2, "m": 4},
+        "Outputs": {**density, "size": 1},
+        "Permute": {"codec": jm.NM(2, 4), "steps": 4},
+        "Plan": {"items": plan, "axes": {"w": (-2,)}},
+        "Planes": {"group": 16},
+        "Prune": {"codec": jm.Bitmask(0.5), "score": lambda w, stats: abs(w)},
+        "QERA": {**solver, "rank": 4, "factors": int8, "rounds": 1},
+        "RIA": {"codec": jm.Bitmask(0.5)},
+        "Recipe": {"model": "tiny", "device": "cpu", "task": "train", "batch": 1, "seq": 8,
+                   "encoding": None, "cache_bits": 16, "state": "float32", "remat": jm.Remat(),
+                   "offload": False, "micro": 1, "chunk": 8, "rank": 4, "prompt": 4,
+                   "shared": True, "mesh": {"fsdp": 2}},
+        "Refit": {"codec": jm.Bitmask(0.5), "steps": 2, "damping": 0.01},
+        "Remat": {"kind": "named", "names": ("attn_out",)},
+        "Search": solver,
+        "Shared": {"groups": 2, "order": "sequence", "codec": int8},
+        "Smallest": {"codecs": (jm.Int(4), int8)},
+        "Smooth": {"codec": int8, "strength": 0.5},
+        "SparseGPT": {"codec": jm.Bitmask(0.5), "damping": 0.01},
+        "Sum": {"codecs": (jm.Int(4), jm.LowRank(4))},
+        "Wanda": {"codec": jm.Bitmask(0.5)},
+        "at_bits": {"tree": {"w": jm.Planes().encode(params["w"])}, "bits": 4},
+        "breakdown": {"m": compiled, "arguments": {"w": w, "x": rows}},
+        "budget": {"params": params, "nbytes": 600, "candidates": [int8], "uses": uses,
+                   "stats": stats, "sensitivity": {"w": 1.0}, "runs": 1, "known": None},
+        "build": {"recipe": jm.Recipe("tiny", "cpu", "train", 1, 8), "model": model,
+                  "mesh": None, "optimizer": sgd},
+        "choose": {"params": params, "rules": plan, "uses": uses},
+        "constrain": {"x": x},
+        "decode": {"tree": encoded},
+        "distillation": {"student": logits, "teacher": logits, "labels": labels, "alpha": 0.5,
+                         "temperature": 1.0},
+        "divergence": {"target": logits, "found": logits},
+        "donations": {"fn": jnp.sin, "*args": (x,), "donate_argnums": 0},
+        "dot_general": {"x": x, "w": encoded["w"], "dims": (((1,), (0,)), ((), ()))},
+        "encode": {"params": params, "plan": plan, "uses": uses, "stats": stats},
+        "encode_by_block": {"model": model, "plan": {"layers/mlp/up/kernel": jm.Int(4)},
+                            "batches": [(ids,)], "passes": 0, "learning_rate": 0.01,
+                            "progress": None},
+        "erdos_renyi": {"params": params, "density": 0.5, "where": "w", "uses": uses},
+        "errors": {"params": params, "candidates": [int8], "uses": uses, "stats": stats,
+                   "known": None, "white": False},
+        "evaluate": {"apply": model.apply, "params": model.params, "ids": np.arange(40) % 64,
+                     "reference": (model.apply, model.params), "window": 8, "windows": 1,
+                     "batch": 1, "progress": None},
+        "evolve": {**inner, "every": 1, "end": 10, "share": 0.3, "seed": 0, "uses": uses},
+        "export": {"tree": encoded},
+        "fewer": {"model": gpt, "kinds": ["layers"], "stats": gpt_stats, "ids": ids},
+        "fisher": {"fn": apply, "params": params, "batches": batches, "seed": 0},
+        "fit": {"model": (apply, params), "nbytes": 600, "calibrate": batches,
+                "options": jm.FitOptions(tune_steps=1), "progress": None},
+        "from_bcoo": {"matrix": jm.to_bcoo(jm.Coo(0.1).encode(params["w"])), "axes": (-2,)},
+        "from_host": {"fn": layers},
+        "gradients": {"loss": loss, "params": params, "batches": batches, "uses": uses},
+        "gradual": {"plan": sparse, "begin": 0, "end": 10, "every": 1, "power": 3.0, "uses": uses},
+        "interop.from_qwix": {"array": jm.interop.to_qwix(encoded["w"]), "dtype": "float32"},
+        "interop.to_compressed_tensors": {"path": folder / "ct", "model": model,
+                                          "params": model.params, "packed": True},
+        "interop.to_gguf": {"path": folder / "m.gguf", "model": model, "params": model.params,
+                            "half": False},
+        "interop.to_qwix": {"leaf": encoded["w"]},
+        "is_encoded": {"x": 3},
+        "iterated": {"params": params, "plans": [sparse, sparse], "measure": lambda p: stats,
+                     "uses": uses},
+        "layers_on_host": {"params": {"w": w}},
+        "layouts.adapters": {"rules": {"w": spec}},
+        "layouts.cache": {**layout, "batch": 8},
+        "layouts.data": layout,
+        "layouts.expert": {"pattern": ".*experts/.*", "stacked": True},
+        "layouts.fsdp": layout,
+        "layouts.fsdp_tensor": layout,
+        "layouts.sequence": layout,
+        "layouts.tensor": layout,
+        "learn_rounding": {"fn": apply, "params": params, "batches": batches,
+                           "enc": jm.encode(params, {"w": jm.Int(4)}), "targets": None,
+                           "loss": jm.train.squared,
+                           "learning_rate": 0.02, "progress": None},
+        "least_missed": {"model": gpt, "count": 1, "ids": ids},
+        "least_worth": {"model": gpt, "count": 1, "score": lambda w, stats: abs(w), "stats": None},
+        "lift": {"fn": apply, "on_decode": "allow"},
+        "load": {"path": folder / "saved", "classes": (), "functions": None, "shardings": placed},
+        "measured": {"fn": jnp.sin, "*args": (x,), "donate_argnums": 0},
+        "memory": {"fn": jnp.sin, "*args": (x,), "device": "cpu", "donate_argnums": 0,
+                   "limit": 2**20, "quick": False, "timeout": 60.0},
+        "merge": {"first": jm.split(params, lambda path: path == "w")[0],
+                  "second": jm.split(params, lambda path: path == "w")[1]},
+        "mesh": {"stage": 1, "data": 1, "fsdp": 8, "sequence": 1, "expert": 1, "tensor": 1,
+                 "devices": None, "device": "tpu v5e:2x4"},
+        "models.KVCache": {"bits": 8, "rotate": False},
+        "models.awq": {"model": model, "stats": model_stats, "codec": jm.Int(4)},
+        "models.from_flax": {"module": embedding, "params": embedding_params, "context": 16,
+                             "eos": (1,), "inputs": (), "cache": None, "options": None},
+        "models.generate": {"model": model, "prompt": [1, 2, 3], "max_new_tokens": 2,
+                            "temperature": 1.0, "top_k": 4, "top_p": 0.9, "seed": 0,
+                            "cache": jm.models.KVCache(8), "stream": None},
+        "models.load": {"source": "llama-8b", "dtype": None, "encoded": False},
+        "models.rotate": {"model": model, "seed": 0, "basis": "random"},
+        "models.rotate_heads": {"model": model, "seed": 0, "basis": "hadamard"},
+        "models.smooth": {"model": model, "stats": model_stats, "strength": 0.5},
+        "movement": {**inner, "begin": 0, "end": 10, "rate": 1.0, "uses": uses},
+        "nbytes": tree,
+        "one_f_one_b": {"loss": loss, "mesh": stages, "micro": 2},
+        "optimizers.apply_rounded": {"params": params, "updates": params, "step": 1},
+        "optimizers.in_bfloat16": {"optimizer": sgd},
+        "optimizers.in_float32": {"optimizer": sgd},
+        "optimizers.in_int8": {"optimizer": sgd},
+        "optimizers.stochastic_round": {"x": x, "seed": 1},
+        "adapters.adapters": {"key": jax.random.key(0), "params": params, "rank": 4, "where": "w"},
+        "adapters.attach": {"params": params,
+                            "pairs": jm.adapters.adapters(jax.random.key(0), params, 4, "w")},
+        "paths": tree,
+        "pipelined": {"fn": layers, "mesh": stages, "micro": 2},
+        "placement": {**tree, "mesh": mesh, "rules": {"w": spec}},
+        "plan": {"model": model, "device": "cpu", "task": "serve", "batch": 1, "seq": 16,
+                 "limit": 2**24, "encodings": [int8], "states": ["float32"], "meshes": None,
+                 "most": 1, "timeout": 60.0, "tell": lambda row: None},
+        "relative": {"target": logits, "found": logits},
+        "remat": {"fn": layers, "policy": jm.Remat()},
+        "remove_heads": {"model": model, "stats": model_stats, "heads": 2, "kv_heads": None},
+        "remove_layers": {"model": gpt, "gone": [1]},
+        "remove_neurons": {"model": model, "ffn": 32, "stats": model_stats},
+        "remove_width": {"model": model, "width": 16, "stats": model_stats},
+        "replicated": {"m": compiled, "least": 1},
+        "report": {"params": params, "enc": encoded, "uses": uses},
+        "rewind": {**inner, "rounds": 1, "steps": 2, "to": 0, "uses": uses},
+        "rigl": {**inner, "every": 1, "end": 10, "share": 0.3, "uses": uses},
+        "save": {"path": folder / "out", **tree, "compress": False},
+        "search": {"build": small, "knobs": knobs, "device": "cpu", "limit": 2**20, "most": 1,
+                   "timeout": 60.0},
+        "shard": {**tree, "shardings": placed},
+        "shardings": {**tree, "mesh": mesh, "rules": {"w": spec}},
+        "sparse": density,
+        "split": {**tree, "keep": lambda path: True},
+        "state_shardings": {"state": sgd.init(params), "params": params, "shardings": placed},
+        "static": {"tree": {"w": jm.Dynamic(int8).encode(params["w"])}, "fn": apply,
+                   "batches": batches, "method": "minmax"},
+        "stats": {"fn": apply, "params": params, "batches": batches, "moments": "gram"},
+        "straight_through": {**inner, "decay": 2e-4, "uses": uses},
+        "techniques": {"params": params, "kinds": ["int"], "uses": uses, "stats": stats},
+        "to_bcoo": {"leaf": jm.Coo(0.1).encode(params["w"])},
+        "together": {"params": params, "density": 0.5, "where": "w",
+                     "score": lambda w, stats: abs(w), "stats": stats, "uses": uses},
+        "train.accumulate": {"loss": loss, "count": 2},
+        "train.kl_divergence": {"target": logits, "found": logits},
+        "train.next_token_loss": {"x": uniform(1, 8, 4), "head": uniform(4, 16),
+                                  "ids": jnp.zeros((1, 8), jnp.int32), "axis": 0, "chunk": 4},
+        "train.polynomial": {"step": 1, "begin": 0, "end": 10, "power": 3.0},
+        "train.squared": {"target": logits, "found": logits},
+        "tune": {"fn": apply, "params": params, "enc": encoded, "batches": batches,
+                 "learning_rate": 1e-3, "dense": None, "progress": None},
+        "uniform": {"params": params, "density": 0.5, "where": "w"},
+        "uses": {"fn": apply, "params": params, "*args": (x,)},
+    }  # fmt: skip
+    return calls
