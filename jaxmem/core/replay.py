@@ -50,15 +50,19 @@ class JaxprReplay:
     def run(self, jaxpr: Any, consts: Any, *args: Any) -> list:
         """The outputs of a jaxpr, each an array or a `NamedLeaf`."""
         values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
+        self.run_equations(jaxpr.eqns, values)
+        return [v.val if isinstance(v, jex.Literal) else values[v] for v in jaxpr.outvars]
+
+    def run_equations(self, eqns: Any, values: dict) -> None:
+        """Runs operations in order; their operands are in `values`, and their results go there."""
         read = lambda v: v.val if isinstance(v, jex.Literal) else values[v]
-        for eqn in jaxpr.eqns:
+        for eqn in eqns:
             # the program's text still shows the model's own lines and names
             source = eqn.source_info
             names = source_info_util.current_name_stack() + source.name_stack
             with source_info_util.user_context(source.traceback, name_stack=names):
                 outs = self.step(eqn, [read(v) for v in eqn.invars])
             values.update(zip(eqn.outvars, outs))
-        return [read(v) for v in jaxpr.outvars]
 
     def step(self, eqn: Any, inputs: list) -> list:
         """The outputs of one operation."""
@@ -162,12 +166,17 @@ def _moving(carry, fixed) -> list:
     return [v for v, f in zip(carry, fixed) if not f]
 
 
-def _scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
-    # 1. Split the inputs into constants, carry and scanned stacks.
+def scan_arity(params: dict) -> tuple[int, int]:
+    """(how many constants, how many carries) a scan takes before its scanned arrays."""
     if "ft_in" in params:  # jax 0.12 packs the arity here
         n_const, n_carry = (len(p) for p in params["ft_in"].unpack()[:2])
-    else:  # jax 0.10, 0.11
-        n_const, n_carry = params["num_consts"], params["num_carry"]
+        return n_const, n_carry
+    return params["num_consts"], params["num_carry"]  # jax 0.10, 0.11
+
+
+def _scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
+    # 1. Split the inputs into constants, carry and scanned stacks.
+    n_const, n_carry = scan_arity(params)
     const, carry = inputs[:n_const], inputs[n_const : n_const + n_carry]
     xs = inputs[n_const + n_carry :]
 
@@ -259,7 +268,8 @@ def _ragged_dot(replay, inputs, *, ragged_dot_dimension_numbers, preferred_eleme
     return replay.run(jaxpr.jaxpr, jaxpr.consts, x, w, sizes)
 
 
-_MAY_HOLD_SCANS = ("jit", "pjit", "closed_call", "core_call", "scan")
+INLINED = ("jit", "pjit", "closed_call", "core_call")  # calls of a jaxpr, and nothing more
+_MAY_HOLD_SCANS = (*INLINED, "scan")
 
 _CALLS = {
     "jit": _inline,

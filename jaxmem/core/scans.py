@@ -9,7 +9,7 @@ import jax.extend.core as jex
 from jax import lax
 from jax.interpreters import partial_eval
 
-from .replay import JaxprReplay
+from .traced import Traced
 
 
 def around_scans(
@@ -30,23 +30,9 @@ def around_scans(
 
     @functools.wraps(fn)
     def wrapped(*args, **kwargs):
-        leaves, tree = jax.tree.flatten((args, kwargs))
-
-        def flat(*leaves):
-            args, kwargs = tree.unflatten(leaves)
-            return fn(*args, **kwargs)
-
-        jaxpr, out = jax.make_jaxpr(flat, return_shape=True)(*map(_on_device, leaves))
-        outs = JaxprReplay("allow", wrap, scan).run(jaxpr.jaxpr, jaxpr.consts, *leaves)
-        return jax.tree.structure(out).unflatten(outs)
+        return Traced.of(fn, *args, **kwargs).run_around_scans(wrap, scan)
 
     return wrapped
-
-
-def _on_device(x: Any) -> Any:
-    """`x`, or for an array in host memory its shape and dtype on the device."""
-    space = getattr(jax.typeof(x), "memory_space", None)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if space == jax.memory.Space.Host else x
 
 
 def without_dead_code(fn: Callable) -> Callable:

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from jax import lax
 
-from ..core.scans import around_scans
+from ..core.repeated_layers import Segment
+from ..core.traced import Traced
 
 NAMES = ("attn_out", "mlp_out")  # tensors that the models here tag by `checkpoint_name`
 _KINDS = ("none", "full", "dots", "dots_no_batch", "named", "offload", "nested")
@@ -65,10 +66,13 @@ class Remat:
 
 
 def remat(fn: Callable, policy: Remat) -> Callable:
-    """`fn` with `policy` applied to each of its outermost scans, which run over layers.
+    """`fn` with `policy` applied to each of its layers, those of a scan or of a Python loop.
 
-    The model itself does not change: its jaxpr is replayed with the body of each outermost scan
-    under `jax.checkpoint`. A model whose layers are not in a scan is returned as it is.
+    The model itself does not change: its jaxpr is replayed with each layer under `jax.checkpoint`.
+    The layers are the bodies of the outermost scans over weights. Where there is no such scan, they
+    are operations with matrix products that repeat, as those of a Python loop do; with "nested",
+    groups of about √layers of them. XLA's CPU compiler undoes any `jax.checkpoint` that is in no
+    scan, so that a Python loop takes less memory on TPUs and GPUs only.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -77,12 +81,45 @@ def remat(fn: Callable, policy: Remat) -> Callable:
         >>> temp = lambda fn: jm.memory(jax.grad(lambda w, x: fn(w, x).sum()), w, x).temp
         >>> temp(remat(layers, Remat("full"))) < temp(layers)
         True
+
+    Raises:
+        ValueError: when `fn` is called: no layers are found, or a name of the policy is on no
+            tensor.
     """
     if policy.kind == "none":
         return fn
-    checkpointed = functools.partial(jax.checkpoint, policy=policy.policy, prevent_cse=False)
+    checkpoint = functools.partial(jax.checkpoint, policy=policy.policy)
+    in_scan = functools.partial(checkpoint, prevent_cse=False)
     replacement = (_nested,) if policy.kind == "nested" else ()
-    return around_scans(fn, checkpointed, *replacement)
+
+    @functools.wraps(fn)
+    def with_policy(*args, **kwargs):
+        traced = Traced.of(fn, *args, **kwargs)
+        missing = set(policy.names) - traced.names
+        if missing:
+            tags = ", ".join(sorted(traced.names)) or "none"
+            raise ValueError(f"no tensor has the name {missing.pop()!r}, expected one of: {tags}")
+        if traced.scans_weights or (traced.has_scan and not traced.layers):
+            return traced.run_around_scans(in_scan, *replacement)
+        if not traced.layers:
+            raise ValueError(
+                f"remat {policy.kind!r} found no layers in {getattr(fn, '__name__', fn)}: expected "
+                "a scan over layers, or layers that repeat the same operations; otherwise put "
+                "jax.checkpoint, nn.remat or nnx.remat round what shall be computed again"
+            )
+        layers = _in_groups(traced.layers) if policy.kind == "nested" else traced.layers
+        return traced.run_segments(layers, checkpoint)
+
+    return with_policy
+
+
+def _in_groups(layers: list[Segment]) -> list[Segment]:
+    """Segments of about √layers layers each."""
+    size = math.isqrt(len(layers))
+    if size == 1:
+        return layers
+    groups = [tuple(layers[i : i + size]) for i in range(0, len(layers), size)]
+    return [Segment(group[0].start, group[-1].stop, group) for group in groups]
 
 
 def _nested(body: Callable, init: Any, xs: Any, length: int, **options: Any) -> tuple[Any, Any]:
