@@ -13,7 +13,8 @@ FAMILIES = ROTARY_FAMILIES | GPT_FAMILIES | MIXTURE_FAMILIES
 _TENSOR_NAMES = {  # of families whose checkpoints do not have the names of the family itself
     **dict.fromkeys(("mistral", "ministral3", "qwen2", "qwen3", "gemma", "granite"), "llama"),
     **dict.fromkeys(("olmo", "cohere", "cohere2", "nemotron", "smollm3", "helium"), "llama"),
-    **dict.fromkeys(("gemma2", "gemma3_text"), "llama"),
+    **dict.fromkeys(("gemma2", "gemma3_text", "arcee", "seed_oss"), "llama"),
+    "glm": "glm4",
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), "qwen_moe"),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "deepseek"),
     "phimoe": "mixtral",

@@ -165,10 +165,24 @@ def _nemotron(fields: JsonFields) -> dict:
     return config | read_activation(fields, usual="relu2") | norms
 
 
-def _glm4(fields: JsonFields) -> dict:
+def _glm(fields: JsonFields) -> dict:
     config = read_rotary(fields, part=0.5) | read_activation(fields)
     bias = fields.boolean("attention_bias", True)
-    return config | {"interleaved": True, "post_norms": True, "qkv_bias": bias}
+    return config | {"interleaved": True, "qkv_bias": bias}
+
+
+def _glm4(fields: JsonFields) -> dict:
+    return _glm(fields) | {"post_norms": True}
+
+
+def _arcee(fields: JsonFields) -> dict:
+    config = read_rotary(fields) | _biases(fields) | read_activation(fields, usual="relu2")
+    return config | {"gated": False}
+
+
+def _seed_oss(fields: JsonFields) -> dict:
+    config = read_rotary(fields) | _biases(fields) | read_activation(fields)
+    return config | {"out_bias": fields.boolean("attention_out_bias", False)}
 
 
 def _exaone4(fields: JsonFields) -> dict:
@@ -219,6 +233,9 @@ ROTARY_FAMILIES = {
     "cohere2": (_cohere2, _TIED | _EPS | _SLIDING | {"head_dim": 128}),
     "starcoder2": (_starcoder2, _TIED | {"norm_epsilon": 1e-5}),
     "nemotron": (_nemotron, {"norm_eps": 1e-5}),
+    "glm": (_glm, {"rms_norm_eps": 1.5625e-7, "head_dim": 128}),
+    "arcee": (_arcee, {"rms_norm_eps": 1e-5}),
+    "seed_oss": (_seed_oss, {"attention_bias": True, "head_dim": 128}),
     "glm4": (_glm4, {"rms_norm_eps": 1.5625e-7, "head_dim": 128}),
     "exaone4": (_exaone4, _SLIDING | {"rms_norm_eps": 1e-5}),
     "smollm3": (_smollm3, _TIED | {"rope_theta": 2e6}),

@@ -15,8 +15,6 @@ CONFIG = Config(vocab=8, width=8, ffn=8, layers=1, heads=4, kv_heads=2, head_dim
 TOKENS, SCALE = 5, 2.0
 SLOPES, SINKS = np.array([0.5, 0.25, 0.1, 2.0], "f4"), np.array([1.0, -1.0, 3.0, 0.0], "f4")
 TERMS = {
-    "soft cap": dict(softcap=1.5),
-    "slopes": dict(slopes=SLOPES),
     "sinks": dict(sinks=SINKS),
     "all": dict(softcap=1.5, slopes=SLOPES, sinks=SINKS),
 }
