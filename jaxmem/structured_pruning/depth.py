@@ -15,7 +15,7 @@ from ..core.paths import paths
 from ..models.model import Model, family
 from ..solvers.pruning_scores import magnitude
 from ..train.losses import divergence
-from .smaller_model import smaller_model
+from .smaller_model import check_layers, smaller_model
 
 
 def remove_layers(model: Model, gone: Sequence[int]) -> Model:
@@ -23,7 +23,7 @@ def remove_layers(model: Model, gone: Sequence[int]) -> Model:
 
     Raises:
         ValueError: `gone` is empty, or names all layers, a layer twice, or a layer that the model
-            does not have.
+            does not have; the model has experts or multi-latent attention.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -35,6 +35,7 @@ def remove_layers(model: Model, gone: Sequence[int]) -> Model:
         >>> smaller.config.layers, jax.eval_shape(smaller.apply, smaller.params, ids).shape
         (2, (1, 5, 64))
     """
+    check_layers(model)
     layers, gone = model.config.layers, sorted(gone)
     fits = set(gone) <= set(range(layers)) and 0 < len(gone) < layers
     if not fits or len(set(gone)) < len(gone):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ..models.model import Model
 from .input_removal import moments_of, remove_inputs, take_runs
-from .smaller_model import copy_dicts, smaller_model
+from .smaller_model import check_layers, copy_dicts, smaller_model
 
 OUT = "layers/attn/out/kernel"
 
@@ -23,7 +23,7 @@ def remove_heads(
     Raises:
         ValueError: both numbers or none are given; a number leaves no head, all heads, or groups of
             different size; `stats` has no Gram matrices; heads have ALiBi slopes or norms over
-            several heads.
+            several heads; the model has experts or multi-latent attention.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -45,6 +45,7 @@ def remove_heads(
     config = model.config
     if (heads is None) == (kv_heads is None):
         raise ValueError(f"give heads or kv_heads, got heads={heads} and kv_heads={kv_heads}")
+    check_layers(model)
     _check_heads_are_alike(model)
     sets = getattr(config, "kv_heads", config.heads)
     per_group = config.heads // sets

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ..models.model import Model
 from .input_removal import moments_of, remove_inputs, take_runs
-from .smaller_model import copy_dicts, smaller_model
+from .smaller_model import check_layers, copy_dicts, smaller_model
 
 DOWN = "layers/mlp/down/kernel"
 
@@ -16,7 +16,8 @@ def remove_neurons(model: Model, ffn: int, stats: Mapping) -> Model:
     their order. For every family. Kurtic et al., 2023 (ZipLM).
 
     Raises:
-        ValueError: `ffn` is less than 1 or not below the model's; `stats` has no Gram matrices.
+        ValueError: `ffn` is less than 1 or not below the model's; `stats` has no Gram matrices; the
+            model has experts.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -32,6 +33,7 @@ def remove_neurons(model: Model, ffn: int, stats: Mapping) -> Model:
         >>> jax.eval_shape(smaller.apply, smaller.params, ids).shape
         (2, 30, 64)
     """
+    check_layers(model)
     now = model.config.ffn
     if not 0 < ffn < now:
         raise ValueError(f"{ffn} neurons are to stay of {now}, expected at least 1 and fewer")

@@ -13,6 +13,20 @@ def copy_dicts(params: dict) -> dict:
     return jax.tree.map(lambda x: x, params)
 
 
+def check_layers(model: Model) -> None:
+    """Refuses a decoder whose layers are not one stack of plain attention and one MLP.
+
+    Raises:
+        ValueError: it has a mixture of experts or multi-latent attention.
+    """
+    for name in ("mixture", "latent"):
+        if getattr(model.config, name, None):
+            raise ValueError(
+                f"{model.source} has {name}={getattr(model.config, name)}, expected layers of "
+                "attention and one MLP, which alone can be made smaller"
+            )
+
+
 def smaller_model(model: Model, params: dict, change: str, **sizes: Any) -> Model:
     """`model` with other params and sizes; `change` is appended to its source."""
     config = dataclasses.replace(model.config, **sizes)

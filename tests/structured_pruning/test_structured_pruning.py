@@ -284,3 +284,28 @@ def test_a_smaller_model_is_saved_and_loaded(family, tmp_path):
 def test_what_would_empty_a_part_or_remove_nothing_is_told(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def decoder(**options):
+    config = llama.Config(**SIZES, **options)
+    params = jax.tree.map(np.zeros, shapes(config), is_leaf=is_shape)
+    return jm.models.Model(config, params, None, "zeros")
+
+
+def test_a_layer_that_stays_keeps_its_window_and_its_positions():
+    whole = decoder(local=(True, False), window=4, no_rope=(False, True))
+    smaller = jm.structured_pruning.remove_layers(whole, [0])
+    assert (smaller.config.local, smaller.config.no_rope) == ((False,), (True,))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(positions="alibi"), "zeros has ALiBi slopes"),
+        (dict(qk_norm=True, qk_norm_over="all"), "zeros has norms over heads"),
+        (dict(mixture=dict(experts=4, per_token=2, ffn=8)), "zeros has mixture="),
+    ],
+)
+def test_heads_that_are_not_alike_stay(options, message):
+    with pytest.raises(ValueError, match=message):
+        jm.structured_pruning.remove_heads(decoder(**options), {}, kv_heads=1)
