@@ -16,6 +16,7 @@ from . import options
 from .eval import as_data, measure
 from .fit import sizes
 from .output import Output
+from .output_path import check_out_file
 from .sample_text import SOURCE, prose
 from .sizes import show
 
@@ -51,9 +52,7 @@ class Demo:
 
     def run(self, output: Output) -> dict:
         """Shows the figures on `output` as a table, and returns them as plain data."""
-        out = pathlib.Path(self.out)
-        if not out.parent.is_dir():
-            raise FileNotFoundError(f"no directory {out.parent} to draw {out.name} in")
+        out = check_out_file(self.out)
         text, source = (options.read(self.text), self.text) if self.text else (prose(), SOURCE)
         with output.step(f"reading {NAME}"):
             model = rotate(load(NAME))

@@ -11,6 +11,7 @@ from ..io.json_fields import read_object
 from ..models import Model, load
 from .options import Json, ModelName
 from .output import Output
+from .output_path import check_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Export:
 
     def run(self, output: Output) -> dict:
         """Writes the file, shows a summary on `output`, and returns it as plain data."""
-        out = pathlib.Path(self.out)
+        out = check_out(self.out, makes_parents=True)
         if out.exists():
             raise ValueError(f"{out} exists; choose another --out")
         model = with_codes(self.model)

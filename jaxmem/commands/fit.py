@@ -22,6 +22,7 @@ from .eval import as_data, measure
 from .mesh_option import MeshOption, mesh_line, parse, spread
 from .mesh_option import as_data as places_of
 from .output import Output
+from .output_path import check_out
 from .sizes import Size, show
 
 
@@ -62,8 +63,8 @@ class Fit:
 
     def run(self, output: Output) -> dict:
         """Fits, shows the result on `output`, and returns it as plain data."""
-        out = pathlib.Path(self.out)
-        check_out(out, self.force)
+        out = check_out(self.out, makes_parents=True)
+        check_free(out, self.force)
         fit_options = self._fit_options()
         mesh = parse(self.mesh) if self.mesh else None
         texts = {path: options.read(path) for path in (self.text, self.calibrate) if path}
@@ -119,7 +120,7 @@ class Fit:
         return FitOptions(among=self.among, tune_steps=steps)  # `run` rotates
 
 
-def check_out(path: pathlib.Path, force: bool) -> None:
+def check_free(path: pathlib.Path, force: bool) -> None:
     """Refuses, before any work, to write to a place that is taken.
 
     Raises:

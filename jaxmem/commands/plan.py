@@ -16,6 +16,7 @@ from ..planner.price import TOLERANCE, noise
 from ..planner.search import Candidate
 from . import options
 from .output import Output
+from .output_path import check_out_file
 from .sizes import Size
 
 LARGER_ROWS = 6  # recipes that are too large, shown at most
@@ -50,9 +51,8 @@ class Plan:
 
     def run(self, output: Output) -> dict:
         """The tried recipes and the chosen one as plain data; `output` shows them as tables."""
-        for path in map(pathlib.Path, filter(None, (self.out, self.plot))):
-            if not path.parent.is_dir():
-                raise FileNotFoundError(f"no directory {path.parent} to write {path.name} in")
+        for path in filter(None, (self.out, self.plot)):
+            check_out_file(path)
         options = {"device": self.device, "task": self.task, "batch": self.batch, "seq": self.seq}
         with output.step("planning"):
             tell = lambda row: output.note(

@@ -21,6 +21,7 @@ import jax.export
 
 from ..io.atomic import write_whole
 from ..io.disk_cache import cache_dir
+from ..io.json_fields import read_object
 from .devices import Target
 
 _WORKER = pathlib.Path(__file__).with_name("compile_worker.py")
@@ -111,10 +112,20 @@ def compile_for(
     identity = json.dumps([_WORKER.read_text(), installed, flags, request, program])
     name = hashlib.sha256(identity.encode()).hexdigest()
     path = cache_dir("compiled") / f"{name}.json"
-    if not path.exists():
+    result = _cached_result(path)
+    if result is None:
         result = _result(_run_worker(request, exported, timeout))
         write_whole(path, json.dumps(result).encode())
-    return json.loads(path.read_text()) | {"hash": name}
+    return result | {"hash": name}
+
+
+def _cached_result(path: pathlib.Path) -> dict | None:
+    """The result in a file of the cache; None if there is none, or the file is damaged."""
+    try:
+        result = read_object(path)
+    except (ValueError, OSError):
+        return None
+    return result if "program" in result and ("sizes" in result or "needed" in result) else None
 
 
 def _result(answer: dict) -> dict:

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import struct
+import warnings
 from typing import Any, BinaryIO
 
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
@@ -70,6 +71,11 @@ def read(path: pathlib.Path, file: BinaryIO) -> Header:
             raise ValueError(f"{name} ends at byte {data + offset + count} of {size}")
         places[name] = TensorPlace(path, data + offset, kind)
         offset += -(-count // alignment) * alignment
+    if data + offset < size:
+        warnings.warn(
+            f"{path}: the last {size - data - offset} bytes belong to no tensor, and are not read",
+            stacklevel=2,
+        )
     return Header(fields, spans, {name: info[0] for name, info in infos.items()}, places)
 
 

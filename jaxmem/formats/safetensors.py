@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,6 +38,7 @@ _SAFETENSORS = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+_NAMED = 4  # tensors in a warning
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the format's reference reader
 
 _NAMES = {
@@ -134,6 +136,8 @@ def _check_filled(spans: dict[str, _Span], size: int) -> None:
 def sharded(index: pathlib.Path) -> dict[str, Lazy]:
     """The tensors of the safetensors files that an index file beside them lists.
 
+    A warning names tensors that the files hold and the index does not list.
+
     Raises:
         ValueError: The index is malformed, names a file that is missing, or a tensor that its file
             does not hold.
@@ -151,6 +155,14 @@ def sharded(index: pathlib.Path) -> dict[str, Lazy]:
     for name, path in paths.items():
         if name not in files[path]:
             raise ValueError(f"{index} says {name} is in {path.name}, which does not hold it")
+    unlisted = sorted({name for tensors in files.values() for name in tensors} - paths.keys())
+    if unlisted:
+        more = f" and {len(unlisted) - _NAMED} more" if len(unlisted) > _NAMED else ""
+        warnings.warn(
+            f"{index} does not list {', '.join(unlisted[:_NAMED])}{more}, which its files hold: "
+            "these tensors are not read",
+            stacklevel=2,
+        )
     return {name: files[path][name] for name, path in paths.items()}
 
 

