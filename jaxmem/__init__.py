@@ -77,6 +77,8 @@ from .core.paths import paths as paths
 from .core.paths import split as split
 from .core.usage import Use as Use
 from .core.usage import uses as uses
+from .cpu_kernels.library import Native as Native
+from .cpu_kernels.library import native as native
 from .evaluation.perplexity_kl import evaluate as evaluate
 from .evaluation.result import Evaluation as Evaluation
 from .io.checkpoint import load as load

@@ -3,7 +3,8 @@
     pip install -e .
     python experiments/speed/cpu_matvec.py [--rounds 25]
 
-The figures go into cpu_matvec.jaxVERSION.json. The encodings take turns in one process, in an order
+The figures go into cpu_matvec.jaxVERSION.json, with the instruction set of the compiled products
+(`jm.native()`). The encodings take turns in one process, in an order
 that each round shuffles, on 8 weights that take turns too, so that none stays in a cache.
 `times_dense` is the median over rounds of the dense time over the encoding's time in the same
 round. `times_dense_by_least` is the ratio of the shortest times, which a busy neighbour changes
@@ -30,9 +31,12 @@ BATCHES = (1, 8)
 CODECS = {
     "int8": jm.Int(8),
     "w8a8": jm.Dynamic(jm.Int(8)),
+    "int6 g64, zero points": jm.Int(6, group=64, symmetric=False),
+    "int5 g64, zero points": jm.Int(5, group=64, symmetric=False),
     "int4": jm.Int(4),
     "int4 g128": jm.Int(4, group=128),
     "int4 g64": jm.Int(4, group=64),
+    "int4 g128, zero points": jm.Int(4, group=128, symmetric=False),
     "int4 g64, zero points": jm.Int(4, group=64, symmetric=False),
     "w4a8": jm.Dynamic(jm.Int(4)),
     "w4a8 g128": jm.Dynamic(jm.Int(4, group=128)),
@@ -93,6 +97,8 @@ def main() -> None:
         "command": f"python experiments/speed/cpu_matvec.py --rounds {rounds}",
         "jax": jax.__version__,
         "backend": jax.default_backend(),
+        "native": jm.native().instruction_set,
+        "load_average": [round(load, 2) for load in os.getloadavg()],
         "cores": len(os.sched_getaffinity(0)),
         "seed": 0,
         "shape": [K, N],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..kernels.block_sparse_matmul import block_sparse_product, supports
-from ..kernels.dispatch import at_most, differentiated_by, on_one_chip
+from ..kernels.dispatch import at_most, differentiated_by, on_one_device
 from ..kernels.tiled_matmul import decoded_product
 from .sparse import (
     Count,
@@ -160,7 +160,7 @@ def _matmul(x, leaf, *, precision):
     kernel = lambda x, leaf: block_sparse_product(
         x, leaf.values, leaf.places, leaf.inputs, leaf.fold.n, precision
     )
-    return on_one_chip(kernel, plain, x, leaf)
+    return on_one_device(kernel, plain, x, leaf)
 
 
 def _gathered(x, leaf, precision):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..cpu_kernels.integer_rows import integer_rows_product
 from ..kernels.dispatch import at_most, differentiated_by
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product, map_tiles
@@ -31,7 +32,8 @@ def matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
     """x (m, k) . rows^T of an unstacked `IntArray`: (m, n) f32, by what is fast on the platform."""
     (m, k), (groups, n) = x.shape, leaf.scale.shape[-2:]
     decoded = functools.partial(cpu_product, precision=precision)
-    on_cpu = _digit_product if groups == 1 and at_most(m, DIGIT_ROWS) and k else decoded
+    in_xla = _digit_product if groups == 1 and at_most(m, DIGIT_ROWS) and k else decoded
+    on_cpu = functools.partial(integer_rows_product, otherwise=in_xla)
     scaled_after = functools.partial(_product_then_scale, precision=precision)
     if groups == 1 and (leaf.bits == 8 or m == 1):
         elsewhere = scaled_after

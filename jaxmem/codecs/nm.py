@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from ..core.codec import check_numbers
 from ..core.leaf import divided_shape
-from ..kernels.dispatch import differentiated_by, on_one_chip
+from ..kernels.dispatch import differentiated_by, on_one_device
 from ..kernels.nm_matmul import nm_product, supports
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
 from .packing import WIDTHS, pack, shifts, slice_packed, unpack, unpack_rows
@@ -152,7 +152,7 @@ def _matmul(x, leaf, *, precision):
     elsewhere = functools.partial(decoded, unrolled=UNROLLED_TILES)
     if leaf.on_chip():
         kernel = lambda x, leaf: nm_product(x, **leaf.on_chip(), precision=precision)
-        elsewhere = functools.partial(on_one_chip, kernel, elsewhere)
+        elsewhere = functools.partial(on_one_device, kernel, elsewhere)
     return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
 
 

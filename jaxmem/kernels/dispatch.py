@@ -1,11 +1,12 @@
-"""differentiated_by and on_one_chip: products computed in one way and differentiated in another.
+"""differentiated_by and on_one_device: products computed in one way and differentiated in another.
 
 Both are one primitive of JAX with a rule of its own for derivatives. `jax.custom_jvp` does not do:
 jax 0.10 replaces its call by the fast product's body where it divides a scan or a `jax.checkpoint`
 into what is known and what is linear, so a second derivative would differentiate the fast product.
 
-A Pallas kernel runs on one chip only, since XLA's partitioner cannot divide it. The chips of a
-program are known when it is lowered, not when it is traced, so the primitive's lowering chooses.
+A Pallas kernel, like a function of a compiled library, runs on one device only, since XLA's
+partitioner cannot divide it. The devices of a program are known when it is lowered, not when it is
+traced, so the primitive's lowering chooses.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ from jax.interpreters import ad, batching, mlir
 
 Product = Callable[..., Array]
 
-_product = Primitive("encoded_product")  # `fast` runs, `plain` is differentiated
+# `fast` runs, if `only_on` is None or names the platform; `plain` is differentiated.
+_product = Primitive("encoded_product")
 
 
 def differentiated_by(plain: Product) -> Callable[[Product], Product]:
@@ -45,28 +47,31 @@ def differentiated_by(plain: Product) -> Callable[[Product], Product]:
         @functools.wraps(product)
         def run(*operands, **options):
             options = tuple(sorted(options.items()))
-            return _bind(operands, product, plain, options, on_one_chip=False)
+            return _bind(operands, product, plain, options, only_on=None)
 
         return run
 
     return decorate
 
 
-def on_one_chip(kernel: Callable, otherwise: Callable, *args: Any) -> Array:
-    """`kernel(*args)` for one TPU chip, or inside `shard_map`; `otherwise(*args)` elsewhere.
+def on_one_device(
+    kernel: Callable, otherwise: Callable, *args: Any, platform: str = "tpu"
+) -> Array:
+    """`kernel(*args)` for one device of a platform, or inside `shard_map`; `otherwise(*args)` else.
 
     Both functions take pytrees of arrays and give one array of the same shape and dtype. The
-    derivatives are those of `otherwise`, which runs too where `jax.export` has a size as a symbol.
+    derivatives are those of `otherwise`, which runs too where `jax.export` has a size as a symbol,
+    and in every program that is exported for a CPU, whose library another machine does not have.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> float(on_one_chip(lambda x: x * 2, lambda x: x + x, jnp.ones(())))
+        >>> float(on_one_device(lambda x: x * 2, lambda x: x + x, jnp.ones(())))
         2.0
     """
     sizes = [size for a in jax.tree.leaves(args) for size in jnp.shape(a)]
     if not all(isinstance(size, int) for size in sizes):
         return otherwise(*args)
-    return _bind(args, kernel, otherwise, (), on_one_chip=True)
+    return _bind(args, kernel, otherwise, (), only_on=platform)
 
 
 def at_most(size: Any, most: int) -> bool:
@@ -80,12 +85,10 @@ def at_most(size: Any, most: int) -> bool:
     return isinstance(size, int) and size <= most
 
 
-def _bind(operands, fast, plain, options, on_one_chip):
+def _bind(operands, fast, plain, options, only_on):
     arrays, tree = jax.tree.flatten(operands)  # a primitive takes arrays, no pytrees
     of_arrays = lambda fn: _OfArrays(fn, tree, options)
-    return _product.bind(
-        *arrays, fast=of_arrays(fast), plain=of_arrays(plain), on_one_chip=on_one_chip
-    )
+    return _product.bind(*arrays, fast=of_arrays(fast), plain=of_arrays(plain), only_on=only_on)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ class _Mapped:
         return jax.vmap(self.fn, self.axes, spmd_axis_name=self.mesh_axes)(*arrays)
 
 
-_compiled = jax.jit(_product.bind, static_argnames=("fast", "plain", "on_one_chip"))
+_compiled = jax.jit(_product.bind, static_argnames=("fast", "plain", "only_on"))
 
 
 @_product.def_impl
@@ -145,18 +148,18 @@ def _batch(axis, arrays, axes, *, fast, plain, **params):
     return _product.bind(*arrays, fast=mapped(fast), plain=mapped(plain), **params), 0
 
 
-def _lower(ctx, *arrays, fast, plain, on_one_chip):
-    chosen = plain if on_one_chip else fast
-    return mlir.lower_fun(chosen, multiple_results=False)(ctx, *arrays)
-
-
-def _lower_for_tpu(ctx, *arrays, fast, plain, on_one_chip):
-    chips = getattr(ctx.module_context.axis_context, "num_devices", 1)
-    chosen = plain if on_one_chip and chips != 1 else fast
+def _lower(ctx, *arrays, fast, plain, only_on, platform=None):
+    module = ctx.module_context
+    one_device = getattr(module.axis_context, "num_devices", 1) == 1
+    exported = platform == "cpu" and module.lowering_parameters.for_export
+    is_fast = only_on is None or (only_on == platform and one_device and not exported)
+    chosen = fast if is_fast else plain
     return mlir.lower_fun(chosen, multiple_results=False)(ctx, *arrays)
 
 
 ad.primitive_jvps[_product] = _differentiate
 batching.fancy_primitive_batchers[_product] = _batch
 mlir.register_lowering(_product, _lower)
-mlir.register_lowering(_product, _lower_for_tpu, platform="tpu")
+for _platform in ("cpu", "tpu"):
+    lower = functools.partial(_lower, platform=_platform)
+    mlir.register_lowering(_product, lower, platform=_platform)

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from .cost_estimate import cost
-from .dispatch import on_one_chip
+from .dispatch import on_one_device
 
 LANES = 128  # columns unpacked at a time: the width of the chip's registers and of its matrix unit
 BLOCK_ROWS = 256  # rows of the weight in a block: 32 bytes of the narrowest field
@@ -36,7 +36,7 @@ def packed_product(x: Array, leaf: Any, otherwise: Callable, precision=None) -> 
     if not supports(x.shape[1], arguments["group"], groups):
         return otherwise(x, leaf)
     kernel = lambda x, leaf: grouped_product(x, **leaf.on_chip(), precision=precision)
-    return on_one_chip(kernel, otherwise, x, leaf)
+    return on_one_device(kernel, otherwise, x, leaf)
 
 
 def supports(k: int, group: int, groups: int = 2) -> bool:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
 from jaxmem.kernels.block_sparse_matmul import block_sparse_product
-from jaxmem.kernels.dispatch import on_one_chip
+from jaxmem.kernels.dispatch import on_one_device
 from jaxmem.kernels.nm_matmul import nm_product
 from jaxmem.kernels.packed_matmul import MAX_BLOCK_COLUMNS, grouped_product, supports
 
@@ -112,7 +112,7 @@ def test_sparse_forms_choose_their_kernel_for_one_chip(codec):
 
 @pytest.mark.parametrize("axes", [(None, 0), (0, None)])
 def test_a_choice_maps_like_the_function_it_chooses(axes):
-    either = lambda x, w: on_one_chip(jnp.matmul, jnp.matmul, x, w)
+    either = lambda x, w: on_one_device(jnp.matmul, jnp.matmul, x, w)
     x, w = (jnp.ones(s) if a is None else jnp.ones((2, *s)) for s, a in zip([(3, 4), (4, 5)], axes))
     np.testing.assert_array_equal(jax.vmap(either, axes)(x, w), jax.vmap(jnp.matmul, axes)(x, w))
 

@@ -1,0 +1,41 @@
+"""integer_rows_product: few rows of x times packed integers, by the compiled library on a CPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..kernels.dispatch import at_most, on_one_device
+from .library import is_native
+
+FEW_ROWS = (
+    2  # rows of x up to which the library is faster than XLA: experiments/speed/cpu_matvec.py
+)
+
+
+def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
+    """x (m, k) times the rows of an unstacked `IntArray`: (m, n) f32.
+
+    The library rounds each row of x to fixed point, in steps of max |x| · 2^-21. All sums of a
+    group, or of some hundred columns of it, are exact. So |error| ≤ max |x| · 2^-22 · Σ |w|, plus
+    the rounding of f32 sums over the groups. A row with an infinity or NaN gives NaN.
+
+    Where there is no library, for more rows, and in programs of several devices, the result is
+    `otherwise(x, leaf)`, which is also what is differentiated.
+    """
+    if not at_most(x.shape[0], FEW_ROWS) or 0 in (*x.shape, leaf.fold.n):
+        return otherwise(x, leaf)
+    kernel = lambda x, leaf: _call(x, leaf) if is_native() else otherwise(x, leaf)
+    return on_one_device(kernel, otherwise, x, leaf, platform="cpu")
+
+
+def _call(x, leaf):
+    shape = jax.ShapeDtypeStruct((x.shape[0], leaf.fold.n), jnp.float32)
+    product = jax.ffi.ffi_call("jaxmem_integer_rows", shape, vmap_method="expand_dims")
+    scale = leaf.scale if leaf.scale.dtype == jnp.float16 else leaf.scale.astype(jnp.float32)
+    group = leaf.group if scale.shape[-2] > 1 else x.shape[1]
+    attributes = dict(bits=np.int64(leaf.bits), group=np.int64(group))
+    return product(x.astype(jnp.float32), scale, *leaf.codes, *(leaf.zero or ()), **attributes)

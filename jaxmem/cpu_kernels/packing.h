@@ -1,0 +1,75 @@
+// Bit fields of packed codes, as codecs/packing.py defines them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "simd.h"
+
+namespace jaxmem {
+
+struct Field {
+  int width, shift;  // bits of the field, and their place in the code
+};
+
+// The fields of codes of `bits` bits: those of the widths 4, 2 and 1 that the bits add up to.
+constexpr int field_count(int bits) {
+  return bits == 8 ? 1 : (bits >> 2 & 1) + (bits >> 1 & 1) + (bits & 1);
+}
+
+constexpr Field field(int bits, int index) {
+  if (bits == 8) return {8, 0};
+  int shift = 0;
+  for (int width = 4; width > 0; width /= 2) {
+    if (!(bits & width)) continue;
+    if (index-- == 0) return {width, shift};
+    shift += width;
+  }
+  return {0, 0};
+}
+
+constexpr int64_t packed_size(int64_t count, int width) { return (count * width + 7) / 8; }
+
+// kLanes bytes from `from`; those from `count` on are 0 and are not read, if kWhole is false.
+template <bool kWhole>
+inline Bytes load_bytes(const uint8_t* from, int count) {
+  if (kWhole || count >= kLanes) return load<Bytes>(from);
+  Bytes bytes = {};
+  std::memcpy(&bytes, from, count);
+  return bytes;
+}
+
+// The codes of row kRow of 8 rows in kLanes columns, of which `count` are there. The bytes of the 8
+// rows begin at `fields`; a row of bytes has `stride` bytes.
+template <int kBits, int kRow, bool kWhole, int kField = 0>
+inline Bytes unpack(const uint8_t* const* fields, int64_t stride, int64_t column, int count) {
+  if constexpr (kField == field_count(kBits)) {
+    return Bytes{};
+  } else {
+    constexpr Field kLayout = field(kBits, kField);
+    constexpr int kPlace = kRow * kLayout.width % 8, kLeft = kLayout.shift - kPlace;
+    constexpr uint8_t kMask = static_cast<uint8_t>(((1 << kLayout.width) - 1) << kLayout.shift);
+    const uint8_t* from = fields[kField] + kRow * kLayout.width / 8 * stride + column;
+    Bytes part = load_bytes<kWhole>(from, count);
+    if constexpr (kLeft > 0) part = part << kLeft;
+    if constexpr (kLeft < 0) part = part >> -kLeft;
+    if constexpr (kBits < 8) part = part & kMask;
+    return part | unpack<kBits, kRow, kWhole, kField + 1>(fields, stride, column, count);
+  }
+}
+
+// 8 numbers of kWidth bits, the lowest first, as 8 bytes.
+template <int kWidth>
+inline uint64_t spread(uint64_t packed) {
+  if (kWidth == 8) return packed;
+  constexpr uint64_t kMask = 0x0101010101010101u * ((1u << kWidth) - 1);
+#if defined(__BMI2__)
+  return _pdep_u64(packed, kMask);
+#else
+  uint64_t bytes = 0;
+  for (int i = 0; i < 8; ++i) bytes |= (packed >> i * kWidth & ((1u << kWidth) - 1)) << 8 * i;
+  return bytes;
+#endif
+}
+
+}  // namespace jaxmem

@@ -1,0 +1,109 @@
+// Compares every product of this folder with a plain loop, on small random weights.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "integer_rows.h"
+
+namespace jaxmem {
+
+// Random rows of packed integers; each array has its exact size, so that a sanitizer sees its end.
+struct RandomRows {
+  std::vector<std::vector<uint8_t>> fields, zeros;
+  std::vector<uint16_t> scale;
+  IntegerRows weight;
+
+  RandomRows(int bits, int64_t n, int64_t k, int64_t group, bool has_zeros, std::mt19937& random)
+      : weight{bits, n, k, group, {}, nullptr, true, {}} {
+    const auto bytes = [&](int64_t count) {
+      std::vector<uint8_t> values(count);
+      for (uint8_t& value : values) value = static_cast<uint8_t>(random());
+      return values;
+    };
+    for (int f = 0; f < field_count(bits); ++f) {
+      const int64_t rows = packed_size(n, field(bits, f).width);
+      fields.push_back(bytes(rows * k));
+      zeros.push_back(bytes(rows * weight.groups()));
+    }
+    for (int64_t i = 0; i < n * weight.groups(); ++i) scale.push_back(random() % 0x3C00);  // below 1
+    for (int f = 0; f < field_count(bits); ++f) {
+      weight.fields[f] = fields[f].data();
+      if (has_zeros) weight.zeros[f] = zeros[f].data();
+    }
+    weight.scale = scale.data();
+  }
+
+  // The code of a row in a column of `width`-bit fields with `columns` columns.
+  int code(const uint8_t* const* from, int64_t row_bytes, int64_t at_row, int64_t column,
+           bool rows_are_packed) const {
+    int code = 0;
+    for (int f = 0; f < field_count(weight.bits); ++f) {
+      const Field layout = field(weight.bits, f);
+      const int64_t bit = at_row * layout.width;
+      const int64_t byte = rows_are_packed ? bit / 8 * row_bytes + column
+                                           : column * packed_size(weight.n, layout.width) + bit / 8;
+      code |= (from[f][byte] >> bit % 8 & ((1 << layout.width) - 1)) << layout.shift;
+    }
+    return weight.bits == 8 ? static_cast<int8_t>(code) : code;
+  }
+
+  double value(int64_t row, int64_t column) const {
+    const int64_t g = column / weight.group;
+    const int middle = weight.bits == 8 ? 0 : 1 << (weight.bits - 1);
+    const int zero = weight.zeros[0] ? code(weight.zeros, 0, row, g, false) : middle;
+    const int number = code(weight.fields, weight.k, row, column, true) - zero;
+    return static_cast<double>(number) * from_half(scale[g * weight.n + row]);
+  }
+};
+
+// Whether the product of (m, k) random numbers is that of a plain loop.
+inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, bool has_zeros,
+                     std::mt19937& random) {
+  const RandomRows rows(bits, n, k, group, has_zeros, random);
+  std::vector<float> x(m * k), y(m * n, NAN);
+  for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;
+  with_bits(bits, [&](auto b) {
+    const Inputs<decltype(b)::value> inputs(x.data(), m, rows.weight);
+    integer_product(rows.weight, inputs, 0, n, y.data());
+  });
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t row = 0; row < n; ++row) {
+      double sum = 0, size = 0;
+      for (int64_t column = 0; column < k; ++column) {
+        const double w = rows.value(row, column);
+        sum += w * x[i * k + column];
+        size += std::fabs(w);
+      }
+      // Of the fixed point of x, 2^-22; of sums in f32 that zero points make larger, the rest.
+      const double bound = size * 0x1p-20 + 0x1p-16 * (1 << bits) / 16.0 * 0x1p-4 * k;
+      if (!(std::fabs(y[i * n + row] - sum) <= bound)) return false;
+    }
+  }
+  return true;
+}
+
+inline std::string self_test() {
+  std::mt19937 random(0);
+  const struct { int64_t m, n, k, group; } shapes[] = {
+      {1, 1, 1, 1}, {1, 9, 70, 70}, {2, 131, 300, 64}, {1, 7, 33, 5}, {3, 16, 512, 128},
+      {0, 8, 32, 32}, {1, 0, 32, 32}, {1, 8, 0, 1}, {1, 2, 5000, 5000},
+  };
+  for (int bits = 2; bits <= 8; ++bits) {
+    for (const auto& [m, n, k, group] : shapes) {
+      for (const bool has_zeros : {false, true}) {
+        if (!is_right(bits, m, n, k, group, has_zeros, random)) {
+          return std::to_string(bits) + " bits, (" + std::to_string(m) + ", " + std::to_string(k) +
+                 ") times (" + std::to_string(k) + ", " + std::to_string(n) + ") in groups of " +
+                 std::to_string(group) + (has_zeros ? " with zero points" : "");
+        }
+      }
+    }
+  }
+  return "";
+}
+
+}  // namespace jaxmem

@@ -1,0 +1,132 @@
+"""The compiled products of packed integers are those with the decoded weight."""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmem as jm
+from jaxmem.cpu_kernels.integer_rows import integer_rows_product
+
+pytestmark = pytest.mark.skipif(jm.native().instruction_set is None, reason=jm.native().reason)
+
+decoded = lambda x, leaf: x.astype(jnp.float32) @ leaf.rows().T
+product = functools.partial(integer_rows_product, otherwise=decoded)
+
+
+def random_leaf(bits, n, k, group=None, symmetric=True, stack=()):
+    w = jax.random.normal(jax.random.key(bits), (*stack, k, n))
+    return jm.Int(bits, group=group, symmetric=symmetric).encode(w)
+
+
+def random_x(*shape):
+    return jax.random.normal(jax.random.key(9), shape)
+
+
+def assert_is_the_product(y, x, leaf):
+    """The bound that `integer_rows_product` states, and 2^-20 for its sums in f32."""
+    size = jnp.abs(x).max(-1, keepdims=True, initial=0)
+    codes = 2.0**leaf.bits * leaf.scales().mT.max(-1) if leaf.zero is not None else 0.0
+    largest = (jnp.abs(leaf.rows()).sum(-1) + codes * x.shape[-1])[None]
+    difference = jnp.abs(y - jnp.matmul(x, leaf.rows().T, precision="highest"))
+    assert (difference <= size * largest * 2.0**-20).all()
+
+
+@pytest.mark.parametrize(  # the library's own test has more shapes
+    "bits, m, n, k, group, symmetric",
+    [(8, 1, 13, 70, None, True), (5, 2, 9, 96, 40, False), (3, 1, 1, 1, None, True)],
+    ids=["a row", "a short last group", "one weight"],
+)
+def test_the_compiled_product_is_that_with_the_decoded_weight(bits, m, n, k, group, symmetric):
+    leaf, x = random_leaf(bits, n, k, group, symmetric), random_x(m, k)
+    assert_is_the_product(product(x, leaf), x, leaf)
+
+
+@pytest.mark.parametrize("rows, is_compiled", [(1, True), (2, True), (3, False)])
+def test_a_matmul_of_few_rows_calls_the_library(rows, is_compiled):
+    run = jax.jit(jm.lift(jnp.matmul)).lower(random_x(rows, 32), random_leaf(4, 8, 32))
+    assert ("jaxmem_integer_rows" in run.as_text()) == is_compiled
+
+
+def test_an_exported_program_calls_no_library_that_another_machine_lacks():
+    exported = jax.export.export(jax.jit(jm.lift(jnp.matmul)))(
+        random_x(1, 32), random_leaf(4, 8, 32)
+    )
+    assert "jaxmem_integer_rows" not in exported.mlir_module()
+
+
+def test_x_may_be_bfloat16_and_scales_may_be_float32():
+    leaf, x = random_leaf(5, 16, 64, 32), random_x(1, 64).astype(jnp.bfloat16)
+    wide = jax.tree.map(lambda a: a.astype("f4") if a.dtype == jnp.float16 else a, leaf)
+    np.testing.assert_array_equal(product(x, wide), product(x, leaf))
+    assert_is_the_product(product(x, leaf), x.astype(jnp.float32), leaf)
+
+
+def test_subnormal_scales_are_not_lost():
+    leaf = jm.Int(4, group=32).encode(jnp.full((32, 8), 1e-4))
+    assert 0 < leaf.scale[0, 0] < jnp.finfo(jnp.float16).tiny
+    np.testing.assert_allclose(
+        product(jnp.ones((1, 32)), leaf), decoded(jnp.ones((1, 32)), leaf), 1e-5
+    )
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_row_with_a_number_that_is_not_finite_gives_nan_and_no_other_row(bad):
+    leaf, x = random_leaf(4, 8, 32), random_x(2, 32).at[1, 3].set(bad)
+    y = product(x, leaf)
+    assert_is_the_product(y[:1], x[:1], leaf)
+    assert jnp.isnan(y[1]).all()
+
+
+@pytest.mark.parametrize("x_axis, leaf_axis", [(0, 0), (0, None), (None, 0)])
+def test_vmap_maps_x_or_the_weight_or_both(x_axis, leaf_axis):
+    leaf = random_leaf(3, 16, 40, 16, False, stack=(3,) if leaf_axis == 0 else ())
+    x = random_x(*((3,) if x_axis == 0 else ()), 1, 40)
+    y = jax.vmap(product, (x_axis, leaf_axis))(x, leaf)
+    for i in range(3):
+        part = leaf if leaf_axis is None else jax.tree.map(operator.itemgetter(i), leaf)
+        np.testing.assert_array_equal(y[i], product(x if x_axis is None else x[i], part))
+
+
+def test_maps_nest():
+    leaf, x = random_leaf(4, 8, 32, stack=(2,)), random_x(3, 2, 1, 32)
+    y = jax.vmap(jax.vmap(product), (0, None))(x, leaf)
+    expected = jax.vmap(jax.vmap(decoded), (0, None))(x, leaf)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_are_scanned_over():
+    leaf, x = random_leaf(4, 32, 32, 16, stack=(3,)), random_x(1, 32)
+    scan = lambda step: jax.lax.scan(lambda x, w: (step(x, w), None), x, leaf)[0]
+    np.testing.assert_allclose(scan(product), scan(decoded), rtol=1e-4, atol=1e-3)
+
+
+def test_the_gradient_is_that_of_the_decoded_weight():
+    leaf, x = random_leaf(4, 16, 32), random_x(1, 32)
+    multiply = jm.lift(lambda x, w: jnp.square(x @ w).sum())
+    expected = jax.grad(lambda x: jnp.square(x @ jm.decode(leaf)).sum())(x)
+    np.testing.assert_allclose(jax.grad(multiply)(x, leaf), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sharded_product_is_left_to_xla_and_shard_map_calls_the_library():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
+    leaf, x = random_leaf(4, 16, 32), random_x(1, 32)
+    rows = NamedSharding(mesh, P())
+    over_devices = jax.jit(product, in_shardings=(rows, rows))
+    assert "jaxmem_integer_rows" not in over_devices.lower(x, leaf).as_text()
+    np.testing.assert_allclose(over_devices(x, leaf), product(x, leaf), rtol=1e-4, atol=1e-4)
+
+    specs = dict(in_specs=(P(), P()), out_specs=P(), check_vma=False)
+    by_device = jax.jit(jax.shard_map(product, mesh=mesh, **specs))
+    assert "jaxmem_integer_rows" in by_device.lower(x, leaf).as_text()
+    np.testing.assert_array_equal(by_device(x, leaf), product(x, leaf))
+
+
+def test_threads_share_a_large_product():
+    leaf, x = random_leaf(4, 2048, 600, 128, False), random_x(1, 600)
+    assert_is_the_product(product(x, leaf), x, leaf)

@@ -1,0 +1,80 @@
+"""The library is compiled once, and where it cannot be, the reason is told."""
+
+import functools
+import shutil
+import subprocess
+
+import pytest
+
+import jaxmem as jm
+from jaxmem.cpu_kernels import library
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, library.COMPILERS)), reason="there is no C++ compiler"
+)
+
+
+@pytest.fixture
+def fresh_library():
+    """`native` reads the environment again, and again after the test."""
+    library._library.cache_clear()
+    yield
+    library._library.cache_clear()
+
+
+def test_the_environment_turns_the_library_off(monkeypatch, fresh_library):
+    monkeypatch.setenv("JAXMEM_NATIVE", "0")
+    assert jm.native() == jm.Native(None, (), "JAXMEM_NATIVE=0 is in the environment")
+
+
+def test_a_machine_without_a_compiler_is_told_so(monkeypatch, fresh_library):
+    monkeypatch.delenv("JAXMEM_NATIVE", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert (
+        jm.native().reason == "there is no C++ compiler: none of c++, g++, clang++ is on the path"
+    )
+
+
+def test_a_compiler_that_fails_is_told_with_its_message(monkeypatch, fresh_library, tmp_path):
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\necho out of order >&2\nexit 3\n")
+    compiler.chmod(0o755)
+    monkeypatch.delenv("JAXMEM_NATIVE", raising=False)
+    monkeypatch.setenv("CXX", str(compiler))
+    native = jm.native()
+    assert native.instruction_set is None
+    assert native.reason.endswith("exit status 3.: out of order")
+
+
+@needs_compiler
+def test_the_cache_is_read_and_another_compiler_option_compiles_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXMEM_CACHE", str(tmp_path))
+    command = ["c++" if shutil.which("c++") else "g++", *library.OPTIONS]
+    digests = {library._digest([*command, level]) for level in ("-O1", "-O1", "-O2")}
+    assert len(digests) == 2
+    monkeypatch.setattr(library, "_digest", lambda command: "digest")
+    cached = tmp_path / "native" / "digest.so"
+    cached.parent.mkdir()
+    cached.write_bytes(b"")
+    assert library._compiled() == cached and cached.read_bytes() == b""
+
+
+@needs_compiler
+def test_no_kernel_reads_or_writes_beyond_its_arrays(tmp_path):
+    program = tmp_path / "test.cc"
+    program.write_text(
+        '#include <cstdio>\n#include "self_test.h"\n'
+        "int main() {\n"
+        "  const std::string wrong = jaxmem::self_test();\n"
+        "  std::puts(wrong.c_str());\n  return wrong.empty() ? 0 : 1;\n}\n"
+    )
+    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
+    options = ["-std=c++17", "-O0", "-w", "-march=native", *checks, "-I", library.SOURCES]
+    run = functools.partial(subprocess.run, check=False, capture_output=True, text=True)
+    compiled = run(["c++", *options, program, "-o", tmp_path / "test"])
+    if "cannot find" in compiled.stderr:
+        pytest.skip("the compiler has no sanitizers")
+    assert compiled.returncode == 0, compiled.stderr
+    result = run([tmp_path / "test"])
+    assert result.returncode == 0, result.stdout + result.stderr
