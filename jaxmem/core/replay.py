@@ -268,6 +268,24 @@ def _ragged_dot(replay, inputs, *, ragged_dot_dimension_numbers, preferred_eleme
     return replay.run(jaxpr.jaxpr, jaxpr.consts, x, w, sizes)
 
 
+def _shard_map(
+    replay, inputs, *, jaxpr, mesh, in_specs, out_specs, newly_manual_axes, check_vma, **_
+):
+    """Each device runs the body on its part of a leaf's stack; a leaf cut elsewhere is decoded."""
+    on_stack = lambda x, spec: all(entry is None for entry in spec[len(x.leaf.stack) :])
+    values = [
+        replay.as_arrays("shard_map", [x])[0]
+        if isinstance(x, NamedLeaf) and not on_stack(x, spec)
+        else x
+        for x, spec in zip(inputs, in_specs)
+    ]
+    run, values = _function(replay, jaxpr, (), values, "shard_map")
+    specs = tuple(jax.tree.map(lambda _: spec, x) for x, spec in zip(values, in_specs))  # noqa: B023
+    options = dict(axis_names=set(newly_manual_axes), check_vma=check_vma)
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=list(out_specs), **options)
+    return mapped(*values)
+
+
 INLINED = ("jit", "pjit", "closed_call", "core_call")  # calls of a jaxpr, and nothing more
 _MAY_HOLD_SCANS = (*INLINED, "scan")
 
@@ -284,4 +302,5 @@ _CALLS = {
     "scan": _scan,
     "while": _while,
     "ragged_dot_general": _ragged_dot,
+    "shard_map": _shard_map,
 }

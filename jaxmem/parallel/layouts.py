@@ -92,12 +92,16 @@ def adapters(rules: Rules) -> Rules:
 
 def cache(config: Any, mesh: Mesh | AbstractMesh, batch: int) -> Rules:
     """A KV cache (layers, batch, heads, ...): heads over `tensor`, rows over `data` and `fsdp`."""
-    heads = getattr(config, "kv_heads", config.heads)
+    heads = 1 if getattr(config, "latent", None) else getattr(config, "kv_heads", config.heads)
     return {".*": P(None, _over(mesh, ROWS, batch), _over(mesh, ("tensor",), heads))}
 
 
 def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     """Rules for each weight of the family, over those of the mesh axes `names` that divide it."""
+    mixture, latent = getattr(c, "mixture", None), getattr(c, "latent", None)
+    some_dense = mixture is None or any(mixture.dense)
+    several = mixture is not None and some_dense and not all(mixture.dense)
+    layers = r".*layers_\d+" if several else ".*layers"
     over = lambda size, heads=None: _over(mesh, names, size, heads)
     # {weight: (length, heads) of its divided axis}: inputs of `inside`, outputs of `outside`.
     inside, outside = {"out": (c.heads * c.head_dim, c.heads)}, {}
@@ -105,12 +109,20 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     if c.family in ("llama", "decoder"):
         kv = (c.kv_heads * c.head_dim, c.kv_heads)
         outside |= {"gate": (c.ffn, None), "q": inside["out"], "k": kv, "v": kv}
+        if latent:
+            inside["out"] = (c.heads * latent.value_dim, c.heads)
+            outside = {name: outside[name] for name in ("up", "gate")}
+            outside["q_up" if latent.q_rank else "q"] = (c.heads * c.head_dim, c.heads)
+        if not some_dense:
+            inside.pop("down")
+            outside = {k: size for k, size in outside.items() if k not in ("up", "gate")}
     elif c.family == "bert":
         outside |= dict.fromkeys("qkv", inside["out"])
     else:
         outside["qkv"] = (3 * c.heads * c.head_dim, None)
-    part = lambda name: f".*layers/{'mlp' if name in ('gate', 'up', 'down') else 'attn'}/{name}"
+    part = lambda name: f"{layers}/{'mlp' if name in ('gate', 'up', 'down') else 'attn'}/{name}"
     biased = {"q", "k", "v"} if getattr(c, "qkv_bias", True) else set()
+    biased -= {"q"} if latent else set()
     biased |= {"qkv", "gate", "up"} if getattr(c, "mlp_bias", True) else set()
     rules: Rules = {}
     outside = {k: size for k, size in outside.items() if k != "gate" or c.gated}
@@ -122,12 +134,30 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
         summed = _over(mesh, names[:1] if names[0] == "tensor" else (), size, heads)
         left = tuple(n for n in names if n != "tensor" or not summed)
         rules[f"{part(name)}/kernel"] = P(None, summed, _over(mesh, left, c.width))
+    if mixture:
+        rules |= _mixture_rules(c, mesh, names, f"{layers}/mlp")
+    if latent:
+        of_heads = P(None, _over(mesh, names[:1] if names[0] == "tensor" else (), c.heads))
+        rules |= {f"{layers}/attn/{name}": of_heads for name in ("k_up", "v_up")}
     rows = over(c.vocab)
     rules[".*embed/embedding"] = P(rows) if rows else P(None, over(c.width))
     if not getattr(c, "tied", True):
         rules[".*head/kernel"] = P(None, rows) if rows else P(over(c.width))
     if getattr(c, "positions", "learned") == "learned":
         rules[".*positions/embedding"] = P(over(c.context + getattr(c, "position_offset", 0)))
+    return rules
+
+
+def _mixture_rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...], path: str) -> Rules:
+    """Rules for the experts of a layer, over `expert` too, and for the expert that all share."""
+    m = c.mixture
+    expert = _over(mesh, ("expert",), m.experts)
+    rules = {f"{path}/experts/(gate|up)/kernel": P(None, expert, None, _over(mesh, names, m.ffn))}
+    rules[f"{path}/experts/down/kernel"] = P(None, expert, None, _over(mesh, names, c.width))
+    if m.shared_ffn:
+        shared = _over(mesh, names, m.shared_ffn)
+        rules[f"{path}/shared/(gate|up)/kernel"] = P(None, None, shared)
+        rules[f"{path}/shared/down/kernel"] = P(None, None, _over(mesh, names, c.width))
     return rules
 
 

@@ -11,7 +11,7 @@ from cheap_jit import jit
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
-from jaxmem.architectures.decoder import Config
+from jaxmem.architectures.decoder import Config, module
 from jaxmem.architectures.experts import Experts
 from jaxmem.architectures.routing import Mixture, route
 
@@ -23,13 +23,13 @@ FEW, MANY = 1, 24  # tokens that read their experts one by one, and that are sor
 @functools.cache
 def layer(mixture=MIXTURE):
     config = dataclasses.replace(CONFIG, mixture=mixture)
-    module = Experts(config)
-    params = module.init(jax.random.key(0), jnp.zeros((1, 1, 24)))["params"]
+    experts = Experts(config)
+    params = experts.init(jax.random.key(0), jnp.zeros((1, 1, 24)))["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noise = lambda w, key: w + 0.2 * jax.random.normal(key, w.shape)
     params = tree.unflatten(map(noise, leaves, keys))
-    return lambda params, x: module.apply({"params": params}, x), params
+    return lambda params, x: experts.apply({"params": params}, x), params
 
 
 def tokens(count):
@@ -86,12 +86,15 @@ def test_statistics_of_an_expert_are_those_of_its_tokens():
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
-def test_experts_divided_over_devices_are_the_same(count):
+@pytest.mark.parametrize("bits", [None, 4])
+def test_experts_divided_over_devices_are_the_same(count, bits):
     apply, params = layer()
+    codecs = {} if bits is None else {r"experts/.*": jm.Int(bits)}
+    params = jm.encode(params, jm.choose(params, codecs))
     where = jm.shardings(params, jm.mesh(expert=4, data=2), {r"experts/.*": P("expert")})
-    divided = jm.shard(params, where)
-    run = jit(apply)
-    np.testing.assert_allclose(run(divided, tokens(count)), run(params, tokens(count)), atol=1e-5)
+    run = jit(jm.lift(apply, on_decode="error"))
+    divided = run(jm.shard(params, where), tokens(count))
+    np.testing.assert_allclose(divided, run(params, tokens(count)), atol=1e-5)
 
 
 def test_each_way_of_routing_equals_its_formula():
@@ -114,3 +117,28 @@ def test_each_way_of_routing_equals_its_formula():
     weights, experts = routed(scores="sparsemixer", jitter=0.05)  # 2.0 and 1.9 are close
     assert experts.tolist() == [[0, 3]]
     np.testing.assert_allclose(weights[0], [1 / (1 + np.exp(-0.1)), 1.0], rtol=1e-5)
+
+
+LATENT = dict(kv_rank=8, nope_dim=4, rope_dim=4, value_dim=6)
+OTHERS = {
+    "every layer": dict(mixture=dict(experts=8, per_token=2, ffn=16, expert_bias=True)),
+    "all layers but one": dict(
+        mixture=dict(experts=8, per_token=2, ffn=16, shared_ffn=8, dense=(True, False))
+    ),
+    "with latents": dict(
+        mixture=dict(experts=8, per_token=2, ffn=16), latent=LATENT, kv_heads=2, rotary_dim=4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_layouts_divide_the_experts_of(name):
+    config = dataclasses.replace(CONFIG, layers=2, heads=2, **OTHERS[name])
+    ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    params = jax.eval_shape(module(config).init, jax.random.key(0), ids)["params"]
+    mesh = jm.mesh(expert=2, fsdp=2, tensor=2)
+    where = jm.shardings(params, mesh, jm.layouts.fsdp_tensor(config, mesh))
+    specs = dict(zip(jm.paths(params), (x.spec for x in jax.tree.leaves(where))))
+    path = next(path for path in specs if path.endswith("experts/up/kernel"))
+    assert specs[path] == P(None, "expert", None, ("tensor", "fsdp"))
+    assert sum(spec == P() for spec in specs.values()) < len(specs) / 2
