@@ -14,7 +14,7 @@ from .routing import Mixture
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
 _CHOICES = {
     "norm": ("rms", "layer"),
-    "qk_norm_over": ("head", "heads", "all"),
+    "qk_norm_over": ("head", "heads", "all", "rotated"),
     "positions": ("rotary", "alibi", "learned"),
 }
 _PER_LAYER = ("local", "no_rope")
@@ -80,7 +80,9 @@ class Config:
     embed_norm: bool = False  # a norm of the embedding
     parallel: bool = False  # attention and MLP read the same x, and both are added to it
     shared_norm: bool = False  # with `parallel`: the norm before attention is the MLP's, too
-    qk_norm_over: str = "head"  # a head; "heads": a head, with its own gain; "all" heads together
+    # "head"; "heads": a head, with its own gain; "all" heads together; "rotated": a head without a
+    # gain, after its rotation, in layers with rotary positions
+    qk_norm_over: str = "head"
     qk_norm_bias: bool = False
 
     # Positions.
@@ -94,6 +96,8 @@ class Config:
     rope_dynamic: float = 0.0  # factor of dynamic NTK scaling, beyond `original_context`
     rope_long_factors: tuple[float, ...] = ()  # divisors for texts beyond `original_context`
     query_growth: float = 0.0  # queries times 1 + this * log(1 + position // original_context)
+    growth_unrotated: bool = False  # only in layers without rotary positions, counted from 1
+    chunked: bool = False  # local layers see the chunk of `window` tokens that a token is in
     position_offset: int = 0  # rows before the first position in the table of learned positions
 
     # Attention.
@@ -182,6 +186,8 @@ def _check_choices(c: Config) -> None:
         "norm_bias": (c.norm_gain, "norm_gain"),
         "qk_norm_bias": (c.qk_norm and c.norm_gain, "qk_norm and norm_gain"),
         "head_bias": (not c.tied, "an untied head"),
+        "chunked": (c.local, "local layers"),
+        "growth_unrotated": (c.query_growth, "query_growth"),
     }
     positive = (c.original_context > 0, "an original_context above 0")
     needs |= dict.fromkeys(("rope_long_factors", "rope_dynamic", "query_growth"), positive)

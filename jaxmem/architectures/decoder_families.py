@@ -12,6 +12,7 @@ from .hf_fields import (
     layer_pattern,
     read_activation,
     read_rotary,
+    read_unrotated,
     read_windows,
 )
 
@@ -195,13 +196,9 @@ def _smollm3(fields: JsonFields) -> dict:
     config = read_rotary(fields) | _biases(fields) | read_activation(fields)
     layers, slides = config["layers"], fields.boolean("use_sliding_window", False)
     fields.ignore("max_window_layers")
-    interval = fields.integer("no_rope_layer_interval", 4)
-    usual = [int((i + 1) % interval > 0) for i in range(layers)]
-    rotated = fields.integers("no_rope_layers") or usual
-    if len(rotated) != layers or not set(rotated) <= {0, 1}:
-        fields.refuse("no_rope_layers", f"0 or 1 for each of {layers} layers")
-    windows = read_windows(fields, layers, lambda i: not rotated[i], slides)
-    return config | windows | {"no_rope": tuple(not x for x in rotated)}
+    unrotated = read_unrotated(fields, layers)
+    windows = read_windows(fields, layers, lambda i: unrotated[i], slides)
+    return config | windows | {"no_rope": unrotated}
 
 
 def _helium(fields: JsonFields) -> dict:

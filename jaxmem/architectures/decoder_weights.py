@@ -65,7 +65,7 @@ def _attention(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     maps |= linear_maps(c, names, "attn/out", q, c.width, c.out_bias)
     if c.sinks:
         maps["layers/attn/sinks"] = stack_map(c, names, "attn/sinks", "", (c.heads,))
-    if c.qk_norm:
+    if c.qk_norm and c.qk_norm_over != "rotated":
         for part, heads in {"q": c.heads, "k": c.kv_heads}.items():
             shape = {
                 "head": (c.head_dim,),

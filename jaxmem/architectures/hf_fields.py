@@ -123,5 +123,15 @@ def layer_pattern(fields: JsonFields, usual: int) -> Callable[[int], bool]:
     return all_but_each(fields.integer("sliding_window_pattern", usual))
 
 
+def read_unrotated(fields: JsonFields, layers: int) -> tuple[bool, ...]:
+    """The layers without rotary positions: `no_rope_layers` has 1 for those that have them."""
+    interval = fields.integer("no_rope_layer_interval", 4)
+    usual = [int((i + 1) % interval > 0) for i in range(layers)]
+    rotated = fields.integers("no_rope_layers") or usual
+    if len(rotated) != layers or not set(rotated) <= {0, 1}:
+        fields.refuse("no_rope_layers", f"0 or 1 for each of {layers} layers")
+    return tuple(not x for x in rotated)
+
+
 LAYER_NORM = {"norm": "layer", "norm_bias": True}
 BIASED = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}

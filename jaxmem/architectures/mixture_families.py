@@ -6,6 +6,7 @@ from typing import Any
 from ..io.json_fields import JsonFields
 from .hf_fields import LAYER_NORM, every, read_activation, read_sizes, read_windows
 from .hf_rope import read_rope
+from .llama4_family import read_llama4
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names of one number
 
@@ -199,6 +200,7 @@ MIXTURE_FAMILIES = {
     "phimoe": (_phimoe, _EPS | _TWO_OF | {"num_local_experts": 16, "rope_theta": 1e6}),
     "granitemoe": (_granitemoe, _TWO_OF | {"num_local_experts": 8}),
     "gpt_oss": (_gpt_oss, _EPS | {"rope_theta": 150_000.0, "sliding_window": 128, "head_dim": 64}),
+    "llama4_text": (read_llama4, _EPS | {"rope_theta": 500_000.0, "attention_chunk_size": 8192}),
     "deepseek_v2": (_deepseek_v2, {}),
     "deepseek_v3": (_deepseek_v3, {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5}),
 }

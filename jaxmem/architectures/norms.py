@@ -34,6 +34,12 @@ class Norm(nn.Module):
         return y.astype(x.dtype)
 
 
+def unit_heads(x: Array, eps: float) -> Array:
+    """x (B, heads, T, h) with heads of mean square 1."""
+    y = x.astype(jnp.float32)
+    return (y * lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)).astype(x.dtype)
+
+
 def _leading(x: Array, heads: int) -> tuple[int, ...]:
     """The axes before the last of a gain that multiplies x."""
     return (1, heads, 1) if heads else (1,) * (x.ndim - 1)

@@ -18,7 +18,8 @@ def per_layer(config: Config, length: Any = 0) -> dict[str, np.ndarray]:
 
     "index" and "window" are (layers,) int32. "frequencies" are (layers, rotated channels / 2) f32,
     in radians for each position, and 0 in a layer without rotary positions. "magnitude" (layers,)
-    f32 is there where `rope_magnitude` is not 1.
+    f32 is there where `rope_magnitude` is not 1, and "rotated" (layers,) bool where a layer's
+    rotary positions change more than the rotation.
 
     `length` is the number of tokens that the text may reach: dynamic NTK and LongRoPE have other
     frequencies for a longer text, and all of a text has the same ones.
@@ -42,6 +43,8 @@ def per_layer(config: Config, length: Any = 0) -> dict[str, np.ndarray]:
     if c.rope_magnitude != 1:
         plain = separate | unrotated
         values["magnitude"] = np.where(plain, 1.0, c.rope_magnitude).astype(np.float32)
+    if c.qk_norm_over == "rotated" or c.growth_unrotated:
+        values["rotated"] = ~unrotated
     return values
 
 
@@ -61,12 +64,24 @@ def rotate_positions(x: Array, config: Config, layer: dict, position: Array | in
     return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
 
 
-def grow_queries(q: Array, config: Config, position: Array | int) -> Array:
-    """Queries q (B, heads, T, h) times 1 + growth * log(1 + position // original_context)."""
-    steps = position + jnp.arange(q.shape[2], dtype=jnp.int32)
+def grow_queries(q: Array, config: Config, layer: dict, position: Array | int) -> Array:
+    """Queries q (B, heads, T, h) times 1 + growth * log(1 + position // original_context).
+
+    With `growth_unrotated` positions count from 1, and queries of rotated layers stay.
+    """
+    first = position + 1 if config.growth_unrotated else position
+    steps = first + jnp.arange(q.shape[2], dtype=jnp.int32)
     lengths = (steps // config.original_context).astype(jnp.float32)
     factor = 1 + config.query_growth * jnp.log1p(lengths)
+    if config.growth_unrotated:
+        factor = jnp.where(layer["rotated"], 1.0, factor)
     return (q.astype(jnp.float32) * factor[None, None, :, None]).astype(q.dtype)
+
+
+def window_in_chunk(chunk: Array, position: Array | int, steps: int) -> Array:
+    """Tokens that each query sees of the chunk it is in, itself included: (1, 1, 1, steps, 1)."""
+    inside = (position + jnp.arange(steps, dtype=jnp.int32)) % chunk
+    return (inside + 1)[None, None, None, :, None]
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

@@ -9,8 +9,8 @@ from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import keep_layout
 from .decoder_config import Config
 from .layers import Linear, merge_heads, split_heads
-from .norms import Norm
-from .positions import alibi_slopes, grow_queries, rotate_positions
+from .norms import Norm, unit_heads
+from .positions import alibi_slopes, grow_queries, rotate_positions, window_in_chunk
 
 
 class Attention(nn.Module):
@@ -27,7 +27,7 @@ class Attention(nn.Module):
             q, k, v = (jnp.clip(y, -c.clip_qkv, c.clip_qkv) for y in (q, k, v))
         q_norm, k_norm = (
             Norm(c, c.qk_norm_bias, n if c.qk_norm_over == "heads" else 0, name=f"{name}_norm")
-            if c.qk_norm
+            if c.qk_norm and c.qk_norm_over != "rotated"
             else None
             for name, n in (("q", c.heads), ("k", c.kv_heads))
         )
@@ -36,16 +36,19 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = keep_layout(k, v)
         q, k, v = (split_heads(y, n) for y, n in zip((q, k, v), heads.values()))
-        if c.qk_norm and c.qk_norm_over != "all":
+        if c.qk_norm and c.qk_norm_over in ("head", "heads"):
             q, k = q_norm(q), k_norm(k)
         if c.positions == "rotary":
             q, k = (rotate_positions(y, c, layer, position) for y in (q, k))
+        if c.qk_norm and c.qk_norm_over == "rotated":
+            q, k = (jnp.where(layer["rotated"], unit_heads(y, c.eps), y) for y in (q, k))
         if c.query_growth:
-            q = grow_queries(q, c, position)
+            q = grow_queries(q, c, layer, position)
         scale = c.query_scale or c.head_dim**-0.5
         slopes = alibi_slopes(c.heads) if c.positions == "alibi" else None
         sinks = self.param("sinks", nn.initializers.zeros, (c.heads,)) if c.sinks else None
         terms = ScoreTerms(softcap=c.attention_softcap, slopes=slopes, sinks=sinks)
         index, window = layer["index"], layer["window"]
+        window = window_in_chunk(window, position, q.shape[2]) if c.chunked else window
         cache, y = attend_through(cache, index, position, q, k, v, window, scale, terms)
         return Linear(c.width, c.out_bias, name="out")(merge_heads(y)), cache

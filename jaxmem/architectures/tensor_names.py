@@ -104,6 +104,11 @@ NAMES = {
     "gpt_oss": _LLAMA
     | {"mlp/router": "mlp.router", "attn/sinks": "self_attn.sinks"}
     | _experts("mlp.experts.", "gate_up_proj", "gate_up_proj", "down_proj"),
+    "llama4_text": _LLAMA
+    | {f"mlp/{x}": f"feed_forward.{x}_proj" for x in ("gate", "up", "down")}
+    | {"mlp/router": "feed_forward.router"}
+    | _experts("feed_forward.experts.", "gate_up_proj", "gate_up_proj", "down_proj")
+    | _shared("feed_forward.shared_expert"),
     "gemma": _GEMMA,
     "post_norms": _GEMMA | {"mlp_norm": ""},
     "phi": _LLAMA

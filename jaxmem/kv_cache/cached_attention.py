@@ -34,7 +34,7 @@ def attend_through(
         q: queries (B, H, T, h).
         k: keys (B, K, T, h), K dividing H.
         v: values (B, K, T, h).
-        window: tokens that a query sees, itself included.
+        window: tokens that a query sees, itself included; or (1, 1, 1, T, 1), for each query.
         scale: factor of the scores before `terms`.
         terms: what else changes a score: a soft cap, ALiBi, sinks.
 
