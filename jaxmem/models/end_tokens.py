@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from ..formats.gguf_end_tokens import CONTROL_ENDS, TURN_ENDS
 from ..io.json_fields import JsonFields, read_object
+from .tokenizer_files import CHAT_TEMPLATE, TOKENIZER_CONFIG
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
-_TEMPLATE = "chat_template.jinja"
+GENERATION = "generation_config.json"
 
 
 def end_tokens(
@@ -46,7 +46,7 @@ def _turn_ends(folder: pathlib.Path, tokenizer: "Tokenizer") -> list[int]:
 
 def _template(folder: pathlib.Path, fields: JsonFields) -> str:
     """The chat templates of a folder, one after the other; empty if it has none."""
-    path = folder / _TEMPLATE
+    path = folder / CHAT_TEMPLATE
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     template = fields.data.get("chat_template") or ""
     if isinstance(template, list):  # several, each with its name

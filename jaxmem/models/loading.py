@@ -29,11 +29,10 @@ from ..formats import (
     tokenizers,
 )
 from ..io.json_fields import JsonFields, read_object
-from . import downloading, end_tokens, quantized_weights, unreadable_sources
+from . import downloading, end_tokens, quantized_weights, tokenizer_files, unreadable_sources
 from .checkpoint_tensors import assemble, bare_name, nested, warn_of_unread, with_its_head
 from .flax_model import FAMILY
 from .model import FORMAT, PARAMS, RECORD, Model, family
-from .tokenizer_files import read_gguf_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,10 +42,10 @@ _HUB_FILES = [
     _CONFIG,
     "*.safetensors",
     "*.safetensors.index.json",
-    "tokenizer.json",
+    tokenizer_files.TOKENIZER,
     end_tokens.GENERATION,
-    end_tokens.TOKENIZER_CONFIG,
-    "chat_template.jinja",
+    tokenizer_files.TOKENIZER_CONFIG,
+    tokenizer_files.CHAT_TEMPLATE,
 ]
 _SHARD = r".*-\d+-of-\d+\.safetensors"
 
@@ -136,7 +135,9 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     warn_of_unread(config, weight_maps, checkpoint.tensors, path)
     if encoded:
         _keep_codes(tree, weight_maps, checkpoint, path)
-    return Model(config, tree, checkpoint.tokenizer, name)
+    beside = tokenizer_files.read_chat_template(checkpoint.config_file.parent)
+    template = beside or checkpoint.chat_template
+    return Model(config, tree, checkpoint.tokenizer, name, chat_template=template)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +152,7 @@ class _Checkpoint:
     tokenizer: "Tokenizer | None"
     coded: dict[str, Any] = dataclasses.field(default_factory=dict)
     leaf: Callable[[list[Any], WeightMap, Any], Any] | None = None
+    chat_template: str | None = None
 
 
 def _keep_codes(
@@ -189,7 +191,7 @@ def _safetensors(path: pathlib.Path) -> _Checkpoint:
     text = hf.get("text_config")
     quantized = hf.get("quantization_config")
     quantized = quantized or (isinstance(text, dict) and text.get("quantization_config"))
-    tokenizer = read_tokenizer(folder)
+    tokenizer = tokenizer_files.read_tokenizer(folder)
     if not quantized:
         return _Checkpoint(hf, file, tensors, tokenizer)
     with _prefixed(file):
@@ -199,10 +201,12 @@ def _safetensors(path: pathlib.Path) -> _Checkpoint:
 
 def _gguf(path: pathlib.Path) -> _Checkpoint:
     file = gguf.gguf(path)
-    tokenizer = read_tokenizer(path.parent) or read_gguf_tokenizer(file)
+    tokenizer = tokenizer_files.read_gguf_tokenizer(file, path.parent)
     hf, names = gguf_config.config(file), gguf_llama.sources(file)
     leaf = functools.partial(quantized_weights.from_gguf, file)
-    return _Checkpoint(hf, path, gguf_llama.tensors(file, names), tokenizer, names, leaf)
+    tensors, template = gguf_llama.tensors(file, names), file.fields.get("tokenizer.chat_template")
+    template = template if isinstance(template, str) else None
+    return _Checkpoint(hf, path, tensors, tokenizer, names, leaf, template)
 
 
 def _llama2c(path: pathlib.Path) -> _Checkpoint:
@@ -210,7 +214,7 @@ def _llama2c(path: pathlib.Path) -> _Checkpoint:
         raise unreadable_sources.pickle_error(path)
     hf, tensors = llama2c.llama2c(path)
     size = hf["vocab_size"]
-    tokenizer = read_tokenizer(path.parent)
+    tokenizer = tokenizer_files.read_tokenizer(path.parent)
     if tokenizer is not None and tokenizer.token_to_id("<s>") == hf["bos_token_id"]:
         tokenizers.begin(tokenizer, "<s>")
     for beside in (path.with_name(f"tok{size}.bin"), path.with_name("tokenizer.bin")):
@@ -239,7 +243,8 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
     _check_shapes(config, tree, path)
     if dtype is not None:
         tree = jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_encoded)
-    return Model(config, tree, read_tokenizer(path), f"{path}, made from {source}")
+    template, source = tokenizer_files.read_chat_template(path), f"{path}, made from {source}"
+    return Model(config, tree, tokenizer_files.read_tokenizer(path), source, chat_template=template)
 
 
 def _check_shapes(config: Any, tree: dict, path: pathlib.Path) -> None:

@@ -30,7 +30,8 @@ class Model:
 
     `tensors` is a plain nested dict. Its leaves are lazy (still in the file), arrays, abstract
     (shapes only) or encoded. `encode` and `budget` take it, and hold one layer of a lazy leaf at a
-    time. `params` is the same dict with every lazy leaf read. `source` says where it came from.
+    time. `params` is the same dict with every lazy leaf read. `source` says where it came from,
+    `chat_template` is the Jinja text that makes messages a prompt, None if there is none.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -46,6 +47,7 @@ class Model:
     tensors: dict
     tokenizer: "Tokenizer | None"
     source: str
+    chat_template: str | None = dataclasses.field(default=None, kw_only=True)
 
     @functools.cached_property
     def params(self) -> dict:
@@ -84,7 +86,7 @@ class Model:
             check_in_vocabulary(np.asarray(ids), self.config.vocab)
 
     def save(self, path: str | os.PathLike, params: dict | None = None) -> None:
-        """Writes a directory that `load` reads: configuration, tokenizer and `params`.
+        """Writes a directory that `load` reads: configuration, tokenizer, template and `params`.
 
         `params` are this model's tensors encoded, or None for the tensors themselves. The directory
         appears whole or not at all, and replaces only a directory that `save` wrote.
@@ -107,6 +109,8 @@ class Model:
         checkpoint.save(folder / PARAMS, params)
         if self.tokenizer is not None:
             (folder / "tokenizer.json").write_text(self.tokenizer.to_str(), encoding="utf-8")
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
         record = {"format": FORMAT, "source": self.source, "config": self.config.to_dict()}
         (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 

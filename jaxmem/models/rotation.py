@@ -74,7 +74,8 @@ def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
     untied = dataclasses.replace(config, tied=False)
     random = basis == "random"
     change = f"rotated with seed {seed}" if random else f"rotated by {basis}, seed {seed}"
-    return Model(untied, tree, model.tokenizer, f"{model.source}, {change}")
+    source = f"{model.source}, {change}"
+    return dataclasses.replace(model, config=untied, tensors=tree, source=source)
 
 
 def rotate_heads(model: Model, *, seed: int = 0, basis: Basis = "hadamard") -> Model:
@@ -113,7 +114,8 @@ def rotate_heads(model: Model, *, seed: int = 0, basis: Basis = "hadamard") -> M
     for path in (*link.writers, out):
         move = rows if path == out else columns
         tree = replace_leaf(tree, path, lambda w: combined(move, w, stacked=True))  # noqa: B023
-    return Model(model.config, tree, model.tokenizer, f"{model.source}, heads rotated by {basis}")
+    source = f"{model.source}, heads rotated by {basis}"
+    return dataclasses.replace(model, tensors=tree, source=source)
 
 
 def matrix(n: int, seed: int, basis: Basis) -> np.ndarray:

@@ -1,15 +1,17 @@
-"""The tokenizer beside a checkpoint's weights, or inside a GGUF file."""
+"""The tokenizer and the chat template beside a checkpoint's weights, or inside a GGUF file."""
 
 import pathlib
 import warnings
 from typing import TYPE_CHECKING
 
 from ..formats import gguf, tokenizers
+from ..io.json_fields import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 MOST_TOKENS = 2**24
 
 
@@ -29,8 +31,31 @@ def read_tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
     return _built(text, path)
 
 
-def read_gguf_tokenizer(file: gguf.Gguf) -> "Tokenizer | None":
-    """The tokenizer in a GGUF file; None, and a warning, if it has one that cannot be built."""
+def read_chat_template(folder: pathlib.Path) -> str | None:
+    """The chat template of a folder, of several the one that is named default; None without one.
+
+    Raises:
+        ValueError: tokenizer_config.json is no JSON object.
+    """
+    path = folder / CHAT_TEMPLATE
+    if path.is_file():
+        return path.read_text(encoding="utf-8", errors="replace")
+    path = folder / TOKENIZER_CONFIG
+    template = read_object(path).get("chat_template") if path.exists() else None
+    if isinstance(template, list):  # several, each with its name
+        named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default", next(iter(named.values()), None))
+    return template if isinstance(template, str) else None
+
+
+def read_gguf_tokenizer(file: gguf.Gguf, folder: pathlib.Path) -> "Tokenizer | None":
+    """The tokenizer in a folder, or else in a GGUF file; None if there is none.
+
+    A tokenizer of the file that cannot be built is None too, and a warning says why.
+    """
+    beside = read_tokenizer(folder)
+    if beside is not None:
+        return beside
     problems, text = [], file.fields.get("tokenizer.huggingface.json")
     if isinstance(text, str):
         try:

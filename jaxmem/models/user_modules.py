@@ -15,7 +15,7 @@ from ..io.json_fields import JsonFields, read_object
 from .flax_model import FAMILY, STATE, FlaxModel, ModuleConfig
 from .model import PARAMS, RECORD
 from .sampling import check_number
-from .tokenizer_files import read_tokenizer
+from .tokenizer_files import read_chat_template, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,7 +82,7 @@ def from_flax(
             has; a directory is not one of a user's module.
     """
     name = type(module).__name__
-    source, state, recorded = f"{name}, a Flax module", None, {}
+    source, state, recorded, template = f"{name}, a Flax module", None, {}, None
     if context is not None:
         check_number("context", context, numbers.Integral)
         if context < 1:
@@ -91,6 +91,7 @@ def from_flax(
         path = pathlib.Path(params)
         source, (params, state, recorded) = f"{path}, params of {name}", _read(path)
         tokenizer = read_tokenizer(path) if tokenizer is None else tokenizer
+        template = read_chat_template(path)
     options = _options(module) | dict(options or {})
     if isinstance(module, linen.Module):
         run, params, state = _linen(module, params, state, options)
@@ -107,7 +108,7 @@ def from_flax(
     }
     settings = recorded | {key: value for key, value in settings.items() if value}
     config = ModuleConfig(name, cache=cache, **settings)
-    return FlaxModel(config, params, tokenizer, source, run, state)
+    return FlaxModel(config, params, tokenizer, source, run, state, chat_template=template)
 
 
 def _options(module: Any) -> dict[str, bool]:

@@ -30,4 +30,5 @@ def check_layers(model: Model) -> None:
 def smaller_model(model: Model, params: dict, change: str, **sizes: Any) -> Model:
     """`model` with other params and sizes; `change` is appended to its source."""
     config = dataclasses.replace(model.config, **sizes)
-    return Model(config, params, model.tokenizer, f"{model.source}, {change}")
+    source = f"{model.source}, {change}"
+    return dataclasses.replace(model, config=config, tensors=params, source=source)

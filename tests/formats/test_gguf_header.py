@@ -131,3 +131,11 @@ def test_parts_that_are_renamed_or_not_of_one_model_are_refused(parts):
     renamed = parts[0].rename(parts[0].with_name("model.gguf"))
     with pytest.raises(ValueError, match=r"model\.gguf is one of 3 parts, but its name .*rename"):
         gguf_format.gguf(renamed)
+
+
+def test_bytes_after_the_last_tensor_are_named(tmp_path):
+    data = header(tensors=tensor())
+    path = tmp_path / "w.gguf"
+    path.write_bytes(data + bytes(-len(data) % 32) + bytes(128) + b"more")
+    with pytest.warns(UserWarning, match=r"w\.gguf: the last 4 bytes belong to no tensor"):
+        assert list(gguf_format.gguf(path).tensors) == ["w"]

@@ -20,10 +20,12 @@ def tensors():
 
 
 def test_a_saved_model_comes_back_whole(tensors, tmp_path):
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     model = load(write_single(tmp_path, tensors))
     model.save(tmp_path / "out")
     model.save(tmp_path / "out")  # replaces its own
     again = load(tmp_path / "out")
+    assert again.chat_template == model.chat_template == "{{ messages }}"
     assert again.config == model.config and str(model.source) in again.source
     assert sorted(p.name for p in tmp_path.iterdir() if "out" in p.name) == ["out"]
     chex.assert_trees_all_equal(again.params, model.params, strict=True)

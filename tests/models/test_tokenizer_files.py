@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from jaxmem.models.tokenizer_files import read_tokenizer
+from jaxmem.models.tokenizer_files import read_chat_template, read_tokenizer
 
 
 def test_a_tokenizer_pads_and_cuts_nothing(tmp_path):
@@ -50,3 +50,17 @@ def test_a_token_of_a_huge_id_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(ValueError, match=r"tokenizer\.json: a token has the id 2147483648"):
         read_tokenizer(tmp_path)
+
+
+SEVERAL = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "text"), [("{{ m }}", "{{ m }}"), (SEVERAL, "d"), (None, None)]
+)
+def test_the_default_chat_template_is_read(template, text, tmp_path):
+    assert read_chat_template(tmp_path) is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert read_chat_template(tmp_path) == text
+    (tmp_path / "chat_template.jinja").write_text("{{ file }}")
+    assert read_chat_template(tmp_path) == "{{ file }}"
