@@ -569,3 +569,15 @@ def test_shardings_are_made_from_the_shapes_in_the_file(path):
     found = load(path, shardings=lambda tree: jm.shardings(tree, mesh, rules))
     assert found["step"] == 3 and found["w"].codes[0].sharding.spec == PartitionSpec("fsdp", None)
     assert found["w"].scale.addressable_shards[0].data.shape == (2, 4)
+
+
+def test_a_loaded_array_lies_where_it_was_read(tmp_path, monkeypatch):
+    save(tmp_path / "w.jm", {"w": jnp.arange(1000.0)})
+    read, buffers = packed_bytes.read_into, []
+
+    def read_into(file, piece, size):
+        buffers.append(piece.ctypes.data)
+        return read(file, piece, size)
+
+    monkeypatch.setattr(packed_bytes, "read_into", read_into)
+    assert load(tmp_path / "w.jm")["w"].unsafe_buffer_pointer() == buffers[0]
