@@ -249,7 +249,9 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
 
 def _check_shapes(config: Any, tree: dict, path: pathlib.Path) -> None:
     """Refuses params that are not those of the configuration beside them."""
-    for where, weight_map in family(config).weights(config).items():
+    with _prefixed(path / RECORD):
+        weights = family(config).weights(config)
+    for where, weight_map in weights.items():
         node: Any = tree
         for name in where.split("/"):
             node = node.get(name) if isinstance(node, dict) else None

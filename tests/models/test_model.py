@@ -68,6 +68,7 @@ def test_a_record_that_is_not_ours_is_one_clear_error(record, tmp_path):
         ({"eps": float("nan")}, "eps is nan, expected finite"),
         ({"eps": -1}, "eps is -1, expected at least 0"),
         ({"twist": 1}, "twist"),
+        ({"sinks": True}, "attn/sinks"),
         ({"ffn": 95}, r"expects layers/mlp/gate/kernel of shape \(2, 64, 95\)"),
     ],
 )
