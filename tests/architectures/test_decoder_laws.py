@@ -12,9 +12,11 @@ import jaxmem as jm
 from jaxmem.models import KVCache, Model
 
 # sandwich norms, soft caps and windows; one norm for both parts, norms of heads, interleaved pairs;
-# ALiBi and a norm of the embedding; learned positions and one head of keys
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cohere", "gpt_bigcode")]
-LAWS = ["gemma2", "bloom", *SLOW]
+# ALiBi and a norm of the embedding; learned positions and one head of keys; experts with an expert
+# that all tokens share; experts in groups, the first layer without, and latents
+OTHERS = ("cohere", "gpt_bigcode", "qwen2_moe")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]
+LAWS = ["gemma2", "bloom", "deepseek_v3", *SLOW]
 INT4 = jm.Int(4, group=8)
 
 
@@ -57,7 +59,15 @@ def test_a_cache_of_8_bits_gives_nearly_the_same_logits():
     assert np.abs(got[:, : ids.shape[1]] - want).max() <= 0.05 * np.abs(want).max()
 
 
-def test_statistics_reach_every_kernel():
-    model, _, ids, uses = encoded("bloom")
+def test_a_cache_of_few_bits_is_refused_for_latents():
+    model, _, ids, _ = encoded("deepseek_v3")
+    cache = KVCache(8).empty(model.config, 1, 64, jnp.float32)
+    with pytest.raises(NotImplementedError, match="latents are cached in floats only"):
+        model.apply(model.params, ids[:, :1], cache, 0)
+
+
+@pytest.mark.parametrize("name", ["bloom", "deepseek_v3"])
+def test_statistics_reach_every_kernel(name):
+    model, _, ids, uses = encoded(name)
     stats = jm.stats(model.apply, model.params, [(ids,)])
     assert {path for path in uses if path.endswith("kernel")} <= set(stats)
