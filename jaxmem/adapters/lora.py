@@ -13,12 +13,14 @@ from jax import Array
 from ..codecs import Cast
 from ..codecs.low_rank import LowRankArray
 from ..codecs.sum import SumArray
+from ..core.arguments import REGEX, TREE, takes
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
 from ..core.paths import is_whole, match, paths
 
 
+@takes(params=TREE, where=REGEX)
 def adapters(key: Array, params: Any, rank: int, where: str = ".*kernel") -> dict[str, dict]:
     """{path: {"u", "v"}} in f32, a pair for each weight whose whole path the regex `where` matches.
 
@@ -47,6 +49,7 @@ def adapters(key: Array, params: Any, rank: int, where: str = ".*kernel") -> dic
     return pairs
 
 
+@takes(params=TREE)
 def attach(params: Any, pairs: dict[str, dict]) -> Any:
     """The params with a leaf that stands for `w + u · v` at each path of `pairs`.
 

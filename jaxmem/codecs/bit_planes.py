@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.arguments import TREE, takes
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
@@ -64,6 +65,7 @@ class Planes:
         return _encode(self, w, tuple(axes))
 
 
+@takes(tree=TREE)
 def at_bits(tree: T, bits: int) -> T:
     """The tree with every leaf of `Planes` cut to its upper `bits` (2 to 8); no array is copied.
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.arguments import INTEGER, Kind, check_fields
 from ..kernels.block_sparse_matmul import block_sparse_product, supports
 from ..kernels.dispatch import at_most, differentiated_by, on_one_device
 from ..kernels.tiled_matmul import decoded_product
@@ -21,6 +22,11 @@ from .sparse import (
     narrow_indices,
     slice_values,
     take_values,
+)
+
+_SIZES = Kind(
+    "a tuple of two ints",
+    lambda x: isinstance(x, tuple | list) and all(map(INTEGER.accepts, x)),
 )
 
 
@@ -50,6 +56,7 @@ class Blocks(DensitySparse):
     block: tuple[int, int] = (32, 32)
 
     def __post_init__(self):
+        check_fields(self, block=_SIZES)
         super().__post_init__()
         object.__setattr__(self, "block", tuple(self.block))
         if len(self.block) != 2 or min(self.block) < 1:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.arguments import shown
 from ..core.leaf import Encoded, divided_shape, is_encoded
 
 
@@ -33,9 +34,14 @@ class Cast:
     independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
+        try:
+            dtype = jnp.dtype("none" if self.dtype is None else self.dtype)  # not NumPy's default
+        except TypeError as error:
+            message = f"Cast takes a float type, such as 'bfloat16', got {shown(self.dtype)}"
+            raise TypeError(message) from error
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"Cast takes a float type, got {self.dtype}")
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
+        object.__setattr__(self, "dtype", dtype.name)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "CastArray":
         if is_encoded(w):

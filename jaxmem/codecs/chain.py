@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from ..core.codec import has_independent_rows
+from ..core.arguments import check_fields
+from ..core.codec import CODECS, has_independent_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Chain:
     codecs: tuple
 
     def __post_init__(self):
+        check_fields(self, codecs=CODECS)
         if not self.codecs:
             raise ValueError("Chain takes at least one codec, got none")
         object.__setattr__(self, "codecs", tuple(self.codecs))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.arguments import check_fields
 from .float16_scales import divisor, float16_above
 from .scaled import Scaled, ScaledArray, check_group, pack_rows, repeat_groups
 
@@ -51,6 +52,7 @@ class Codebook(Scaled):
     independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_fields(self)
         if self.levels not in LEVELS:
             raise ValueError(f"Codebook takes one of {', '.join(LEVELS)}, got {self.levels!r}")
         check_group(self)

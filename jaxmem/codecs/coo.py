@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ..core.arguments import takes
 from ..core.fold import Fold
 from .sparse import (
     Count,
@@ -94,6 +95,7 @@ class CooArray(SparseArray):
         return rows[slot[flat]].reshape(*index.shape, self.fold.k)
 
 
+@takes()
 def to_bcoo(leaf: CooArray) -> Any:
     """The matrix (n, k) of an unstacked leaf as `jax.experimental.sparse.BCOO`, sharing its values.
 
@@ -105,8 +107,6 @@ def to_bcoo(leaf: CooArray) -> Any:
     """
     from jax.experimental.sparse import BCOO
 
-    if not isinstance(leaf, CooArray):
-        raise TypeError(f"to_bcoo takes a leaf of Coo, got a {type(leaf).__name__}")
     if leaf.batch_shape:
         raise ValueError(f"to_bcoo takes a matrix, got a stack of {leaf.batch_shape}: map over it")
     place = jnp.stack([leaf.row[0].astype(jnp.int32), leaf.column[0].astype(jnp.int32)], -1)
@@ -114,6 +114,7 @@ def to_bcoo(leaf: CooArray) -> Any:
     return BCOO((values, place), shape=(leaf.fold.n, leaf.fold.k))
 
 
+@takes()
 def from_bcoo(matrix: Any, axes: tuple[int, ...] = (-1,)) -> CooArray:
     """The leaf that stands for a BCOO or BCSR matrix, which a product sums over `axes`.
 

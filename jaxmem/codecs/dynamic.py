@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.codec import has_independent_rows
+from ..core.arguments import check_fields
+from ..core.codec import CODEC, has_independent_rows
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..kernels.dispatch import at_most, differentiated_by
@@ -50,6 +51,7 @@ class Dynamic:
     to: str = "int8"
 
     def __post_init__(self):
+        check_fields(self, codec=CODEC)
         if self.to not in ("int8", *_FLOATS):
             raise ValueError(f"Dynamic rounds to int8, e4m3 or e5m2, got {self.to!r}")
 

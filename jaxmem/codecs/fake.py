@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.codec import RoundingCodec, SolvingCodec, needs_stats, rounding_codec, ties_layers
+from ..core.arguments import TREE, check_fields, takes
+from ..core.codec import (
+    CODEC,
+    RoundingCodec,
+    SolvingCodec,
+    needs_stats,
+    rounding_codec,
+    ties_layers,
+)
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import Encoded, divided_shape, is_encoded
 from ..kernels.dispatch import differentiated_by
@@ -54,6 +62,7 @@ class Fake:
     learn: bool = False
 
     def __post_init__(self):
+        check_fields(self, codec=CODEC)
         if needs_stats(self.codec):
             raise TypeError(f"Fake rounds anew at each step, without the stats {self.codec} wants")
         if self.learn and (rounding_codec(self.codec) is None or ties_layers(self.codec)):
@@ -155,6 +164,7 @@ class FakeArray(Encoded):
         return fold.unfold(wide(growth) * slope)
 
 
+@takes(tree=TREE)
 def export(tree: T) -> T:
     """The tree with every leaf of `Fake` replaced by its encoded weight.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.arguments import check_fields
 from .float16_scales import divisor, float16_above
 from .scaled import Scaled, ScaledArray, check_group, pack_rows, repeat_groups
 
@@ -75,6 +76,7 @@ class Float(Scaled):
     group: int | None = None
 
     def __post_init__(self):
+        check_fields(self)
         if self.format not in _FORMATS:
             raise ValueError(f"Float takes one of {', '.join(_FORMATS)}, got {self.format!r}")
         block = _FORMATS[self.format].group

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.arguments import check_fields
 from .cpu_layout import CpuRows
 from .float16_scales import divisor, float16_nearest
 from .scaled import Scaled, ScaledArray, check_group, pack_rows, repeat_groups
@@ -38,6 +39,7 @@ class Affine(Scaled):
     independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_fields(self)
         if self.bits not in range(2, 9):
             raise ValueError(f"Affine takes 2 to 8 bits, got {self.bits}")
         check_group(self)

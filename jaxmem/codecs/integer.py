@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.arguments import check_fields
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
@@ -60,6 +61,7 @@ class Int:
     independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_fields(self)
         if self.bits not in range(2, 9):
             raise ValueError(f"Int takes 2 to 8 bits, got {self.bits}")
         check_group(self)

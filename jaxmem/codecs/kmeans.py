@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.arguments import check_fields
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
@@ -54,6 +55,7 @@ class KMeans:
     independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_fields(self)
         if self.bits not in (2, 3, 4):
             raise ValueError(f"KMeans takes 2 to 4 bits, got {self.bits}")
         check_group(self)

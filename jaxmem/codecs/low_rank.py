@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.codec import check_numbers
+from ..core.arguments import check_fields
 from ..core.fold import Fold
 from ..core.leaf import decode, divided_shape, is_encoded
 from ..core.lifting import dot_general
@@ -34,7 +34,7 @@ class LowRank:
     rank: int
 
     def __post_init__(self):
-        check_numbers(self)
+        check_fields(self)
         if self.rank < 1:
             raise ValueError(f"LowRank takes a rank of at least 1, got {self.rank}")
 

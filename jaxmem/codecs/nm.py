@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.codec import check_numbers
+from ..core.arguments import check_fields
 from ..core.leaf import divided_shape
 from ..kernels.dispatch import differentiated_by, on_one_device
 from ..kernels.nm_matmul import nm_product, supports
@@ -56,7 +56,7 @@ class NM(Sparse):
     independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_numbers(self)
+        check_fields(self)
         if not 0 < self.n < self.m:
             raise ValueError(f"NM keeps n of m weights, 0 < n < m, got {self.n}:{self.m}")
         if math.comb(self.m, self.n) > 256:

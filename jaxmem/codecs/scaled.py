@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
+from ..core.arguments import check_fields
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
@@ -179,12 +179,13 @@ def check_group(codec: Any) -> None:
     """Checks the `group` of a codec: None, or weights along a row that share a scale.
 
     Raises:
-        ValueError: the group is no integer, or below 1.
+        TypeError: the group is no integer.
+        ValueError: the group is below 1.
     """
-    group = codec.group
-    if group is not None and (not isinstance(group, int | np.integer) or group < 1):
+    check_fields(codec)
+    if codec.group is not None and codec.group < 1:
         name = type(codec).__name__
-        raise ValueError(f"{name} takes a group of at least 1 weight, an integer, got {group!r}")
+        raise ValueError(f"{name} takes a group of at least 1 weight, got {codec.group}")
 
 
 def grouped(matrix: Array, group: int | None) -> Array:

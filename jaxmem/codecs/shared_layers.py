@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..core.codec import check_numbers
+from ..core.arguments import check_fields
+from ..core.codec import OPTIONAL_CODEC
 from ..core.fold import Fold
 from ..core.leaf import Tied, decode, divided_shape, is_encoded
 from ..core.lifting import dot_general
@@ -50,7 +51,7 @@ class Shared:
     layers_together: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_numbers(self)
+        check_fields(self, codec=OPTIONAL_CODEC)
         check_sharing(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SharedArray":

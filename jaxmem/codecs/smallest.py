@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from ..core.codec import Codec
+from ..core.arguments import check_fields
+from ..core.codec import CODECS, Codec
 from ..core.leaf import Encoded, nbytes
 
 
@@ -30,6 +31,7 @@ class Smallest:
     codecs: tuple
 
     def __post_init__(self):
+        check_fields(self, codecs=CODECS)
         if not self.codecs:
             raise ValueError("Smallest takes at least one codec, got none")
         object.__setattr__(self, "codecs", tuple(self.codecs))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.codec import check_numbers
+from ..core.arguments import check_fields
+from ..core.codec import CODEC
 from ..core.fold import Fold
 from ..core.leaf import divided_shape, is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
@@ -43,7 +44,7 @@ class Smooth:
     calibrated: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_numbers(self)
+        check_fields(self, codec=CODEC)
         if not 0 <= self.strength <= 1:
             raise ValueError(f"Smooth takes a strength of 0 to 1, got {self.strength}")
 

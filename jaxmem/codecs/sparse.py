@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..core.codec import check_numbers
+from ..core.arguments import check_fields
 from ..core.fold import Fold
 from ..core.leaf import Encoded, divided_shape, is_encoded
 from ..core.matrix_leaf import MatrixLeaf
@@ -66,7 +66,7 @@ class DensitySparse(Sparse):
     unit = "weights of each row"  # the units that the density counts, for an error message
 
     def __post_init__(self):
-        check_numbers(self)
+        check_fields(self)
         if not 0 < self.density < 1:
             name = type(self).__name__
             raise ValueError(f"{name} takes a density above 0 and below 1, got {self.density}")

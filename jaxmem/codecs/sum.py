@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.codec import has_independent_rows
+from ..core.arguments import check_fields
+from ..core.codec import CODECS, has_independent_rows
 from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import dot_general
 
@@ -35,6 +36,7 @@ class Sum:
     codecs: tuple
 
     def __post_init__(self):
+        check_fields(self, codecs=CODECS)
         if len(self.codecs) < 2:
             raise ValueError(f"Sum takes at least two codecs, got {len(self.codecs)}")
         object.__setattr__(self, "codecs", tuple(self.codecs))

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from ..core.arguments import takes
 from ..core.leaf import device_bytes
 from . import hlo
 from .footprint import Memory
@@ -46,6 +47,7 @@ class Breakdown:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
 
+@takes()
 def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
     """A compiled program's bytes by purpose.
 

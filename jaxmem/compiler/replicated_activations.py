@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
+from ..core.arguments import takes
 from . import hlo
 from .cost_analysis import FREE, reads_all, source
 from .footprint import Memory
@@ -24,6 +25,7 @@ class Whole:
     times: int  # how many such arrays a run makes
 
 
+@takes()
 def replicated(m: Memory, *, least: int = 2**20) -> list[Whole]:
     """The arrays of at least `least` bytes that each device has in full, largest first.
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.arguments import BYTES, check_fields, takes
 from ..core.leaf import is_encoded
 from ..core.leaf import nbytes as count_bytes
 from ..core.lifting import lift
@@ -65,8 +66,9 @@ class FitOptions:
     windows: int | None = None
 
     def __post_init__(self):
+        check_fields(self)
         known = (*KINDS, *STRUCTURES)
-        if isinstance(self.among, str) or not set(self.among) <= set(known):
+        if not set(self.among) <= set(known):
             raise ValueError(f"among is {self.among!r}, expected a tuple of {', '.join(known)}")
         if not set(self.among) & set(KINDS):
             raise ValueError(
@@ -122,6 +124,7 @@ class Fitted:
         return f"{weights:,} weights in {self.nbytes:,} bytes, {bits:.2f} bits each"
 
 
+@takes(nbytes=BYTES)
 def fit(
     model: Model | tuple,
     nbytes: int,

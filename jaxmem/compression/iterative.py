@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ..core.arguments import TREE, takes
 from ..core.leaf import decode
 from .encoding import encode
 
 
+@takes(params=TREE)
 def iterated(
     params: Any,
     plans: Iterable[Mapping[str, Any]],

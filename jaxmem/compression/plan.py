@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import codecs, solvers
-from ..core.arguments import MAPPING, OPTIONAL_MAPPING, TREE, takes
+from ..core.arguments import MAPPING, OPTIONAL_MAPPING, TREE, shown, takes
 from ..core.codec import is_codec
 from ..core.paths import match, matcher, paths
 from ..core.usage import summed_axes
@@ -40,8 +40,10 @@ class Plan(Mapping):
             self._codecs = dict(items)
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"a Plan takes a mapping from paths to codecs, got {items!r}"
+                f"a Plan takes a mapping from paths to codecs, got {shown(items)}"
             ) from error
+        if not (axes is None or MAPPING.accepts(axes)):
+            raise TypeError(f"a Plan takes axes by path, as a mapping, got {shown(axes)}")
         inherited = items.axes if isinstance(items, Plan) else {}
         self.axes = {path: tuple(a) for path, a in (inherited if axes is None else axes).items()}
         for path, codec in self._codecs.items():

@@ -1,13 +1,17 @@
 """takes: the kind of each argument of a public function, checked before anything else runs."""
 
+import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from numbers import Integral, Real
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from numbers import Integral, Number, Real
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 
 F = TypeVar("F", bound=Callable)
 
@@ -52,7 +56,9 @@ BATCHES = Kind(
     lambda x: isinstance(x, Iterable) and not isinstance(x, str | bytes | Mapping),
 )
 BYTES = Kind("a number of bytes of at least 0", _is_count)
+OPTIONAL_BYTES = Kind(f"{BYTES.expected}, or None", lambda x: x is None or _is_count(x))
 INTEGER = Kind("an int", lambda x: isinstance(x, Integral) and not isinstance(x, bool))
+BOOLEAN = Kind("a bool", lambda x: isinstance(x, bool | np.bool_))
 NUMBER = Kind("a number", lambda x: isinstance(x, Real) and not isinstance(x, bool))
 REGEX = Kind("a regex of paths, as a string", lambda x: isinstance(x, str))
 NAMES = Kind(
@@ -76,10 +82,96 @@ MESH = Kind(
     "a mesh, such as jm.mesh(fsdp=8)",
     lambda x: isinstance(x, jax.sharding.Mesh | jax.sharding.AbstractMesh),
 )
+TEXT = Kind("a string", lambda x: isinstance(x, str))
+ITERABLE = Kind(
+    "an iterable, such as a list", lambda x: isinstance(x, Iterable) and not isinstance(x, str)
+)
+ARRAY = Kind("an array", lambda x: hasattr(x, "shape") or isinstance(x, Number))
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_BY_ANNOTATION = {
+    int: INTEGER,
+    float: NUMBER,
+    bool: BOOLEAN,
+    str: TEXT,
+    tuple: ITERABLE,
+    dict: MAPPING,
+    Mapping: MAPPING,
+    Callable: FUNCTION,
+    Iterable: ITERABLE,
+    Collection: ITERABLE,
+    Sequence: ITERABLE,
+    jax.Array: ARRAY,
+    jax.sharding.Mesh: MESH,
+    jax.sharding.AbstractMesh: MESH,
+}
+
+
+def kind_of(annotation: Any) -> Kind | None:
+    """The kind that an annotation asks for; None where it does not tell, as `Any`.
+
+    Example:
+        >>> kind_of(int | None).expected, kind_of(Any)
+        ('an int or None', None)
+    """
+    origin = typing.get_origin(annotation) or annotation
+    if origin in (types.UnionType, typing.Union):
+        parts = typing.get_args(annotation)
+        kinds = [kind_of(part) for part in parts if part is not types.NoneType]
+        if None in kinds:
+            return None
+        words = [kind.expected for kind in dict.fromkeys(kinds)]
+        words += ["None"] if types.NoneType in parts else []
+        accepts = lambda x: any(kind.accepts(x) for kind in kinds)
+        optional = lambda x: x is None or accepts(x)
+        return Kind(" or ".join(words), optional if types.NoneType in parts else accepts)
+    if inspect.isclass(origin) and origin.__module__.split(".")[0] in ("jaxmem", "optax"):
+        name = origin.__name__
+        return Kind(f"a{'n' * (name[0] in 'AEIOU')} {name}", lambda x: isinstance(x, origin))
+    try:
+        return _BY_ANNOTATION.get(origin)
+    except TypeError:  # an annotation without a hash
+        return None
+
+
+def shown(value: Any) -> str:
+    """The value as a message shows it: the class alone where the text is long, as of an array.
+
+    Example:
+        >>> shown("int4"), shown(np.ones(2))
+        ("'int4'", 'a ndarray')
+    """
+    text = repr(value)
+    is_short = len(text) <= 60 and "\n" not in text and not hasattr(value, "shape")
+    return text if is_short else f"a {type(value).__name__}"
+
+
+def check_fields(value: Any, **kinds: Kind) -> None:
+    """Refuses a field of another kind; for the `__post_init__` of a dataclass.
+
+    `kind_of` reads the annotation of each field; `kinds` says what the fields that it names must
+    be.
+
+    Raises:
+        TypeError: a field is of another kind.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> jm.LowRank("8")
+        Traceback (most recent call last):
+        TypeError: LowRank takes an int as its rank, got '8'
+    """
+    for field in dataclasses.fields(value):
+        kind = kinds.get(field.name) or kind_of(field.type)
+        member = getattr(value, field.name)
+        if kind and not kind.accepts(member):
+            raise TypeError(
+                f"{type(value).__name__} takes {kind.expected} as its {field.name}, "
+                f"got {shown(member)}"
+            )
 
 
 def takes(**kinds: Kind) -> Callable[[F], F]:
-    """A decorator that refuses arguments of another kind: {name of the argument: its kind}.
+    """A decorator that refuses arguments of another kind than `kinds`, or the annotations, say.
 
     The decorated function raises TypeError, whose message has the name of the function and of the
     argument, the value and what was expected.
@@ -97,20 +189,20 @@ def takes(**kinds: Kind) -> Callable[[F], F]:
 
     def decorate(fn: F) -> F:
         parameters = inspect.signature(fn).parameters
-        place = {name: i for i, name in enumerate(parameters)}
-        default = {name: parameters[name].default for name in kinds}
+        parameters = {n: p for n, p in parameters.items() if p.kind in _NAMED}
+        positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        checks = {n: kinds.get(n) or kind_of(p.annotation) for n, p in parameters.items()}
 
         @functools.wraps(fn)
         def checked(*args, **kwargs):
-            for name, kind in kinds.items():
-                i = place[name]
-                value = args[i] if i < len(args) else kwargs.get(name, default[name])
-                if value is inspect.Parameter.empty:
-                    break  # a missing argument: the call itself says so
-                if value is not default[name] and not kind.accepts(value):
-                    text = repr(value)
-                    text = text if len(text) <= 60 else f"a {type(value).__name__}"
-                    raise TypeError(f"{fn.__name__}: {name} is {text}, expected {kind.expected}")
+            arguments = {**dict(zip(positional, args)), **kwargs}
+            for name, value in arguments.items():
+                kind = checks.get(name)
+                is_default = kind and value is parameters[name].default
+                if kind and not is_default and not kind.accepts(value):
+                    raise TypeError(
+                        f"{fn.__name__}: {name} is {shown(value)}, expected {kind.expected}"
+                    )
             return fn(*args, **kwargs)
 
         return checked

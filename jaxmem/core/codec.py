@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator
-from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
 from jax import Array
+
+from .arguments import Kind
 
 
 @runtime_checkable
@@ -87,6 +88,14 @@ def is_codec(x: Any) -> bool:
     return isinstance(x, Codec) and not isinstance(x, str | type)
 
 
+CODEC = Kind("a codec, such as Int(4),", is_codec)
+OPTIONAL_CODEC = Kind("a codec or None", lambda x: x is None or is_codec(x))
+CODECS = Kind(
+    "a tuple of codecs, such as (Int(4), Int(8)),",
+    lambda x: isinstance(x, tuple | list) and all(map(is_codec, x)),
+)
+
+
 def needs_stats(codec: Codec) -> bool:
     """Whether a codec, or one inside it, cannot do without stats.
 
@@ -131,29 +140,6 @@ def rounding_codec(codec: Codec) -> RoundingCodec | None:
     while codec is not None and not isinstance(codec, RoundingCodec):
         codec = _member(codec, "codec")
     return codec
-
-
-def check_numbers(codec: Codec) -> None:
-    """Refuses a field of numbers that holds something else; for a codec's `__post_init__`.
-
-    Raises:
-        TypeError: a field annotated as `int` is no int, or one annotated as `float` no number.
-
-    Example:
-        >>> import jaxmem as jm
-        >>> jm.LowRank("8")
-        Traceback (most recent call last):
-        TypeError: LowRank takes an int as its rank, got '8'
-    """
-    kinds = {int: (Integral, "an int"), float: (Real, "a number")}
-    for field in dataclasses.fields(codec):
-        kind, expected = kinds.get(field.type, (object, ""))
-        value = getattr(codec, field.name)
-        if not isinstance(value, kind):
-            text = repr(value) if len(repr(value)) <= 60 else f"a {type(value).__name__}"
-            raise TypeError(
-                f"{type(codec).__name__} takes {expected} as its {field.name}, got {text}"
-            )
 
 
 def _member(codec: Any, name: str) -> Any:

@@ -245,6 +245,7 @@ def shape_of(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if plain else leaf
 
 
+@takes(tree=OPTIONAL_TREE)
 def decode(tree: Any) -> Any:
     """The tree with every encoded leaf replaced by the array it stands for.
 

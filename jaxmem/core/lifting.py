@@ -8,15 +8,20 @@ import jax
 import numpy as np
 from jax import Array, lax
 
-from .arguments import FUNCTION, takes
+from .arguments import FUNCTION, Kind, takes
 from .leaf import is_encoded, with_integer_codes
 from .paths import leaf_paths
 from .primitive_rules import decoded, dot
 from .replay import JaxprReplay, NamedLeaf, OnDecode, without_name
 from .traced_mesh import stand_in
 
+_ON_DECODE = Kind(
+    "'allow', 'error' or a function",
+    lambda x: callable(x) or (isinstance(x, str) and x in ("allow", "error")),
+)
 
-@takes(fn=FUNCTION)
+
+@takes(fn=FUNCTION, on_decode=_ON_DECODE)
 def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
     """Makes `fn` accept encoded leaves wherever it takes arrays.
 

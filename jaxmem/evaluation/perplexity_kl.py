@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..core.arguments import OPTIONAL_TREE, takes
 from ..core.leaf import nbytes
 from ..parallel.constraints import whole
 from ..train.losses import kl_divergence
@@ -23,6 +24,7 @@ from .confidence import Estimate
 from .result import Evaluation
 
 
+@takes(params=OPTIONAL_TREE)
 def evaluate(
     apply: Callable[[Any, Array], Array],
     params: Any,

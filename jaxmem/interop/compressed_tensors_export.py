@@ -19,6 +19,7 @@ from ..architectures.weight_map import WeightMap
 from ..codecs.cast import CastArray
 from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
+from ..core.arguments import OPTIONAL_TREE, takes
 from ..core.fold import Fold
 from ..formats.compressed_tensors import packed as words
 from ..formats.safetensors import write_safetensors
@@ -31,6 +32,7 @@ from .layer_codes import Written
 Scheme = tuple[int, int | None, bool, bool]  # bits, group, symmetric, int8 inputs
 
 
+@takes(params=OPTIONAL_TREE)
 def to_compressed_tensors(
     path: str | os.PathLike, model: Model, params: Any = None, *, packed: bool = True
 ) -> Written:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..architectures.weight_map import WeightMap
+from ..core.arguments import OPTIONAL_TREE, takes
 from ..core.fold import Fold
 from ..core.lazy import Lazy
 from ..formats import gguf, gguf_llama
@@ -26,6 +27,7 @@ from .layer_codes import Written
 ALIGNMENT_BYTES = 32  # a tensor begins at a multiple of this
 
 
+@takes(params=OPTIONAL_TREE)
 def to_gguf(
     path: str | os.PathLike, model: Model, params: Any = None, *, half: bool = False
 ) -> Written:

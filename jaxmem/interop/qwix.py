@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack, unpack
 from ..codecs.quantized_scales import DoubleQuantArray
+from ..core.arguments import takes
 from ..core.fold import Fold
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _BITS = {"int2": 2, "int4": 4, "int8": 8}
 
 
+@takes()
 def to_qwix(leaf: IntArray) -> "QArray":
     """The QArray with the numbers of an `Int` leaf: int4 up to 4 bits, else int8; f32 scales.
 
@@ -54,6 +56,7 @@ def to_qwix(leaf: IntArray) -> "QArray":
     return QArray(fold.unfold(codes).astype(dtype), coarse.unfold(leaf.scales().mT), zero)
 
 
+@takes()
 def from_qwix(array: "QArray", *, dtype: DTypeLike | None = None) -> IntArray:
     """The `Int` leaf with the integers of a QArray; it decodes to `dtype`, by default the scale's.
 

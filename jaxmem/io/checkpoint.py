@@ -54,6 +54,8 @@ def save(path: str | os.PathLike, tree: Any, *, compress: bool = False) -> None:
         {'w': Array([0, 1, 2, 3], dtype=int4), 'step': 3}
     """
     path = _checked_path(path, "save")
+    if not isinstance(compress, bool):
+        raise TypeError(f"save: compress is {compress!r}, expected a bool")
     if path.is_dir():
         raise ValueError(f"cannot save to {path}: it is a directory, expected a file")
     arrays: list[np.ndarray | jax.Array] = []
@@ -103,6 +105,9 @@ def load(
     path = _checked_path(path, "load")
     if not (functions is None or isinstance(functions, Mapping)):
         raise TypeError(f"load: functions is {functions!r}, expected a mapping from paths")
+    classes = list(classes) if isinstance(classes, Iterable) else [classes]
+    if not all(isinstance(c, type) for c in classes):
+        raise TypeError(f"load: classes is {classes!r}, expected a list of classes")
     if path.is_dir():
         raise ValueError(f"cannot load {path}: it is a directory, expected a file")
     try:
@@ -115,6 +120,9 @@ def load(
             sharding_of = {}  # by the slot's id
             if shardings is not None:
                 asked = shardings(tree) if callable(shardings) else shardings
+                for sharding in jax.tree.leaves(asked):
+                    if not isinstance(sharding, jax.sharding.Sharding):
+                        raise TypeError(f"load: shardings has {sharding!r}, expected Shardings")
                 leaves = jax.tree.leaves(tree), jax.tree.leaves(jax.tree.broadcast(asked, tree))
                 sharding_of = {id(slot): sharding for slot, sharding in zip(*leaves)}
             arrays = [_read(file, slot, sharding_of.get(id(slot))) for slot in slots]

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from ..calibration.statistics import Moments
+from ..core.arguments import takes
 from ..core.lazy import piece
 from .model import Model
 from .rescaling import ChannelLink, channel_links, check_dense, leaf_at, rescale
@@ -18,6 +19,7 @@ from .rescaling import ChannelLink, channel_links, check_dense, leaf_at, rescale
 STRENGTHS = 20  # the number of strengths that awq tries, from 0 (no change) to 0.95
 
 
+@takes()
 def smooth(model: Model, stats: Mapping[str, Moments], *, strength: float = 0.5) -> Model:
     """The same function with smaller outliers in the activations, for products of 8-bit integers.
 
@@ -58,6 +60,7 @@ def smooth(model: Model, stats: Mapping[str, Moments], *, strength: float = 0.5)
     return dataclasses.replace(same, source=f"{model.source}, smoothed by {strength}")
 
 
+@takes()
 def awq(model: Model, stats: Mapping[str, Moments], codec: Any) -> Model:
     """The same function with larger weights for strong inputs, so that rounding harms them less.
 

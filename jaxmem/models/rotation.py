@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from ..core.arguments import takes
 from ..core.hadamard import hadamard
 from ..core.lazy import combined, is_lazy
 from ..core.leaf import is_encoded
@@ -19,6 +20,7 @@ _WRITES = {"attn": "out", "mlp": "down"}
 Basis = Literal["random", "hadamard"]
 
 
+@takes()
 def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
     """The same function with its residual stream rotated by an orthogonal matrix.
 
@@ -78,6 +80,7 @@ def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
     return dataclasses.replace(model, config=untied, tensors=tree, source=source)
 
 
+@takes()
 def rotate_heads(model: Model, *, seed: int = 0, basis: Basis = "hadamard") -> Model:
     """The same function with the values of each head rotated by an orthogonal matrix.
 

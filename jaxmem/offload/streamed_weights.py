@@ -8,12 +8,14 @@ import jax
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from ..core.arguments import TREE, takes
 from ..core.scans import around_scans
 from .optimizer_state import on_host
 
 _TILE = 32, 128  # a TPU's tile of one-byte numbers; a layer that is moved must be whole tiles
 
 
+@takes(params=TREE)
 def layers_on_host(params: Any) -> Any:
     """`params` with its stacks of matrices in the pinned memory of their device's host.
 
@@ -31,6 +33,7 @@ def layers_on_host(params: Any) -> Any:
     return jax.tree.map(lambda x: on_host(x) if _moves(x) else x, params)
 
 
+@takes()
 def from_host(fn: Callable) -> Callable:
     """`fn(params, *args)` for params of `layers_on_host`: its scans fetch one layer at a time.
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from ..core.arguments import takes
 from .float32_state import to_float32, update_in_float32
 from .stochastic_rounding import SEEDS_PER_STEP, stochastic_round
 
 
+@takes()
 def in_bfloat16(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The optimizer with the floats of its state in bfloat16; it computes in f32.
 

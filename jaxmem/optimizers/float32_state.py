@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..core.arguments import takes
 
+
+@takes()
 def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The optimizer with its state in f32, whatever the dtype of the params.
 

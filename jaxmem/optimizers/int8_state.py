@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from ..core.arguments import takes
 from .float32_state import to_float32, update_in_float32
 from .stochastic_rounding import SEEDS_PER_STEP, hashed_bits
 
@@ -63,6 +64,7 @@ def encode_int8(x: Array, seed: Array | int) -> Eighths:
     return Eighths(code.astype(jnp.int8).reshape(x.shape), scale)
 
 
+@takes()
 def in_int8(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The optimizer with the floats of its state in a byte each; it computes in f32.
 

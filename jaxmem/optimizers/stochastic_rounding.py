@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.arguments import OPTIONAL_TREE, takes
+
 SEEDS_PER_STEP = 7919  # seeds between two training steps: one for each array of an optimizer state
 PARAM_SEEDS_PER_STEP = 104_729  # likewise, for each array of the params
 
 
+@takes()
 def stochastic_round(x: Array, seed: Array | int) -> Array:
     """`x` in bfloat16, rounded up with a probability equal to its distance from the value below.
 
@@ -46,6 +49,7 @@ def hashed_bits(shape: tuple[int, ...], seed: Array | int) -> Array:
     return h ^ (h >> 16)
 
 
+@takes(params=OPTIONAL_TREE)
 def apply_rounded(params: Any, updates: Any, step: Array | int) -> Any:
     """`params + updates`, each in the dtype of the param; bfloat16 sums are rounded stochastically.
 

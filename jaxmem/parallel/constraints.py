@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ..core.arguments import takes
 from ..core.traced_mesh import mesh_of
 from .axes import POSITIONS, ROWS, batch_spec
 
@@ -22,6 +23,7 @@ def whole(tree: T) -> T:
     return tree if mesh is None else lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
+@takes()
 def constrain(x: Array) -> Array:
     """Activations x (B, T, ...) with rows over `data` and `fsdp`, and positions over `sequence`.
 

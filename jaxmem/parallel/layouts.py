@@ -10,16 +10,19 @@ from typing import Any
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
+from ..core import arguments
 from .axes import ROWS
 
 Rules = dict[str, P]
 
 
+@arguments.takes()
 def data(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     """No rules: every device holds all weights, and its own rows of the batch."""
     return {}
 
 
+@arguments.takes()
 def fsdp(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     """Weights, gradients and optimizer state over `fsdp`; weights are gathered layer by layer.
 
@@ -35,6 +38,7 @@ def fsdp(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     return _rules(config, mesh, ("fsdp",))
 
 
+@arguments.takes()
 def tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     """Heads and hidden units over `tensor`; activations are summed over devices twice a layer.
 
@@ -44,6 +48,7 @@ def tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     return _rules(config, mesh, ("tensor",))
 
 
+@arguments.takes()
 def fsdp_tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     """Heads and hidden units over `tensor`, and each device's share of them over `fsdp`.
 
@@ -57,11 +62,13 @@ def fsdp_tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     return _rules(config, mesh, ("tensor", "fsdp"))
 
 
+@arguments.takes()
 def sequence(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     """The layout `fsdp_tensor` with weights also over `sequence`, the axis of positions."""
     return _rules(config, mesh, ("tensor", "fsdp", "sequence"))
 
 
+@arguments.takes()
 def expert(pattern: str, *, stacked: bool = True) -> Rules:
     """Stacks of experts (layers, experts, in, out) over `expert`.
 
@@ -75,6 +82,7 @@ def expert(pattern: str, *, stacked: bool = True) -> Rules:
     return {pattern: P(None, "expert") if stacked else P("expert")}
 
 
+@arguments.takes()
 def adapters(rules: Rules) -> Rules:
     """Rules for LoRA pairs: u is divided like the outputs of its weight, v like the inputs.
 
@@ -90,6 +98,7 @@ def adapters(rules: Rules) -> Rules:
     return out
 
 
+@arguments.takes()
 def cache(config: Any, mesh: Mesh | AbstractMesh, batch: int) -> Rules:
     """A KV cache (layers, batch, heads, ...): heads over `tensor`, rows over `data` and `fsdp`."""
     heads = 1 if getattr(config, "latent", None) else getattr(config, "kv_heads", config.heads)

@@ -7,9 +7,11 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ..compiler.devices import target
+from ..core.arguments import takes
 from .axes import AXES
 
 
+@takes()
 def mesh(
     *,
     stage: int = 1,

@@ -14,6 +14,7 @@ from ..compiler.compile_subprocess import CompileError
 from ..compiler.devices import GIB, Device, target
 from ..compiler.footprint import Memory, memory
 from ..compiler.residuals import residuals
+from ..core.arguments import OPTIONAL_BYTES, takes
 from ..models import Model, load
 from ..train.remat_policy import Remat
 from .estimates import arithmetic
@@ -74,6 +75,7 @@ class Planned:
         }
 
 
+@takes(limit=OPTIONAL_BYTES)
 def plan(
     model: str | Model,
     *,

@@ -8,6 +8,8 @@ from typing import Any, Self
 from ..codecs import Int
 from ..compiler.devices import target
 from ..compression.plan import Plan
+from ..core.arguments import check_fields
+from ..core.codec import OPTIONAL_CODEC
 from ..io.json_fields import parse_object
 from ..optimizers import in_bfloat16, in_float32, in_int8
 from ..train.remat_policy import Remat
@@ -74,6 +76,7 @@ class Recipe:
     mesh: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self):
+        check_fields(self, encoding=OPTIONAL_CODEC)
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; expected one of {', '.join(TASKS)}")
         for name in ("batch", "seq", "micro", "chunk", "rank", "prompt"):

@@ -13,6 +13,7 @@ from typing import Any
 from ..compiler.compile_subprocess import CompileError
 from ..compiler.devices import target
 from ..compiler.footprint import Memory, memory
+from ..core.arguments import OPTIONAL_BYTES, takes
 
 SLACK = 1.08  # the most that an estimate exceeds the compiled peak (estimates.json: 1.07)
 
@@ -97,6 +98,7 @@ class Searched:
         return json.dumps({"device": self.device, "limit": self.limit, "rows": rows}, indent=1)
 
 
+@takes(limit=OPTIONAL_BYTES)
 def search(
     build: Callable[..., tuple],
     knobs: Mapping[str, Sequence],

@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from ..adapters.lora import adapters, attach
 from ..compression.encoding import encode
 from ..compression.plan import Plan
+from ..core.arguments import takes
 from ..core.leaf import is_encoded
 from ..core.lifting import dot_general, lift
 from ..core.paths import is_whole, match, paths
@@ -74,6 +75,7 @@ class Built:
         return jax.tree.map(lambda x: x.sharding, self.arguments)
 
 
+@takes()
 def build(
     recipe: Recipe,
     *,
@@ -98,9 +100,8 @@ def build(
         >>> import jax, jaxmem as jm
         >>> from jaxmem.models import Model
         >>> from jaxmem.architectures import llama
-        >>> config = llama.Config(
-        ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
-        ... )
+        >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+        >>> config = llama.Config(**sizes)
         >>> tiny = Model(config, llama.module(config), None, "tiny")
         >>> built = build(Recipe("tiny", "cpu", "train", 2, 16), model=tiny)
         >>> [x.shape for x in jax.tree.leaves(built.arguments[1])]

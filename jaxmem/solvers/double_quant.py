@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from ..codecs import Float, Int
 from ..codecs.quantized_scales import DoubleQuantArray
 from ..codecs.scaled import Scaled
+from ..core.arguments import check_fields
+from ..core.codec import CODEC
 from ..core.leaf import is_encoded
 from .solver import Solver, rounding_codec
 
@@ -48,6 +50,7 @@ class DoubleQuant(Scaled):
     scales: Any = E4M3
 
     def __post_init__(self):
+        check_fields(self, codec=CODEC, scales=CODEC)
         if not isinstance(rounding_codec(self.codec), Int | Scaled):
             raise TypeError(f"{self.codec} leaves no float scales to encode")
 

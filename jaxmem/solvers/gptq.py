@@ -13,6 +13,8 @@ from ..calibration.statistics import Moments
 from ..codecs import Codebook, Int, KMeans
 from ..codecs.float16_scales import divisor, finite_scale
 from ..codecs.scaled import repeat_groups
+from ..core.arguments import check_fields
+from ..core.codec import CODEC
 from ..core.fold import Fold
 from .coordinate_descent import refit_scales, round_again, row_losses
 from .optimal_brain_surgeon import by_energy, inverse_factor, sweep
@@ -60,6 +62,7 @@ class GPTQ(Solver):
     calibrated: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_fields(self, codec=CODEC)
         finds_scales = isinstance(self.codec, Solver) and not isinstance(self.codec, GPTQ)
         if not finds_scales and not isinstance(self.codec, KMeans):
             super().__post_init__()

@@ -11,7 +11,8 @@ from ..calibration.statistics import Moments
 from ..codecs import NM, Chain
 from ..codecs.permuted import PermutedArray
 from ..codecs.sparse import index_dtype
-from ..core.codec import needs_stats
+from ..core.arguments import check_fields
+from ..core.codec import CODEC, needs_stats
 from ..core.fold import Fold
 from .solver import Solver
 
@@ -44,6 +45,7 @@ class Permute(Solver):
     steps: int = 64
 
     def __post_init__(self):
+        check_fields(self, codec=CODEC)
         if self.steps < 0:
             raise ValueError(f"Permute takes at least 0 steps, got {self.steps}")
         self.pattern  # noqa: B018  raises if there is none

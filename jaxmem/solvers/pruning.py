@@ -8,6 +8,8 @@ from jax import Array
 
 from ..codecs import Chain
 from ..codecs.sparse import Sparse
+from ..core.arguments import FUNCTION, check_fields
+from ..core.codec import CODEC
 from ..core.fold import Fold
 from .pruning_scores import ria, wanda
 from .solver import Solver
@@ -18,6 +20,7 @@ class Pruner(Solver):
     """Wraps a sparse codec (`Bitmask`, `NM`, ...), or a `Chain` that begins with one."""
 
     def __post_init__(self):
+        check_fields(self, codec=CODEC, score=FUNCTION)
         if not isinstance(self.pattern, Sparse):
             name = type(self).__name__
             raise TypeError(f"{name} takes a sparse codec or a Chain of one, got {self.codec}")

@@ -14,6 +14,8 @@ from jax import Array, lax
 from ..calibration.statistics import Moments
 from ..codecs import Int, LowRank
 from ..codecs.sum import SumArray
+from ..core.arguments import check_fields
+from ..core.codec import CODEC, OPTIONAL_CODEC
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import is_encoded
 from .solver import Solver
@@ -58,6 +60,7 @@ class QERA(Solver):
     by_rows: ClassVar[bool] = False
 
     def __post_init__(self):
+        check_fields(self, codec=CODEC, factors=OPTIONAL_CODEC)
         LowRank(self.rank)  # raises for a wrong rank
         if self.rounds < 1:
             raise ValueError(f"QERA takes at least 1 round, got {self.rounds}")

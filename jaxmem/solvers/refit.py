@@ -12,6 +12,8 @@ from jax import Array, lax
 
 from ..calibration.statistics import Moments
 from ..codecs.sparse import SparseArray
+from ..core.arguments import check_fields
+from ..core.codec import CODEC
 from ..core.fold import Fold
 from .solver import Solver
 
@@ -45,8 +47,11 @@ class Refit(Solver):
     calibrated: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_fields(self, codec=CODEC)
         if self.steps < 1:
             raise ValueError(f"Refit takes at least 1 step, got {self.steps}")
+        if not self.damping >= 0:
+            raise ValueError(f"Refit takes a damping of at least 0, got {self.damping}")
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
         gram = jnp.eye(fold.k) if stats is None else stats.second

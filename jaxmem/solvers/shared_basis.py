@@ -15,7 +15,8 @@ from ..codecs.shared_layers import (
     layers_by_group,
     stacked_layers,
 )
-from ..core.codec import check_numbers
+from ..core.arguments import check_fields
+from ..core.codec import OPTIONAL_CODEC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Basis:
     layers_together: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_numbers(self)
+        check_fields(self, codec=OPTIONAL_CODEC)
         if self.rank < 1:
             raise ValueError(f"Basis takes a rank of at least 1, got {self.rank}")
         check_sharing(self)

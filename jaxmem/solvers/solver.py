@@ -12,7 +12,8 @@ from jax import Array, lax
 from ..calibration.statistics import Moments
 from ..codecs import Int
 from ..codecs.scaled import Scaled
-from ..core.codec import has_independent_rows
+from ..core.arguments import check_fields
+from ..core.codec import CODEC, has_independent_rows
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import is_encoded
 
@@ -30,6 +31,7 @@ class Solver(abc.ABC):
     by_rows: ClassVar[bool] = True  # whether each row of a matrix is solved by itself
 
     def __post_init__(self):
+        check_fields(self, codec=CODEC)
         if not isinstance(self.codec, Int | Scaled):
             name = type(self).__name__
             raise TypeError(f"{name} takes an Int, Float or Codebook, got {self.codec}")

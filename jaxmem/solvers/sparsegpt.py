@@ -48,6 +48,8 @@ class SparseGPT(Pruner):
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.damping >= 0:
+            raise ValueError(f"SparseGPT takes a damping of at least 0, got {self.damping}")
         rounds = any(isinstance(codec, Int | Scaled) for codec in self.values)
         if rounds and not isinstance(self.pattern, Bitmask | NM | Csr):
             raise TypeError(f"SparseGPT rounds values of Bitmask, NM or Csr, got {self.codec}")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..core.arguments import takes
 from ..core.fold import Fold
 from ..core.paths import paths
 from ..models.model import Model, family
@@ -18,6 +19,7 @@ from ..train.losses import divergence
 from .smaller_model import check_layers, smaller_model
 
 
+@takes()
 def remove_layers(model: Model, gone: Sequence[int]) -> Model:
     """The model without the layers `gone`; the remaining layers are stacked again for the scan.
 
@@ -45,6 +47,7 @@ def remove_layers(model: Model, gone: Sequence[int]) -> Model:
     return smaller_model(model, params, f"without layers {gone}", **_sizes(model.config, keep))
 
 
+@takes()
 def least_missed(model: Model, count: int, ids: Array) -> list[int]:
     """The `count` layers to remove, chosen one after the other by the least KL to the whole model.
 
@@ -79,6 +82,7 @@ def least_missed(model: Model, count: int, ids: Array) -> list[int]:
     return gone
 
 
+@takes()
 def least_worth(
     model: Model,
     count: int,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from ..core.arguments import takes
 from ..models.model import Model
 from .input_removal import moments_of, remove_inputs, take_runs
 from .smaller_model import check_layers, copy_dicts, smaller_model
@@ -9,6 +10,7 @@ from .smaller_model import check_layers, copy_dicts, smaller_model
 DOWN = "layers/mlp/down/kernel"
 
 
+@takes()
 def remove_neurons(model: Model, ffn: int, stats: Mapping) -> Model:
     """The model with `ffn` neurons in the feed-forward part of each layer.
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from jax import Array
 
+from ..core.arguments import takes
 from ..models.model import Model
 from .depth import least_missed, remove_layers
 from .heads import remove_heads
@@ -18,6 +19,7 @@ KEPT_WIDTH = 7 / 8  # of the residual stream, in multiples of 8
 REMOVED_LAYERS = (1 / 16, 1 / 8)
 
 
+@takes()
 def fewer(
     model: Model, kinds: Collection[Structure], *, stats: Mapping, ids: Array
 ) -> Iterator[tuple[Model, list[int]]]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.arguments import takes
 from ..models.model import Model
 from .input_removal import DAMPING, moments_of
 from .smaller_model import copy_dicts, smaller_model
@@ -13,6 +14,7 @@ READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # the projections afte
 WRITES = {"attn": "out", "mlp": "down"}
 
 
+@takes()
 def remove_width(model: Model, width: int, stats: Mapping) -> Model:
     """The model of the Llama family with a residual stream of `width` numbers.
 

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.arguments import takes
 from ..core.lifting import dot_general
 
 
+@takes()
 def next_token_loss(x: Array, head: Any, ids: Array, *, axis: int = 0, chunk: int = 512) -> Array:
     """The mean cross entropy of predicting each next id, in nats, in f32.
 

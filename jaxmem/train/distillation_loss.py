@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.arguments import takes
 from .losses import divergence
 
 
+@takes()
 def distillation(
     student: Array, teacher: Array, labels: Array, *, alpha: float = 0.5, temperature: float = 1.0
 ) -> Array:

@@ -13,6 +13,7 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
+from ..core.arguments import takes
 from ..core.fold import Fold
 from ..core.usage import summed_axes
 from .pruning_masks import (
@@ -34,6 +35,7 @@ class Moving(NamedTuple):
     key: Array
 
 
+@takes()
 def rigl(
     inner: optax.GradientTransformation,
     plan: Mapping[str, Sparse],
@@ -74,6 +76,7 @@ def rigl(
     return _moving(inner, plan, grow, every, end, share, uses, 0)
 
 
+@takes()
 def evolve(
     inner: optax.GradientTransformation,
     plan: Mapping[str, Sparse],

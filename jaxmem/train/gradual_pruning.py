@@ -14,6 +14,7 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
+from ..core.arguments import takes
 from ..core.usage import summed_axes
 from .pruning_masks import (
     check_sparse,
@@ -32,6 +33,7 @@ class Masks(NamedTuple):
     masks: dict[str, Array]
 
 
+@takes()
 def polynomial(step: Array | int, begin: int, end: int, power: float = 3.0) -> Array:
     """The schedule's progress, 1 − (1 − t)^power, with t from 0 at step `begin` to 1 at `end`.
 
@@ -45,6 +47,7 @@ def polynomial(step: Array | int, begin: int, end: int, power: float = 3.0) -> A
     return 1 - (1 - jnp.clip(t, 0.0, 1.0)) ** power
 
 
+@takes()
 def gradual(
     plan: Mapping[str, Sparse],
     *,

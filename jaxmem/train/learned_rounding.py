@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from ..calibration.batches import tuples
+from ..core.arguments import BATCHES, TREE, takes
 from ..core.lifting import lift
 from .cosine_adam import cosine_adam
 from .learnable_int import encode_trained, merge_trainable, split_trainable
@@ -18,6 +19,7 @@ from .losses import squared
 T = TypeVar("T")
 
 
+@takes(params=TREE, enc=TREE, batches=BATCHES)
 def learn_rounding(
     fn: Callable,
     params: Any,

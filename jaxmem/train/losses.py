@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.arguments import takes
 
+
+@takes()
 def squared(target: Any, found: Any) -> Array:
     """The mean squared error over all numbers of all outputs, in f32.
 
@@ -23,6 +26,7 @@ def squared(target: Any, found: Any) -> Array:
     return total / max(1, sum(a.size for a, _ in pairs))
 
 
+@takes()
 def relative(target: Any, found: Any) -> Array:
     """The mean of ‖target − found‖² / ‖target‖² over rows (..., features), in f32.
 
@@ -46,6 +50,7 @@ def relative(target: Any, found: Any) -> Array:
     return jnp.concatenate([rows(*pair) for pair in pairs]).mean()
 
 
+@takes()
 def divergence(target: Array, found: Array) -> Array:
     """The mean KL(softmax(target) ‖ softmax(found)) of logits (..., classes), in nats, in f32.
 

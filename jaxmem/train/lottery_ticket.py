@@ -9,6 +9,7 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
+from ..core.arguments import takes
 from ..core.fold import Fold
 from ..core.usage import summed_axes
 from .pruning_masks import (
@@ -30,6 +31,7 @@ class Early(NamedTuple):
     early: Any
 
 
+@takes()
 def rewind(
     inner: optax.GradientTransformation,
     plan: Mapping[str, Sparse],

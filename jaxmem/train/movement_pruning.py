@@ -14,6 +14,7 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
+from ..core.arguments import takes
 from ..core.usage import summed_axes
 from .gradual_pruning import polynomial
 from .pruning_masks import (
@@ -35,6 +36,7 @@ class Dense(NamedTuple):
     masks: dict[str, Array]
 
 
+@takes()
 def straight_through(
     inner: optax.GradientTransformation,
     plan: Mapping[str, Sparse],
@@ -68,6 +70,7 @@ def straight_through(
     return _with_dense(inner, plan, score, decay, uses, accumulates=False)
 
 
+@takes()
 def movement(
     inner: optax.GradientTransformation,
     plan: Mapping[str, Sparse],

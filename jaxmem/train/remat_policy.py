@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from ..core.arguments import check_fields, takes
 from ..core.repeated_layers import Segment
 from ..core.traced import Traced
 
@@ -41,6 +42,7 @@ class Remat:
     names: tuple[str, ...] = ()
 
     def __post_init__(self):
+        check_fields(self)
         object.__setattr__(self, "names", tuple(self.names))
         if self.kind not in _KINDS:
             raise ValueError(f"unknown remat {self.kind!r}; expected one of {', '.join(_KINDS)}")
@@ -65,6 +67,7 @@ class Remat:
         return dots.get(self.kind, policies.nothing_saveable)
 
 
+@takes()
 def remat(fn: Callable, policy: Remat) -> Callable:
     """`fn` with `policy` applied to each of its layers, those of a scan or of a Python loop.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..calibration.batches import tuples
+from ..core.arguments import BATCHES, TREE, takes
 from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import lift
 from ..core.segmented import Segmented
@@ -23,6 +24,7 @@ from .losses import divergence
 T = TypeVar("T")
 
 
+@takes(params=TREE, enc=TREE, batches=BATCHES)
 def tune(
     fn: Callable,
     params: Any,

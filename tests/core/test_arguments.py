@@ -1,5 +1,7 @@
 """Public functions refuse an argument of a wrong kind by its name, with the value and the cure."""
 
+import inspect
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,7 +55,10 @@ def test_an_argument_of_another_kind_is_refused_by_name(name, argument):
         (lambda: jm.shardings(PARAMS, jm.mesh(fsdp=8), {"w": "fsdp"}), "expected a mapping from"),
         (lambda: jm.save(3, PARAMS), "save: path is a int, expected a str or a PathLike"),
         (lambda: jm.load("f", functions=3), "load: functions is 3, expected a mapping"),
-        (lambda: jm.to_bcoo(jm.Int(8).encode(X)), "takes a leaf of Coo, got a IntArray"),
+        (
+            lambda: jm.to_bcoo(jm.Int(8).encode(X)),
+            "to_bcoo: leaf is a IntArray, expected a CooArray",
+        ),
         (lambda: jm.Plan(3), "a Plan takes a mapping from paths to codecs, got 3"),
     ],
 )
@@ -65,6 +70,46 @@ def test_a_mistake_is_answered_with_the_value_and_what_was_expected(call, messag
 def test_merge_refuses_trees_that_split_did_not_make():
     with pytest.raises(ValueError, match="merge takes the two trees that split made"):
         jm.merge({"a": 1}, {"b": 2})
+
+
+def test_every_public_function_checks_what_its_annotations_say():
+    spaces = (jm, jm.adapters, jm.layouts, jm.optimizers, jm.train)
+    functions = {f for space in spaces for f in vars(space).values() if inspect.isfunction(f)}
+    ours = {f for f in functions if f.__module__.startswith("jaxmem.") and f.__name__[0] != "_"}
+    unchecked = {f.__name__ for f in ours if not hasattr(f, "__wrapped__")} - {"takes"}
+    assert unchecked == {"dot_general", "is_encoded", "kl_divergence", "load", "merge", "save"}
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: jm.lift(FN, on_decode="never"), "on_decode is 'never', expected 'allow', 'error'"),
+        (lambda: jm.save("f", PARAMS, compress="lz4"), "compress is 'lz4', expected a bool"),
+        (
+            lambda: jm.memory(FN, PARAMS, X, limit="16 GB"),
+            "memory: limit is '16 GB', expected a nu",
+        ),
+        (
+            lambda: jm.donations(FN, PARAMS, X, donate_argnums="0"),
+            "donate_argnums is '0', expected",
+        ),
+        (lambda: jm.replicated("step"), "replicated: m is 'step', expected a Memory"),
+        (lambda: jm.remat(FN, "full"), "remat: policy is 'full', expected a Remat"),
+        (lambda: jm.tune(FN, PARAMS, PARAMS, X), "tune takes batches that are tuples"),
+        (lambda: jm.adapters.attach(PARAMS, [1]), "attach: pairs is \\[1\\], expected a mapping"),
+        (lambda: jm.mesh(fsdp="8"), "mesh: fsdp is '8', expected an int"),
+        (lambda: jm.Plan({}, axes=3), "a Plan takes axes by path, as a mapping, got 3"),
+        (lambda: jm.Sum((jm.Int(4), "int8")), "Sum takes a tuple of codecs, such as"),
+        (lambda: jm.Smallest(jm.Int(4)), "Smallest takes a tuple of codecs, such as"),
+        (lambda: jm.Cast(None), "Cast takes a float type, such as 'bfloat16', got None"),
+        (lambda: jm.Blocks(block=32), "Blocks takes a tuple of two ints as its block, got 32"),
+        (lambda: jm.Int(4, group="32"), "Int takes an int or None as its group, got '32'"),
+        (lambda: jm.Remat("named", names="attn_out"), "Remat takes an iterable, such as a list"),
+    ],
+)
+def test_an_argument_of_another_kind_is_answered_with_what_was_expected(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
 
 
 @pytest.mark.parametrize("tree", [{}, [], {"a": 3}, X, np.ones(2), jm.Int(8).encode(X.T)])
@@ -82,6 +127,9 @@ def test_what_holds_arrays_or_could_is_a_tree(tree):
         (jm.Blocks, "density"),
         (lambda wrong: jm.Inputs(0.5, size=wrong), "size"),
         (lambda wrong: jm.NM(wrong, 4), "n"),
+        (lambda wrong: jm.Int(wrong, group=32), "bits"),
+        (lambda wrong: jm.FitOptions(tune_steps=wrong), "tune_steps"),
+        (lambda wrong: jm.SparseGPT(jm.NM(2, 4), damping=wrong), "damping"),
         (jm.Shared, "groups"),
         (jm.Basis, "rank"),
         (lambda wrong: jm.Smooth(jm.Int(4), strength=wrong), "strength"),
