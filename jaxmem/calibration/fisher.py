@@ -18,7 +18,8 @@ from ..core.arguments import BATCHES, FUNCTION, OPTIONAL_MAPPING, TREE, takes
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import decode, is_encoded
 from ..core.paths import arrays_only, paths
-from ..core.usage import summed_axes, uses
+from ..core.usage import summed_axes
+from ..core.usage import uses as trace_uses
 from .batches import tuples
 
 
@@ -49,7 +50,7 @@ def fisher(
     total, predictions, axes_of = {}, 0, None
     for i, batch in enumerate(tuples(batches, "fisher")):
         if axes_of is None:
-            traced = uses(fn, params, *batch)
+            traced = trace_uses(fn, params, *batch)
             axes_of = tuple((path, summed_axes(path, traced)) for path in paths(params))
         key = jax.random.key(seed + i)
         squares, count = _squares((fn, axes_of), params, batch, key)
@@ -65,8 +66,9 @@ def gradients(
     """{path: mean of ∂loss/∂w over the batches}, f32 matrices (*stack, n, k) as solvers take them.
 
     `loss(params, *batch)` is a number. `Prune(codec, jm.solvers.pruning_scores.taylor)` takes the
-    result as its `stats`. `uses` tells which axes each weight is summed over, as in `encode`.
-    Leaves that are no matrices are left out. A gradient of all weights is in memory.
+    result as its `stats`. `uses` tells which axes each weight is summed over; without it the first
+    batch is traced. Leaves that are no matrices are left out. A gradient of all weights is in
+    memory.
 
     Raises:
         ValueError: there is no batch.
@@ -86,15 +88,16 @@ def gradients(
     loss, params = arrays_only(loss, params)
     total, count, gradient = None, 0, jax.jit(jax.grad(loss, allow_int=True))
     for batch in tuples(batches, "gradients"):
+        uses = trace_uses(loss, params, *batch) if uses is None else uses
         new = gradient(params, *batch)
         total = new if total is None else jax.tree.map(jnp.add, total, new)
         count += 1
-    leaves = zip(paths(params), jax.tree.leaves(total))
+    leaves = dict(zip(paths(params), jax.tree.leaves(total)))
     fold = lambda path, g: (
-        Fold.from_weight(g.astype(jnp.float32), summed_axes(path, uses))[0] / count
+        Fold.from_weight(g.astype(jnp.float32), summed_axes(path, uses, leaves))[0] / count
     )
     is_matrix = lambda g: g.ndim > 1 and jnp.issubdtype(g.dtype, jnp.floating)
-    return {path: fold(path, g) for path, g in leaves if is_matrix(g)}
+    return {path: fold(path, g) for path, g in leaves.items() if is_matrix(g)}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -17,7 +17,7 @@ from ..core.codec import ties_layers
 from ..core.fold import matrix_shape
 from ..core.leaf import nbytes as count_bytes
 from ..core.leaf import shape_of
-from ..core.paths import is_whole, paths
+from ..core.paths import check_same_tree, is_whole, paths
 from ..core.usage import summed_axes
 from .candidates import CANDIDATES
 from .encodable_weights import choices
@@ -94,6 +94,7 @@ def budget(
     if runs < 1:
         raise ValueError(f"budget cuts a stack into at least 1 run, got {runs}")
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
+    check_same_tree(leaves, uses=uses, stats=stats, sensitivity=sensitivity)
     chosen = choices(leaves, candidates, uses)
     axes = {path: summed_axes(path, uses, leaves) for path in chosen}
     cells, sizes = {}, {}

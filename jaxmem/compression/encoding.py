@@ -17,7 +17,7 @@ from ..core.codec import has_independent_rows, is_codec, needs_stats, ties_layer
 from ..core.fold import matrix_shape
 from ..core.lazy import Lazy, is_lazy
 from ..core.leaf import is_array, is_dense_float, is_encoded
-from ..core.paths import is_whole, paths
+from ..core.paths import check_same_tree, is_whole, paths
 from ..core.segmented import Segmented
 from ..core.usage import summed_axes
 from .plan_paths import by_layer
@@ -35,7 +35,8 @@ def encode(
     `uses` gives the axes that each weight is summed over; a plan of `budget`, or of `choose` with
     `uses`, carries them. Without both it is the second last axis, as in a kernel of `Dense`, or a
     stack of them. It is the last one of an `embedding`, and the first ones of a kernel of which the
-    shape of the `bias` says so, as in attention and convolutions.
+    shape of the `bias` says so, as in attention and convolutions. A `kernel` of more axes without
+    such a bias, in a module whose other weights show no stack, is refused.
 
     `stats` gives the moments that a calibrated codec needs. If the params are abstract, the result
     is abstract. Lazy params are read one layer at a time, and lazy leaves that the plan does not
@@ -44,7 +45,8 @@ def encode(
     Raises:
         ValueError: the plan names a path that is not in `params`; a weight cannot take its codec;
             a weight is too large for its scales; a weight or its stats hold NaN or infinity; the
-            stats have another length or stack than the weight. The message names the path.
+            stats have another length or stack than the weight; `uses` is wanted, or `uses` or
+            `stats` are those of another tree. The message names the path.
         TypeError: a weight holds no floats, or the plan's value is no codec. The message names the
             path.
 
@@ -57,13 +59,15 @@ def encode(
     leaves, tree = jax.tree.flatten(params, is_leaf=is_whole)
     names = paths(params)
     by_path = dict(zip(names, leaves))
+    check_same_tree(names, uses=uses, stats=stats)
     codecs = by_layer(plan, {name: getattr(x, "shape", ()) for name, x in zip(names, leaves)})
     out = []
     for path, leaf in zip(names, leaves):
         codec = codecs.get(path)
-        known = getattr(plan, "axes", {}) if path not in (uses or {}) else {}
-        axes = known[path] if path in known else summed_axes(path, uses, by_path)
         moments = (stats or {}).get(path)
+        axes = None
+        if codec is not None:
+            axes = summed_axes(path, uses, by_path, getattr(plan, "axes", None))
         try:
             for one in [c for *_, c in codec] if isinstance(codec, list) else [codec]:
                 if one is not None:

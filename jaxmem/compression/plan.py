@@ -8,7 +8,7 @@ from typing import Any
 from .. import codecs, solvers
 from ..core.arguments import MAPPING, OPTIONAL_MAPPING, TREE, shown, takes
 from ..core.codec import is_codec
-from ..core.paths import match, matcher, paths
+from ..core.paths import check_same_tree, match, matcher, paths
 from ..core.usage import summed_axes
 from ..io.json_fields import parse_object
 from .plan_paths import layer_readings, path_of_layers
@@ -121,6 +121,7 @@ def choose(params: Any, rules: Mapping[str, Any], uses: Mapping[str, Any] | None
         a[0:2]/w  None
     """
     names = paths(params)
+    check_same_tree(names, uses=uses)
     of_layers = {rule: _layer_rule(rule, names) for rule in rules}
     plan = match(names, {rule: codec for rule, codec in rules.items() if not of_layers[rule]})
     for rule, codec in rules.items():

@@ -70,12 +70,11 @@ def erdos_renyi(
         >>> {path: round(d, 3) for path, d in erdos_renyi(params, 0.1).items()}
         {'a/kernel': 0.34, 'b/kernel': 0.085}
     """
-    leaves = _matching(params, density, where)
-    sizes, raw = {}, {}
-    for path, leaf in leaves.items():
+    leaves, sizes, raw = _leaves(params), {}, {}
+    for path, leaf in _matching(params, density, where).items():
         shape = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
         *_, n, k = jax.eval_shape(
-            lambda w, p=path: Fold.from_weight(w, summed_axes(p, uses))[0], shape
+            lambda w, p=path: Fold.from_weight(w, summed_axes(p, uses, leaves))[0], shape
         ).shape
         sizes[path], raw[path] = math.prod(leaf.shape), (n + k) / (n * k)
     left, total = density * sum(sizes.values()), dict(raw)
@@ -124,9 +123,11 @@ def together(
         >>> found["a/kernel"] < 0.4 < 0.6 < found["b/kernel"], round(sum(found.values()) / 2, 2)
         (True, 0.5)
     """
-    counts = {}
+    leaves, counts = _leaves(params), {}
     for path, leaf in _matching(params, density, where).items():
-        matrix = Fold.from_weight(jnp.asarray(leaf), summed_axes(path, uses))[0].astype(jnp.float32)
+        matrix = Fold.from_weight(jnp.asarray(leaf), summed_axes(path, uses, leaves))[0].astype(
+            jnp.float32
+        )
         counts[path] = np.zeros(BINS, np.int64)
         for at in np.ndindex(matrix.shape[:-2]):
             moments = jax.tree.map(lambda a: a[at], (stats or {}).get(path))  # noqa: B023
@@ -152,6 +153,10 @@ def _matching(params, density, where):
     """{path: leaf} of the weights that are pruned: the leaves of floats that `where` matches."""
     if not 0 < density < 1:
         raise ValueError(f"a density lies above 0 and below 1, got {density}")
-    names = paths(params)
-    leaves = dict(zip(names, jax.tree.leaves(params, is_leaf=is_whole)))
-    return {p: leaves[p] for p in match(names, {where: True}) if is_dense_float(leaves[p])}
+    leaves = _leaves(params)
+    return {p: leaves[p] for p in match(list(leaves), {where: True}) if is_dense_float(leaves[p])}
+
+
+def _leaves(params):
+    """{path: leaf} of all leaves."""
+    return dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))

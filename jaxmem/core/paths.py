@@ -2,7 +2,7 @@
 
 import collections
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -58,6 +58,25 @@ def leaf_paths(tree: Any) -> list[str]:
 def is_whole(x: Any) -> bool:
     """Whether `x` is one weight: encoded, or not read yet."""
     return is_encoded(x) or is_lazy(x)
+
+
+def check_same_tree(names: Collection[str], **mappings: Mapping[str, Any] | None) -> None:
+    """Refuses a mapping from paths that names none of the paths of a tree: it is of another tree.
+
+    Raises:
+        ValueError: the message has the name of the argument, and a path of each side.
+
+    Example:
+        >>> check_same_tree(["layers/up/kernel"], uses={"up/kernel": []})
+        Traceback (most recent call last):
+        ValueError: uses names 'up/kernel', and the params have 'layers/up/kernel': of another tree?
+    """
+    for argument, by_path in mappings.items():
+        if by_path and names and not any(path in by_path for path in names):
+            raise ValueError(
+                f"{argument} names {next(iter(by_path))!r}, and the params have "
+                f"{next(iter(names))!r}: of another tree?"
+            )
 
 
 def match(names: list[str], rules: dict[str, Any]) -> dict[str, Any]:

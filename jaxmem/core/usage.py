@@ -11,6 +11,7 @@ from .arguments import FUNCTION, TREE, takes
 from .leaf import Encoded, is_encoded, is_random_key
 from .lifting import lift
 from .paths import arrays_only, is_whole, paths
+from .usual_axes import usual_axes
 
 
 class Use(NamedTuple):
@@ -113,13 +114,20 @@ class Watched(Encoded):
 
 
 def summed_axes(
-    path: str, uses: Mapping | None, leaves: Mapping[str, Any] | None = None
+    path: str,
+    uses: Mapping | None,
+    leaves: Mapping[str, Any] | None = None,
+    planned: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[int, ...]:
     """The axes that the products of a weight sum over, from the end.
 
-    A table that is only looked up has the axis (-1,). Where `uses` does not tell, an `embedding`
-    has (-1,), a kernel the axes before those of its bias, if the bias fits no stack of kernels
-    (`leaves` has the weights by path), and any other weight (-2,).
+    A table that is only looked up has the axis (-1,). Where neither `uses` nor `planned`, the axes
+    of a plan, tells, an `embedding` has (-1,), a kernel the axes before those of its bias, if the
+    bias fits no stack of kernels (`leaves` has the weights by path), and any other weight (-2,).
+
+    Raises:
+        ValueError: a kernel of more than two axes has no bias that fits, and its neighbours do not
+            show that it is a stack; the message says what to pass.
 
     Example:
         >>> summed_axes("table", {"table": [Use("gather", (), (3,), "int32", 0)]})
@@ -130,23 +138,9 @@ def summed_axes(
         (-3,)
     """
     if path not in (uses or {}):
-        return _usual_axes(path, leaves or {})
+        return (planned or {}).get(path) or usual_axes(path, leaves or {})
     weight_uses = (uses or {}).get(path, ())
     products = [use.axes for use in weight_uses if use.op == "dot_general"]
     if products:
         return products[0]
     return (-1,) if any(use.op == "gather" for use in weight_uses) else (-2,)
-
-
-def _usual_axes(path: str, leaves: Mapping[str, Any]) -> tuple[int, ...]:
-    """The axes that a weight of this name is summed over in linen and NNX."""
-    module, _, name = path.rpartition("/")
-    if name in ("embedding", "embeddings"):
-        return (-1,)
-    kernel, bias = (
-        getattr(leaves.get(f"{module}/{part}".lstrip("/")), "shape", ()) for part in (name, "bias")
-    )
-    is_stack = len(kernel) > 1 and bias == (*kernel[:-2], kernel[-1])
-    if name != "kernel" or is_stack or not 0 < len(bias) < len(kernel):
-        return (-2,)
-    return tuple(range(-len(kernel), -len(bias))) if kernel[-len(bias) :] == bias else (-2,)

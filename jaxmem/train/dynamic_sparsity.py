@@ -15,10 +15,10 @@ from jax import Array
 from ..codecs.sparse import Sparse
 from ..core.arguments import takes
 from ..core.fold import Fold
-from ..core.usage import summed_axes
 from .pruning_masks import (
     check_sparse,
     mask_updates,
+    planned_axes,
     planned_leaves,
     replace_leaves,
     require_params,
@@ -135,10 +135,9 @@ def _moving(
         raise ValueError(f"the share of weights that move lies between 0 and 1, got {share}")
     if every < 1 or end < every:
         raise ValueError(f"a schedule wants 1 <= every <= end, got every={every}, end={end}")
-    axes = {path: summed_axes(path, uses) for path in plan}
 
     def init(params):
-        weights = planned_leaves(plan, params)
+        weights, axes = planned_leaves(plan, params), planned_axes(plan, params, uses)
         masks = {p: top_mask(codec, jnp.abs(weights[p]), 1.0, axes[p]) for p, codec in plan.items()}
         return Moving(
             jnp.zeros((), jnp.int32),
@@ -150,7 +149,7 @@ def _moving(
     def update(gradients, state, params=None):
         require_params(params)
         grads, weights = planned_leaves(plan, gradients), planned_leaves(plan, params)
-        count = state.count + 1
+        axes, count = planned_axes(plan, params, uses), state.count + 1
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), count)
         # move the masks, if it is time
         moving = share / 2 * (1 + jnp.cos(jnp.pi * count.astype(jnp.float32) / end))

@@ -15,11 +15,11 @@ from jax import Array
 
 from ..codecs.sparse import Sparse
 from ..core.arguments import takes
-from ..core.usage import summed_axes
 from .pruning_masks import (
     check_sparse,
     full_masks,
     mask_updates,
+    planned_axes,
     planned_leaves,
     require_params,
     top_mask,
@@ -109,10 +109,10 @@ def gradual(
         due = (state.count >= begin) & ((state.count - begin) % every == 0)
         due &= state.count < end + every  # after that the masks are final
         progress = polynomial(state.count, begin, end, power)
-        masks = {}
+        axes, masks = planned_axes(plan, params, uses), {}
         for path, codec in plan.items():
             score = jnp.where(state.masks[path], jnp.abs(new[path]), -1.0)
-            chosen = lambda c=codec, s=score, p=path: top_mask(c, s, progress, summed_axes(p, uses))
+            chosen = lambda c=codec, s=score, p=path: top_mask(c, s, progress, axes[p])
             masks[path] = jax.lax.cond(due, chosen, lambda p=path: state.masks[p])
         return mask_updates(plan, updates, params, masks), Masks(state.count + 1, masks)
 

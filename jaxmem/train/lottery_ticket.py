@@ -11,11 +11,11 @@ from jax import Array
 from ..codecs.sparse import Sparse
 from ..core.arguments import takes
 from ..core.fold import Fold
-from ..core.usage import summed_axes
 from .pruning_masks import (
     check_sparse,
     full_masks,
     mask_updates,
+    planned_axes,
     planned_leaves,
     replace_leaves,
     require_params,
@@ -91,10 +91,10 @@ def rewind(
         count = state.count + 1
         round_ends = (count % steps == 0) & (count <= rounds * steps)
         new = planned_leaves(plan, optax.apply_updates(params, updates))
-        masks = {}
+        axes, masks = planned_axes(plan, params, uses), {}
         for path, codec in plan.items():
             score = jnp.where(state.masks[path], jnp.abs(new[path]), -1.0)
-            chosen = tickets(codec, score, count // steps / rounds, summed_axes(path, uses))
+            chosen = tickets(codec, score, count // steps / rounds, axes[path])
             masks[path] = jnp.where(round_ends, chosen, state.masks[path])
         # and updates that take all params back to their early values
         back = jax.tree.map(lambda a, p: (a - p).astype(p.dtype), early, params)

@@ -15,10 +15,10 @@ from jax import Array
 
 from ..codecs.sparse import Sparse
 from ..core.arguments import takes
-from ..core.usage import summed_axes
 from .gradual_pruning import polynomial
 from .pruning_masks import (
     check_sparse,
+    planned_axes,
     planned_leaves,
     replace_leaves,
     require_params,
@@ -134,9 +134,9 @@ def _with_dense(
     `score(dense weight, old score, gradient, step)` returns (score, progress of the schedule).
     `accumulates` says whether scores are kept from step to step; if not, the old score is None.
     """
-    axes = {path: summed_axes(path, uses) for path in plan}
 
     def init(params):
+        axes = planned_axes(plan, params, uses)
         dense = {path: w.astype(jnp.float32) for path, w in planned_leaves(plan, params).items()}
         scores = jax.tree.map(jnp.zeros_like, dense) if accumulates else {}
         progress = 0.0 if accumulates else 1.0
@@ -156,6 +156,7 @@ def _with_dense(
             replace_leaves(gradients, decayed), state.inner, replace_leaves(params, state.dense)
         )
         steps, old = planned_leaves(plan, updates), planned_leaves(plan, params)
+        axes = planned_axes(plan, params, uses)
         dense, scores, masks, new_updates = {}, {}, {}, {}
         for path, codec in plan.items():
             dense[path] = state.dense[path] + steps[path]

@@ -10,6 +10,7 @@ from jax import Array
 from ..codecs.sparse import Sparse
 from ..core.fold import Fold
 from ..core.paths import is_whole, paths
+from ..core.usage import summed_axes
 
 
 def check_sparse(plan: Mapping[str, Any]) -> None:
@@ -36,6 +37,13 @@ def planned_leaves(plan: Mapping, tree: Any) -> dict[str, Array]:
         if path not in leaves:
             raise ValueError(f"the plan names {path!r}; there are {list(leaves)[:3]}")
     return {path: leaves[path] for path in plan}
+
+
+def planned_axes(plan: Mapping, params: Any, uses: Mapping | None) -> dict[str, tuple[int, ...]]:
+    """{path: the axes that a weight of the plan is summed over}, the same as `encode` takes."""
+    leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
+    known = getattr(plan, "axes", None)
+    return {path: summed_axes(path, uses, leaves, known) for path in plan}
 
 
 def replace_leaves(tree: Any, new: Mapping[str, Array]) -> Any:
