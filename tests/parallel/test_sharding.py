@@ -267,3 +267,15 @@ def test_the_state_of_a_sharded_weight_lies_with_it():
     assert adam.mu == adam.nu == places and adam.count.spec == P()
     rows = jm.state_shardings({"v": {"a": {"w": jnp.ones(8)}}}, params, places)
     assert rows["v"]["a"]["w"].spec == P()  # its shape is not the weight's
+
+
+def test_second_derivatives_through_sharded_layers_are_those_of_the_decoded_weights():
+    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+    enc = {"w": jm.Int(4, group=8).encode(draw(0, 2, 16, 16) / 4)}
+    mesh = jm.mesh(fsdp=2, tensor=2)
+    placed = jm.shard(enc, jm.shardings(enc, mesh, {"w": P(None, "fsdp", "tensor")}))
+    layer = lambda x, w: (jnp.tanh(x @ w), None)
+    loss = lambda p, x: (jax.lax.scan(layer, x, p["w"])[0] ** 2).sum()
+    along = lambda fn: lambda p, x, v: jax.jvp(jax.grad(lambda x: fn(p, x)), (x,), (v,))[1]
+    x, v = draw(1, 4, 16), draw(2, 4, 16)
+    close(jit(along(jm.lift(loss)))(placed, x, v), along(loss)(jm.decode(enc), x, v))
