@@ -65,11 +65,11 @@ from .compression.sparsity_distribution import erdos_renyi as erdos_renyi
 from .compression.sparsity_distribution import sparse as sparse
 from .compression.sparsity_distribution import together as together
 from .compression.sparsity_distribution import uniform as uniform
+from .core.byte_counts import nbytes as nbytes
 from .core.codec import Codec as Codec
 from .core.leaf import Encoded as Encoded
 from .core.leaf import decode as decode
 from .core.leaf import is_encoded as is_encoded
-from .core.leaf import nbytes as nbytes
 from .core.lifting import dot_general as dot_general
 from .core.lifting import lift as lift
 from .core.paths import merge as merge

@@ -27,7 +27,7 @@ import jax
 from eight_layers import MODEL
 
 import jaxmem as jm
-from jaxmem.core.leaf import device_bytes
+from jaxmem.core.byte_counts import device_bytes
 from jaxmem.evaluation.confidence import spearman
 from jaxmem.io.atomic import write_whole
 

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 
 from ..core.arguments import check_fields
+from ..core.byte_counts import nbytes
 from ..core.codec import CODECS, Codec
-from ..core.leaf import Encoded, nbytes
+from ..core.leaf import Encoded
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ..core.arguments import takes
-from ..core.leaf import nbytes
+from ..core.byte_counts import nbytes
 
 
 @dataclasses.dataclass(frozen=True)

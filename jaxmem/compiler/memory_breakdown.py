@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from ..core.arguments import takes
-from ..core.leaf import device_bytes
+from ..core.byte_counts import device_bytes
 from . import hlo
 from .footprint import Memory
 from .live_buffers import Buffer, at_peak, lines

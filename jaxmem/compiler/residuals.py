@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from ..core.leaf import nbytes
+from ..core.byte_counts import nbytes
 
 
 def residuals(fn: Callable, *args: Any) -> int:

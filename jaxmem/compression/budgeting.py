@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from ..core.arguments import BYTES, INTEGER, OPTIONAL_MAPPING, TREE, takes
+from ..core.byte_counts import nbytes as count_bytes
+from ..core.byte_counts import shape_of
 from ..core.codec import ties_layers
 from ..core.fold import matrix_shape
-from ..core.leaf import nbytes as count_bytes
-from ..core.leaf import shape_of
 from ..core.paths import check_same_tree, is_whole, paths
 from ..core.usage import summed_axes
 from .candidates import CANDIDATES

@@ -9,8 +9,9 @@ import jax
 
 from ..codecs import NM, Bitmask, Chain, Int, LowRank
 from ..core.arguments import NAMES, OPTIONAL_MAPPING, TREE, takes
+from ..core.byte_counts import nbytes
 from ..core.fold import matrix_shape
-from ..core.leaf import is_dense_float, nbytes
+from ..core.leaf import is_dense_float
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
 from ..solvers import GPTQ, QERA, Search, SparseGPT, Wanda

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.arguments import BYTES, check_fields, takes
+from ..core.byte_counts import nbytes as count_bytes
 from ..core.leaf import is_encoded
-from ..core.leaf import nbytes as count_bytes
 from ..core.lifting import lift
 from ..core.paths import is_whole
 from ..core.usage import uses

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..calibration.fisher import fisher
 from ..calibration.statistics import Moments, stats
-from ..core.leaf import decode, is_encoded, nbytes
+from ..core.byte_counts import nbytes
+from ..core.leaf import decode, is_encoded
 from ..core.usage import uses
 from ..evaluation.perplexity_kl import evaluate
 from ..models.example_inputs import example_inputs, window

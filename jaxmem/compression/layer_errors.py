@@ -12,10 +12,11 @@ import numpy as np
 from jax import Array
 
 from ..core.arguments import OPTIONAL_MAPPING, TREE, takes
+from ..core.byte_counts import shape_of
 from ..core.codec import has_independent_rows, needs_stats, ties_layers
 from ..core.fold import Fold, matrix_shape
 from ..core.lazy import is_lazy
-from ..core.leaf import is_encoded, shape_of
+from ..core.leaf import is_encoded
 from ..core.paths import is_whole, paths
 from ..core.usage import summed_axes
 from .candidates import CANDIDATES

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core.arguments import OPTIONAL_MAPPING, TREE, takes
+from ..core.byte_counts import nbytes, shape_of
 from ..core.lazy import is_lazy
-from ..core.leaf import decode, is_array, is_encoded, nbytes, separate_shared, shape_of
+from ..core.leaf import decode, is_array, is_encoded, separate_shared
 from ..core.paths import is_whole, paths
 from ..parallel.sharded_array import ShardedArray
 

@@ -134,8 +134,7 @@ class Encoded(abc.ABC):
         """The leaf with `lax.stop_gradient` of its arrays: no cotangent reaches them."""
         return jax.tree.map(lax.stop_gradient, self)
 
-    # The methods below are faster than `decode`. Where one returns NotImplemented, the leaf is
-    # decoded.
+    # Faster ways than `decode`. Where a method returns NotImplemented, the leaf is decoded.
     def dot(self, x: Array, dims, preferred_element_type=None, precision=None) -> Array:
         """`lax.dot_general(x, self, dims)`."""
         return NotImplemented
@@ -233,18 +232,6 @@ def is_dense_float(x: Any) -> bool:
     return is_array(x) and not is_encoded(x) and jax.dtypes.issubdtype(x.dtype, np.floating)
 
 
-def shape_of(leaf: Any) -> Any:
-    """The shape and dtype of an array or a lazy leaf; any other leaf itself.
-
-    Example:
-        >>> import numpy as np
-        >>> shape_of(np.ones((2, 3), np.float32)), shape_of(2.0)
-        (ShapeDtypeStruct(shape=(2, 3), dtype=float32), 2.0)
-    """
-    plain = is_array(leaf) and not is_encoded(leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if plain else leaf
-
-
 @takes(tree=OPTIONAL_TREE)
 def decode(tree: Any) -> Any:
     """The tree with every encoded leaf replaced by the array it stands for.
@@ -310,45 +297,3 @@ def divided_shape(x: Any, axis: int, parts: int) -> Any:
     shape = list(x.shape)
     shape[axis] //= parts
     return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
-
-
-@takes(tree=OPTIONAL_TREE)
-def nbytes(tree: Any) -> int:
-    """The bytes that the arrays of `tree` take on a device; arrays may be concrete or abstract.
-
-    They are counted in bits, since `.nbytes` of an array of int4 counts a whole byte an element.
-    A typed random key takes the bytes of its data; ints, strings and functions take none.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, jaxmem as jm
-        >>> jm.nbytes(jax.ShapeDtypeStruct((8, 8), jnp.int4))
-        32
-    """
-    arrays = [_numbers(x) for x in jax.tree.leaves(tree) if is_array(x)]
-    bits = (math.prod(x.shape) * jax.dtypes.itemsize_bits(x.dtype) for x in arrays)
-    return sum(-(-b // 8) for b in bits)
-
-
-def _numbers(x: Any) -> Any:
-    """The array; of random keys the shape of their data."""
-    return jax.eval_shape(jax.random.key_data, shape_of(x)) if is_random_key(x) else x
-
-
-def device_bytes(tree: Any) -> int:
-    """The bytes that the arrays of `tree` take on one device: a shard of each.
-
-    Arrays in host memory count as 0.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> device_bytes({"w": jnp.ones((8, 8)), "b": jnp.ones(8)})
-        288
-    """
-    total = 0
-    for x in filter(is_array, jax.tree.leaves(tree)):
-        sharding = getattr(x, "sharding", None)
-        if getattr(sharding, "memory_kind", None) == "pinned_host":
-            continue
-        shape = sharding.shard_shape(x.shape) if sharding is not None else x.shape
-        total += nbytes(jax.ShapeDtypeStruct(shape, x.dtype))
-    return total

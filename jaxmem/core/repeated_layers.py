@@ -8,7 +8,7 @@ from typing import Any
 import jax.extend.core as jex
 import numpy as np
 
-from .leaf import nbytes
+from .byte_counts import nbytes
 from .replay import JaxprReplay
 
 _PRODUCTS = (

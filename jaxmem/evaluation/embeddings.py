@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..core.leaf import nbytes
+from ..core.byte_counts import nbytes
 from .confidence import Estimate, spearman
 from .result import Evaluation
 

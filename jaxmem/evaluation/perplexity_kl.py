@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from ..core.arguments import OPTIONAL_TREE, takes
-from ..core.leaf import nbytes
+from ..core.byte_counts import nbytes
 from ..parallel.constraints import whole
 from ..train.losses import kl_divergence
 from .confidence import Estimate

@@ -11,7 +11,8 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from ..core.arguments import MESH, SPECS, TREE, takes
-from ..core.leaf import is_array, nbytes
+from ..core.byte_counts import nbytes
+from ..core.leaf import is_array
 from ..core.paths import is_whole, match, paths
 from .sharding import follow
 

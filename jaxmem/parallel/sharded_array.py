@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from ..core.leaf import nbytes
+from ..core.byte_counts import nbytes
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.traced_mesh import mesh_of
 from .axes import AXES, batch_spec

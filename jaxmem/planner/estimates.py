@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..compiler.devices import Device
-from ..core.leaf import device_bytes, nbytes
+from ..core.byte_counts import device_bytes, nbytes
 from ..train.remat_policy import Remat
 from .recipe import Recipe
 from .search_space import REMATS

@@ -10,7 +10,8 @@ import pytest
 from checkpoints import random_tensors, write_single
 
 from jaxmem.codecs import Int
-from jaxmem.core.leaf import decode, nbytes
+from jaxmem.core.byte_counts import nbytes
+from jaxmem.core.leaf import decode
 from jaxmem.models import load
 
 
