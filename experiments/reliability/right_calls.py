@@ -166,7 +166,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "least_worth": {"model": gpt, "count": 1, "score": lambda w, stats: abs(w), "stats": None},
         "lift": {"fn": apply, "on_decode": "allow"},
         "load": {"path": folder / "saved", "classes": (), "functions": None, "shardings": placed},
-        "measured": {"fn": jnp.sin, "*args": (x,), "donate_argnums": 0},
+        "measured": {"fn": jnp.sin, "*args": (x,), "donate_argnums": ()},
         "memory": {"fn": jnp.sin, "*args": (x,), "device": "cpu", "donate_argnums": 0,
                    "limit": 2**20, "quick": False, "timeout": 60.0},
         "merge": {"first": jm.split(params, lambda path: path == "w")[0],
