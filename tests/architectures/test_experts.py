@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cheap_jit import jit
+from drawn_weights import drawn
 from jax.sharding import PartitionSpec as P
+from safetensors.numpy import save_file
+from test_decoders import member
 
 import jaxmem as jm
 from jaxmem.architectures.decoder import Config, module
@@ -142,3 +145,14 @@ def test_layouts_divide_the_experts_of(name):
     path = next(path for path in specs if path.endswith("experts/up/kernel"))
     assert specs[path] == P(None, "expert", None, ("tensor", "fsdp"))
     assert sum(spec == P() for spec in specs.values()) < len(specs) / 2
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v2"])
+def test_a_checkpoint_with_tensors_for_each_expert_loads(name, tmp_path):
+    config, params, file, shapes = member(name)
+    tensors = {path: drawn(path, shape) for path, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(str(file["config"]))
+    model = jm.models.load(tmp_path)
+    assert model.config == config
+    jax.tree.map(np.testing.assert_array_equal, model.params, params)
