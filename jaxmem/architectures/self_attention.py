@@ -33,7 +33,11 @@ class Attention(nn.Module):
         )
         if c.qk_norm and c.qk_norm_over == "all":
             q, k = q_norm(q), k_norm(k)
-        if cache is not None:
+        # With as many heads of keys as of queries, XLA for TPU gives rotated keys the layout of its
+        # product for one query, and copies the whole cache to it: then keys are kept once rotated
+        # (16 heads, batch 8, length 4096: 537 MB of temporaries against none; v5e, jax 0.10.2).
+        kept_rotated = c.positions == "rotary" and c.heads == c.kv_heads
+        if cache is not None and not kept_rotated:
             k, v = keep_layout(k, v)
         q, k, v = (split_heads(y, n) for y, n in zip((q, k, v), heads.values()))
         if c.qk_norm and c.qk_norm_over in ("head", "heads"):
@@ -42,6 +46,9 @@ class Attention(nn.Module):
             q, k = (rotate_positions(y, c, layer, position) for y in (q, k))
         if c.qk_norm and c.qk_norm_over == "rotated":
             q, k = (jnp.where(layer["rotated"], unit_heads(y, c.eps), y) for y in (q, k))
+        if cache is not None and kept_rotated:
+            k, v = keep_layout(merge_heads(k), merge_heads(v))
+            k, v = (split_heads(y, c.kv_heads) for y in (k, v))
         if c.query_growth:
             q = grow_queries(q, c, layer, position)
         scale = c.query_scale or c.head_dim**-0.5

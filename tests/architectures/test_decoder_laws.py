@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from cheap_jit import jit
 from test_decoders import member
 
 import jaxmem as jm
+from jaxmem.architectures import decoder
 from jaxmem.models import KVCache, Model
 
 # sandwich norms, soft caps and windows; one norm for both parts, norms of heads, interleaved pairs;
@@ -57,6 +59,20 @@ def test_a_cache_of_8_bits_gives_nearly_the_same_logits():
     got, _ = jit(model.apply)(model.params, prompt, cache, 0)
     want = member("gemma2")[2]["logits"]
     assert np.abs(got[:, : ids.shape[1]] - want).max() <= 0.05 * np.abs(want).max()
+
+
+@pytest.mark.slow
+def test_a_step_of_as_many_heads_of_keys_as_of_queries_copies_no_cache_on_a_tpu():
+    pytest.importorskip("libtpu")
+    sizes = dict(vocab=256, width=2048, ffn=512, layers=2, heads=16, kv_heads=16, head_dim=128)
+    config = decoder.Config(**sizes)
+    net, ids = decoder.module(config), jax.ShapeDtypeStruct((8, 1), jnp.int32)
+    params = jax.eval_shape(net.init, jax.random.key(0), ids)
+    params = jax.tree.map(lambda x: x.update(dtype=jnp.bfloat16), params)
+    cache = jax.eval_shape(lambda: config.cache(8, 4096, jnp.bfloat16))
+    at = jax.ShapeDtypeStruct((), jnp.int32)
+    options = dict(donate_argnums=2, device="tpu v5e:1x1")
+    assert jm.memory(net.apply, params, ids, cache, at, **options).temp < jm.nbytes(cache) / 100
 
 
 def test_a_cache_of_few_bits_is_refused_for_latents():
