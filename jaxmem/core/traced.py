@@ -51,8 +51,8 @@ class Traced:
 
     @property
     def has_scan(self) -> bool:
-        """Whether there is a scan anywhere."""
-        return any(eqn.primitive.name == "scan" for eqn in equations(self.closed.jaxpr.eqns))
+        """Whether there is a scan that `run_around_scans` wraps, which is in nothing but `jit`s."""
+        return any(eqn.primitive.name == "scan" for eqn in self._inlined.jaxpr.eqns)
 
     @property
     def scans_weights(self) -> bool:

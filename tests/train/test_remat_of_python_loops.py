@@ -120,6 +120,11 @@ CHAIN = jnp.ones((3, D, D)), jnp.ones((2, D))
         (lambda w, x: x @ w[0], jm.Remat("full"), "found no layers in .*nn.remat or nnx.remat"),
         (lambda w, x: x @ w[0], jm.Remat("named", ("out",)), "no tensor has the name 'out'"),
         (
+            lambda w, x: jax.checkpoint(lambda x: jax.lax.map(jnp.sin, x))(x @ w[0]),
+            jm.Remat("full"),
+            "found no layers",
+        ),
+        (
             lambda w, x: checkpoint_name(x @ w[0], "mlp") @ w[1],
             jm.Remat("offload", ("out",)),
             "name 'out', expected one of: mlp",
