@@ -24,9 +24,12 @@ struct IntegerRows {
   int64_t groups() const { return k ? (k + group - 1) / group : 0; }
 };
 
-// Columns of a chunk: so few that no sum of products overflows 16 bits, or 32 for codes of 8 bits.
+// Whether codes are multiplied in 16 bits: two products of 7 bits and a digit nearly fill 16 bits.
+constexpr bool is_wide(int bits) { return bits >= 7; }
+
+// Columns of a chunk: so few that no sum of products overflows 16 bits, or 32 for wide codes.
 constexpr int most_columns(int bits) {
-  return bits == 8 ? 4096 : 32767 / (2 * 127 * ((1 << bits) - 1)) * kLanes;
+  return is_wide(bits) ? 4096 : 32767 / (2 * 127 * ((1 << bits) - 1)) * kLanes;
 }
 
 constexpr int kBlockRows = 128;  // rows whose scales are read together
@@ -42,7 +45,7 @@ struct Block {
 // x (m, k) as a product with a weight of kBits bits reads it.
 template <int kBits>
 struct Inputs {
-  using Row = FixedPoint<std::conditional_t<kBits == 8, Halves, Digits>>;
+  using Row = FixedPoint<std::conditional_t<is_wide(kBits), Halves, Digits>>;
   std::vector<Chunk> chunks;
   std::vector<Row> rows;
 
@@ -126,7 +129,7 @@ void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t
 template <int kBits, int kFirst, int kSecond, typename Row>
 inline void pair_product(const uint8_t* const* fields, int64_t k, const Floats* scales,
                          const std::vector<Chunk>& chunks, const Row& x, Floats* sums) {
-  using Sums = std::conditional_t<kBits == 8, SignedSums, CodeSums>;
+  using Sums = std::conditional_t<is_wide(kBits), SignedSums, CodeSums>;
   Floats first_sum = {}, second_sum = {};
   for (const Chunk& chunk : chunks) {
     Sums first, second;

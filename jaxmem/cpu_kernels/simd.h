@@ -93,7 +93,7 @@ struct Halves {  // in 16 and 8 bits, columns 0, 2, 4, ... before columns 1, 3, 
 inline __m256i add(__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }
 #endif
 
-// Σ code · x of one row of codes below 2^7, for so few columns that no sum overflows 16 bits.
+// Σ code · x of one row of codes below 2^6, for so few columns that no sum overflows 16 bits.
 struct CodeSums {
 #if defined(__AVX2__) && (defined(__AVX512VNNI__) && defined(__AVX512VL__) || defined(__AVXVNNI__))
   __m256i high = {}, middle = {}, low = {};  // of 4 columns in a lane
@@ -149,7 +149,7 @@ struct CodeSums {
   }
 };
 
-// The same of signed codes of 8 bits, for at most 4096 columns.
+// The same of signed codes of at most 8 bits, for at most 4096 columns.
 struct SignedSums {
 #if defined(__AVX2__)
   __m256i high = {}, low = {};
