@@ -11,9 +11,8 @@ from jax import Array
 from ..kernels.dispatch import at_most, on_one_device
 from .library import is_native
 
-FEW_ROWS = (
-    2  # rows of x up to which the library is faster than XLA: experiments/speed/cpu_matvec.py
-)
+# Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
+FEW_ROWS = 2
 
 
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
