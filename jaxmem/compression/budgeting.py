@@ -4,12 +4,14 @@ A multiple-choice knapsack, solved by HiGHS.
 """
 
 import collections
+import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..core.arguments import BYTES, INTEGER, OPTIONAL_MAPPING, TREE, takes
@@ -140,8 +142,13 @@ def _cells(leaf, axes, codecs, runs) -> list[tuple]:
 
 def _sizes(shape, axes, codecs) -> list[int]:
     """Bytes of a weight of this shape by each codec."""
-    encoded = lambda codec: jax.eval_shape(lambda w: codec.encode(w, axes), shape)
-    return [count_bytes(encoded(codec)) for codec in codecs]
+    return [_size(codec, tuple(axes), shape.shape, jnp.dtype(shape.dtype)) for codec in codecs]
+
+
+@functools.lru_cache(maxsize=2**14)  # thousands of leaves have a few shapes
+def _size(codec, axes, shape, dtype) -> int:
+    encode = lambda w: codec.encode(w, axes)
+    return count_bytes(jax.eval_shape(encode, jax.ShapeDtypeStruct(shape, dtype)))
 
 
 def _by_role(errors, uses) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ transpose, reshape, row look-up, stacks and any `dot_general`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -162,6 +163,12 @@ def matrix_shape(w: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
         >>> matrix_shape(jax.ShapeDtypeStruct((12, 64, 8, 16), jnp.float32), (-3,))
         (12, 128, 64)
     """
+    return _matrix_shape(tuple(w.shape), tuple(axes))
+
+
+@functools.lru_cache(maxsize=2**12)  # a trace takes long for a tree of thousands of leaves
+def _matrix_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    w = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(lambda w: Fold.from_weight(w, axes)[0], w).shape
 
 

@@ -1,5 +1,6 @@
 """A budget's plan is the best one, never a byte too large, and the same from every kind of tree."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
+from jaxmem.compression import budgeting
 from jaxmem.compression.knapsack import least_loss
 from jaxmem.compression.layer_errors import _interpolated
 from jaxmem.core.lazy import Lazy
@@ -326,3 +328,23 @@ def test_a_stack_that_a_candidate_takes_together_stays_whole():
     params = {"up": stack()["up"], "down": stack()["down"]}
     plan = jm.budget(params, nbytes=10**5, candidates=[jm.Int(4), jm.Basis(2)], runs=5)
     assert set(plan) <= {"up", "down"}
+
+
+TRACED = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced(jm.Int):
+    """`Int`, which notes each shape whose bytes are asked for."""
+
+    def encode(self, w, axes=(-2,), stats=None):
+        if isinstance(w, jax.core.Tracer):
+            TRACED.append(w.shape)
+        return super().encode(w, axes, stats)
+
+
+def test_the_bytes_of_leaves_of_one_shape_are_computed_once():
+    params = {f"w{i}": jax.ShapeDtypeStruct((24, 16), jnp.float32) for i in range(9)}
+    sizes = [budgeting._sizes(leaf, (-2,), [Traced(4)]) for leaf in params.values()]
+    assert sizes == [[24 * 16 // 2 + 2 * 16]] * 9
+    assert len(TRACED) == 1
