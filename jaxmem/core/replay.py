@@ -13,6 +13,7 @@ from jax import lax
 from jax.extend import source_info_util
 
 from ..kernels.ragged_matmul import ragged_matmul
+from .carries import filled, moving, passed_through
 from .leaf import Encoded, decode, is_encoded, separate_shared
 from .primitive_rules import RULES, decoded
 from .traced_mesh import stand_in
@@ -146,26 +147,6 @@ def _cond(replay, inputs, *, branches, **_):
     return lax.switch(without_name(index), runs, *map(without_name, inputs))
 
 
-def _passed_through(jaxpr, n_before, carry) -> list[bool]:
-    """For each carry of a loop, whether the body returns it unchanged: it may stay encoded.
-
-    `n_before` inputs of the body come before the carry.
-    """
-    ins, outs = jaxpr.invars[n_before : n_before + len(carry)], jaxpr.outvars[: len(carry)]
-    return [i is o for i, o in zip(ins, outs)]
-
-
-def _filled(carry, fixed, state) -> list:
-    """The carry with its moving values, those that are not `fixed`, taken from `state` in order."""
-    moving = iter(state)
-    return [v if f else next(moving) for v, f in zip(carry, fixed)]
-
-
-def _moving(carry, fixed) -> list:
-    """The values of the carry that are not `fixed`."""
-    return [v for v, f in zip(carry, fixed) if not f]
-
-
 def scan_arity(params: dict) -> tuple[int, int]:
     """(how many constants, how many carries) a scan takes before its scanned arrays."""
     if "ft_in" in params:  # jax 0.12 packs the arity here
@@ -196,7 +177,7 @@ def _scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
     xs = [replay.as_arrays("scan", [x])[0] if d else x for x, d in zip(xs, decodes)]
     pairs = [separate_shared(x) if d else pair for x, d, pair in zip(xs, decodes, pairs)]
     sliced, rebuilds = zip(*pairs) if pairs else ((), ())
-    fixed = _passed_through(jaxpr.jaxpr, n_const, carry)
+    fixed = passed_through(jaxpr.jaxpr, n_const, carry)
 
     # 4. Scan over those arrays, and over the carries that change.
     wrap, run_scan = replay.wrap or (lambda body: body), replay.scan
@@ -205,15 +186,15 @@ def _scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
     @wrap
     def body(state, arrays):
         layer = [_with_name(rebuild(a), [x]) for a, x, rebuild in zip(arrays, xs, rebuilds)]
-        carried = _filled(carry, fixed, state)
+        carried = filled(carry, fixed, state)
         outs = replay.run(jaxpr.jaxpr, jaxpr.consts, *const, *carried, *layer)
-        state = _moving(outs[:n_carry], fixed)
+        state = moving(outs[:n_carry], fixed)
         return replay.as_arrays("scan", state), replay.as_arrays("scan", outs[n_carry:])
 
-    start = replay.as_arrays("scan", _moving(carry, fixed))
+    start = replay.as_arrays("scan", moving(carry, fixed))
     options = dict(reverse=reverse, unroll=unroll)
     end, ys = run_scan(body, start, list(sliced), length, **options)
-    return [*_filled(carry, fixed, end), *ys]
+    return [*filled(carry, fixed, end), *ys]
 
 
 def _scan_runs(replay, const, carry, xs, ends, params):
@@ -239,19 +220,19 @@ def _while(replay, inputs, *, cond_nconsts, cond_jaxpr, body_nconsts, body_jaxpr
     n_const = cond_nconsts + body_nconsts
     cond_const, body_const = inputs[:cond_nconsts], inputs[cond_nconsts:n_const]
     carry = inputs[n_const:]
-    fixed = _passed_through(body_jaxpr.jaxpr, body_nconsts, carry)
+    fixed = passed_through(body_jaxpr.jaxpr, body_nconsts, carry)
 
     def goes_on(state):
-        carried = _filled(carry, fixed, state)
+        carried = filled(carry, fixed, state)
         return replay.run(cond_jaxpr.jaxpr, cond_jaxpr.consts, *cond_const, *carried)[0]
 
     def body(state):
-        carried = _filled(carry, fixed, state)
+        carried = filled(carry, fixed, state)
         outs = replay.run(body_jaxpr.jaxpr, body_jaxpr.consts, *body_const, *carried)
-        return replay.as_arrays("while", _moving(outs, fixed))
+        return replay.as_arrays("while", moving(outs, fixed))
 
-    start = replay.as_arrays("while", _moving(carry, fixed))
-    return _filled(carry, fixed, lax.while_loop(goes_on, body, start))
+    start = replay.as_arrays("while", moving(carry, fixed))
+    return filled(carry, fixed, lax.while_loop(goes_on, body, start))
 
 
 def _ragged_dot(replay, inputs, *, ragged_dot_dimension_numbers, preferred_element_type, **_):
