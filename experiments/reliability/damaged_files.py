@@ -1,6 +1,6 @@
-"""Damaged files of every format: each loads, or is one error that names it.
+"""Damaged files of every format: each loads, or is one error that names it: damaged_files.json.
 
-    python experiments/reliability/damaged_files.py --files 1000
+    python experiments/reliability/damaged_files.py --files 11510
 
 A file is damaged at random, read in whole, and compared with what the right file holds.
 """
@@ -137,9 +137,16 @@ def run(files: int, seed: int = 0, *, tell: Callable[[str], None] = print) -> di
     return {"counts": counts, "bad": bad}
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    print(json.dumps(run(options.files, options.seed)["counts"], indent=1))
+    setting = {"jax": jax.__version__, "backend": jax.default_backend()} | vars(options)
+    result = {"setting": setting} | run(options.files, options.seed)
+    path = pathlib.Path(__file__).with_suffix(".json")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
