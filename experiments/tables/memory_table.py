@@ -115,6 +115,11 @@ def one_block():
     yield f"32, by arithmetic | | | {gib(results['whole_bytes'])}"
 
 
+def encode_cost():
+    for name, r in read("encode_cost.json")["leaves"].items():
+        yield f"{name} | {r['peak']:.2f} | {r['result']:.2f}"
+
+
 def caches():
     for r in read("kv_tpu.json")["rows"]:
         if "rotated" in r["cache"]:
@@ -149,6 +154,7 @@ TABLES = {
     on_cpu: "format | bits a weight | 1 row, jax 0.10.2 | 0.12 | 8 rows, jax 0.10.2 | 0.12",
     caches: "model | batch | tokens | cache | MiB | temp, MiB | GB moved a step",
     resident: "program | predicted, MB | grown, MB | error",
+    encode_cost: "what | peak | result",
     one_block: "layers | bfloat16, GiB | encoded, GiB | peak, GiB",
 }
 
