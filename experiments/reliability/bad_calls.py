@@ -37,7 +37,8 @@ NAMESPACES = ("solvers", "layouts", "interop", "models", "optimizers", "adapters
 # What functions return is only read, or has no constructor that users call.
 NOT_CALLED = {
     "Breakdown", "Codec", "CompileError", "Donations", "Encoded", "Evaluation", "Fitted",
-    "Measured", "Memory", "Moments", "Placement", "Planned", "Report", "Use", "models.Model",
+    "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Use",
+    "models.Model",
 }  # fmt: skip
 
 

@@ -185,6 +185,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "models.rotate_heads": {"model": model, "seed": 0, "basis": "hadamard"},
         "models.smooth": {"model": model, "stats": model_stats, "strength": 0.5},
         "movement": {**inner, "begin": 0, "end": 10, "rate": 1.0, "uses": uses},
+        "native": {},
         "nbytes": tree,
         "one_f_one_b": {"loss": loss, "mesh": stages, "micro": 2},
         "optimizers.apply_rounded": {"params": params, "updates": params, "step": 1},
