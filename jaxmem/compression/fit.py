@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.arguments import BYTES, check_fields, takes
+from ..core.arguments import BYTES, Kind, check_fields, takes
 from ..core.byte_counts import nbytes as count_bytes
 from ..core.leaf import is_encoded
 from ..core.lifting import lift
@@ -124,7 +124,18 @@ class Fitted:
         return f"{weights:,} weights in {self.nbytes:,} bytes, {bits:.2f} bits each"
 
 
-@takes(nbytes=BYTES)
+def _is_pair(x: Any) -> bool:
+    """Whether `x` is (apply, params, ...)."""
+    return isinstance(x, tuple) and len(x) >= 2 and callable(x[0])
+
+
+_MODEL = Kind(
+    "a Model, such as jm.models.load reads, or (apply, params)",
+    lambda x: isinstance(x, Model) or _is_pair(x),
+)
+
+
+@takes(model=_MODEL, nbytes=BYTES)
 def fit(
     model: Model | tuple,
     nbytes: int,
@@ -177,12 +188,7 @@ def fit(
         return _fit_module(model, nbytes, calibrate, options, progress)
     if isinstance(model, Model):
         return _fit_model(model, nbytes, calibrate, options, progress)
-    if isinstance(model, tuple) and len(model) >= 2 and callable(model[0]):
-        return _fit_function(*model[:2], model[2:], nbytes, calibrate, options, progress)
-    raise TypeError(
-        f"fit takes a Model or (apply, params), got {type(model).__name__}; "
-        "jm.models.load reads a checkpoint"
-    )
+    return _fit_function(*model[:2], model[2:], nbytes, calibrate, options, progress)
 
 
 def _fit_model(model, nbytes, calibrate, options, progress) -> Fitted:

@@ -59,9 +59,9 @@ def config_json(config: Any) -> dict:
     if c.local:
         hf |= {
             "sliding_window": c.window,
-            "use_sliding_window": True,
             "layer_types": ["sliding_attention" if x else "full_attention" for x in c.local],
         }
+        hf |= {"use_sliding_window": True} if kind.startswith("qwen") else {}
     if c.post_norms:
         hf |= {"rope_local_base_freq": c.local_theta}
         hf |= {"query_pre_attn_scalar": c.query_scale**-2} if c.query_scale else {}
