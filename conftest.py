@@ -22,7 +22,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 collect_ignore = [
     "docs/_build",
     "docs/conf.py",  # for Sphinx
-    "tests/reference/make_reference.py",  # imports torch, and writes fixtures
+    "tests/reference/make_decoders.py",  # imports torch, and writes fixtures
+    "tests/reference/make_reference.py",  # likewise
     "tests/reference/make_saved.py",  # imports jaxmem 0.1.0, and writes fixtures
 ]
 SHARED = pathlib.Path(__file__).parent / "../shared/data"

@@ -177,8 +177,10 @@ def test_empty_weights_are_weights(codec, shape):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite_is_refused_by_its_path(codec, value):
     params = {"mlp": {"kernel": weight(32, 24).at[3, 4].set(value)}}
+    moments = jm.Moments(jnp.eye(32), jnp.zeros(32), jnp.ones(32), jnp.float32(32))
+    stats = {"mlp/kernel": moments} if getattr(codec, "calibrated", False) else None
     with pytest.raises(ValueError, match=r"mlp/kernel.*NaN or infinity"):
-        jm.encode(params, {"mlp/kernel": codec})
+        jm.encode(params, {"mlp/kernel": codec}, stats=stats)
 
 
 @each_kind

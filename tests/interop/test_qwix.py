@@ -63,7 +63,7 @@ def test_what_a_qarray_cannot_hold_is_refused(qwix):
         to_qwix(jm.Int(4, group=10).encode(weight(64, 8)))
     with pytest.raises(ValueError, match="groups of 8 do not divide"):
         to_qwix(jm.Int(4, group=8).encode(weight(4, 8, 8), (0, 1)))
-    with pytest.raises(TypeError, match="got a CodebookArray"):
+    with pytest.raises(TypeError, match="leaf is a CodebookArray, expected an IntArray"):
         to_qwix(jm.Codebook("nf4").encode(weight(64, 8)))
 
 
