@@ -1,6 +1,7 @@
 // x in fixed point: x ≈ step · (high · 2^14 + middle · 2^7 + low), three digits of at most 8 bits.
 //
-// The step of a row is max |x| / (127 · 2^14), so the error of each x is at most max |x| · 2^-21.9.
+// The step of a row is the power of two from max |x| / (127 · 2^14) up, so the error of each x is at
+// most max |x| · 2^-20.9.
 #pragma once
 
 #include <algorithm>
@@ -67,7 +68,10 @@ struct FixedPoint {
       finite = finite && std::isfinite(x[i]);
       largest = std::max(largest, std::fabs(x[i]));
     }
-    step = finite ? largest / kLargest : std::numeric_limits<float>::quiet_NaN();
+    int exponent;  // a power of two as the step: numbers of few bits, as of bfloat16, are exact
+    std::frexp(largest / kLargest, &exponent);
+    step = largest > 0 ? std::ldexp(1.0f, exponent) : 0.0f;
+    if (!finite) step = std::numeric_limits<float>::quiet_NaN();
     const double per_step = step > 0 ? 1 / static_cast<double>(step) : 0;
     vectors.resize(chunks.empty() ? 0 : chunks.back().vector + (chunks.back().count + kLanes - 1) / kLanes);
     if (per_step == 0) return;

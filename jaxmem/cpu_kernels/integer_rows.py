@@ -18,9 +18,10 @@ FEW_ROWS = 2
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
     """x (m, k) times the rows of an unstacked `IntArray`: (m, n) f32.
 
-    The library rounds each row of x to fixed point, in steps of max |x| · 2^-21. All sums of a
-    group, or of some hundred columns of it, are exact. So |error| ≤ max |x| · 2^-22 · Σ |w|, plus
-    the rounding of f32 sums over the groups. A row with an infinity or NaN gives NaN.
+    The library rounds each row of x to fixed point, in steps of a power of two of at most
+    max |x| · 2^-19.9. All sums of a group, or of some hundred columns of it, are exact. So |error|
+    ≤ max |x| · 2^-20.9 · Σ |w|, plus the rounding of f32 sums over the groups. A row with an
+    infinity or NaN gives NaN.
 
     Where there is no library, for more rows, and in programs of several devices, the result is
     `otherwise(x, leaf)`, which is also what is differentiated.

@@ -78,7 +78,7 @@ inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, b
         sum += w * x[i * k + column];
         size += std::fabs(w);
       }
-      // Of the fixed point of x, 2^-22; of sums in f32 that zero points make larger, the rest.
+      // Of the fixed point of x, 2^-20.9; of sums in f32 that zero points make larger, the rest.
       const double bound = size * 0x1p-20 + 0x1p-16 * (1 << bits) / 16.0 * 0x1p-4 * k;
       if (!(std::fabs(y[i * n + row] - sum) <= bound)) return false;
     }
