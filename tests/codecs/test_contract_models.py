@@ -80,8 +80,17 @@ def model(name):
 
 
 @each_kind
-@pytest.mark.parametrize("name", ["linen", "state", "module", "plain"])
-def test_an_unmodified_model_runs_on_it(codec, name):
+def test_an_unmodified_model_runs_on_it(codec):
+    runs_on("linen", codec)
+
+
+@pytest.mark.parametrize("codec", [jm.Int(8), jm.Chain((jm.NM(2, 4), jm.Int(4)))], ids=str)
+@pytest.mark.parametrize("name", ["state", "module", "plain"])
+def test_a_model_of_another_framework_runs_on_it(codec, name):
+    runs_on(name, codec)
+
+
+def runs_on(name, codec):
     fn, params = model(name)
     plan = jm.choose(params, {".*(kernel|embedding)": codec})
     fed = jm.stats(fn, params, [(IDS,)]) if needs_stats(codec) else None
