@@ -17,6 +17,7 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import pytest
 
+jax.config.update("jax_disable_most_optimizations", True)  # compiles in less time, runs slower
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -68,16 +69,6 @@ def forget_programs():
     """Compiled programs go when their file is done: all of them together are over 5 GB."""
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_in_less_time(request, forget_programs):
-    """Programs compile in less time, and run slower, where a file is not marked `optimized`."""
-    jax.config.update(
-        "jax_disable_most_optimizations", not request.node.get_closest_marker("optimized")
-    )
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,6 @@ from jaxmem.solvers import pruning_scores
 from jaxmem.solvers.optimal_brain_surgeon import inverse_factor
 from jaxmem.solvers.refit import support
 
-pytestmark = pytest.mark.optimized
-
 K, N = 160, 24  # inputs (more than a block of the sweep has) and outputs
 draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
 PATTERNS = [
