@@ -77,7 +77,14 @@ MAY = {
      "fn|loss|keep|policy"): {"function"},
     ("train.accumulate", "loss"): {"function"},
     ("save|interop.*", "path"): {"text"},
-    ("save", "tree"): {"int", "negative", "nan", "none", "text"},
+    ("save", "tree"): {"int", "negative", "nan", "none", "text", "function"},
+    ("decode|nbytes", "tree"): {"none"},  # a tree without leaves
+    ("constrain", "x"): {"int", "negative", "nan"},
+    ("donations|measured|memory", "donate_argnums"): {"negative"},  # counted from the end
+    ("evaluate|interop.*", "params"): {"none"},
+    ("fit", "calibrate"): {"none"},
+    ("load", "shardings"): {"none", "function"},
+    ("models.from_flax", "options"): {"dict"},  # `Sequential` takes any keyword argument
     ("models.generate", "prompt"): {"text"},
     ("distillation|divergence|train.kl_divergence", ".*"): {"int", "negative", "nan"},
 }  # fmt: skip

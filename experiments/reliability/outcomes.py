@@ -31,7 +31,12 @@ class Outcome(NamedTuple):
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether a `raise` of the package made the error, not an operation on the value."""
+    """Whether a `raise` of the package made the error, not an operation on the value.
+
+    Where there is no such file, Python's own error names it.
+    """
+    if isinstance(error, FileNotFoundError):
+        return True
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return PACKAGE in pathlib.Path(frame.filename).parents and "raise" in (frame.line or "")
 

@@ -13,14 +13,22 @@ from jax import Array
 from ..codecs import Cast
 from ..codecs.low_rank import LowRankArray
 from ..codecs.sum import SumArray
-from ..core.arguments import REGEX, TREE, takes
+from ..core.arguments import REGEX, TREE, Kind, takes
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
 from ..core.paths import is_whole, match, paths
 
+_KEY = Kind(
+    "a key of jax.random",
+    lambda x: (
+        hasattr(x, "dtype")
+        and (jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or x.dtype == jnp.uint32)
+    ),
+)
 
-@takes(params=TREE, where=REGEX)
+
+@takes(key=_KEY, params=TREE, where=REGEX)
 def adapters(key: Array, params: Any, rank: int, where: str = ".*kernel") -> dict[str, dict]:
     """{path: {"u", "v"}} in f32, a pair for each weight whose whole path the regex `where` matches.
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+from ..core.arguments import shown
+
 
 def tuples(batches: Iterable[tuple], to: str) -> Iterator[tuple]:
     """Yields each batch; `to` is the name of the function that takes them, for messages.
@@ -17,8 +19,9 @@ def tuples(batches: Iterable[tuple], to: str) -> Iterator[tuple]:
     batch = None
     for batch in batches:
         if not isinstance(batch, tuple | list):
-            kind = type(batch).__name__
-            raise TypeError(f"{to} takes batches that are tuples, such as (ids,), got {kind}")
+            raise TypeError(
+                f"{to} takes batches that are tuples, such as (ids,), got {shown(batch)}"
+            )
         yield batch
     if batch is None:
         raise ValueError(f"{to} takes at least one batch, got none")

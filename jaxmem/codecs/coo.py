@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..core.arguments import takes
+from ..core.arguments import INTEGERS, takes
 from ..core.fold import Fold
 from .sparse import (
     Count,
@@ -114,7 +114,7 @@ def to_bcoo(leaf: CooArray) -> Any:
     return BCOO((values, place), shape=(leaf.fold.n, leaf.fold.k))
 
 
-@takes()
+@takes(axes=INTEGERS)
 def from_bcoo(matrix: Any, axes: tuple[int, ...] = (-1,)) -> CooArray:
     """The leaf that stands for a BCOO or BCSR matrix, which a product sums over `axes`.
 

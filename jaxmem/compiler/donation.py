@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..core.arguments import takes
+from ..core.arguments import ARGNUMS, takes
 from ..core.byte_counts import nbytes
 
 
@@ -34,7 +34,7 @@ class Donations:
         return "\n".join([*lines, f"{self.cost:>18,}  bytes are held twice"])
 
 
-@takes()
+@takes(donate_argnums=ARGNUMS)
 def donations(fn: Callable, *args: Any, donate_argnums: int | Sequence[int] = ()) -> Donations:
     """Which arguments of a step stay in memory beside the results that replace them.
 

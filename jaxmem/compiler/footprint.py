@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from ..core.arguments import OPTIONAL_BYTES, takes
+from ..core.arguments import ARGNUMS, AT_LEAST_0, OPTIONAL_BYTES, takes
 from . import cost_analysis, hlo
 from .compile_subprocess import PACKAGES, compile_for, needed_bytes, unpacked, versions
 from .compile_worker import sizes
@@ -144,7 +144,7 @@ class Memory:
         return json.dumps(fields | more, indent=2)
 
 
-@takes(limit=OPTIONAL_BYTES)
+@takes(donate_argnums=ARGNUMS, limit=OPTIONAL_BYTES, timeout=AT_LEAST_0)
 def memory(
     fn: Callable,
     *args: Any,

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..core.arguments import takes
+from ..core.arguments import ARGNUMS, takes
 from .footprint import Memory, memory
 
 _STATUS, _RESET = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
@@ -32,7 +32,7 @@ class Measured:
         return (self.predicted - self.grown) / max(self.grown, 1)
 
 
-@takes()
+@takes(donate_argnums=ARGNUMS)
 def measured(fn: Callable, *args: Any, donate_argnums: int | Sequence[int] = ()) -> Measured:
     """Runs `fn(*args)` once and measures by how many bytes memory grew at most.
 

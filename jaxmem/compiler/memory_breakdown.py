@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from ..core.arguments import takes
+from ..core.arguments import TREE, Kind, takes
 from ..core.byte_counts import device_bytes
 from . import hlo
 from .footprint import Memory
@@ -47,7 +47,13 @@ class Breakdown:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
 
-@takes()
+_PARTS = Kind(
+    "a mapping from parts to trees of arrays",
+    lambda x: isinstance(x, Mapping) and all(map(TREE.accepts, x.values())),
+)
+
+
+@takes(arguments=_PARTS)
 def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
     """A compiled program's bytes by purpose.
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from ..core.arguments import takes
+from ..core.arguments import BYTES, takes
 from . import hlo
 from .cost_analysis import FREE, reads_all, source
 from .footprint import Memory
@@ -25,7 +25,7 @@ class Whole:
     times: int  # how many such arrays a run makes
 
 
-@takes()
+@takes(least=BYTES)
 def replicated(m: Memory, *, least: int = 2**20) -> list[Whole]:
     """The arrays of at least `least` bytes that each device has in full, largest first.
 

@@ -13,7 +13,7 @@ from jax import Array
 
 from ..calibration.batches import tuples
 from ..calibration.statistics import product_axes, stats
-from ..core.arguments import BATCHES, takes
+from ..core.arguments import AT_LEAST_0, BATCHES, takes
 from ..core.codec import needs_stats
 from ..core.lazy import is_lazy
 from ..core.leaf import decode
@@ -26,7 +26,7 @@ from .plan_paths import by_layer, layers_of
 from .scan_cut import ScanCut
 
 
-@takes(batches=BATCHES)
+@takes(batches=BATCHES, learning_rate=AT_LEAST_0)
 def encode_by_block(
     model: Any,
     plan: Mapping[str, Any],

@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..core.codec import is_codec
 from ..core.lazy import is_lazy
 from ..core.leaf import is_dense_float
-from ..core.paths import match
+from ..core.paths import check_same_tree, match
 
 
 def choices(leaves, candidates, uses) -> dict[str, list]:
     """{path: codecs} of the leaves that may be encoded: matrices, or those that a rule matches."""
+    check_same_tree(leaves, uses=uses)
     able = {path: leaf for path, leaf in leaves.items() if is_dense_float(leaf)}
     if isinstance(candidates, Mapping):
         chosen = {p: c for p, c in match(list(leaves), dict(candidates)).items() if p in able}
@@ -18,6 +20,9 @@ def choices(leaves, candidates, uses) -> dict[str, list]:
     for path, codecs in chosen.items():
         if not isinstance(codecs, Sequence) or not codecs:
             raise ValueError(f"{path}: the candidates are {codecs!r}, expected a list of codecs")
+        for codec in codecs:
+            if not is_codec(codec):
+                raise TypeError(f"{path}: {codec!r} is no codec, expected one such as Int(4)")
     return chosen
 
 

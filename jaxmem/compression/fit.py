@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.arguments import BYTES, Kind, check_fields, takes
+from ..core.arguments import BYTES, NAMES, Kind, check_fields, takes
 from ..core.byte_counts import nbytes as count_bytes
 from ..core.leaf import is_encoded
 from ..core.lifting import lift
@@ -27,7 +27,7 @@ from .budgeting import budget
 from .candidates import KINDS, techniques
 from .encoding import encode
 from .fit_calibrated import fit_by_integers, gptq_batches, text_rows, tune_scales
-from .fit_in_one_pass import are_batches, calibration_batches, fit_in_one_pass
+from .fit_in_one_pass import CALIBRATION, are_batches, calibration_batches, fit_in_one_pass
 from .fit_integers import plan_integers
 from .fit_structures import INTEGERS, STRUCTURES, Technique, fit_by_techniques
 from .plan import Plan
@@ -66,7 +66,7 @@ class FitOptions:
     windows: int | None = None
 
     def __post_init__(self):
-        check_fields(self)
+        check_fields(self, among=NAMES)
         known = (*KINDS, *STRUCTURES)
         if not set(self.among) <= set(known):
             raise ValueError(f"among is {self.among!r}, expected a tuple of {', '.join(known)}")
@@ -135,7 +135,7 @@ _MODEL = Kind(
 )
 
 
-@takes(model=_MODEL, nbytes=BYTES)
+@takes(model=_MODEL, nbytes=BYTES, calibrate=CALIBRATION)
 def fit(
     model: Model | tuple,
     nbytes: int,

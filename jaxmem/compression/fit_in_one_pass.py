@@ -5,6 +5,7 @@ from typing import Any
 
 from ..calibration.batches import tuples
 from ..calibration.statistics import stats
+from ..core.arguments import BATCHES, Kind
 from ..core.usage import uses
 from ..solvers import Search
 from .budgeting import budget
@@ -51,6 +52,11 @@ def fit_in_one_pass(
     with stage(progress, "encoding"):
         encoded = encode(params, plan, uses=ways, stats=moments)
     return plan, encoded, {"batches": len(batches), "tuning_steps": 0}
+
+
+CALIBRATION = Kind(
+    "token ids (tokens,), or an iterable of tuples", lambda x: x is None or BATCHES.accepts(x)
+)
 
 
 def are_batches(calibrate: Any) -> bool:

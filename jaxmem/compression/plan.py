@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import codecs, solvers
-from ..core.arguments import MAPPING, OPTIONAL_MAPPING, TREE, shown, takes
+from ..core.arguments import INTEGERS, MAPPING, OPTIONAL_MAPPING, TREE, shown, takes
 from ..core.codec import is_codec
 from ..core.paths import check_same_tree, match, matcher, paths
 from ..core.usage import summed_axes
@@ -45,7 +45,13 @@ class Plan(Mapping):
         if not (axes is None or MAPPING.accepts(axes)):
             raise TypeError(f"a Plan takes axes by path, as a mapping, got {shown(axes)}")
         inherited = items.axes if isinstance(items, Plan) else {}
-        self.axes = {path: tuple(a) for path, a in (inherited if axes is None else axes).items()}
+        self.axes = {}
+        for path, summed in (inherited if axes is None else axes).items():
+            if not INTEGERS.accepts(summed):
+                raise TypeError(
+                    f"{path}: the axes are {shown(summed)}, expected a tuple of ints, such as (-2,)"
+                )
+            self.axes[path] = tuple(summed)
         for path, codec in self._codecs.items():
             if not isinstance(path, str):
                 raise TypeError(f"a plan names {path!r}, expected the path of a leaf, as a string")

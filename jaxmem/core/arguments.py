@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from numbers import Integral, Number, Real
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 F = TypeVar("F", bound=Callable)
@@ -44,6 +46,16 @@ def _is_count(x: Any) -> bool:
     return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) and x >= 0
 
 
+def _is_float_type_or_none(x: Any) -> bool:
+    """Whether `x` names a type of floats, or is None. Arrays are no types, though NumPy has one."""
+    if x is None or hasattr(x, "shape"):
+        return x is None
+    try:
+        return jnp.issubdtype(jnp.dtype(x), jnp.floating)
+    except TypeError:
+        return False
+
+
 TREE = Kind("a tree of arrays, such as a dict of them", _is_tree)
 OPTIONAL_TREE = Kind(TREE.expected, _is_tree_or_none)
 FUNCTION = Kind("a function", callable)
@@ -62,7 +74,12 @@ BOOLEAN = Kind("a bool", lambda x: isinstance(x, bool | np.bool_))
 NUMBER = Kind("a number", lambda x: isinstance(x, Real) and not isinstance(x, bool))
 REGEX = Kind("a regex of paths, as a string", lambda x: isinstance(x, str))
 NAMES = Kind(
-    "a collection of names", lambda x: isinstance(x, Collection) and not isinstance(x, str | bytes)
+    "a collection of names",
+    lambda x: (
+        isinstance(x, Collection)
+        and not isinstance(x, str | bytes | Mapping)
+        and all(isinstance(name, str) for name in x)
+    ),
 )
 SPECS = Kind(
     "a mapping from regexes to PartitionSpec",
@@ -87,6 +104,22 @@ ITERABLE = Kind(
     "an iterable, such as a list", lambda x: isinstance(x, Iterable) and not isinstance(x, str)
 )
 ARRAY = Kind("an array", lambda x: hasattr(x, "shape") or isinstance(x, Number))
+PATH = Kind("a path", lambda x: isinstance(x, os.PathLike))
+INTEGERS = Kind(
+    "a tuple of ints",
+    lambda x: isinstance(x, tuple | list) and all(map(INTEGER.accepts, x)),
+)
+ARGNUMS = Kind("an int or a tuple of ints", lambda x: INTEGER.accepts(x) or INTEGERS.accepts(x))
+AT_LEAST_0 = Kind(
+    "a number of at least 0",
+    lambda x: isinstance(x, Real) and not isinstance(x, bool) and x >= 0,
+)
+POSITIVE = Kind("an int of at least 1", lambda x: INTEGER.accepts(x) and x >= 1)
+FLOAT_TYPE = Kind("a type of floating-point numbers, or None", _is_float_type_or_none)
+IDS = Kind(
+    "token ids (rows, tokens)",
+    lambda x: hasattr(x, "shape") and len(x.shape) == 2 and jnp.issubdtype(x.dtype, jnp.integer),
+)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _BY_ANNOTATION = {
     int: INTEGER,
@@ -100,6 +133,7 @@ _BY_ANNOTATION = {
     Iterable: ITERABLE,
     Collection: ITERABLE,
     Sequence: ITERABLE,
+    os.PathLike: PATH,
     jax.Array: ARRAY,
     jax.sharding.Mesh: MESH,
     jax.sharding.AbstractMesh: MESH,
@@ -109,11 +143,19 @@ _BY_ANNOTATION = {
 def kind_of(annotation: Any) -> Kind | None:
     """The kind that an annotation asks for; None where it does not tell, as `Any`.
 
+    A `Literal` of strings asks for a string: its function itself refuses one that it does not know.
+
     Example:
         >>> kind_of(int | None).expected, kind_of(Any)
         ('an int or None', None)
+        >>> kind_of(typing.Literal["gram", "diag"]).accepts(3)
+        False
     """
     origin = typing.get_origin(annotation) or annotation
+    if origin is typing.Literal:
+        values = typing.get_args(annotation)
+        is_text = all(isinstance(value, str) for value in values)
+        return Kind(" or ".join(map(repr, values)), TEXT.accepts) if is_text else None
     if origin in (types.UnionType, typing.Union):
         parts = typing.get_args(annotation)
         kinds = [kind_of(part) for part in parts if part is not types.NoneType]

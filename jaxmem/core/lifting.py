@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import Array, lax
 
-from .arguments import FUNCTION, Kind, takes
+from .arguments import FUNCTION, INTEGERS, Kind, takes
 from .leaf import is_encoded, with_integer_codes
 from .paths import leaf_paths
 from .primitive_rules import decoded, dot
@@ -18,6 +18,20 @@ from .traced_mesh import stand_in
 _ON_DECODE = Kind(
     "'allow', 'error' or a function",
     lambda x: callable(x) or (isinstance(x, str) and x in ("allow", "error")),
+)
+
+
+def _is_pair(x: Any, accepts: Callable[[Any], bool]) -> bool:
+    """Whether `x` has two members, and `accepts` both."""
+    return isinstance(x, tuple | list) and len(x) == 2 and all(map(accepts, x))
+
+
+_OPERAND = Kind(
+    "an array or an encoded leaf", lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
+)
+_DIMS = Kind(
+    "((axes of x, axes of w), (batch axes of x, batch axes of w))",
+    lambda x: _is_pair(x, lambda pair: _is_pair(pair, INTEGERS.accepts)),
 )
 
 
@@ -76,6 +90,7 @@ def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
     return lifted
 
 
+@takes(x=_OPERAND, w=_OPERAND, dims=_DIMS)
 def dot_general(x: Any, w: Any, dims: Any, **kwargs) -> Array:
     """`lax.dot_general` where either side may be encoded; leaves that hold leaves call this.
 
@@ -85,5 +100,14 @@ def dot_general(x: Any, w: Any, dims: Any, **kwargs) -> Array:
         >>> jm.dot_general(jnp.ones((2, 4)), w, (((1,), (0,)), ((), ()))).shape
         (2, 4)
     """
+    sizes = lambda side: [
+        [operand.shape[a] if -operand.ndim <= a < operand.ndim else None for a in axes]
+        for operand, axes in zip((x, w), side)
+    ]
+    if any(None in ours or ours != other for ours, other in map(sizes, dims)):
+        raise ValueError(
+            f"dot_general: dims is {dims} of x {x.shape} and w {w.shape}, expected axes of equal "
+            "lengths"
+        )
     y = dot(x, w, dims, **kwargs)
     return decoded(lambda x, w: lax.dot_general(x, w, dims, **kwargs), x, w) if y is None else y

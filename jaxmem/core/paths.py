@@ -160,7 +160,9 @@ def merge(first: Any, second: Any) -> Any:
     """
     is_hole = lambda x: x is None or is_whole(x)
     if jax.tree.structure(first, is_leaf=is_hole) != jax.tree.structure(second, is_leaf=is_hole):
-        raise ValueError("merge takes the two trees that split made; these differ in structure")
+        raise ValueError(
+            "merge takes the two trees that split made; first and second differ in structure"
+        )
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=is_hole)
 
 

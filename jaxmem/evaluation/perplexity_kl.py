@@ -16,15 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..core.arguments import OPTIONAL_TREE, takes
+from ..core.arguments import OPTIONAL_TREE, Kind, takes
 from ..core.byte_counts import nbytes
 from ..parallel.constraints import whole
 from ..train.losses import kl_divergence
 from .confidence import Estimate
 from .result import Evaluation
 
+_REFERENCE = Kind(
+    "a pair (apply, params), or None",
+    lambda x: x is None or (isinstance(x, tuple | list) and len(x) == 2 and callable(x[0])),
+)
 
-@takes(params=OPTIONAL_TREE)
+
+@takes(params=OPTIONAL_TREE, reference=_REFERENCE)
 def evaluate(
     apply: Callable[[Any, Array], Array],
     params: Any,

@@ -12,12 +12,13 @@ from jax.typing import DTypeLike
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack, unpack
 from ..codecs.quantized_scales import DoubleQuantArray
-from ..core.arguments import takes
+from ..core.arguments import FLOAT_TYPE, Kind, takes
 from ..core.fold import Fold
 
 if TYPE_CHECKING:
     from qwix import QArray
 
+_QARRAY = Kind("a QArray of qwix", lambda x: hasattr(x, "qvalue") and hasattr(x, "scale"))
 _BITS = {"int2": 2, "int4": 4, "int8": 8}
 
 
@@ -56,7 +57,7 @@ def to_qwix(leaf: IntArray) -> "QArray":
     return QArray(fold.unfold(codes).astype(dtype), coarse.unfold(leaf.scales().mT), zero)
 
 
-@takes()
+@takes(array=_QARRAY, dtype=FLOAT_TYPE)
 def from_qwix(array: "QArray", *, dtype: DTypeLike | None = None) -> IntArray:
     """The `Int` leaf with the integers of a QArray; it decodes to `dtype`, by default the scale's.
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from ..core.arguments import check_fields
 from ..core.hadamard import hadamard
 
 BLOCK_TOKENS = 64  # tokens of a block: the keys of one channel share a range there
@@ -54,6 +55,7 @@ class KVCache:
     rotate: bool = False
 
     def __post_init__(self):
+        check_fields(self)
         if self.bits not in (2, 4, 8):
             raise ValueError(f"KVCache takes 2, 4 or 8 bits, got {self.bits}")
 

@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from ..calibration.statistics import Moments
 from ..core.arguments import takes
+from ..core.codec import CODEC
 from ..core.lazy import piece
 from .model import Model
 from .rescaling import ChannelLink, channel_links, check_dense, leaf_at, rescale
@@ -60,7 +61,7 @@ def smooth(model: Model, stats: Mapping[str, Moments], *, strength: float = 0.5)
     return dataclasses.replace(same, source=f"{model.source}, smoothed by {strength}")
 
 
-@takes()
+@takes(codec=CODEC)
 def awq(model: Model, stats: Mapping[str, Moments], codec: Any) -> Model:
     """The same function with larger weights for strong inputs, so that rounding harms them less.
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import numbers
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +10,11 @@ import jax
 import numpy as np
 from jax import Array
 
+from ..core.arguments import shown, takes
 from ..kv_cache.quantized import KVCache
 from .flax_model import FlaxModel
 from .model import Model, check_in_vocabulary
-from .sampling import check_number, check_sampling, pick
+from .sampling import check_sampling, pick
 from .text_models import context, vocabulary
 from .token_logits import reader
 
@@ -42,6 +42,7 @@ class Generation:
         return self.texts[0] if self.texts else ""
 
 
+@takes()
 def generate(
     model: Model,
     prompt: str | Sequence | np.ndarray | Array,
@@ -97,8 +98,6 @@ def generate(
     rows = _tokens(model, prompt, vocabulary(model))
     _check(model, max(map(len, rows)), max_new_tokens)
     check_sampling(temperature, top_k, top_p, seed)
-    if not isinstance(cache, KVCache | None):
-        raise TypeError(f"cache is {cache!r}, expected a KVCache, such as KVCache(4)")
     if cache is not None and isinstance(model, FlaxModel):
         raise ValueError(
             f"cache is {cache}, expected None: {model.source} has its own cache or none"
@@ -188,6 +187,8 @@ def _tokens(model: Model, prompt: Any, vocab: int) -> list[np.ndarray]:
         if model.tokenizer is None:
             raise ValueError(f"{model.source} has no tokenizer: expected token ids, not text")
         prompt = [model.tokenizer.encode(text).ids for text in prompt]
+    if not isinstance(prompt, list | tuple) and not np.ndim(prompt):
+        raise TypeError(f"prompt is {shown(prompt)}, expected a text, or token ids (tokens,)")
     ragged = _all_of(prompt, (list, tuple, np.ndarray, Array))
     rows = [np.asarray(row) for row in prompt] if ragged else list(np.atleast_2d(prompt))
     if not rows or any(row.ndim != 1 or not row.size for row in rows):
@@ -210,7 +211,6 @@ def _check(model: Model, length: int, max_new_tokens: int) -> None:
     """Refuses a model that cannot generate so many tokens after prompts of up to `length`."""
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(model.tensors)):
         raise ValueError(f"{model.source} has shapes only, expected a model with weights")
-    check_number("max_new_tokens", max_new_tokens, numbers.Integral)
     if max_new_tokens < 1 or length + max_new_tokens > context(model):
         raise ValueError(
             f"{max_new_tokens} tokens after a prompt of {length}, expected at least 1 and "

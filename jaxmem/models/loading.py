@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from ..architectures import published_configs
 from ..architectures.family_modules import FAMILIES, family_module
 from ..architectures.weight_map import WeightMap
+from ..core.arguments import FLOAT_TYPE, takes
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
 from ..formats import (
@@ -50,6 +51,7 @@ _HUB_FILES = [
 _SHARD = r".*-\d+-of-\d+\.safetensors"
 
 
+@takes(dtype=FLOAT_TYPE)
 def load(
     source: str | os.PathLike, *, dtype: DTypeLike | None = None, encoded: bool = False
 ) -> Model:
@@ -89,8 +91,6 @@ def load(
         ConnectionError: a model could not be downloaded.
         ImportError: a package that the source needs is missing; the message names the extra.
     """
-    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise TypeError(f"dtype is {dtype!r}, expected a type of floating-point numbers")
     try:
         return _load(os.fspath(source), None if dtype is None else jnp.dtype(dtype), encoded)
     except ModuleNotFoundError as error:

@@ -1,7 +1,6 @@
 """from_flax: a user's own linen or NNX module as a `Model`."""
 
 import inspect
-import numbers
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 from flax import linen, nnx
 
+from ..core.arguments import INTEGERS, OPTIONAL_TREE, Kind, takes
 from ..core.paths import is_whole, paths
 from ..io.json_fields import JsonFields, read_object
 from .flax_model import FAMILY, STATE, FlaxModel, ModuleConfig
 from .model import PARAMS, RECORD
-from .sampling import check_number
 from .tokenizer_files import read_chat_template, read_tokenizer
 
 if TYPE_CHECKING:
@@ -29,7 +28,17 @@ _WHEN_NOT_TRAINING = {
     "is_training": False,
 }
 
+_PARAMS = Kind(
+    "a tree of arrays, None, or the path of a saved directory",
+    lambda x: isinstance(x, str | os.PathLike) or OPTIONAL_TREE.accepts(x),
+)
+_INPUTS = Kind(
+    "a tuple of arrays or shapes",
+    lambda x: isinstance(x, tuple | list) and all(hasattr(a, "dtype") for a in x),
+)
 
+
+@takes(params=_PARAMS, eos=INTEGERS, inputs=_INPUTS)
 def from_flax(
     module: linen.Module | nnx.Module,
     params: Any = None,
@@ -83,16 +92,14 @@ def from_flax(
     """
     name = type(module).__name__
     source, state, recorded, template = f"{name}, a Flax module", None, {}, None
-    if context is not None:
-        check_number("context", context, numbers.Integral)
-        if context < 1:
-            raise ValueError(f"context is {context}, expected at least 1")
+    if context is not None and context < 1:
+        raise ValueError(f"context is {context}, expected at least 1")
     if isinstance(params, str | os.PathLike):
         path = pathlib.Path(params)
         source, (params, state, recorded) = f"{path}, params of {name}", _read(path)
         tokenizer = read_tokenizer(path) if tokenizer is None else tokenizer
         template = read_chat_template(path)
-    options = _options(module) | dict(options or {})
+    options = _options(module, options or {})
     if isinstance(module, linen.Module):
         run, params, state = _linen(module, params, state, options)
     elif isinstance(module, nnx.Module):
@@ -111,10 +118,18 @@ def from_flax(
     return FlaxModel(config, params, tokenizer, source, run, state, chat_template=template)
 
 
-def _options(module: Any) -> dict[str, bool]:
-    """The arguments of the module's call that say that nothing is trained."""
-    names = inspect.signature(type(module).__call__).parameters
-    return {name: value for name, value in _WHEN_NOT_TRAINING.items() if name in names}
+def _options(module: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options`, and the arguments of the module's call that say that nothing is trained."""
+    call = inspect.signature(type(module).__call__)
+    names = list(call.parameters)[1:]  # without self
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in call.parameters.values())
+    for name in options:
+        if not takes_any and name not in names:
+            raise ValueError(
+                f"options has {name!r}, and {type(module).__name__} takes {', '.join(names)}"
+            )
+    usual = {name: value for name, value in _WHEN_NOT_TRAINING.items() if name in names}
+    return usual | dict(options)
 
 
 def _linen(module: linen.Module, variables: Any, state: Any, options: dict) -> tuple:

@@ -6,13 +6,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.arguments import OPTIONAL_TREE, takes
+from ..core.arguments import INTEGER, OPTIONAL_TREE, Kind, shown, takes
 
 SEEDS_PER_STEP = 7919  # seeds between two training steps: one for each array of an optimizer state
 PARAM_SEEDS_PER_STEP = 104_729  # likewise, for each array of the params
 
+_ARRAY = Kind("an array", lambda x: hasattr(x, "shape") and hasattr(x, "dtype"))
+_SEED = Kind(
+    "an int, or an array of one",
+    lambda x: (
+        INTEGER.accepts(x)
+        or (getattr(x, "shape", None) == () and jnp.issubdtype(x.dtype, jnp.integer))
+    ),
+)
 
-@takes()
+
+@takes(x=_ARRAY, seed=_SEED)
 def stochastic_round(x: Array, seed: Array | int) -> Array:
     """`x` in bfloat16, rounded up with a probability equal to its distance from the value below.
 
@@ -49,7 +58,7 @@ def hashed_bits(shape: tuple[int, ...], seed: Array | int) -> Array:
     return h ^ (h >> 16)
 
 
-@takes(params=OPTIONAL_TREE)
+@takes(params=OPTIONAL_TREE, step=_SEED)
 def apply_rounded(params: Any, updates: Any, step: Array | int) -> Any:
     """`params + updates`, each in the dtype of the param; bfloat16 sums are rounded stochastically.
 
@@ -66,6 +75,10 @@ def apply_rounded(params: Any, updates: Any, step: Array | int) -> Any:
         True
     """
     leaves, tree = jax.tree.flatten(params)
+    if jax.tree.structure(updates) != tree:
+        raise ValueError(
+            f"updates are {shown(updates)}, expected a tree of the structure of the params"
+        )
     new = []
     for i, (param, update) in enumerate(zip(leaves, tree.flatten_up_to(updates))):
         total = param.astype(jnp.float32) + update.astype(jnp.float32)

@@ -14,15 +14,18 @@ from ..core import arguments
 from .axes import ROWS
 
 Rules = dict[str, P]
+_CONFIG = arguments.Kind(
+    "the config of a model of jm.models", lambda x: hasattr(x, "heads") and hasattr(x, "family")
+)
 
 
-@arguments.takes()
+@arguments.takes(config=_CONFIG)
 def data(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     """No rules: every device holds all weights, and its own rows of the batch."""
     return {}
 
 
-@arguments.takes()
+@arguments.takes(config=_CONFIG)
 def fsdp(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     """Weights, gradients and optimizer state over `fsdp`; weights are gathered layer by layer.
 
@@ -38,7 +41,7 @@ def fsdp(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     return _rules(config, mesh, ("fsdp",))
 
 
-@arguments.takes()
+@arguments.takes(config=_CONFIG)
 def tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     """Heads and hidden units over `tensor`; activations are summed over devices twice a layer.
 
@@ -48,7 +51,7 @@ def tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     return _rules(config, mesh, ("tensor",))
 
 
-@arguments.takes()
+@arguments.takes(config=_CONFIG)
 def fsdp_tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     """Heads and hidden units over `tensor`, and each device's share of them over `fsdp`.
 
@@ -62,7 +65,7 @@ def fsdp_tensor(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     return _rules(config, mesh, ("tensor", "fsdp"))
 
 
-@arguments.takes()
+@arguments.takes(config=_CONFIG)
 def sequence(config: Any, mesh: Mesh | AbstractMesh) -> Rules:
     """The layout `fsdp_tensor` with weights also over `sequence`, the axis of positions."""
     return _rules(config, mesh, ("tensor", "fsdp", "sequence"))
@@ -82,7 +85,7 @@ def expert(pattern: str, *, stacked: bool = True) -> Rules:
     return {pattern: P(None, "expert") if stacked else P("expert")}
 
 
-@arguments.takes()
+@arguments.takes(rules=arguments.SPECS)
 def adapters(rules: Rules) -> Rules:
     """Rules for LoRA pairs: u is divided like the outputs of its weight, v like the inputs.
 
@@ -98,7 +101,7 @@ def adapters(rules: Rules) -> Rules:
     return out
 
 
-@arguments.takes()
+@arguments.takes(config=_CONFIG, batch=arguments.POSITIVE)
 def cache(config: Any, mesh: Mesh | AbstractMesh, batch: int) -> Rules:
     """A KV cache (layers, batch, heads, ...): heads over `tensor`, rows over `data` and `fsdp`."""
     heads = 1 if getattr(config, "latent", None) else getattr(config, "kv_heads", config.heads)

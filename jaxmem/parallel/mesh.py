@@ -1,17 +1,25 @@
 """mesh: the devices as a grid with named axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ..compiler.devices import target
-from ..core.arguments import takes
+from ..core.arguments import Kind, takes
 from .axes import AXES
 
+_DEVICES = Kind(
+    "a sequence of jax.Device, or None",
+    lambda x: (
+        x is None
+        or (isinstance(x, Iterable) and all(isinstance(device, jax.Device) for device in x))
+    ),
+)
 
-@takes()
+
+@takes(devices=_DEVICES)
 def mesh(
     *,
     stage: int = 1,

@@ -15,12 +15,12 @@ from jax import Array, lax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from ..core.arguments import takes
+from ..core.arguments import POSITIVE, takes
 from ..core.scans import argument_dependencies
 from .pipeline_stages import STAGE, Stages, zeros
 
 
-@takes()
+@takes(micro=POSITIVE)
 def pipelined(fn: Callable, mesh: Mesh | AbstractMesh, *, micro: int) -> Callable:
     """`fn(*arguments, batch)` with its layers divided over the mesh axis `stage`, by GPipe.
 
@@ -75,7 +75,7 @@ def pipelined(fn: Callable, mesh: Mesh | AbstractMesh, *, micro: int) -> Callabl
     return run
 
 
-@takes()
+@takes(micro=POSITIVE)
 def one_f_one_b(loss: Callable, mesh: Mesh | AbstractMesh, *, micro: int) -> Callable:
     """(params, *arguments, batch) -> (loss, gradient), forward and backward in turns (1F1B).
 

@@ -14,7 +14,7 @@ from ..compiler.compile_subprocess import CompileError
 from ..compiler.devices import GIB, Device, target
 from ..compiler.footprint import Memory, memory
 from ..compiler.residuals import residuals
-from ..core.arguments import OPTIONAL_BYTES, takes
+from ..core.arguments import AT_LEAST_0, NAMES, OPTIONAL_BYTES, POSITIVE, Kind, takes
 from ..models import Model, load
 from ..train.remat_policy import Remat
 from .estimates import arithmetic
@@ -75,7 +75,16 @@ class Planned:
         }
 
 
-@takes(limit=OPTIONAL_BYTES)
+_MESHES = Kind(
+    "a list of sizes of axes, such as [{'fsdp': 8}], or None",
+    lambda x: (
+        x is None
+        or (isinstance(x, list | tuple) and all(m is None or isinstance(m, Mapping) for m in x))
+    ),
+)
+
+
+@takes(limit=OPTIONAL_BYTES, states=NAMES, meshes=_MESHES, most=POSITIVE, timeout=AT_LEAST_0)
 def plan(
     model: str | Model,
     *,

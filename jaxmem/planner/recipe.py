@@ -79,6 +79,9 @@ class Recipe:
         check_fields(self, encoding=OPTIONAL_CODEC)
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; expected one of {', '.join(TASKS)}")
+        target(self.device)  # refuses an unknown name
+        if self.cache_bits not in (16, 8, 4, 2):
+            raise ValueError(f"cache_bits is {self.cache_bits}, expected 16, 8, 4 or 2")
         for name in ("batch", "seq", "micro", "chunk", "rank", "prompt"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")

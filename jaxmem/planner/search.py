@@ -13,7 +13,7 @@ from typing import Any
 from ..compiler.compile_subprocess import CompileError
 from ..compiler.devices import target
 from ..compiler.footprint import Memory, memory
-from ..core.arguments import OPTIONAL_BYTES, takes
+from ..core.arguments import AT_LEAST_0, ITERABLE, OPTIONAL_BYTES, POSITIVE, Kind, takes
 
 SLACK = 1.08  # the most that an estimate exceeds the compiled peak (estimates.json: 1.07)
 
@@ -98,7 +98,13 @@ class Searched:
         return json.dumps({"device": self.device, "limit": self.limit, "rows": rows}, indent=1)
 
 
-@takes(limit=OPTIONAL_BYTES)
+_KNOBS = Kind(
+    "a mapping from arguments of build to lists of values",
+    lambda x: isinstance(x, Mapping) and all(map(ITERABLE.accepts, x.values())),
+)
+
+
+@takes(limit=OPTIONAL_BYTES, knobs=_KNOBS, most=POSITIVE, timeout=AT_LEAST_0)
 def search(
     build: Callable[..., tuple],
     knobs: Mapping[str, Sequence],

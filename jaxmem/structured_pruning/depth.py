@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..core.arguments import takes
+from ..core.arguments import IDS, INTEGERS, takes
 from ..core.fold import Fold
-from ..core.paths import paths
+from ..core.paths import check_same_tree, paths
 from ..models.model import Model, family
 from ..solvers.pruning_scores import magnitude
 from ..train.losses import divergence
 from .smaller_model import check_layers, smaller_model
 
 
-@takes()
+@takes(gone=INTEGERS)
 def remove_layers(model: Model, gone: Sequence[int]) -> Model:
     """The model without the layers `gone`; the remaining layers are stacked again for the scan.
 
@@ -47,7 +47,7 @@ def remove_layers(model: Model, gone: Sequence[int]) -> Model:
     return smaller_model(model, params, f"without layers {gone}", **_sizes(model.config, keep))
 
 
-@takes()
+@takes(ids=IDS)
 def least_missed(model: Model, count: int, ids: Array) -> list[int]:
     """The `count` layers to remove, chosen one after the other by the least KL to the whole model.
 
@@ -110,6 +110,7 @@ def least_worth(
         [1, 2]
     """
     layers = _layers(model, count)
+    check_same_tree(paths(model.params), stats=stats)
     worth = np.zeros(layers)
     for path, leaf in zip(paths(model.params), jax.tree.leaves(model.params)):
         if not (path.startswith("layers/") and path.endswith("/kernel")):

@@ -1,11 +1,12 @@
 """fewer: smaller versions of a model, each with some structure removed, for a budget to compare."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from jax import Array
 
-from ..core.arguments import takes
+from ..core.arguments import IDS, NAMES, takes
+from ..core.paths import check_same_tree, paths
 from ..models.model import Model
 from .depth import least_missed, remove_layers
 from .heads import remove_heads
@@ -19,7 +20,7 @@ KEPT_WIDTH = 7 / 8  # of the residual stream, in multiples of 8
 REMOVED_LAYERS = (1 / 16, 1 / 8)
 
 
-@takes()
+@takes(kinds=NAMES, ids=IDS)
 def fewer(
     model: Model, kinds: Collection[Structure], *, stats: Mapping, ids: Array
 ) -> Iterator[tuple[Model, list[int]]]:
@@ -52,6 +53,10 @@ def fewer(
         (4, 2, 24, 3) [0, 1, 2]
         (4, 2, 32, 2) [1, 2]
     """
+    if unknown := set(kinds) - set(get_args(Structure)):
+        names = ", ".join(get_args(Structure))
+        raise ValueError(f"kinds has {min(unknown)!r}, expected some of {names}")
+    check_same_tree(paths(model.params), stats=stats)
     config, whole = model.config, list(range(model.config.layers))
     if "neurons" in kinds:
         for share in KEPT_NEURONS:

@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
-from ..core.arguments import takes
+from ..core.arguments import AT_LEAST_0, takes
 from .pruning_masks import (
     check_sparse,
     full_masks,
@@ -33,7 +33,7 @@ class Masks(NamedTuple):
     masks: dict[str, Array]
 
 
-@takes()
+@takes(power=AT_LEAST_0)
 def polynomial(step: Array | int, begin: int, end: int, power: float = 3.0) -> Array:
     """The schedule's progress, 1 − (1 − t)^power, with t from 0 at step `begin` to 1 at `end`.
 
@@ -47,7 +47,7 @@ def polynomial(step: Array | int, begin: int, end: int, power: float = 3.0) -> A
     return 1 - (1 - jnp.clip(t, 0.0, 1.0)) ** power
 
 
-@takes()
+@takes(power=AT_LEAST_0)
 def gradual(
     plan: Mapping[str, Sparse],
     *,

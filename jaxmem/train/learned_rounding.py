@@ -10,7 +10,7 @@ import optax
 from jax import Array
 
 from ..calibration.batches import tuples
-from ..core.arguments import BATCHES, TREE, takes
+from ..core.arguments import AT_LEAST_0, BATCHES, TREE, shown, takes
 from ..core.lifting import lift
 from .cosine_adam import cosine_adam
 from .learnable_int import encode_trained, merge_trainable, split_trainable
@@ -19,7 +19,7 @@ from .losses import squared
 T = TypeVar("T")
 
 
-@takes(params=TREE, enc=TREE, batches=BATCHES)
+@takes(params=TREE, enc=TREE, batches=BATCHES, learning_rate=AT_LEAST_0)
 def learn_rounding(
     fn: Callable,
     params: Any,
@@ -72,7 +72,7 @@ def learn_rounding(
         (True, True)
     """
     batches = list(tuples(batches, "learn_rounding"))
-    targets = [None] * len(batches) if targets is None else list(targets)
+    targets = [None] * len(batches) if targets is None else _arrays_of(targets)
     trainable, frozen = split_trainable(enc, params)
     if not trainable:
         raise ValueError("no leaf of Int to learn")
@@ -87,6 +87,15 @@ def learn_rounding(
         if progress:
             progress(i + 1, float(value))
     return encode_trained(trainable, frozen)
+
+
+def _arrays_of(targets: Iterable[Any]) -> list[Any]:
+    """The targets as a list; TypeError if one is no output of a function."""
+    targets = list(targets)
+    for target in targets:
+        if not TREE.accepts(target):
+            raise TypeError(f"targets has {shown(target)}, expected arrays, one for each batch")
+    return targets
 
 
 class Options(NamedTuple):

@@ -6,10 +6,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.arguments import takes
+from ..core.arguments import Kind, takes
+
+_LOGITS = Kind("logits (..., classes)", lambda x: hasattr(x, "dtype") and len(x.shape) > 0)
+_OUTPUTS = Kind(
+    "an array, or a tree of arrays, such as a list of them",
+    lambda x: (
+        bool(jax.tree.leaves(x)) and all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(x))
+    ),
+)
 
 
-@takes()
+@takes(target=_OUTPUTS, found=_OUTPUTS)
 def squared(target: Any, found: Any) -> Array:
     """The mean squared error over all numbers of all outputs, in f32.
 
@@ -26,7 +34,7 @@ def squared(target: Any, found: Any) -> Array:
     return total / max(1, sum(a.size for a, _ in pairs))
 
 
-@takes()
+@takes(target=_OUTPUTS, found=_OUTPUTS)
 def relative(target: Any, found: Any) -> Array:
     """The mean of ‖target − found‖² / ‖target‖² over rows (..., features), in f32.
 
@@ -50,7 +58,7 @@ def relative(target: Any, found: Any) -> Array:
     return jnp.concatenate([rows(*pair) for pair in pairs]).mean()
 
 
-@takes()
+@takes(target=_LOGITS, found=_LOGITS)
 def divergence(target: Array, found: Array) -> Array:
     """The mean KL(softmax(target) ‖ softmax(found)) of logits (..., classes), in nats, in f32.
 
@@ -62,6 +70,7 @@ def divergence(target: Array, found: Array) -> Array:
     return kl_divergence(target, found).mean()
 
 
+@takes(target=_LOGITS, found=_LOGITS)
 def kl_divergence(target: Array, found: Array) -> Array:
     """KL(softmax(target) ‖ softmax(found)) of each row of logits (..., classes), (...) nats in f32.
 

@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
-from ..core.arguments import takes
+from ..core.arguments import AT_LEAST_0, takes
 from .gradual_pruning import polynomial
 from .pruning_masks import (
     check_sparse,
@@ -36,7 +36,7 @@ class Dense(NamedTuple):
     masks: dict[str, Array]
 
 
-@takes()
+@takes(decay=AT_LEAST_0)
 def straight_through(
     inner: optax.GradientTransformation,
     plan: Mapping[str, Sparse],
@@ -70,7 +70,7 @@ def straight_through(
     return _with_dense(inner, plan, score, decay, uses, accumulates=False)
 
 
-@takes()
+@takes(rate=AT_LEAST_0)
 def movement(
     inner: optax.GradientTransformation,
     plan: Mapping[str, Sparse],

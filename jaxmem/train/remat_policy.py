@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from ..core import arguments
 from ..core.arguments import check_fields, takes
 from ..core.repeated_layers import Segment
 from ..core.traced import Traced
@@ -42,7 +43,7 @@ class Remat:
     names: tuple[str, ...] = ()
 
     def __post_init__(self):
-        check_fields(self)
+        check_fields(self, names=arguments.NAMES)
         object.__setattr__(self, "names", tuple(self.names))
         if self.kind not in _KINDS:
             raise ValueError(f"unknown remat {self.kind!r}; expected one of {', '.join(_KINDS)}")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..calibration.batches import tuples
-from ..core.arguments import BATCHES, TREE, takes
+from ..core.arguments import AT_LEAST_0, BATCHES, TREE, takes
 from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import lift
 from ..core.segmented import Segmented
@@ -24,7 +24,7 @@ from .losses import divergence
 T = TypeVar("T")
 
 
-@takes(params=TREE, enc=TREE, batches=BATCHES)
+@takes(params=TREE, enc=TREE, batches=BATCHES, learning_rate=AT_LEAST_0)
 def tune(
     fn: Callable,
     params: Any,

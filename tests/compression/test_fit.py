@@ -79,7 +79,7 @@ def test_windows_limit_the_text_that_is_read(llama):
     [
         ({"among": ("layers",)}, "wants a form for the weights that stay"),
         ({"among": ("int", "neuron")}, "among is ('int', 'neuron'), expected a tuple of int"),
-        ({"among": "int"}, "FitOptions takes an iterable, such as a list as its among, got 'int'"),
+        ({"among": "int"}, "FitOptions takes a collection of names as its among, got 'int'"),
         ({"tune_steps": -1}, "tune_steps is -1, expected at least 0"),
         ({"windows": 0}, "windows is 0, expected at least 1"),
     ],
