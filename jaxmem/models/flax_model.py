@@ -21,7 +21,8 @@ class ModuleConfig:
 
     `module` is the name of its class, `context` the most tokens that it takes, None if that is not
     known, `eos` the tokens that end a text, `inputs` the shapes of what it takes where that is not
-    token ids, `cache(batch, length, dtype)` an empty cache; None if the module has none.
+    token ids, `cache(batch, length, dtype)` an empty cache; None if the module has none. A module
+    that runs `by_token` takes no padding after a prompt.
     """
 
     module: str
@@ -29,6 +30,7 @@ class ModuleConfig:
     eos: tuple[int, ...] = ()
     inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
     cache: Callable | None = None
+    by_token: bool = False
     family = FAMILY
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,12 +38,15 @@ def _with_cache(
     config, params = model.config, model.params
     steps = length + -length % (BLOCK_TOKENS if cache else _PROMPT_STEP)
     steps = steps if cache else min(steps, max(length, config.context))
+    is_own = isinstance(model, FlaxModel)
+    if is_own and config.by_token:
+        steps = length
     room = max(steps, length + max_new_tokens)
     room += -room % _CACHE_STEP
+    room = min(room, config.context) if is_own else room  # its table of positions may end there
     dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
     empty = cache.empty(config, batch, room, dtype) if cache else config.cache(batch, room, dtype)
     state = _shard_like(params, empty, config, batch)
-    is_own = isinstance(model, FlaxModel)
     run = model.logits_after if is_own else functools.partial(logits_after, config)
 
     def read(tokens: np.ndarray, position: int) -> Array:

@@ -1,5 +1,6 @@
 """from_flax: a user's own linen or NNX module as a `Model`."""
 
+import functools
 import inspect
 import os
 import pathlib
@@ -7,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen, nnx
+from jax import lax
 
 from ..core.arguments import INTEGERS, OPTIONAL_TREE, Kind, takes
 from ..core.paths import is_whole, paths
@@ -70,8 +73,9 @@ def from_flax(
         eos: ids of the tokens that end a text.
         inputs: arrays or shapes of what the module takes, if this is not token ids; to trace with.
         cache: `cache(batch, length, dtype)` is an empty cache, and the module, called as
-            `module(ids, cache, position)`, gives (logits, cache); None: to generate, the text is
-            computed again for each token.
+            `module(ids, cache, position)`, gives (logits, cache). None: the collection `cache` of a
+            linen module with `decode=True`, if `params` are the variables of its `init`; without
+            one the text is computed again for each token.
         options: other keyword arguments of each call. Arguments named `deterministic`, `train`,
             `training`, `is_training` or `use_running_average` are set already.
 
@@ -92,6 +96,7 @@ def from_flax(
     """
     name = type(module).__name__
     source, state, recorded, template = f"{name}, a Flax module", None, {}, None
+    by_token = False
     if context is not None and context < 1:
         raise ValueError(f"context is {context}, expected at least 1")
     if isinstance(params, str | os.PathLike):
@@ -102,6 +107,9 @@ def from_flax(
     options = _options(module, options or {})
     if isinstance(module, linen.Module):
         run, params, state = _linen(module, params, state, options)
+        if cache is None and "cache" in state:  # of a module with `decode=True`
+            by_token, cache = True, functools.partial(_empty_cache, module, options)
+            run = _by_token(module, options, cache)
     elif isinstance(module, nnx.Module):
         run, params, state = _nnx(module, params, state, options)
     else:
@@ -114,7 +122,7 @@ def from_flax(
         "inputs": tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs),
     }
     settings = recorded | {key: value for key, value in settings.items() if value}
-    config = ModuleConfig(name, cache=cache, **settings)
+    config = ModuleConfig(name, cache=cache, by_token=by_token, **settings)
     return FlaxModel(config, params, tokenizer, source, run, state, chat_template=template)
 
 
@@ -149,6 +157,30 @@ def _linen(module: linen.Module, variables: Any, state: Any, options: dict) -> t
         return module.apply({"params": params, **state}, *args, **options | kwargs)
 
     return run, variables, state or {}
+
+
+def _empty_cache(module: linen.Module, options: dict, batch: int, length: int, _: Any) -> Any:
+    """The module's collection `cache` before the first token, for texts of up to `length`."""
+    init = lambda ids: module.init(jax.random.key(0), ids, **options)
+    shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((batch, length), jnp.int32))["cache"]
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def _by_token(module: linen.Module, options: dict, empty_cache: Callable) -> Callable:
+    """How a module with `decode=True` runs: it takes one token at a time, and writes its cache."""
+
+    def run(params: Any, state: Any, ids: Any, cache: Any = None, position: Any = 0) -> Any:
+        def step(cache: Any, token: Any) -> tuple[Any, Any]:  # the cache counts the positions
+            variables = {"params": params, **state, "cache": cache}
+            out, new = module.apply(variables, token[:, None], mutable=["cache"], **options)
+            return new["cache"], out[:, 0]
+
+        start = empty_cache(*ids.shape, None) if cache is None else cache
+        end, out = lax.scan(step, start, ids.T)
+        out = jnp.moveaxis(out, 0, 1)
+        return out if cache is None else (out, end)
+
+    return run
 
 
 def _nnx(module: nnx.Module, params: Any, state: Any, options: dict) -> tuple:

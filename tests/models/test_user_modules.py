@@ -190,3 +190,29 @@ def test_a_directory_of_another_kind_is_refused(tmp_path):
     (tmp_path / "jaxmem.json").write_text('{"config": {"family": "llama"}}')
     with pytest.raises(ValueError, match=r"jm\.models\.load reads it"):
         from_flax(Linen(), tmp_path)
+
+
+class Decoding(nn.Module):
+    """Attention with flax's own cache: with `decode` it takes one token at a time."""
+
+    decode: bool = False
+
+    @nn.compact
+    def __call__(self, ids):
+        x = nn.Embed(V, D)(ids)
+        mask = None if self.decode else nn.make_causal_mask(ids)
+        x += nn.MultiHeadDotProductAttention(num_heads=4, decode=self.decode)(x, mask=mask)
+        return nn.Dense(V)(x)
+
+
+def test_a_flax_cache_gives_the_tokens_of_the_whole_text(tmp_path):
+    variables = Decoding(decode=True).init(jax.random.key(0), PROMPT)
+    model = from_flax(Decoding(decode=True), variables, context=16)
+    whole = from_flax(Decoding(), variables["params"], context=16)
+    np.testing.assert_allclose(
+        model.apply(model.params, PROMPT), whole.apply(whole.params, PROMPT), atol=1e-5
+    )
+    expected = generate(whole, PROMPT, max_new_tokens=4).ids
+    assert (generate(model, PROMPT, max_new_tokens=4).ids == expected).all()
+    model.save(tmp_path / "model")
+    assert from_flax(Decoding(decode=True), tmp_path / "model").config.by_token
