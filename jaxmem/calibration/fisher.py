@@ -17,7 +17,7 @@ from jax import Array
 from ..core.arguments import BATCHES, FUNCTION, OPTIONAL_MAPPING, TREE, takes
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import decode, is_encoded
-from ..core.paths import arrays_only, paths
+from ..core.paths import arrays_only, check_same_tree, paths
 from ..core.usage import summed_axes
 from ..core.usage import uses as trace_uses
 from .batches import tuples
@@ -85,6 +85,7 @@ def gradients(
         >>> jm.decode(jm.encode(params, plan, stats=found))["w"].tolist()  # .3 against 9
         [[0.0], [1.0]]
     """
+    check_same_tree(paths(params), uses=uses)
     loss, params = arrays_only(loss, params)
     total, count, gradient = None, 0, jax.jit(jax.grad(loss, allow_int=True))
     for batch in tuples(batches, "gradients"):

@@ -96,7 +96,7 @@ def budget(
     if runs < 1:
         raise ValueError(f"budget cuts a stack into at least 1 run, got {runs}")
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
-    check_same_tree(leaves, uses=uses, stats=stats, sensitivity=sensitivity)
+    check_same_tree(leaves, stats=stats, sensitivity=sensitivity)
     chosen = choices(leaves, candidates, uses)
     axes = {path: summed_axes(path, uses, leaves) for path in chosen}
     cells, sizes = {}, {}

@@ -12,7 +12,7 @@ from ..core.arguments import NAMES, OPTIONAL_MAPPING, TREE, takes
 from ..core.byte_counts import nbytes
 from ..core.fold import matrix_shape
 from ..core.leaf import is_dense_float
-from ..core.paths import is_whole, paths
+from ..core.paths import check_same_tree, is_whole, paths
 from ..core.usage import summed_axes
 from ..solvers import GPTQ, QERA, Search, SparseGPT, Wanda
 from .encodable_weights import is_matrix
@@ -64,6 +64,7 @@ def techniques(
         raise ValueError(f"the kinds are {list(kinds)}, expected some of {', '.join(KINDS)}")
     candidates = {}
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
+    check_same_tree(leaves, uses=uses, stats=stats)
     for path, leaf in leaves.items():
         if not is_dense_float(leaf) or not is_matrix(leaf, path, uses):
             continue

@@ -34,9 +34,11 @@ def encode(
 
     `uses` gives the axes that each weight is summed over; a plan of `budget`, or of `choose` with
     `uses`, carries them. Without both it is the second last axis, as in a kernel of `Dense`, or a
-    stack of them. It is the last one of an `embedding`, and the first ones of a kernel of which the
-    shape of the `bias` says so, as in attention and convolutions. A `kernel` of more axes without
-    such a bias, in a module whose other weights show no stack, is refused.
+    stack of them. It is the last one of a table, such as `embedding` or `wte`, and the first ones
+    of a kernel of which the shape of the `bias` says so, as in attention and convolutions. A
+    `kernel` of more axes without such a bias, in a module whose other weights show no stack, is
+    refused; so is another weight of more axes, if its first one is as long as a later axis of some
+    weight, and so may be a width.
 
     `stats` gives the moments that a calibrated codec needs. If the params are abstract, the result
     is abstract. Lazy params are read one layer at a time, and lazy leaves that the plan does not

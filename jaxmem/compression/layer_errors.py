@@ -17,7 +17,7 @@ from ..core.codec import has_independent_rows, needs_stats, ties_layers
 from ..core.fold import Fold, matrix_shape
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
-from ..core.paths import is_whole, paths
+from ..core.paths import check_same_tree, is_whole, paths
 from ..core.usage import summed_axes
 from .candidates import CANDIDATES
 from .encodable_weights import choices
@@ -73,6 +73,7 @@ def errors(
         ((5,), True)
     """
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
+    check_same_tree(leaves, stats=stats, known=known)
     by_path = {}
     for path, codecs in choices(leaves, candidates, uses).items():
         with prefixed(path):

@@ -14,7 +14,7 @@ from ..core.arguments import OPTIONAL_MAPPING, TREE, takes
 from ..core.byte_counts import nbytes, shape_of
 from ..core.lazy import is_lazy
 from ..core.leaf import decode, is_array, is_encoded, separate_shared
-from ..core.paths import is_whole, paths
+from ..core.paths import check_same_tree, is_whole, paths
 from ..parallel.sharded_array import ShardedArray
 
 
@@ -96,6 +96,7 @@ def report(params: Any, enc: Any, uses: Mapping | None = None) -> Report:
     if names != encoded_names:
         other = sorted(set(names) ^ set(encoded_names)) or names
         raise ValueError(f"the trees differ at {other[0]!r}, expected the same paths")
+    check_same_tree(names, uses=uses)
     leaves = jax.tree.leaves(params, is_leaf=is_whole)
     rows = []
     for path, dense, leaf in zip(names, leaves, jax.tree.leaves(enc, is_leaf=is_whole)):

@@ -18,7 +18,7 @@ from ..codecs import Bitmask, Coo, Csr, Smallest
 from ..core.arguments import NUMBER, OPTIONAL_MAPPING, REGEX, TREE, takes
 from ..core.fold import Fold
 from ..core.leaf import is_dense_float
-from ..core.paths import is_whole, match, paths
+from ..core.paths import check_same_tree, is_whole, match, paths
 from ..core.usage import summed_axes
 from ..solvers.pruning_scores import magnitude
 
@@ -71,6 +71,7 @@ def erdos_renyi(
         {'a/kernel': 0.34, 'b/kernel': 0.085}
     """
     leaves, sizes, raw = _leaves(params), {}, {}
+    check_same_tree(leaves, uses=uses)
     for path, leaf in _matching(params, density, where).items():
         shape = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
         *_, n, k = jax.eval_shape(
@@ -124,6 +125,7 @@ def together(
         (True, 0.5)
     """
     leaves, counts = _leaves(params), {}
+    check_same_tree(leaves, uses=uses, stats=stats)
     for path, leaf in _matching(params, density, where).items():
         matrix = Fold.from_weight(jnp.asarray(leaf), summed_axes(path, uses, leaves))[0].astype(
             jnp.float32

@@ -122,12 +122,11 @@ def summed_axes(
     """The axes that the products of a weight sum over, from the end.
 
     A table that is only looked up has the axis (-1,). Where neither `uses` nor `planned`, the axes
-    of a plan, tells, an `embedding` has (-1,), a kernel the axes before those of its bias, if the
-    bias fits no stack of kernels (`leaves` has the weights by path), and any other weight (-2,).
+    of a plan, tells, they are the `usual_axes`; `leaves` has the weights by path.
 
     Raises:
-        ValueError: a kernel of more than two axes has no bias that fits, and its neighbours do not
-            show that it is a stack; the message says what to pass.
+        ValueError: a weight of more than two axes may be no stack of matrices; the message says
+            what to pass.
 
     Example:
         >>> summed_axes("table", {"table": [Use("gather", (), (3,), "int32", 0)]})

@@ -1,21 +1,25 @@
 """usual_axes: the axes that a weight is summed over, by its name and its neighbours in the tree."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-_TABLES = ("embedding", "embeddings")
+# names of look-up tables: embedding, embed_tokens, tok_embeddings, pos_emb, wte, table
+_TABLE = re.compile(r"(.*_)?(emb|embed|embeds|embeddings?|embed_tokens|wte|wpe|table)")
 _VECTORS = ("scale", "bias")  # parameters that have one axis, and two where layers are stacked
 
 
 def usual_axes(path: str, leaves: Mapping[str, Any]) -> tuple[int, ...]:
     """The axes that a weight of this name is summed over in linen and NNX, from the end.
 
-    An `embedding` is summed over its last axis, a `kernel` over the axes before those of its bias,
-    and any other weight over its second last axis. `leaves` has all weights by path.
+    A table, such as an `embedding` or `wte`, is summed over its last axis, a `kernel` over the axes
+    before those of its bias, and any other weight over its second last axis. `leaves` has all
+    weights by path.
 
     Raises:
-        ValueError: a kernel of more than two axes may be one of attention or of a convolution, or a
-            stack of matrices, and nothing beside it tells.
+        ValueError: a weight of more than two axes may be one of attention or of a convolution, or a
+            stack of matrices: it is a kernel and nothing beside it tells, or its first axis is as
+            long as a later one of another weight, and so may be a width.
 
     Example:
         >>> import numpy as np
@@ -25,9 +29,11 @@ def usual_axes(path: str, leaves: Mapping[str, Any]) -> tuple[int, ...]:
 over other axes than the second last? Pass uses=jm.uses(fn, params, *args), which tells
     """
     module, _, name = path.rpartition("/")
-    if name in _TABLES:
+    if _TABLE.fullmatch(name.lower()):
         return (-1,)
     if name != "kernel":
+        if _may_start_with_a_width(path, leaves):
+            raise ValueError(_message(path, leaves[path].shape))
         return (-2,)
     kernel, bias = (
         tuple(getattr(leaves.get(f"{module}/{part}".lstrip("/")), "shape", ()))
@@ -42,11 +48,28 @@ over other axes than the second last? Pass uses=jm.uses(fn, params, *args), whic
         layer, bias = kernel[stacks:], bias[stacks:] if bias[:stacks] == kernel[:stacks] else ()
         axes = (-2,) if len(layer) == 2 else _axes_before_bias(layer, bias)
     if axes is None:
-        raise ValueError(
-            f"{path} has the shape {kernel}: a stack of matrices, or a kernel summed over other "
-            "axes than the second last? Pass uses=jm.uses(fn, params, *args), which tells"
-        )
+        raise ValueError(_message(path, kernel))
     return axes
+
+
+def _message(path: str, shape: tuple) -> str:
+    """What is asked of the caller where nothing tells the axes."""
+    return (
+        f"{path} has the shape {shape}: a stack of matrices, or a kernel summed over other axes "
+        "than the second last? Pass uses=jm.uses(fn, params, *args), which tells"
+    )
+
+
+def _may_start_with_a_width(path: str, leaves: Mapping[str, Any]) -> bool:
+    """Whether the first of three axes or more may be a width, as in attention, not count layers.
+
+    The number of layers is the length of no other axis: a vector as long as the first axis, or a
+    later axis of another weight, shows a width or a number of heads.
+    """
+    shapes = {p: tuple(x.shape) for p, x in leaves.items() if hasattr(x, "shape")}
+    weight = shapes.pop(path, ())
+    shows_width = lambda shape: weight[0] in shape[1:] or shape == weight[:1]
+    return len(weight) > 2 and any(map(shows_width, shapes.values()))
 
 
 def _axes_before_bias(kernel: tuple, bias: tuple) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from jax import Array
 
 from ..codecs.sparse import Sparse
 from ..core.fold import Fold
-from ..core.paths import is_whole, paths
+from ..core.paths import check_same_tree, is_whole, paths
 from ..core.usage import summed_axes
 
 
@@ -42,6 +42,7 @@ def planned_leaves(plan: Mapping, tree: Any) -> dict[str, Array]:
 def planned_axes(plan: Mapping, params: Any, uses: Mapping | None) -> dict[str, tuple[int, ...]]:
     """{path: the axes that a weight of the plan is summed over}, the same as `encode` takes."""
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
+    check_same_tree(leaves, uses=uses)
     known = getattr(plan, "axes", None)
     return {path: summed_axes(path, uses, leaves, known) for path in plan}
 

@@ -39,6 +39,10 @@ def test_the_bare_params_of_every_family_have_the_axes_of_their_uses(name):
 @pytest.mark.parametrize(
     "by_path, axes",
     [
+        (shapes(wte=(64, 16)), (-1,)),
+        (shapes(tok_embeddings=(64, 16)), (-1,)),
+        (shapes(w=(64, 16)), (-2,)),
+        (shapes(wq=(3, 16, 16), up=(3, 16, 48), norm=(3, 16), wte=(64, 16)), (-2,)),  # layers
         (shapes(kernel=(64, 4, 16), bias=(4, 16)), (-3,)),
         (shapes(kernel=(4, 16, 64), bias=(64,)), (-3, -2)),
         (shapes(kernel=(3, 16, 8), bias=(3, 8)), (-2,)),  # a stack of Dense
@@ -73,6 +77,21 @@ def test_a_kernel_whose_axes_nothing_tells_is_refused_with_the_cure(by_path):
             call()
 
 
+@pytest.mark.parametrize(
+    "by_path",
+    [
+        shapes(wq=(64, 4, 16), norm=(64,)),
+        shapes(wq=(64, 4, 16), down=(256, 64)),
+        shapes(wo=(4, 16, 64), wq=(64, 4, 16)),
+    ],
+)
+def test_a_weight_whose_first_axis_may_be_a_width_is_refused_with_the_cure(by_path):
+    path = next(iter(by_path))
+    with pytest.raises(ValueError, match=rf"{path} has the shape .* uses=jm.uses\(fn, params"):
+        jm.encode(by_path, {path: jm.Int(4)})
+    assert jm.encode(by_path, {path: jm.Int(4)}, {path: []})[path].shape == by_path[path].shape
+
+
 def test_uses_or_a_plan_that_carries_the_axes_are_the_cure():
     params, x = {"kernel": jax.random.normal(jax.random.key(0), (8, 2, 4))}, jnp.ones((3, 8))
     uses = jm.uses(lambda p, x: jnp.einsum("bd,dhk->bhk", x, p["kernel"]), params, x)
@@ -100,3 +119,28 @@ def test_uses_and_stats_of_another_tree_are_refused(argument):
     params = {"layers": {"w": jnp.ones((32, 8))}}
     with pytest.raises(ValueError, match=f"{argument} names 'w', .* have 'layers/w': of another"):
         jm.encode(params, {"layers/w": jm.Int(4)}, **{argument: {"w": None}})
+
+
+PLAN = {"layers/w": jm.NM(2, 4)}
+
+
+def _pruned(transformation, params):
+    """The updates of one step of a pruner."""
+    return transformation.update(params, transformation.init(params), params)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda params, uses: jm.errors(params, [jm.Int(4)], uses=uses),
+        lambda params, uses: jm.techniques(params, uses=uses),
+        lambda params, uses: jm.report(params, params, uses),
+        lambda params, uses: jm.erdos_renyi(params, 0.5, ".*", uses),
+        lambda params, uses: jm.together(params, 0.5, ".*", uses=uses),
+        lambda params, uses: jm.gradients(lambda p: 0.0, params, [()], uses),
+        lambda params, uses: _pruned(jm.gradual(PLAN, begin=0, end=1, uses=uses), params),
+    ],
+)
+def test_every_function_that_takes_uses_refuses_those_of_another_tree(call):
+    with pytest.raises(ValueError, match=r"uses names 'w', .* have 'layers/w': of another"):
+        call({"layers": {"w": jnp.ones((32, 8))}}, {"w": []})
