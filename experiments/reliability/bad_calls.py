@@ -83,6 +83,8 @@ MAY = {
     ("donations|measured|memory", "donate_argnums"): {"negative"},  # counted from the end
     ("evaluate|interop.*", "params"): {"none"},
     ("fit", "calibrate"): {"none"},
+    # their first update sees the params, and refuses uses of another tree
+    ("evolve|gradual|movement|rewind|rigl|straight_through", "uses"): {"dict"},
     ("load", "shardings"): {"none", "function"},
     ("models.from_flax", "options"): {"dict"},  # `Sequential` takes any keyword argument
     ("models.generate", "prompt"): {"text"},

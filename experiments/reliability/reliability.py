@@ -2,14 +2,19 @@
 
     python experiments/reliability/reliability.py            # hours: 11,510 files, 100 kills, 360
     python experiments/reliability/reliability.py --short    # minutes
+    python experiments/reliability/reliability.py --only kills --size 30
 
-It writes reliability.json: how many outcomes were of which class (`outcomes.py` says what the
-classes mean), and each bad one.
+It writes reliability.json: for each part its size, how many outcomes were of which class
+(`outcomes.py` says what the classes mean), and each bad one. A part is written when it ends, and
+the parts that did not run stay as they are in the file.
 """
 
 import argparse
 import json
 import pathlib
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import bad_calls
 import damaged_files
@@ -17,30 +22,40 @@ import jax
 import kills
 import transformations
 
-LONG = {"files": 11_510, "kills": 100, "combinations": 360, "calls": ".*"}
-SHORT = {"files": 550, "kills": 4, "combinations": 12, "calls": "[A-Z].*"}
+
+class Part(NamedTuple):
+    run: Callable[..., dict[str, Any]]  # of the size, and the seed if it draws
+    long: int | str  # how many; of wrong calls a regex of public names
+    short: int | str
+    draws: bool = True
 
 
-def run(sizes: dict, seed: int) -> dict:
-    """{part: its counts and bad outcomes}."""
-    return {
-        "damaged files": damaged_files.run(sizes["files"], seed),
-        "kills": kills.run(sizes["kills"], seed),
-        "wrong calls": bad_calls.run(sizes["calls"]),
-        "transformations": transformations.run(sizes["combinations"], seed),
-    }
+PARTS = {
+    "damaged files": Part(damaged_files.run, 11_510, 550),
+    "kills": Part(kills.run, 100, 4),
+    "wrong calls": Part(bad_calls.run, ".*", "[A-Z].*", draws=False),
+    "transformations": Part(transformations.run, 360, 12),
+}
+JSON = pathlib.Path(__file__).with_suffix(".json")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true")
+    parser.add_argument("--only", default=".*", help="a regex of parts")
+    parser.add_argument("--size", help="of each part, in place of the long or the short one")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    sizes = SHORT if options.short else LONG
-    setting = {"jax": jax.__version__, "backend": jax.default_backend(), "seed": options.seed}
-    counts = {"setting": setting | sizes} | run(sizes, options.seed)
-    path = pathlib.Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(counts, indent=1) + "\n")
+    for name in filter(re.compile(options.only).fullmatch, PARTS):
+        part = PARTS[name]
+        usual = part.short if options.short else part.long
+        size = type(usual)(options.size or usual)
+        result = part.run(size, options.seed) if part.draws else part.run(size)
+        setting = {"jax": jax.__version__, "backend": jax.default_backend(), "size": size}
+        setting |= {"seed": options.seed} if part.draws else {}
+        parts = json.loads(JSON.read_text()) if JSON.exists() else {}
+        parts[name] = {"setting": setting} | result
+        JSON.write_text(json.dumps(parts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
