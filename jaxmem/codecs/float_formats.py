@@ -133,6 +133,11 @@ class FloatArray(ScaledArray):
     whole: Array | None  # the matrix's scale (*stack, 1, 1) f32; nvfp4 only
     format: str = dataclasses.field(metadata=dict(static=True))
 
+    @property
+    def exponent_bits(self) -> int:
+        kind = _KINDS[_FORMATS[self.format].kind]
+        return 7 - kind.fraction if kind.bits == 8 else 0
+
     def scales(self):
         scale_kind = _FORMATS[self.format].scale
         if scale_kind == "f16":

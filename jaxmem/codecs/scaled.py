@@ -17,6 +17,7 @@ from ..core.arguments import check_fields
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
+from ..cpu_kernels.scaled_rows import scaled_rows_product
 from ..kernels.dispatch import differentiated_by
 from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product
@@ -87,6 +88,7 @@ class ScaledArray(MatrixLeaf):
     dtype: Any = dataclasses.field(metadata=dict(static=True))
 
     batch_shape = property(lambda self: self.scale.shape[:-2])
+    exponent_bits = property(lambda self: 0)  # of a float of 8 bits
 
     @abc.abstractmethod
     def values(self, codes: Array) -> Array:
@@ -146,7 +148,7 @@ class ScaledArray(MatrixLeaf):
 @differentiated_by(decoded_product)
 def packed_matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
     """x (m, k) . rows^T of an unstacked leaf with `on_chip`: (m, n) f32, fast on each platform."""
-    decoded = functools.partial(cpu_product, precision=precision)
+    decoded = _on_cpu(leaf, precision)
     tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
     kernel = functools.partial(packed_product, otherwise=tiles, precision=precision)
     return lax.platform_dependent(x, leaf, cpu=decoded, default=kernel)
@@ -158,9 +160,19 @@ def packed_matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
 @differentiated_by(decoded_product)
 def _scaled_matmul(x, leaf, *, precision):
     """`packed_matmul` of a leaf with one scale a row: an accelerator scales the sums instead."""
-    decoded = functools.partial(cpu_product, precision=precision)
+    decoded = _on_cpu(leaf, precision)
     scaled_after = functools.partial(_product_then_scale, precision=precision)
     return lax.platform_dependent(x, leaf, cpu=decoded, default=scaled_after)
+
+
+def _on_cpu(leaf, precision):
+    """The product of x with a leaf on a CPU: compiled for 4-bit levels and 8-bit floats."""
+    decoded = functools.partial(cpu_product, precision=precision)
+    if not isinstance(leaf, ScaledArray) or getattr(leaf, "low", None) is not None:
+        return decoded
+    if leaf.bits != 4 and not leaf.exponent_bits:
+        return decoded
+    return functools.partial(scaled_rows_product, otherwise=decoded)
 
 
 def _product_then_scale(x, leaf, precision):

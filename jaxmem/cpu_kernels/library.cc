@@ -3,55 +3,32 @@
 #include <string>
 
 #include "integer_rows.h"
+#include "matrices.h"
 #include "parallel.h"
+#include "scaled_rows.h"
 #include "self_test.h"
 #include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace jaxmem {
 
 constexpr int64_t kPartWeights = 1 << 18;  // weights that are worth a thread
 
-// The matrices of a buffer (*batch, rows, columns), where an axis of the batch may have the size 1.
-struct Matrices {
-  const uint8_t* data;
-  ffi::AnyBuffer::Dimensions sizes;
-  int64_t bytes;  // of a matrix
-
-  explicit Matrices(const ffi::AnyBuffer& buffer)
-      : data(static_cast<const uint8_t*>(buffer.untyped_data())), sizes(buffer.dimensions()) {
-    const auto rank = sizes.size();
-    bytes = sizes[rank - 2] * sizes[rank - 1] * ffi::ByteWidth(buffer.element_type());
-  }
-
-  bool is_single() const {
-    int64_t count = 1;
-    for (size_t a = 0; a + 2 < sizes.size(); ++a) count *= sizes[a];
-    return count == 1;
-  }
-
-  // The matrix of `index` among those of a batch of `batch_sizes`.
-  const uint8_t* at(int64_t index, ffi::AnyBuffer::Dimensions batch_sizes) const {
-    int64_t place = 0, stride = 1;
-    for (size_t a = sizes.size() - 2; a-- > 0;) {
-      place += sizes[a] == 1 ? 0 : index % batch_sizes[a] * stride;
-      index /= batch_sizes[a];
-      stride *= sizes[a];
-    }
-    return data + place * bytes;
-  }
-};
+// Calls run(first, last) for parts of n rows of k weights each, which threads share.
+template <typename Run>
+void for_rows(ffi::ThreadPool& pool, int64_t n, int64_t k, const Run& run) {
+  const int64_t threads = pool.num_threads();
+  const int64_t most_parts = std::max<int64_t>(1, n * k / kPartWeights);
+  const int64_t parts = threads > 1 ? std::min(4 * threads, most_parts) : 1;
+  const int64_t rows = (n / parts / kBlockRows + 1) * kBlockRows;
+  parallel_for(pool, threads, (n + rows - 1) / rows,
+               [&](int64_t i) { run(i * rows, std::min(n, (i + 1) * rows)); });
+}
 
 template <int kBits>
 void multiply(ffi::ThreadPool& pool, const IntegerRows& weight, const float* x, int64_t m, float* y) {
   const Inputs<kBits> inputs(x, m, weight);
-  const int64_t threads = pool.num_threads();
-  const int64_t most_parts = std::max<int64_t>(1, weight.n * weight.k / kPartWeights);
-  const int64_t parts = threads > 1 ? std::min(4 * threads, most_parts) : 1;
-  const int64_t rows = (weight.n / parts / kBlockRows + 1) * kBlockRows;
-  parallel_for(pool, threads, (weight.n + rows - 1) / rows, [&](int64_t i) {
-    integer_product(weight, inputs, i * rows, std::min(weight.n, (i + 1) * rows), y);
+  for_rows(pool, weight.n, weight.k, [&](int64_t first, int64_t last) {
+    integer_product(weight, inputs, first, last, y);
   });
 }
 
@@ -97,6 +74,40 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
   return ffi::Error::Success();
 }
 
+// y = x · rows^T. `levels` are the values of 16 codes of 4 bits; none for floats of 8 bits.
+ffi::Error scaled_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale,
+                       ffi::AnyBuffer codes, ffi::Result<ffi::AnyBuffer> y,
+                       ffi::Span<const float> levels, int64_t exponent_bits, int64_t group,
+                       float unit) {
+  const auto sizes = y->dimensions(), x_sizes = x.dimensions();
+  const size_t rank = sizes.size();
+  const bool has_levels = levels.size() == 16;
+  if (group < 1 || !has_levels && exponent_bits != 4 && exponent_bits != 5) {
+    return ffi::Error::InvalidArgument("no such codes");
+  }
+  const bool half_scale = scale.element_type() == ffi::F16;
+  if (!half_scale && scale.element_type() != ffi::F32) {
+    return ffi::Error::InvalidArgument("scales are float16 or float32");
+  }
+  const Matrices inputs(x), scales(scale), packed(codes);
+  int64_t batch = 1, m = sizes[rank - 2];
+  for (size_t a = 0; a + 2 < rank; ++a) batch *= sizes[a];
+  if (scales.is_single() && packed.is_single()) m *= batch, batch = std::min<int64_t>(batch, 1);
+  const int64_t n = sizes[rank - 1], k = x_sizes[rank - 1];
+  for (int64_t i = 0; i < batch; ++i) {
+    const ScaledRows weight{has_levels ? 4 : 8, static_cast<int>(exponent_bits), levels.begin(),
+                            n, k, group, packed.at(i, sizes), scales.at(i, sizes), half_scale, unit};
+    const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
+    float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
+    with_inputs(weight, rows, m, [&](const auto& x) {
+      for_rows(pool, n, k, [&](int64_t first, int64_t last) {
+        scaled_product(weight, x, m, first, last, out);
+      });
+    });
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace jaxmem
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_integer_rows, jaxmem::integer_rows,
@@ -108,6 +119,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_integer_rows, jaxmem::integer_rows,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("bits")
                                   .Attr<int64_t>("group"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_scaled_rows, jaxmem::scaled_rows,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<ffi::Span<const float>>("levels")
+                                  .Attr<int64_t>("exponent_bits")
+                                  .Attr<int64_t>("group")
+                                  .Attr<float>("unit"));
 
 extern "C" const char* jaxmem_instruction_set() { return jaxmem::instruction_set(); }
 

@@ -23,7 +23,7 @@ from ..io.disk_cache import cache_dir
 
 SOURCES = pathlib.Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
-FUNCTIONS = ("jaxmem_integer_rows",)  # what XLA calls
+FUNCTIONS = ("jaxmem_integer_rows", "jaxmem_scaled_rows")  # what XLA calls
 OPTIONS = ("-std=c++17", "-O2", "-w", "-fPIC", "-shared", "-fno-math-errno")
 COMPILE_SECONDS = 300
 

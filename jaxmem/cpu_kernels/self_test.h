@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "integer_rows.h"
+#include "scaled_rows.h"
 
 namespace jaxmem {
 
@@ -86,6 +87,49 @@ inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, b
   return true;
 }
 
+// Whether the product of (m, k) random numbers with codes of 16 levels, or with floats of 8 bits, is
+// that of a plain loop.
+inline bool scaled_is_right(int exponent_bits, int64_t m, int64_t n, int64_t k, int64_t group,
+                            std::mt19937& random) {
+  const int bits = exponent_bits ? 8 : 4;
+  ScaledRows weight{bits, exponent_bits, nullptr, n, k, group, nullptr, nullptr, true, 0.5f};
+  std::vector<float> levels(16), x(m * k), y(m * n, NAN);
+  std::vector<uint8_t> codes(packed_size(n, bits) * k);
+  std::vector<uint16_t> scale(n * weight.groups());
+  for (float& value : levels) value = static_cast<float>(random() % 2001) / 1000 - 1;
+  for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;
+  for (uint16_t& half : scale) half = random() % 0x3C00;  // below 1
+  for (uint8_t& code : codes) {
+    do code = static_cast<uint8_t>(random());
+    while (bits == 8 && (code & 127) >> (7 - exponent_bits) == (1 << exponent_bits) - 1);  // finite
+  }
+  weight.levels = levels.data(), weight.codes = codes.data(), weight.scale = scale.data();
+  const auto value = [&](int64_t row, int64_t column) {
+    if (bits == 4) return levels[codes[row / 2 * k + column] >> row % 2 * 4 & 15];
+    const int code = codes[row * k + column] ^ 128, fraction_bits = 7 - exponent_bits;
+    const int exponent = (code & 127) >> fraction_bits, fraction = code & ((1 << fraction_bits) - 1);
+    const int bias = (1 << (exponent_bits - 1)) - 1;
+    const float size = std::ldexp(fraction + (exponent ? 1 << fraction_bits : 0),
+                                  std::max(exponent, 1) - bias - fraction_bits);
+    return code & 128 ? -size : size;
+  };
+  with_inputs(weight, x.data(), m, [&](const auto& inputs) {
+    scaled_product(weight, inputs, m, 0, n, y.data());
+  });
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t row = 0; row < n; ++row) {
+      double sum = 0, size = 0;
+      for (int64_t column = 0; column < k; ++column) {
+        const double w = double{value(row, column)} * weight.scale_of(column / group, row);
+        sum += w * x[i * k + column];
+        size += std::fabs(w * x[i * k + column]);
+      }
+      if (!(std::fabs(y[i * n + row] - sum) <= size * 0x1p-18)) return false;
+    }
+  }
+  return true;
+}
+
 inline std::string self_test() {
   std::mt19937 random(0);
   const struct { int64_t m, n, k, group; } shapes[] = {
@@ -100,6 +144,15 @@ inline std::string self_test() {
                  ") times (" + std::to_string(k) + ", " + std::to_string(n) + ") in groups of " +
                  std::to_string(group) + (has_zeros ? " with zero points" : "");
         }
+      }
+    }
+  }
+  for (const int exponent_bits : {0, 4, 5}) {
+    for (const auto& [m, n, k, group] : shapes) {
+      if (!scaled_is_right(exponent_bits, m, n, k, group, random)) {
+        return (exponent_bits ? "floats of 8 bits, (" : "levels of 4 bits, (") + std::to_string(m) +
+               ", " + std::to_string(k) + ") times (" + std::to_string(k) + ", " +
+               std::to_string(n) + ") in groups of " + std::to_string(group);
       }
     }
   }

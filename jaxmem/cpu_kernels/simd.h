@@ -59,6 +59,9 @@ inline Floats from_bytes(uint64_t bytes) {
 
 // The f32 of a float16's bits. Without arithmetic on subnormal f32, which XLA's threads flush to 0.
 inline float from_half(uint16_t half) {
+#if defined(__F16C__)
+  return _cvtsh_ss(half);
+#else
   const uint32_t size = half & 0x7FFFu, sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t exponent = size >= 0x7C00u ? 0x70000000u : 0x38000000u;  // infinity, NaN: 255
   const float tiny = static_cast<float>(static_cast<int32_t>(size)) * 0x1p-24f;
@@ -68,6 +71,7 @@ inline float from_half(uint16_t half) {
   float number;
   std::memcpy(&number, &bits, sizeof number);
   return number;
+#endif
 }
 
 // 8 float16 numbers as f32.

@@ -1,0 +1,50 @@
+"""scaled_rows_product: few rows of x times codes of 4 bits or floats of 8, compiled, on a CPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..kernels.dispatch import at_most, on_one_device
+from .library import is_native
+
+# Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
+FEW_ROWS = 8
+
+
+def scaled_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
+    """x (m, k) times the rows of an unstacked `ScaledArray` of 4 or 8 bits: (m, n) f32.
+
+    The library decodes weights in registers, and multiplies and adds in f32. So do the products of
+    XLA with decoded weights, in another order.
+
+    Where there is no library, for more rows, and in programs of several devices, the result is
+    `otherwise(x, leaf)`, which is also what is differentiated.
+    """
+    if not at_most(x.shape[0], FEW_ROWS) or 0 in (*x.shape, leaf.fold.n):
+        return otherwise(x, leaf)
+    kernel = lambda x, leaf: _call(x, leaf) if is_native() else otherwise(x, leaf)
+    return on_one_device(kernel, otherwise, x, leaf, platform="cpu")
+
+
+def _call(x, leaf):
+    shape = jax.ShapeDtypeStruct((x.shape[0], leaf.fold.n), jnp.float32)
+    product = jax.ffi.ffi_call("jaxmem_scaled_rows", shape, vmap_method="expand_dims")
+    if leaf.scale.dtype == jnp.float16:
+        scale, unit = leaf.scale, leaf.on_chip().get("unit", 1.0)
+    else:
+        scale, unit = leaf.scales(), 1.0
+    levels = []
+    if leaf.bits == 4:
+        with jax.ensure_compile_time_eval():
+            levels = leaf.values(jnp.arange(16, dtype=jnp.int8))
+    attributes = dict(
+        levels=np.asarray(levels, np.float32),
+        exponent_bits=np.int64(leaf.exponent_bits),
+        group=np.int64(leaf.group if scale.shape[-2] > 1 else x.shape[1]),
+        unit=np.float32(unit),
+    )
+    return product(x.astype(jnp.float32), scale, *leaf.codes, **attributes)

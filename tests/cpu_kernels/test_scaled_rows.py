@@ -1,0 +1,87 @@
+"""The compiled products of 4-bit levels and 8-bit floats are those with the decoded weight."""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmem as jm
+from jaxmem.cpu_kernels.scaled_rows import FEW_ROWS, scaled_rows_product
+
+pytestmark = pytest.mark.skipif(jm.native().instruction_set is None, reason=jm.native().reason)
+
+assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+decoded = lambda x, leaf: jnp.matmul(x, leaf.rows().T, precision="highest")
+product = functools.partial(scaled_rows_product, otherwise=decoded)
+
+
+def random(*shape):
+    return jax.random.normal(jax.random.key(len(shape)), shape)
+
+
+@pytest.mark.parametrize(
+    ("codec", "m", "k", "n"),
+    [
+        (jm.Codebook("nf4", group=64), 1, 200, 9),  # a short last group, a row without a second
+        (jm.Codebook("fp4"), 3, 33, 8),
+        (jm.Float("e2m1", group=7), 8, 20, 4),
+        (jm.Float("mxfp4"), 1, 64, 6),
+        (jm.Float("nvfp4"), 2, 64, 6),
+        (jm.Float("e4m3"), 1, 70, 5),
+        (jm.Float("e5m2", group=40), 5, 96, 3),
+        (jm.Float("mxfp8"), 2, 64, 3),
+    ],
+    ids=str,
+)
+def test_the_compiled_product_is_that_with_the_decoded_weight(codec, m, k, n):
+    leaf, x = codec.encode(random(k, n)), random(m, k)
+    bound = jnp.abs(x) @ jnp.abs(leaf.rows()).T * 2.0**-20
+    assert (jnp.abs(product(x, leaf) - decoded(x, leaf)) <= bound).all()
+
+
+def test_the_smallest_floats_are_not_lost():
+    leaf = jm.Float("e4m3").encode(jnp.array([[448.0], [2.0**-9], [-3 * 2.0**-9]]))
+    np.testing.assert_array_equal(product(jnp.eye(3)[1:], leaf)[:, 0], [2.0**-9, -3 * 2.0**-9])
+
+
+@pytest.mark.parametrize(
+    ("codec", "rows", "is_compiled"),
+    [
+        (jm.Codebook("nf4", group=16), FEW_ROWS, True),
+        (jm.Codebook("nf4", group=16), FEW_ROWS + 1, False),
+        (jm.Float("e4m3"), 1, True),
+        (jm.DoubleQuant(jm.Codebook("nf4", group=16)), 1, True),
+        (jm.Affine(4, group=16), 1, False),
+    ],
+    ids=str,
+)
+def test_a_matmul_of_few_rows_calls_the_library(codec, rows, is_compiled):
+    run = jax.jit(jm.lift(jnp.matmul)).lower(random(rows, 32), codec.encode(random(32, 8)))
+    assert ("jaxmem_scaled_rows" in run.as_text()) == is_compiled
+
+
+@pytest.mark.parametrize(("x_axis", "leaf_axis"), [(0, 0), (0, None), (None, 0)])
+def test_vmap_maps_x_or_the_weight_or_both(x_axis, leaf_axis):
+    leaf = jm.Float("e4m3").encode(random(*((3,) if leaf_axis == 0 else ()), 40, 16))
+    x = random(*((3,) if x_axis == 0 else ()), 1, 40)
+    y = jax.vmap(product, (x_axis, leaf_axis))(x, leaf)
+    for i in range(3):
+        part = leaf if leaf_axis is None else jax.tree.map(operator.itemgetter(i), leaf)
+        assert_close(y[i], product(x if x_axis is None else x[i], part))
+
+
+def test_a_row_that_is_not_finite_changes_no_other_row():
+    leaf, x = jm.Codebook("nf4").encode(random(32, 8)), random(2, 32).at[1, 3].set(jnp.nan)
+    y = product(x, leaf)
+    assert_close(y[0], product(x[:1], leaf)[0])
+    assert jnp.isnan(y[1]).all()
+
+
+def test_the_gradient_is_that_of_the_decoded_weight():
+    leaf, x = jm.Codebook("nf4", group=16).encode(random(32, 16)), random(1, 32)
+    got = jax.grad(lambda x: jnp.square(jm.lift(jnp.matmul)(x, leaf)).sum())(x)
+    want = jax.grad(lambda x: jnp.square(x @ jm.decode(leaf)).sum())(x)
+    assert_close(got, want)
