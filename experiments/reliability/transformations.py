@@ -21,7 +21,7 @@ from outcomes import BAD, outcome
 
 import jaxmem as jm
 
-SECONDS = 120.0  # to compile and run one combination
+SECONDS = 300.0  # to compile and run one combination
 TOLERANCE = dict(rtol=1e-3, atol=1e-3)
 CODECS = [
     jm.Int(8), jm.Int(4), jm.Int(3, group=16), jm.Int(4, group=16, symmetric=False),

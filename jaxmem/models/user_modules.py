@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
+from flax.errors import ScopeCollectionNotFound
 from jax import lax
 
 from ..core.arguments import INTEGERS, OPTIONAL_TREE, Kind, takes
@@ -91,8 +92,9 @@ def from_flax(
 
     Raises:
         TypeError: `module` is neither; a linen module without params.
-        ValueError: `context` is less than 1; the params of an NNX module are not those that it
-            has; a directory is not one of a user's module.
+        ValueError: `context` is less than 1; an NNX module with `decode=True` and no `cache`; the
+            params of an NNX module are not those that it has; a directory is not one of a user's
+            module.
     """
     name = type(module).__name__
     source, state, recorded, template = f"{name}, a Flax module", None, {}, None
@@ -111,6 +113,11 @@ def from_flax(
             by_token, cache = True, functools.partial(_empty_cache, module, options)
             run = _by_token(module, options, cache)
     elif isinstance(module, nnx.Module):
+        if cache is None and _decodes(module):
+            raise ValueError(
+                f"{name} has decode=True, and nothing keeps its cache: give it decode=False, or a "
+                "call that takes and returns a cache, and from_flax(..., cache=)"
+            )
         run, params, state = _nnx(module, params, state, options)
     else:
         raise TypeError(
@@ -154,7 +161,13 @@ def _linen(module: linen.Module, variables: Any, state: Any, options: dict) -> t
         variables = variables["params"]
 
     def run(params: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
-        return module.apply({"params": params, **state}, *args, **options | kwargs)
+        try:
+            return module.apply({"params": params, **state}, *args, **options | kwargs)
+        except ScopeCollectionNotFound as error:
+            raise ValueError(
+                "params lack a collection that the module reads, expected all variables of its "
+                f"init, not its params alone: {error}"
+            ) from error
 
     return run, variables, state or {}
 
@@ -181,6 +194,11 @@ def _by_token(module: linen.Module, options: dict, empty_cache: Callable) -> Cal
         return out if cache is None else (out, end)
 
     return run
+
+
+def _decodes(module: nnx.Module) -> bool:
+    """Whether a part of the module writes its keys and values into itself."""
+    return any(getattr(part, "decode", None) is True for _, part in nnx.iter_graph(module))
 
 
 def _nnx(module: nnx.Module, params: Any, state: Any, options: dict) -> tuple:

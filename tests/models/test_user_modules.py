@@ -216,3 +216,41 @@ def test_a_flax_cache_gives_the_tokens_of_the_whole_text(tmp_path):
     assert (generate(model, PROMPT, max_new_tokens=4).ids == expected).all()
     model.save(tmp_path / "model")
     assert from_flax(Decoding(decode=True), tmp_path / "model").config.by_token
+
+
+def test_variables_without_a_collection_that_is_read_are_refused_with_the_cure(variables):
+    model = from_flax(Linen(), variables["params"], context=16)
+    with pytest.raises(ValueError, match=r"expected all variables of its init.*batch_stats"):
+        generate(model, PROMPT, max_new_tokens=1)
+
+
+def test_an_nnx_module_that_decodes_into_itself_is_refused_with_the_cure():
+    attention = nnx.MultiHeadAttention(num_heads=4, in_features=D, decode=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"has decode=True, .* give it decode=False"):
+        from_flax(attention)
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return x + jnp.tanh(nn.Dense(D)(x)), None
+
+
+class Scanned(nn.Module):
+    """Each token and those before it; layers in `nn.scan`."""
+
+    @nn.compact
+    def __call__(self, ids):
+        x = nn.Embed(V, D)(ids)
+        stack = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+        return nn.Dense(V)(stack()(x + 0.3 * jnp.cumsum(x, 1), None)[0])
+
+
+def test_a_module_that_scans_its_layers_is_fitted_block_by_block():
+    module = Scanned()
+    model = from_flax(module, module.init(jax.random.key(0), PROMPT), context=16)
+    options = jm.FitOptions(tune_steps=0)
+    fitted = jm.fit(model, 12_000, calibrate=IDS, options=options)
+    assert scans_layers(model.apply, model.tensors, (IDS[None, :16],))
+    assert fitted.nbytes <= 12_000 < jm.nbytes(model.params) / 4
+    assert jm.is_encoded(fitted.params["ScanLayer_0"]["Dense_0"]["kernel"])
