@@ -82,6 +82,7 @@ MAY = {
     ("constrain", "x"): {"int", "negative", "nan"},
     ("donations|measured|memory", "donate_argnums"): {"negative"},  # counted from the end
     ("evaluate|interop.*", "params"): {"none"},
+    ("train.polynomial", "step"): {"array"},
     ("fit", "calibrate"): {"none"},
     # their first update sees the params, and refuses uses of another tree
     ("evolve|gradual|movement|rewind|rigl|straight_through", "uses"): {"dict"},

@@ -7,11 +7,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.arguments import takes
+from ..core.arguments import IDS, POSITIVE, Kind, takes
 from ..core.lifting import dot_general
 
+_HIDDEN = Kind(
+    "hidden states (rows, tokens, width)", lambda x: hasattr(x, "shape") and len(x.shape) == 3
+)
 
-@takes()
+_HEAD = Kind(
+    "an array or an encoded leaf of two axes", lambda x: hasattr(x, "shape") and len(x.shape) == 2
+)
+
+
+@takes(x=_HIDDEN, head=_HEAD, ids=IDS, chunk=POSITIVE)
 def next_token_loss(x: Array, head: Any, ids: Array, *, axis: int = 0, chunk: int = 512) -> Array:
     """The mean cross entropy of predicting each next id, in nats, in f32.
 
@@ -21,7 +29,7 @@ def next_token_loss(x: Array, head: Any, ids: Array, *, axis: int = 0, chunk: in
     their gradient as many.
 
     Raises:
-        ValueError: `chunk` does not divide T.
+        ValueError: `chunk` does not divide T, or `head` does not take vectors of D.
 
     Example:
         >>> import jax.numpy as jnp
@@ -29,7 +37,9 @@ def next_token_loss(x: Array, head: Any, ids: Array, *, axis: int = 0, chunk: in
         >>> float(next_token_loss(x, head, jnp.zeros((1, 8), jnp.int32), chunk=4)).__round__(4)
         2.7726
     """
-    batch, steps, _ = x.shape
+    batch, steps, width = x.shape
+    if head.shape[axis] != width:
+        raise ValueError(f"head has shape {head.shape}, expected {width} on its axis {axis}")
     chunk = min(chunk, steps)
     if steps % chunk:
         raise ValueError(f"a chunk of {chunk} positions does not divide the {steps} of each row")

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.arguments import takes
+from ..core.arguments import POSITIVE, takes
 
 
-@takes()
+@takes(count=POSITIVE)
 def accumulate(loss: Callable, count: int) -> Callable:
     """A function (params, batch) -> (loss, gradient) that runs `count` micro-batches in turn.
 

@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from ..codecs.sparse import Sparse
-from ..core.arguments import AT_LEAST_0, takes
+from ..core.arguments import AT_LEAST_0, INTEGER, Kind, takes
 from .pruning_masks import (
     check_sparse,
     full_masks,
@@ -33,16 +33,24 @@ class Masks(NamedTuple):
     masks: dict[str, Array]
 
 
-@takes(power=AT_LEAST_0)
+_STEP = Kind("an int, or an array of steps", lambda x: INTEGER.accepts(x) or hasattr(x, "shape"))
+
+
+@takes(step=_STEP, power=AT_LEAST_0)
 def polynomial(step: Array | int, begin: int, end: int, power: float = 3.0) -> Array:
     """The schedule's progress, 1 − (1 − t)^power, with t from 0 at step `begin` to 1 at `end`.
 
     Zhu and Gupta, 2017 (power 3).
 
+    Raises:
+        ValueError: `end` is before `begin`, or `begin` before 0.
+
     Example:
         >>> [round(float(polynomial(step, 0, 100)), 3) for step in (0, 10, 50, 100, 200)]
         [0.0, 0.271, 0.875, 1.0, 1.0]
     """
+    if not 0 <= begin <= end:
+        raise ValueError(f"begin is {begin} and end {end}, expected 0 <= begin <= end")
     t = (jnp.asarray(step, jnp.float32) - begin) / max(end - begin, 1)
     return 1 - (1 - jnp.clip(t, 0.0, 1.0)) ** power
 

@@ -120,6 +120,12 @@ def test_every_public_function_checks_what_its_annotations_say():
         ),
         (lambda: jm.Recipe("llama-8b", "no such", "serve", 1, 8), "unknown device 'no such'"),
         (lambda: jm.pipelined(FN, jm.mesh(stage=4), micro=0), "micro is 0, expected an int of at"),
+        (lambda: jm.train.accumulate(FN, 0), "accumulate: count is 0, expected an int of at le"),
+        (lambda: jm.train.polynomial(1, 5, 2), "begin is 5 and end 2, expected 0 <= begin <= end"),
+        (
+            lambda: jm.train.next_token_loss(X[None], PARAMS["w"][:5], X.astype(int)),
+            r"head has shape \(5, 8\), expected 32 on its axis 0",
+        ),
         (lambda: jm.errors(PARAMS, [3]), "w: 3 is no codec, expected one such as Int"),
         (lambda: jm.Sum((jm.Int(4), "int8")), "Sum takes a tuple of codecs, such as"),
         (lambda: jm.Smallest(jm.Int(4)), "Smallest takes a tuple of codecs, such as"),
