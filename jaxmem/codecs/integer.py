@@ -82,23 +82,14 @@ class Int:
 
     def range(self, low: Array, high: Array) -> tuple[Array, Array]:
         """The f16 scale and integer zero point that span [low, high], which includes 0."""
-        if self.symmetric:
-            top = 2 ** (self.bits - 1) - 1
-            high = jnp.maximum(-low, high)
-            return float16_above(high, top), jnp.full(high.shape, 2 ** (self.bits - 1))
-        span, top = high - low, 2**self.bits - 1
-        # Round down: then both ends of the range are exactly representable, and encoding again
-        # changes nothing.
-        scale = float16_below(span, top)
-        zero = jnp.round(-low / divisor(scale)).astype(jnp.int32)
-        return scale, jnp.clip(zero, 0, top)
+        return _range(low, high, self.bits, self.symmetric)
 
     def round(self, matrix, scale, zero, fold, dtype) -> "IntArray":
         """The leaf with the nearest codes, given scale and zero (*stack, n, groups)."""
         k = matrix.shape[-1]
         group = min(self.group or k, k) or 1
         wide = lambda a: repeat_groups(a, group, k)
-        codes = self._codes(matrix, wide(scale), wide(zero))
+        codes = _codes(matrix, wide(scale), wide(zero), self.bits, self.symmetric)
         zeros = None if self.symmetric else pack(zero.mT.astype(jnp.uint8), self.bits, axis=-1)
         dtype = jnp.dtype(dtype)
         return IntArray(pack_rows(codes, self.bits), scale.mT, zeros, self.bits, group, fold, dtype)
@@ -113,12 +104,53 @@ class Int:
             >>> [round(float(y), 4) for y in Int(8).snap(x, scale, middle)]
             [1.0827, 2.2087, 3.2913, 4.4173, 5.5]
         """
-        codes = self._codes(values, scale, zero)
+        codes = _codes(values, scale, zero, self.bits, self.symmetric)
         return (codes - zero.astype(jnp.float32)) * scale.astype(jnp.float32)
 
-    def _codes(self, values, scale, zero):
-        codes = jnp.round(values / divisor(scale)) + zero.astype(jnp.float32)
-        return jnp.clip(codes, 1 if self.symmetric else 0, 2**self.bits - 1)
+
+def rounded(matrix: Array, bits: Any, group: int | None, symmetric: bool) -> Array:
+    """The f32 values that a matrix (n, k) of f32 has in integers of so many bits.
+
+    They are those of `Int(bits, group=group, symmetric=symmetric)`, but for the last bit of a
+    quotient. `bits` may be traced, so one program serves all of them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w = jnp.array([[1.1, 2.2, 3.3, 4.4, 5.5]])
+        >>> [round(float(x), 4) for x in rounded(w, jnp.int32(8), None, True)[0]]
+        [1.0834, 2.2101, 3.2935, 4.4202, 5.5035]
+    """
+    groups = grouped(matrix, group)
+    low, high = groups.min(-1, initial=0.0), groups.max(-1, initial=0.0)
+    wide = lambda a: repeat_groups(a, group, matrix.shape[-1])
+    scale, zero = map(wide, _range(low, high, bits, symmetric))
+    codes = _codes(matrix, scale, zero, bits, symmetric)
+    return (codes - zero.astype(jnp.float32)) * scale.astype(jnp.float32)
+
+
+def _range(low: Array, high: Array, bits: Any, symmetric: bool) -> tuple[Array, Array]:
+    """The f16 scale and integer zero point that span [low, high], which includes 0."""
+    if symmetric:
+        high = jnp.maximum(-low, high)
+        scale = float16_above(high, _number((1 << bits - 1) - 1))
+        return scale, jnp.full(high.shape, 1 << bits - 1)
+    top = (1 << bits) - 1
+    # Round down: then both ends of the range are exactly representable, and encoding again
+    # changes nothing.
+    scale = float16_below(high - low, _number(top))
+    zero = jnp.round(-low / divisor(scale)).astype(jnp.int32)
+    return scale, jnp.clip(zero, 0, top)
+
+
+def _codes(values: Array, scale: Array, zero: Array, bits: Any, symmetric: bool) -> Array:
+    """The nearest codes, in f32."""
+    codes = jnp.round(values / divisor(scale)) + zero.astype(jnp.float32)
+    return jnp.clip(codes, 1 if symmetric else 0, _number((1 << bits) - 1))
+
+
+def _number(code: Any) -> Any:
+    """A code to calculate with: f32 where it is traced."""
+    return code if isinstance(code, int) else code.astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

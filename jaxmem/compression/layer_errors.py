@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
+from ..codecs import Int
+from ..codecs.integer import rounded
 from ..core.arguments import OPTIONAL_MAPPING, TREE, takes
 from ..core.byte_counts import shape_of
 from ..core.codec import has_independent_rows, needs_stats, ties_layers
@@ -215,12 +217,26 @@ def _take_spaced_rows(layer, axes, count) -> Array:
 @functools.partial(jax.jit, static_argnums=2)
 def _lost(w, moments, codecs) -> Array:
     """‖x·(w − ŵ)‖² of a matrix by each codec, (codecs,)."""
+    lost = {}
+    for (group, symmetric), alike in _integers_alike(codecs).items():
+        loss = lambda bits: _energy(w - rounded(w, bits, group, symmetric), moments)  # noqa: B023
+        losses = lax.map(loss, jnp.array([codec.bits for codec in alike]))
+        lost |= dict(zip(alike, losses))
+    for codec in codecs:
+        if codec not in lost:
+            encoded = codec.encode(w, (-1,), moments)
+            decoded = encoded.decode() if is_encoded(encoded) else encoded
+            lost[codec] = _energy(w - decoded, moments)
+    return jnp.stack([lost[codec] for codec in codecs])
 
-    def one(codec):
-        encoded = codec.encode(w, (-1,), moments)
-        return _energy(w - (encoded.decode() if is_encoded(encoded) else encoded), moments)
 
-    return jnp.stack([one(codec) for codec in codecs])
+def _integers_alike(codecs) -> dict[tuple, list[Int]]:
+    """The `Int` codecs by group and symmetry: those that differ in bits only share a program."""
+    alike: dict = {}
+    for codec in codecs:
+        if isinstance(codec, Int):
+            alike.setdefault((codec.group, codec.symmetric), []).append(codec)
+    return alike
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
