@@ -11,7 +11,7 @@ from .decoder_checkpoints import from_hf
 from .latent import Latent, check_latent
 from .routing import Mixture
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh")
 _CHOICES = {
     "norm": ("rms", "layer"),
     "qk_norm_over": ("head", "heads", "all", "rotated"),

@@ -3,7 +3,9 @@
 import importlib
 from types import ModuleType
 
-FAMILIES = ("llama", "decoder", "gpt2", "bert")
+from .encoder_families import ENCODER_FAMILIES
+
+FAMILIES = ("llama", "decoder", "gpt2", "bert", "encoder")
 
 
 def family_module(name: str) -> ModuleType:
@@ -19,3 +21,15 @@ def family_module(name: str) -> ModuleType:
     if name not in FAMILIES:
         raise ValueError(f"family {name!r}, expected {', '.join(FAMILIES)}")
     return importlib.import_module(f"jaxmem.architectures.{name}")
+
+
+def module_of_model_type(kind: object) -> ModuleType:
+    """The module that reads a config.json of this `model_type`: decoder.py's if it is unknown.
+
+    Example:
+        >>> module_of_model_type("roberta").__name__
+        'jaxmem.architectures.encoder'
+    """
+    if isinstance(kind, str) and kind in ENCODER_FAMILIES:
+        return family_module("encoder")
+    return family_module("gpt2" if kind == "gpt2" else "decoder")

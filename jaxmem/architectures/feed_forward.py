@@ -1,5 +1,7 @@
 """MLP: down(act(gate(x)) * up(x)), or without a gate down(act(up(x)))."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,21 @@ from jax import Array
 from .decoder_config import Config
 from .layers import Linear
 
+_FUNCTIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "tanh": jnp.tanh,
+}
+
 
 class MLP(nn.Module):
     """The feed-forward part of a layer (Shazeer, 2020), of `config.ffn` neurons if `ffn` is 0."""
 
-    config: Config
+    config: Any
     ffn: int = 0
 
     @nn.compact
@@ -26,17 +38,9 @@ class MLP(nn.Module):
 
 def activate(x: Array, config: Config) -> Array:
     """The non-linearity of a configuration; without `activation`, SiLU or GELU by tanh."""
-    match config.activation or ("gelu_tanh" if config.gelu else "silu"):
-        case "silu":
-            return jax.nn.silu(x)
-        case "gelu_tanh":
-            return jax.nn.gelu(x, approximate=True)
-        case "gelu":
-            return jax.nn.gelu(x, approximate=False)
-        case "quick_gelu":
-            return x * jax.nn.sigmoid(1.702 * x)
-        case "relu":
-            return jax.nn.relu(x)
-        case "relu2":
-            return jnp.square(jax.nn.relu(x))
-    raise ValueError(f"activation is {config.activation!r}, which is not computed here")
+    return activation(x, config.activation or ("gelu_tanh" if config.gelu else "silu"))
+
+
+def activation(x: Array, name: str) -> Array:
+    """The non-linearity of one of the names in `ACTIVATIONS`."""
+    return _FUNCTIONS[name](x)

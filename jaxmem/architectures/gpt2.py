@@ -170,7 +170,7 @@ class Block(nn.Module):
             LayerNorm(c.eps, name="attn_norm")(x), cache, layer, position
         )
         x = x + checkpoint_name(y, "attn_out")
-        y = GeluMLP(c.ffn, c.width, exact=False, name="mlp")(LayerNorm(c.eps, name="mlp_norm")(x))
+        y = GeluMLP(c.ffn, c.width, name="mlp")(LayerNorm(c.eps, name="mlp_norm")(x))
         return (constrain(x + checkpoint_name(y, "mlp_out")), cache), None
 
 

@@ -71,16 +71,15 @@ class LayerNorm(nn.Module):
 
 
 class GeluMLP(nn.Module):
-    """down(gelu(up(x))) with `ffn` neurons; GELU is approximated by tanh unless `exact`."""
+    """down(gelu(up(x))) with `ffn` neurons; GELU is approximated by tanh."""
 
     ffn: int
     width: int
-    exact: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = Linear(self.ffn, bias=True, name="up")(x)
-        y = jax.nn.gelu(y, approximate=not self.exact)
+        y = jax.nn.gelu(y, approximate=True)
         return Linear(self.width, bias=True, name="down")(y)
 
 

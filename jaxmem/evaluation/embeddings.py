@@ -62,6 +62,8 @@ def evaluate_embeddings(
 def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Callable:
     """`embed(params, sentences)` for an encoder: the mean of the hidden vectors (Reimers, 2019).
 
+    The head of an encoder is not used.
+
     Sentences are cut at `length` tokens, or at the model's context if that is shorter, sorted by
     length, and run `batch` at a time. Each batch is padded to a multiple of 16 tokens, so that few
     shapes are compiled.
@@ -69,6 +71,8 @@ def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Call
     from ..architectures import bert
 
     context = model.config.context
+    if getattr(model.config, "head", ""):
+        model = dataclasses.replace(model, config=model.config.without_head())
     run = jax.jit(lambda params, ids, mask: bert.embed(model.apply(params, ids, mask), mask))
 
     def embed(params: Any, sentences: Sequence[str]) -> np.ndarray:

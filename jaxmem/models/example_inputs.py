@@ -28,7 +28,7 @@ def example_inputs(model: Model, length: int = 8) -> tuple[Any, ...]:
     if isinstance(model, FlaxModel) and model.config.context:
         length = min(length, model.config.context)
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    encoder = model.config.family == "bert"
+    encoder = model.config.family in ("bert", "encoder")
     return (ids, jax.ShapeDtypeStruct(ids.shape, jnp.bool_)) if encoder else (ids,)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ..architectures import published_configs
-from ..architectures.family_modules import FAMILIES, family_module
+from ..architectures.family_modules import family_module, module_of_model_type
 from ..architectures.weight_map import WeightMap
 from ..core.arguments import FLOAT_TYPE, takes
 from ..core.lazy import Lazy
@@ -267,7 +267,7 @@ def _config(hf: dict, source: Any) -> Any:
     with _prefixed(source):
         text = hf.get("text_config")
         kind = (text if isinstance(text, dict) else hf).get("model_type")
-        return family_module(kind if kind in FAMILIES else "decoder").Config.from_hf(hf)
+        return module_of_model_type(kind).Config.from_hf(hf)
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
         if not some_dense:
             inside.pop("down")
             outside = {k: size for k, size in outside.items() if k not in ("up", "gate")}
-    elif c.family == "bert":
+    elif c.family in ("bert", "encoder"):
         outside |= dict.fromkeys("qkv", inside["out"])
     else:
         outside["qkv"] = (3 * c.heads * c.head_dim, None)

@@ -135,7 +135,7 @@ def _layers(model, count):
 def _output_distance(config, params, keep, ids, whole):
     """Mean KL(whole ‖ the layers `keep`) of logits; an encoder's mean squared distance."""
     output = family(config).module(config).apply({"params": _only(params, keep)}, ids)
-    if config.family == "bert":
+    if config.family in ("bert", "encoder"):
         return jnp.square(whole - output).sum(-1).mean()
     return divergence(whole, output)
 

@@ -45,7 +45,7 @@ def test_recipes_name_every_parameter_with_its_shape(model):
 
 
 @pytest.mark.parametrize(
-    "change", [{"model_type": "roberta"}, {"hidden_act": "relu"}, {"num_attention_heads": 7}]
+    "change", [{"model_type": "bart"}, {"hidden_act": "elu"}, {"num_attention_heads": 7}]
 )
 def test_what_is_not_computed_is_refused(change):
     hf = {"model_type": "bert", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}

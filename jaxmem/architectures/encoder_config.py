@@ -1,0 +1,114 @@
+"""Config: the sizes and mechanisms of an encoder, a field for each choice."""
+
+import dataclasses
+from typing import Any
+
+from .config_sizes import check_positive, check_types, set_head_dim
+from .decoder_config import ACTIVATIONS
+
+HEADS = ("", "masked_lm", "sequence", "tokens", "span")
+_CHOICES = {"activation": ACTIVATIONS, "head": HEADS, "head_activation": ("", *ACTIVATIONS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The sizes and mechanisms of one encoder; without the fields after `family` it is a BERT.
+
+    `head` is what maps the hidden states to the output: "" for none, "masked_lm" to logits of
+    every token's id, "tokens" to `labels` for every token, "span" to the start and the end of an
+    answer, "sequence" to `labels` for the text.
+
+    `family` is "bert", or "encoder" where a field after it is set. Transformations that know only
+    a BERT refuse an "encoder" by this name.
+
+    Example:
+        >>> from jaxmem.architectures.encoder import Config
+        >>> config = Config(vocab=64, width=32, ffn=48, layers=2, heads=4)
+        >>> Config(**config.to_dict()) == config
+        True
+        >>> config.family, dataclasses.replace(config, head="tokens").family
+        ('bert', 'encoder')
+
+    Raises:
+        ValueError: a size is not positive, the width does not divide into heads, or options do not
+            fit each other.
+    """
+
+    vocab: int
+    width: int
+    ffn: int
+    layers: int
+    heads: int
+    head_dim: int = 0  # 0 means width / heads; given where heads were removed
+    context: int = 512
+    types: int = 2  # kinds of segments; 0 for no table of them
+    eps: float = 1e-12
+    family: str = "bert"
+
+    # Embedding and positions.
+    embed_width: int = 0  # of the embedding, which a linear maps to `width`; 0 for `width` itself
+    pad: int | None = (
+        None  # this id has row `pad` of the positions, other tokens count from pad + 1
+    )
+
+    # Layers.
+    activation: str = "gelu"
+    gated: bool = False
+    qkv_bias: bool = True
+    mlp_bias: bool = True
+
+    # Head: with `head_activation` a linear and this activation come before the last linear.
+    head: str = ""
+    labels: int = 2
+    head_activation: str = ""
+
+    tensor_names: str = "bert"  # whose names the tensors of a checkpoint have
+
+    def __post_init__(self):
+        check_types(self)
+        check_positive(self, "vocab", "width", "ffn", "layers", "heads", "context", "labels")
+        set_head_dim(self)
+        for name in ("types", "embed_width"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
+        for name, words in _CHOICES.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {words}")
+        if self.head_activation and not self.head:
+            raise ValueError(f"head_activation is {self.head_activation!r} without a head")
+        if self.pad is not None and self.pad < 0:
+            raise ValueError(f"pad is {self.pad}, expected at least 0")
+        if self.family not in ("bert", "encoder"):
+            raise ValueError(f"family is {self.family!r}, expected 'bert' or 'encoder'")
+        object.__setattr__(self, "family", "encoder" if _beyond_bert(self) else "bert")
+
+    def without_head(self) -> "Config":
+        """The configuration of the same encoder, whose output are the hidden states."""
+        return dataclasses.replace(self, head="", head_activation="", labels=2)
+
+    @property
+    def position_rows(self) -> int:
+        """Rows of the table of positions."""
+        return self.context + (0 if self.pad is None else self.pad + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data for JSON; `Config(**config.to_dict())` is an equal config."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_hf(cls, hf: dict) -> "Config":
+        """The config of a Hugging Face checkpoint's `config.json`.
+
+        Raises:
+            ValueError: `hf` is no encoder's, lacks a size, or sets an option not computed here.
+        """
+        from .encoder_families import from_hf
+
+        return cls(**from_hf(hf))
+
+
+def _beyond_bert(config: Config) -> bool:
+    """Whether a field after `family` is set."""
+    names = [field.name for field in dataclasses.fields(config)]
+    options = dataclasses.fields(config)[names.index("family") + 1 :]
+    return any(getattr(config, f.name) != f.default for f in options)

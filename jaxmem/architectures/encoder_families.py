@@ -1,0 +1,140 @@
+"""The config.json of an encoder of any family, as the fields of Config."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..io.json_fields import JsonFields
+from .config_sizes import MOST_LAYERS, refuse_unread_options
+from .hf_fields import encoder_activation
+
+_NAMES = {  # Config's field: the words of most families
+    "vocab": "vocab_size",
+    "width": "hidden_size",
+    "ffn": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+}
+_DISTILBERT_NAMES = _NAMES | {
+    "width": "dim",
+    "ffn": "hidden_dim",
+    "layers": "n_layers",
+    "heads": "n_heads",
+}
+_HEADS = {  # the end of the class in `architectures`: Config.head
+    "ForMaskedLM": "masked_lm",
+    "ForSequenceClassification": "sequence",
+    "ForTokenClassification": "tokens",
+    "ForQuestionAnswering": "span",
+}
+
+
+def from_hf(hf: dict) -> dict[str, Any]:
+    """The fields of a Config from a checkpoint's `config.json`, of transformers 4 or 5.
+
+    The class in `architectures` says which head there is; other classes load without one.
+
+    Raises:
+        ValueError: `hf` lacks a size, has a value of the wrong type, or has a model type or an
+            option that encoder.py does not compute. Every option is read, known not to change the
+            function, or refused.
+    """
+    fields = JsonFields(hf)
+    kind = fields.text("model_type", among=ENCODER_FAMILIES)
+    head = read_head(fields)
+    config = ENCODER_FAMILIES[kind](fields, head)
+    if head in ("tokens", "span"):  # only a linear
+        config["head_activation"] = ""
+    if head in ("tokens", "sequence"):
+        config["labels"] = read_labels(fields)
+    refuse_unread_options(fields)
+    return config
+
+
+def read_head(fields: JsonFields) -> str:
+    """Config.head of a checkpoint, "" where `architectures` names another class."""
+    names = fields.texts("architectures")
+    head = next((h for end, h in _HEADS.items() if names and names[0].endswith(end)), "")
+    if head == "masked_lm":
+        fields.expect("tie_word_embeddings", True)
+    else:
+        fields.ignore("tie_word_embeddings")
+    return head
+
+
+def read_labels(fields: JsonFields) -> int:
+    """The number of labels, of which config.json holds the names or nothing."""
+    fields.ignore("id2label")
+    names = JsonFields(fields.data.get("id2label") or {}, "id2label.").data
+    return len(names) or fields.integer("num_labels", fields.integer("_num_labels", 2))
+
+
+def _sizes(fields: JsonFields, names: dict[str, str] = _NAMES) -> dict[str, Any]:
+    """The sizes, and what every family must have as it is computed here."""
+    fields.expect("is_decoder", False)
+    fields.expect("add_cross_attention", False)
+    sizes: dict[str, Any] = {
+        field: fields.integer(name, **({"most": MOST_LAYERS} if field == "layers" else {}))
+        for field, name in names.items()
+    }
+    if sizes["width"] % sizes["heads"]:
+        fields.refuse(names["heads"], f"a divisor of {sizes['width']}")
+    return sizes | {"context": fields.integer("max_position_embeddings", 512)}
+
+
+def _bert(fields: JsonFields, head: str) -> dict[str, Any]:
+    fields.expect("position_embedding_type", "absolute")
+    fields.expect("directionality", "bidi")
+    config = _sizes(fields) | {
+        "types": fields.integer("type_vocab_size", 2, least=0),
+        "eps": fields.number("layer_norm_eps", 1e-12, above=0, below=1),
+        "activation": encoder_activation(fields, "hidden_act"),
+        "head": head,
+    }
+    before = {"masked_lm": config["activation"], "sequence": "tanh"}
+    return config | {"head_activation": before.get(head, "")}
+
+
+def _roberta(fields: JsonFields, head: str) -> dict[str, Any]:
+    config = _bert(fields, head) | {"tensor_names": "roberta"} | _padded_positions(fields)
+    return config | ({"head_activation": "gelu"} if head == "masked_lm" else {})
+
+
+def _padded_positions(fields: JsonFields) -> dict[str, int]:
+    """Positions that count from the row after the padding token's."""
+    pad = fields.integer("pad_token_id", 1, least=0)
+    rows = fields.integer("max_position_embeddings", 512)
+    if rows < pad + 2:
+        fields.refuse("max_position_embeddings", f"at least {pad + 2}, past the padding's row")
+    return {"pad": pad, "context": rows - pad - 1}
+
+
+def _electra(fields: JsonFields, head: str) -> dict[str, Any]:
+    config = _bert(fields, head)
+    width = fields.integer("embedding_size", 128)
+    return config | {
+        "tensor_names": "electra",
+        "embed_width": 0 if width == config["width"] else width,
+        "head_activation": "gelu" if head else "",
+    }
+
+
+def _distilbert(fields: JsonFields, head: str) -> dict[str, Any]:
+    fields.ignore("sinusoidal_pos_embds", "tie_weights_")  # the table is in the checkpoint
+    config = _sizes(fields, _DISTILBERT_NAMES)
+    config["activation"] = encoder_activation(fields, "activation")
+    before = {"masked_lm": config["activation"], "sequence": "relu"}
+    return config | {
+        "types": 0,
+        "head": head,
+        "head_activation": before.get(head, ""),
+        "tensor_names": "distilbert",
+    }
+
+
+Reader = Callable[[JsonFields, str], dict[str, Any]]
+ENCODER_FAMILIES: dict[str, Reader] = {
+    "bert": _bert,
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _roberta),
+    "electra": _electra,
+    "distilbert": _distilbert,
+}
