@@ -24,6 +24,10 @@ from .plan_paths import by_layer
 from .row_blocks import encode_in_blocks, first_kept_axis
 
 DENSE_WEIGHTS = 2**23  # weights of a large matrix that are dense at a time
+FEW_WEIGHTS = 2**18  # for so few, a program takes longer to compile than to run
+QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__ < (0, 11):  # newer ones have no other emitters
+    QUICK_TO_COMPILE["xla_cpu_use_fusion_emitters"] = False
 
 
 @takes(params=TREE, plan=MAPPING, uses=OPTIONAL_MAPPING, stats=OPTIONAL_MAPPING)
@@ -156,7 +160,8 @@ def _encode_concrete(codec, w, axes, stats):
         # Raises first if the codec cannot take this weight at all, with or without stats.
         _abstract(codec, w, axes, None)
         raise ValueError(f"{codec} wants the stats of what the weight is fed, got none")
-    encoded, finite, finite_parts = _compiled(codec, axes, w, stats)
+    run = _quickly_compiled if _is_small_on_cpu(w) else _compiled
+    encoded, finite, finite_parts = run(codec, axes, w, stats)
     if isinstance(finite, jax.core.Tracer):  # a traced function closes over a concrete weight
         with jax.ensure_compile_time_eval():
             finite, finite_parts = _is_finite(w), True
@@ -168,11 +173,24 @@ def _encode_concrete(codec, w, axes, stats):
     return encoded
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled(codec, axes, w, stats):
+def _encode_and_check(codec, axes, w, stats):
     """The encoded leaf, and whether `w` and the leaf are finite: one program for each shape."""
     encoded = encode_in_blocks(codec, w, axes, stats)
     return encoded, _is_finite(w), _is_finite(encoded)
+
+
+_compiled = jax.jit(_encode_and_check, static_argnums=(0, 1))
+_quickly_compiled = jax.jit(
+    _encode_and_check, static_argnums=(0, 1), compiler_options=QUICK_TO_COMPILE
+)
+
+
+def _is_small_on_cpu(w) -> bool:
+    """Whether a program for this weight may be compiled on its own, for a CPU, with own options."""
+    if w.size > FEW_WEIGHTS or isinstance(jnp.zeros(()), jax.core.Tracer):  # inside another program
+        return False
+    device = jax.devices()[0] if isinstance(w, np.ndarray) else next(iter(w.devices()))
+    return device.platform == "cpu"
 
 
 def _is_finite(tree):

@@ -190,7 +190,7 @@ def _layers(leaf, depth: int) -> Iterator[tuple]:
 
 
 def _rows(layer, axes, count) -> Array:
-    """`count` rows of a layer's matrix (n, k), or all for None, in f32; zeros if n is less."""
+    """`count` rows of a layer's matrix (n, k), or all for None, in f32; fewer if n is less."""
     if isinstance(layer, jax.ShapeDtypeStruct):
         n, k = matrix_shape(layer, axes)
         layer = np.random.default_rng(0).standard_normal((min(n, count or n), k), np.float32)
@@ -209,8 +209,9 @@ def _take_spaced_rows(layer, axes, count) -> Array:
     n = matrix.shape[0]
     if count is None:
         return matrix
-    if n < count:  # one shape for all weights of equal k, so that a codec compiles once
-        return jnp.pad(matrix, ((0, count - n), (0, 0)))
+    if n < count:  # few shapes for all weights of equal k, so that a codec seldom compiles again
+        power = 1 << max(n - 1, 0).bit_length()
+        return jnp.pad(matrix, ((0, min(power, count) - n), (0, 0)))
     return matrix[np.arange(count) * n // count]
 
 

@@ -66,10 +66,11 @@ def _may_start_with_a_width(path: str, leaves: Mapping[str, Any]) -> bool:
     The number of layers is the length of no other axis: a vector as long as the first axis, or a
     later axis of another weight, shows a width or a number of heads.
     """
-    shapes = {p: tuple(x.shape) for p, x in leaves.items() if hasattr(x, "shape")}
-    weight = shapes.pop(path, ())
-    shows_width = lambda shape: weight[0] in shape[1:] or shape == weight[:1]
-    return len(weight) > 2 and any(map(shows_width, shapes.values()))
+    weight = tuple(getattr(leaves.get(path), "shape", ()))
+    if len(weight) <= 2:
+        return False
+    others = (tuple(x.shape) for p, x in leaves.items() if p != path and hasattr(x, "shape"))
+    return any(weight[0] in shape[1:] or shape == weight[:1] for shape in others)
 
 
 def _axes_before_bias(kernel: tuple, bias: tuple) -> tuple[int, ...] | None:
