@@ -8,6 +8,7 @@ from .encoder import Config as Config
 from .encoder import Encoder as Encoder
 from .encoder import module as module
 from .encoder import weights as weights
+from .encoder_head import mean_of_tokens
 
 
 def embed(hidden: Array, mask: Array) -> Array:
@@ -22,6 +23,5 @@ def embed(hidden: Array, mask: Array) -> Array:
         >>> bert.embed(hidden, jnp.asarray([[True, False]]))
         Array([[0.6, 0.8]], dtype=float32)
     """
-    real = mask.astype(jnp.float32)[..., None]  # (B, T, 1), 1.0 at real tokens
-    mean = (hidden.astype(jnp.float32) * real).sum(1) / jnp.maximum(real.sum(1), 1.0)
+    mean = mean_of_tokens(hidden, mask)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

@@ -1,13 +1,12 @@
 """Which tensors of a Hugging Face checkpoint make each parameter of a decoder."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .latent_weights import latent_maps
-from .layer_maps import linear_maps, norm_maps, norm_parts, stack_map
+from .layer_maps import Rows, linear_maps, norm_maps, norm_parts, stack_map
 from .mixture_weights import mixture_maps
 from .segments import segments
 from .tensor_names import FUSED_GATE_UP, FUSED_QKV, NAMES
@@ -95,7 +94,7 @@ def _feed_forward(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     fused = c.tensor_names in FUSED_GATE_UP
     for i, part in enumerate(("gate", "up")):
         if part == "up" or c.gated:
-            turn = _Rows(i * c.ffn, c.ffn) if fused else np.transpose
+            turn = Rows(i * c.ffn, c.ffn) if fused else np.transpose
             maps |= linear_maps(c, names, f"mlp/{part}", c.width, c.ffn, c.mlp_bias, turn)
     return maps | linear_maps(c, names, "mlp/down", c.ffn, c.width, c.mlp_bias)
 
@@ -110,19 +109,6 @@ def _layer_norms(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     return maps
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Takes `count` rows of each block, from `start` on, and turns a matrix to (in, out)."""
-
-    start: int
-    count: int
-    blocks: int = 1
-
-    def __call__(self, w: np.ndarray) -> np.ndarray:
-        rows = w.reshape(self.blocks, -1, *w.shape[1:])[:, self.start : self.start + self.count]
-        return rows.reshape(-1, *w.shape[1:]).T
-
-
 def _taken_from_qkv(c: Any, part: str) -> Callable[[np.ndarray], np.ndarray]:
     """What takes queries, keys or values from a tensor, which may hold all three."""
     if c.tensor_names not in FUSED_QKV:
@@ -133,4 +119,4 @@ def _taken_from_qkv(c: Any, part: str) -> Callable[[np.ndarray], np.ndarray]:
     if any(n % blocks for n in rows.values()):
         raise ValueError(f"{c.heads} heads of {c.head_dim} do not divide into {blocks} blocks")
     before = sum(rows[x] for x in order[: order.index(part)])
-    return _Rows(before // blocks, rows[part] // blocks, blocks)
+    return Rows(before // blocks, rows[part] // blocks, blocks)

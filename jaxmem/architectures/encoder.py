@@ -1,20 +1,33 @@
 """An encoder as one Flax module: embedding, layers under `nn.scan`, and a head if there is one.
 
-Every token attends to every token. Models differ in the values of `Config`.
+Every token attends to every token, or to near ones. Models differ in the values of `Config`. A
+file beside this one computes each mechanism: encoder_positions.py, encoder_head.py,
+feed_forward.py.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from ..kv_cache.attention import attend
+from ..kv_cache.attention import ScoreTerms, attend
 from ..parallel.constraints import constrain
 from .encoder_config import Config as Config
 from .encoder_head import Head
+from .encoder_positions import distance_buckets, in_window, per_layer, table_rows
+from .encoder_weights import runs
 from .encoder_weights import weights as weights
 from .feed_forward import MLP
-from .layers import Embed, LayerNorm, Linear, check_positions, merge_heads, split_heads
+from .layers import (
+    Embed,
+    LayerNorm,
+    Linear,
+    check_positions,
+    merge_heads,
+    rope,
+    split_heads,
+)
 
 
 def module(config: Config) -> "Encoder":
@@ -44,41 +57,64 @@ class Encoder(nn.Module):
     def __call__(self, ids: Array, mask: Array | None = None, types: Array | None = None) -> Array:
         c = self.config
         check_positions(ids, 0, c.context)
-        width = c.embed_width or c.width
-        embed = Embed(c.vocab, width, name="embed")
-        x = embed(ids) + Embed(c.position_rows, width, name="positions")(_positions(ids, c))
+        mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
+        embed = Embed(c.vocab, c.embed_width or c.width, name="embed")
+        x = constrain(self._embedded(embed(ids), ids, mask, types))
+        bias = None
+        if c.buckets:
+            table = Embed(c.buckets, c.heads, name="distances")
+            bias = table(distance_buckets(ids.shape[1], c.buckets)).transpose(2, 0, 1)[None]
+        values = per_layer(c)
+        for run in runs(c):
+            layers = nn.scan(
+                Block,
+                variable_axes={} if c.shared else {"params": 0},
+                variable_broadcast="params" if c.shared else False,
+                split_rngs={"params": not c.shared},
+                in_axes=(0, nn.broadcast, nn.broadcast),
+                length=run.length,
+            )
+            rows = slice(run.start, run.start + run.length)
+            of_run = jax.tree.map(lambda a: a[rows], values)  # noqa: B023
+            x, _ = layers(c, run.kind, name=run.name)(x, of_run, mask[:, None, None, None], bias)
+        x = LayerNorm(c.eps, c.norm_bias, name="final_norm")(x) if c.pre_norms else x
+        return Head(c, name="head")(x, mask, embed) if c.head else x
+
+    def _embedded(self, x: Array, ids: Array, mask: Array, types: Array | None) -> Array:
+        """The vectors of tokens x with those of their positions and segment types."""
+        c = self.config
+        if c.mask_scale is not None:
+            x = _without_masked(x, ids == c.mask_scale, mask)
+        if c.positions == "learned":
+            x = x + Embed(c.position_rows, x.shape[-1], name="positions")(table_rows(ids, c.pad))
         if c.types:
             types = jnp.zeros((1, 1), jnp.int32) if types is None else types
-            x = x + Embed(c.types, width, name="types")(types)
+            x = x + Embed(c.types, x.shape[-1], name="types")(types)
         elif types is not None:
             raise ValueError("types are given to an encoder without segment types; leave them out")
-        x = LayerNorm(c.eps, name="embed_norm")(x)
-        x = constrain(Linear(c.width, bias=True, name="embed_proj")(x) if c.embed_width else x)
-        allowed = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
-        layers = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=c.layers,
-        )
-        x, _ = layers(c, name="layers")(x, allowed[:, None, None, None])
-        return Head(c, name="head")(x, embed) if c.head else x
+        x = LayerNorm(c.eps, c.norm_bias, name="embed_norm")(x) if c.embed_norm else x
+        return Linear(c.width, bias=True, name="embed_proj")(x) if c.embed_width else x
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP, with a layer norm after each sum."""
+    """One layer: attention, then the MLP, with a norm before each part or after each sum.
+
+    A layer of kind "bare" has no norm before attention.
+    """
 
     config: Config
+    kind: str = "layer"
 
     @nn.compact
-    def __call__(self, x: Array, allowed: Array):
+    def __call__(self, x: Array, layer: dict, allowed: Array, bias: Array | None):
         c = self.config
-        y = Attention(c, name="attn")(x, allowed)
-        x = LayerNorm(c.eps, name="attn_norm")(x + checkpoint_name(y, "attn_out"))
-        y = MLP(c, name="mlp")(x)
-        y = LayerNorm(c.eps, name="mlp_norm")(x + checkpoint_name(y, "mlp_out"))
-        return constrain(y), None
+        norm = lambda name, y: LayerNorm(c.eps, c.norm_bias, name=name)(y)
+        read = norm("attn_norm", x) if c.pre_norms and self.kind != "bare" else x
+        x = x + checkpoint_name(Attention(c, name="attn")(read, layer, allowed, bias), "attn_out")
+        x = x if c.pre_norms else norm("attn_norm", x)
+        read = norm("mlp_norm", x) if c.pre_norms else x
+        x = x + checkpoint_name(MLP(c, name="mlp")(read), "mlp_out")
+        return constrain(x if c.pre_norms else norm("mlp_norm", x)), None
 
 
 class Attention(nn.Module):
@@ -87,17 +123,24 @@ class Attention(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, allowed: Array) -> Array:
+    def __call__(self, x: Array, layer: dict, allowed: Array, bias: Array | None) -> Array:
         c = self.config
         projection = lambda name: Linear(c.heads * c.head_dim, c.qkv_bias, name=name)(x)
         q, k, v = (split_heads(projection(name), c.heads) for name in "qkv")
-        y = attend(q, k, v, allowed, c.head_dim**-0.5)
-        return Linear(c.width, bias=True, name="out")(merge_heads(y))
+        if c.positions == "rotary":
+            q, k = (rope(y, layer["frequencies"], 0) for y in (q, k))
+        if c.local:
+            allowed = allowed & in_window(x.shape[1], layer["window"])
+        y = attend(q, k, v, allowed, c.head_dim**-0.5, ScoreTerms(bias=bias))
+        return Linear(c.width, c.out_bias, name="out")(merge_heads(y))
 
 
-def _positions(ids: Array, config: Config) -> Array:
-    """The row of each token in the table of positions: (1, T), or (B, T) with `pad`."""
-    if config.pad is None:
-        return jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
-    real = (ids != config.pad).astype(jnp.int32)
-    return jnp.cumsum(real, axis=1, dtype=jnp.int32) * real + config.pad
+def _without_masked(x: Array, masked: Array, mask: Array) -> Array:
+    """Vectors of tokens x with zeros at masked ones, and the others scaled up.
+
+    The factor is 0.88 / the share of tokens that are left; ESM was trained with a share of 0.88
+    (Rives et al., 2021).
+    """
+    share = masked.sum(1).astype(jnp.float32) / jnp.maximum(mask.sum(1), 1).astype(jnp.float32)
+    scale = jnp.where(masked, 0.0, 0.88 / (1 - share)[:, None])
+    return (x.astype(jnp.float32) * scale[..., None]).astype(x.dtype)

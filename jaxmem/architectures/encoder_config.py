@@ -7,7 +7,12 @@ from .config_sizes import check_positive, check_types, set_head_dim
 from .decoder_config import ACTIVATIONS
 
 HEADS = ("", "masked_lm", "sequence", "tokens", "span")
-_CHOICES = {"activation": ACTIVATIONS, "head": HEADS, "head_activation": ("", *ACTIVATIONS)}
+_CHOICES = {
+    "positions": ("learned", "rotary"),
+    "activation": ACTIVATIONS,
+    "head": HEADS,
+    "head_activation": ("", *ACTIVATIONS),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,26 +51,44 @@ class Config:
     family: str = "bert"
 
     # Embedding and positions.
+    positions: str = "learned"  # or "rotary"
     embed_width: int = 0  # of the embedding, which a linear maps to `width`; 0 for `width` itself
     pad: int | None = (
         None  # this id has row `pad` of the positions, other tokens count from pad + 1
     )
 
+    theta: float = 10_000.0  # rotary base, in local layers `local_theta`
+    local_theta: float = 10_000.0
+    local: tuple[bool, ...] = ()  # the layers where a token attends only to `window` on each side
+    window: int = 0
+    buckets: int = 0  # rows of a table of biases of scores, by the distance of two tokens
+    mask_scale: int | None = None  # the id of masked tokens, which are zero and scale the others up
+
     # Layers.
+    shared: bool = False  # all layers are one, applied again and again
+    pre_norms: bool = False  # norms before attention and MLP, not after, and one after all layers
+    bare_start: bool = False  # the first layer has no norm before attention
+    embed_norm: bool = True
+    norm_bias: bool = True
     activation: str = "gelu"
     gated: bool = False
     qkv_bias: bool = True
+    out_bias: bool = True
     mlp_bias: bool = True
 
     # Head: with `head_activation` a linear and this activation come before the last linear.
     head: str = ""
     labels: int = 2
     head_activation: str = ""
+    head_norm: bool = False  # a norm after this activation
+    head_bias: bool = True  # of the linear before it
+    head_mean: bool = False  # the head of a text reads the mean of its tokens, not the first
 
     tensor_names: str = "bert"  # whose names the tensors of a checkpoint have
 
     def __post_init__(self):
         check_types(self)
+        object.__setattr__(self, "local", tuple(self.local))
         check_positive(self, "vocab", "width", "ffn", "layers", "heads", "context", "labels")
         set_head_dim(self)
         for name in ("types", "embed_width"):
@@ -76,6 +99,7 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {words}")
         if self.head_activation and not self.head:
             raise ValueError(f"head_activation is {self.head_activation!r} without a head")
+        _check_positions(self)
         if self.pad is not None and self.pad < 0:
             raise ValueError(f"pad is {self.pad}, expected at least 0")
         if self.family not in ("bert", "encoder"):
@@ -84,7 +108,9 @@ class Config:
 
     def without_head(self) -> "Config":
         """The configuration of the same encoder, whose output are the hidden states."""
-        return dataclasses.replace(self, head="", head_activation="", labels=2)
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        names = ("head", "labels", "head_activation", "head_norm", "head_bias", "head_mean")
+        return dataclasses.replace(self, **{name: defaults[name] for name in names})
 
     @property
     def position_rows(self) -> int:
@@ -105,6 +131,25 @@ class Config:
         from .encoder_families import from_hf
 
         return cls(**from_hf(hf))
+
+
+def _check_positions(c: Config) -> None:
+    """Refuses positions that do not fit the layers or each other."""
+    if c.local and (len(c.local) != c.layers or c.window < 1):
+        raise ValueError(
+            f"local names {len(c.local)} layers with window {c.window}, "
+            f"expected {c.layers} and a window of at least 1"
+        )
+    if c.positions == "rotary" and c.head_dim % 2:
+        raise ValueError(f"head_dim is {c.head_dim}, expected an even number")
+    if min(c.theta, c.local_theta) <= 0:
+        raise ValueError(
+            f"theta is {c.theta} and local_theta {c.local_theta}, expected numbers above 0"
+        )
+    if c.buckets < 0 or c.buckets % 4:
+        raise ValueError(f"buckets is {c.buckets}, expected 0 or a multiple of 4")
+    if c.bare_start and (not c.pre_norms or c.shared or c.layers < 2):
+        raise ValueError("bare_start is True, expected pre_norms, 2 layers or more, and not shared")
 
 
 def _beyond_bert(config: Config) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..io.json_fields import JsonFields
 from .config_sizes import MOST_LAYERS, refuse_unread_options
-from .hf_fields import encoder_activation
+from .hf_fields import encoder_activation, read_windows
 
 _NAMES = {  # Config's field: the words of most families
     "vocab": "vocab_size",
@@ -42,8 +42,6 @@ def from_hf(hf: dict) -> dict[str, Any]:
     kind = fields.text("model_type", among=ENCODER_FAMILIES)
     head = read_head(fields)
     config = ENCODER_FAMILIES[kind](fields, head)
-    if head in ("tokens", "span"):  # only a linear
-        config["head_activation"] = ""
     if head in ("tokens", "sequence"):
         config["labels"] = read_labels(fields)
     refuse_unread_options(fields)
@@ -81,13 +79,19 @@ def _sizes(fields: JsonFields, names: dict[str, str] = _NAMES) -> dict[str, Any]
     return sizes | {"context": fields.integer("max_position_embeddings", 512)}
 
 
-def _bert(fields: JsonFields, head: str) -> dict[str, Any]:
-    fields.expect("position_embedding_type", "absolute")
+def _bert(
+    fields: JsonFields,
+    head: str,
+    activation: str = "gelu",
+    positions: tuple[str, ...] = ("absolute",),
+) -> dict[str, Any]:
+    """A BERT, whose activation is `activation` if no field says it."""
+    fields.expect("position_embedding_type", *positions)
     fields.expect("directionality", "bidi")
     config = _sizes(fields) | {
         "types": fields.integer("type_vocab_size", 2, least=0),
         "eps": fields.number("layer_norm_eps", 1e-12, above=0, below=1),
-        "activation": encoder_activation(fields, "hidden_act"),
+        "activation": encoder_activation(fields, "hidden_act", activation),
         "head": head,
     }
     before = {"masked_lm": config["activation"], "sequence": "tanh"}
@@ -114,7 +118,7 @@ def _electra(fields: JsonFields, head: str) -> dict[str, Any]:
     return config | {
         "tensor_names": "electra",
         "embed_width": 0 if width == config["width"] else width,
-        "head_activation": "gelu" if head else "",
+        "head_activation": "gelu" if head in ("masked_lm", "sequence") else "",
     }
 
 
@@ -131,10 +135,120 @@ def _distilbert(fields: JsonFields, head: str) -> dict[str, Any]:
     }
 
 
+def _albert(fields: JsonFields, head: str) -> dict[str, Any]:
+    fields.expect("num_hidden_groups", 1)
+    fields.expect("inner_group_num", 1)
+    config = _bert(fields, head, activation="gelu_new")
+    width = fields.integer("embedding_size", 128)
+    return config | {"tensor_names": "albert", "embed_width": width, "shared": True}
+
+
+def _mpnet(fields: JsonFields, head: str) -> dict[str, Any]:
+    fields.expect("pad_token_id", 1)
+    fields.expect("relative_attention_num_buckets", 32)
+    return _roberta(fields, head) | {"tensor_names": "mpnet", "types": 0, "buckets": 32}
+
+
+def _esm(fields: JsonFields, head: str) -> dict[str, Any]:
+    positions = fields.text("position_embedding_type", "absolute", ("absolute", "rotary"))
+    fields.expect("is_folding_model", False)
+    fields.ignore("vocab_list", "esmfold_config")
+    config = _bert(fields, head, positions=("absolute", "rotary"))
+    scaled = fields.boolean("token_dropout", False)
+    config |= {"types": 0, "activation": "gelu", "tensor_names": "esm", "pre_norms": True}
+    config |= {"embed_norm": fields.boolean("emb_layer_norm_before", False)}
+    config |= {"mask_scale": fields.integer("mask_token_id", least=0) if scaled else None}
+    config |= {"head_activation": "gelu"} if head == "masked_lm" else {}
+    theta = fields.number("rope_theta", 1e4, above=0)
+    if positions == "absolute":
+        return config | _padded_positions(fields)
+    return config | {"positions": "rotary", "theta": theta}
+
+
+def _nomic_bert(fields: JsonFields, head: str) -> dict[str, Any]:
+    config = _bert(fields, head, activation="silu")
+    return config | {
+        "head_dim": fields.integer("head_dim", config["width"] // config["heads"]),
+        "positions": "rotary",
+        "theta": _theta(fields.object("rope_parameters"), fields.number("rope_theta", 1e3)),
+        "gated": True,
+        "tensor_names": "nomic_bert",
+        **dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias"), False),
+    }
+
+
+def _theta(rope: JsonFields, usual: float) -> float:
+    """The rotary base of a config.json without scaling."""
+    rope.expect("rope_type", "default")
+    return rope.number("rope_theta", usual, above=0)
+
+
+def _modernbert(fields: JsonFields, head: str) -> dict[str, Any]:
+    fields.expect("decoder_bias", True)
+    fields.ignore("sparse_prediction", "sparse_pred_ignore_index", "reference_compile")
+    fields.ignore("initializer_cutoff_factor", "embedding_dropout")
+    config = _sizes(fields)
+    interval = fields.integer("global_attn_every_n_layers", 3)
+    windows = read_windows(
+        JsonFields(fields.data | {"sliding_window": fields.integer("local_attention", 128) // 2}),
+        config["layers"],
+        lambda i: i % interval > 0,
+    )
+    fields.ignore("layer_types", "sliding_window")
+    rope = fields.object("rope_parameters")
+    attention_bias = fields.boolean("attention_bias", False)
+    return (
+        config
+        | windows
+        | {
+            "types": 0,
+            "eps": fields.number("norm_eps", 1e-5, above=0, below=1),
+            "positions": "rotary",
+            "theta": _theta(
+                rope.object("full_attention"), fields.number("global_rope_theta", 1.6e5)
+            ),
+            "local_theta": _theta(
+                rope.object("sliding_attention"), fields.number("local_rope_theta", 1e4)
+            ),
+            "pre_norms": True,
+            "bare_start": True,
+            "norm_bias": fields.boolean("norm_bias", False),
+            "qkv_bias": attention_bias,
+            "out_bias": attention_bias,
+            "mlp_bias": fields.boolean("mlp_bias", False),
+            "gated": True,
+            "activation": encoder_activation(fields, "hidden_activation"),
+            "tensor_names": "modernbert",
+        }
+        | _modernbert_head(fields, head)
+    )
+
+
+def _modernbert_head(fields: JsonFields, head: str) -> dict[str, Any]:
+    """The fields of the head, which is a linear, an activation and a norm before the last one."""
+    mean = fields.text("classifier_pooling", "cls", among=("cls", "mean")) == "mean"
+    bias = fields.boolean("classifier_bias", False)
+    activation = encoder_activation(fields, "classifier_activation")
+    if not head:
+        return {}
+    return {
+        "head": head,
+        "head_activation": activation,
+        "head_norm": head != "masked_lm",
+        "head_bias": bias,
+        "head_mean": mean and head == "sequence",
+    }
+
+
 Reader = Callable[[JsonFields, str], dict[str, Any]]
 ENCODER_FAMILIES: dict[str, Reader] = {
     "bert": _bert,
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _roberta),
     "electra": _electra,
     "distilbert": _distilbert,
+    "albert": _albert,
+    "mpnet": _mpnet,
+    "esm": _esm,
+    "nomic_bert": _nomic_bert,
+    "modernbert": _modernbert,
 }

@@ -26,13 +26,47 @@ _BERT = {
     "span/out": "qa_outputs",
 }
 _IN_CLASSIFIER = {"sequence/dense": "classifier.dense", "sequence/out": "classifier.out_proj"}
+_ROBERTA = (
+    _BERT
+    | _IN_CLASSIFIER
+    | {"masked_lm/dense": "lm_head.dense", "masked_lm/norm": "lm_head.layer_norm"}
+    | {"masked_lm/bias": "lm_head.bias"}
+)
+_HEADS = ("masked_lm", "sequence", "tokens", "span")
 # {Config.tensor_names: {path of a module: its name in the checkpoint}}
 NAMES = {
     "bert": _BERT,
-    "roberta": _BERT
-    | _IN_CLASSIFIER
-    | {"masked_lm/dense": "lm_head.dense", "masked_lm/norm": "lm_head.layer_norm"}
-    | {"masked_lm/bias": "lm_head.bias"},
+    "roberta": _ROBERTA,
+    "mpnet": _ROBERTA
+    | {f"attn/{x}": f"attention.attn.{x}" for x in "qkv"}
+    | {"attn/out": "attention.attn.o", "attn_norm": "attention.LayerNorm"}
+    | {"distances": "encoder.relative_attention_bias"},
+    "esm": _ROBERTA
+    | {"embed_norm": "embeddings.layer_norm", "final_norm": "encoder.emb_layer_norm_after"}
+    | {"attn_norm": "attention.LayerNorm", "mlp_norm": "LayerNorm"},
+    "albert": _BERT
+    | {"embed_proj": "encoder.embedding_hidden_mapping_in"}
+    | {"layer": "encoder.albert_layer_groups.0.albert_layers.0."}
+    | {f"attn/{x[0]}": f"attention.{x}" for x in ("query", "key", "value")}
+    | {"attn/out": "attention.dense", "attn_norm": "attention.LayerNorm"}
+    | {"mlp/up": "ffn", "mlp/down": "ffn_output", "mlp_norm": "full_layer_layer_norm"}
+    | {"masked_lm/dense": "predictions.dense", "masked_lm/norm": "predictions.LayerNorm"}
+    | {"masked_lm/bias": "predictions.bias", "sequence/dense": "pooler"},
+    "nomic_bert": _BERT
+    | {"embed_norm": "emb_ln", "layer": "encoder.layers.{}.", "attn/out": "attn.out_proj"}
+    | {f"attn/{x}": "attn.Wqkv" for x in "qkv"}
+    | {"mlp/gate": "mlp.fc12", "mlp/up": "mlp.fc11", "mlp/down": "mlp.fc2"}
+    | {"attn_norm": "norm1", "mlp_norm": "norm2"}
+    | {"masked_lm/norm": "cls.predictions.transform.layer_norm"},
+    "modernbert": _BERT
+    | {"embed": "embeddings.tok_embeddings", "embed_norm": "embeddings.norm"}
+    | {"layer": "layers.{}.", "attn/out": "attn.Wo", "mlp/down": "mlp.Wo"}
+    | {f"attn/{x}": "attn.Wqkv" for x in "qkv"}
+    | {"mlp/gate": "mlp.Wi", "mlp/up": "mlp.Wi"}
+    | {x: x for x in ("attn_norm", "mlp_norm", "final_norm")}
+    | {f"{head}/dense": "head.dense" for head in _HEADS}
+    | {f"{head}/norm": "head.norm" for head in _HEADS}
+    | {"masked_lm/bias": "decoder.bias", "span/out": "classifier"},
     "electra": _BERT
     | _IN_CLASSIFIER
     | {"embed_proj": "embeddings_project", "masked_lm/bias": "generator_lm_head.bias"}

@@ -1,12 +1,14 @@
 """Which tensors of a Hugging Face checkpoint make each parameter of an encoder."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from .encoder_names import NAMES
-from .layer_maps import linear_maps
-from .weight_map import WeightMap, stacked_layer_norms
+from .layer_maps import Rows, linear_maps, stack_map
+from .segments import Segment
+from .weight_map import WeightMap
 
 
 def weights(config: Any) -> dict[str, WeightMap]:
@@ -22,58 +24,96 @@ def weights(config: Any) -> dict[str, WeightMap]:
         known = ", ".join(NAMES)
         raise ValueError(f"tensor_names is {config.tensor_names!r}, expected one of {known}")
     c, names = config, NAMES[config.tensor_names]
-    maps = _embedding(c, names)
-    d, heads = c.width, c.heads * c.head_dim
-    for part in "qkv":
-        maps |= linear_maps(c, names, f"attn/{part}", d, heads, c.qkv_bias)
-    maps |= linear_maps(c, names, "attn/out", heads, d, True)
-    for part in ("gate",) * c.gated + ("up",):
-        maps |= linear_maps(c, names, f"mlp/{part}", d, c.ffn, c.mlp_bias)
-    maps |= linear_maps(c, names, "mlp/down", c.ffn, d, c.mlp_bias)
-    norms = {path: names[path] for path in ("attn_norm", "mlp_norm")}
-    prefixes = [names["layer"].format(i) for i in range(c.layers)]
-    return maps | stacked_layer_norms(norms, prefixes, d) | (_head(c, names) if c.head else {})
+    maps, of_layers = _embedding(c, names), _layers(c, names)
+    for run in runs(c):
+        for path, weight_map in of_layers.items():
+            if run.kind != "bare" or not path.startswith("layers/attn_norm"):
+                of_run = weight_map.layers(run.start, run.length)
+                maps[path.replace("layers", run.name, 1)] = _one(of_run) if c.shared else of_run
+    if c.pre_norms:
+        maps |= _norm("final_norm", names["final_norm"], c.width, c.norm_bias)
+    return maps | (_head(c, names) if c.head else {})
+
+
+def runs(config: Any) -> list[Segment]:
+    """The runs of layers with the same parameters, each of which is one scan."""
+    if not config.bare_start:
+        return [Segment("layers", 0, config.layers, "layer")]
+    rest = Segment("layers_1", 1, config.layers - 1, "layer")
+    return [Segment("layers_0", 0, 1, "bare"), rest]
 
 
 def _embedding(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     """The tables, the norm of their sum, and the linear after it."""
     width = c.embed_width or c.width
-    tables = {"embed": c.vocab, "positions": c.position_rows} | (
-        {"types": c.types} if c.types else {}
-    )
+    tables = {"embed": (c.vocab, width)}
+    if c.positions == "learned":
+        tables["positions"] = (c.position_rows, width)
+    if c.types:
+        tables["types"] = (c.types, width)
+    if c.buckets:
+        tables["distances"] = (c.buckets, c.heads)
     maps = {
-        f"{path}/embedding": WeightMap((f"{names[path]}.weight",), (rows, width))
-        for path, rows in tables.items()
+        f"{path}/embedding": WeightMap((f"{names[path]}.weight",), shape)
+        for path, shape in tables.items()
     }
-    maps |= _norm("embed_norm", names["embed_norm"], width)
-    return maps | (
-        _linear("embed_proj", names["embed_proj"], width, c.width) if c.embed_width else {}
-    )
+    if c.embed_norm:
+        maps |= _norm("embed_norm", names["embed_norm"], width, c.norm_bias)
+    if c.embed_width:
+        maps |= _linear("embed_proj", names["embed_proj"], width, c.width)
+    return maps
+
+
+def _layers(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
+    """The linears and norms of every layer."""
+    maps: dict[str, WeightMap] = {}
+    d, heads = c.width, c.heads * c.head_dim
+    for i, part in enumerate("qkv"):
+        turn = Rows(i * heads, heads) if names["attn/q"] == names["attn/k"] else np.transpose
+        maps |= linear_maps(c, names, f"attn/{part}", d, heads, c.qkv_bias, turn)
+    maps |= linear_maps(c, names, "attn/out", heads, d, c.out_bias)
+    fused = names.get("mlp/gate") == names["mlp/up"]
+    for part in ("gate",) * c.gated + ("up",):
+        turn = Rows(c.ffn if part == "up" else 0, c.ffn) if fused else np.transpose
+        maps |= linear_maps(c, names, f"mlp/{part}", d, c.ffn, c.mlp_bias, turn)
+    maps |= linear_maps(c, names, "mlp/down", c.ffn, d, c.mlp_bias)
+    for path in ("attn_norm", "mlp_norm"):
+        for part, tensor in {"scale": "weight", "bias": "bias"}.items():
+            if part == "scale" or c.norm_bias:
+                maps[f"layers/{path}/{part}"] = stack_map(c, names, path, tensor, (d,))
+    return maps
+
+
+def _one(weight_map: WeightMap) -> WeightMap:
+    """The map of one layer, which is all of them."""
+    name, shape = weight_map.names[:1], weight_map.shape[1:]
+    return dataclasses.replace(weight_map, names=name, shape=shape, stacked=False)
 
 
 def _head(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
-    """The linears of the head, and of a masked language model the norm and the bias."""
+    """The linears of the head, the norm between them, and a masked language model's bias."""
     masked = c.head == "masked_lm"
+    width = c.embed_width if masked and c.embed_width else c.width
     maps: dict[str, WeightMap] = {}
     if c.head_activation:
-        width = c.embed_width if masked and c.embed_width else c.width
-        maps |= _linear("head/dense", names[f"{c.head}/dense"], c.width, width)
-    if not masked:
-        labels = 2 if c.head == "span" else c.labels
-        return maps | _linear("head/out", names[f"{c.head}/out"], c.width, labels)
-    maps |= _norm("head/norm", names["masked_lm/norm"], c.embed_width or c.width)
-    return maps | {"head/bias": WeightMap((names["masked_lm/bias"],), (c.vocab,))}
+        maps |= _linear("head/dense", names[f"{c.head}/dense"], c.width, width, c.head_bias)
+    if masked or c.head_norm:
+        maps |= _norm("head/norm", names[f"{c.head}/norm"], width, c.norm_bias)
+    if masked:
+        return maps | {"head/bias": WeightMap((names["masked_lm/bias"],), (c.vocab,))}
+    labels = 2 if c.head == "span" else c.labels
+    return maps | _linear("head/out", names[f"{c.head}/out"], c.width, labels)
 
 
-def _linear(path: str, name: str, inputs: int, outputs: int) -> dict[str, WeightMap]:
-    """The kernel and bias of one linear."""
-    return {
-        f"{path}/kernel": WeightMap((f"{name}.weight",), (inputs, outputs), np.transpose),
-        f"{path}/bias": WeightMap((f"{name}.bias",), (outputs,)),
-    }
+def _linear(
+    path: str, name: str, inputs: int, outputs: int, bias: bool = True
+) -> dict[str, WeightMap]:
+    """The kernel of one linear, and its bias."""
+    maps = {f"{path}/kernel": WeightMap((f"{name}.weight",), (inputs, outputs), np.transpose)}
+    return maps | ({f"{path}/bias": WeightMap((f"{name}.bias",), (outputs,))} if bias else {})
 
 
-def _norm(path: str, name: str, width: int) -> dict[str, WeightMap]:
-    """The scale and bias of one layer norm."""
-    parts = {"scale": "weight", "bias": "bias"}
+def _norm(path: str, name: str, width: int, bias: bool) -> dict[str, WeightMap]:
+    """The scale of one layer norm, and its bias."""
+    parts = {"scale": "weight"} | ({"bias": "bias"} if bias else {})
     return {f"{path}/{x}": WeightMap((f"{name}.{y}",), (width,)) for x, y in parts.items()}

@@ -137,7 +137,7 @@ LAYER_NORM = {"norm": "layer", "norm_bias": True}
 BIASED = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
 
 
-def encoder_activation(fields: JsonFields, name: str) -> str:
-    """The activation of an encoder in the words of `activate`, GELU if the field is missing."""
-    words = _ACTIVATIONS[fields.text(name, "gelu", among=_ACTIVATIONS)]
+def encoder_activation(fields: JsonFields, name: str, usual: str = "gelu") -> str:
+    """The activation of an encoder in the words of `activate`."""
+    words = _ACTIVATIONS[fields.text(name, usual, among=_ACTIVATIONS)]
     return words.get("activation", "gelu_tanh" if words.get("gelu") else "silu")

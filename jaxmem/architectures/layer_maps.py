@@ -1,5 +1,6 @@
 """WeightMaps of the parameters that every layer has: linears, norms, and other stacks."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -75,3 +76,16 @@ def stack_map(
         fn,
         stacked=True,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Takes `count` rows of each block, from `start` on, and turns a matrix to (in, out)."""
+
+    start: int
+    count: int
+    blocks: int = 1
+
+    def __call__(self, w: np.ndarray) -> np.ndarray:
+        rows = w.reshape(self.blocks, -1, *w.shape[1:])[:, self.start : self.start + self.count]
+        return rows.reshape(-1, *w.shape[1:]).T

@@ -56,18 +56,21 @@ class Embed(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps) * scale + bias, over the last axis."""
+    """(x - mean) / sqrt(var + eps) * scale (+ bias), over the last axis."""
 
     eps: float
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
         y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
-        return (y * row(scale, y) + row(bias, y)).astype(x.dtype)
+        y = y * row(scale, y)
+        if self.bias:
+            y += row(self.param("bias", nn.initializers.zeros, (x.shape[-1],)), y)
+        return y.astype(x.dtype)
 
 
 class GeluMLP(nn.Module):

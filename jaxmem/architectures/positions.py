@@ -35,7 +35,7 @@ def per_layer(config: Config, length: Any = 0) -> dict[str, np.ndarray]:
         return values
     width = c.rotary_dim or c.head_dim
     separate = local & (not c.local_scaled)
-    local_frequencies = _frequencies(width, c.local_theta)
+    local_frequencies = rope_frequencies(width, c.local_theta)
     frequencies = np.where(
         separate[:, None], local_frequencies[None], _of_length(c, width, length)[None]
     )
@@ -114,11 +114,11 @@ def _of_length(c: Config, width: int, length: Any) -> np.ndarray:
         theta *= growth ** (width / (width - 2))
     if c.rope_long_factors and length > c.original_context:
         factors = c.rope_long_factors
-    frequencies = _frequencies(width, theta, c.rope_scaling)
+    frequencies = rope_frequencies(width, theta, c.rope_scaling)
     return frequencies / np.asarray(factors, np.float32) if factors else frequencies
 
 
-def _frequencies(width: int, theta: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
+def rope_frequencies(width: int, theta: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
     """Rotary frequencies (width / 2,) in radians for each position.
 
     With `scaling`, a wavelength above original / low is divided in frequency by `factor`, one below

@@ -12,12 +12,14 @@ from jax import Array, lax
 class ScoreTerms:
     """What changes a score besides its scale, where a model has more than softmax(scale * q kᵀ).
 
-    In this order: with `softcap` a score becomes softcap * tanh(score / softcap); ALiBi takes
-    `slopes` (H,) for each token of distance (Press et al., 2022); the shares of a head sum to less
-    than 1, as `sinks` (H,) are scores of one more key without a value (Xiao et al., 2023).
+    In this order: with `softcap` a score becomes softcap * tanh(score / softcap); `bias`
+    (1 or B, H, T, S) is added; ALiBi takes `slopes` (H,) for each token of distance (Press et al.,
+    2022); the shares of a head sum to less than 1, as `sinks` (H,) are scores of one more key
+    without a value (Xiao et al., 2023).
     """
 
     softcap: float = 0.0
+    bias: Array | None = None
     slopes: Array | None = None
     sinks: Array | None = None
 
@@ -119,9 +121,12 @@ def causal(steps: int, length: int, position: Array | int, window: Array | int) 
 
 
 def _changed(products: Array, terms: ScoreTerms, position: Array | int) -> Array:
-    """Scores (B, K, G, T, S) f32 with a soft cap and ALiBi."""
+    """Scores (B, K, G, T, S) f32 with a soft cap, a bias and ALiBi."""
     if terms.softcap:
         products = terms.softcap * jnp.tanh(products / terms.softcap)
+    if terms.bias is not None:
+        shape = (len(terms.bias), products.shape[1], -1, *terms.bias.shape[-2:])
+        products = products + terms.bias.astype(jnp.float32).reshape(shape)
     if terms.slopes is not None:
         distance = _distance(*products.shape[-2:], position).astype(jnp.float32)
         products = products - _by_head(terms.slopes, products) * distance

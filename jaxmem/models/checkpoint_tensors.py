@@ -16,18 +16,19 @@ from .model import family
 # Before a name in a checkpoint that was written from a model with a head on top, in parallel, or
 # compiled.
 _PREFIXES = ("model.", "transformer.", "bert.", "gpt_neox.", "language_model.")
-_PREFIXES += ("roberta.", "electra.", "distilbert.", "module.", "_orig_mod.")
+_PREFIXES += ("roberta.", "electra.", "distilbert.", "albert.", "mpnet.", "esm.")
+_PREFIXES += ("nomic_bert.", "module.", "_orig_mod.")
 _OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names of a layer norm's parameters
 _HEAD, _MOST_NAMES = "lm_head.weight", 5
 
 # Tensors that hold constants, BERT's pooler, which the hidden states do not need, and the last
 # linear of a masked language model, which is the embedding.
 _HARMLESS = re.compile(
-    r".*rotary_emb\.inv_freq|(h|layers)\.\d+\.attn?(ention)?\.((attention\.)?(masked_)?bias|causal_mask)"
-    r"|pooler\.dense\.(weight|bias)|embeddings\.position_ids"
-    r"|(cls\.predictions|lm_head)\.decoder\.(weight|bias)|(generator_lm_head|vocab_projector)\.weight"
+    r".*rotary_emb(eddings)?\.inv_freq|contact_head\..*|(h|layers)\.\d+\.attn?(ention)?\.((attention\.)?(masked_)?bias|causal_mask)"
+    r"|pooler\.(dense\.)?(weight|bias)|embeddings\.position_ids"
+    r"|((cls\.)?predictions\.|lm_head\.|)decoder\.(weight|bias)|(generator_lm_head|vocab_projector)\.weight"
 )
-_LAYER = re.compile(r"(?:(?:decoder\.)?layers|h|blocks|(?:encoder\.)?layer)\.(\d+)\.")
+_LAYER = re.compile(r"(?:(?:(?:de|en)coder\.)?layers?|h|blocks)\.(\d+)\.")
 
 
 def bare_name(name: str) -> str:

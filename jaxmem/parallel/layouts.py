@@ -113,6 +113,7 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     mixture, latent = getattr(c, "mixture", None), getattr(c, "latent", None)
     some_dense = mixture is None or any(mixture.dense)
     several = mixture is not None and some_dense and not all(mixture.dense)
+    several |= getattr(c, "bare_start", False)
     layers = r".*layers_\d+" if several else ".*layers"
     over = lambda size, heads=None: _over(mesh, names, size, heads)
     # {weight: (length, heads) of its divided axis}: inputs of `inside`, outputs of `outside`.
@@ -129,7 +130,7 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
             inside.pop("down")
             outside = {k: size for k, size in outside.items() if k not in ("up", "gate")}
     elif c.family in ("bert", "encoder"):
-        outside |= dict.fromkeys("qkv", inside["out"])
+        outside |= dict.fromkeys("qkv", inside["out"]) | {"gate": (c.ffn, None)}
     else:
         outside["qkv"] = (3 * c.heads * c.head_dim, None)
     part = lambda name: f"{layers}/{'mlp' if name in ('gate', 'up', 'down') else 'attn'}/{name}"
@@ -137,26 +138,28 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     biased -= {"q"} if latent else set()
     biased |= {"qkv", "gate", "up"} if getattr(c, "mlp_bias", True) else set()
     rules: Rules = {}
+    stack = () if getattr(c, "shared", False) else (None,)  # the axis of layers
     outside = {k: size for k, size in outside.items() if k != "gate" or c.gated}
     for name, (size, heads) in outside.items():
-        rules[f"{part(name)}/kernel"] = P(None, None, over(size, heads))
+        rules[f"{part(name)}/kernel"] = P(*stack, None, over(size, heads))
         if name in biased:
-            rules[f"{part(name)}/bias"] = P(None, over(size, heads))
+            rules[f"{part(name)}/bias"] = P(*stack, over(size, heads))
     for name, (size, heads) in inside.items():
         summed = _over(mesh, names[:1] if names[0] == "tensor" else (), size, heads)
         left = tuple(n for n in names if n != "tensor" or not summed)
-        rules[f"{part(name)}/kernel"] = P(None, summed, _over(mesh, left, c.width))
+        rules[f"{part(name)}/kernel"] = P(*stack, summed, _over(mesh, left, c.width))
     if mixture:
         rules |= _mixture_rules(c, mesh, names, f"{layers}/mlp")
     if latent:
         of_heads = P(None, _over(mesh, names[:1] if names[0] == "tensor" else (), c.heads))
         rules |= {f"{layers}/attn/{name}": of_heads for name in ("k_up", "v_up")}
-    rows = over(c.vocab)
-    rules[".*embed/embedding"] = P(rows) if rows else P(None, over(c.width))
+    rows, embed_width = over(c.vocab), getattr(c, "embed_width", 0) or c.width
+    rules[".*embed/embedding"] = P(rows) if rows else P(None, over(embed_width))
     if not getattr(c, "tied", True):
         rules[".*head/kernel"] = P(None, rows) if rows else P(over(c.width))
     if getattr(c, "positions", "learned") == "learned":
-        rules[".*positions/embedding"] = P(over(c.context + getattr(c, "position_offset", 0)))
+        usual = c.context + getattr(c, "position_offset", 0)
+        rules[".*positions/embedding"] = P(over(getattr(c, "position_rows", usual)))
     return rules
 
 

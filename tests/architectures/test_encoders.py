@@ -84,6 +84,19 @@ def test_a_checkpoint_is_encoded_saved_and_loaded_with_its_head(tmp_path):
     assert saved.config.without_head().head == ""
 
 
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_layout_divides_the_parameters_over_four_devices(name):
+    config, params, _, _ = member(name)
+    mesh = jm.mesh(fsdp=2, tensor=2)
+    layout = jm.layouts.fsdp_tensor(config, mesh)
+    shardings = jm.shardings(params, mesh, layout)
+    shapes = jax.tree.map(lambda x, s: s.shard_shape(x.shape) == x.shape, params, shardings)
+    whole = flatten_dict(shapes, sep="/")
+    assert not any(
+        x for path, x in whole.items() if path.endswith(("attn/out/kernel", "up/kernel"))
+    )
+
+
 def test_each_head_has_a_reference():
     assert {member(name)[0].head for name in MEMBERS} == set(HEADS)
 
@@ -106,9 +119,11 @@ def test_a_value_that_is_not_computed_is_refused_by_name(change):
 
 
 @pytest.mark.parametrize("change", [{"head": "next"}, {"activation": "elu"}, {"pad": -1},
-    {"types": -1}, {"family": "llama"}])  # fmt: skip
+    {"types": -1}, {"family": "llama"},
+    {"positions": "sine"}, {"local": (True,), "window": 3}, {"theta": 0.0}, {"buckets": 6},
+    {"bare_start": True}, {"head_activation": "relu"}])  # fmt: skip
 def test_a_configuration_that_cannot_be_is_refused_by_name(change):
-    with pytest.raises(ValueError, match=f"^{next(iter(change))} is "):
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} (is|names) "):
         encoder.Config(vocab=64, width=32, ffn=48, layers=2, heads=4, **change)
 
 

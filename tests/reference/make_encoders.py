@@ -33,6 +33,11 @@ SMALL = dict(
 DISTILBERT = dict(vocab_size=37, dim=24, hidden_dim=28, n_layers=2, n_heads=3,
                   max_position_embeddings=24)  # fmt: skip
 ELECTRA = SMALL | dict(embedding_size=16)
+NO_TYPES = {k: v for k, v in SMALL.items() if k != "type_vocab_size"}
+MPNET = NO_TYPES | dict(max_position_embeddings=150)
+ESM = NO_TYPES | dict(pad_token_id=1, mask_token_id=5)
+MODERN = NO_TYPES | dict(num_hidden_layers=4, local_attention=6, pad_token_id=0, bos_token_id=1,
+                         eos_token_id=2, cls_token_id=1, sep_token_id=2)  # fmt: skip
 NONE, MASKED, SEQUENCE, TOKENS, SPAN = (
     "Model",
     "ModelForMaskedLM",
@@ -54,6 +59,25 @@ MODELS = {
     "electra_sequence": ("electra", SEQUENCE, ELECTRA | dict(embedding_size=24)),
     "distilbert_masked": ("distilbert", MASKED, DISTILBERT | dict(activation="relu")),
     "distilbert_sequence": ("distilbert", SEQUENCE, DISTILBERT),
+    "albert_masked": ("albert", MASKED, ELECTRA | dict(num_hidden_layers=3)),
+    "albert_sequence": ("albert", SEQUENCE, ELECTRA | dict(embedding_size=24)),
+    "mpnet": ("mpnet", NONE, MPNET),
+    "mpnet_masked": ("mpnet", MASKED, MPNET),
+    "esm_masked": ("esm", MASKED, ESM | dict(token_dropout=True, position_embedding_type="rotary")),
+    "esm_sequence": ("esm", SEQUENCE, ESM | dict(emb_layer_norm_before=True)),
+    "nomic_bert_masked": (
+        "nomic_bert",
+        MASKED,
+        SMALL | dict(rope_parameters=dict(rope_type="default", rope_theta=50.0)),
+    ),
+    "nomic_bert_sequence": ("nomic_bert", SEQUENCE, SMALL | dict(head_dim=6)),
+    "modernbert_masked": (
+        "modernbert",
+        MASKED,
+        MODERN | dict(norm_bias=True, mlp_bias=True, attention_bias=True, classifier_bias=True),
+    ),
+    "modernbert_sequence": ("modernbert", SEQUENCE, MODERN | dict(classifier_pooling="mean")),
+    "modernbert_tokens": ("modernbert", TOKENS, MODERN),
 }
 
 
@@ -64,8 +88,10 @@ def make(kind, head, options):
     with tempfile.TemporaryDirectory() as folder:  # tensors have other names in a file
         classes.from_config(config).save_pretrained(folder)
         file = pathlib.Path(folder, "model.safetensors")
-        shapes = {name: tuple(x.shape) for name, x in load_file(file).items()}
-        save_file({n: drawn(n, shape) for n, shape in shapes.items()}, file, {"format": "pt"})
+        tensors = load_file(file)
+        shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+        weights = {n: drawn(n, shape) for n, shape in shapes.items() if "inv_freq" not in n}
+        save_file(tensors | weights, file, {"format": "pt"})
         text = pathlib.Path(folder, "config.json").read_text()
         model = classes.from_pretrained(folder, attn_implementation="eager").eval()
     rng = np.random.default_rng(0)
