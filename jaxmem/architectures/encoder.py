@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ..kv_cache.attention import ScoreTerms, attend
 from ..parallel.constraints import constrain
 from .encoder_config import Config as Config
+from .encoder_disentangled import disentangled_bias, distance_rows
 from .encoder_head import Head
 from .encoder_positions import distance_buckets, in_window, per_layer, table_rows
 from .encoder_weights import runs
@@ -64,6 +65,9 @@ class Encoder(nn.Module):
         if c.buckets:
             table = Embed(c.buckets, c.heads, name="distances")
             bias = table(distance_buckets(ids.shape[1], c.buckets)).transpose(2, 0, 1)[None]
+        if c.span:
+            table = Embed(2 * c.span, c.width, name="distances")(jnp.arange(2 * c.span)[None])
+            bias = LayerNorm(c.eps, c.norm_bias, name="distances_norm")(table)
         values = per_layer(c)
         for run in runs(c):
             layers = nn.scan(
@@ -118,20 +122,29 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention over the real tokens, in both directions."""
+    """Multi-head attention over the real tokens, in both directions.
+
+    `bias` is added to the scores; in disentangled attention it is the table of distances.
+    """
 
     config: Config
 
     @nn.compact
     def __call__(self, x: Array, layer: dict, allowed: Array, bias: Array | None) -> Array:
         c = self.config
-        projection = lambda name: Linear(c.heads * c.head_dim, c.qkv_bias, name=name)(x)
-        q, k, v = (split_heads(projection(name), c.heads) for name in "qkv")
+        linears = {name: Linear(c.heads * c.head_dim, c.qkv_bias, name=name) for name in "qkv"}
+        q, k, v = (split_heads(linear(x), c.heads) for linear in linears.values())
+        scale = c.head_dim**-0.5
+        if c.span:
+            rows = distance_rows(x.shape[1], c.span, c.farthest)
+            far_q, far_k = (split_heads(linears[name](bias), c.heads) for name in "qk")
+            scale = (3 * c.head_dim) ** -0.5  # a score is a sum of three products
+            bias = scale * disentangled_bias(q, k, far_q, far_k, rows)
         if c.positions == "rotary":
             q, k = (rope(y, layer["frequencies"], 0) for y in (q, k))
         if c.local:
             allowed = allowed & in_window(x.shape[1], layer["window"])
-        y = attend(q, k, v, allowed, c.head_dim**-0.5, ScoreTerms(bias=bias))
+        y = attend(q, k, v, allowed, scale, ScoreTerms(bias=bias))
         return Linear(c.width, c.out_bias, name="out")(merge_heads(y))
 
 

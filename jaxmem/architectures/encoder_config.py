@@ -8,7 +8,7 @@ from .decoder_config import ACTIVATIONS
 
 HEADS = ("", "masked_lm", "sequence", "tokens", "span")
 _CHOICES = {
-    "positions": ("learned", "rotary"),
+    "positions": ("learned", "rotary", "none"),
     "activation": ACTIVATIONS,
     "head": HEADS,
     "head_activation": ("", *ACTIVATIONS),
@@ -51,7 +51,7 @@ class Config:
     family: str = "bert"
 
     # Embedding and positions.
-    positions: str = "learned"  # or "rotary"
+    positions: str = "learned"  # or "rotary" or "none"
     embed_width: int = 0  # of the embedding, which a linear maps to `width`; 0 for `width` itself
     pad: int | None = (
         None  # this id has row `pad` of the positions, other tokens count from pad + 1
@@ -62,6 +62,8 @@ class Config:
     local: tuple[bool, ...] = ()  # the layers where a token attends only to `window` on each side
     window: int = 0
     buckets: int = 0  # rows of a table of biases of scores, by the distance of two tokens
+    span: int = 0  # half the rows of a table of distances in disentangled attention; 0 without it
+    farthest: int = 0  # distances above span / 2 share rows up to it; 0 if each has a row
     mask_scale: int | None = None  # the id of masked tokens, which are zero and scale the others up
 
     # Layers.
@@ -148,6 +150,8 @@ def _check_positions(c: Config) -> None:
         )
     if c.buckets < 0 or c.buckets % 4:
         raise ValueError(f"buckets is {c.buckets}, expected 0 or a multiple of 4")
+    if c.span < 0 or c.farthest < 0 or (c.farthest and not 4 <= c.span < c.farthest):
+        raise ValueError(f"span is {c.span}, expected at least 0, or 4 up to farthest {c.farthest}")
     if c.bare_start and (not c.pre_norms or c.shared or c.layers < 2):
         raise ValueError("bare_start is True, expected pre_norms, 2 layers or more, and not shared")
 

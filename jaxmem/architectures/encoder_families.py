@@ -177,6 +177,37 @@ def _nomic_bert(fields: JsonFields, head: str) -> dict[str, Any]:
     }
 
 
+def _deberta_v2(fields: JsonFields, head: str) -> dict[str, Any]:
+    computed = {"relative_attention": True, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+    for name, value in computed.items():
+        if fields.data.get(name) != value:  # a missing field means another value
+            fields.refuse(name, f"{value!r}, which is what is computed here")
+    fields.ignore(*computed)
+    fields.expect("conv_kernel_size", 0)
+    fields.expect("legacy", True)
+    fields.ignore("pos_att_type", "z_steps", "conv_act")
+    kinds = fields.data.get("pos_att_type")
+    if sorted(kinds.split("|") if isinstance(kinds, str) else kinds or ()) != ["c2p", "p2c"]:
+        fields.refuse("pos_att_type", "c2p and p2c, which are computed here")
+    config = _bert(fields, head)
+    fields.expect("embedding_size", config["width"])
+    fields.expect("pooler_hidden_size", config["width"])
+    farthest = fields.integer("max_relative_positions", -1, least=-1)
+    farthest = config["context"] if farthest < 1 else farthest
+    span = fields.integer("position_buckets", -1, least=-1)
+    before = encoder_activation(fields, "pooler_hidden_act")
+    learned = fields.boolean("position_biased_input", True)
+    return config | {
+        "types": fields.integer("type_vocab_size", 0, least=0),
+        "eps": fields.number("layer_norm_eps", 1e-7, above=0, below=1),
+        "positions": "learned" if learned else "none",
+        "span": span if span > 0 else farthest,
+        "farthest": farthest if span > 0 else 0,
+        "tensor_names": "deberta_v2",
+        "head_activation": before if head == "sequence" else config["head_activation"],
+    }
+
+
 def _theta(rope: JsonFields, usual: float) -> float:
     """The rotary base of a config.json without scaling."""
     rope.expect("rope_type", "default")
@@ -251,4 +282,5 @@ ENCODER_FAMILIES: dict[str, Reader] = {
     "esm": _esm,
     "nomic_bert": _nomic_bert,
     "modernbert": _modernbert,
+    "deberta-v2": _deberta_v2,
 }

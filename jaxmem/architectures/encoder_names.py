@@ -52,6 +52,9 @@ NAMES = {
     | {"mlp/up": "ffn", "mlp/down": "ffn_output", "mlp_norm": "full_layer_layer_norm"}
     | {"masked_lm/dense": "predictions.dense", "masked_lm/norm": "predictions.LayerNorm"}
     | {"masked_lm/bias": "predictions.bias", "sequence/dense": "pooler"},
+    "deberta_v2": _BERT
+    | {f"attn/{x[0]}": f"attention.self.{x}_proj" for x in ("query", "key", "value")}
+    | {"distances": "encoder.rel_embeddings", "distances_norm": "encoder.LayerNorm"},
     "nomic_bert": _BERT
     | {"embed_norm": "emb_ln", "layer": "encoder.layers.{}.", "attn/out": "attn.out_proj"}
     | {f"attn/{x}": "attn.Wqkv" for x in "qkv"}

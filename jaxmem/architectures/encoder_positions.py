@@ -42,7 +42,7 @@ def per_layer(config: Any) -> dict[str, np.ndarray]:
 
 def in_window(length: int, window: Array) -> Array:
     """Which tokens are at most `window` tokens from each other: (1, 1, 1, length, length)."""
-    return (jnp.abs(_distance(length)) <= window)[None, None, None]
+    return (jnp.abs(token_distances(length)) <= window)[None, None, None]
 
 
 def distance_buckets(length: int, buckets: int) -> Array:
@@ -56,7 +56,7 @@ def distance_buckets(length: int, buckets: int) -> Array:
         >>> distance_buckets(10, 8)[0].tolist()
         [0, 5, 6, 6, 6, 6, 6, 6, 6, 6]
     """
-    distance = -_distance(length)
+    distance = -token_distances(length)
     half, exact = buckets // 2, buckets // 4
     away = jnp.abs(distance)
     growth = jnp.log(jnp.maximum(away, 1).astype(jnp.float32) / exact) / math.log(_FARTHEST / exact)
@@ -64,7 +64,7 @@ def distance_buckets(length: int, buckets: int) -> Array:
     return jnp.where(distance > 0, half, 0) + jnp.where(away < exact, away, far)
 
 
-def _distance(length: int) -> Array:
+def token_distances(length: int) -> Array:
     """Tokens from key s back from query t: (length, length)."""
     shape = (length, length)
     return lax.broadcasted_iota(jnp.int32, shape, 0) - lax.broadcasted_iota(jnp.int32, shape, 1)

@@ -53,12 +53,16 @@ def _embedding(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
         tables["types"] = (c.types, width)
     if c.buckets:
         tables["distances"] = (c.buckets, c.heads)
+    if c.span:
+        tables["distances"] = (2 * c.span, c.width)
     maps = {
         f"{path}/embedding": WeightMap((f"{names[path]}.weight",), shape)
         for path, shape in tables.items()
     }
     if c.embed_norm:
         maps |= _norm("embed_norm", names["embed_norm"], width, c.norm_bias)
+    if c.span:
+        maps |= _norm("distances_norm", names["distances_norm"], c.width, c.norm_bias)
     if c.embed_width:
         maps |= _linear("embed_proj", names["embed_proj"], width, c.width)
     return maps

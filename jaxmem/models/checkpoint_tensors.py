@@ -17,7 +17,7 @@ from .model import family
 # compiled.
 _PREFIXES = ("model.", "transformer.", "bert.", "gpt_neox.", "language_model.")
 _PREFIXES += ("roberta.", "electra.", "distilbert.", "albert.", "mpnet.", "esm.")
-_PREFIXES += ("nomic_bert.", "module.", "_orig_mod.")
+_PREFIXES += ("nomic_bert.", "deberta.", "module.", "_orig_mod.")
 _OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names of a layer norm's parameters
 _HEAD, _MOST_NAMES = "lm_head.weight", 5
 

@@ -109,6 +109,9 @@ def test_each_head_has_a_reference():
         {"model_type": "distilbert", "dim": "x"},
         {"model_type": "camembert", "position_embedding_type": "relative_key"},
         {"architectures": ["BertForMaskedLM"], "tie_word_embeddings": False},
+        {"model_type": "deberta-v2", "relative_attention": False},
+        {"model_type": "albert", "num_hidden_groups": 2},
+        {"model_type": "modernbert", "decoder_bias": False},
         {"layer_scale": 0.5},
     ],
 )
@@ -121,7 +124,7 @@ def test_a_value_that_is_not_computed_is_refused_by_name(change):
 @pytest.mark.parametrize("change", [{"head": "next"}, {"activation": "elu"}, {"pad": -1},
     {"types": -1}, {"family": "llama"},
     {"positions": "sine"}, {"local": (True,), "window": 3}, {"theta": 0.0}, {"buckets": 6},
-    {"bare_start": True}, {"head_activation": "relu"}])  # fmt: skip
+    {"bare_start": True}, {"span": 3, "farthest": 9}, {"head_activation": "relu"}])  # fmt: skip
 def test_a_configuration_that_cannot_be_is_refused_by_name(change):
     with pytest.raises(ValueError, match=f"^{next(iter(change))} (is|names) "):
         encoder.Config(vocab=64, width=32, ffn=48, layers=2, heads=4, **change)

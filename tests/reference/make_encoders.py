@@ -38,6 +38,9 @@ MPNET = NO_TYPES | dict(max_position_embeddings=150)
 ESM = NO_TYPES | dict(pad_token_id=1, mask_token_id=5)
 MODERN = NO_TYPES | dict(num_hidden_layers=4, local_attention=6, pad_token_id=0, bos_token_id=1,
                          eos_token_id=2, cls_token_id=1, sep_token_id=2)  # fmt: skip
+DEBERTA = NO_TYPES | dict(relative_attention=True, position_biased_input=False,
+                          pos_att_type=["p2c", "c2p"], share_att_key=True,
+                          norm_rel_ebd="layer_norm")  # fmt: skip
 NONE, MASKED, SEQUENCE, TOKENS, SPAN = (
     "Model",
     "ModelForMaskedLM",
@@ -78,6 +81,12 @@ MODELS = {
     ),
     "modernbert_sequence": ("modernbert", SEQUENCE, MODERN | dict(classifier_pooling="mean")),
     "modernbert_tokens": ("modernbert", TOKENS, MODERN),
+    "deberta_v2_sequence": ("deberta-v2", SEQUENCE, DEBERTA | dict(position_buckets=6)),
+    "deberta_v2_masked": (
+        "deberta-v2",
+        MASKED,
+        DEBERTA | dict(position_biased_input=True, max_relative_positions=8, type_vocab_size=2),
+    ),
 }
 
 
