@@ -14,12 +14,13 @@ def copy_dicts(params: dict) -> dict:
 
 
 def check_layers(model: Model) -> None:
-    """Refuses a decoder whose layers are not one stack of plain attention and one MLP.
+    """Refuses a model whose layers are not one stack of plain attention and one MLP.
 
     Raises:
-        ValueError: it has a mixture of experts or multi-latent attention.
+        ValueError: it has a mixture of experts or multi-latent attention, its layers share their
+            weights, or the first one has no norm.
     """
-    for name in ("mixture", "latent"):
+    for name in ("mixture", "latent", "shared", "bare_start"):
         if getattr(model.config, name, None):
             raise ValueError(
                 f"{model.source} has {name}={getattr(model.config, name)}, expected layers of "

@@ -97,6 +97,14 @@ def test_a_layout_divides_the_parameters_over_four_devices(name):
     )
 
 
+@pytest.mark.parametrize("name", ["albert_masked", "modernbert_tokens"])
+def test_layers_that_are_no_stack_of_alike_ones_cannot_be_removed(name):
+    config, params, _, _ = member(name)
+    model = jm.models.Model(config, params, None, name)
+    with pytest.raises(ValueError, match=r"(shared|bare_start)=True, expected layers"):
+        jm.remove_layers(model, [1])
+
+
 def test_each_head_has_a_reference():
     assert {member(name)[0].head for name in MEMBERS} == set(HEADS)
 
