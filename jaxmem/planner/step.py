@@ -8,15 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 from jax.sharding import AbstractMesh, Mesh
 
 from ..adapters.lora import adapters, attach
 from ..compression.encoding import encode
 from ..compression.plan import Plan
 from ..core.arguments import takes
-from ..core.leaf import is_encoded
-from ..core.lifting import dot_general, lift
 from ..core.paths import is_whole, match, paths
 from ..core.usage import uses
 from ..models import KVCache, Model, load
@@ -27,6 +24,7 @@ from ..parallel.constraints import constrain
 from ..train.chunked_cross_entropy import next_token_loss
 from ..train.gradient_accumulation import accumulate
 from ..train.remat_policy import remat
+from .model_head import head_matrix, hidden, logits_of
 from .recipe import STATES, Recipe
 from .step_layout import StepLayout, step_mesh
 
@@ -180,9 +178,9 @@ def _serve(recipe, model, layout, optimizer):
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(cache, params, ids, position):
-        x, cache = _hidden(config, params, ids, cache, position)
+        x, cache = hidden(config, params, ids, cache, position)
         with jax.named_scope("logits"):
-            logits = _logits(config, params, x[:, -1:])
+            logits = logits_of(config, params, x[:, -1:])
         return layout.keep(cache, places), jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     cache = layout.put(cache, places)
@@ -235,44 +233,15 @@ def _apply(recipe, layout, optimizer, state, slope, places):
 
 def _loss(recipe, config):
     """loss(params, ids), the mean cross entropy of the next ids, with the recipe's remat."""
-    body = remat(lambda params, ids: _hidden(config, params, ids), recipe.remat)
+    body = remat(lambda params, ids: hidden(config, params, ids), recipe.remat)
 
     def loss(params, ids):
-        head, axis = _head(config, params)
+        head, axis = head_matrix(config, params)
         x = constrain(body(params, ids))
         with jax.named_scope("loss"):
             return next_token_loss(x, head, ids, axis=axis, chunk=recipe.chunk)
 
     return loss
-
-
-def _hidden(config, params, ids, *cache):
-    """The input of the model's head (B, T, width); with a cache, (that input, the new cache)."""
-    net = family(config).module(config)
-    last = lambda module, method: module.name == "final_norm" and method == "__call__"
-    options = {"capture_intermediates": last, "mutable": ["intermediates"]}
-
-    def run(params, ids, *cache):
-        # XLA does not compute the logits, because nothing uses them.
-        out, captured = net.apply({"params": params}, ids, *cache, **options)
-        x = captured["intermediates"]["final_norm"]["__call__"][0]
-        return (x, out[1]) if cache else x
-
-    encoded = any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded)))
-    return (lift(run) if encoded else run)(params, ids, *cache)
-
-
-def _head(config, params):
-    """The matrix of the logits, and its axis that is summed over."""
-    tied = config.tied
-    return (params["embed"]["embedding"], 1) if tied else (params["head"]["kernel"], 0)
-
-
-def _logits(config, params, x: Array) -> Array:
-    """The logits (B, T, vocab) in f32 of x (B, T, width)."""
-    head, axis = _head(config, params)
-    dims = (((2,), (axis,)), ((), ()))
-    return dot_general(x, head, dims, preferred_element_type=jnp.float32)
 
 
 def _dense(model):

@@ -1,0 +1,38 @@
+"""A language model cut before its head, so that a step computes only the logits that it uses."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..core.leaf import is_encoded
+from ..core.lifting import dot_general, lift
+from ..models.model import family
+
+
+def hidden(config, params, ids, *cache):
+    """The input of the model's head (B, T, width); with a cache, (that input, the new cache)."""
+    net = family(config).module(config)
+    last = lambda module, method: module.name == "final_norm" and method == "__call__"
+    options = {"capture_intermediates": last, "mutable": ["intermediates"]}
+
+    def run(params, ids, *cache):
+        # XLA does not compute the logits, because nothing uses them.
+        out, captured = net.apply({"params": params}, ids, *cache, **options)
+        x = captured["intermediates"]["final_norm"]["__call__"][0]
+        return (x, out[1]) if cache else x
+
+    encoded = any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded)))
+    return (lift(run) if encoded else run)(params, ids, *cache)
+
+
+def head_matrix(config, params):
+    """The matrix of the logits, and its axis that is summed over."""
+    tied = config.tied
+    return (params["embed"]["embedding"], 1) if tied else (params["head"]["kernel"], 0)
+
+
+def logits_of(config, params, x: Array) -> Array:
+    """The logits (B, T, vocab) in f32 of x (B, T, width)."""
+    head, axis = head_matrix(config, params)
+    dims = (((2,), (axis,)), ((), ()))
+    return dot_general(x, head, dims, preferred_element_type=jnp.float32)
