@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..kernels.dispatch import at_most, on_one_device
-from .library import is_native
+from .few_rows import few_rows_product
 
 # Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
 FEW_ROWS = 8
@@ -21,13 +20,9 @@ def scaled_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], A
     The library decodes weights in registers, and multiplies and adds in f32. So do the products of
     XLA with decoded weights, in another order.
 
-    Where there is no library, for more rows, and in programs of several devices, the result is
-    `otherwise(x, leaf)`, which is also what is differentiated.
+    `otherwise(x, leaf)` is the product elsewhere (see `few_rows_product`).
     """
-    if not at_most(x.shape[0], FEW_ROWS) or 0 in (*x.shape, leaf.fold.n):
-        return otherwise(x, leaf)
-    kernel = lambda x, leaf: _call(x, leaf) if is_native() else otherwise(x, leaf)
-    return on_one_device(kernel, otherwise, x, leaf, platform="cpu")
+    return few_rows_product(_call, FEW_ROWS, x, leaf, otherwise)
 
 
 def _call(x, leaf):

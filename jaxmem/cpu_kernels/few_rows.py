@@ -1,0 +1,27 @@
+"""few_rows_product: a product by the compiled library where it is there and x has few rows."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jax import Array
+
+from ..kernels.dispatch import at_most, on_one_device
+from .library import is_native
+
+
+def few_rows_product(
+    call: Callable[[Array, Any], Array],
+    most_rows: int,
+    x: Array,
+    leaf: Any,
+    otherwise: Callable[[Array, Any], Array],
+) -> Array:
+    """`call(x, leaf)`, which calls the library, for x (m, k) of at most `most_rows` rows.
+
+    Where there is no library, for more rows, and in programs of several devices, the result is
+    `otherwise(x, leaf)`, which is also what is differentiated.
+    """
+    if not at_most(x.shape[0], most_rows) or 0 in (*x.shape, leaf.fold.n):
+        return otherwise(x, leaf)
+    kernel = lambda x, leaf: call(x, leaf) if is_native() else otherwise(x, leaf)
+    return on_one_device(kernel, otherwise, x, leaf, platform="cpu")
