@@ -10,6 +10,7 @@ import pytest
 from cheap_jit import jit
 
 import jaxmem as jm
+from jaxmem.codecs.integer import rounded
 from jaxmem.codecs.integer_matmul import _digit_product, _product_then_scale
 from jaxmem.kernels import tiled_matmul
 from jaxmem.kernels.tiled_matmul import cpu_product, decoded_product
@@ -113,3 +114,12 @@ def test_a_product_that_reads_stored_codes_is_not_tied_to_its_input(codec, ties)
     w = codec.encode(jnp.ones((32, 16)), (-2,))
     text = jax.jit(jm.lift(jnp.dot)).lower(jnp.ones((4, 32)), w).as_text()
     assert text.count("optimization_barrier") == ties
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_values_of_any_traced_bits_are_those_of_the_leaf(symmetric):
+    w = jax.random.normal(jax.random.key(3), (8, 40))
+    values = jit(lambda w: jax.lax.map(lambda b: rounded(w, b, 16, symmetric), jnp.arange(2, 9)))(w)
+    for bits, value in zip(range(2, 9), values):
+        leaf = jm.Int(bits, group=16, symmetric=symmetric).encode(w, (-1,))
+        np.testing.assert_allclose(value, leaf.decode(), rtol=1e-6)

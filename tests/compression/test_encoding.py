@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -174,3 +175,16 @@ def test_a_traced_function_may_close_over_the_weights_that_it_encodes():
     wrong = {"w": jnp.full((16, 8), jnp.nan)}
     with pytest.raises(ValueError, match="w: the weight holds NaN or infinity"):
         jax.eval_shape(lambda: jm.encode(wrong, plan))
+
+
+@pytest.mark.parametrize("codec", [jm.Int(3, group=16, symmetric=False), jm.Codebook("nf4")])
+def test_a_small_weight_has_the_bits_that_an_optimized_program_gives(codec, monkeypatch):
+    w = jax.random.normal(jax.random.key(0), (48, 24))
+    quick = jm.encode({"w": w}, {"w": codec})
+    jax.config.update("jax_disable_most_optimizations", False)
+    monkeypatch.setattr(encoding, "FEW_WEIGHTS", 0)
+    try:
+        whole = jm.encode({"w": w}, {"w": codec})
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    chex.assert_trees_all_equal(quick, whole)
