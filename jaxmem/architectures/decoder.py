@@ -23,9 +23,13 @@ from .latent_attention import LatentAttention
 from .layers import Embed, Linear, check_positions
 from .norms import Norm
 from .positions import per_layer as per_layer
+from .segments import feed_forward_kind, has_attention, has_recurrence
 from .segments import layer_kinds as layer_kinds
 from .segments import segments as segments
+from .selective_scan import Mamba, Mamba2
 from .self_attention import Attention
+
+_RECURRENCES = {"mamba": Mamba, "mamba2": Mamba2}
 
 
 def module(config: Config) -> "Decoder":
@@ -111,10 +115,16 @@ class Block(nn.Module):
         norm = lambda name, x: Norm(c, c.norm_bias, name=name)(x)
         x, cache = carry
         read = norm("attn_norm", x) if c.pre_norms else x
-        y, cache = attention(c, self.kind)(read, cache, layer, position)
+        mixed = []
+        for mixer in mixers(c, self.kind):
+            y, cache = mixer(read, cache, layer, position)
+            mixed.append(y)
+        y = sum(mixed[1:], mixed[0])
         y = norm("attn_post_norm", y) if c.post_norms else y
         y = checkpoint_name(_scaled(y, c), "attn_out")
         stream = x if c.parallel else x + y
+        if feed_forward_kind(self.kind) == "alone":
+            return (constrain(stream), cache), None
         if not c.shared_norm:
             read = norm("mlp_norm", stream) if c.pre_norms else stream
         z = feed_forward(c, self.kind)(read)
@@ -124,14 +134,23 @@ class Block(nn.Module):
         return (constrain(stream + z), cache), None
 
 
-def attention(config: Config, kind: str) -> nn.Module:
-    """The attention of a layer of this kind: maps (x, cache, layer, position) to (y, cache)."""
-    return (LatentAttention if config.latent else Attention)(config, name="attn")
+def mixers(config: Config, kind: str) -> list[nn.Module]:
+    """What mixes tokens in a layer of this kind; what they compute is added.
+
+    Each maps (x, cache, layer, position) to (y, cache).
+    """
+    parts: list[nn.Module] = []
+    if has_attention(kind):
+        parts += [(LatentAttention if config.latent else Attention)(config, name="attn")]
+    if has_recurrence(kind):
+        parts += [_RECURRENCES[config.recurrence.kind](config, name="mixer")]
+    return parts
 
 
 def feed_forward(config: Config, kind: str) -> nn.Module:
     """The feed-forward part of a layer of this kind: maps x (B, T, width) to the same shape."""
-    return (Experts if kind == "experts" else MLP)(config, name="mlp")
+    experts = feed_forward_kind(kind) == "experts"
+    return (Experts if experts else MLP)(config, name="mlp")
 
 
 def _scaled(y: Array, config: Config) -> Array:
@@ -142,5 +161,7 @@ def _scaled(y: Array, config: Config) -> Array:
 
 
 def _cache_length(cache: Any) -> int:
-    """The tokens that a cache has room for."""
-    return cache.keys.length if isinstance(cache, QuantizedCache) else cache["k"].shape[3]
+    """The tokens that a cache has room for; 0 if it holds states only, which have no length."""
+    if isinstance(cache, QuantizedCache):
+        return cache.keys.length
+    return cache["k"].shape[3] if "k" in cache else 0

@@ -9,13 +9,14 @@ from ..kv_cache.dense import empty
 from .config_sizes import check_positive, check_types
 from .decoder_checkpoints import from_hf
 from .latent import Latent, check_latent
+from .recurrence import Recurrence, check_recurrence, has_attention
 from .routing import Mixture
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh")
 _CHOICES = {
     "norm": ("rms", "layer"),
     "qk_norm_over": ("head", "heads", "all", "rotated"),
-    "positions": ("rotary", "alibi", "learned"),
+    "positions": ("rotary", "alibi", "learned", "none"),
 }
 _PER_LAYER = ("local", "no_rope")
 _TUPLES = ("rope_scaling", "rope_factors", "rope_long_factors", "eos", *_PER_LAYER)
@@ -86,7 +87,7 @@ class Config:
     qk_norm_bias: bool = False
 
     # Positions.
-    positions: str = "rotary"  # or "alibi" or "learned"
+    positions: str = "rotary"  # or "alibi", "learned" or "none"
     rotary_dim: int = 0  # channels of a head that are rotated; 0 for all of them
     local_scaled: bool = False  # local layers have the frequencies of the others
     interleaved: bool = False  # channels 2i and 2i + 1 are a rotary pair, not i and i + h / 2
@@ -119,22 +120,27 @@ class Config:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0  # logits become cap * tanh(logit / cap)
 
+    # Layers with a state in place of attention, or beside it; a dict of its fields will do.
+    recurrence: Recurrence | None = None
+
     tensor_names: str = "llama"  # whose names the tensors of a checkpoint have
 
     def __post_init__(self):
-        for name, kind in (("mixture", Mixture), ("latent", Latent)):
+        parts = {"mixture": Mixture, "latent": Latent, "recurrence": Recurrence}
+        for name, kind in parts.items():
             if isinstance(getattr(self, name), dict):  # from JSON
                 object.__setattr__(self, name, kind(**getattr(self, name)))
         check_types(self)
         for name in _TUPLES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_positive(self, "vocab", "width", "ffn", "layers", "heads", "kv_heads")
-        check_positive(self, "head_dim", "context")
+        check_positive(self, "vocab", "width", "layers", "context")
+        check_positive(self, *_sizes_in_use(self))
         _check_choices(self)
         _check_attention(self)
         _check_rope(self)
         _check_mixture(self)
         check_latent(self)
+        check_recurrence(self)
         if self.family not in ("llama", "decoder"):
             raise ValueError(f"family is {self.family!r}, expected 'llama' or 'decoder'")
         object.__setattr__(self, "family", "decoder" if _beyond_llama(self) else "llama")
@@ -155,13 +161,28 @@ class Config:
     def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
         """An empty KV cache: {"k", "v"} of (layers, batch, kv_heads, length, head_dim).
 
-        With `latent`, "k" holds rotary keys and "v" latents, both of one head for all heads.
+        With `latent`, "k" holds rotary keys and "v" latents, both of one head for all heads. With
+        `recurrence`, `layers` are those that have attention, and the states of the others are
+        entries of their own.
         """
+        if self.recurrence:
+            states = self.recurrence.cache(self.layers, batch, dtype)
+            if not has_attention(self):
+                return states
+            layers = self.layers
+            layers -= 0 if self.recurrence.beside else self.recurrence.count(layers)
+            return states | empty(layers, batch, self.kv_heads, length, self.head_dim, dtype)
         if self.latent:
             sizes = {"k": self.latent.rope_dim, "v": self.latent.kv_rank}
             shape = (self.layers, batch, 1, length)
             return {name: jnp.zeros((*shape, size), dtype) for name, size in sizes.items()}
         return empty(self.layers, batch, self.kv_heads, length, self.head_dim, dtype)
+
+
+def _sizes_in_use(c: Config) -> list[str]:
+    """The sizes of attention and of the feed-forward part, if there is such a part."""
+    sizes = ["heads", "kv_heads", "head_dim"] if has_attention(c) else []
+    return sizes if c.recurrence and c.recurrence.alone else ["ffn", *sizes]
 
 
 def _beyond_llama(config: Config) -> list[str]:
@@ -198,7 +219,7 @@ def _check_choices(c: Config) -> None:
 
 def _check_attention(c: Config) -> None:
     """Refuses heads that do not divide, and lists that have no entry for each layer."""
-    if c.heads % c.kv_heads:
+    if has_attention(c) and c.heads % c.kv_heads:
         raise ValueError(f"{c.heads} heads do not divide into {c.kv_heads} kv_heads")
     if c.local and (len(c.local) != c.layers or c.window < 1):
         raise ValueError(

@@ -8,7 +8,8 @@ import numpy as np
 from .latent_weights import latent_maps
 from .layer_maps import Rows, linear_maps, norm_maps, norm_parts, stack_map
 from .mixture_weights import mixture_maps
-from .segments import segments
+from .recurrent_weights import mixer_maps
+from .segments import feed_forward_kind, has_attention, has_recurrence, segments
 from .tensor_names import FUSED_GATE_UP, FUSED_QKV, NAMES
 from .weight_map import WeightMap
 
@@ -33,10 +34,8 @@ def weights(config: Any) -> dict[str, WeightMap]:
     for path in ("embed_norm",) * c.embed_norm + ("final_norm",):
         for part, tensor in norm_parts(c, c.norm_bias):
             maps[f"{path}/{part}"] = WeightMap((f"{names[path]}.{tensor}",), (c.width,))
-    in_all = (latent_maps if c.latent else _attention)(c, names) | _layer_norms(c, names)
-    of_kind = {"dense": _feed_forward, "experts": mixture_maps}
     for segment in segments(c):
-        for path, weight_map in (in_all | of_kind[segment.kind](c, names)).items():
+        for path, weight_map in _layer(c, names, segment.kind).items():
             name = path.replace("layers", segment.name, 1)
             maps[name] = weight_map.layers(segment.start, segment.length)
     if not c.tied:
@@ -45,6 +44,19 @@ def weights(config: Any) -> dict[str, WeightMap]:
         if c.head_bias:
             maps["head/bias"] = WeightMap((f"{names['head']}.bias",), (c.vocab,))
     return maps
+
+
+def _layer(c: Any, names: dict[str, str], kind: str) -> dict[str, WeightMap]:
+    """The parameters of layers of a kind, as if every layer were of it."""
+    part = feed_forward_kind(kind)
+    maps = _layer_norms(c, names, part != "alone")
+    if has_attention(kind):
+        maps |= (latent_maps if c.latent else _attention)(c, names)
+    if has_recurrence(kind):
+        maps |= mixer_maps(c, names)
+    if part == "alone":
+        return maps
+    return maps | {"dense": _feed_forward, "experts": mixture_maps}[part](c, names)
 
 
 def _names(c: Any) -> dict[str, str]:
@@ -99,9 +111,10 @@ def _feed_forward(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     return maps | linear_maps(c, names, "mlp/down", c.ffn, c.width, c.mlp_bias)
 
 
-def _layer_norms(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
-    """The norms of a layer."""
-    paths = ["attn_norm"] * c.pre_norms + ["mlp_norm"] * (c.pre_norms and not c.shared_norm)
+def _layer_norms(c: Any, names: dict[str, str], has_mlp: bool) -> dict[str, WeightMap]:
+    """The norms of a layer, which may have no feed-forward part."""
+    second = c.pre_norms and has_mlp and not c.shared_norm
+    paths = ["attn_norm"] * c.pre_norms + ["mlp_norm"] * second
     paths += ["attn_post_norm", "mlp_post_norm"] * c.post_norms
     maps: dict[str, WeightMap] = {}
     for path in paths:

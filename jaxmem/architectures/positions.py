@@ -16,7 +16,8 @@ _NO_LIMIT = np.iinfo(np.int32).max
 def per_layer(config: Config, length: Any = 0) -> dict[str, np.ndarray]:
     """The values that differ between layers, stacked for the scan.
 
-    "index" and "window" are (layers,) int32. "frequencies" are (layers, rotated channels / 2) f32,
+    "index" and "window" are (layers,) int32; "index" counts the layers with attention, and "state"
+    those with a recurrence. "frequencies" are (layers, rotated channels / 2) f32,
     in radians for each position, and 0 in a layer without rotary positions. "magnitude" (layers,)
     f32 is there where `rope_magnitude` is not 1, and "rotated" (layers,) bool where a layer's
     rotary positions change more than the rotation.
@@ -31,6 +32,11 @@ def per_layer(config: Config, length: Any = 0) -> dict[str, np.ndarray]:
         "index": np.arange(c.layers, dtype=np.int32),
         "window": np.where(local, c.window, _NO_LIMIT).astype(np.int32),
     }
+    if c.recurrence is not None and not c.recurrence.beside:
+        recurrent = np.asarray(c.recurrence.layers or (True,) * c.layers)
+        values |= {"index": _places(~recurrent), "state": _places(recurrent)}
+    elif c.recurrence is not None:
+        values["state"] = values["index"]
     if c.positions != "rotary":
         return values
     width = c.rotary_dim or c.head_dim
@@ -99,6 +105,11 @@ def alibi_slopes(heads: int) -> np.ndarray:
     exponents = 8 / whole * np.arange(1, whole + 1)
     between = 4 / whole * np.arange(1, 2 * (heads - whole), 2)
     return (2.0 ** -np.concatenate([exponents, between])).astype(np.float32)
+
+
+def _places(chosen: np.ndarray) -> np.ndarray:
+    """The place of each chosen layer among the chosen ones."""
+    return np.maximum(np.cumsum(chosen) - 1, 0).astype(np.int32)
 
 
 def _of_length(c: Config, width: int, length: Any) -> np.ndarray:

@@ -18,6 +18,9 @@ class Segment:
 def layer_kinds(config: Any) -> tuple[str, ...]:
     """The kind of each layer: layers of one kind have parameters of the same names and shapes.
 
+    A kind is that of the feed-forward part, after "recurrent " where the layer has a recurrence in
+    place of attention, or "both " where it has both.
+
     Example:
         >>> from jaxmem.architectures.decoder import Config, layer_kinds
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
@@ -25,9 +28,37 @@ def layer_kinds(config: Any) -> tuple[str, ...]:
         ('dense', 'dense')
     """
     if config.mixture is None:
-        return ("dense",) * config.layers
-    dense = config.mixture.dense or (False,) * config.layers
-    return tuple("dense" if is_dense else "experts" for is_dense in dense)
+        parts = ["dense"] * config.layers
+    else:
+        dense = config.mixture.dense or (False,) * config.layers
+        parts = ["dense" if is_dense else "experts" for is_dense in dense]
+    r = config.recurrence
+    if r is None:
+        return tuple(parts)
+    parts = ["alone"] * config.layers if r.alone else parts
+    states = r.layers or (True,) * config.layers
+    mixer = "both" if r.beside else "recurrent"
+    return tuple(f"{mixer} {part}" if state else part for part, state in zip(parts, states))
+
+
+def feed_forward_kind(kind: str) -> str:
+    """The feed-forward part of a layer of this kind: "dense", "experts", or "alone" without one.
+
+    Example:
+        >>> feed_forward_kind("recurrent experts")
+        'experts'
+    """
+    return kind.rpartition(" ")[2]
+
+
+def has_attention(kind: str) -> bool:
+    """Whether a layer of this kind has attention."""
+    return not kind.startswith("recurrent ")
+
+
+def has_recurrence(kind: str) -> bool:
+    """Whether a layer of this kind carries a state from token to token."""
+    return " " in kind
 
 
 def segments(config: Any) -> list[Segment]:

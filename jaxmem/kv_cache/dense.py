@@ -42,6 +42,8 @@ def write(
     The cache travels in the carry of the scan over layers, so that XLA updates it in place; as a
     scanned input and output all of it would be copied.
 
+    What else the cache holds, such as the states of recurrent layers, stays.
+
     Shapes: the cache's "k" and "v" (layers, B, K, S, h); k, v (B, K, T, h); the result's keys and
     values (B, K, S, h).
 
@@ -64,5 +66,5 @@ def write(
     start = (layer, 0, 0, position, 0)
     put = lambda old, new: lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
     layer_of = lambda states: lax.dynamic_index_in_dim(states, layer, 0, keepdims=False)
-    cache = {"k": put(cache["k"], k), "v": put(cache["v"], v)}
+    cache = cache | {"k": put(cache["k"], k), "v": put(cache["v"], v)}
     return cache, layer_of(cache["k"]).astype(k.dtype), layer_of(cache["v"]).astype(v.dtype)

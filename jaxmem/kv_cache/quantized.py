@@ -64,7 +64,12 @@ class KVCache:
 
         Raises:
             ValueError: a head width that has no Hadamard matrix, with `rotate`.
+            NotImplementedError: the model has recurrent layers.
         """
+        if getattr(config, "recurrence", None):
+            raise NotImplementedError(
+                f"{self} holds keys and values only, not the states of recurrent layers"
+            )
         length += -length % BLOCK_TOKENS
         dense = jax.eval_shape(lambda: config.cache(batch, length, dtype))["k"].shape
         heads, width = dense[:-2], dense[-1]  # (layers, B, K)

@@ -39,8 +39,8 @@ def _with_cache(
     steps = length + -length % (BLOCK_TOKENS if cache else _PROMPT_STEP)
     steps = steps if cache else min(steps, max(length, config.context))
     is_own = isinstance(model, FlaxModel)
-    if is_own and config.by_token:
-        steps = length
+    if config.by_token if is_own else getattr(config, "recurrence", None):
+        steps = length  # a state would take in the padding
     room = max(steps, length + max_new_tokens)
     room += -room % _CACHE_STEP
     room = min(room, config.context) if is_own else room  # its table of positions may end there

@@ -105,49 +105,39 @@ def adapters(rules: Rules) -> Rules:
 def cache(config: Any, mesh: Mesh | AbstractMesh, batch: int) -> Rules:
     """A KV cache (layers, batch, heads, ...): heads over `tensor`, rows over `data` and `fsdp`."""
     heads = 1 if getattr(config, "latent", None) else getattr(config, "kv_heads", config.heads)
-    return {".*": P(None, _over(mesh, ROWS, batch), _over(mesh, ("tensor",), heads))}
+    rows = _over(mesh, ROWS, batch)
+    of_heads = P(None, rows, _over(mesh, ("tensor",), heads))
+    recurrence = getattr(config, "recurrence", None)
+    if recurrence is None:
+        return {".*": of_heads}
+    states = {".*": P(None, rows)}  # whole on every device of `tensor`
+    return states if recurrence.replaces_attention else {"k|v": of_heads} | states
 
 
 def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     """Rules for each weight of the family, over those of the mesh axes `names` that divide it."""
     mixture, latent = getattr(c, "mixture", None), getattr(c, "latent", None)
-    some_dense = mixture is None or any(mixture.dense)
-    several = mixture is not None and some_dense and not all(mixture.dense)
+    recurrence = getattr(c, "recurrence", None)
+    several = mixture is not None and any(mixture.dense) and not all(mixture.dense)
     several |= getattr(c, "bare_start", False)
+    several |= recurrence is not None and len(set(recurrence.layers)) > 1
     layers = r".*layers_\d+" if several else ".*layers"
     over = lambda size, heads=None: _over(mesh, names, size, heads)
-    # {weight: (length, heads) of its divided axis}: inputs of `inside`, outputs of `outside`.
-    inside, outside = {"out": (c.heads * c.head_dim, c.heads)}, {}
-    inside["down"] = outside["up"] = (c.ffn, None)
-    if c.family in ("llama", "decoder"):
-        kv = (c.kv_heads * c.head_dim, c.kv_heads)
-        outside |= {"gate": (c.ffn, None), "q": inside["out"], "k": kv, "v": kv}
-        if latent:
-            inside["out"] = (c.heads * latent.value_dim, c.heads)
-            outside = {name: outside[name] for name in ("up", "gate")}
-            outside["q_up" if latent.q_rank else "q"] = (c.heads * c.head_dim, c.heads)
-        if not some_dense:
-            inside.pop("down")
-            outside = {k: size for k, size in outside.items() if k not in ("up", "gate")}
-    elif c.family in ("bert", "encoder"):
-        outside |= dict.fromkeys("qkv", inside["out"]) | {"gate": (c.ffn, None)}
-    else:
-        outside["qkv"] = (3 * c.heads * c.head_dim, None)
+    inside, outside = _divided(c)
     part = lambda name: f"{layers}/{'mlp' if name in ('gate', 'up', 'down') else 'attn'}/{name}"
     biased = {"q", "k", "v"} if getattr(c, "qkv_bias", True) else set()
     biased -= {"q"} if latent else set()
     biased |= {"qkv", "gate", "up"} if getattr(c, "mlp_bias", True) else set()
     rules: Rules = {}
     stack = () if getattr(c, "shared", False) else (None,)  # the axis of layers
-    outside = {k: size for k, size in outside.items() if k != "gate" or c.gated}
     for name, (size, heads) in outside.items():
         rules[f"{part(name)}/kernel"] = P(*stack, None, over(size, heads))
         if name in biased:
             rules[f"{part(name)}/bias"] = P(*stack, over(size, heads))
     for name, (size, heads) in inside.items():
-        summed = _over(mesh, names[:1] if names[0] == "tensor" else (), size, heads)
-        left = tuple(n for n in names if n != "tensor" or not summed)
-        rules[f"{part(name)}/kernel"] = P(*stack, summed, _over(mesh, left, c.width))
+        rules[f"{part(name)}/kernel"] = P(*stack, *_summed(mesh, names, size, c.width, heads))
+    if recurrence:
+        rules |= _recurrence_rules(c, mesh, names, f"{layers}/mixer")
     if mixture:
         rules |= _mixture_rules(c, mesh, names, f"{layers}/mlp")
     if latent:
@@ -161,6 +151,59 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
         usual = c.context + getattr(c, "position_offset", 0)
         rules[".*positions/embedding"] = P(over(getattr(c, "position_rows", usual)))
     return rules
+
+
+def _divided(c: Any) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """{weight: (length, heads) of its divided axis}: of inputs, and of outputs."""
+    inside, outside = {"out": (c.heads * c.head_dim, c.heads)}, {}
+    inside["down"] = outside["up"] = (c.ffn, None)
+    recurrence, latent = getattr(c, "recurrence", None), getattr(c, "latent", None)
+    if c.family in ("llama", "decoder"):
+        kv = (c.kv_heads * c.head_dim, c.kv_heads)
+        outside |= {"gate": (c.ffn, None), "q": inside["out"], "k": kv, "v": kv}
+        if latent:
+            inside["out"] = (c.heads * latent.value_dim, c.heads)
+            outside = {name: outside[name] for name in ("up", "gate")}
+            outside["q_up" if latent.q_rank else "q"] = (c.heads * c.head_dim, c.heads)
+        if getattr(c, "mixture", None) and not any(c.mixture.dense):
+            inside.pop("down")
+            outside = {k: size for k, size in outside.items() if k not in ("up", "gate")}
+    elif c.family in ("bert", "encoder"):
+        outside |= dict.fromkeys("qkv", inside["out"]) | {"gate": (c.ffn, None)}
+    else:
+        outside["qkv"] = (3 * c.heads * c.head_dim, None)
+    if recurrence and recurrence.replaces_attention:
+        inside.pop("out")
+        outside = {k: size for k, size in outside.items() if k not in ("q", "k", "v")}
+    if recurrence and recurrence.alone:
+        inside, outside = {}, {}
+    return inside, {k: size for k, size in outside.items() if k != "gate" or c.gated}
+
+
+def _recurrence_rules(
+    c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...], path: str
+) -> Rules:
+    """Rules for the linears of a recurrence: its channels over `tensor`."""
+    rules: Rules = {}
+    for name, (inputs, outputs) in c.recurrence.linears(c.width).items():
+        outward = name in ("out", "select")
+        over = (None, _over(mesh, names, outputs))
+        over = _summed(mesh, names, inputs, outputs) if outward else over
+        rules[f"{path}/{name}/kernel"] = P(None, *over)
+    return rules
+
+
+def _summed(
+    mesh: Mesh | AbstractMesh,
+    names: tuple[str, ...],
+    inputs: int,
+    outputs: int,
+    heads: int | None = None,
+) -> tuple:
+    """The spec of a kernel (in, out) whose inputs are over `tensor`, and outputs over the rest."""
+    summed = _over(mesh, names[:1] if names[0] == "tensor" else (), inputs, heads)
+    left = tuple(n for n in names if n != "tensor" or not summed)
+    return summed, _over(mesh, left, outputs)
 
 
 def _mixture_rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...], path: str) -> Rules:

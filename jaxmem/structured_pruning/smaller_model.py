@@ -17,10 +17,10 @@ def check_layers(model: Model) -> None:
     """Refuses a model whose layers are not one stack of plain attention and one MLP.
 
     Raises:
-        ValueError: it has a mixture of experts or multi-latent attention, its layers share their
-            weights, or the first one has no norm.
+        ValueError: it has a mixture of experts, multi-latent attention or recurrent layers, its
+            layers share their weights, or the first one has no norm.
     """
-    for name in ("mixture", "latent", "shared", "bare_start"):
+    for name in ("mixture", "latent", "recurrence", "shared", "bare_start"):
         if getattr(model.config, name, None):
             raise ValueError(
                 f"{model.source} has {name}={getattr(model.config, name)}, expected layers of "

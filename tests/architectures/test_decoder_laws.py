@@ -18,7 +18,7 @@ from jaxmem.models import KVCache, Model
 # that all tokens share; experts in groups, the first layer without, and latents
 OTHERS = ("cohere", "gpt_bigcode", "qwen2_moe")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]
-LAWS = ["gemma2", "bloom", "deepseek_v3", *SLOW]
+LAWS = ["gemma2", "bloom", "deepseek_v3", "mamba", *SLOW]
 INT4 = jm.Int(4, group=8)
 
 
@@ -37,7 +37,7 @@ def encoded(name):
 def test_every_kernel_is_used_in_one_product(name):
     _, _, _, uses = encoded(name)
     kernels = {path: uses[path] for path in uses if path.endswith("kernel")}
-    assert len(kernels) >= 6
+    assert len(kernels) >= 5
     for path, products in kernels.items():
         assert [use.op for use in products] == ["dot_general"], path
 

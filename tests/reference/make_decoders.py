@@ -56,6 +56,8 @@ DEEPSEEK = {k: v for k, v in WHOLE.items() if k != "head_dim"} | dict(
     num_hidden_layers=3, first_k_dense_replace=1, moe_intermediate_size=12, n_routed_experts=6,
     num_experts_per_tok=2, n_group=3, topk_group=2, kv_lora_rank=12, qk_nope_head_dim=6,
     qk_rope_head_dim=4, v_head_dim=8)  # fmt: skip
+STATES = dict(vocab_size=37, hidden_size=24, state_size=5, num_hidden_layers=2, bos_token_id=1,
+              eos_token_id=2, pad_token_id=None)  # fmt: skip
 MISTRAL = dict(sliding_window=5)
 MODELS = {
     "llama_biases": ("llama", SMALL | dict(attention_bias=True, mlp_bias=True, hidden_act="gelu")),
@@ -155,6 +157,12 @@ MODELS = {
         num_attention_heads=6, num_kv_heads=3, new_decoder_architecture=True)),
     "falcon_in_turn": ("falcon", dict(vocab_size=37, hidden_size=24, num_hidden_layers=2,
         num_attention_heads=3, multi_query=False, parallel_attn=False)),
+    "mamba": ("mamba", STATES | dict(time_step_rank=3, use_bias=True)),
+    "mamba_untied": ("mamba", STATES | dict(tie_word_embeddings=False, conv_kernel=3,
+        use_conv_bias=False, expand=3)),
+    "mamba2": ("mamba2", STATES | dict(num_heads=6, head_dim=8, n_groups=2, chunk_size=8)),
+    "mamba2_biases": ("mamba2", STATES | dict(num_heads=4, head_dim=12, n_groups=1, use_bias=True,
+        tie_word_embeddings=True, time_step_limit=(0.4, 1.1))),
 }  # fmt: skip
 
 
@@ -171,7 +179,7 @@ def make(kind, options):
         model = classes.from_pretrained(folder, **eager).eval()
     with torch.no_grad():
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, TOKENS))
-        logits = model(torch.tensor(ids)).logits.numpy()
+        logits = model(torch.tensor(ids), use_cache=False).logits.numpy()
     texts = {"config": config.to_json_string(use_diff=True), "shapes": json.dumps(shapes)}
     return {k: np.array(text) for k, text in texts.items()} | {"ids": ids, "logits": logits}
 

@@ -1,0 +1,93 @@
+"""Decoders whose layers carry a state load, generate, and refuse what they do not compute."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from cheap_jit import jit
+from drawn_weights import drawn
+from test_decoders import FOLDER, member
+
+import jaxmem as jm
+from jaxmem.architectures import decoder
+from jaxmem.models import KVCache, Model
+
+MAMBA = {"model_type": "mamba", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+MAMBA2 = MAMBA | {"model_type": "mamba2", "num_heads": 8, "head_dim": 8, "n_groups": 2}
+
+
+def greedy(model, prompt, count):
+    """The most probable tokens after a prompt, with all of the text computed again for each."""
+    ids, apply = list(prompt), jit(model.apply)
+    for _ in range(count):
+        padded = np.pad(ids, (0, len(prompt) + count - len(ids)))
+        ids.append(int(apply(model.params, padded[None])[0, len(ids) - 1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_a_folder_loads_generates_as_without_a_cache_and_is_saved(tmp_path):
+    file = np.load(FOLDER / "mamba.npz")
+    (tmp_path / "config.json").write_text(str(file["config"]))
+    tensors = {n: drawn(n, shape) for n, shape in json.loads(str(file["shapes"])).items()}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    model = jm.models.load(tmp_path)
+    prompt = file["ids"][0, :5]
+    generated = jm.models.generate(model, prompt, max_new_tokens=3)
+    assert generated.ids[0].tolist() == greedy(model, prompt, 3)
+    model.save(tmp_path / "saved")
+    saved = jm.models.load(tmp_path / "saved")
+    assert saved.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, saved.params, model.params)
+
+
+@pytest.mark.parametrize("name", ["mamba2"])
+def test_a_text_in_two_pieces_through_a_used_cache_gives_the_same_logits(name):
+    config, params, file, _ = member(name)
+    ids = jnp.asarray(file["ids"], jnp.int32)
+    used = jax.tree.map(lambda x: x + 1.5, config.cache(1, ids.shape[1]))
+    apply = jit(Model(config, params, None, name).apply, static_argnums=3)
+    first, cache = apply(params, ids[:, :13], used, 0)
+    second, _ = apply(params, ids[:, 13:], cache, 13)
+    got = np.concatenate([first, second], axis=1)
+    atol = 1e-4 * np.abs(file["logits"]).max()
+    np.testing.assert_allclose(got, file["logits"], rtol=0, atol=atol)
+
+
+@pytest.mark.slow
+def test_fit_halves_the_bytes_and_the_logits_stay_near():
+    config, params, file, _ = member("mamba2")
+    ids = jnp.asarray(file["ids"], jnp.int32)
+    fitted = jm.fit(Model(config, params, None, "mamba2"), jm.nbytes(params) // 2)
+    assert jm.nbytes(fitted.params) <= jm.nbytes(params) // 2
+    logits = jit(fitted.model.apply)(fitted.params, ids)
+    assert float(jm.divergence(file["logits"], logits)) < 0.05
+
+
+@pytest.mark.parametrize("hf", [MAMBA, MAMBA2])
+def test_sizes_that_a_config_leaves_out_are_those_of_transformers(hf):
+    config = decoder.Config.from_hf(hf | {"architectures": ["M"], "time_step_min": 0.001})
+    r = config.recurrence
+    assert (r.channels, r.taps, r.conv_bias, r.in_bias) == (64, 4, True, False)
+    assert (r.state, r.step_rank) == ((16, 2) if r.kind == "mamba" else (128, 0))
+    assert config.tied == (r.kind == "mamba")
+
+
+def test_what_a_recurrence_does_not_compute_is_refused_by_name():
+    refused = {
+        "hidden_act": (MAMBA | {"hidden_act": "relu"}),
+        "intermediate_size": (MAMBA | {"intermediate_size": 65}),
+        "num_heads": (MAMBA2 | {"num_heads": 3}),
+        "time_step_limit": (MAMBA2 | {"time_step_limit": [0.1]}),
+        "mystery": (MAMBA | {"mystery": 2}),
+    }
+    for name, hf in refused.items():
+        with pytest.raises(ValueError, match=name):
+            decoder.Config.from_hf(hf)
+    config = decoder.Config.from_hf(MAMBA2)
+    with pytest.raises(NotImplementedError, match="recurrent layers"):
+        KVCache(8).empty(config, 1, 64, jnp.float32)
+    with pytest.raises(ValueError, match="recurrence"):
+        jm.structured_pruning.remove_layers(Model(config, {}, None, "m"), [1])
