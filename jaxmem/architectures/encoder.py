@@ -1,9 +1,11 @@
 """An encoder as one Flax module: embedding, layers under `nn.scan`, and a head if there is one.
 
-Every token attends to every token, or to near ones. Models differ in the values of `Config`. A
-file beside this one computes each mechanism: encoder_positions.py, encoder_head.py,
-feed_forward.py.
+Every token attends to every token, to near ones, or to earlier ones. Models differ in the values
+of `Config`. A file beside this one computes each mechanism: encoder_positions.py,
+patch_embedding.py, encoder_head.py, feed_forward.py.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from ..kv_cache.attention import ScoreTerms, attend
+from ..kv_cache.attention import ScoreTerms, attend, causal
 from ..parallel.constraints import constrain
 from .encoder_config import Config as Config
 from .encoder_disentangled import disentangled_bias, distance_rows
@@ -29,6 +31,7 @@ from .layers import (
     rope,
     split_heads,
 )
+from .patch_embedding import PatchEmbedding
 
 
 def module(config: Config) -> "Encoder":
@@ -48,6 +51,7 @@ def module(config: Config) -> "Encoder":
 class Encoder(nn.Module):
     """Maps ids (B, T) and a mask of the real tokens to hidden (B, T, d) (Devlin et al., 2018).
 
+    With `config.patches` the input are pixels (B, channels, height, width), without a mask.
     `types` (B, T) are the segments that tokens are of, the first one if it is None. With a head
     the result is its logits in f32: (B, labels) for "sequence", else (B, T, labels or vocab).
     """
@@ -57,10 +61,13 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, ids: Array, mask: Array | None = None, types: Array | None = None) -> Array:
         c = self.config
-        check_positions(ids, 0, c.context)
-        mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
-        embed = Embed(c.vocab, c.embed_width or c.width, name="embed")
-        x = constrain(self._embedded(embed(ids), ids, mask, types))
+        if c.patches:
+            embed, (x, mask) = None, self._patches(ids, mask, types)
+        else:
+            check_positions(ids, 0, c.context)
+            mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
+            embed = Embed(c.vocab, c.embed_width or c.width, name="embed")
+            x = constrain(self._embedded(embed(ids), ids, mask, types))
         bias = None
         if c.buckets:
             table = Embed(c.buckets, c.heads, name="distances")
@@ -83,6 +90,15 @@ class Encoder(nn.Module):
             x, _ = layers(c, run.kind, name=run.name)(x, of_run, mask[:, None, None, None], bias)
         x = LayerNorm(c.eps, c.norm_bias, name="final_norm")(x) if c.pre_norms else x
         return Head(c, name="head")(x, mask, embed) if c.head else x
+
+    def _patches(self, pixels: Array, mask: Any, types: Any) -> tuple[Array, Array]:
+        """The vectors of the patches of images, and a mask of ones."""
+        c = self.config
+        if mask is not None or types is not None:
+            raise ValueError("an encoder of images takes pixels alone; leave out mask and types")
+        x = PatchEmbedding(c, name="patches")(pixels)
+        x = LayerNorm(c.eps, c.norm_bias, name="embed_norm")(x) if c.embed_norm else x
+        return constrain(x), jnp.ones(x.shape[:2], bool)
 
     def _embedded(self, x: Array, ids: Array, mask: Array, types: Array | None) -> Array:
         """The vectors of tokens x with those of their positions and segment types."""
@@ -114,11 +130,19 @@ class Block(nn.Module):
         c = self.config
         norm = lambda name, y: LayerNorm(c.eps, c.norm_bias, name=name)(y)
         read = norm("attn_norm", x) if c.pre_norms and self.kind != "bare" else x
-        x = x + checkpoint_name(Attention(c, name="attn")(read, layer, allowed, bias), "attn_out")
+        added = lambda name, y: y * self._scale(name, y) if c.layer_scale else y
+        y = added("attn_scale", Attention(c, name="attn")(read, layer, allowed, bias))
+        x = x + checkpoint_name(y, "attn_out")
         x = x if c.pre_norms else norm("attn_norm", x)
         read = norm("mlp_norm", x) if c.pre_norms else x
-        x = x + checkpoint_name(MLP(c, name="mlp")(read), "mlp_out")
+        x = x + checkpoint_name(added("mlp_scale", MLP(c, name="mlp")(read)), "mlp_out")
         return constrain(x if c.pre_norms else norm("mlp_norm", x)), None
+
+    def _scale(self, name: str, like: Array) -> Array:
+        """The learned factors of the channels, one at first (Touvron et al., 2021)."""
+        return self.param(name, nn.initializers.ones, like.shape[-1:]).astype(like.dtype)[
+            None, None
+        ]
 
 
 class Attention(nn.Module):
@@ -144,6 +168,8 @@ class Attention(nn.Module):
             q, k = (rope(y, layer["frequencies"], 0) for y in (q, k))
         if c.local:
             allowed = allowed & in_window(x.shape[1], layer["window"])
+        if c.causal:
+            allowed = allowed & causal(x.shape[1], x.shape[1], 0, x.shape[1])
         y = attend(q, k, v, allowed, scale, ScoreTerms(bias=bias))
         return Linear(c.width, c.out_bias, name="out")(merge_heads(y))
 

@@ -3,8 +3,12 @@
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from .config_sizes import check_positive, check_types, set_head_dim
 from .decoder_config import ACTIVATIONS
+from .patch_embedding import Patches
 
 HEADS = ("", "masked_lm", "sequence", "tokens", "span")
 _CHOICES = {
@@ -22,6 +26,8 @@ class Config:
     `head` is what maps the hidden states to the output: "" for none, "masked_lm" to logits of
     every token's id, "tokens" to `labels` for every token, "span" to the start and the end of an
     answer, "sequence" to `labels` for the text.
+
+    The input are tokens, or with `patches` images; then `vocab` is 0.
 
     `family` is "bert", or "encoder" where a field after it is set. Transformations that know only
     a BERT refuse an "encoder" by this name.
@@ -66,6 +72,9 @@ class Config:
     farthest: int = 0  # distances above span / 2 share rows up to it; 0 if each has a row
     mask_scale: int | None = None  # the id of masked tokens, which are zero and scale the others up
 
+    # Input, where it is not tokens.
+    patches: Patches | None = None  # images, cut in these; a dict of its fields will do
+
     # Layers.
     shared: bool = False  # all layers are one, applied again and again
     pre_norms: bool = False  # norms before attention and MLP, not after, and one after all layers
@@ -77,6 +86,8 @@ class Config:
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
+    causal: bool = False  # a token attends only to itself and to earlier ones
+    layer_scale: bool = False  # learned factors of what attention and MLP add, one a channel
 
     # Head: with `head_activation` a linear and this activation come before the last linear.
     head: str = ""
@@ -85,13 +96,17 @@ class Config:
     head_norm: bool = False  # a norm after this activation
     head_bias: bool = True  # of the linear before it
     head_mean: bool = False  # the head of a text reads the mean of its tokens, not the first
+    head_both: bool = False  # it reads the first token and the mean of the others
 
     tensor_names: str = "bert"  # whose names the tensors of a checkpoint have
 
     def __post_init__(self):
+        if isinstance(self.patches, dict):
+            object.__setattr__(self, "patches", Patches(**self.patches))
         check_types(self)
         object.__setattr__(self, "local", tuple(self.local))
-        check_positive(self, "vocab", "width", "ffn", "layers", "heads", "context", "labels")
+        tokens = ("vocab",) if self.patches is None else ()
+        check_positive(self, *tokens, "width", "ffn", "layers", "heads", "context", "labels")
         set_head_dim(self)
         for name in ("types", "embed_width"):
             if getattr(self, name) < 0:
@@ -102,6 +117,7 @@ class Config:
         if self.head_activation and not self.head:
             raise ValueError(f"head_activation is {self.head_activation!r} without a head")
         _check_positions(self)
+        _check_inputs(self)
         if self.pad is not None and self.pad < 0:
             raise ValueError(f"pad is {self.pad}, expected at least 0")
         if self.family not in ("bert", "encoder"):
@@ -111,8 +127,22 @@ class Config:
     def without_head(self) -> "Config":
         """The configuration of the same encoder, whose output are the hidden states."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        names = ("head", "labels", "head_activation", "head_norm", "head_bias", "head_mean")
+        names = ("head", "labels", "head_activation", "head_norm", "head_bias")
+        names += ("head_mean", "head_both")
         return dataclasses.replace(self, **{name: defaults[name] for name in names})
+
+    @property
+    def reads(self) -> str:
+        """What the input is: "text" or "images"."""
+        return "images" if self.patches else "text"
+
+    def example_inputs(self, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The shapes of the inputs: ids (1, `length`) and a mask of them, or one image."""
+        if self.patches:
+            sizes = (1, self.patches.channels, self.patches.height, self.patches.width)
+            return (jax.ShapeDtypeStruct(sizes, jnp.float32),)
+        shape = (1, length)
+        return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
 
     @property
     def position_rows(self) -> int:
@@ -154,6 +184,19 @@ def _check_positions(c: Config) -> None:
         raise ValueError(f"span is {c.span}, expected at least 0, or 4 up to farthest {c.farthest}")
     if c.bare_start and (not c.pre_norms or c.shared or c.layers < 2):
         raise ValueError("bare_start is True, expected pre_norms, 2 layers or more, and not shared")
+
+
+def _check_inputs(c: Config) -> None:
+    """Refuses options of tokens where the input are images."""
+    if c.patches is None:
+        return
+    plain = {"vocab": 0, "types": 0, "embed_width": 0, "pad": None, "mask_scale": None}
+    plain |= {"buckets": 0, "span": 0, "positions": "learned"}
+    for name, value in plain.items():
+        if getattr(c, name) != value:
+            raise ValueError(f"{name} is {getattr(c, name)!r} with patches, expected {value!r}")
+    if c.head == "masked_lm":
+        raise ValueError("head is 'masked_lm' with patches, which have no vocabulary")
 
 
 def _beyond_bert(config: Config) -> bool:

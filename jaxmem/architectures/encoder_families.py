@@ -6,6 +6,7 @@ from typing import Any
 from ..io.json_fields import JsonFields
 from .config_sizes import MOST_LAYERS, refuse_unread_options
 from .hf_fields import encoder_activation, read_windows
+from .vision_families import VISION_FAMILIES
 
 _NAMES = {  # Config's field: the words of most families
     "vocab": "vocab_size",
@@ -23,6 +24,7 @@ _DISTILBERT_NAMES = _NAMES | {
 _HEADS = {  # the end of the class in `architectures`: Config.head
     "ForMaskedLM": "masked_lm",
     "ForSequenceClassification": "sequence",
+    "ForImageClassification": "sequence",
     "ForTokenClassification": "tokens",
     "ForQuestionAnswering": "span",
 }
@@ -283,4 +285,5 @@ ENCODER_FAMILIES: dict[str, Reader] = {
     "nomic_bert": _nomic_bert,
     "modernbert": _modernbert,
     "deberta-v2": _deberta_v2,
+    **VISION_FAMILIES,
 }

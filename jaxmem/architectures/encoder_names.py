@@ -3,6 +3,8 @@
 The prefix of a model with a head, such as `bert.`, is left out.
 """
 
+from .vision_names import VISION_NAMES
+
 _BERT = {
     "embed": "embeddings.word_embeddings",
     "positions": "embeddings.position_embeddings",
@@ -34,7 +36,7 @@ _ROBERTA = (
 )
 _HEADS = ("masked_lm", "sequence", "tokens", "span")
 # {Config.tensor_names: {path of a module: its name in the checkpoint}}
-NAMES = {
+NAMES = VISION_NAMES | {
     "bert": _BERT,
     "roberta": _ROBERTA,
     "mpnet": _ROBERTA

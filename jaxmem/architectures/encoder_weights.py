@@ -7,6 +7,7 @@ import numpy as np
 
 from .encoder_names import NAMES
 from .layer_maps import Rows, linear_maps, stack_map
+from .patch_weights import patch_maps
 from .segments import Segment
 from .weight_map import WeightMap
 
@@ -24,7 +25,8 @@ def weights(config: Any) -> dict[str, WeightMap]:
         known = ", ".join(NAMES)
         raise ValueError(f"tensor_names is {config.tensor_names!r}, expected one of {known}")
     c, names = config, NAMES[config.tensor_names]
-    maps, of_layers = _embedding(c, names), _layers(c, names)
+    inputs = _patches if c.patches else _embedding
+    maps, of_layers = inputs(c, names), _layers(c, names)
     for run in runs(c):
         for path, weight_map in of_layers.items():
             if run.kind != "bare" or not path.startswith("layers/attn_norm"):
@@ -41,6 +43,12 @@ def runs(config: Any) -> list[Segment]:
         return [Segment("layers", 0, config.layers, "layer")]
     rest = Segment("layers_1", 1, config.layers - 1, "layer")
     return [Segment("layers_0", 0, 1, "bare"), rest]
+
+
+def _patches(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
+    """The embedding of the patches of an image, and the norm after it."""
+    norm = _norm("embed_norm", names["embed_norm"], c.width, c.norm_bias) if c.embed_norm else {}
+    return patch_maps(c, names) | norm
 
 
 def _embedding(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
@@ -81,6 +89,8 @@ def _layers(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
         turn = Rows(c.ffn if part == "up" else 0, c.ffn) if fused else np.transpose
         maps |= linear_maps(c, names, f"mlp/{part}", d, c.ffn, c.mlp_bias, turn)
     maps |= linear_maps(c, names, "mlp/down", c.ffn, d, c.mlp_bias)
+    for path in ("attn_scale", "mlp_scale") * c.layer_scale:
+        maps[f"layers/{path}"] = stack_map(c, names, path, "", (d,))
     for path in ("attn_norm", "mlp_norm"):
         for part, tensor in {"scale": "weight", "bias": "bias"}.items():
             if part == "scale" or c.norm_bias:
@@ -106,7 +116,7 @@ def _head(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     if masked:
         return maps | {"head/bias": WeightMap((names["masked_lm/bias"],), (c.vocab,))}
     labels = 2 if c.head == "span" else c.labels
-    return maps | _linear("head/out", names[f"{c.head}/out"], c.width, labels)
+    return maps | _linear("head/out", names[f"{c.head}/out"], (1 + c.head_both) * c.width, labels)
 
 
 def _linear(

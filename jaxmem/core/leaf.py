@@ -139,6 +139,10 @@ class Encoded(abc.ABC):
         """`lax.dot_general(x, self, dims)`."""
         return NotImplemented
 
+    def convolve(self, x: Array, dimension_numbers: Any, **kwargs: Any) -> Array:
+        """The convolution of `x` with the leaf as its kernel; `kwargs` are the primitive's."""
+        return NotImplemented
+
     def take(self, rows: Array) -> Array:
         """`self[rows]`, for an integer array of any shape."""
         return NotImplemented

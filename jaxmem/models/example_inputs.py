@@ -15,8 +15,8 @@ WINDOW_TOKENS = 1024
 def example_inputs(model: Model, length: int = 8) -> tuple[Any, ...]:
     """Shapes of the arguments that `model.apply` takes after its params, a batch of one row.
 
-    Token ids (1, length) int32; an encoder also takes a mask (1, length) of bools, and a
-    module of `from_flax` its own inputs, if they were given.
+    Token ids (1, length) int32; an encoder also takes a mask (1, length) of bools, one of images
+    takes pixels, and a module of `from_flax` its own inputs, if they were given.
 
     Example:
         >>> import jaxmem as jm
@@ -27,9 +27,9 @@ def example_inputs(model: Model, length: int = 8) -> tuple[Any, ...]:
         return model.config.inputs
     if isinstance(model, FlaxModel) and model.config.context:
         length = min(length, model.config.context)
-    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    encoder = model.config.family in ("bert", "encoder")
-    return (ids, jax.ShapeDtypeStruct(ids.shape, jnp.bool_)) if encoder else (ids,)
+    if hasattr(model.config, "example_inputs"):
+        return model.config.example_inputs(length)
+    return (jax.ShapeDtypeStruct((1, length), jnp.int32),)
 
 
 def window(model: Model) -> int:

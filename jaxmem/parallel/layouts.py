@@ -5,6 +5,7 @@ rule leaves out an axis that does not divide the weight, or would split a head. 
 (layers, in, out). The rules are data: print them, change them, put your own rules before them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
@@ -143,8 +144,15 @@ def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     if latent:
         of_heads = P(None, _over(mesh, names[:1] if names[0] == "tensor" else (), c.heads))
         rules |= {f"{layers}/attn/{name}": of_heads for name in ("k_up", "v_up")}
+    return rules | _input_rules(c, over)
+
+
+def _input_rules(c: Any, over: Callable[[int], Any]) -> Rules:
+    """Rules for the embedding, the head and the positions; `over` gives the axes of a size."""
+    if getattr(c, "patches", None):
+        return {".*patches/kernel": P(None, over(c.width))}
     rows, embed_width = over(c.vocab), getattr(c, "embed_width", 0) or c.width
-    rules[".*embed/embedding"] = P(rows) if rows else P(None, over(embed_width))
+    rules = {".*embed/embedding": P(rows) if rows else P(None, over(embed_width))}
     if not getattr(c, "tied", True):
         rules[".*head/kernel"] = P(None, rows) if rows else P(over(c.width))
     if getattr(c, "positions", "learned") == "learned":

@@ -1,0 +1,154 @@
+"""Encoders of images compute what transformers computes, and encode as every model does."""
+
+import functools
+import json
+import pathlib
+
+import cheap_jit
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from drawn_weights import drawn
+from flax.traverse_util import flatten_dict
+from reference_models import read
+from safetensors.numpy import save_file
+
+import jaxmem as jm
+from jaxmem.architectures import encoder
+from jaxmem.architectures.family_modules import module_of_model_type
+from jaxmem.models.checkpoint_tensors import _HARMLESS, bare_name
+from jaxmem.models.model import Model, family
+
+FOLDER = pathlib.Path(__file__).parents[1] / "reference/vision"
+MEMBERS = sorted(path.stem for path in FOLDER.glob("*.npz"))
+WEIGHTS = "model.safetensors"
+NO_INPUTS = ("config", "shapes", "output")
+
+
+@functools.cache
+def member(name):
+    """The model, its inputs, the output of transformers, the names of the tensors in the file."""
+    file = dict(np.load(FOLDER / f"{name}.npz"))
+    hf, shapes = (json.loads(str(file[key])) for key in ("config", "shapes"))
+    config = module_of_model_type(hf["model_type"]).Config.from_hf(hf)
+    tensors = {bare_name(path): drawn(path, shape) for path, shape in shapes.items()}
+    maps = family(config).weights(config)
+    tensors |= {x: tensors[bare_name(x)] for m in maps.values() for x in m.names}
+    inputs = tuple(jnp.asarray(x) for key, x in file.items() if key not in NO_INPUTS)
+    in_file = {bare_name(path) for path in shapes}
+    return Model(config, read(maps, tensors), None, name), inputs, file["output"], in_file
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_output_equals_the_reference(name):
+    model, inputs, expected, _ = member(name)
+    output = np.asarray(cheap_jit.jit(model.apply)(model.params, *inputs))
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_tensor_is_read_and_makes_a_parameter(name):
+    model, inputs, _, in_file = member(name)
+    maps = family(model.config).weights(model.config)
+    read_names = {bare_name(x) for weight_map in maps.values() for x in weight_map.names}
+    assert all(_HARMLESS.fullmatch(x) for x in in_file - read_names)
+    net = family(model.config).module(model.config)
+    init = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    expected = {path: x.shape for path, x in flatten_dict(init, sep="/").items()}
+    assert expected == {path: x.shape for path, x in maps.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Hugging Face folder of the ViT with classes."""
+    path, file = tmp_path_factory.mktemp("vit"), np.load(FOLDER / "vit_classes.npz")
+    shapes = json.loads(str(file["shapes"]))
+    save_file({name: drawn(name, shape) for name, shape in shapes.items()}, path / WEIGHTS)
+    (path / "config.json").write_text(str(file["config"]))
+    size = {"height": 12, "width": 12}
+    processor = {"image_processor_type": "ViTImageProcessor", "size": size, "do_rescale": False}
+    (path / "preprocessor_config.json").write_text(json.dumps(processor))
+    return path
+
+
+def test_an_encoder_of_images_encodes_saves_and_loads_with_its_processor(folder, tmp_path):
+    _, (pixels,), expected, _ = member("vit_classes")
+    model = jm.models.load(folder)
+    uses = jm.uses(model.apply, model.params, pixels)
+    kernels = [path for path in uses if path.endswith("kernel")]
+    assert {use.op for path in kernels for use in uses[path]} == {"dot_general"}
+    assert len(kernels) == 8
+    lazy = jm.models.load(folder)
+    params = jm.encode(
+        lazy.tensors, jm.choose(lazy.tensors, {".*attn.*kernel": jm.Int(4)}), uses=uses
+    )
+    assert "params" not in vars(lazy)  # the dense params were never made
+    lazy.save(tmp_path / "saved", params)
+    saved = jm.models.load(tmp_path / "saved")
+    output = cheap_jit.jit(saved.apply)(saved.tensors, pixels)
+    dense = cheap_jit.jit(model.apply)(jm.decode(saved.tensors), pixels)
+    np.testing.assert_allclose(output, dense, atol=1e-4)
+    assert np.abs(output - expected).max() <= 0.5 * np.abs(expected).max()
+    assert saved.processor == model.processor
+    assert saved.processor([np.zeros((5, 7, 3), np.uint8)]).shape == (1, 3, 12, 12)
+
+
+def test_statistics_reach_every_kernel(folder):
+    model, (pixels,), _, _ = member("vit_classes")
+    stats = jm.stats(model.apply, model.params, [(pixels,)], moments="diag")
+    kernels = {path for path in flatten_dict(model.params, sep="/") if path.endswith("kernel")}
+    assert kernels == set(stats)
+
+
+@pytest.mark.parametrize("name", ["vit_classes", "dinov2_classes"])
+def test_a_layout_divides_the_layers_over_four_devices(name):
+    model, *_ = member(name)
+    mesh = jm.mesh(fsdp=2, tensor=2)
+    shardings = jm.shardings(model.params, mesh, jm.layouts.fsdp_tensor(model.config, mesh))
+    whole = jax.tree.map(lambda x, s: s.shard_shape(x.shape) == x.shape, model.params, shardings)
+    whole = flatten_dict(whole, sep="/")
+    assert not whole["layers/attn/out/kernel"] and not whole["layers/mlp/up/kernel"]
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (1, 1, 12, 12), (1, 12, 12, 3), (1, 3, 12, 8)])
+def test_pixels_of_another_shape_are_refused(shape):
+    model, *_ = member("vit_classes")
+    with pytest.raises(ValueError, match=r"the pixels have shape .*expected \(batch, 3, 12, 12\)"):
+        jax.eval_shape(model.apply, model.params, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def test_pixels_that_are_bytes_or_have_a_mask_are_refused():
+    model, (pixels,), _, _ = member("vit_classes")
+    with pytest.raises(ValueError, match="the pixels are uint8, expected floats"):
+        model.apply(model.params, pixels.astype(jnp.uint8))
+    with pytest.raises(ValueError, match="takes pixels alone"):
+        model.apply(model.params, pixels, jnp.ones((2, 10), bool))
+
+
+@pytest.mark.parametrize("change", [{"patch_size": [4, 2]}, {"image_size": 3}, {"hidden_act": "x"},
+    {"num_attention_heads": 5}, {"num_channels": 0}, {"twist": 1}])  # fmt: skip
+def test_a_value_that_is_not_computed_is_refused_by_name(change):
+    hf = json.loads(str(np.load(FOLDER / "vit_classes.npz")["config"]))
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} is "):
+        encoder.Config.from_hf(hf | change)
+
+
+@pytest.mark.parametrize("change", [{"vocab": 3}, {"positions": "none"}, {"head": "masked_lm"},
+    {"patches": {"height": 2, "width": 8, "size": 4}}])  # fmt: skip
+def test_options_that_do_not_go_with_patches_are_refused_by_name(change):
+    sizes = dict(vocab=0, width=32, ffn=48, layers=2, heads=4, types=0)
+    sizes |= {"patches": {"height": 8, "width": 8, "size": 4}}
+    assert encoder.Config(**sizes).patches.tokens == 5
+    name = {"patches": "size"}.get(next(iter(change)), next(iter(change)))
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        encoder.Config(**sizes | change)
+
+
+def test_a_processor_that_is_not_computed_is_refused_with_its_file(folder):
+    file = folder / "preprocessor_config.json"
+    text = file.read_text()
+    file.write_text(text.replace("ViTImage", "OwlImage"))
+    with pytest.raises(ValueError, match=r"preprocessor_config.json: image_processor_type is"):
+        jm.models.load(folder)
+    file.write_text(text)

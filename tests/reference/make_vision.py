@@ -1,0 +1,83 @@
+"""Writes vision/*.npz: tiny encoders of images and sound, and what transformers makes of them.
+
+Wants `pip install torch transformers pillow` (made with torch 2.13, transformers 5.24, pillow 13);
+the tests do not. Each file holds the `config.json` and the tensors' names and shapes as text, the
+inputs in the order in which our model takes them, and the f32 output. Script and test draw the
+weights alike, from names and shapes.
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+import torch
+import transformers as tf
+from safetensors.numpy import load_file, save_file
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from drawn_weights import drawn
+
+FOLDER = pathlib.Path(__file__).with_name("vision")
+SMALL = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3)
+IMAGE = SMALL | dict(image_size=12, patch_size=4)
+DINO = IMAGE | dict(mlp_ratio=2)
+WIDE = IMAGE | dict(intermediate_size=28)
+MODELS = {  # name: (class of transformers, options, shape of the pixels)
+    "vit": ("ViTModel", WIDE | dict(image_size=(8, 12), num_channels=2), (2, 2, 8, 12)),
+    "vit_classes": (
+        "ViTForImageClassification",
+        WIDE | dict(qkv_bias=False, num_labels=5, hidden_act="relu"),
+        (2, 3, 12, 12),
+    ),
+    "dinov2_classes": ("Dinov2ForImageClassification", DINO, (2, 3, 12, 12)),
+    "dinov2_gated": ("Dinov2Model", DINO | dict(use_swiglu_ffn=True), (1, 3, 21, 8)),
+}
+PROCESSORS = {  # name: (start of the class, options)
+    "vit": ("ViT", dict(size=dict(height=6, width=8))),
+    "clip": ("CLIP", dict(size=dict(shortest_edge=7), crop_size=dict(height=6, width=6))),
+    "padded": ("CLIP", dict(do_resize=False, crop_size=dict(height=16, width=9))),
+    "siglip": ("Siglip", dict(size=dict(height=9, width=5), do_normalize=False)),
+    "convnext": ("ConvNext", dict(size=dict(shortest_edge=7))),
+    "bit": ("Bit", dict(size=dict(shortest_edge=8), do_center_crop=False, do_rescale=False)),
+}
+
+
+def make(name, options, shape):
+    """One model's config, tensors' names and shapes, inputs and outputs."""
+    model_class = getattr(tf, name)
+    config = model_class.config_class(**options)
+    with tempfile.TemporaryDirectory() as folder:  # tensors have other names in a file
+        model_class(config).save_pretrained(folder)
+        file = pathlib.Path(folder, "model.safetensors")
+        shapes = {name: tuple(x.shape) for name, x in load_file(file).items()}
+        weights = {name: drawn(name, shape) for name, shape in shapes.items()}
+        save_file(weights, file, {"format": "pt"})
+        text = pathlib.Path(folder, "config.json").read_text()
+        model = model_class.from_pretrained(folder, attn_implementation="eager").eval()
+    inputs = {"pixels": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    with torch.no_grad():
+        out = model(pixel_values=torch.tensor(inputs["pixels"]))
+    output = out.logits if hasattr(out, "logits") else out.last_hidden_state
+    texts = {"config": json.dumps(json.loads(text)), "shapes": json.dumps(shapes)}
+    return {k: np.array(x) for k, x in texts.items()} | inputs | {"output": output.numpy()}
+
+
+def make_processed():
+    """A random image, and what each processor of transformers with Pillow makes of it."""
+    image = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
+    arrays = {"image": image}
+    for name, (kind, options) in PROCESSORS.items():
+        process = getattr(tf, f"{kind}ImageProcessorPil")(**options)
+        arrays[f"{name}_config"] = np.array(json.dumps(process.to_dict()))
+        arrays[name] = process(image, return_tensors="np")["pixel_values"]
+    return arrays
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or MODELS:
+        np.savez_compressed(FOLDER / f"{name}.npz", **make(*MODELS[name]))
+        print(name, (FOLDER / f"{name}.npz").stat().st_size, "bytes")
+    np.savez_compressed(FOLDER.with_name("processed_images.npz"), **make_processed())
