@@ -1,13 +1,18 @@
 """The tiny models in reference/, read by our recipes."""
 
+import functools
 import json
 import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+from drawn_weights import drawn
 from flax.traverse_util import unflatten_dict
 
+from jaxmem.architectures import decoder
+
 FOLDER = pathlib.Path(__file__).parent / "reference"
+MEMBERS = sorted(path.stem for path in (FOLDER / "decoders").glob("*.npz"))
 
 
 def read(recipes, tensors, prefix=""):
@@ -25,3 +30,13 @@ def reference(name, family, prefix=""):
     file = dict(np.load(FOLDER / f"{name}.npz"))
     config = family.Config.from_hf(json.loads(str(file["config"])))
     return config, read(family.weights(config), file, prefix), file
+
+
+@functools.cache
+def member(name):
+    """Of a decoder: its config and parameters, the file with `ids` and `logits`, its shapes."""
+    file = dict(np.load(FOLDER / "decoders" / f"{name}.npz"))
+    config = decoder.Config.from_hf(json.loads(str(file["config"])))
+    shapes = json.loads(str(file["shapes"]))
+    tensors = {path: drawn(path, shape) for path, shape in shapes.items()}
+    return config, read(decoder.weights(config), tensors), file, shapes

@@ -83,11 +83,7 @@ class Decoder(nn.Module):
             (x, cache), _ = block((x, cache), inputs, position)
         x = Norm(c, c.norm_bias, name="final_norm")(x)
         head = Linear(c.vocab, c.head_bias, name="head") if not c.tied else None
-        logits = embed.logits(x) if head is None else head(x, jnp.float32)
-        if c.logit_scale != 1:
-            logits = logits * c.logit_scale
-        if c.logit_softcap:
-            logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
+        logits = scaled_logits(embed.logits(x) if head is None else head(x, jnp.float32), c)
         return logits if cache is None else (logits, cache)
 
     def _learned_positions(self, ids: Array, cache: Any, position: Array | int) -> Array:
@@ -151,6 +147,23 @@ def feed_forward(config: Config, kind: str) -> nn.Module:
     """The feed-forward part of a layer of this kind: maps x (B, T, width) to the same shape."""
     experts = feed_forward_kind(kind) == "experts"
     return (Experts if experts else MLP)(config, name="mlp")
+
+
+def scaled_logits(logits: Array, config: Config) -> Array:
+    """The logits (..., vocab) in f32 times `logit_scale`, with `logit_softcap`.
+
+    Example:
+        >>> from jaxmem.architectures.decoder import Config, scaled_logits
+        >>> sizes = dict(vocab=2, width=8, ffn=8, layers=1, heads=1, kv_heads=1, head_dim=8)
+        >>> config = Config(**sizes, logit_scale=2.0, logit_softcap=5.0)
+        >>> scaled_logits(jnp.array([0.0, 1e3]), config).tolist()
+        [0.0, 5.0]
+    """
+    if config.logit_scale != 1:
+        logits = logits * config.logit_scale
+    if config.logit_softcap:
+        logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+    return logits
 
 
 def _scaled(y: Array, config: Config) -> Array:

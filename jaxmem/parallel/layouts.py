@@ -96,9 +96,10 @@ def adapters(rules: Rules) -> Rules:
     """
     out: Rules = {}
     for pattern, spec in rules.items():
-        if pattern.endswith("kernel") and len(spec) == 3:
-            out[f"{pattern}/u"] = P(spec[0], spec[2])
-            out[f"{pattern}/v"] = P(spec[0], None, spec[1])
+        if pattern.endswith("kernel") and len(spec) >= 3:
+            *stack, inputs, outputs = spec
+            out[f"{pattern}/u"] = P(*stack, outputs)
+            out[f"{pattern}/v"] = P(*stack, None, inputs)
     return out
 
 
@@ -220,6 +221,8 @@ def _mixture_rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...], pa
     expert = _over(mesh, ("expert",), m.experts)
     rules = {f"{path}/experts/(gate|up)/kernel": P(None, expert, None, _over(mesh, names, m.ffn))}
     rules[f"{path}/experts/down/kernel"] = P(None, expert, None, _over(mesh, names, c.width))
+    if m.expert_bias:
+        rules[f"{path}/experts/.*/bias"] = P(None, expert)
     if m.shared_ffn:
         shared = _over(mesh, names, m.shared_ffn)
         rules[f"{path}/shared/(gate|up)/kernel"] = P(None, None, shared)

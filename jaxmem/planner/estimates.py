@@ -7,6 +7,7 @@ from typing import Any
 from ..compiler.devices import Device
 from ..core.byte_counts import device_bytes, nbytes
 from ..train.remat_policy import Remat
+from .model_counts import attended_numbers, product_numbers, split_experts, token_weights
 from .recipe import Recipe
 from .search_space import REMATS
 from .step import Built
@@ -22,25 +23,27 @@ def arithmetic(
 
     Args:
         recipe: with a remat policy of `REMATS`.
-        config: the configuration of the recipe's model, a Llama.
+        config: the configuration of the recipe's model, a decoder.
         build: gives what `planner.step.build` does.
         chip: memory bandwidth, flops and links of one chip.
     """
     axes = recipe.axes
-    tensor, fsdp, data = (axes.get(name, 1) for name in ("tensor", "fsdp", "data"))
-    chips = tensor * fsdp * data
+    tensor, fsdp, data, expert = (axes.get(n, 1) for n in ("tensor", "fsdp", "data", "expert"))
     arguments = _arguments(recipe, build)
     argument_bytes = device_bytes(arguments)
     c, rows = config, recipe.batch / recipe.micro / (fsdp * data)
     if recipe.task == "serve":
         scores = rows * min(recipe.prompt, recipe.seq) * recipe.seq * c.heads * 4 / tensor
-        summed = 2 * c.layers * rows * c.width * 4  # twice a layer, over `tensor`, in f32
-        seconds = argument_bytes / chip.bandwidth + _all_reduce(summed, tensor) / chip.links
+        summed = c.layers * rows * c.width * 4  # once for attention, once for the MLP, in f32
+        received = _all_reduce(2 * summed, tensor) + _all_reduce(summed, expert)
+        read = argument_bytes - _unread(recipe, c, arguments[1])
+        seconds = read / chip.bandwidth + received / chip.links
         return argument_bytes + int(CERTAIN_SHARE * scores), seconds
-    # Activations of one layer, in bytes; heads and hidden units are divided over `tensor`.
+    # Activations of one layer, in bytes; heads and hidden units are divided over `tensor`. What a
+    # Llama keeps was compared with compilers. Other families are counted in bfloat16: a bound.
     tokens, scores = rows * recipe.seq, rows * recipe.seq**2 * c.heads * 4 / tensor
-    query, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    products = tokens * 4 * ((query + 2 * kv + 2 * c.ffn) / tensor + 2 * c.width)
+    number = 4 if c.family == "llama" else 2
+    products = tokens * number * (product_numbers(c) / tensor + 2 * c.width)
     layer_input = tokens * 2 * c.width
     remat = REMATS[recipe.remat.kind]
     kept = remat.kept(c.layers, layer_input, products, scores)
@@ -49,27 +52,47 @@ def arithmetic(
     working = max(2 * scores, logits)
     least = argument_bytes + int(CERTAIN_SHARE * (kept + working + gradients))
     # Products, and traffic to the chip's own memory.
-    weights = c.layers * c.width * (2 * query + 2 * kv + 3 * c.ffn) + c.vocab * c.width
+    params = arguments[0]["params"] if recipe.task == "train" else arguments[1]
+    dense, of_experts = token_weights(c, params)
+    weights = dense + c.vocab * c.width + recipe.seq * attended_numbers(c) * c.layers
+    # Experts over `expert` are not divided over `tensor`, too.
+    weights = weights / tensor + of_experts / (expert if expert > 1 else tensor)
     passes = (3 if recipe.task == "train" else 2) + remat.recomputed
-    flops = 2 * passes * recipe.batch * recipe.seq / chips
-    flops *= weights + 2 * recipe.seq * query * c.layers
+    flops = 2 * passes * recipe.batch * recipe.seq * weights / (fsdp * data)
     head = 2 * c.vocab * c.width * (recipe.seq // recipe.chunk - 1)  # read again for each chunk
     moved = recipe.micro * passes * (device_bytes(arguments[:2]) + head) + 2 * argument_bytes
     seconds = max(flops / chip.flops, moved / chip.bandwidth)
     # Between chips: weights and gradients over `fsdp` and `data`, activations over `tensor`.
-    trained = nbytes(arguments[0]["params"]) / tensor
+    trained = _bytes_over(arguments[0]["params"], tensor, expert)
     if recipe.shared:  # weights are gathered for both passes, gradients are summed and divided
-        frozen = nbytes(arguments[1:-1]) / tensor
+        frozen = _bytes_over(arguments[1], tensor, expert) if recipe.task == "lora" else 0
         received = (2 * frozen + 3 * trained) * (1 - 1 / fsdp)
         received += _all_reduce(trained / fsdp, data)
     else:
         received = _all_reduce(trained, fsdp * data)
     sums = 4 + 2 * remat.recomputed  # of a layer: two in each of the passes forward and backward
     received += _all_reduce(c.layers * sums * layer_input, tensor)
+    received += _all_reduce(c.layers * sums / 2 * layer_input, expert)
     seconds += recipe.micro * received / chip.links
     if recipe.offload:
         seconds += 2 * nbytes(arguments[0]["opt"]) / HOST
     return least, seconds
+
+
+def _unread(recipe: Recipe, config: Any, params: Any) -> float:
+    """Bytes on a chip of experts that a step of generation does not read."""
+    mixture, axes = getattr(config, "mixture", None), recipe.axes
+    if not mixture:
+        return 0.0
+    rows = recipe.batch / (axes.get("data", 1) * axes.get("fsdp", 1))
+    chosen = rows * mixture.per_token * axes.get("expert", 1) / mixture.experts
+    return device_bytes(split_experts(params)[1]) * max(1 - chosen, 0.0)
+
+
+def _bytes_over(params: Any, tensor: int, expert: int) -> float:
+    """Bytes of params that one device of `tensor` and `expert` works with."""
+    others, experts = split_experts(params)
+    return (nbytes(others) + nbytes(experts) / expert) / tensor
 
 
 def _all_reduce(size: float, devices: int) -> float:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..architectures.decoder import scaled_logits
+from ..architectures.layers import row
 from ..core.leaf import is_encoded
 from ..core.lifting import dot_general, lift
 from ..models.model import family
@@ -35,4 +37,14 @@ def logits_of(config, params, x: Array) -> Array:
     """The logits (B, T, vocab) in f32 of x (B, T, width)."""
     head, axis = head_matrix(config, params)
     dims = (((2,), (axis,)), ((), ()))
-    return dot_general(x, head, dims, preferred_element_type=jnp.float32)
+    products = dot_general(x, head, dims, preferred_element_type=jnp.float32)
+    return finished(config, params, products)
+
+
+def finished(config, params, products: Array) -> Array:
+    """The logits (B, T, vocab) in f32 of their products, with bias, factor and soft cap."""
+    if config.family == "gpt2":
+        return products
+    if config.head_bias:
+        products = products + row(params["head"]["bias"], products)
+    return scaled_logits(products, config)

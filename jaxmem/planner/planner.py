@@ -18,6 +18,7 @@ from ..core.arguments import AT_LEAST_0, NAMES, OPTIONAL_BYTES, POSITIVE, Kind, 
 from ..models import Model, load
 from ..train.remat_policy import Remat
 from .estimates import arithmetic
+from .model_limits import cache_bits, check_model, expert_count
 from .price import noise, price
 from .recipe import STATES, Recipe
 from .search import SLACK, Candidate, prove
@@ -112,7 +113,7 @@ def plan(
     candidate only. Arrays are laid out by `jm.layouts` on each mesh (see `Recipe`).
 
     Args:
-        model: a name that `models.load` takes, or a `Model`, which may be abstract; a Llama.
+        model: a name that `models.load` takes, or a `Model`, which may be abstract; a decoder.
         device: a name that `memory` takes.
         task: "train" (all weights), "lora" (adapters beside frozen weights) or "serve".
         batch: rows of a step, on all devices together.
@@ -121,14 +122,16 @@ def plan(
         encodings: codecs to try for weights that are not trained; None is bfloat16.
         states: forms of the optimizer's state to try, of `float32`, `bfloat16` and `int8`.
         meshes: sizes of mesh axes to try, such as `{"fsdp": 4, "tensor": 2}`; by default
-            combinations of `fsdp` and `tensor` to train, of `data` and `tensor` to serve.
+            combinations of `fsdp` and `tensor` to train, of `data` and `tensor` to serve, and of
+            `data` and `expert` to serve a mixture of experts.
         most: the number of kinds that must fit.
         timeout: seconds for one compile.
         tell: called with each candidate that was estimated or compiled.
 
     Raises:
         ValueError: nothing fits (the message says the fewest bytes that a recipe needs), `device`
-            or `task` is unknown, or no mesh of the chips divides the batch.
+            or `task` is unknown, no mesh of the chips divides the batch, or the model is no decoder
+            or cannot do what is asked (see `build`).
         CompileError: the compiler was lost at every candidate.
 
     Example:
@@ -152,9 +155,11 @@ def plan(
     plain = {"remat": Remat("none"), "chunk": max(seq, 1)}
     first = Recipe(name, device, task, batch, seq, **plain)
     model = load(model) if isinstance(model, str) else model
+    check_model(model, first)
     built = functools.lru_cache(maxsize=64)(lambda recipe: build(recipe, model=model))
     chip = on.device if on else Device(limit, 1e12, 1e11, 1e10)  # peaks of a CPU are guessed
-    meshes = meshes or meshes_to_try(task, batch, on.count if on else 1) or [None]
+    experts = expert_count(model.config)
+    meshes = meshes or meshes_to_try(task, batch, on.count if on else 1, experts) or [None]
     naive = built(dataclasses.replace(first, mesh=meshes[0]))
     guess = functools.cache(lambda r: arithmetic(r, model.config, built, chip))
     price_of = lambda recipe: price(guess(recipe)[1], noise(recipe))
@@ -165,7 +170,8 @@ def plan(
     rows: list[Candidate] = []
     fit = 0  # kinds that fit
     order = lambda kind: (kind[0].state == "int8", min(map(price_of, kind)))
-    for kind in sorted(kinds(first, encodings, states, meshes), key=order):
+    of_model = kinds(first, encodings, states, meshes, cache_bits(model.config))
+    for kind in sorted(of_model, key=order):
         if fit == most or (fit and kind[0].state == "int8"):
             break
         # Within a kind: the cheapest recipe of each size, with a better bound where one is known.

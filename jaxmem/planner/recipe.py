@@ -17,7 +17,7 @@ from ..train.remat_policy import Remat
 TASKS = ("train", "lora", "serve")
 # The forms of an optimizer's state. The last takes a compiler minutes.
 STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}
-MESH_AXES = ("data", "fsdp", "tensor")  # the axes of `jm.mesh` that a recipe can name
+MESH_AXES = ("data", "fsdp", "expert", "tensor")  # the axes of `jm.mesh` that a recipe can name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,9 @@ class Recipe:
             they are laid out as `jm.layouts.tensor` says, and only the optimizer's state and the
             batch are divided over `fsdp`.
         mesh: the sizes of axes of `jm.mesh`: `{"fsdp": 8}`, `{"fsdp": 4, "tensor": 2}`. Rows of
-            the batch are divided over `data` and `fsdp`. By default all chips of the device are
-            one axis: `fsdp`, or to serve `tensor` (`data` if not `shared`).
+            the batch are divided over `data` and `fsdp`, the experts of a mixture over `expert`.
+            By default all chips of the device are one axis: `fsdp`, or to serve `tensor` (`data`
+            if not `shared`).
 
     Raises:
         ValueError: a value is not one of those above, or values do not go together.

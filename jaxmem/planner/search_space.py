@@ -43,14 +43,19 @@ REMATS = {
 }
 
 
-def meshes(task: str, batch: int, count: int) -> list[dict[str, int] | None]:
+def meshes(task: str, batch: int, count: int, experts: int = 1) -> list[dict[str, int] | None]:
     """The meshes of `count` chips that `plan` tries, without those that the rows do not divide.
+
+    A mixture of `experts` is also served with its experts over `expert`. To train one, no mesh with
+    this axis is tried: rows are not divided over it, so each of its devices computes attention.
 
     Example:
         >>> meshes("train", 8, 8)
         [{'fsdp': 8}, {'fsdp': 4, 'tensor': 2}, {'fsdp': 2, 'tensor': 4}]
         >>> meshes("serve", 2, 4), meshes("serve", 2, 1)
         ([{'tensor': 4}, {'data': 2, 'tensor': 2}], [None])
+        >>> meshes("serve", 1, 8, experts=128)
+        [{'tensor': 8}, {'expert': 8}]
     """
     if count == 1:
         return [None]
@@ -62,6 +67,9 @@ def meshes(task: str, batch: int, count: int) -> list[dict[str, int] | None]:
         tensors = [n for n in TENSOR_SIZES if n in powers and n < count]
         rows = "fsdp"
     sizes = [{rows: count // n, "tensor": n} for n in tensors if batch % (count // n) == 0]
+    if task == "serve":
+        over = [n for n in tensors if n > 1 and experts % n == 0 and batch % (count // n) == 0]
+        sizes += [{rows: count // n, "expert": n} for n in over]
     return [{name: n for name, n in axes.items() if n > 1} for axes in sizes]
 
 
@@ -70,11 +78,12 @@ def kinds(
     encodings: Sequence[Any],
     states: Sequence[str],
     meshes: Sequence[Mapping[str, int] | None],
+    cache_bits: Sequence[int] = (16, 8, 4),
 ) -> Iterator[list[Recipe]]:
     """Recipes in lists: within one, remat, micro-batches and chunks trade seconds for bytes."""
     change = functools.partial(dataclasses.replace, first)
     if first.task == "serve":
-        for codec, bits, mesh in itertools.product(encodings, (16, 8, 4), meshes):
+        for codec, bits, mesh in itertools.product(encodings, cache_bits, meshes):
             prompts = [n for n in PROMPTS if n <= first.seq and (bits == 16 or n >= 64)]
             knobs = dict(encoding=codec, cache_bits=bits, mesh=mesh)
             yield [change(**knobs, prompt=n) for n in prompts or [1]]

@@ -24,11 +24,13 @@ from ..parallel.constraints import constrain
 from ..train.chunked_cross_entropy import next_token_loss
 from ..train.gradient_accumulation import accumulate
 from ..train.remat_policy import remat
-from .model_head import head_matrix, hidden, logits_of
+from .model_head import finished, head_matrix, hidden, logits_of
+from .model_limits import check_model
 from .recipe import STATES, Recipe
 from .step_layout import StepLayout, step_mesh
 
 _WEIGHTS = ".*(kernel|embedding)"  # paths of the weights that are encoded
+_PAIRS = r"layers(_\d+)?/.*kernel"  # and of those that have a LoRA pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +87,15 @@ def build(
 
     Args:
         recipe: its values choose the step, see `Recipe`.
-        model: used instead of loading `recipe.model`; a Llama.
+        model: used instead of loading `recipe.model`; a decoder of any family.
         mesh: devices of `jm.mesh`, to run the step on; by default the mesh that the recipe
             names, which is abstract for a TPU or GPU: to compile for.
         optimizer: `optax.adamw(1e-4)` by default; its state has the form `recipe.state`.
 
     Raises:
-        ValueError: the model is no Llama, `mesh` is not the recipe's, or the mesh does not divide
-            the rows of a micro-batch.
+        ValueError: the model is no decoder, or the recipe asks for what its family cannot do (the
+            message says what); `mesh` is not the recipe's, or the mesh does not divide the rows of
+            a micro-batch.
 
     Example:
         >>> import jax, jaxmem as jm
@@ -106,8 +109,7 @@ def build(
         [(2, 16)]
     """
     model = load(recipe.model) if model is None else model
-    if model.config.family != "llama":
-        raise ValueError(f"{model.source} is of family {model.config.family!r}, expected llama")
+    check_model(model, recipe)
     layout = StepLayout(step_mesh(recipe, mesh), model.config, recipe.shared)
     rows = recipe.batch // recipe.micro
     if recipe.task != "serve" and rows % layout.row_devices:
@@ -143,15 +145,14 @@ def _train(recipe, model, layout, optimizer):
 def _lora(recipe, model, layout, optimizer):
     optimizer = STATES[recipe.state](optimizer)
     frozen = _encoded(recipe, model)
-    where = "layers/.*kernel"
-    pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, where), jax.random.key(0))
+    pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, _PAIRS), jax.random.key(0))
     state = jax.eval_shape(lambda pairs: _state(pairs, optimizer), pairs)
     places = layout.state_shardings(state, pairs=True)
     loss = _loss(recipe, model.config)
 
     def init(params, key):
         params = _encode(recipe, model, params)
-        pairs = adapters(key, params, recipe.rank, where)
+        pairs = adapters(key, params, recipe.rank, _PAIRS)
         state = layout.put(_state(pairs, optimizer), places)
         return _hosted(recipe, state), layout.weights(params)
 
@@ -238,8 +239,9 @@ def _loss(recipe, config):
     def loss(params, ids):
         head, axis = head_matrix(config, params)
         x = constrain(body(params, ids))
+        logits = lambda products: finished(config, params, products)
         with jax.named_scope("loss"):
-            return next_token_loss(x, head, ids, axis=axis, chunk=recipe.chunk)
+            return next_token_loss(x, head, ids, axis=axis, chunk=recipe.chunk, logits=logits)
 
     return loss
 

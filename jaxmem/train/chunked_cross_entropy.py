@@ -1,6 +1,7 @@
 """next_token_loss: mean of −log softmax(x · head)[next id], with few logits in memory at a time."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,13 +21,22 @@ _HEAD = Kind(
 
 
 @takes(x=_HIDDEN, head=_HEAD, ids=IDS, chunk=POSITIVE)
-def next_token_loss(x: Array, head: Any, ids: Array, *, axis: int = 0, chunk: int = 512) -> Array:
+def next_token_loss(
+    x: Array,
+    head: Any,
+    ids: Array,
+    *,
+    axis: int = 0,
+    chunk: int = 512,
+    logits: Callable[[Array], Array] = lambda products: products,
+) -> Array:
     """The mean cross entropy of predicting each next id, in nats, in f32.
 
     Shapes: hidden states x (B, T, D); `head` (D, V), or (V, D) with `axis=1`, dense or encoded; ids
     (B, T) int32. Logits are computed for `chunk` positions at a time, which takes B · chunk · V · 4
     bytes, and computed again in the backward pass. All logits would take B · T · V · 4 bytes, and
-    their gradient as many.
+    their gradient as many. `logits` makes them of the products (B, chunk, V) in f32: by a bias, a
+    factor or a soft cap, where a model has one; the loss has gradients for what it closes over.
 
     Raises:
         ValueError: `chunk` does not divide T, or `head` does not take vectors of D.
@@ -53,9 +63,9 @@ def next_token_loss(x: Array, head: Any, ids: Array, *, axis: int = 0, chunk: in
     def add(total, inputs):
         x, targets, counted = inputs
         dims = (((2,), (axis,)), ((), ()))
-        logits = dot_general(x, head, dims, preferred_element_type=jnp.float32)
-        chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-        loss = jax.nn.logsumexp(logits, axis=-1) - chosen
+        scores = logits(dot_general(x, head, dims, preferred_element_type=jnp.float32))
+        chosen = jnp.take_along_axis(scores, targets[..., None], -1)[..., 0]
+        loss = jax.nn.logsumexp(scores, axis=-1) - chosen
         return total + jnp.where(counted, loss, 0.0).sum(), None
 
     total, _ = lax.scan(

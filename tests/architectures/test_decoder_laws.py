@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cheap_jit import jit
-from test_decoders import member
+from reference_models import member
 
 import jaxmem as jm
 from jaxmem.architectures import decoder

@@ -1,32 +1,14 @@
 """Every family of decoders computes what transformers computes, at once and token by token."""
 
-import functools
-import json
-import pathlib
-
 import cheap_jit
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn_weights import drawn
 from flax.traverse_util import flatten_dict
-from reference_models import read
+from reference_models import MEMBERS, member
 
 from jaxmem.architectures import decoder
-
-FOLDER = pathlib.Path(__file__).parents[1] / "reference/decoders"
-MEMBERS = sorted(path.stem for path in FOLDER.glob("*.npz"))
-
-
-@functools.cache
-def member(name):
-    """The config, the parameters, and the file with `ids` and the `logits` of transformers."""
-    file = dict(np.load(FOLDER / f"{name}.npz"))
-    config = decoder.Config.from_hf(json.loads(str(file["config"])))
-    shapes = json.loads(str(file["shapes"]))
-    tensors = {path: drawn(path, shape) for path, shape in shapes.items()}
-    return config, read(decoder.weights(config), tensors), file, shapes
 
 
 @pytest.mark.parametrize("name", MEMBERS)

@@ -10,8 +10,8 @@ import pytest
 from cheap_jit import jit
 from drawn_weights import drawn
 from jax.sharding import PartitionSpec as P
+from reference_models import member
 from safetensors.numpy import save_file
-from test_decoders import member
 
 import jaxmem as jm
 from jaxmem.architectures.decoder import Config, module
