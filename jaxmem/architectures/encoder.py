@@ -32,6 +32,7 @@ from .layers import (
     split_heads,
 )
 from .patch_embedding import PatchEmbedding
+from .pooling import Pool
 
 
 def module(config: Config) -> "Encoder":
@@ -53,7 +54,8 @@ class Encoder(nn.Module):
 
     With `config.patches` the input are pixels (B, channels, height, width), without a mask.
     `types` (B, T) are the segments that tokens are of, the first one if it is None. With a head
-    the result is its logits in f32: (B, labels) for "sequence", else (B, T, labels or vocab).
+    the result is its logits in f32: (B, labels) for "sequence", else (B, T, labels or vocab); for
+    "vector" it is (B, d).
     """
 
     config: Config
@@ -89,6 +91,8 @@ class Encoder(nn.Module):
             of_run = jax.tree.map(lambda a: a[rows], values)  # noqa: B023
             x, _ = layers(c, run.kind, name=run.name)(x, of_run, mask[:, None, None, None], bias)
         x = LayerNorm(c.eps, c.norm_bias, name="final_norm")(x) if c.pre_norms else x
+        if c.head == "vector":
+            return Pool(c, name="pool")(x, mask, ids)
         return Head(c, name="head")(x, mask, embed) if c.head else x
 
     def _patches(self, pixels: Array, mask: Any, types: Any) -> tuple[Array, Array]:

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 from .config_sizes import check_positive, check_types, set_head_dim
 from .decoder_config import ACTIVATIONS
 from .patch_embedding import Patches
+from .pooling import POOLS
 
-HEADS = ("", "masked_lm", "sequence", "tokens", "span")
+HEADS = ("", "masked_lm", "sequence", "tokens", "span", "vector")
 _CHOICES = {
     "positions": ("learned", "rotary", "none"),
     "activation": ACTIVATIONS,
     "head": HEADS,
     "head_activation": ("", *ACTIVATIONS),
+    "pool": POOLS,
 }
 
 
@@ -25,7 +27,7 @@ class Config:
 
     `head` is what maps the hidden states to the output: "" for none, "masked_lm" to logits of
     every token's id, "tokens" to `labels` for every token, "span" to the start and the end of an
-    answer, "sequence" to `labels` for the text.
+    answer, "sequence" to `labels` for the text, "vector" to one vector by `pool`, without a linear.
 
     The input are tokens, or with `patches` images; then `vocab` is 0.
 
@@ -97,6 +99,9 @@ class Config:
     head_bias: bool = True  # of the linear before it
     head_mean: bool = False  # the head of a text reads the mean of its tokens, not the first
     head_both: bool = False  # it reads the first token and the mean of the others
+    pool: str = "first"  # the vector is that of this token: "first", "last", "end", "highest" (id);
+    # or "attention": what a learned query attends to
+    end: int | None = None  # the id of the token "end"
 
     tensor_names: str = "bert"  # whose names the tensors of a checkpoint have
 
@@ -114,6 +119,8 @@ class Config:
         for name, words in _CHOICES.items():
             if getattr(self, name) not in words:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {words}")
+        if (self.pool == "end") != (self.end is not None):
+            raise ValueError(f"end is {self.end} with pool {self.pool!r}, expected an id for 'end'")
         if self.head_activation and not self.head:
             raise ValueError(f"head_activation is {self.head_activation!r} without a head")
         _check_positions(self)
@@ -128,7 +135,7 @@ class Config:
         """The configuration of the same encoder, whose output are the hidden states."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         names = ("head", "labels", "head_activation", "head_norm", "head_bias")
-        names += ("head_mean", "head_both")
+        names += ("head_mean", "head_both", "pool", "end")
         return dataclasses.replace(self, **{name: defaults[name] for name in names})
 
     @property
@@ -195,8 +202,9 @@ def _check_inputs(c: Config) -> None:
     for name, value in plain.items():
         if getattr(c, name) != value:
             raise ValueError(f"{name} is {getattr(c, name)!r} with patches, expected {value!r}")
-    if c.head == "masked_lm":
-        raise ValueError("head is 'masked_lm' with patches, which have no vocabulary")
+    if c.head == "masked_lm" or c.pool in ("end", "highest"):
+        name = "head" if c.head == "masked_lm" else "pool"
+        raise ValueError(f"{name} is {getattr(c, name)!r} with patches, which have no vocabulary")
 
 
 def _beyond_bert(config: Config) -> bool:

@@ -9,6 +9,7 @@ from .encoder_names import NAMES
 from .layer_maps import Rows, linear_maps, stack_map
 from .patch_weights import patch_maps
 from .segments import Segment
+from .tensor_layouts import Reshaped
 from .weight_map import WeightMap
 
 
@@ -34,6 +35,8 @@ def weights(config: Any) -> dict[str, WeightMap]:
                 maps[path.replace("layers", run.name, 1)] = _one(of_run) if c.shared else of_run
     if c.pre_norms:
         maps |= _norm("final_norm", names["final_norm"], c.width, c.norm_bias)
+    if c.head == "vector":
+        return maps | (_attention_pool(c, names) if c.pool == "attention" else {})
     return maps | (_head(c, names) if c.head else {})
 
 
@@ -117,6 +120,20 @@ def _head(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
         return maps | {"head/bias": WeightMap((names["masked_lm/bias"],), (c.vocab,))}
     labels = 2 if c.head == "span" else c.labels
     return maps | _linear("head/out", names[f"{c.head}/out"], (1 + c.head_both) * c.width, labels)
+
+
+def _attention_pool(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
+    """The query of attention pooling, its linears, its norm and its MLP."""
+    d, qkv = c.width, names["pool/qkv"]
+    maps = {"pool/probe": WeightMap((names["pool/probe"],), (d,), Reshaped((1, 1, d), (d,)))}
+    for i, part in enumerate("qkv"):
+        rows = Rows(i * d, d)
+        maps[f"pool/{part}/kernel"] = WeightMap((f"{qkv}_weight",), (d, d), rows)
+        maps[f"pool/{part}/bias"] = WeightMap((f"{qkv}_bias",), (d,), rows)
+    sizes = {"pool/out": (d, d), "pool/mlp/up": (d, c.ffn), "pool/mlp/down": (c.ffn, d)}
+    for path, size in sizes.items():
+        maps |= _linear(path, names[path], *size)
+    return maps | _norm("pool/norm", names["pool/norm"], d, True)
 
 
 def _linear(

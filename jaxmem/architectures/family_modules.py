@@ -4,8 +4,9 @@ import importlib
 from types import ModuleType
 
 from .encoder_families import ENCODER_FAMILIES
+from .tower_families import TOWER_FAMILIES
 
-FAMILIES = ("llama", "decoder", "gpt2", "bert", "encoder")
+FAMILIES = ("llama", "decoder", "gpt2", "bert", "encoder", "two_towers")
 
 
 def family_module(name: str) -> ModuleType:
@@ -32,4 +33,6 @@ def module_of_model_type(kind: object) -> ModuleType:
     """
     if isinstance(kind, str) and kind in ENCODER_FAMILIES:
         return family_module("encoder")
+    if isinstance(kind, str) and kind in TOWER_FAMILIES:
+        return family_module("two_towers")
     return family_module("gpt2" if kind == "gpt2" else "decoder")

@@ -25,7 +25,7 @@ _HEAD, _MOST_NAMES = "lm_head.weight", 5
 # of a masked language model, which is the embedding, and what replaces masked patches in training.
 _HARMLESS = re.compile(
     r".*rotary_emb(eddings)?\.inv_freq|contact_head\..*|(h|layers)\.\d+\.attn?(ention)?\.((attention\.)?(masked_)?bias|causal_mask)"
-    r"|pooler\.(dense\.)?(weight|bias)|embeddings\.(position_ids|mask_token)"
+    r"|pooler\.(dense\.)?(weight|bias)|((text|vision)_model\.)?embeddings\.(position_ids|mask_token)"
     r"|((cls\.)?predictions\.|lm_head\.|)decoder\.(weight|bias)|(generator_lm_head|vocab_projector)\.weight"
 )
 _LAYER = re.compile(r"(?:(?:(?:de|en)coder\.)?layers?|h|blocks)\.(\d+)\.")

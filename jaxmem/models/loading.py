@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from ..architectures import published_configs
 from ..architectures.family_modules import family_module, module_of_model_type
+from ..architectures.tower_families import TOWER_FAMILIES
 from ..architectures.weight_map import WeightMap
 from ..core.arguments import FLOAT_TYPE, takes
 from ..core.lazy import Lazy
@@ -273,8 +274,9 @@ def _check_shapes(config: Any, tree: dict, path: pathlib.Path) -> None:
 
 def _config(hf: dict, source: Any) -> Any:
     with _prefixed(source):
-        text = hf.get("text_config")
-        kind = (text if isinstance(text, dict) else hf).get("model_type")
+        text, kind = hf.get("text_config"), hf.get("model_type")
+        if isinstance(text, dict) and kind not in TOWER_FAMILIES:
+            kind = text.get("model_type")
         return module_of_model_type(kind).Config.from_hf(hf)
 
 

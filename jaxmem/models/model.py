@@ -65,7 +65,8 @@ class Model:
         `apply(params, ids)`, with ids (B, T), gives logits (B, T, vocab) in f32; with `cache=` it
         gives (logits, cache). For an encoder `apply(params, ids, mask)` gives hidden states (B, T,
         width), or the logits of its head; a third array has the segment types. An encoder of images
-        takes pixels (B, channels, height, width). Works under every JAX transformation.
+        takes pixels (B, channels, height, width), two towers `apply(params, ids, pixels, mask)`, of
+        which ids or pixels may be None. Works under every JAX transformation.
 
         Raises:
             ValueError: there are more tokens than the model has positions; ids that are not traced

@@ -106,7 +106,7 @@ def test_layers_that_are_no_stack_of_alike_ones_cannot_be_removed(name):
 
 
 def test_each_head_has_a_reference():
-    assert {member(name)[0].head for name in MEMBERS} == set(HEADS)
+    assert {member(name)[0].head for name in MEMBERS} == set(HEADS) - {"vector"}  # of towers
 
 
 @pytest.mark.parametrize(

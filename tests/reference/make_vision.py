@@ -24,6 +24,12 @@ SMALL = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3)
 IMAGE = SMALL | dict(image_size=12, patch_size=4)
 DINO = IMAGE | dict(mlp_ratio=2)
 WIDE = IMAGE | dict(intermediate_size=28)
+TEXT = SMALL | dict(intermediate_size=28, vocab_size=37, max_position_embeddings=11,
+                    bos_token_id=1, eos_token_id=3, pad_token_id=3)  # fmt: skip
+WIDER = WIDE | dict(hidden_size=32, num_attention_heads=2)
+CLIP = dict(text_config=TEXT, vision_config=WIDER, projection_dim=20)
+OLD_CLIP = CLIP | dict(text_config=TEXT | dict(eos_token_id=2, hidden_act="gelu"))
+SIGLIP = dict(text_config=TEXT | dict(projection_size=32), vision_config=WIDER)
 MODELS = {  # name: (class of transformers, options, shape of the pixels)
     "vit": ("ViTModel", WIDE | dict(image_size=(8, 12), num_channels=2), (2, 2, 8, 12)),
     "vit_classes": (
@@ -32,6 +38,9 @@ MODELS = {  # name: (class of transformers, options, shape of the pixels)
         (2, 3, 12, 12),
     ),
     "dinov2_classes": ("Dinov2ForImageClassification", DINO, (2, 3, 12, 12)),
+    "clip": ("CLIPModel", CLIP, (2, 3, 12, 12)),
+    "clip_old": ("CLIPModel", OLD_CLIP, (2, 3, 12, 12)),
+    "siglip": ("SiglipModel", SIGLIP, (2, 3, 12, 12)),
     "dinov2_gated": ("Dinov2Model", DINO | dict(use_swiglu_ffn=True), (1, 3, 21, 8)),
 }
 PROCESSORS = {  # name: (start of the class, options)
@@ -52,16 +61,32 @@ def make(name, options, shape):
         model_class(config).save_pretrained(folder)
         file = pathlib.Path(folder, "model.safetensors")
         shapes = {name: tuple(x.shape) for name, x in load_file(file).items()}
-        weights = {name: drawn(name, shape) for name, shape in shapes.items()}
+        weights = {name: np.asarray(drawn(name, shape)) for name, shape in shapes.items()}
         save_file(weights, file, {"format": "pt"})
         text = pathlib.Path(folder, "config.json").read_text()
         model = model_class.from_pretrained(folder, attn_implementation="eager").eval()
-    inputs = {"pixels": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    rng = np.random.default_rng(0)
+    inputs = {"pixels": rng.standard_normal(shape).astype(np.float32)}
+    if "text_config" in options:
+        ids = rng.integers(4, config.text_config.vocab_size, (3, 9)).astype(np.int32)
+        mask = np.arange(9) < np.array([[9], [6], [5]])
+        ids = np.where(mask, ids, 3)
+        inputs = {"ids": ids, **inputs, "mask": mask}
+    words = {"ids": "input_ids", "mask": "attention_mask", "pixels": "pixel_values"}
     with torch.no_grad():
-        out = model(pixel_values=torch.tensor(inputs["pixels"]))
-    output = out.logits if hasattr(out, "logits") else out.last_hidden_state
+        out = model(**{words[k]: torch.tensor(x) for k, x in inputs.items()})
     texts = {"config": json.dumps(json.loads(text)), "shapes": json.dumps(shapes)}
-    return {k: np.array(x) for k, x in texts.items()} | inputs | {"output": output.numpy()}
+    return {k: np.array(x) for k, x in texts.items()} | inputs | output_of(out)
+
+
+def output_of(out):
+    """The logits or hidden states; of two towers the logits, and the vectors of both."""
+    if hasattr(out, "logits_per_image"):
+        arrays = {"output": out.logits_per_image, "of_texts": out.text_embeds}
+        arrays["of_images"] = out.image_embeds
+    else:
+        arrays = {"output": out.logits if hasattr(out, "logits") else out.last_hidden_state}
+    return {name: x.numpy() for name, x in arrays.items()}
 
 
 def make_processed():
