@@ -18,7 +18,13 @@ from ..parallel.constraints import constrain
 from .encoder_config import Config as Config
 from .encoder_disentangled import disentangled_bias, distance_rows
 from .encoder_head import Head
-from .encoder_positions import distance_buckets, in_window, per_layer, table_rows
+from .encoder_positions import (
+    distance_buckets,
+    in_window,
+    per_layer,
+    table_rows,
+    token_distances,
+)
 from .encoder_weights import runs
 from .encoder_weights import weights as weights
 from .feed_forward import MLP
@@ -73,7 +79,8 @@ class Encoder(nn.Module):
         bias = None
         if c.buckets:
             table = Embed(c.buckets, c.heads, name="distances")
-            bias = table(distance_buckets(ids.shape[1], c.buckets)).transpose(2, 0, 1)[None]
+            distances = token_distances(ids.shape[1], ids.shape[1])
+            bias = table(distance_buckets(distances, c.buckets)).transpose(2, 0, 1)[None]
         if c.span:
             table = Embed(2 * c.span, c.width, name="distances")(jnp.arange(2 * c.span)[None])
             bias = LayerNorm(c.eps, c.norm_bias, name="distances_norm")(table)

@@ -16,7 +16,7 @@ def distance_rows(length: int, span: int, farthest: int) -> Array:
         >>> distance_rows(10, 4, 16)[9].tolist()
         [7, 7, 7, 7, 7, 7, 7, 6, 5, 4]
     """
-    distance = token_distances(length)
+    distance = token_distances(length, length)
     if farthest:
         half, away = span // 2, jnp.abs(distance)
         share = jnp.log(jnp.maximum(away, half).astype(jnp.float32) / half)

@@ -9,8 +9,6 @@ from jax import Array, lax
 
 from .positions import rope_frequencies
 
-_FARTHEST = 128  # tokens; beyond it all distances have one bucket
-
 
 def table_rows(ids: Array, pad: int | None) -> Array:
     """The row of each token in the table of positions: (1, T), or (B, T) with `pad`.
@@ -42,29 +40,32 @@ def per_layer(config: Any) -> dict[str, np.ndarray]:
 
 def in_window(length: int, window: Array) -> Array:
     """Which tokens are at most `window` tokens from each other: (1, 1, 1, length, length)."""
-    return (jnp.abs(token_distances(length)) <= window)[None, None, None]
+    return (jnp.abs(token_distances(length, length)) <= window)[None, None, None]
 
 
-def distance_buckets(length: int, buckets: int) -> Array:
-    """The bucket of the distance of each key from each query (Raffel et al., 2020).
+def distance_buckets(
+    back: Array, buckets: int, farthest: int = 128, *, both_ways: bool = True
+) -> Array:
+    """The bucket of each distance, in tokens from a key back from a query (Raffel et al., 2020).
 
-    The result is (length, length). Half of the buckets is for keys after the query. Of a half, the
-    first half has a bucket for each distance, and further distances share buckets, wider and wider
-    up to 128 tokens.
+    With `both_ways` half of the buckets is for keys after the query; without, such keys have the
+    bucket of the query itself. Of the buckets of one way, the first half has one for each distance,
+    and further distances share buckets, wider and wider up to `farthest` tokens.
 
     Example:
-        >>> distance_buckets(10, 8)[0].tolist()
+        >>> distance_buckets(token_distances(10, 10), 8)[0].tolist()
         [0, 5, 6, 6, 6, 6, 6, 6, 6, 6]
     """
-    distance = -token_distances(length)
-    half, exact = buckets // 2, buckets // 4
-    away = jnp.abs(distance)
-    growth = jnp.log(jnp.maximum(away, 1).astype(jnp.float32) / exact) / math.log(_FARTHEST / exact)
-    far = jnp.minimum(exact + (growth * (half - exact)).astype(jnp.int32), half - 1)
-    return jnp.where(distance > 0, half, 0) + jnp.where(away < exact, away, far)
+    count = buckets // 2 if both_ways else buckets
+    exact, away = count // 2, jnp.abs(back) if both_ways else jnp.maximum(back, 0)
+    growth = jnp.log(jnp.maximum(away, 1).astype(jnp.float32) / exact) / math.log(farthest / exact)
+    far = jnp.minimum(exact + (growth * (count - exact)).astype(jnp.int32), count - 1)
+    rows = jnp.where(away < exact, away, far)
+    return rows + jnp.where(back < 0, count, 0) if both_ways else rows
 
 
-def token_distances(length: int) -> Array:
-    """Tokens from key s back from query t: (length, length)."""
-    shape = (length, length)
-    return lax.broadcasted_iota(jnp.int32, shape, 0) - lax.broadcasted_iota(jnp.int32, shape, 1)
+def token_distances(queries: int, keys: int, position: Array | int = 0) -> Array:
+    """Tokens from key s back from query t, which is at `position` + t: (queries, keys)."""
+    shape = (queries, keys)
+    at = position + lax.broadcasted_iota(jnp.int32, shape, 0)
+    return at - lax.broadcasted_iota(jnp.int32, shape, 1)

@@ -3,10 +3,13 @@
 import importlib
 from types import ModuleType
 
+from ..io.json_fields import JsonFields
+from .decoder_checkpoints import FAMILIES as DECODER_FAMILIES
 from .encoder_families import ENCODER_FAMILIES
+from .seq2seq_families import SEQ2SEQ_FAMILIES
 from .tower_families import TOWER_FAMILIES
 
-FAMILIES = ("llama", "decoder", "gpt2", "bert", "encoder", "two_towers")
+FAMILIES = ("llama", "decoder", "gpt2", "bert", "encoder", "two_towers", "seq2seq")
 
 
 def family_module(name: str) -> ModuleType:
@@ -25,14 +28,22 @@ def family_module(name: str) -> ModuleType:
 
 
 def module_of_model_type(kind: object) -> ModuleType:
-    """The module that reads a config.json of this `model_type`: decoder.py's if it is unknown.
+    """The module that reads a config.json of this `model_type`.
+
+    Raises:
+        ValueError: no module does; the message names all that are known.
 
     Example:
         >>> module_of_model_type("roberta").__name__
         'jaxmem.architectures.encoder'
     """
-    if isinstance(kind, str) and kind in ENCODER_FAMILIES:
-        return family_module("encoder")
-    if isinstance(kind, str) and kind in TOWER_FAMILIES:
-        return family_module("two_towers")
-    return family_module("gpt2" if kind == "gpt2" else "decoder")
+    readers = {
+        "gpt2": ("gpt2",),
+        "encoder": ENCODER_FAMILIES,
+        "two_towers": TOWER_FAMILIES,
+        "seq2seq": SEQ2SEQ_FAMILIES,
+        "decoder": DECODER_FAMILIES,
+    }
+    known = sorted({kind for kinds in readers.values() for kind in kinds})
+    kind = JsonFields({"model_type": kind}).text("model_type", among=known)
+    return family_module(next(name for name, kinds in readers.items() if kind in kinds))

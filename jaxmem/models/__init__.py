@@ -8,6 +8,7 @@ from ..formats.image_processor import ImageProcessor as ImageProcessor
 from ..kv_cache.quantized import KVCache as KVCache
 from .activation_smoothing import awq as awq
 from .activation_smoothing import smooth as smooth
+from .beam_search import BeamSearch as BeamSearch
 from .generation import generate as generate
 from .loading import load as load
 from .model import Model as Model

@@ -24,7 +24,7 @@ def end_tokens(
     Raises:
         ValueError: a file is no JSON, or a field has the wrong type; the message names both.
     """
-    generation = _fields(folder / GENERATION)
+    generation = fields_of(folder / GENERATION)
     ids = dict.fromkeys((*configured, *generation.integers("eos_token_id")))
     ids |= dict.fromkeys(_turn_ends(folder, tokenizer) if tokenizer is not None else ())
     return tuple(i for i in ids if i >= 0)
@@ -32,7 +32,7 @@ def end_tokens(
 
 def _turn_ends(folder: pathlib.Path, tokenizer: "Tokenizer") -> list[int]:
     """The ids of the special tokens with which the chat template ends turns."""
-    fields = _fields(folder / TOKENIZER_CONFIG)
+    fields = fields_of(folder / TOKENIZER_CONFIG)
     template = _template(folder, fields)
     texts = [text for text in (*TURN_ENDS, *CONTROL_ENDS) if text in template]
     if "eos_token" in template:
@@ -54,6 +54,6 @@ def _template(folder: pathlib.Path, fields: JsonFields) -> str:
     return text + str(template)
 
 
-def _fields(path: pathlib.Path) -> JsonFields:
+def fields_of(path: pathlib.Path) -> JsonFields:
     """The fields of a JSON file, whose name is before theirs; none if there is no such file."""
     return JsonFields(read_object(path) if path.exists() else {}, f"{path}: ")

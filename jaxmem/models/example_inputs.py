@@ -16,7 +16,8 @@ def example_inputs(model: Model, length: int = 8) -> tuple[Any, ...]:
     """Shapes of the arguments that `model.apply` takes after its params, a batch of one row.
 
     Token ids (1, length) int32; an encoder also takes a mask (1, length) of bools, one of images
-    takes pixels, and a module of `from_flax` its own inputs, if they were given.
+    takes pixels, an encoder-decoder the ids of its decoder and a mask, and a module of
+    `from_flax` its own inputs, if they were given.
 
     Example:
         >>> import jaxmem as jm

@@ -12,11 +12,14 @@ from jax import Array
 
 from ..core.arguments import shown, takes
 from ..kv_cache.quantized import KVCache
+from .beam_search import BeamSearch, search_beams
 from .flax_model import FlaxModel
 from .model import Model, check_in_vocabulary
+from .output_tokens import banned_tokens, check_room, forced_tokens, without
 from .sampling import check_sampling, pick
-from .text_models import context, vocabulary
-from .token_logits import reader
+from .source_logits import source_reader
+from .text_models import reads_source, vocabulary
+from .token_logits import Reader, reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +56,13 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     cache: KVCache | None = None,
+    beams: BeamSearch | None = None,
+    forced: Sequence[int] | None = None,
     stream: Callable[[str], Any] | None = None,
 ) -> Generation:
     """Generates tokens after `prompt`, until the end tokens of the model's configuration.
+
+    An encoder-decoder reads the prompt, and generates a text of its own.
 
     Prompts of different lengths are run one length after the other: each gives the tokens that it
     gives without the others, and none is padded. The cache takes 2 * layers * batch * kv_heads *
@@ -74,6 +81,9 @@ def generate(
             2020).
         seed: the same seed draws the same tokens.
         cache: `KVCache(4)` holds keys and values in 4 bits; None holds floats.
+        beams: `BeamSearch(4)` searches for the most probable text with 4 beams.
+        forced: the tokens that every text of an encoder-decoder begins with, such as a language;
+            None for those of the model's configuration.
         stream: called with each new piece of text of a single prompt.
 
     Example:
@@ -91,23 +101,27 @@ def generate(
 
     Raises:
         ValueError: the model predicts no text, is not causal or has no weights; the prompt is
-            empty, holds ids outside the vocabulary or leaves no room in the context; a sampling
-            option is out of range.
+            empty, holds ids outside the vocabulary or leaves no room in the context; an option is
+            out of range, or does not go with the model or another option.
         TypeError: the prompt is neither text nor integers; `cache` is no KVCache.
     """
     rows = _tokens(model, prompt, vocabulary(model))
-    _check(model, max(map(len, rows)), max_new_tokens)
+    forced = forced_tokens(model, forced)
+    check_room(model, max(map(len, rows)), len(forced), max_new_tokens)
     check_sampling(temperature, top_k, top_p, seed)
-    if cache is not None and isinstance(model, FlaxModel):
-        raise ValueError(
-            f"cache is {cache}, expected None: {model.source} has its own cache or none"
-        )
+    sampled = temperature or top_k is not None or top_p is not None
+    if beams is not None and (sampled or cache is not None or stream is not None):
+        raise ValueError(f"{beams} goes without sampling, without a cache and without a stream")
+    own_cache = isinstance(model, FlaxModel) or reads_source(model)
+    if (cache is not None and own_cache) or (beams is not None and isinstance(model, FlaxModel)):
+        name, value = ("cache", cache) if cache is not None else ("beams", beams)
+        raise ValueError(f"{name} is {value}, expected None for {model.source}")
     if stream is not None and (model.tokenizer is None or len(rows) > 1):
         raise ValueError(f"stream wants a tokenizer and a single prompt, not {len(rows)}")
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    run = functools.partial(
-        _generate, model, max_new_tokens=max_new_tokens, cache=cache, stream=stream, **options
-    )
+    run = functools.partial(_sampled, stream=stream, **options)
+    run = run if beams is None else functools.partial(_searched, search=beams)
+    run = functools.partial(run, model, forced=forced, max_new_tokens=max_new_tokens, cache=cache)
     of_length: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         of_length.setdefault(len(row), []).append(index)
@@ -136,44 +150,95 @@ def _joined(rows: list[np.ndarray], runs: list[tuple[list[int], Generation]]) ->
     )
 
 
-def _generate(
+def _sampled(
     model: Model,
     ids: np.ndarray,
     *,
+    forced: tuple[int, ...],
     max_new_tokens: int,
+    cache: KVCache | None,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
     seed: int,
-    cache: KVCache | None,
     stream: Callable[[str], Any] | None,
 ) -> Generation:
     """`generate` for prompts `ids` (batch, tokens) of one length, with options that are checked."""
-    key, eos, (batch, length) = jax.random.key(seed), model.config.eos, ids.shape
-    read = reader(model, batch, length, max_new_tokens, cache)
-    new: list[np.ndarray] = []
+    key, eos, batch = jax.random.key(seed), model.config.eos, len(ids)
+    start = time.perf_counter()
+    step, read = _begin(model, ids, forced, max_new_tokens, cache)
+    new = [np.full(batch, token, np.int32) for token in forced]
     times: list[float] = []
-    shown, ended = "", np.zeros(batch, bool)
-    step, position = ids, 0
+    shown, ended, position = "", np.zeros(batch, bool), 0
     for i in range(max_new_tokens):
-        start = time.perf_counter()
-        logits = read(step, position)
+        logits = without(read(step, position), banned_tokens(model.config, i))
         token = pick(logits, key, i, temperature=temperature, top_k=top_k, top_p=top_p)
         token = np.where(ended, new[-1] if new else 0, token).astype(np.int32)
         times.append(time.perf_counter() - start)
+        start = time.perf_counter()
         new.append(token)
         ended |= np.isin(token, eos)
-        if stream is not None and not (text := _text(model, ids[0], new, 0)).endswith("\ufffd"):
-            stream(text[len(shown) :])
-            shown = text
+        if stream is not None:
+            text = _text(model, ids[0], [token[0] for token in new])
+            if not text.endswith("\ufffd"):
+                stream(text[len(shown) :])
+                shown = text
         if ended.all():
             break
-        step, position = token[:, None], length + i
-    rows = range(batch) if model.tokenizer is not None else ()
+        step, position = token[:, None], position + step.shape[1]
+    return _generation(model, ids, np.stack(new, axis=1), times)
+
+
+def _searched(
+    model: Model,
+    ids: np.ndarray,
+    *,
+    forced: tuple[int, ...],
+    max_new_tokens: int,
+    cache: None,
+    search: BeamSearch,
+) -> Generation:
+    """`generate` with beams, for prompts `ids` (batch, tokens) of one length."""
+    start = time.perf_counter()
+    first, read = _begin(model, ids, forced, max_new_tokens, cache, search.beams)
+    texts = search_beams(
+        read,
+        first,
+        search,
+        max_new_tokens=max_new_tokens,
+        forced=len(forced),
+        eos=model.config.eos,
+        banned=functools.partial(banned_tokens, model.config),
+    )
+    longest = max(map(len, texts))
+    new = np.array([(*forced, *text, *text[-1:] * (longest - len(text))) for text in texts])
+    return _generation(model, ids, new.astype(np.int32), [time.perf_counter() - start])
+
+
+def _begin(
+    model: Model,
+    ids: np.ndarray,
+    forced: tuple[int, ...],
+    max_new_tokens: int,
+    cache: KVCache | None,
+    beams: int = 1,
+) -> tuple[np.ndarray, Reader]:
+    """(the tokens (batch, n) that are read first, what gives the logits after them)."""
+    if not reads_source(model):
+        return ids, reader(model, len(ids) * beams, ids.shape[1], max_new_tokens, cache)
+    first = np.tile(np.array([model.config.start, *forced], np.int32), (len(ids), 1))
+    return first, source_reader(model, ids, first.shape[1] + max_new_tokens, beams)
+
+
+def _generation(
+    model: Model, prompt: np.ndarray, new: np.ndarray, times: list[float]
+) -> Generation:
+    """The result: new tokens (batch, tokens), with the seconds of each step."""
+    has_text = model.tokenizer is not None
     return Generation(
-        prompt=ids,
-        ids=np.stack(new, axis=1),
-        texts=tuple(_text(model, ids[b], new, b) for b in rows),
+        prompt=prompt,
+        ids=new,
+        texts=tuple(_text(model, *row) for row in zip(prompt, new)) if has_text else (),
         first_token_seconds=times[0],
         seconds_per_token=float(np.median(times[2:])) if len(times) > 2 else None,
     )
@@ -207,19 +272,10 @@ def _all_of(prompt: Any, kind: Any) -> bool:
     return is_list and all(isinstance(row, kind) for row in prompt)
 
 
-def _check(model: Model, length: int, max_new_tokens: int) -> None:
-    """Refuses a model that cannot generate so many tokens after prompts of up to `length`."""
-    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(model.tensors)):
-        raise ValueError(f"{model.source} has shapes only, expected a model with weights")
-    if max_new_tokens < 1 or length + max_new_tokens > context(model):
-        raise ValueError(
-            f"{max_new_tokens} tokens after a prompt of {length}, expected at least 1 and "
-            f"no more than {context(model)} together"
-        )
-
-
-def _text(model: Model, prompt: np.ndarray, new: list[np.ndarray], row: int) -> str:
-    """The text that the new tokens of a row add to the text of the prompt."""
+def _text(model: Model, prompt: np.ndarray, new: Sequence[int]) -> str:
+    """The text that new tokens add to that of the prompt; an encoder-decoder's is its own."""
+    new = list(map(int, new))
+    if reads_source(model):
+        return model.tokenizer.decode(new)
     before = model.tokenizer.decode(prompt.tolist())
-    both = model.tokenizer.decode([*prompt.tolist(), *(int(token[row]) for token in new)])
-    return both[len(before) :]
+    return model.tokenizer.decode([*prompt.tolist(), *new])[len(before) :]

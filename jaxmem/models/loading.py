@@ -36,6 +36,7 @@ from . import downloading, end_tokens, quantized_weights, tokenizer_files, unrea
 from .checkpoint_tensors import assemble, bare_name, nested, warn_of_unread, with_its_head
 from .flax_model import FAMILY
 from .model import FORMAT, PARAMS, RECORD, Model, family
+from .output_tokens import with_output_tokens
 from .processor_files import PREPROCESSOR, PROCESSOR, read_processor
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     if checkpoint.config_file.name == _CONFIG and hasattr(config, "eos"):
         folder, configured = checkpoint.config_file.parent, config.eos
         ends = end_tokens.end_tokens(folder, checkpoint.tokenizer, configured)
-        config = dataclasses.replace(config, eos=ends)
+        config = with_output_tokens(dataclasses.replace(config, eos=ends), folder)
     weight_maps = family(config).weights(config)
     tree = assemble(weight_maps, checkpoint.tensors, dtype or np.dtype("float32"), path)
     warn_of_unread(config, weight_maps, checkpoint.tensors, path)

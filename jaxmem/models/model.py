@@ -66,13 +66,15 @@ class Model:
         gives (logits, cache). For an encoder `apply(params, ids, mask)` gives hidden states (B, T,
         width), or the logits of its head; a third array has the segment types. An encoder of images
         takes pixels (B, channels, height, width), two towers `apply(params, ids, pixels, mask)`, of
-        which ids or pixels may be None. Works under every JAX transformation.
+        which ids or pixels may be None. For an encoder-decoder `apply(params, source, ids, mask)`
+        gives the logits (B, T, vocab) of its decoder's ids, with a mask of the source's real
+        tokens; without ids the decoder reads the source, too. Works under every JAX transformation.
 
         Raises:
             ValueError: there are more tokens than the model has positions; ids that are not traced
                 are outside the vocabulary.
         """
-        self._check_ids(*args[:1])
+        self._check_ids(*args)
         forward = self._forward
         if any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded))):
             from ..core.lifting import lift
@@ -84,12 +86,13 @@ class Model:
         """`apply` for dense params."""
         return family(self.config).module(self.config).apply({"params": params}, *args, **kwargs)
 
-    def _check_ids(self, ids: Any = None) -> None:
+    def _check_ids(self, *args: Any) -> None:
         """Refuses ids outside the vocabulary, which a look-up would clip; traced ids pass."""
-        traced = isinstance(ids, jax.core.Tracer | jax.ShapeDtypeStruct)
-        are_ids = ids is not None and self.config.vocab and not traced
-        if are_ids and getattr(ids, "is_fully_addressable", True):
-            check_in_vocabulary(np.asarray(ids), self.config.vocab)
+        arrays = args[: 2 if self.config.family == "seq2seq" else 1] if self.config.vocab else ()
+        for ids in arrays:
+            other = ids is None or isinstance(ids, dict | jax.core.Tracer | jax.ShapeDtypeStruct)
+            if not other and getattr(ids, "is_fully_addressable", True):
+                check_in_vocabulary(np.asarray(ids), self.config.vocab)
 
     def save(self, path: str | os.PathLike, params: dict | None = None) -> None:
         """Writes a directory that `load` reads: configuration, tokenizer, template and `params`.

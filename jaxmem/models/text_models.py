@@ -24,6 +24,11 @@ def context(model: Model) -> int:
     return model.config.context
 
 
+def reads_source(model: Model) -> bool:
+    """Whether a model writes a text of its own about the one it is given: an encoder-decoder."""
+    return model.config.family == "seq2seq"
+
+
 def vocabulary(model: Model) -> int:
     """The number of tokens that a model's logits are of.
 

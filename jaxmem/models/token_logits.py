@@ -17,10 +17,11 @@ from ..parallel.sharding import shard, shardings
 from .flax_model import FlaxModel
 from .model import Model
 
-_PROMPT_STEP, _CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often
+PROMPT_STEP, CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often
 
-# read(tokens (batch, n), position): logits (batch, vocab) after `tokens`, which stand at `position`
-Reader = Callable[[np.ndarray, int], Array]
+# read(tokens (batch, n), position): logits (batch, vocab) after `tokens`, the first at `position`.
+# With a third argument, `rows` (batch,), row i goes on with what row `rows[i]` has read.
+Reader = Callable[..., Array]
 
 
 def reader(
@@ -36,21 +37,22 @@ def _with_cache(
     model: Model, batch: int, length: int, max_new_tokens: int, cache: KVCache | None
 ) -> Reader:
     config, params = model.config, model.params
-    steps = length + -length % (BLOCK_TOKENS if cache else _PROMPT_STEP)
+    steps = length + -length % (BLOCK_TOKENS if cache else PROMPT_STEP)
     steps = steps if cache else min(steps, max(length, config.context))
     is_own = isinstance(model, FlaxModel)
     if config.by_token if is_own else getattr(config, "recurrence", None):
         steps = length  # a state would take in the padding
     room = max(steps, length + max_new_tokens)
-    room += -room % _CACHE_STEP
+    room += -room % CACHE_STEP
     room = min(room, config.context) if is_own else room  # its table of positions may end there
     dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
     empty = cache.empty(config, batch, room, dtype) if cache else config.cache(batch, room, dtype)
-    state = _shard_like(params, empty, config, batch)
+    state = shard_like(params, empty, config, batch)
     run = model.logits_after if is_own else functools.partial(logits_after, config)
 
-    def read(tokens: np.ndarray, position: int) -> Array:
+    def read(tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
         nonlocal state
+        state = state if rows is None else rows_of(state, rows)
         last = tokens.shape[1] - 1
         if position == 0:  # the cache takes a prompt in rounded lengths
             tokens = np.pad(tokens, ((0, 0), (0, steps - length)))
@@ -73,7 +75,13 @@ def logits_after(
     return lax.dynamic_index_in_dim(logits, last, axis=1, keepdims=False), cache
 
 
-def _shard_like(params: dict, cache: Any, config: Any, batch: int) -> Any:
+@functools.partial(jax.jit, donate_argnames="cache")
+def rows_of(cache: Any, rows: Array) -> Any:
+    """The rows (batch,) of a cache, whose arrays are (layers, batch, ...)."""
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache)
+
+
+def shard_like(params: dict, cache: Any, config: Any, batch: int) -> Any:
     """The cache on the devices of the weights, its heads and rows sharded like theirs."""
     where = getattr(jax.tree.leaves(params)[0], "sharding", None)
     if not isinstance(where, NamedSharding) or where.mesh.size == 1:
@@ -84,7 +92,7 @@ def _shard_like(params: dict, cache: Any, config: Any, batch: int) -> Any:
 
 def _without_cache(model: FlaxModel, batch: int, length: int) -> Reader:
     """Reads the text padded to one length, so that one program serves every step."""
-    room = min(length + -length % _PROMPT_STEP, model.config.context)
+    room = min(length + -length % PROMPT_STEP, model.config.context)
     text = np.zeros((batch, room), np.int32)
 
     def read(tokens: np.ndarray, position: int) -> Array:

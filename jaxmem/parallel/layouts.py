@@ -118,6 +118,12 @@ def cache(config: Any, mesh: Mesh | AbstractMesh, batch: int) -> Rules:
 
 def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     """Rules for each weight of the family, over those of the mesh axes `names` that divide it."""
+    of_family = _encoder_decoder_rules if c.family == "seq2seq" else _one_stack_rules
+    return of_family(c, mesh, names)
+
+
+def _one_stack_rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
+    """`_rules` of a model with one stack of layers."""
     mixture, latent = getattr(c, "mixture", None), getattr(c, "latent", None)
     recurrence = getattr(c, "recurrence", None)
     several = mixture is not None and any(mixture.dense) and not all(mixture.dense)
@@ -213,6 +219,35 @@ def _summed(
     summed = _over(mesh, names[:1] if names[0] == "tensor" else (), inputs, heads)
     left = tuple(n for n in names if n != "tensor" or not summed)
     return summed, _over(mesh, left, outputs)
+
+
+def _encoder_decoder_rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
+    """`_rules` of an encoder-decoder, whose two stacks may differ in heads and hidden units."""
+    over = lambda size, heads=None: _over(mesh, names, size, heads)
+    rules: Rules = {}
+    for stack, part in (("encoder", c.of_encoder()), ("decoder", c)):
+        of_heads, of_units = (part.heads * part.head_dim, part.heads), (part.ffn, None)
+        outside = {f"attn/{x}": (*of_heads, part.qkv_bias) for x in "qkv"}
+        outside |= {f"mlp/{x}": (*of_units, part.mlp_bias) for x in ("gate",) * c.gated + ("up",)}
+        inside = {"attn/out": of_heads, "mlp/down": of_units}
+        if stack == "decoder":
+            outside |= {f"cross/{x}": outside[f"attn/{x}"] for x in "qkv"}
+            inside["cross/out"] = of_heads
+        for name, (size, heads, biased) in outside.items():
+            rules[f".*{stack}/layers/{name}/kernel"] = P(None, None, over(size, heads))
+            if biased and (name[-1] != "k" or c.key_bias):
+                rules[f".*{stack}/layers/{name}/bias"] = P(None, over(size, heads))
+        for name, (size, heads) in inside.items():
+            over_both = _summed(mesh, names, size, c.width, heads)
+            rules[f".*{stack}/layers/{name}/kernel"] = P(None, *over_both)
+        if c.positions == "learned":
+            rows = over(part.context + c.position_offset)
+            rules[f".*{stack}/positions/embedding"] = P(rows)
+    rows = over(c.vocab)
+    rules[".*embed/embedding"] = P(rows) if rows else P(None, over(c.width))
+    if not c.tied:
+        rules[".*head/kernel"] = P(None, rows) if rows else P(over(c.width))
+    return rules
 
 
 def _mixture_rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...], path: str) -> Rules:

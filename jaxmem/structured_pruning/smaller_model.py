@@ -17,9 +17,11 @@ def check_layers(model: Model) -> None:
     """Refuses a model whose layers are not one stack of plain attention and one MLP.
 
     Raises:
-        ValueError: it has a mixture of experts, multi-latent attention or recurrent layers, its
-            layers share their weights, or the first one has no norm.
+        ValueError: it is an encoder-decoder, has a mixture of experts, multi-latent attention or
+            recurrent layers, its layers share their weights, or the first one has no norm.
     """
+    if model.config.family == "seq2seq":
+        raise ValueError(f"{model.source} is an encoder-decoder, expected a single stack of layers")
     for name in ("mixture", "latent", "recurrence", "shared", "bare_start"):
         if getattr(model.config, name, None):
             raise ValueError(

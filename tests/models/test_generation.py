@@ -12,7 +12,7 @@ from reference_models import reference
 import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.kv_cache.quantized import KVCache
-from jaxmem.models import Model
+from jaxmem.models import BeamSearch, Model
 from jaxmem.models.generation import generate
 from jaxmem.models.sampling import pick
 from jaxmem.models.token_logits import logits_after
@@ -37,6 +37,13 @@ def test_greedy_with_a_cache_equals_argmax_without(name):
         ids = np.concatenate([ids, token[:, None]], axis=1)
     assert (generate(m, ids[:, :3], max_new_tokens=10).ids == ids[:, 3:]).all()
     assert len(set(ids[0, 3:].tolist())) > 2
+
+
+def test_a_single_beam_is_greedy():
+    m, prompt = model("gpt2"), [3, 1, 4]
+    greedy = generate(m, prompt, max_new_tokens=6).ids
+    beams = generate(m, prompt, max_new_tokens=6, beams=BeamSearch(1)).ids
+    np.testing.assert_array_equal(beams, greedy)
 
 
 def test_prompts_of_different_lengths_each_write_what_they_write_alone():
@@ -169,6 +176,9 @@ def test_ids_outside_the_vocabulary_are_refused_where_they_are_not_traced(ids):
         ([1], {"top_p": 1.5}, "top_p is 1.5"),
         ([1], {"stream": print}, "stream wants a tokenizer"),
         ([1], {"cache": 4}, "cache is 4, expected a KVCache"),
+        ([1], {"beams": 4}, "beams is 4, expected a BeamSearch"),
+        ([1], {"beams": BeamSearch(2), "temperature": 1.0}, "without sampling"),
+        ([1], {"forced": [3]}, "forced is .3., expected None"),
     ],
 )
 def test_what_cannot_be_done_is_refused(prompt, options, message):

@@ -1,0 +1,101 @@
+"""The config.json of an encoder-decoder of any family, as the fields of Config."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..io.json_fields import JsonFields
+from .config_sizes import MOST_LAYERS, refuse_unread_options
+from .seq2seq_config import UNLIMITED
+
+_T5_MLPS = {  # feed_forward_proj: (gated, activation)
+    "relu": (False, "relu"),
+    "gelu": (False, "gelu"),
+    "gated-gelu": (True, "gelu_tanh"),
+    "gated-silu": (True, "silu"),
+}
+# Defaults of generation, and options of older files that transformers does not read.
+_HARMLESS = "init_std|.*layerdrop|num_hidden_layers|output_past|length_penalty|n_positions"
+
+
+def from_hf(hf: dict) -> dict[str, Any]:
+    """The fields of a Config from a checkpoint's `config.json`, of transformers 4 or 5.
+
+    Raises:
+        ValueError: `hf` lacks a size, has a value of the wrong type, or has a model type or an
+            option that seq2seq.py does not compute. Every option is read, known not to change the
+            function, or refused.
+    """
+    kind = JsonFields(hf).text("model_type", among=SEQ2SEQ_FAMILIES)
+    read, defaults = SEQ2SEQ_FAMILIES[kind]
+    fields = JsonFields(defaults | {name: x for name, x in hf.items() if x is not None})
+    fields.ignore("model_type")
+    fields.expect("is_encoder_decoder", True)
+    fields.expect("is_decoder", False)
+    config = read(fields) | read_tokens(fields)
+    refuse_unread_options(fields, _HARMLESS)
+    return config
+
+
+def read_tokens(fields: JsonFields) -> dict[str, Any]:
+    """The tokens of an output, from a config.json or a generation_config.json; {} for none.
+
+    Of `bad_words_ids` those of one token are suppressed.
+    """
+    config: dict[str, Any] = {}
+    if "decoder_start_token_id" in fields:
+        config["start"] = fields.integer("decoder_start_token_id", least=0)
+    if "forced_bos_token_id" in fields:
+        config["forced"] = (fields.integer("forced_bos_token_id", least=0),)
+    if "eos_token_id" in fields:
+        config["eos"] = fields.integers("eos_token_id")
+    words = fields.data.get("bad_words_ids") or []
+    if not isinstance(words, list) or not all(isinstance(word, list) for word in words):
+        fields.refuse("bad_words_ids", "a list of lists of token ids")
+    single = [word[0] for word in words if len(word) == 1 and isinstance(word[0], int)]
+    suppressed = (*fields.integers("suppress_tokens"), *single)
+    config["suppressed"] = tuple(i for i in suppressed if i >= 0)
+    config["suppressed_first"] = fields.integers("begin_suppress_tokens")
+    return {name: x for name, x in config.items() if x != ()}
+
+
+def _t5(fields: JsonFields) -> dict[str, Any]:
+    gated, activation = _T5_MLPS[fields.text("feed_forward_proj", among=_T5_MLPS)]
+    fields.ignore("dense_act_fn", "is_gated_act")  # they repeat feed_forward_proj
+    layers = fields.integer("num_layers", most=MOST_LAYERS)
+    width = fields.integer("d_model")
+    says_tied = fields.boolean("tie_word_embeddings", True)  # only the checkpoint knows
+    return {
+        "vocab": fields.integer("vocab_size"),
+        "width": width,
+        "ffn": fields.integer("d_ff"),
+        "layers": fields.integer("num_decoder_layers", layers, most=MOST_LAYERS),
+        "encoder_layers": layers,
+        "heads": fields.integer("num_heads"),
+        "head_dim": fields.integer("d_kv", 64),
+        "context": UNLIMITED,
+        "eps": fields.number("layer_norm_epsilon", 1e-6, above=0, below=1),
+        "positions": "relative",
+        "buckets": fields.integer("relative_attention_num_buckets", 32),
+        "farthest": fields.integer("relative_attention_max_distance", 128),
+        "norm": "rms",
+        "pre_norms": True,
+        "final_norm": True,
+        "query_scale": 1.0,
+        "activation": activation,
+        "gated": gated,
+        "head_scale": width**-0.5 if fields.boolean("scale_decoder_outputs", says_tied) else 1.0,
+        "tensor_names": "t5_gated" if gated else "t5",
+        **dict.fromkeys(("norm_bias", "qkv_bias", "out_bias", "mlp_bias"), False),
+    }
+
+
+def _mt5(fields: JsonFields) -> dict[str, Any]:
+    return _t5(fields) | {"head_scale": 1.0}
+
+
+Reader = Callable[[JsonFields], dict[str, Any]]
+# {model_type: (its reader, transformers' defaults of fields that a config.json may leave out)}
+SEQ2SEQ_FAMILIES: dict[str, tuple[Reader, dict[str, Any]]] = {
+    "t5": (_t5, {"feed_forward_proj": "relu", "decoder_start_token_id": 0, "eos_token_id": 1}),
+    "mt5": (_mt5, {"feed_forward_proj": "gated-gelu", "eos_token_id": 1}),
+}

@@ -1,0 +1,55 @@
+"""The logits of an encoder-decoder's next token: the source is read once, then one token a step."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..core.leaf import is_encoded
+from .model import Model
+from .token_logits import CACHE_STEP, PROMPT_STEP, Reader, rows_of, shard_like
+
+
+def source_reader(model: Model, source: np.ndarray, tokens: int, beams: int = 1) -> Reader:
+    """What reads the decoder's tokens after a source (batch, S), with `beams` rows for each row.
+
+    `tokens` is the most that the decoder reads.
+    """
+    config, params = model.config, model.params
+    length = source.shape[1]
+    padded = min(length + -length % PROMPT_STEP, max(length, config.of_encoder().context))
+    mask = np.broadcast_to(np.arange(padded) < length, (len(source), padded))
+    source = np.pad(source, ((0, 0), (0, padded - length)), constant_values=config.pad or 0)
+    memory = _encode(config, params, source, mask)
+    memory = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), memory) if beams > 1 else memory
+    mask = np.repeat(mask, beams, axis=0)
+    dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
+    room = tokens + -tokens % CACHE_STEP
+    state = shard_like(params, config.cache(len(mask), room, dtype), config, len(mask))
+
+    def read(tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
+        nonlocal state
+        state = state if rows is None else rows_of(state, rows)
+        logits, state = _decode(config, params, tokens, memory, mask, state, position)
+        return logits
+
+    return read
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _encode(config: Any, params: dict, source: Array, mask: Array) -> dict[str, Array]:
+    """The keys and values of a source (batch, S), (layers, batch, heads, S, head_dim) each."""
+    return Model(config, {}, None, "").apply(params, source, mask, method="encode")
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def _decode(
+    config: Any, params: dict, ids: Array, source: dict, mask: Array, cache: dict, position: Array
+) -> tuple[Array, dict]:
+    """(logits (batch, vocab) after the last of `ids` (batch, T), the cache with `ids` in it)."""
+    args = (ids, source, mask, cache, position)
+    logits, cache = Model(config, {}, None, "").apply(params, *args, method="decode")
+    return logits[:, -1], cache

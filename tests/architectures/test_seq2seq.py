@@ -1,0 +1,170 @@
+"""Every family of encoder-decoders computes and generates what transformers does."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import tempfile
+
+import cheap_jit
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from drawn_weights import drawn
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+import jaxmem as jm
+from jaxmem.architectures import seq2seq
+
+FOLDER = pathlib.Path(__file__).parents[1] / "reference/encoder_decoders"
+MEMBERS = sorted(path.stem for path in FOLDER.glob("*.npz"))
+T5 = {"model_type": "t5", "vocab_size": 64, "d_model": 32, "d_ff": 48, "num_layers": 2}
+T5 |= {"num_heads": 4, "d_kv": 8, "is_encoder_decoder": True}
+
+
+@functools.cache
+def member(name):
+    """The model, loaded from a checkpoint, and the file with what transformers computes."""
+    file = dict(np.load(FOLDER / f"{name}.npz"))
+    with tempfile.TemporaryDirectory() as folder:
+        for text in ("config", "generation_config"):
+            pathlib.Path(folder, f"{text}.json").write_text(str(file[text]))
+        shapes = json.loads(str(file["shapes"]))
+        tensors = {path: drawn(path, shape) for path, shape in shapes.items()}
+        save_file(tensors, pathlib.Path(folder, "model.safetensors"), {"format": "pt"})
+        model = jm.models.load(folder)
+        return dataclasses.replace(model, tensors=model.params), file
+
+
+def inputs(file):
+    """The source, the ids of the decoder, and the mask of the source."""
+    return [jnp.asarray(file[x]) for x in ("source", "ids", "mask")]
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_logits_equal_the_reference(name):
+    model, file = member(name)
+    logits = cheap_jit.jit(model.apply)(model.params, *inputs(file))
+    atol = 1e-4 * np.abs(file["logits"]).max()
+    np.testing.assert_allclose(logits, file["logits"], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_parameter_is_made_of_tensors(name):
+    config, params = member(name)[0].config, member(name)[0].params
+    ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    init = jax.eval_shape(seq2seq.module(config).init, jax.random.key(0), ids, ids)["params"]
+    expected = {path: x.shape for path, x in flatten_dict(init, sep="/").items()}
+    assert expected == {path: x.shape for path, x in seq2seq.weights(config).items()}
+    assert expected == {path: x.shape for path, x in flatten_dict(params, sep="/").items()}
+
+
+@pytest.mark.parametrize("name", ["t5"])
+def test_token_by_token_it_computes_what_it_computes_at_once(name):
+    model, file = member(name)
+    source, ids, mask = inputs(file)
+
+    @cheap_jit.jit
+    def by_token(params):
+        memory = model.apply(params, source, mask, method="encode")
+
+        def step(carry, token):
+            cache, position = carry
+            args = (token[:, None], memory, mask, cache, position)
+            logits, cache = model.apply(params, *args, method="decode")
+            return (cache, position + 1), logits[:, 0]
+
+        start = model.config.cache(len(ids), 9), jnp.int32(0)
+        return jax.lax.scan(step, start, ids.T)[1].swapaxes(0, 1)
+
+    atol = 1e-4 * np.abs(file["logits"]).max()
+    np.testing.assert_allclose(by_token(model.params), file["logits"], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", ["t5"])
+def test_generated_texts_equal_the_reference(name):
+    model, file = member(name)
+    sources = [row[real] for row, real in zip(file["source"], file["mask"])]
+    forced, searches = model.config.forced, json.loads(str(file["searches"]))
+    for search in ("greedy", *searches):
+        options = dict(searches.get(search, {}))
+        beams = jm.models.BeamSearch(options.pop("num_beams"), **options) if options else None
+        most = file[search].shape[1] - 1 - len(forced)
+        texts = jm.models.generate(model, sources, max_new_tokens=most, beams=beams).ids
+        for text, expected in zip(texts.tolist(), file[search][:, 1:].tolist()):
+            ends = [i for i, token in enumerate(expected) if token in model.config.eos]
+            length = ends[0] + 1 if ends else len(expected)
+            assert text[:length] == expected[:length], search
+            assert set(text[length:]) <= {text[length - 1]}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_layout_divides_the_parameters_over_four_devices(name):
+    model, _ = member(name)
+    mesh = jm.mesh(fsdp=2, tensor=2)
+    rules = jm.layouts.fsdp_tensor(model.config, mesh)
+    shardings = flatten_dict(jm.shardings(model.params, mesh, rules), sep="/")
+    for path, x in flatten_dict(model.params, sep="/").items():
+        if path.endswith(("up/kernel", "down/kernel", "out/kernel")):
+            assert shardings[path].shard_shape(x.shape) != x.shape, path
+
+
+@functools.cache
+def encoded():
+    """(a T5, its params with every kernel in 4 bits, the arguments of apply, the weights' uses)."""
+    model, file = member("t5")
+    uses = jm.uses(model.apply, model.params, *inputs(file))
+    plan = jm.choose(model.params, {".*kernel": jm.Int(4, group=2)})
+    encode = cheap_jit.jit(lambda params: jm.encode(params, plan, uses=uses))
+    return model, encode(model.params), inputs(file), uses
+
+
+def test_every_kernel_is_used_in_one_product_and_has_statistics():
+    model, _, args, uses = encoded()
+    kernels = {path for path in uses if path.endswith("kernel")}
+    assert len(kernels) == 16
+    assert all([use.op for use in uses[path]] == ["dot_general"] for path in kernels)
+    assert kernels <= set(jm.stats(model.apply, model.params, [tuple(args)], moments="diag"))
+
+
+def test_in_4_bits_it_is_saved_and_loaded_and_runs_without_a_dense_copy(tmp_path):
+    model, params, args, _ = encoded()
+    model.save(tmp_path / "saved", params)
+    saved = jm.models.load(tmp_path / "saved")
+    assert saved.config == model.config
+
+    @cheap_jit.jit
+    def both(params):
+        run = jm.lift(saved.apply, on_decode="error")
+        return run(params, *args), model.apply(jm.decode(params), *args)
+
+    logits, dense = both(saved.params)
+    np.testing.assert_allclose(logits, dense, rtol=0, atol=1e-4 * np.abs(dense).max())
+
+
+def test_without_ids_the_decoder_reads_the_source():
+    model, file = member("t5")
+    source, _, mask = inputs(file)
+    run = cheap_jit.jit(lambda: (model.apply(model.params, source, None, mask),
+                                 model.apply(model.params, source, source, mask)))  # fmt: skip
+    np.testing.assert_array_equal(*run())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"feed_forward_proj": "gated-tanh"}, {"is_encoder_decoder": False}, {"num_layers": 0},
+     {"adapters": 3}, {"bad_words_ids": 3}],
+)  # fmt: skip
+def test_a_value_that_is_not_computed_is_refused_by_name(change):
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} is "):
+        seq2seq.Config.from_hf(T5 | change)
+
+
+@pytest.mark.parametrize("change", [{"positions": "rotary"}, {"encoder_heads": 3}, {"start": 64},
+    {"encoder_layers": -1}, {"buckets": 8}, {"position_offset": -1}, {"pad": 1},
+    {"positions": "relative", "buckets": 6}])  # fmt: skip
+def test_a_configuration_that_cannot_be_is_refused_by_name(change):
+    with pytest.raises(ValueError, match=f"^{[*change][-1]} is "):
+        seq2seq.Config(vocab=64, width=32, ffn=48, layers=2, heads=4, **change)

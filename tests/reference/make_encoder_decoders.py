@@ -1,0 +1,75 @@
+"""Writes encoder_decoders/*.npz: tiny encoder-decoders, and what transformers computes with them.
+
+Wants `pip install torch transformers` (made with torch 2.13, transformers 5.24); the tests do not.
+Each file holds the `config.json`, the `generation_config.json` and the tensors' names and shapes as
+text, a source, its mask, ids of the decoder, their f32 logits, and the tokens that greedy search
+and beam search generate. Script and test draw the weights alike, from names and shapes.
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+import torch
+import transformers as tf
+from safetensors.numpy import load_file, save_file
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from drawn_weights import drawn
+
+FOLDER = pathlib.Path(__file__).with_name("encoder_decoders")
+LENGTHS = (14, 9)  # of the sources in the batch; the second is padded
+TOKENS = 10  # that are generated, at most
+# Beam search with and without ends that come early.
+SEARCHES = {
+    "beams": dict(num_beams=3, length_penalty=1.5),
+    "early": dict(num_beams=3, length_penalty=0.4, early_stopping=True),
+    "never": dict(num_beams=3, length_penalty=-0.5, early_stopping="never"),
+}
+T5 = dict(vocab_size=37, d_model=24, d_kv=6, d_ff=28, num_layers=3, num_decoder_layers=2,
+          num_heads=3, relative_attention_num_buckets=8,
+          relative_attention_max_distance=12, decoder_start_token_id=0)  # fmt: skip
+GATED = dict(feed_forward_proj="gated-gelu")
+HEAD = {"lm_head.weight": (37, 24)}
+MODELS = {  # (model_type, options, tensors beside those that transformers writes)
+    "t5": ("t5", T5 | dict(eos_token_id=20), {}),
+    "flan_t5": ("t5", T5 | GATED | dict(tie_word_embeddings=False, eos_token_id=28), HEAD),
+    "mt5": ("mt5", T5 | dict(d_kv=8, tie_word_embeddings=False, eos_token_id=[31, 25]), HEAD),
+}
+
+
+def make(kind, options, more):
+    """One model's configurations, tensors' names and shapes, inputs and outputs."""
+    config = tf.AutoConfig.for_model(kind, **options)
+    classes = tf.AutoModelForSeq2SeqLM
+    with tempfile.TemporaryDirectory() as folder:  # tensors have other names in a file
+        classes.from_config(config).save_pretrained(folder)
+        file = pathlib.Path(folder, "model.safetensors")
+        shapes = {name: x.shape for name, x in load_file(file).items()} | more
+        save_file({n: drawn(n, shape) for n, shape in shapes.items()}, file, {"format": "pt"})
+        texts = {x: pathlib.Path(folder, f"{x}.json") for x in ("config", "generation_config")}
+        texts = {name: json.dumps(json.loads(x.read_text())) for name, x in texts.items()}
+        model = classes.from_pretrained(folder, attn_implementation="eager").eval()
+    rng = np.random.default_rng(0)
+    mask = np.arange(max(LENGTHS))[None] < np.array(LENGTHS)[:, None]
+    source = np.where(mask, rng.integers(3, config.vocab_size - 1, mask.shape), config.pad_token_id)
+    ids = rng.integers(3, config.vocab_size - 1, (len(mask), 7))
+    inputs = dict(input_ids=torch.tensor(source), attention_mask=torch.tensor(mask).long())
+    with torch.no_grad():
+        logits = model(**inputs, decoder_input_ids=torch.tensor(ids)).logits.numpy()
+        run = lambda **search: model.generate(**inputs, max_new_tokens=TOKENS, **search).numpy()
+        outputs = {name: run(**search) for name, search in ({"greedy": {}} | SEARCHES).items()}
+    arrays = dict(source=source, mask=mask, ids=ids, logits=logits)
+    texts |= {"shapes": json.dumps(shapes), "searches": json.dumps(SEARCHES)}
+    return {k: np.array(x) for k, x in texts.items()} | arrays | outputs
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or MODELS:
+        made = make(*MODELS[name])
+        np.savez_compressed(FOLDER / f"{name}.npz", **made)
+        print(name, (FOLDER / f"{name}.npz").stat().st_size, "bytes")
+        print({x: made[x].tolist() for x in ("greedy", *SEARCHES)})
