@@ -50,6 +50,7 @@ class Codebook(Scaled):
     _: dataclasses.KW_ONLY
     group: int | None = None
     independent_rows: ClassVar[bool] = True
+    ignores_zeros: ClassVar[bool] = True  # the range of a group includes 0
 
     def __post_init__(self):
         check_fields(self)

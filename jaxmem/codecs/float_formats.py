@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,7 @@ class Float(Scaled):
     format: str
     _: dataclasses.KW_ONLY
     group: int | None = None
+    ignores_zeros: ClassVar[bool] = True  # the range of a group includes 0
 
     def __post_init__(self):
         check_fields(self)

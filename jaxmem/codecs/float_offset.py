@@ -37,6 +37,7 @@ class Affine(Scaled):
     _: dataclasses.KW_ONLY
     group: int | None = None
     independent_rows: ClassVar[bool] = True
+    ignores_zeros: ClassVar[bool] = True  # the range of a group includes 0
 
     def __post_init__(self):
         check_fields(self)
@@ -107,6 +108,10 @@ class AffineArray(ScaledArray):
         low, k = select(self.low).astype(jnp.float32).mT, rows.shape[-1]
         low = low if low.shape[-1] == 1 else jnp.repeat(low, self.group, -1)[..., :k]
         return rows + (low if shape is None else low.reshape(*shape, low.shape[-1]))
+
+    def cut(self, fold):
+        leaf = super().cut(fold)
+        return dataclasses.replace(leaf, low=self.low[..., : leaf.scale.shape[-2], : fold.n])
 
     def slice_rows(self, start, size):
         low = self.low

@@ -18,6 +18,7 @@ from .integer_matmul import matmul
 from .packing import (
     WIDTHS,
     centred_parts,
+    cut_packed,
     pack,
     shard_packed,
     shifts,
@@ -59,6 +60,7 @@ class Int:
     group: int | None = None
     symmetric: bool = True
     independent_rows: ClassVar[bool] = True
+    ignores_zeros: ClassVar[bool] = True  # the range of a group includes 0
 
     def __post_init__(self):
         check_fields(self)
@@ -236,6 +238,18 @@ class IntArray(MatrixLeaf):
         zero = self.zero and slice_packed(self.zero, widths, start, size, axis=1)
         scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
         return dataclasses.replace(self, codes=codes, scale=scale, zero=zero)
+
+    def cut(self, fold):
+        group = min(self.group, fold.k) or 1
+        groups = -(-fold.k // group)
+        codes = cut_packed(self.codes, self.bits, fold.n, axis=-2)
+        codes = tuple(a[..., : fold.k] for a in codes)
+        scale, zero = self.scale[..., :groups, : fold.n], self.zero
+        if zero is not None:
+            zero = cut_packed(zero, self.bits, fold.n, axis=-1)
+            zero = tuple(a[..., :groups, :] for a in zero)
+        changed = dict(codes=codes, scale=scale, zero=zero, group=group, fold=fold)
+        return dataclasses.replace(self, **changed)
 
     def shard_matrix(self, fold, side, parts):
         layout = dict(group=self.group, widths=WIDTHS[self.bits])

@@ -109,6 +109,19 @@ def slice_packed(
     )
 
 
+def cut_packed(fields: tuple[Any, ...], bits: int, n: int, axis: int) -> tuple[Any, ...]:
+    """The fields of the first n codes along the packed `axis`, -1 or -2.
+
+    Example:
+        >>> import numpy as np
+        >>> [field.shape for field in cut_packed((np.zeros((32, 5)), np.zeros((16, 5))), 3, 8, -2)]
+        [(2, 5), (1, 5)]
+    """
+    others = (slice(None),) * (-1 - axis)
+    widths = WIDTHS[bits]
+    return tuple(a[(..., slice(-(-n * w // 8)), *others)] for a, w in zip(fields, widths))
+
+
 def field_parts(field: Array, width: int) -> list[Array]:
     """The 8/width interleaved parts of a field, as int8 codes of `width` bits."""
     if width == 8:

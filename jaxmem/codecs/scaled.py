@@ -23,6 +23,7 @@ from ..kernels.packed_matmul import packed_product
 from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product
 from .packing import (
     WIDTHS,
+    cut_packed,
     field_parts,
     interleave,
     pack,
@@ -122,6 +123,13 @@ class ScaledArray(MatrixLeaf):
         codes = slice_packed(self.codes, WIDTHS[self.bits], start, size)
         scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
         return dataclasses.replace(self, codes=codes, scale=scale)
+
+    def cut(self, fold):
+        group = min(self.group, fold.k) or 1
+        codes = cut_packed(self.codes, self.bits, fold.n, axis=-2)
+        codes = tuple(a[..., : fold.k] for a in codes)
+        scale = self.scale[..., : -(-fold.k // group), : fold.n]
+        return dataclasses.replace(self, codes=codes, scale=scale, group=group, fold=fold)
 
     def shard_matrix(self, fold, side, parts):
         layout = dict(group=self.group, widths=WIDTHS[self.bits])

@@ -22,6 +22,7 @@ from ..core.segmented import Segmented
 from ..core.usage import summed_axes
 from .plan_paths import by_layer
 from .row_blocks import encode_in_blocks, first_kept_axis
+from .shape_classes import encode_in_class, has_class
 
 DENSE_WEIGHTS = 2**23  # weights of a large matrix that are dense at a time
 FEW_WEIGHTS = 2**18  # for so few, a program takes longer to compile than to run
@@ -160,8 +161,12 @@ def _encode_concrete(codec, w, axes, stats):
         # Raises first if the codec cannot take this weight at all, with or without stats.
         _abstract(codec, w, axes, None)
         raise ValueError(f"{codec} wants the stats of what the weight is fed, got none")
-    run = _quickly_compiled if _is_small_on_cpu(w) else _compiled
-    encoded, finite, finite_parts = run(codec, axes, w, stats)
+    is_small = _is_small_on_cpu(w)
+    run = _quickly_compiled if is_small else _compiled
+    if is_small and stats is None and has_class(codec, w):
+        encoded, finite, finite_parts = encode_in_class(run, codec, axes, w)
+    else:
+        encoded, finite, finite_parts = run(codec, axes, w, stats)
     if isinstance(finite, jax.core.Tracer):  # a traced function closes over a concrete weight
         with jax.ensure_compile_time_eval():
             finite, finite_parts = _is_finite(w), True

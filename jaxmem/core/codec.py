@@ -45,6 +45,7 @@ class OptionalMembers:
     calibrated: bool = False  # whether `encode` cannot do without stats
     layers_together: bool = False  # whether `encode` looks at all layers of a stack at once
     independent_rows: bool = False  # whether each row of the matrix is encoded without the others
+    ignores_zeros: bool = False  # whether `cut` of the leaf undoes rows and columns of zeros
     codec: Codec | None = None  # the codec that this one wraps
 
 
@@ -127,6 +128,19 @@ def has_independent_rows(codec: Codec) -> bool:
         (True, False)
     """
     return _member(codec, "independent_rows")
+
+
+def ignores_zeros(codec: Codec) -> bool:
+    """Whether zeros, at the ends of rows or as rows, change no bit of what the others become.
+
+    The leaf of such a codec has `MatrixLeaf.cut`, which removes them again.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> ignores_zeros(jm.Int(4)), ignores_zeros(jm.KMeans(2))
+        (True, False)
+    """
+    return _member(codec, "ignores_zeros")
 
 
 def rounding_codec(codec: Codec) -> RoundingCodec | None:

@@ -56,7 +56,7 @@ class Fold:
         layout = (*kept, *axes)
         rank = len(layout)
         # Move them to the end, and flatten each side.
-        moved = jnp.transpose(w, (*range(ndim - rank), *(a + ndim for a in layout)))
+        moved = w.transpose((*range(ndim - rank), *(a + ndim for a in layout)))
         order = tuple(layout.index(a) - rank for a in range(-rank, 0))
         sizes = lambda axes: tuple(w.shape[a] for a in axes)
         fold = cls(sizes(kept), sizes(axes), order)

@@ -70,6 +70,14 @@ class MatrixLeaf(Encoded):
         """
         return NotImplemented
 
+    def cut(self, fold: Fold) -> Self:
+        """The leaf of the first rows and columns, as many as `fold` has; the arrays are NumPy's.
+
+        Only codecs whose `ignores_zeros` is true need it: it is what `encode` makes of those rows
+        and columns alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not cut")
+
     def product(self, x: Array, precision=None) -> Array:
         """x (..., k) times the rows of an unstacked leaf: (..., n) in f32."""
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

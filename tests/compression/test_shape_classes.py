@@ -1,0 +1,52 @@
+"""Small weights of many shapes share programs, and have the bits that their own programs give."""
+
+import jax
+import numpy as np
+import pytest
+from contract_codecs import CODECS, KINDS, assert_same, encoder, weight
+
+import jaxmem as jm
+from jaxmem.compression import encoding
+from jaxmem.core.codec import ignores_zeros
+
+IGNORE_ZEROS = [codec for codec in CODECS if ignores_zeros(codec)]
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [pytest.param(c, marks=[] if c in KINDS else pytest.mark.slow) for c in IGNORE_ZEROS],
+    ids=str,
+)
+def test_a_padded_weight_has_the_leaf_of_a_program_of_its_own(codec):
+    w = weight(2, 24, 40)
+    assert_same(jm.encode({"w": w}, {"w": codec})["w"], encoder(codec)(w))
+
+
+@pytest.mark.parametrize(
+    "shape, axes, dtype",
+    [
+        ((33, 21), (-2,), "bfloat16"),
+        ((16, 3, 8), (0,), "float32"),
+        ((3, 8, 33), (-2, -1), "float16"),
+        ((72, 0), (-2,), "float32"),
+    ],
+)
+def test_any_shape_axes_and_dtype_are_padded_alike(shape, axes, dtype):
+    codec, w = jm.Int(5, group=16, symmetric=False), weight(*shape).astype(dtype)
+    plan, want = jm.Plan({"w": codec}, {"w": axes}), encoder(codec, axes)(w)
+    for same in (w, np.asarray(w)):
+        assert_same(jm.encode({"w": same}, plan)["w"], want)
+
+
+def test_weights_of_many_shapes_are_encoded_by_one_program():
+    codec, before = jm.Int(6), encoding._quickly_compiled._cache_size()
+    params = {f"w{i}": np.ones((65 + i, 72 + 8 * i), np.float32) for i in range(8)}
+    encoded = jm.encode(params, dict.fromkeys(params, codec))
+    assert encoding._quickly_compiled._cache_size() == before + 1
+    assert all(encoded[name].shape == w.shape for name, w in params.items())
+
+
+def test_a_weight_that_is_committed_to_a_device_is_encoded_there():
+    device = jax.devices()[1]
+    leaf = jm.encode({"w": jax.device_put(weight(24, 40), device)}, {"w": jm.Int(8)})["w"]
+    assert {d for part in jax.tree.leaves(leaf) for d in part.devices()} == {device}
