@@ -2,7 +2,7 @@
 
 Every token attends to every token, to near ones, or to earlier ones. Models differ in the values
 of `Config`. A file beside this one computes each mechanism: encoder_positions.py,
-patch_embedding.py, encoder_head.py, feed_forward.py.
+patch_embedding.py, convolution_features.py, pooling.py, encoder_head.py, feed_forward.py.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.attention import ScoreTerms, attend, causal
 from ..parallel.constraints import constrain
+from .convolution_features import WaveEmbedding
 from .encoder_config import Config as Config
 from .encoder_disentangled import disentangled_bias, distance_rows
 from .encoder_head import Head
@@ -58,7 +59,8 @@ def module(config: Config) -> "Encoder":
 class Encoder(nn.Module):
     """Maps ids (B, T) and a mask of the real tokens to hidden (B, T, d) (Devlin et al., 2018).
 
-    With `config.patches` the input are pixels (B, channels, height, width), without a mask.
+    With `config.patches` the input are pixels (B, channels, height, width), without a mask; with
+    `config.waves` samples (B, S), which may be padded by a mask (B, S).
     `types` (B, T) are the segments that tokens are of, the first one if it is None. With a head
     the result is its logits in f32: (B, labels) for "sequence", else (B, T, labels or vocab); for
     "vector" it is (B, d).
@@ -69,8 +71,8 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, ids: Array, mask: Array | None = None, types: Array | None = None) -> Array:
         c = self.config
-        if c.patches:
-            embed, (x, mask) = None, self._patches(ids, mask, types)
+        if c.reads != "text":
+            embed, (x, mask) = None, self._signals(ids, mask, types)
         else:
             check_positions(ids, 0, c.context)
             mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
@@ -102,14 +104,19 @@ class Encoder(nn.Module):
             return Pool(c, name="pool")(x, mask, ids)
         return Head(c, name="head")(x, mask, embed) if c.head else x
 
-    def _patches(self, pixels: Array, mask: Any, types: Any) -> tuple[Array, Array]:
-        """The vectors of the patches of images, and a mask of ones."""
+    def _signals(self, signals: Array, mask: Any, types: Any) -> tuple[Array, Array]:
+        """The vectors of the patches of images or of the frames of sounds, and their mask."""
         c = self.config
-        if mask is not None or types is not None:
-            raise ValueError("an encoder of images takes pixels alone; leave out mask and types")
-        x = PatchEmbedding(c, name="patches")(pixels)
+        if types is not None or (c.patches and mask is not None):
+            more = "pixels alone; leave out mask and types" if c.patches else "no types"
+            raise ValueError(f"an encoder of {c.reads} takes {more}")
+        if c.patches:
+            x = PatchEmbedding(c, name="patches")(signals)
+            mask = jnp.ones(x.shape[:2], bool)
+        else:
+            x, mask = WaveEmbedding(c, name="waves")(signals, mask)
         x = LayerNorm(c.eps, c.norm_bias, name="embed_norm")(x) if c.embed_norm else x
-        return constrain(x), jnp.ones(x.shape[:2], bool)
+        return constrain(x), mask
 
     def _embedded(self, x: Array, ids: Array, mask: Array, types: Array | None) -> Array:
         """The vectors of tokens x with those of their positions and segment types."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .config_sizes import check_positive, check_types, set_head_dim
+from .convolution_features import Waves
 from .decoder_config import ACTIVATIONS
 from .patch_embedding import Patches
 from .pooling import POOLS
@@ -29,7 +30,7 @@ class Config:
     every token's id, "tokens" to `labels` for every token, "span" to the start and the end of an
     answer, "sequence" to `labels` for the text, "vector" to one vector by `pool`, without a linear.
 
-    The input are tokens, or with `patches` images; then `vocab` is 0.
+    The input are tokens, with `patches` images, or with `waves` sounds; then `vocab` is 0.
 
     `family` is "bert", or "encoder" where a field after it is set. Transformations that know only
     a BERT refuse an "encoder" by this name.
@@ -76,6 +77,7 @@ class Config:
 
     # Input, where it is not tokens.
     patches: Patches | None = None  # images, cut in these; a dict of its fields will do
+    waves: Waves | None = None  # sounds, by these convolutions; likewise
 
     # Layers.
     shared: bool = False  # all layers are one, applied again and again
@@ -106,11 +108,12 @@ class Config:
     tensor_names: str = "bert"  # whose names the tensors of a checkpoint have
 
     def __post_init__(self):
-        if isinstance(self.patches, dict):
-            object.__setattr__(self, "patches", Patches(**self.patches))
+        for name, kind in (("patches", Patches), ("waves", Waves)):
+            if isinstance(value := getattr(self, name), dict):
+                object.__setattr__(self, name, kind(**value))
         check_types(self)
         object.__setattr__(self, "local", tuple(self.local))
-        tokens = ("vocab",) if self.patches is None else ()
+        tokens = ("vocab",) if self.reads == "text" else ()
         check_positive(self, *tokens, "width", "ffn", "layers", "heads", "context", "labels")
         set_head_dim(self)
         for name in ("types", "embed_width"):
@@ -140,11 +143,13 @@ class Config:
 
     @property
     def reads(self) -> str:
-        """What the input is: "text" or "images"."""
-        return "images" if self.patches else "text"
+        """What the input is: "text", "images" or "sounds"."""
+        return "images" if self.patches else "sounds" if self.waves else "text"
 
     def example_inputs(self, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """The shapes of the inputs: ids (1, `length`) and a mask of them, or one image."""
+        """The shapes of the inputs: ids (1, `length`) and a mask, one image, or a short sound."""
+        if self.waves:
+            return (jax.ShapeDtypeStruct((1, 4 * self.waves.fewest_samples), jnp.float32),)
         if self.patches:
             sizes = (1, self.patches.channels, self.patches.height, self.patches.width)
             return (jax.ShapeDtypeStruct(sizes, jnp.float32),)
@@ -194,17 +199,24 @@ def _check_positions(c: Config) -> None:
 
 
 def _check_inputs(c: Config) -> None:
-    """Refuses options of tokens where the input are images."""
-    if c.patches is None:
+    """Refuses options of tokens where the input are images or sounds."""
+    if c.reads == "text":
         return
+    if c.patches and c.waves:
+        raise ValueError("patches and waves are given, expected one of them")
+    inputs, positions = ("patches", "learned") if c.patches else ("waves", "none")
     plain = {"vocab": 0, "types": 0, "embed_width": 0, "pad": None, "mask_scale": None}
-    plain |= {"buckets": 0, "span": 0, "positions": "learned"}
+    plain |= {"buckets": 0, "span": 0, "positions": positions}
     for name, value in plain.items():
         if getattr(c, name) != value:
-            raise ValueError(f"{name} is {getattr(c, name)!r} with patches, expected {value!r}")
+            raise ValueError(f"{name} is {getattr(c, name)!r} with {inputs}, expected {value!r}")
     if c.head == "masked_lm" or c.pool in ("end", "highest"):
         name = "head" if c.head == "masked_lm" else "pool"
-        raise ValueError(f"{name} is {getattr(c, name)!r} with patches, which have no vocabulary")
+        raise ValueError(f"{name} is {getattr(c, name)!r} with {inputs}, which have no vocabulary")
+    if c.waves and c.width % c.waves.position_groups:
+        raise ValueError(
+            f"waves.position_groups is {c.waves.position_groups}, expected a divisor of {c.width}"
+        )
 
 
 def _beyond_bert(config: Config) -> bool:

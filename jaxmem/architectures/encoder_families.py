@@ -6,6 +6,7 @@ from typing import Any
 from ..io.json_fields import JsonFields
 from .config_sizes import MOST_LAYERS, refuse_unread_options
 from .hf_fields import encoder_activation, read_windows
+from .speech_families import SPEECH_FAMILIES
 from .vision_families import VISION_FAMILIES
 
 _NAMES = {  # Config's field: the words of most families
@@ -26,6 +27,7 @@ _HEADS = {  # the end of the class in `architectures`: Config.head
     "ForSequenceClassification": "sequence",
     "ForImageClassification": "sequence",
     "ForTokenClassification": "tokens",
+    "ForCTC": "tokens",
     "ForQuestionAnswering": "span",
 }
 
@@ -45,7 +47,7 @@ def from_hf(hf: dict) -> dict[str, Any]:
     head = read_head(fields)
     config = ENCODER_FAMILIES[kind](fields, head)
     if head in ("tokens", "sequence"):
-        config["labels"] = read_labels(fields)
+        config.setdefault("labels", read_labels(fields))
     refuse_unread_options(fields)
     return config
 
@@ -286,4 +288,5 @@ ENCODER_FAMILIES: dict[str, Reader] = {
     "modernbert": _modernbert,
     "deberta-v2": _deberta_v2,
     **VISION_FAMILIES,
+    **SPEECH_FAMILIES,
 }

@@ -3,6 +3,7 @@
 The prefix of a model with a head, such as `bert.`, is left out.
 """
 
+from .speech_names import SPEECH_NAMES
 from .vision_names import VISION_NAMES
 
 _BERT = {
@@ -36,7 +37,9 @@ _ROBERTA = (
 )
 _HEADS = ("masked_lm", "sequence", "tokens", "span")
 # {Config.tensor_names: {path of a module: its name in the checkpoint}}
-NAMES = VISION_NAMES | {
+NAMES = {
+    **VISION_NAMES,
+    **SPEECH_NAMES,
     "bert": _BERT,
     "roberta": _ROBERTA,
     "mpnet": _ROBERTA

@@ -10,6 +10,7 @@ from .layer_maps import Rows, linear_maps, stack_map
 from .patch_weights import patch_maps
 from .segments import Segment
 from .tensor_layouts import Reshaped
+from .wave_weights import wave_maps
 from .weight_map import WeightMap
 
 
@@ -26,7 +27,7 @@ def weights(config: Any) -> dict[str, WeightMap]:
         known = ", ".join(NAMES)
         raise ValueError(f"tensor_names is {config.tensor_names!r}, expected one of {known}")
     c, names = config, NAMES[config.tensor_names]
-    inputs = _patches if c.patches else _embedding
+    inputs = _embedding if c.reads == "text" else _signals
     maps, of_layers = inputs(c, names), _layers(c, names)
     for run in runs(c):
         for path, weight_map in of_layers.items():
@@ -48,10 +49,16 @@ def runs(config: Any) -> list[Segment]:
     return [Segment("layers_0", 0, 1, "bare"), rest]
 
 
-def _patches(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
-    """The embedding of the patches of an image, and the norm after it."""
-    norm = _norm("embed_norm", names["embed_norm"], c.width, c.norm_bias) if c.embed_norm else {}
-    return patch_maps(c, names) | norm
+def _signals(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
+    """The embedding of the patches of an image or of a sound, and the norm after it."""
+    maps = _norm("embed_norm", names["embed_norm"], c.width, c.norm_bias) if c.embed_norm else {}
+    if c.patches:
+        return maps | patch_maps(c, names)
+    channels = c.waves.channels[-1]
+    maps |= _norm("waves/norm", names["waves/norm"], channels, True)
+    return (
+        maps | _linear("waves/proj", names["waves/proj"], channels, c.width) | wave_maps(c, names)
+    )
 
 
 def _embedding(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:

@@ -47,3 +47,20 @@ class PatchKernel:
     def tensor_shape(self, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
         """The shape of the tensor that makes an array of `shape`."""
         return (size // math.prod(self.window), *self.window)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvolutionKernel:
+    """Reads a kernel (out, in, *window) as (*window, in, out).
+
+    Example:
+        >>> ConvolutionKernel()(np.ones((8, 3, 5, 7))).shape
+        (5, 7, 3, 8)
+    """
+
+    def __call__(self, w: np.ndarray) -> np.ndarray:
+        return w.transpose(*range(2, w.ndim), 1, 0) if w.ndim > 2 else w
+
+    def tensor_shape(self, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """The shape of the tensor that makes an array of `shape`."""
+        return (*shape[:-3:-1], *shape[:-2])

@@ -29,15 +29,15 @@ from ..formats import (
     llama2c,
     safetensors,
     tokenizers,
+    weight_norm,
 )
-from ..formats.image_processor import ImageProcessor
 from ..io.json_fields import JsonFields, read_object
 from . import downloading, end_tokens, quantized_weights, tokenizer_files, unreadable_sources
 from .checkpoint_tensors import assemble, bare_name, nested, warn_of_unread, with_its_head
 from .flax_model import FAMILY
 from .model import FORMAT, PARAMS, RECORD, Model, family
 from .output_tokens import with_output_tokens
-from .processor_files import PREPROCESSOR, PROCESSOR, read_processor
+from .processor_files import PREPROCESSOR, PROCESSOR, read_processor, saved_processor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -195,7 +195,7 @@ def _safetensors(path: pathlib.Path) -> _Checkpoint:
         advice = unreadable_sources.advice_for_folder(folder)
         raise ValueError(f"{path} holds neither {single.name} nor {index.name}{advice}")
     file = folder / _CONFIG
-    hf, tensors = read_object(file), read()
+    hf, tensors = read_object(file), weight_norm.joined(read())
     text = hf.get("text_config")
     quantized = hf.get("quantization_config")
     quantized = quantized or (isinstance(text, dict) and text.get("quantization_config"))
@@ -247,13 +247,13 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
             )
         source, fields = record.text("source"), record.object("config").data
         config = family_module(record.object("config").text("family")).Config(**fields)
-        processor = ImageProcessor(**record.object("processor").data)
+        processor = saved_processor(record, config)
     tree = checkpoint.load(path / PARAMS)
     _check_shapes(config, tree, path)
     if dtype is not None:
         tree = jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_encoded)
     template, source = tokenizer_files.read_chat_template(path), f"{path}, made from {source}"
-    rest = {"chat_template": template, "processor": processor if "processor" in record else None}
+    rest = {"chat_template": template, "processor": processor}
     return Model(config, tree, tokenizer_files.read_tokenizer(path), source, **rest)
 
 

@@ -16,6 +16,7 @@ from ..architectures.family_modules import family_module
 from ..core import lazy
 from ..core.leaf import is_encoded
 from ..formats.image_processor import ImageProcessor
+from ..formats.waveform_processor import WaveformProcessor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,13 +28,13 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A language model or an encoder of texts or images, such as `jm.models.load` gives.
+    """A language model or an encoder of texts, images or sounds, such as `jm.models.load` gives.
 
     `tensors` is a plain nested dict. Its leaves are lazy (still in the file), arrays, abstract
     (shapes only) or encoded. `encode` and `budget` take it, and hold one layer of a lazy leaf at a
     time. `params` is the same dict with every lazy leaf read. `source` says where it came from,
     `chat_template` is the Jinja text that makes messages a prompt, None if there is none.
-    `processor` makes pixels of images, for a model that reads them.
+    `processor` makes pixels of images or samples of sounds, for a model that reads them.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -50,7 +51,9 @@ class Model:
     tokenizer: "Tokenizer | None"
     source: str
     chat_template: str | None = dataclasses.field(default=None, kw_only=True)
-    processor: ImageProcessor | None = dataclasses.field(default=None, kw_only=True)
+    processor: ImageProcessor | WaveformProcessor | None = dataclasses.field(
+        default=None, kw_only=True
+    )
 
     @functools.cached_property
     def params(self) -> dict:
@@ -66,7 +69,8 @@ class Model:
         gives (logits, cache). For an encoder `apply(params, ids, mask)` gives hidden states (B, T,
         width), or the logits of its head; a third array has the segment types. An encoder of images
         takes pixels (B, channels, height, width), two towers `apply(params, ids, pixels, mask)`, of
-        which ids or pixels may be None. For an encoder-decoder `apply(params, source, ids, mask)`
+        which ids or pixels may be None. An encoder of sounds takes samples (B, S), and a mask of
+        those that are no padding. For an encoder-decoder `apply(params, source, ids, mask)`
         gives the logits (B, T, vocab) of its decoder's ids, with a mask of the source's real
         tokens; without ids the decoder reads the source, too. Works under every JAX transformation.
 

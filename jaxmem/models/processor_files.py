@@ -1,33 +1,49 @@
-"""The processor of a model that reads images, from the files of a Hugging Face folder."""
+"""The processor of a model that reads images or sounds, from the files of a folder."""
 
 import pathlib
 from typing import Any
 
 from ..formats.image_processor import ImageProcessor
+from ..formats.waveform_processor import WaveformProcessor
 from ..io.json_fields import JsonFields, read_object
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # in newer folders, with the processor of each kind of input
+_KINDS = {  # {what a model reads: (its processor, the object in PROCESSOR)}
+    "images": (ImageProcessor, "image_processor"),
+    "sounds": (WaveformProcessor, "feature_extractor"),
+}
 
 
-def read_processor(folder: pathlib.Path, config: Any) -> ImageProcessor | None:
-    """The processor of the inputs of a model with this configuration.
+def read_processor(folder: pathlib.Path, config: Any) -> ImageProcessor | WaveformProcessor | None:
+    """The processor of the inputs of a model, which says what it reads by `config.reads`.
 
-    None for a model of texts, and where the folder says of no processor.
+    None for a model of texts, and where a Hugging Face folder says of no processor.
 
     Raises:
         ValueError: the file is malformed, or says what is not computed; the message names it.
     """
-    if getattr(config, "reads", "text") != "images":
-        return None
-    for name, key in ((PREPROCESSOR, None), (PROCESSOR, "image_processor")):
+    kind, key = _KINDS.get(getattr(config, "reads", "text"), (None, ""))
+    for name in (PREPROCESSOR, PROCESSOR):
         file = folder / name
-        if not file.exists():
+        if kind is None or not file.exists():
             continue
         try:
             hf = read_object(file)
-            return ImageProcessor.from_hf(JsonFields(hf).object(key).data if key else hf)
+            return kind.from_hf(hf if name == PREPROCESSOR else JsonFields(hf).object(key).data)
         except ValueError as error:
             prefix = "" if str(error).startswith(str(file)) else f"{file}: "
             raise ValueError(f"{prefix}{error}") from error
     return None
+
+
+def saved_processor(record: JsonFields, config: Any) -> ImageProcessor | WaveformProcessor | None:
+    """The processor in the record that `Model.save` wrote, None if there is none.
+
+    Raises:
+        ValueError: a field has a value that cannot be.
+        TypeError: a field is unknown, or has another type.
+    """
+    fields = record.object("processor").data
+    kind, _ = _KINDS.get(getattr(config, "reads", "text"), (None, ""))
+    return kind(**fields) if kind and "processor" in record else None

@@ -158,6 +158,8 @@ def _input_rules(c: Any, over: Callable[[int], Any]) -> Rules:
     """Rules for the embedding, the head and the positions; `over` gives the axes of a size."""
     if getattr(c, "patches", None):
         return {".*patches/kernel": P(None, over(c.width))}
+    if getattr(c, "waves", None):
+        return {".*waves/proj/kernel": P(None, over(c.width))}
     rows, embed_width = over(c.vocab), getattr(c, "embed_width", 0) or c.width
     rules = {".*embed/embedding": P(rows) if rows else P(None, over(embed_width))}
     if not getattr(c, "tied", True):

@@ -10,7 +10,7 @@ from jaxmem.architectures import two_towers
 
 
 def test_one_tower_runs_alone_and_two_make_logits():
-    model, (ids, pixels, mask), (_, texts, images), _ = member("clip")
+    model, (ids, pixels, mask), (_, texts, images) = member("clip")
     run = lambda *inputs: jax.eval_shape(model.apply, model.params, *inputs)
     assert run(None, pixels).images.shape == images.shape and run(None, pixels).logits is None
     assert run(ids, None, mask).texts.shape == texts.shape and run(ids).images is None
@@ -22,7 +22,7 @@ def test_one_tower_runs_alone_and_two_make_logits():
 
 
 def test_two_towers_encode_and_are_saved(tmp_path):
-    model, inputs, _, _ = member("siglip")
+    model, inputs, _ = member("siglip")
     uses = jm.uses(model.apply, model.params, *inputs)
     kernels = [path for path in uses if path.endswith("kernel")]
     assert {use.op for path in kernels for use in uses[path]} == {"dot_general"}

@@ -1,8 +1,9 @@
-"""Encoders of images compute what transformers computes, and encode as every model does."""
+"""Encoders of images and sounds compute what transformers computes, and encode as others do."""
 
 import functools
 import json
 import pathlib
+import tempfile
 
 import cheap_jit
 import jax
@@ -11,64 +12,63 @@ import numpy as np
 import pytest
 from drawn_weights import drawn
 from flax.traverse_util import flatten_dict
-from reference_models import read
 from safetensors.numpy import save_file
 
 import jaxmem as jm
 from jaxmem.architectures import encoder
-from jaxmem.architectures.family_modules import module_of_model_type
-from jaxmem.models.checkpoint_tensors import _HARMLESS, bare_name
-from jaxmem.models.model import Model, family
+from jaxmem.models.model import family
 
 FOLDER = pathlib.Path(__file__).parents[1] / "reference/vision"
 MEMBERS = sorted(path.stem for path in FOLDER.glob("*.npz"))
-WEIGHTS = "model.safetensors"
-NO_INPUTS = ("config", "shapes", "output", "of_texts", "of_images")
+OUTPUTS = ("output", "of_texts", "of_images")
+NO_INPUTS = ("config", "shapes", *OUTPUTS)
 
 
 @functools.cache
 def member(name):
-    """The model, its inputs, the outputs of transformers, the names of the tensors in the file."""
+    """The model of a Hugging Face folder, its inputs, and the outputs of transformers."""
     file = dict(np.load(FOLDER / f"{name}.npz"))
-    hf, shapes = (json.loads(str(file[key])) for key in ("config", "shapes"))
-    config = module_of_model_type(hf["model_type"]).Config.from_hf(hf)
-    tensors = {bare_name(path): drawn(path, shape) for path, shape in shapes.items()}
-    maps = family(config).weights(config)
-    tensors |= {x: tensors[bare_name(x)] for m in maps.values() for x in m.names}
+    with tempfile.TemporaryDirectory() as folder:
+        write(pathlib.Path(folder), file)
+        model = jm.models.load(folder)
+        assert model.params  # they are read before the folder goes
     inputs = tuple(jnp.asarray(x) for key, x in file.items() if key not in NO_INPUTS)
-    in_file = {bare_name(path) for path in shapes}
-    outputs = [file[key] for key in ("output", "of_texts", "of_images") if key in file]
-    return Model(config, read(maps, tensors), None, name), inputs, outputs, in_file
+    return model, inputs, [file[key] for key in OUTPUTS if key in file]
+
+
+def write(folder, file):
+    """Writes the config.json and the tensors of a reference."""
+    shapes = json.loads(str(file["shapes"]))
+    tensors = {name: np.asarray(drawn(name, shape)) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(str(file["config"]))
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_output_equals_the_reference(name):
-    model, inputs, expected, _ = member(name)
+    model, inputs, expected = member(name)
     outputs = jax.tree.leaves(cheap_jit.jit(model.apply)(model.params, *inputs))
     assert len(outputs) == len(expected)
     for x, y in zip(outputs, expected):
+        assert x.shape == y.shape
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * np.abs(y).max())
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_every_tensor_is_read_and_makes_a_parameter(name):
-    model, inputs, _, in_file = member(name)
-    maps = family(model.config).weights(model.config)
-    read_names = {bare_name(x) for weight_map in maps.values() for x in weight_map.names}
-    assert all(_HARMLESS.fullmatch(x) for x in in_file - read_names)
+def test_the_weight_maps_have_the_parameters_of_the_module(name):
+    model, inputs, _ = member(name)
     net = family(model.config).module(model.config)
     init = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
     expected = {path: x.shape for path, x in flatten_dict(init, sep="/").items()}
+    maps = family(model.config).weights(model.config)
     assert expected == {path: x.shape for path, x in maps.items()}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A Hugging Face folder of the ViT with classes."""
-    path, file = tmp_path_factory.mktemp("vit"), np.load(FOLDER / "vit_classes.npz")
-    shapes = json.loads(str(file["shapes"]))
-    save_file({name: drawn(name, shape) for name, shape in shapes.items()}, path / WEIGHTS)
-    (path / "config.json").write_text(str(file["config"]))
+    path = tmp_path_factory.mktemp("vit")
+    write(path, np.load(FOLDER / "vit_classes.npz"))
     size = {"height": 12, "width": 12}
     processor = {"image_processor_type": "ViTImageProcessor", "size": size, "do_rescale": False}
     (path / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
 
 
 def test_an_encoder_of_images_encodes_saves_and_loads_with_its_processor(folder, tmp_path):
-    _, (pixels,), (expected,), _ = member("vit_classes")
+    _, (pixels,), (expected,) = member("vit_classes")
     model = jm.models.load(folder)
     uses = jm.uses(model.apply, model.params, pixels)
     kernels = [path for path in uses if path.endswith("kernel")]
@@ -98,13 +98,13 @@ def test_an_encoder_of_images_encodes_saves_and_loads_with_its_processor(folder,
 
 
 def test_statistics_reach_every_kernel(folder):
-    model, (pixels,), _, _ = member("vit_classes")
+    model, (pixels,), _ = member("vit_classes")
     stats = jm.stats(model.apply, model.params, [(pixels,)], moments="diag")
     kernels = {path for path in flatten_dict(model.params, sep="/") if path.endswith("kernel")}
     assert kernels == set(stats)
 
 
-@pytest.mark.parametrize("name", ["vit_classes", "dinov2_classes"])
+@pytest.mark.parametrize("name", ["vit_classes", "dinov2_classes", "wav2vec2"])
 def test_a_layout_divides_the_layers_over_four_devices(name):
     model, *_ = member(name)
     mesh = jm.mesh(fsdp=2, tensor=2)
@@ -122,7 +122,7 @@ def test_pixels_of_another_shape_are_refused(shape):
 
 
 def test_pixels_that_are_bytes_or_have_a_mask_are_refused():
-    model, (pixels,), _, _ = member("vit_classes")
+    model, (pixels,), _ = member("vit_classes")
     with pytest.raises(ValueError, match="the pixels are uint8, expected floats"):
         model.apply(model.params, pixels.astype(jnp.uint8))
     with pytest.raises(ValueError, match="takes pixels alone"):

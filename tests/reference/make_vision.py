@@ -30,6 +30,10 @@ WIDER = WIDE | dict(hidden_size=32, num_attention_heads=2)
 CLIP = dict(text_config=TEXT, vision_config=WIDER, projection_dim=20)
 OLD_CLIP = CLIP | dict(text_config=TEXT | dict(eos_token_id=2, hidden_act="gelu"))
 SIGLIP = dict(text_config=TEXT | dict(projection_size=32), vision_config=WIDER)
+SOUND = SMALL | dict(intermediate_size=28, vocab_size=20, conv_dim=(8, 12), conv_kernel=(5, 3),
+                     conv_stride=(3, 2), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+                     num_conv_pos_embedding_groups=2)  # fmt: skip
+STABLE = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
 MODELS = {  # name: (class of transformers, options, shape of the pixels)
     "vit": ("ViTModel", WIDE | dict(image_size=(8, 12), num_channels=2), (2, 2, 8, 12)),
     "vit_classes": (
@@ -41,6 +45,12 @@ MODELS = {  # name: (class of transformers, options, shape of the pixels)
     "clip": ("CLIPModel", CLIP, (2, 3, 12, 12)),
     "clip_old": ("CLIPModel", OLD_CLIP, (2, 3, 12, 12)),
     "siglip": ("SiglipModel", SIGLIP, (2, 3, 12, 12)),
+    "wav2vec2_letters": ("Wav2Vec2ForCTC", SOUND, (2, 80)),
+    "wav2vec2": (
+        "Wav2Vec2Model",
+        SOUND | STABLE | dict(num_conv_pos_embeddings=3),
+        (2, 80),
+    ),
     "dinov2_gated": ("Dinov2Model", DINO | dict(use_swiglu_ffn=True), (1, 3, 21, 8)),
 }
 PROCESSORS = {  # name: (start of the class, options)
@@ -66,13 +76,17 @@ def make(name, options, shape):
         text = pathlib.Path(folder, "config.json").read_text()
         model = model_class.from_pretrained(folder, attn_implementation="eager").eval()
     rng = np.random.default_rng(0)
-    inputs = {"pixels": rng.standard_normal(shape).astype(np.float32)}
+    signals = rng.standard_normal(shape).astype(np.float32)
+    inputs = {"pixels": signals}
+    if "conv_dim" in options:
+        inputs = {"samples": signals, "mask": np.arange(shape[1]) < np.array([[80], [53]])}
     if "text_config" in options:
         ids = rng.integers(4, config.text_config.vocab_size, (3, 9)).astype(np.int32)
         mask = np.arange(9) < np.array([[9], [6], [5]])
         ids = np.where(mask, ids, 3)
         inputs = {"ids": ids, **inputs, "mask": mask}
     words = {"ids": "input_ids", "mask": "attention_mask", "pixels": "pixel_values"}
+    words |= {"samples": "input_values"}
     with torch.no_grad():
         out = model(**{words[k]: torch.tensor(x) for k, x in inputs.items()})
     texts = {"config": json.dumps(json.loads(text)), "shapes": json.dumps(shapes)}
@@ -100,9 +114,23 @@ def make_processed():
     return arrays
 
 
+def make_processed_sounds():
+    """Two random sounds, and what the processor of transformers makes of them."""
+    rng = np.random.default_rng(0)
+    sounds = [rng.normal(3, 2, length).astype(np.float32) for length in (9, 14)]
+    arrays = {"short": sounds[0], "long": sounds[1]}
+    for name, masked in {"masked": True, "unmasked": False}.items():
+        process = tf.Wav2Vec2FeatureExtractor(return_attention_mask=masked)
+        arrays[f"{name}_config"] = np.array(process.to_json_string())
+        out = process(sounds, sampling_rate=16_000, padding=True, return_tensors="np")
+        arrays[name] = out["input_values"]
+    return arrays
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for name in sys.argv[1:] or MODELS:
         np.savez_compressed(FOLDER / f"{name}.npz", **make(*MODELS[name]))
         print(name, (FOLDER / f"{name}.npz").stat().st_size, "bytes")
     np.savez_compressed(FOLDER.with_name("processed_images.npz"), **make_processed())
+    np.savez_compressed(FOLDER.with_name("processed_sounds.npz"), **make_processed_sounds())
