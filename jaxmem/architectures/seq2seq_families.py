@@ -5,6 +5,7 @@ from typing import Any
 
 from ..io.json_fields import JsonFields
 from .config_sizes import MOST_LAYERS, refuse_unread_options
+from .hf_fields import encoder_activation
 from .seq2seq_config import UNLIMITED
 
 _T5_MLPS = {  # feed_forward_proj: (gated, activation)
@@ -14,7 +15,14 @@ _T5_MLPS = {  # feed_forward_proj: (gated, activation)
     "gated-silu": (True, "silu"),
 }
 # Defaults of generation, and options of older files that transformers does not read.
-_HARMLESS = "init_std|.*layerdrop|num_hidden_layers|output_past|length_penalty|n_positions"
+_HARMLESS = "|".join(
+    (
+        r"init_std|.*layerdrop|num_hidden_layers|output_past|n_positions|classif_dropout",
+        r"normalize_(before|embedding)|add_(bias_logits|final_layer_norm)|layernorm_variant",
+        r"(extra|static)_pos(ition)?_embeddings|do_blenderbot_90_layernorm|replacing_rate",
+        r"force_bos_token_to_be_generated|save_step|decoder_vocab_size",
+    )
+)
 
 
 def from_hf(hf: dict) -> dict[str, Any]:
@@ -93,9 +101,66 @@ def _mt5(fields: JsonFields) -> dict[str, Any]:
     return _t5(fields) | {"head_scale": 1.0}
 
 
+def _bart(fields: JsonFields) -> dict[str, Any]:
+    fields.ignore("tie_word_embeddings")  # only the checkpoint knows
+    width, stacks = fields.integer("d_model"), {}
+    for prefix, stack in (("", "decoder"), ("encoder_", "encoder")):
+        stacks[f"{prefix}layers"] = fields.integer(f"{stack}_layers", most=MOST_LAYERS)
+        stacks[f"{prefix}ffn"] = fields.integer(f"{stack}_ffn_dim")
+        stacks[f"{prefix}heads"] = fields.integer(f"{stack}_attention_heads")
+        if width % stacks[f"{prefix}heads"]:
+            fields.refuse(f"{stack}_attention_heads", f"a divisor of {width}")
+    return stacks | {
+        "vocab": fields.integer("vocab_size"),
+        "width": width,
+        "context": fields.integer("max_position_embeddings"),
+        "start": fields.integer("bos_token_id", 0, least=0),
+        "embed_scale": width**0.5 if fields.boolean("scale_embedding", False) else 1.0,
+        "embed_norm": True,
+        "position_offset": 2,
+        "activation": encoder_activation(fields, "activation_function"),
+        "logit_bias": True,
+    }
+
+
+_NORMS_FIRST = {"pre_norms": True, "final_norm": True}
+_PLAIN_EMBEDDING = {"embed_norm": False, "position_offset": 0}
+
+
+def _mbart(fields: JsonFields) -> dict[str, Any]:
+    return _bart(fields) | _NORMS_FIRST
+
+
+def _blenderbot(fields: JsonFields) -> dict[str, Any]:
+    return _mbart(fields) | _PLAIN_EMBEDDING
+
+
+def _pegasus(fields: JsonFields) -> dict[str, Any]:
+    return _blenderbot(fields) | {"positions": "sinusoidal"}
+
+
+def _marian(fields: JsonFields) -> dict[str, Any]:
+    fields.expect("share_encoder_decoder_embeddings", True)
+    return _bart(fields) | _PLAIN_EMBEDDING | {"positions": "sinusoidal"}
+
+
+def _m2m(fields: JsonFields) -> dict[str, Any]:
+    pad = fields.integer("pad_token_id", 1, least=0)
+    return _pegasus(fields) | {"pad": pad, "ends_at_slowest": True, "logit_bias": False}
+
+
 Reader = Callable[[JsonFields], dict[str, Any]]
 # {model_type: (its reader, transformers' defaults of fields that a config.json may leave out)}
 SEQ2SEQ_FAMILIES: dict[str, tuple[Reader, dict[str, Any]]] = {
     "t5": (_t5, {"feed_forward_proj": "relu", "decoder_start_token_id": 0, "eos_token_id": 1}),
     "mt5": (_mt5, {"feed_forward_proj": "gated-gelu", "eos_token_id": 1}),
+    "bart": (_bart, {"eos_token_id": 2, "decoder_start_token_id": 2}),
+    "mbart": (_mbart, {"eos_token_id": 2}),
+    "blenderbot": (_blenderbot, {"eos_token_id": 2, "decoder_start_token_id": 1}),
+    "pegasus": (_pegasus, {"eos_token_id": 1, "decoder_start_token_id": 0}),
+    "marian": (_marian, {"eos_token_id": 0, "decoder_start_token_id": 58_100}),
+    "m2m_100": (
+        _m2m,
+        {"activation_function": "relu", "eos_token_id": 2, "decoder_start_token_id": 2},
+    ),
 }

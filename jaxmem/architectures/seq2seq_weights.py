@@ -19,9 +19,21 @@ _T5 = {
     "distances": "{stack}.block.0.layer.0.SelfAttention.relative_attention_bias",
     "embed": "shared",
 }
+_BART = {
+    "layer": "{stack}.layers.{{}}.",
+    "positions": "{stack}.embed_positions",
+    "embed_norm": "{stack}.layernorm_embedding",
+    "final_norm": "{stack}.layer_norm",
+    "embed": "shared",
+    **{f"attn/{x}": f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")},
+    **{f"cross/{x}": f"encoder_attn.{x}_proj" for x in ("q", "k", "v", "out")},
+    **{"attn_norm": "self_attn_layer_norm", "cross_norm": "encoder_attn_layer_norm"},
+    **{"mlp/up": "fc1", "mlp/down": "fc2", "mlp_norm": "final_layer_norm"},
+}
 # {Config.tensor_names: {path of a module: its name in the checkpoint}}; `{stack}` is "encoder" or
 # "decoder", `{last}` the number of the MLP's part in a layer of the stack.
 NAMES = {
+    "bart": _BART,
     "t5": _T5
     | _T5_LAYER
     | {f"mlp/{x}": f"layer.{{last}}.DenseReluDense.{y}" for x, y in (("up", "wi"), ("down", "wo"))}
@@ -38,10 +50,8 @@ def weights(config: Any) -> dict[str, WeightMap]:
     Example:
         >>> from jaxmem.architectures import seq2seq
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=1, heads=4)
-        >>> distances = dict(positions="relative", buckets=8, farthest=16)
-        >>> config = seq2seq.Config(**sizes, **distances, tensor_names="t5")
-        >>> seq2seq.weights(config)["decoder/layers/cross/q/kernel"].names
-        ('decoder.block.0.layer.1.EncDecAttention.q.weight',)
+        >>> seq2seq.weights(seq2seq.Config(**sizes))["decoder/layers/cross/q/kernel"].names
+        ('decoder.layers.0.encoder_attn.q_proj.weight',)
     """
     c = config
     if c.tensor_names not in NAMES:

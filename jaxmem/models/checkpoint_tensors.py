@@ -20,6 +20,7 @@ _PREFIXES += ("roberta.", "electra.", "distilbert.", "albert.", "mpnet.", "esm."
 _PREFIXES += ("nomic_bert.", "deberta.", "module.", "_orig_mod.", "vit.", "dinov2.")
 _PREFIXES += ("wav2vec2.",)
 _OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names of a layer norm's parameters
+_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _HEAD, _MOST_NAMES = "lm_head.weight", 5
 
 # Tensors that hold constants, BERT's pooler, which the hidden states do not need, the last linear
@@ -29,6 +30,7 @@ _HARMLESS = re.compile(
     r".*rotary_emb(eddings)?\.inv_freq|contact_head\..*|(h|layers)\.\d+\.attn?(ention)?\.((attention\.)?(masked_)?bias|causal_mask)"
     r"|pooler\.(dense\.)?(weight|bias)|((text|vision)_model\.)?embeddings\.(position_ids|mask_token)|masked_spec_embed"
     r"|((cls\.)?predictions\.|lm_head\.|)decoder\.(weight|bias)|(generator_lm_head|vocab_projector)\.weight"
+    r"|(de|en)coder\.embed_positions\.weights?"
 )
 _LAYER = re.compile(r"(?:(?:(?:de|en)coder\.)?layers?|h|blocks)\.(\d+)\.")
 
@@ -83,6 +85,19 @@ def _read_layer(weight_map: WeightMap, by_name: dict[str, Lazy], i: int | None) 
     """Layer `i` of a parameter; `by_name` has its tensors."""
     parts = [weight_map.fn(by_name[name].read(None)) for name in weight_map.layer_names(i)]
     return np.stack(parts) if weight_map.parts else parts[0]
+
+
+def with_one_embedding(config: Any, tensors: dict[str, Lazy]) -> dict[str, Lazy]:
+    """The tensors of an encoder-decoder, whose embedding may have the name of any of its users."""
+    if config.family != "seq2seq":
+        return tensors
+    expected = family(config).weights(config)["embed/embedding"].names[0]
+    named = {bare_name(n): n for n in tensors if bare_name(n) in (expected, *_EMBEDDINGS)}
+    if not named:
+        return tensors
+    embedding = tensors[named.get(expected, min(named.values()))]
+    rest = {name: tensor for name, tensor in tensors.items() if name not in named.values()}
+    return rest | {expected: embedding}
 
 
 def with_its_head(config: Any, tensors: dict[str, Lazy]) -> Any:

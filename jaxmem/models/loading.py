@@ -33,7 +33,14 @@ from ..formats import (
 )
 from ..io.json_fields import JsonFields, read_object
 from . import downloading, end_tokens, quantized_weights, tokenizer_files, unreadable_sources
-from .checkpoint_tensors import assemble, bare_name, nested, warn_of_unread, with_its_head
+from .checkpoint_tensors import (
+    assemble,
+    bare_name,
+    nested,
+    warn_of_unread,
+    with_its_head,
+    with_one_embedding,
+)
 from .flax_model import FAMILY
 from .model import FORMAT, PARAMS, RECORD, Model, family
 from .output_tokens import with_output_tokens
@@ -131,14 +138,16 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
             f"ends in .safetensors, .gguf or .bin{advice}"
         )
     checkpoint = readers[suffix](path)
-    config = with_its_head(_config(checkpoint.hf, checkpoint.config_file), checkpoint.tensors)
+    config = _config(checkpoint.hf, checkpoint.config_file)
+    tensors = with_one_embedding(config, checkpoint.tensors)
+    config = with_its_head(config, tensors)
     if checkpoint.config_file.name == _CONFIG and hasattr(config, "eos"):
         folder, configured = checkpoint.config_file.parent, config.eos
         ends = end_tokens.end_tokens(folder, checkpoint.tokenizer, configured)
         config = with_output_tokens(dataclasses.replace(config, eos=ends), folder)
     weight_maps = family(config).weights(config)
-    tree = assemble(weight_maps, checkpoint.tensors, dtype or np.dtype("float32"), path)
-    warn_of_unread(config, weight_maps, checkpoint.tensors, path)
+    tree = assemble(weight_maps, tensors, dtype or np.dtype("float32"), path)
+    warn_of_unread(config, weight_maps, tensors, path)
     if encoded:
         _keep_codes(tree, weight_maps, checkpoint, path)
     beside = tokenizer_files.read_chat_template(checkpoint.config_file.parent)

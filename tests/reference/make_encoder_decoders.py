@@ -32,23 +32,45 @@ T5 = dict(vocab_size=37, d_model=24, d_kv=6, d_ff=28, num_layers=3, num_decoder_
           num_heads=3, relative_attention_num_buckets=8,
           relative_attention_max_distance=12, decoder_start_token_id=0)  # fmt: skip
 GATED = dict(feed_forward_proj="gated-gelu")
+BART = dict(vocab_size=37, d_model=24, encoder_layers=3, decoder_layers=2, encoder_ffn_dim=28,
+            decoder_ffn_dim=20, encoder_attention_heads=3, decoder_attention_heads=4,
+            max_position_embeddings=24, forced_eos_token_id=None)  # fmt: skip
+SCALED = dict(scale_embedding=True)
+MARIAN = dict(decoder_vocab_size=37, pad_token_id=36, decoder_start_token_id=36)
 HEAD = {"lm_head.weight": (37, 24)}
 MODELS = {  # (model_type, options, tensors beside those that transformers writes)
     "t5": ("t5", T5 | dict(eos_token_id=20), {}),
     "flan_t5": ("t5", T5 | GATED | dict(tie_word_embeddings=False, eos_token_id=28), HEAD),
     "mt5": ("mt5", T5 | dict(d_kv=8, tie_word_embeddings=False, eos_token_id=[31, 25]), HEAD),
+    "bart": ("bart", BART, {}),
+    "mbart": ("mbart", BART | SCALED | dict(decoder_start_token_id=4, eos_token_id=[2, 9]), {}),
+    "pegasus": ("pegasus", BART | SCALED | dict(activation_function="relu"), {}),
+    "marian": ("marian", BART | MARIAN | dict(activation_function="swish"), {}),
+    "m2m_100": ("m2m_100", BART | SCALED, {}),
+    "blenderbot": ("blenderbot", BART, {}),
+}
+
+GENERATION = {  # what generation_config.json says more
+    "bart": dict(forced_bos_token_id=0),
+    "m2m_100": dict(forced_bos_token_id=5),
+    "marian": dict(bad_words_ids=[[36], [24]]),
 }
 
 
-def make(kind, options, more):
+def make(kind, options, more, generation):
     """One model's configurations, tensors' names and shapes, inputs and outputs."""
     config = tf.AutoConfig.for_model(kind, **options)
     classes = tf.AutoModelForSeq2SeqLM
     with tempfile.TemporaryDirectory() as folder:  # tensors have other names in a file
         classes.from_config(config).save_pretrained(folder)
         file = pathlib.Path(folder, "model.safetensors")
-        shapes = {name: x.shape for name, x in load_file(file).items()} | more
-        save_file({n: drawn(n, shape) for n, shape in shapes.items()}, file, {"format": "pt"})
+        tensors = load_file(file)
+        constant = {n: x for n, x in tensors.items() if kind == "pegasus" and "positions" in n}
+        shapes = {n: x.shape for n, x in tensors.items() if n not in constant} | more
+        weights = {n: drawn(n, shape) for n, shape in shapes.items()}
+        save_file(constant | weights, file, {"format": "pt"})
+        config_file = pathlib.Path(folder, "generation_config.json")
+        config_file.write_text(json.dumps(json.loads(config_file.read_text()) | generation))
         texts = {x: pathlib.Path(folder, f"{x}.json") for x in ("config", "generation_config")}
         texts = {name: json.dumps(json.loads(x.read_text())) for name, x in texts.items()}
         model = classes.from_pretrained(folder, attn_implementation="eager").eval()
@@ -69,7 +91,7 @@ def make(kind, options, more):
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for name in sys.argv[1:] or MODELS:
-        made = make(*MODELS[name])
+        made = make(*MODELS[name], GENERATION.get(name, {}))
         np.savez_compressed(FOLDER / f"{name}.npz", **made)
         print(name, (FOLDER / f"{name}.npz").stat().st_size, "bytes")
         print({x: made[x].tolist() for x in ("greedy", *SEARCHES)})
