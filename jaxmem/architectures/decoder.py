@@ -19,17 +19,28 @@ from .decoder_config import Config as Config
 from .decoder_weights import weights as weights
 from .experts import Experts
 from .feed_forward import MLP
+from .gated_delta_rule import GatedDelta
+from .gated_linear_recurrence import GatedRecurrence
 from .latent_attention import LatentAttention
-from .layers import Embed, Linear, check_positions
+from .layers import Embed, Linear, check_positions, scaled
 from .norms import Norm
 from .positions import per_layer as per_layer
+from .rwkv_mixing import ChannelMixing, TimeMixing
 from .segments import feed_forward_kind, has_attention, has_recurrence
 from .segments import layer_kinds as layer_kinds
 from .segments import segments as segments
 from .selective_scan import Mamba, Mamba2
 from .self_attention import Attention
+from .short_convolution import ShortConvolution
 
-_RECURRENCES = {"mamba": Mamba, "mamba2": Mamba2}
+_RECURRENCES = {
+    "mamba": Mamba,
+    "mamba2": Mamba2,
+    "gated": GatedRecurrence,
+    "convolution": ShortConvolution,
+    "rwkv": TimeMixing,
+    "delta": GatedDelta,
+}
 
 
 def module(config: Config) -> "Decoder":
@@ -117,15 +128,19 @@ class Block(nn.Module):
             mixed.append(y)
         y = sum(mixed[1:], mixed[0])
         y = norm("attn_post_norm", y) if c.post_norms else y
-        y = checkpoint_name(_scaled(y, c), "attn_out")
+        y = checkpoint_name(scaled(y, c.residual_scale), "attn_out")
         stream = x if c.parallel else x + y
         if feed_forward_kind(self.kind) == "alone":
             return (constrain(stream), cache), None
         if not c.shared_norm:
             read = norm("mlp_norm", stream) if c.pre_norms else stream
-        z = feed_forward(c, self.kind)(read)
+        part = feed_forward(c, self.kind)
+        if feed_forward_kind(self.kind) == "mixing":
+            z, cache = part(read, cache, layer, position)
+        else:
+            z = part(read)
         z = norm("mlp_post_norm", z) if c.post_norms else z
-        z = checkpoint_name(_scaled(z, c), "mlp_out")
+        z = checkpoint_name(scaled(z, c.residual_scale), "mlp_out")
         stream = stream + y if c.parallel else stream
         return (constrain(stream + z), cache), None
 
@@ -144,9 +159,12 @@ def mixers(config: Config, kind: str) -> list[nn.Module]:
 
 
 def feed_forward(config: Config, kind: str) -> nn.Module:
-    """The feed-forward part of a layer of this kind: maps x (B, T, width) to the same shape."""
-    experts = feed_forward_kind(kind) == "experts"
-    return (Experts if experts else MLP)(config, name="mlp")
+    """The feed-forward part of a layer of this kind: maps x (B, T, width) to the same shape.
+
+    A "mixing" part has a state: it maps (x, cache, layer, position) to (y, cache).
+    """
+    parts = {"dense": MLP, "experts": Experts, "mixing": ChannelMixing}
+    return parts[feed_forward_kind(kind)](config, name="mlp")
 
 
 def scaled_logits(logits: Array, config: Config) -> Array:
@@ -164,13 +182,6 @@ def scaled_logits(logits: Array, config: Config) -> Array:
     if config.logit_softcap:
         logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
     return logits
-
-
-def _scaled(y: Array, config: Config) -> Array:
-    """What attention or MLP adds to the residual stream, times `residual_scale`."""
-    if config.residual_scale == 1:
-        return y
-    return y * jnp.asarray(config.residual_scale, y.dtype)
 
 
 def _cache_length(cache: Any) -> int:

@@ -6,10 +6,12 @@ from ..io.json_fields import JsonFields
 from .config_sizes import refuse_unread_options
 from .decoder_families import ROTARY_FAMILIES
 from .gpt_families import GPT_FAMILIES
+from .hybrid_families import HYBRID_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
 from .recurrent_families import RECURRENT_FAMILIES
 
 FAMILIES = ROTARY_FAMILIES | GPT_FAMILIES | MIXTURE_FAMILIES | RECURRENT_FAMILIES
+FAMILIES |= HYBRID_FAMILIES
 
 _TENSOR_NAMES = {  # of families whose checkpoints do not have the names of the family itself
     **dict.fromkeys(("mistral", "ministral3", "qwen2", "qwen3", "gemma", "granite"), "llama"),

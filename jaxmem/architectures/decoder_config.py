@@ -19,7 +19,7 @@ _CHOICES = {
     "positions": ("rotary", "alibi", "learned", "none"),
 }
 _PER_LAYER = ("local", "no_rope")
-_TUPLES = ("rope_scaling", "rope_factors", "rope_long_factors", "eos", *_PER_LAYER)
+_TUPLES = ("rope_scaling", "rope_factors", "rope_long_factors", "eos", "mlp_scales", *_PER_LAYER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +106,15 @@ class Config:
     attention_softcap: float = 0.0  # scores become cap * tanh(score / cap)
     sinks: bool = False  # each head has a score of one more key without a value
     latent: Latent | None = None  # multi-latent attention; a dict of its fields will do
+    output_gate: bool = False  # its outputs times a sigmoid of the layer's input
+    attention_scale: float = 1.0  # factor of what it gives
     clip_qkv: float = 0.0  # queries, keys and values are cut to [-clip, clip]
 
     # MLP.
     activation: str | None = None  # None for SiLU, or GELU by tanh with `gelu`
     gated: bool = True  # down(act(gate(x)) * up(x)), not down(act(up(x)))
     mlp_bias: bool = False
+    mlp_scales: tuple[float, ...] = ()  # factors of the gate's input, and of the output
     mixture: Mixture | None = None  # experts in place of an MLP; a dict of its fields will do
 
     # Residual stream and head.
@@ -166,7 +169,7 @@ class Config:
         entries of their own.
         """
         if self.recurrence:
-            states = self.recurrence.cache(self.layers, batch, dtype)
+            states = self.recurrence.cache(self.layers, self.width, batch, dtype)
             if not has_attention(self):
                 return states
             layers = self.layers
@@ -209,6 +212,7 @@ def _check_choices(c: Config) -> None:
         "head_bias": (not c.tied, "an untied head"),
         "chunked": (c.local, "local layers"),
         "growth_unrotated": (c.query_growth, "query_growth"),
+        "mlp_scales": (c.gated and len(c.mlp_scales) == 2 and not c.mixture, "2 factors and gates"),
     }
     positive = (c.original_context > 0, "an original_context above 0")
     needs |= dict.fromkeys(("rope_long_factors", "rope_dynamic", "query_growth"), positive)

@@ -8,7 +8,8 @@ import numpy as np
 from .latent_weights import latent_maps
 from .layer_maps import Rows, linear_maps, norm_maps, norm_parts, stack_map
 from .mixture_weights import mixture_maps
-from .recurrent_weights import mixer_maps
+from .recurrent_names import RECURRENT_NAMES
+from .recurrent_weights import channel_mixing_maps, mixer_maps
 from .segments import feed_forward_kind, has_attention, has_recurrence, segments
 from .tensor_names import FUSED_GATE_UP, FUSED_QKV, NAMES
 from .weight_map import WeightMap
@@ -56,14 +57,16 @@ def _layer(c: Any, names: dict[str, str], kind: str) -> dict[str, WeightMap]:
         maps |= mixer_maps(c, names)
     if part == "alone":
         return maps
-    return maps | {"dense": _feed_forward, "experts": mixture_maps}[part](c, names)
+    parts = {"dense": _feed_forward, "experts": mixture_maps, "mixing": channel_mixing_maps}
+    return maps | parts[part](c, names)
 
 
 def _names(c: Any) -> dict[str, str]:
     """The names of a configuration's modules."""
-    if c.tensor_names not in NAMES:
-        raise ValueError(f"tensor_names is {c.tensor_names!r}, expected one of {', '.join(NAMES)}")
-    return NAMES["gemma" if c.tensor_names == "llama" and c.post_norms else c.tensor_names]
+    known = NAMES | RECURRENT_NAMES
+    if c.tensor_names not in known:
+        raise ValueError(f"tensor_names is {c.tensor_names!r}, expected one of {', '.join(known)}")
+    return known["gemma" if c.tensor_names == "llama" and c.post_norms else c.tensor_names]
 
 
 def _attention(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
@@ -73,6 +76,9 @@ def _attention(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     for part, size in {"q": q, "k": kv, "v": kv}.items():
         turn = _taken_from_qkv(c, part)
         maps |= linear_maps(c, names, f"attn/{part}", c.width, size, c.qkv_bias, turn)
+    if c.output_gate:
+        turn = _taken_from_qkv(c, "gate")
+        maps |= linear_maps(c, names, "attn/gate", c.width, q, c.qkv_bias, turn)
     maps |= linear_maps(c, names, "attn/out", q, c.width, c.out_bias)
     if c.sinks:
         maps["layers/attn/sinks"] = stack_map(c, names, "attn/sinks", "", (c.heads,))
@@ -123,7 +129,9 @@ def _layer_norms(c: Any, names: dict[str, str], has_mlp: bool) -> dict[str, Weig
 
 
 def _taken_from_qkv(c: Any, part: str) -> Callable[[np.ndarray], np.ndarray]:
-    """What takes queries, keys or values from a tensor, which may hold all three."""
+    """What takes queries, keys, values or gates from a tensor, which may hold several of them."""
+    if c.output_gate and part in ("q", "gate"):  # alternating heads of one tensor
+        return Rows(c.head_dim * (part == "gate"), c.head_dim, c.heads)
     if c.tensor_names not in FUSED_QKV:
         return np.transpose
     order, blocks = FUSED_QKV[c.tensor_names]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .decoder_config import Config
-from .layers import Linear
+from .layers import Linear, scaled
 
 _FUNCTIONS = {
     "silu": jax.nn.silu,
@@ -30,10 +30,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c, ffn = self.config, self.ffn or self.config.ffn
+        scales = getattr(c, "mlp_scales", ()) or (1.0, 1.0)
         gate = Linear(ffn, c.mlp_bias, name="gate")(x) if c.gated else None
         up = Linear(ffn, c.mlp_bias, name="up")(x)
-        y = activate(up, c) if gate is None else activate(gate, c) * up
-        return Linear(c.width, c.mlp_bias, name="down")(y)
+        y = activate(up, c) if gate is None else activate(scaled(gate, scales[0]), c) * up
+        return scaled(Linear(c.width, c.mlp_bias, name="down")(y), scales[1])
 
 
 def activate(x: Array, config: Config) -> Array:

@@ -48,8 +48,16 @@ def check_latent(c: Any) -> None:
     for name, size in sizes.items():
         if getattr(c, name) != size:
             raise ValueError(f"{name} is {getattr(c, name)}, expected {size} as `latent` says")
-    plain = {"positions": "rotary", "norm": "rms"}
-    off = ("qk_norm", "sinks", "clip_qkv", "attention_softcap", "query_growth", "norm_offset")
+    plain = {"positions": "rotary", "norm": "rms", "attention_scale": 1.0}
+    off = (
+        "output_gate",
+        "qk_norm",
+        "sinks",
+        "clip_qkv",
+        "attention_softcap",
+        "query_growth",
+        "norm_offset",
+    )
     for name, value in plain.items():
         if getattr(c, name) != value:
             raise ValueError(f"{name} is {getattr(c, name)!r} with latent, expected {value!r}")

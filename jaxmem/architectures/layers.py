@@ -120,6 +120,11 @@ def row(v: Array, like: Array) -> Array:
     return v.astype(jnp.float32).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
+def scaled(x: Array, factor: float) -> Array:
+    """`x` times a number, in its own dtype; `x` itself if the number is 1."""
+    return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
+
+
 def rms_norm(x: Array, scale: Array, eps: float, offset: float = 0.0) -> Array:
     """x / sqrt(mean(x²) + eps) * (offset + scale), over the last axis (Zhang & Sennrich, 2019)."""
     y = x.astype(jnp.float32)

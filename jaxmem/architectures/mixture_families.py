@@ -41,7 +41,7 @@ def _mixtral(fields: JsonFields) -> dict:
     return config | windows | _mixture(fields, "intermediate_size", renormalized=True)
 
 
-def _qwen_mixture(fields: JsonFields, layers: int, **options: Any) -> dict:
+def qwen_mixture(fields: JsonFields, layers: int, **options: Any) -> dict:
     """The mixture of a Qwen, which some layers may be without."""
     step = fields.integer("decoder_sparse_step", 1)
     without = set(fields.integers("mlp_only_layers"))
@@ -57,7 +57,7 @@ def _qwen2_moe(fields: JsonFields) -> dict:
     is_local = lambda i: i % 2 == 0 and i < first
     windows = read_windows(fields, config["layers"], is_local, slides)
     shared = fields.integer("shared_expert_intermediate_size")
-    mixture = _qwen_mixture(fields, config["layers"], shared_ffn=shared, shared_gate=True)
+    mixture = qwen_mixture(fields, config["layers"], shared_ffn=shared, shared_gate=True)
     return config | windows | mixture | {"qkv_bias": fields.boolean("qkv_bias", True)}
 
 
@@ -66,7 +66,7 @@ def _qwen3_moe(fields: JsonFields) -> dict:
     fields.ignore("max_window_layers")
     slides = fields.boolean("use_sliding_window", False)
     windows = read_windows(fields, config["layers"], every, slides)
-    mixture = _qwen_mixture(fields, config["layers"])
+    mixture = qwen_mixture(fields, config["layers"])
     return config | windows | mixture | _biases(fields) | {"qk_norm": True}
 
 

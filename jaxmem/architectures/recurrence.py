@@ -8,15 +8,22 @@ from jax.typing import DTypeLike
 
 from .config_sizes import check_types
 
-KINDS = ("mamba", "mamba2")
+KINDS = ("mamba", "mamba2", "gated", "convolution", "rwkv", "delta")
 _NORMS = ("none", "gate_first", "gate_last")
+_OPTIONS = {"inner_norms": "mamba"} | dict.fromkeys(
+    ("norm", "step_range", "in_scale", "scales", "out_scale"), "mamba2"
+)  # and the kind that computes each
+_RWKV_STATE = 3  # numbers of state of a channel
 
 
 @dataclasses.dataclass(frozen=True)
 class Recurrence:
     """The layers with a state in place of attention, or beside it; `kind` is their mechanism.
 
-    "mamba" and "mamba2" are selective scans (selective_scan.py).
+    "mamba" and "mamba2" are selective scans (selective_scan.py), "gated" is a gated linear
+    recurrence (gated_linear_recurrence.py), "convolution" a short convolution
+    (short_convolution.py), "rwkv" a decaying average (rwkv_mixing.py), "delta" a gated delta rule
+    (gated_delta_rule.py).
 
     Example:
         >>> Recurrence("mamba", channels=64, state=16, taps=4, step_rank=2).heads
@@ -42,9 +49,12 @@ class Recurrence:
     inner_norms: bool = False  # "mamba": a norm of the steps' vector and of each direction
     norm: str = "none"  # "mamba2": of the outputs, before ("gate_last") or after their gate
     step_range: tuple[float, ...] = ()  # "mamba2": steps are cut to (least, most)
+    in_scale: float = 1.0  # "mamba2": factor of the layer's input
+    scales: tuple[float, ...] = ()  # "mamba2": factors of gate, in, b, c and step
+    out_scale: float = 1.0  # "mamba2": factor of the layer's output
 
     def __post_init__(self):
-        for name in ("layers", "step_range"):
+        for name in ("layers", "step_range", "scales"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "heads", self.heads or self.channels)
         check_types(self)
@@ -61,10 +71,15 @@ class Recurrence:
                 f"{self.channels} channels in {self.heads} heads in {self.groups} groups, "
                 "expected sizes that divide"
             )
+        for name, kind in _OPTIONS.items():
+            if self.kind != kind and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} is {getattr(self, name)!r} with kind {self.kind!r}")
         if (self.step_rank > 0) != (self.kind == "mamba"):
             raise ValueError(f"step_rank is {self.step_rank} with kind {self.kind!r}")
-        if len(self.step_range) not in (0, 2):
-            raise ValueError(f"step_range has {len(self.step_range)} values, expected 0 or 2")
+        for name, size in (("step_range", 2), ("scales", 5)):
+            if len(getattr(self, name)) not in (0, size):
+                raise ValueError(f"{name} has {len(getattr(self, name))} values, not 0 or {size}")
+        object.__setattr__(self, "state", _RWKV_STATE if self.kind == "rwkv" else self.state)
 
     @property
     def replaces_attention(self) -> bool:
@@ -77,29 +92,45 @@ class Recurrence:
 
     def linears(self, width: int) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of each linear of a layer of a model of this `width`."""
-        n, directions = self.channels, self.groups * self.state
-        if self.kind == "mamba":
-            select = (n, self.step_rank + 2 * self.state)
-            parts = {"in": (width, n), "gate": (width, n), "select": select}
-            return parts | {"step": (self.step_rank, n), "out": (n, width)}
-        parts = dict.fromkeys(("b", "c"), (width, directions))
-        parts |= {"gate": (width, n), "in": (width, n), "step": (width, self.heads)}
-        return parts | {"out": (n, width)}
+        n, directions = self.channels, (width, self.groups * self.state)
+        inner, out = (width, n), {"out": (n, width)}
+        match self.kind:
+            case "mamba":
+                parts = {"gate": inner, "in": inner, "step": (self.step_rank, n)}
+                parts["select"] = (n, self.step_rank + 2 * self.state)
+            case "mamba2":
+                parts = {"gate": inner, "in": inner, "b": directions, "c": directions}
+                parts["step"] = (width, self.heads)
+            case "delta":
+                parts = {"q": directions, "k": directions, "v": inner, "gate": inner}
+                parts |= dict.fromkeys(("write", "step"), (width, self.heads))
+            case "gated":
+                parts = {"gate": inner, "in": inner}
+            case "convolution":
+                parts = {"b": inner, "c": inner, "in": inner}
+            case "rwkv":
+                parts = dict.fromkeys(("k", "v", "receptance"), inner)
+        return parts | out
 
     def convolved(self) -> int:
         """The channels that the convolution works on."""
-        both = 2 * self.groups * self.state
-        return self.channels + (both if self.kind == "mamba2" else 0)
+        directions = 2 * self.groups * self.state
+        return self.channels + (directions if self.kind in ("mamba2", "delta") else 0)
 
-    def cache(self, layers: int, batch: int, dtype: DTypeLike) -> dict:
+    def cache(self, layers: int, width: int, batch: int, dtype: DTypeLike) -> dict:
         """The states of all layers before the first token, (layers with a state, batch, ...).
 
-        "conv" are the last inputs of the convolution, "state" those of the recurrence in f32.
+        "conv" are the last inputs of the convolution, (taps - 1, n); "state" those of the
+        recurrence in f32, (state, channels). In an "rwkv", "conv" and "mlp_conv" are the last
+        inputs of the layer's two parts.
         """
-        count = self.count(layers)
-        conv = (count, batch, self.taps - 1, self.convolved())
-        state = (count, batch, self.channels, self.state)
-        return {"conv": jnp.zeros(conv, dtype), "state": jnp.zeros(state, jnp.float32)}
+        stack = (self.count(layers), batch)
+        states = {"state": jnp.zeros((*stack, self.state, self.channels), jnp.float32)}
+        if self.kind == "rwkv":
+            last = jnp.zeros((*stack, 1, width), dtype)
+            return states | {"conv": last, "mlp_conv": last}
+        conv = {"conv": jnp.zeros((*stack, self.taps - 1, self.convolved()), dtype)}
+        return conv if self.kind == "convolution" else states | conv
 
 
 def check_recurrence(c: Any) -> None:
@@ -115,6 +146,8 @@ def check_recurrence(c: Any) -> None:
         raise ValueError(f"recurrence.layers names {len(r.layers)} layers, expected {c.layers}")
     if r.beside and r.layers:
         raise ValueError("recurrence.layers is given with beside, which is in every layer")
+    if r.kind == "rwkv" and (r.layers or r.beside or r.alone or c.mixture or c.gated):
+        raise ValueError("recurrence is an 'rwkv', expected it in every layer, with gated=False")
     if r.alone and (c.mixture or c.parallel or c.post_norms):
         raise ValueError("recurrence.alone is True with a mixture, parallel or post_norms")
 

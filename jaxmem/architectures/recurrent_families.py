@@ -4,14 +4,15 @@ from typing import Any
 
 from ..io.json_fields import JsonFields
 from .config_sizes import MOST_LAYERS
+from .hf_fields import LAYER_NORM
 from .recurrence import Recurrence
 
 _NO_LIMIT = 2**20  # tokens; a model without positions has no length
 _UNBOUNDED = ({"__float__": "Infinity"}, float("inf"))
 
 
-def _alone(fields: JsonFields, recurrence: Recurrence) -> dict[str, Any]:
-    """The fields of Config of a model whose layers are the recurrence only."""
+def _without_attention(fields: JsonFields, recurrence: Recurrence) -> dict[str, Any]:
+    """The fields of Config of a model without attention, and without a feed-forward part."""
     return {
         "vocab": fields.integer("vocab_size"),
         "width": fields.integer("hidden_size"),
@@ -44,13 +45,13 @@ def _mamba(fields: JsonFields) -> dict[str, Any]:
     width = fields.integer("hidden_size")
     channels = fields.integer("expand", 2) * width
     fields.expect("intermediate_size", channels)
-    return _alone(
+    return _without_attention(
         fields,
         Recurrence(
             "mamba",
             channels,
             fields.integer("state_size", 16),
-            step_rank=_step_rank(fields, "time_step_rank", width),
+            step_rank=step_rank(fields, "time_step_rank", width),
             **_scan_options(fields),
         ),
     )
@@ -61,7 +62,7 @@ def _mamba2(fields: JsonFields) -> dict[str, Any]:
     heads, head_dim = fields.integer("num_heads", 128), fields.integer("head_dim", 64)
     if heads * head_dim != fields.integer("expand", 2) * fields.integer("hidden_size"):
         fields.refuse("num_heads", "heads that make expand * hidden_size channels")
-    return _alone(
+    return _without_attention(
         fields,
         Recurrence(
             "mamba2",
@@ -70,13 +71,26 @@ def _mamba2(fields: JsonFields) -> dict[str, Any]:
             heads,
             fields.integer("n_groups", 8),
             norm="gate_first",
-            step_range=_step_range(fields),
+            step_range=step_range(fields),
             **_scan_options(fields),
         ),
     )
 
 
-def _step_rank(fields: JsonFields, name: str, width: int) -> int:
+def _rwkv(fields: JsonFields) -> dict[str, Any]:
+    fields.ignore("rescale_every")  # halves what would leave the range of float16
+    fields.expect("layer_norm_epsilon", 1e-5)  # of every norm but the last, which has this one
+    width = fields.integer("hidden_size")
+    recurrence = Recurrence("rwkv", fields.integer("attention_hidden_size", width))
+    return (
+        _without_attention(fields, recurrence)
+        | LAYER_NORM
+        | {"ffn": fields.integer("intermediate_size", 4 * width), "gated": False}
+        | {"embed_norm": True, "context": fields.integer("context_length", 1024)}
+    )
+
+
+def step_rank(fields: JsonFields, name: str, width: int) -> int:
     """The length of the vector that steps are made of; "auto" is a sixteenth of the width."""
     if fields.data.get(name, "auto") == "auto":
         fields.ignore(name)
@@ -84,7 +98,7 @@ def _step_rank(fields: JsonFields, name: str, width: int) -> int:
     return fields.integer(name)
 
 
-def _step_range(fields: JsonFields) -> tuple[float, ...]:
+def step_range(fields: JsonFields) -> tuple[float, ...]:
     """The limits of steps; none if they are 0 and infinity, which some files write as an object."""
     limits = fields.data.get("time_step_limit")
     if limits in [[0, unbounded] for unbounded in _UNBOUNDED]:
@@ -99,4 +113,5 @@ def _step_range(fields: JsonFields) -> tuple[float, ...]:
 RECURRENT_FAMILIES = {  # as `ROTARY_FAMILIES` of decoder_families.py
     "mamba": (_mamba, {"tie_word_embeddings": True}),
     "mamba2": (_mamba2, {}),
+    "rwkv": (_rwkv, {}),
 }

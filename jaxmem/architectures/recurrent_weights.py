@@ -44,6 +44,59 @@ def _mamba2(c: Any, names: dict[str, str]) -> Maps:
     return maps | _others(c, names, shapes)
 
 
+def _gated(c: Any, names: dict[str, str]) -> Maps:
+    r = c.recurrence
+    biases = {"gate": r.in_bias, "in": r.in_bias, "out": r.out_bias}
+    n = r.channels // r.heads
+    shapes: dict[str, tuple[int, ...]] = {"decay": (r.channels,)}
+    for gate in ("keep_gate", "input_gate"):
+        shapes |= {f"{gate}/kernel": (r.heads, n, n), f"{gate}/bias": (r.heads, n)}
+    return _linears(c, names, biases, {}) | _convolution(c, names) | _others(c, names, shapes)
+
+
+def _short_convolution(c: Any, names: dict[str, str]) -> Maps:
+    r = c.recurrence
+    turns = {part: Rows(i * r.channels, r.channels) for i, part in enumerate(("b", "c", "in"))}
+    biases = dict.fromkeys(turns, r.in_bias) | {"out": r.out_bias}
+    return _linears(c, names, biases, turns) | _convolution(c, names)
+
+
+def _delta(c: Any, names: dict[str, str]) -> Maps:
+    r = c.recurrence
+    values = r.channels // r.groups
+    turns, start = {}, 0
+    for part, rows in {"q": r.state, "k": r.state, "v": values, "gate": values}.items():
+        turns[part] = Rows(start, rows, r.groups)  # of each group in one tensor
+        start += rows
+    for i, part in enumerate(("write", "step")):
+        rows = r.heads // r.groups
+        turns[part] = Rows(i * rows, rows, r.groups)
+    shapes = dict.fromkeys(("log_decay", "step_bias"), (r.heads,))
+    shapes |= {"norm/scale": (r.channels // r.heads,)}
+    return _linears(c, names, {}, turns) | _convolution(c, names) | _others(c, names, shapes)
+
+
+def _rwkv(c: Any, names: dict[str, str]) -> Maps:
+    shapes = dict.fromkeys(("log_decay", "first"), (c.recurrence.channels,))
+    shares = _shares(c, names, "mixer", ("k", "v", "receptance"))
+    return _linears(c, names, {}, {}) | _others(c, names, shapes) | shares
+
+
+def channel_mixing_maps(c: Any, names: dict[str, str]) -> Maps:
+    """The parameters of an RWKV's feed-forward part in every layer."""
+    sizes = {"up": (c.width, c.ffn), "receptance": (c.width, c.width), "down": (c.ffn, c.width)}
+    maps = _shares(c, names, "mlp", ("up", "receptance"))
+    for part, size in sizes.items():
+        maps |= linear_maps(c, names, f"mlp/{part}", *size, False)
+    return maps
+
+
+def _shares(c: Any, names: dict[str, str], path: str, parts: tuple[str, ...]) -> Maps:
+    """How far each part reads a token and how far the one before it."""
+    paths = [f"{path}/{part}_mix" for part in parts]
+    return {f"layers/{p}": stack_map(c, names, p, "", (c.width,), np.ravel) for p in paths}
+
+
 def _linears(
     c: Any, names: dict[str, str], biases: dict[str, bool], turns: dict[str, Callable]
 ) -> Maps:
@@ -78,4 +131,11 @@ def _taps(w: np.ndarray) -> np.ndarray:
     return w.reshape(w.shape[0], -1).T
 
 
-_MAPS: dict[str, Callable[[Any, dict[str, str]], Maps]] = {"mamba": _mamba, "mamba2": _mamba2}
+_MAPS: dict[str, Callable[[Any, dict[str, str]], Maps]] = {
+    "mamba": _mamba,
+    "mamba2": _mamba2,
+    "gated": _gated,
+    "convolution": _short_convolution,
+    "rwkv": _rwkv,
+    "delta": _delta,
+}

@@ -36,13 +36,15 @@ def layer_kinds(config: Any) -> tuple[str, ...]:
     if r is None:
         return tuple(parts)
     parts = ["alone"] * config.layers if r.alone else parts
+    parts = ["mixing"] * config.layers if r.kind == "rwkv" else parts
     states = r.layers or (True,) * config.layers
     mixer = "both" if r.beside else "recurrent"
     return tuple(f"{mixer} {part}" if state else part for part, state in zip(parts, states))
 
 
 def feed_forward_kind(kind: str) -> str:
-    """The feed-forward part of a layer of this kind: "dense", "experts", or "alone" without one.
+    """The feed-forward part of a layer of this kind: "dense", "experts", "mixing" with a
+    state of its own, or "alone" without one.
 
     Example:
         >>> feed_forward_kind("recurrent experts")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .decoder_config import Config
-from .layers import Linear, row
+from .layers import Linear, row, scaled
 from .norms import Norm
 from .recurrence import Recurrence
 from .recurrent_state import Convolution, state_before, with_state
@@ -54,16 +54,17 @@ class Mamba2(nn.Module):
     @nn.compact
     def __call__(self, x: Array, cache: dict | None, layer: dict, position: Array | int):
         c, r = self.config, self.config.recurrence
-        sizes = r.linears(c.width)
-        linear = lambda name: Linear(sizes[name][1], r.in_bias, name=name)
-        step = linear("step")(x, jnp.float32)
-        gate, *convolved = (linear(name)(x) for name in ("gate", "in", "b", "c"))
+        sizes, x = r.linears(c.width), scaled(x, r.in_scale)
+        names = ("gate", "in", "b", "c", "step")
+        linears = (Linear(sizes[name][1], r.in_bias, name=name)(x) for name in names)
+        factors = r.scales or (1.0,) * len(names)
+        gate, *convolved, step = (scaled(y, f) for y, f in zip(linears, factors))
         convolution = Convolution(r.taps, r.conv_bias, name="conv")
         y, cache = convolution(jnp.concatenate(convolved, -1), cache, layer, position)
         ends = (r.channels, r.channels + r.groups * r.state)
         x, *directions = jnp.split(jax.nn.silu(y), ends, axis=-1)
         bias = self.param("step_bias", nn.initializers.constant(_LEAST_STEP), (r.heads,))
-        step = jax.nn.softplus(step + row(bias, step))
+        step = jax.nn.softplus(step.astype(jnp.float32) + row(bias, step))
         step = jnp.clip(step, *r.step_range) if r.step_range else step
         log_decay = self.param("log_decay", nn.initializers.zeros, (r.heads,))
         y, cache = _through_cache(r, x, step, log_decay, directions, cache, layer, position)
@@ -71,25 +72,29 @@ class Mamba2(nn.Module):
         skip = jnp.repeat(skip, r.channels // r.heads)
         y = y + row(skip, y) * x.astype(jnp.float32)
         y = GatedNorm(c.eps, r.norm, r.groups, name="norm")(y, gate).astype(x.dtype)
-        return Linear(c.width, r.out_bias, name="out")(y), cache
+        return scaled(Linear(c.width, r.out_bias, name="out")(y), r.out_scale), cache
 
 
 class GatedNorm(nn.Module):
     """y * silu(gate), with a norm of each group of channels before or after the gate, or none.
 
-    Maps y (B, T, n) in f32 and a gate of this shape to the same shape in f32.
+    Maps y (B, T, n) in f32 and a gate of this shape to the same shape in f32. With `shared` all
+    groups have the same gains.
     """
 
     eps: float
     norm: str
     groups: int
+    shared: bool = False
 
     @nn.compact
     def __call__(self, y: Array, gate: Array) -> Array:
         gate = jax.nn.silu(gate.astype(jnp.float32))
         if self.norm == "none":
             return y * gate
-        scale = self.param("scale", nn.initializers.ones, (y.shape[-1],))
+        n = y.shape[-1] // self.groups if self.shared else y.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (n,))
+        scale = jnp.tile(scale, self.groups) if self.shared else scale
         y = y * gate if self.norm == "gate_first" else y
         groups = y.reshape(*y.shape[:-1], self.groups, -1)
         groups = groups * lax.rsqrt((groups * groups).mean(-1, keepdims=True) + self.eps)
@@ -105,17 +110,17 @@ def selective_scan(
     Args:
         x: inputs (B, T, G, H, P): groups, heads of a group, channels of a head.
         step: (B, T, G, H) in f32, above 0.
-        decay: (1, G, H, 1, N or 1) in f32, below 0.
-        b: what writes the state, (B, T, G, N).
-        c: what reads it, (B, T, G, N).
-        state: before the first token, (B, G, H, P, N) in f32.
+        decay: (1, N or 1, G, H, 1) in f32, below 0.
+        b: what writes the state, (B, T, N, G).
+        c: what reads it, (B, T, N, G).
+        state: before the first token, (B, N, G, H, P) in f32.
     """
 
     def read(state: Array, token: tuple):
         x, step, b, c = (y.astype(jnp.float32) for y in token)
-        step, b, c = step[..., None, None], b[:, :, None, None], c[:, :, None, None]
-        state = state * jnp.exp(step * decay) + step * x[..., None] * b
-        return state, (state * c).sum(-1)
+        step, b, c = step[:, None, :, :, None], b[..., None, None], c[..., None, None]
+        state = state * jnp.exp(step * decay) + step * x[:, None] * b
+        return state, (state * c).sum(1)
 
     tokens = tuple(y.swapaxes(0, 1) for y in (x, step, b, c))
     state, y = lax.scan(read, state, tokens)
@@ -134,14 +139,14 @@ def _through_cache(
 ) -> tuple[Array, dict | None]:
     """(the outputs (B, T, channels) of a scan from the layer's state on, the cache after it)."""
     heads = (r.groups, r.heads // r.groups)
-    zeros = jnp.zeros((x.shape[0], r.channels, r.state), jnp.float32)
+    zeros = jnp.zeros((x.shape[0], r.state, r.channels), jnp.float32)
     before = state_before(cache, "state", layer, position, zeros)
     y, state = selective_scan(
         x.reshape(*x.shape[:2], *heads, -1),
         step.reshape(*x.shape[:2], *heads),
-        -jnp.exp(log_decay.astype(jnp.float32)).reshape(1, *heads, 1, -1),
-        *(y.reshape(*x.shape[:2], r.groups, r.state) for y in directions),
-        before.reshape(x.shape[0], *heads, -1, r.state),
+        -jnp.exp(log_decay.astype(jnp.float32)).reshape(r.heads, -1).T.reshape(1, -1, *heads, 1),
+        *(y.reshape(*x.shape[:2], r.groups, r.state).swapaxes(2, 3) for y in directions),
+        before.reshape(x.shape[0], r.state, *heads, -1),
     )
     return y.reshape(x.shape), with_state(cache, "state", layer, state.reshape(zeros.shape))
 

@@ -1,6 +1,7 @@
 """Attention of a decoder's layer: heads, biases, norms of queries and keys, positions."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -8,7 +9,7 @@ from ..kv_cache.attention import ScoreTerms
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import keep_layout
 from .decoder_config import Config
-from .layers import Linear, merge_heads, split_heads
+from .layers import Linear, merge_heads, scaled, split_heads
 from .norms import Norm, unit_heads
 from .positions import alibi_slopes, grow_queries, rotate_positions, window_in_chunk
 
@@ -58,4 +59,8 @@ class Attention(nn.Module):
         index, window = layer["index"], layer["window"]
         window = window_in_chunk(window, position, q.shape[2]) if c.chunked else window
         cache, y = attend_through(cache, index, position, q, k, v, window, scale, terms)
-        return Linear(c.width, c.out_bias, name="out")(merge_heads(y)), cache
+        y = merge_heads(y)
+        if c.output_gate:
+            gate = Linear(c.heads * c.head_dim, c.qkv_bias, name="gate")(x)
+            y = y * jax.nn.sigmoid(gate)
+        return scaled(Linear(c.width, c.out_bias, name="out")(y), c.attention_scale), cache

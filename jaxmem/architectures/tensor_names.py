@@ -1,7 +1,5 @@
 """The names of the tensors of a Hugging Face checkpoint, for each family of decoders."""
 
-from .recurrent_names import RECURRENT_NAMES
-
 _LLAMA = {
     "layer": "model.layers.{}.",
     "embed": "model.embed_tokens",
@@ -96,7 +94,6 @@ _DEEPSEEK = (
 )
 # {Config.tensor_names: {path of a module: its name in the checkpoint}}
 NAMES = {
-    **RECURRENT_NAMES,
     "llama": _LLAMA,
     "mixtral": _MIXTRAL,
     "qwen_moe": _QWEN_MOE,

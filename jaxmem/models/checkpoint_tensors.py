@@ -18,7 +18,7 @@ from .model import family
 _PREFIXES = ("model.", "transformer.", "bert.", "gpt_neox.", "language_model.")
 _PREFIXES += ("roberta.", "electra.", "distilbert.", "albert.", "mpnet.", "esm.")
 _PREFIXES += ("nomic_bert.", "deberta.", "module.", "_orig_mod.", "vit.", "dinov2.")
-_PREFIXES += ("wav2vec2.",)
+_PREFIXES += ("wav2vec2.", "backbone.", "rwkv.")
 _OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names of a layer norm's parameters
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _HEAD, _MOST_NAMES = "lm_head.weight", 5

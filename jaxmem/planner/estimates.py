@@ -7,7 +7,13 @@ from typing import Any
 from ..compiler.devices import Device
 from ..core.byte_counts import device_bytes, nbytes
 from ..train.remat_policy import Remat
-from .model_counts import attended_numbers, product_numbers, split_experts, token_weights
+from .model_counts import (
+    attended_numbers,
+    attention_share,
+    product_numbers,
+    split_experts,
+    token_weights,
+)
 from .recipe import Recipe
 from .search_space import REMATS
 from .step import Built
@@ -46,7 +52,7 @@ def arithmetic(
     products = tokens * number * (product_numbers(c) / tensor + 2 * c.width)
     layer_input = tokens * 2 * c.width
     remat = REMATS[recipe.remat.kind]
-    kept = remat.kept(c.layers, layer_input, products, scores)
+    kept = remat.kept(c.layers, layer_input, products, scores * attention_share(c))
     logits = rows * recipe.chunk * c.vocab * 4 / tensor
     gradients = device_bytes(arguments[0]["params"]) * (1 if recipe.micro == 1 else 2)
     working = max(2 * scores, logits)

@@ -48,11 +48,28 @@ def token_weights(config: Config, params: Any) -> tuple[float, float]:
 
 
 def attended_numbers(config: Config) -> int:
-    """Numbers of keys and values of all heads that a query is multiplied by, for each token."""
+    """Numbers of keys and values of all heads that a query is multiplied by, for each token.
+
+    They are the mean over layers, of which some may have no attention.
+    """
     latent = getattr(config, "latent", None)
     if latent:
         return config.heads * (2 * latent.kv_rank + latent.rope_dim)
-    return 2 * config.heads * config.head_dim
+    return int(2 * config.heads * config.head_dim * attention_share(config))
+
+
+def attention_share(config: Config) -> float:
+    """The share of layers that have attention.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> attention_share(jm.models.load("llama-8b").config)
+        1.0
+    """
+    recurrence = getattr(config, "recurrence", None)
+    if recurrence is None or recurrence.beside:
+        return 1.0
+    return 1.0 - recurrence.count(config.layers) / config.layers
 
 
 def product_numbers(config: Config) -> float:
@@ -63,6 +80,7 @@ def product_numbers(config: Config) -> float:
     c, latent, mixture = config, getattr(config, "latent", None), getattr(config, "mixture", None)
     kv = 2 * getattr(c, "kv_heads", c.heads) * c.head_dim
     attention = c.heads * c.head_dim + (latent.kv_rank + latent.rope_dim if latent else kv)
+    attention *= attention_share(c)  # what recurrent layers compute in its place is not counted
     dense = (1 + getattr(c, "gated", False)) * c.ffn
     if not mixture:
         return attention + dense

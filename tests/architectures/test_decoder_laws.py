@@ -16,7 +16,8 @@ from jaxmem.models import KVCache, Model
 # sandwich norms, soft caps and windows; one norm for both parts, norms of heads, interleaved pairs;
 # ALiBi and a norm of the embedding; learned positions and one head of keys; experts with an expert
 # that all tokens share; experts in groups, the first layer without, and latents
-OTHERS = ("cohere", "gpt_bigcode", "qwen2_moe")
+RECURRENT = ("falcon_h1", "recurrent_gemma", "rwkv", "qwen3_next")
+OTHERS = ("cohere", "gpt_bigcode", "qwen2_moe", *RECURRENT)
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]
 LAWS = ["gemma2", "bloom", "deepseek_v3", "mamba", *SLOW]
 INT4 = jm.Int(4, group=8)

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from cheap_jit import jit
 from drawn_weights import drawn
-from test_decoders import FOLDER, member
+from reference_models import FOLDER, member
 
 import jaxmem as jm
 from jaxmem.architectures import decoder
@@ -17,6 +17,11 @@ from jaxmem.models import KVCache, Model
 
 MAMBA = {"model_type": "mamba", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
 MAMBA2 = MAMBA | {"model_type": "mamba2", "num_heads": 8, "head_dim": 8, "n_groups": 2}
+ATTENTION = MAMBA | {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+
+
+def _hybrid(kind):
+    return ATTENTION | {"model_type": kind}
 
 
 def greedy(model, prompt, count):
@@ -29,7 +34,7 @@ def greedy(model, prompt, count):
 
 
 def test_a_folder_loads_generates_as_without_a_cache_and_is_saved(tmp_path):
-    file = np.load(FOLDER / "mamba.npz")
+    file = np.load(FOLDER / "decoders/mamba.npz")
     (tmp_path / "config.json").write_text(str(file["config"]))
     tensors = {n: drawn(n, shape) for n, shape in json.loads(str(file["shapes"])).items()}
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
@@ -43,7 +48,7 @@ def test_a_folder_loads_generates_as_without_a_cache_and_is_saved(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, saved.params, model.params)
 
 
-@pytest.mark.parametrize("name", ["mamba2"])
+@pytest.mark.parametrize("name", ["falcon_h1", "rwkv"])
 def test_a_text_in_two_pieces_through_a_used_cache_gives_the_same_logits(name):
     config, params, file, _ = member(name)
     ids = jnp.asarray(file["ids"], jnp.int32)
@@ -66,6 +71,21 @@ def test_fit_halves_the_bytes_and_the_logits_stay_near():
     assert float(jm.divergence(file["logits"], logits)) < 0.05
 
 
+def test_layers_of_published_hybrids_are_where_they_are():
+    lfm2 = {"model_type": "lfm2", "vocab_size": 65536, "hidden_size": 1024, "num_heads": 16}
+    lfm2 |= {"num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 16}
+    lfm2 |= {"block_ff_dim": 6656, "full_attn_idxs": [2, 5, 8, 10, 12, 14], "norm_eps": 1e-5}
+    config = decoder.Config.from_hf(lfm2 | {"block_dim": 1024, "conv_L_cache": 3})
+    attention = [i for i, state in enumerate(config.recurrence.layers) if not state]
+    assert (config.ffn, attention) == (4608, [2, 5, 8, 10, 12, 14])
+    gemma = decoder.Config.from_hf(_hybrid("recurrent_gemma") | {"num_hidden_layers": 5})
+    assert gemma.recurrence.layers == (True, True, False, True, True)
+    assert (gemma.ffn, gemma.rotary_dim, gemma.window) == (24, 4, 2048)
+    jamba = decoder.Config.from_hf(_hybrid("jamba") | {"num_hidden_layers": 8})
+    assert [i for i, state in enumerate(jamba.recurrence.layers) if not state] == [4]
+    assert jamba.mixture.dense == (True, False) * 4
+
+
 @pytest.mark.parametrize("hf", [MAMBA, MAMBA2])
 def test_sizes_that_a_config_leaves_out_are_those_of_transformers(hf):
     config = decoder.Config.from_hf(hf | {"architectures": ["M"], "time_step_min": 0.001})
@@ -82,6 +102,14 @@ def test_what_a_recurrence_does_not_compute_is_refused_by_name():
         "num_heads": (MAMBA2 | {"num_heads": 3}),
         "time_step_limit": (MAMBA2 | {"time_step_limit": [0.1]}),
         "mystery": (MAMBA | {"mystery": 2}),
+        "layer_norm_epsilon": (MAMBA | {"model_type": "rwkv", "layer_norm_epsilon": 1e-3}),
+        "mamba_inner_layernorms": (_hybrid("jamba") | {"mamba_inner_layernorms": False}),
+        "attention_in_multiplier": (
+            _hybrid("falcon_h1") | {"attention_in_multiplier": 2.0, "attention_bias": True}
+        ),
+        "block_types": (_hybrid("recurrent_gemma") | {"block_types": ["mamba"]}),
+        "conv_dim": (_hybrid("lfm2") | {"conv_dim": 16}),
+        "layer_types": (_hybrid("qwen3_next") | {"layer_types": ["conv", "conv"]}),
     }
     for name, hf in refused.items():
         with pytest.raises(ValueError, match=name):

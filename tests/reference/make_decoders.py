@@ -56,8 +56,10 @@ DEEPSEEK = {k: v for k, v in WHOLE.items() if k != "head_dim"} | dict(
     num_hidden_layers=3, first_k_dense_replace=1, moe_intermediate_size=12, n_routed_experts=6,
     num_experts_per_tok=2, n_group=3, topk_group=2, kv_lora_rank=12, qk_nope_head_dim=6,
     qk_rope_head_dim=4, v_head_dim=8)  # fmt: skip
+SMALL_NO_HEAD_DIM = {k: v for k, v in SMALL.items() if k != "head_dim"}
 STATES = dict(vocab_size=37, hidden_size=24, state_size=5, num_hidden_layers=2, bos_token_id=1,
               eos_token_id=2, pad_token_id=None)  # fmt: skip
+H1 = dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=6, mamba_n_groups=1)
 MISTRAL = dict(sliding_window=5)
 MODELS = {
     "llama_biases": ("llama", SMALL | dict(attention_bias=True, mlp_bias=True, hidden_act="gelu")),
@@ -163,6 +165,29 @@ MODELS = {
     "mamba2": ("mamba2", STATES | dict(num_heads=6, head_dim=8, n_groups=2, chunk_size=8)),
     "mamba2_biases": ("mamba2", STATES | dict(num_heads=4, head_dim=12, n_groups=1, use_bias=True,
         tie_word_embeddings=True, time_step_limit=(0.4, 1.1))),
+    "rwkv": ("rwkv", dict(vocab_size=37, hidden_size=24, intermediate_size=28, num_hidden_layers=2,
+        attention_hidden_size=20, context_length=64)),
+    "recurrent_gemma": ("recurrent_gemma", SMALL_NO_HEAD_DIM | dict(num_attention_heads=4,
+        num_key_value_heads=1, hidden_size=32, num_hidden_layers=4, lru_width=24,
+        attention_window_size=5, logits_soft_cap=4.0)),
+    "jamba": ("jamba", GROUPED_NO_HEAD_DIM | dict(num_hidden_layers=4, attn_layer_period=3,
+        attn_layer_offset=1, num_experts=4, num_experts_per_tok=2, mamba_d_state=5,
+        mamba_dt_rank=3, mamba_proj_bias=True)),
+    "falcon_h1": ("falcon_h1", GROUPED_NO_HEAD_DIM | H1 | dict(ssm_in_multiplier=1.3,
+        ssm_out_multiplier=0.7, ssm_multipliers=[0.9, 1.2, 0.8, 1.1, 0.6], key_multiplier=0.6,
+        attention_in_multiplier=1.4, attention_out_multiplier=0.8, mlp_multipliers=[1.5, 0.7],
+        embedding_multiplier=3.0, lm_head_multiplier=0.4)),
+    "falcon_h1_norm": ("falcon_h1", SMALL | H1 | dict(mamba_rms_norm=True, mamba_proj_bias=True,
+        projectors_bias=True, attention_bias=True, mlp_bias=True, mamba_n_groups=2,
+        tie_word_embeddings=True)),
+    "falcon_h1_gate_first": ("falcon_h1", SMALL | H1 | dict(mamba_rms_norm=True,
+        mamba_norm_before_gate=False, num_hidden_layers=1)),
+    "lfm2": ("lfm2", GROUPED_NO_HEAD_DIM | dict(num_hidden_layers=3, conv_bias=True,
+        layer_types=["conv", FULL, "conv"], block_multiple_of=8, block_ffn_dim_multiplier=1.1)),
+    "qwen3_next": ("qwen3_next", SMALL | QWEN_EXPERTS | dict(num_hidden_layers=3,
+        layer_types=["linear_attention", FULL, "linear_attention"], mlp_only_layers=[2],
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=10,
+        linear_value_head_dim=16, shared_expert_intermediate_size=20)),
 }  # fmt: skip
 
 
