@@ -4,12 +4,14 @@ import importlib
 from types import ModuleType
 
 from ..io.json_fields import JsonFields
+from .convolutional_config import CONVOLUTIONAL_FAMILIES
 from .decoder_checkpoints import FAMILIES as DECODER_FAMILIES
 from .encoder_families import ENCODER_FAMILIES
 from .seq2seq_families import SEQ2SEQ_FAMILIES
 from .tower_families import TOWER_FAMILIES
 
 FAMILIES = ("llama", "decoder", "gpt2", "bert", "encoder", "two_towers", "seq2seq")
+FAMILIES += ("convolutional",)
 
 
 def family_module(name: str) -> ModuleType:
@@ -43,6 +45,7 @@ def module_of_model_type(kind: object) -> ModuleType:
         "two_towers": TOWER_FAMILIES,
         "seq2seq": SEQ2SEQ_FAMILIES,
         "decoder": DECODER_FAMILIES,
+        "convolutional": CONVOLUTIONAL_FAMILIES,
     }
     known = sorted({kind for kinds in readers.values() for kind in kinds})
     kind = JsonFields({"model_type": kind}).text("model_type", among=known)

@@ -18,17 +18,18 @@ from .model import family
 _PREFIXES = ("model.", "transformer.", "bert.", "gpt_neox.", "language_model.")
 _PREFIXES += ("roberta.", "electra.", "distilbert.", "albert.", "mpnet.", "esm.")
 _PREFIXES += ("nomic_bert.", "deberta.", "module.", "_orig_mod.", "vit.", "dinov2.")
-_PREFIXES += ("wav2vec2.", "backbone.", "rwkv.")
+_PREFIXES += ("wav2vec2.", "backbone.", "rwkv.", "resnet.", "convnext.")
 _OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names of a layer norm's parameters
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _HEAD, _MOST_NAMES = "lm_head.weight", 5
 
 # Tensors that hold constants, BERT's pooler, which the hidden states do not need, the last linear
 # of a masked language model, which is the embedding, and what replaces masked patches and frames in
-# training.
+# training. A ConvNeXt without a head has the norm of one.
 _HARMLESS = re.compile(
     r".*rotary_emb(eddings)?\.inv_freq|contact_head\..*|(h|layers)\.\d+\.attn?(ention)?\.((attention\.)?(masked_)?bias|causal_mask)"
     r"|pooler\.(dense\.)?(weight|bias)|((text|vision)_model\.)?embeddings\.(position_ids|mask_token)|masked_spec_embed"
+    r"|.*\.num_batches_tracked|layernorm\.(weight|bias)"
     r"|((cls\.)?predictions\.|lm_head\.|)decoder\.(weight|bias)|(generator_lm_head|vocab_projector)\.weight"
     r"|(de|en)coder\.embed_positions\.weights?"
 )

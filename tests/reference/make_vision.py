@@ -34,6 +34,8 @@ SOUND = SMALL | dict(intermediate_size=28, vocab_size=20, conv_dim=(8, 12), conv
                      conv_stride=(3, 2), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
                      num_conv_pos_embedding_groups=2)  # fmt: skip
 STABLE = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
+RESNET = dict(embedding_size=8, hidden_sizes=[8, 12], depths=[3, 2], num_labels=3)
+CONVNEXT = dict(hidden_sizes=[8, 12], depths=[1, 2], num_stages=2, num_labels=3)
 MODELS = {  # name: (class of transformers, options, shape of the pixels)
     "vit": ("ViTModel", WIDE | dict(image_size=(8, 12), num_channels=2), (2, 2, 8, 12)),
     "vit_classes": (
@@ -51,6 +53,18 @@ MODELS = {  # name: (class of transformers, options, shape of the pixels)
         SOUND | STABLE | dict(num_conv_pos_embeddings=3),
         (2, 80),
     ),
+    "resnet_classes": (
+        "ResNetForImageClassification",
+        RESNET | dict(layer_type="basic"),
+        (2, 3, 16, 20),
+    ),
+    "resnet": (
+        "ResNetModel",
+        RESNET | dict(downsample_in_first_stage=True, downsample_in_bottleneck=True),
+        (1, 3, 25, 32),
+    ),
+    "convnext_classes": ("ConvNextForImageClassification", CONVNEXT, (2, 3, 16, 20)),
+    "convnext": ("ConvNextModel", CONVNEXT | dict(layer_scale_init_value=0.0), (1, 3, 17, 8)),
     "dinov2_gated": ("Dinov2Model", DINO | dict(use_swiglu_ffn=True), (1, 3, 21, 8)),
 }
 PROCESSORS = {  # name: (start of the class, options)
