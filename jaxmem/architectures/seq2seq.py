@@ -23,6 +23,7 @@ from .norms import Norm
 from .seq2seq_config import Config as Config
 from .seq2seq_positions import position_rows, sinusoids
 from .seq2seq_weights import weights as weights
+from .sound_embedding import SoundEmbedding
 
 _NO_LIMIT = np.iinfo(np.int32).max
 
@@ -47,8 +48,8 @@ class Seq2Seq(nn.Module):
     """Maps a source (B, S) and ids (B, T) of the decoder to logits (B, T, vocab) in f32.
 
     `mask` (B, S) is true at the real tokens of the source. Without ids the decoder reads the
-    source, too. `encode` and `decode` are the two halves, for generation (Sutskever et al., 2014;
-    Vaswani et al., 2017).
+    source, too. With `config.mels` the source is spectrograms (B, mels, frames). `encode` and
+    `decode` are the two halves, for generation (Sutskever et al., 2014; Vaswani et al., 2017).
     """
 
     config: Config
@@ -56,6 +57,8 @@ class Seq2Seq(nn.Module):
     def setup(self):
         c = self.config
         self.embed = Embed(c.vocab, c.width)
+        if c.mels:
+            self.sound = SoundEmbedding(c)
         self.encoder, self.decoder = Stack(c.of_encoder()), Stack(c, is_decoder=True)
         if not c.tied:
             self.head = Linear(c.vocab)
@@ -63,11 +66,15 @@ class Seq2Seq(nn.Module):
             self.logit_bias = self.param("logit_bias", nn.initializers.zeros, (c.vocab,))
 
     def __call__(self, source: Array, ids: Array | None = None, mask: Array | None = None) -> Array:
+        if ids is None and self.config.mels:
+            raise ValueError("the source is no text: give the ids that the decoder reads, too")
         return self.decode(source if ids is None else ids, self.encode(source, mask), mask)
 
     def encode(self, source: Array, mask: Array | None = None) -> dict[str, Array]:
         """The keys and values {"k", "v"} of the source, (layers, B, H, S, h) each."""
-        x, _ = self.encoder(source, self.embed(source), _allowed(mask, source.shape[1]))
+        x = self.sound(source) if self.config.mels else self.embed(source)
+        ids = jnp.zeros(x.shape[:2], jnp.int32) if self.config.mels else source
+        x, _ = self.encoder(ids, x, _allowed(mask, x.shape[1]))
         return self.decoder.source_keys(x)
 
     def decode(

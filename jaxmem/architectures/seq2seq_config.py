@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from ..kv_cache.dense import empty
 from .config_sizes import check_family, check_positive, check_types, set_head_dim
 from .decoder_config import ACTIVATIONS
+from .sound_embedding import STRIDE
 
 UNLIMITED = 2**20  # tokens that a model without a table of positions takes
 _CHOICES = {
@@ -24,9 +25,9 @@ class Config:
     """The sizes and mechanisms of one encoder-decoder; by default those of a BART.
 
     `layers`, `heads`, `ffn` and `context` are the decoder's; the encoder has the same unless a
-    field `encoder_...` is above 0. The decoder reads `start`, then `forced`, then its own tokens,
-    until one of `eos`; it never generates `suppressed`, nor `suppressed_first` as the first token
-    that it chooses.
+    field `encoder_...` is above 0. The decoder reads `start` and `prefix`, then a text of its own,
+    which begins with `forced` and ends with one of `eos`. It never generates `suppressed`, nor
+    `suppressed_first` as the first token that it chooses.
 
     Example:
         >>> from jaxmem.architectures.seq2seq import Config
@@ -57,6 +58,7 @@ class Config:
 
     # The tokens of an output.
     start: int = 0
+    prefix: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
     eos: tuple[int, ...] = ()
     suppressed: tuple[int, ...] = ()
@@ -71,6 +73,8 @@ class Config:
     ends_at_slowest: bool = False  # the last sinusoid has wavelength 2 pi 10,000; else the next one
     buckets: int = 0  # rows of the table of relative positions
     farthest: int = 0  # tokens; further distances share the last row
+
+    mels: int = 0  # of the spectrograms that the encoder reads in place of tokens
 
     # Layers.
     norm: str = "layer"  # or "rms", which subtracts no mean
@@ -97,7 +101,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        for name in ("forced", "eos", "suppressed", "suppressed_first"):
+        for name in ("prefix", "forced", "eos", "suppressed", "suppressed_first"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_positive(self, "vocab", "width", "ffn", "layers", "heads", "context")
         check_family(self, "seq2seq")
@@ -105,7 +109,7 @@ class Config:
         for name, words in _CHOICES.items():
             if getattr(self, name) not in words:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {words}")
-        for name in ("encoder_layers", "encoder_heads", "encoder_ffn", "encoder_context"):
+        for name in ("encoder_layers", "encoder_heads", "encoder_ffn", "encoder_context", "mels"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         if self.encoder_heads and (self.heads * self.head_dim) % self.encoder_heads:
@@ -144,9 +148,20 @@ class Config:
 
         return cls(**from_hf(hf))
 
+    @property
+    def reads(self) -> str:
+        """What the encoder reads: "text" or "spectrograms"."""
+        return "spectrograms" if self.mels else "text"
+
     def example_inputs(self, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """The shapes of the inputs: a source (1, `length`), ids of the decoder, and a mask."""
+        """The shapes of the inputs: a source, ids (1, `length`) of the decoder, and a mask.
+
+        The source is ids (1, `length`), or a spectrogram, which has no mask.
+        """
         ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        if self.mels:
+            sizes = (1, self.mels, STRIDE * self.of_encoder().context)
+            return jax.ShapeDtypeStruct(sizes, jnp.float32), ids
         return ids, ids, jax.ShapeDtypeStruct(ids.shape, jnp.bool_)
 
     def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> dict:
@@ -156,9 +171,12 @@ class Config:
 
 def _check_tokens(c: Config) -> None:
     """Refuses ids of tokens outside the vocabulary."""
-    ids = (c.start, *c.forced, *c.eos, *c.suppressed, *c.suppressed_first)
-    if min(ids) < 0 or max(c.start, *c.forced, 0) >= c.vocab:
-        raise ValueError(f"start is {c.start} and forced {c.forced}, expected ids below {c.vocab}")
+    first = (c.start, *c.prefix, *c.forced)
+    if min(*first, *c.eos, *c.suppressed, *c.suppressed_first, 0) < 0 or max(first) >= c.vocab:
+        raise ValueError(
+            f"start is {c.start}, prefix {c.prefix} and forced {c.forced}, expected ids of at "
+            f"least 0 and below {c.vocab}"
+        )
 
 
 def _check_positions(c: Config) -> None:
@@ -173,6 +191,8 @@ def _check_positions(c: Config) -> None:
         )
     if (c.buckets or c.farthest) and not is_relative:
         raise ValueError(f"buckets is {c.buckets} and farthest {c.farthest} with {c.positions!r}")
+    if c.mels and c.positions == "relative":
+        raise ValueError(f"mels is {c.mels} with {c.positions!r}, expected positions of frames")
     if c.position_offset < 0 or (c.position_offset and c.positions != "learned"):
         raise ValueError(f"position_offset is {c.position_offset} with {c.positions!r}")
     if c.pad is not None and (c.pad < 0 or c.positions != "sinusoidal"):

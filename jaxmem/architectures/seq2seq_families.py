@@ -56,6 +56,8 @@ def read_tokens(fields: JsonFields) -> dict[str, Any]:
         config["forced"] = (fields.integer("forced_bos_token_id", least=0),)
     if "eos_token_id" in fields:
         config["eos"] = fields.integers("eos_token_id")
+    if "forced_decoder_ids" in fields:
+        config["prefix"] = _read_prefix(fields)
     words = fields.data.get("bad_words_ids") or []
     if not isinstance(words, list) or not all(isinstance(word, list) for word in words):
         fields.refuse("bad_words_ids", "a list of lists of token ids")
@@ -64,6 +66,21 @@ def read_tokens(fields: JsonFields) -> dict[str, Any]:
     config["suppressed"] = tuple(i for i in suppressed if i >= 0)
     config["suppressed_first"] = fields.integers("begin_suppress_tokens")
     return {name: x for name, x in config.items() if x != ()}
+
+
+def _read_prefix(fields: JsonFields) -> tuple[int, ...]:
+    """The tokens of `forced_decoder_ids`, pairs of a position from 1 on and a token.
+
+    A null token is a language that is to be found: then the model chooses them all.
+    """
+    pairs = fields.data["forced_decoder_ids"]
+    are_pairs = isinstance(pairs, list) and all(isinstance(x, list) and len(x) == 2 for x in pairs)
+    if not are_pairs or [position for position, _ in pairs] != [*range(1, len(pairs) + 1)]:
+        fields.refuse("forced_decoder_ids", "pairs of a position, from 1 on, and a token")
+    tokens = tuple(token for _, token in pairs)
+    if not all(token is None or (isinstance(token, int) and token >= 0) for token in tokens):
+        fields.refuse("forced_decoder_ids", "token ids of at least 0")
+    return () if None in tokens else tokens
 
 
 def _t5(fields: JsonFields) -> dict[str, Any]:
@@ -101,7 +118,8 @@ def _mt5(fields: JsonFields) -> dict[str, Any]:
     return _t5(fields) | {"head_scale": 1.0}
 
 
-def _bart(fields: JsonFields) -> dict[str, Any]:
+def _bart(fields: JsonFields, context: str = "max_position_embeddings") -> dict[str, Any]:
+    """A BART; `context` is the name of the number of positions."""
     fields.ignore("tie_word_embeddings")  # only the checkpoint knows
     width, stacks = fields.integer("d_model"), {}
     for prefix, stack in (("", "decoder"), ("encoder_", "encoder")):
@@ -113,13 +131,30 @@ def _bart(fields: JsonFields) -> dict[str, Any]:
     return stacks | {
         "vocab": fields.integer("vocab_size"),
         "width": width,
-        "context": fields.integer("max_position_embeddings"),
+        "context": fields.integer(context),
         "start": fields.integer("bos_token_id", 0, least=0),
         "embed_scale": width**0.5 if fields.boolean("scale_embedding", False) else 1.0,
         "embed_norm": True,
         "position_offset": 2,
         "activation": encoder_activation(fields, "activation_function"),
         "logit_bias": True,
+    }
+
+
+def _whisper(fields: JsonFields) -> dict[str, Any]:
+    fields.expect("use_weighted_layer_sum", False)
+    fields.expect("scale_embedding", False)
+    fields.ignore("apply_spec_augment", "median_filter_width", "classifier_proj_size")
+    fields.ignore("mask_time_prob", "mask_time_length", "mask_time_min_masks")
+    fields.ignore("mask_feature_prob", "mask_feature_length", "mask_feature_min_masks")
+    return _bart(fields, "max_target_positions") | {
+        "mels": fields.integer("num_mel_bins"),
+        "encoder_context": fields.integer("max_source_positions"),
+        "key_bias": False,
+        "logit_bias": False,
+        "tensor_names": "whisper",
+        **_NORMS_FIRST,
+        **_PLAIN_EMBEDDING,
     }
 
 
@@ -159,6 +194,7 @@ SEQ2SEQ_FAMILIES: dict[str, tuple[Reader, dict[str, Any]]] = {
     "blenderbot": (_blenderbot, {"eos_token_id": 2, "decoder_start_token_id": 1}),
     "pegasus": (_pegasus, {"eos_token_id": 1, "decoder_start_token_id": 0}),
     "marian": (_marian, {"eos_token_id": 0, "decoder_start_token_id": 58_100}),
+    "whisper": (_whisper, {"eos_token_id": 50_257, "decoder_start_token_id": 50_257}),
     "m2m_100": (
         _m2m,
         {"activation_function": "relu", "eos_token_id": 2, "decoder_start_token_id": 2},

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 from .layer_maps import linear_maps, norm_maps, norm_parts
+from .sound_embedding import WINDOW
+from .tensor_layouts import ConvolutionKernel
 from .weight_map import WeightMap
 
 _T5_LAYER = {
@@ -39,6 +41,7 @@ NAMES = {
     | {f"mlp/{x}": f"layer.{{last}}.DenseReluDense.{y}" for x, y in (("up", "wi"), ("down", "wo"))}
     | {"mlp_norm": "layer.{last}.layer_norm"},
 }
+NAMES["whisper"] = _BART | {"embed": "decoder.embed_tokens"}
 NAMES["t5_gated"] = NAMES["t5"] | {
     f"mlp/{x}": f"layer.{{last}}.DenseReluDense.wi_{i}" for i, x in enumerate(("gate", "up"))
 }
@@ -59,6 +62,11 @@ def weights(config: Any) -> dict[str, WeightMap]:
         raise ValueError(f"tensor_names is {c.tensor_names!r}, expected one of {known}")
     names = NAMES[c.tensor_names]
     maps = {"embed/embedding": WeightMap((f"{names['embed']}.weight",), (c.vocab, c.width))}
+    for i, inputs in enumerate((c.mels, c.width) if c.mels else ()):
+        kernel, bias = (f"encoder.conv{i + 1}.weight",), (f"encoder.conv{i + 1}.bias",)
+        shape = (WINDOW, inputs, c.width)
+        maps[f"sound/conv_{i}/kernel"] = WeightMap(kernel, shape, ConvolutionKernel())
+        maps[f"sound/conv_{i}/bias"] = WeightMap(bias, (c.width,))
     maps |= _stack(c.of_encoder(), names, "encoder") | _stack(c, names, "decoder")
     if not c.tied:
         head = ("lm_head.weight",)

@@ -5,6 +5,7 @@ from ..architectures import gpt2 as gpt2
 from ..architectures import llama as llama
 from ..architectures import llama_nnx as llama_nnx
 from ..formats.image_processor import ImageProcessor as ImageProcessor
+from ..formats.log_mel_processor import LogMelProcessor as LogMelProcessor
 from ..formats.waveform_processor import WaveformProcessor as WaveformProcessor
 from ..kv_cache.quantized import KVCache as KVCache
 from .activation_smoothing import awq as awq

@@ -10,15 +10,16 @@ import jax
 import numpy as np
 from jax import Array
 
-from ..core.arguments import shown, takes
+from ..core.arguments import takes
 from ..kv_cache.quantized import KVCache
 from .beam_search import BeamSearch, search_beams
 from .flax_model import FlaxModel
-from .model import Model, check_in_vocabulary
+from .model import Model
 from .output_tokens import banned_tokens, check_room, forced_tokens, without
+from .prompts import prompt_rows
 from .sampling import check_sampling, pick
 from .source_logits import source_reader
-from .text_models import reads_source, vocabulary
+from .text_models import reads_source
 from .token_logits import Reader, reader
 
 
@@ -72,7 +73,9 @@ def generate(
     Args:
         model: a model with weights that predicts text.
         prompt: a text or a list of texts, or token ids: (tokens,), (batch, tokens), or a list of
-            rows that may differ in length.
+            rows that may differ in length. For a model that reads sounds: WAV files, samples
+            (samples,) at the rate of its processor, a list of them, or spectrograms
+            (batch, mels, frames).
         max_new_tokens: the most tokens that are generated.
         temperature: 0 takes the most probable token; above 0, a token is drawn from the softmax of
             logits / temperature.
@@ -105,9 +108,9 @@ def generate(
             out of range, or does not go with the model or another option.
         TypeError: the prompt is neither text nor integers; `cache` is no KVCache.
     """
-    rows = _tokens(model, prompt, vocabulary(model))
+    rows = prompt_rows(model, prompt)
     forced = forced_tokens(model, forced)
-    check_room(model, max(map(len, rows)), len(forced), max_new_tokens)
+    check_room(model, rows, len(forced), max_new_tokens)
     check_sampling(temperature, top_k, top_p, seed)
     sampled = temperature or top_k is not None or top_p is not None
     if beams is not None and (sampled or cache is not None or stream is not None):
@@ -226,7 +229,8 @@ def _begin(
     """(the tokens (batch, n) that are read first, what gives the logits after them)."""
     if not reads_source(model):
         return ids, reader(model, len(ids) * beams, ids.shape[1], max_new_tokens, cache)
-    first = np.tile(np.array([model.config.start, *forced], np.int32), (len(ids), 1))
+    tokens = np.array([model.config.start, *model.config.prefix, *forced], np.int32)
+    first = np.tile(tokens, (len(ids), 1))
     return first, source_reader(model, ids, first.shape[1] + max_new_tokens, beams)
 
 
@@ -242,34 +246,6 @@ def _generation(
         first_token_seconds=times[0],
         seconds_per_token=float(np.median(times[2:])) if len(times) > 2 else None,
     )
-
-
-def _tokens(model: Model, prompt: Any, vocab: int) -> list[np.ndarray]:
-    """The prompts as rows of token ids, (tokens,) int32 each."""
-    if isinstance(prompt, str):
-        prompt = [prompt]
-    if _all_of(prompt, str):
-        if model.tokenizer is None:
-            raise ValueError(f"{model.source} has no tokenizer: expected token ids, not text")
-        prompt = [model.tokenizer.encode(text).ids for text in prompt]
-    if not isinstance(prompt, list | tuple) and not np.ndim(prompt):
-        raise TypeError(f"prompt is {shown(prompt)}, expected a text, or token ids (tokens,)")
-    ragged = _all_of(prompt, (list, tuple, np.ndarray, Array))
-    rows = [np.asarray(row) for row in prompt] if ragged else list(np.atleast_2d(prompt))
-    if not rows or any(row.ndim != 1 or not row.size for row in rows):
-        shapes = [row.shape for row in rows]
-        raise ValueError(f"the prompts have shapes {shapes}, expected rows of ids, not empty")
-    for row in rows:
-        if not np.issubdtype(row.dtype, np.integer):
-            raise TypeError(f"the prompt holds {row.dtype}, expected text or integer token ids")
-        check_in_vocabulary(row, vocab)
-    return [row.astype(np.int32) for row in rows]
-
-
-def _all_of(prompt: Any, kind: Any) -> bool:
-    """Whether the prompt is a list or tuple, not empty, whose members are all of a kind."""
-    is_list = isinstance(prompt, list | tuple) and len(prompt) > 0
-    return is_list and all(isinstance(row, kind) for row in prompt)
 
 
 def _text(model: Model, prompt: np.ndarray, new: Sequence[int]) -> str:

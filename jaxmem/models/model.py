@@ -15,8 +15,7 @@ import numpy as np
 from ..architectures.family_modules import family_module
 from ..core import lazy
 from ..core.leaf import is_encoded
-from ..formats.image_processor import ImageProcessor
-from ..formats.waveform_processor import WaveformProcessor
+from .processor_files import Processor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +33,8 @@ class Model:
     (shapes only) or encoded. `encode` and `budget` take it, and hold one layer of a lazy leaf at a
     time. `params` is the same dict with every lazy leaf read. `source` says where it came from,
     `chat_template` is the Jinja text that makes messages a prompt, None if there is none.
-    `processor` makes pixels of images or samples of sounds, for a model that reads them.
+    `processor` makes pixels of images, or samples or spectrograms of sounds, for a model that reads
+    them.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -51,9 +51,7 @@ class Model:
     tokenizer: "Tokenizer | None"
     source: str
     chat_template: str | None = dataclasses.field(default=None, kw_only=True)
-    processor: ImageProcessor | WaveformProcessor | None = dataclasses.field(
-        default=None, kw_only=True
-    )
+    processor: Processor | None = dataclasses.field(default=None, kw_only=True)
 
     @functools.cached_property
     def params(self) -> dict:
@@ -72,7 +70,8 @@ class Model:
         which ids or pixels may be None. An encoder of sounds takes samples (B, S), and a mask of
         those that are no padding. For an encoder-decoder `apply(params, source, ids, mask)`
         gives the logits (B, T, vocab) of its decoder's ids, with a mask of the source's real
-        tokens; without ids the decoder reads the source, too. Works under every JAX transformation.
+        tokens; without ids the decoder reads the source, too. A source of sound is spectrograms
+        (B, mels, frames). Works under every JAX transformation.
 
         Raises:
             ValueError: there are more tokens than the model has positions; ids that are not traced
@@ -95,6 +94,7 @@ class Model:
         arrays = args[: 2 if self.config.family == "seq2seq" else 1] if self.config.vocab else ()
         for ids in arrays:
             other = ids is None or isinstance(ids, dict | jax.core.Tracer | jax.ShapeDtypeStruct)
+            other = other or (getattr(self.config, "mels", 0) and np.ndim(ids) == 3)  # spectrograms
             if not other and getattr(ids, "is_fully_addressable", True):
                 check_in_vocabulary(np.asarray(ids), self.config.vocab)
 

@@ -47,19 +47,21 @@ def forced_tokens(model: Model, forced: Sequence[int] | None) -> tuple[int, ...]
     return tuple(ids.tolist())
 
 
-def check_room(model: Model, length: int, forced: int, max_new_tokens: int) -> None:
-    """Refuses a model that cannot generate so many tokens for prompts of up to `length`.
+def check_room(model: Model, rows: list[np.ndarray], forced: int, max_new_tokens: int) -> None:
+    """Refuses a model that cannot generate so many tokens for the prompts `rows`.
 
     Raises:
         ValueError: the model has no weights, or not so many positions.
     """
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(model.tensors)):
         raise ValueError(f"{model.source} has shapes only, expected a model with weights")
+    length = max(map(len, rows))
     before, where, room = length, f"a prompt of {length}", context(model)
     if reads_source(model):
-        before, where, room = 1 + forced, f"{1 + forced} that come first", model.config.context
+        before, room = 1 + len(model.config.prefix) + forced, model.config.context
+        where = f"{before} that come first"
         most = model.config.of_encoder().context
-        if length > most:
+        if length > most and model.config.reads == "text":
             raise ValueError(f"a prompt of {length} tokens, expected at most {most}")
     if max_new_tokens < 1 or before + max_new_tokens > room:
         raise ValueError(

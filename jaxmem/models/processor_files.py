@@ -4,18 +4,21 @@ import pathlib
 from typing import Any
 
 from ..formats.image_processor import ImageProcessor
+from ..formats.log_mel_processor import LogMelProcessor
 from ..formats.waveform_processor import WaveformProcessor
 from ..io.json_fields import JsonFields, read_object
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # in newer folders, with the processor of each kind of input
+Processor = ImageProcessor | LogMelProcessor | WaveformProcessor
 _KINDS = {  # {what a model reads: (its processor, the object in PROCESSOR)}
     "images": (ImageProcessor, "image_processor"),
     "sounds": (WaveformProcessor, "feature_extractor"),
+    "spectrograms": (LogMelProcessor, "feature_extractor"),
 }
 
 
-def read_processor(folder: pathlib.Path, config: Any) -> ImageProcessor | WaveformProcessor | None:
+def read_processor(folder: pathlib.Path, config: Any) -> Processor | None:
     """The processor of the inputs of a model, which says what it reads by `config.reads`.
 
     None for a model of texts, and where a Hugging Face folder says of no processor.
@@ -37,7 +40,7 @@ def read_processor(folder: pathlib.Path, config: Any) -> ImageProcessor | Wavefo
     return None
 
 
-def saved_processor(record: JsonFields, config: Any) -> ImageProcessor | WaveformProcessor | None:
+def saved_processor(record: JsonFields, config: Any) -> Processor | None:
     """The processor in the record that `Model.save` wrote, None if there is none.
 
     Raises:

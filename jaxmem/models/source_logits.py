@@ -14,21 +14,22 @@ from .token_logits import CACHE_STEP, PROMPT_STEP, Reader, rows_of, shard_like
 
 
 def source_reader(model: Model, source: np.ndarray, tokens: int, beams: int = 1) -> Reader:
-    """What reads the decoder's tokens after a source (batch, S), with `beams` rows for each row.
+    """What reads the decoder's tokens after a source, with `beams` rows for each row.
 
-    `tokens` is the most that the decoder reads.
+    The source is ids (batch, S), or spectrograms (batch, mels, frames); `tokens` is the most that
+    the decoder reads.
     """
     config, params = model.config, model.params
-    length = source.shape[1]
-    padded = min(length + -length % PROMPT_STEP, max(length, config.of_encoder().context))
-    mask = np.broadcast_to(np.arange(padded) < length, (len(source), padded))
-    source = np.pad(source, ((0, 0), (0, padded - length)), constant_values=config.pad or 0)
+    rows, mask = len(source) * beams, None
+    if config.reads == "text":
+        source, mask = _padded(source, config)
     memory = _encode(config, params, source, mask)
-    memory = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), memory) if beams > 1 else memory
-    mask = np.repeat(mask, beams, axis=0)
+    if beams > 1:
+        memory = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), memory)
+        mask = None if mask is None else np.repeat(mask, beams, axis=0)
     dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
     room = tokens + -tokens % CACHE_STEP
-    state = shard_like(params, config.cache(len(mask), room, dtype), config, len(mask))
+    state = shard_like(params, config.cache(rows, room, dtype), config, rows)
 
     def read(tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
         nonlocal state
@@ -39,15 +40,30 @@ def source_reader(model: Model, source: np.ndarray, tokens: int, beams: int = 1)
     return read
 
 
+def _padded(source: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (batch, S) padded to a rounded length, so that fewer are compiled, and their mask."""
+    length = source.shape[1]
+    padded = min(length + -length % PROMPT_STEP, max(length, config.of_encoder().context))
+    mask = np.broadcast_to(np.arange(padded) < length, (len(source), padded))
+    source = np.pad(source, ((0, 0), (0, padded - length)), constant_values=config.pad or 0)
+    return source, mask
+
+
 @functools.partial(jax.jit, static_argnames="config")
-def _encode(config: Any, params: dict, source: Array, mask: Array) -> dict[str, Array]:
-    """The keys and values of a source (batch, S), (layers, batch, heads, S, head_dim) each."""
+def _encode(config: Any, params: dict, source: Array, mask: Array | None) -> dict[str, Array]:
+    """The keys and values of a source, (layers, batch, heads, S, head_dim) each."""
     return Model(config, {}, None, "").apply(params, source, mask, method="encode")
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def _decode(
-    config: Any, params: dict, ids: Array, source: dict, mask: Array, cache: dict, position: Array
+    config: Any,
+    params: dict,
+    ids: Array,
+    source: dict,
+    mask: Array | None,
+    cache: dict,
+    position: Array,
 ) -> tuple[Array, dict]:
     """(logits (batch, vocab) after the last of `ids` (batch, T), the cache with `ids` in it)."""
     args = (ids, source, mask, cache, position)

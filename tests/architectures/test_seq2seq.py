@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import tempfile
+import wave
 
 import cheap_jit
 import jax
@@ -44,8 +45,8 @@ def member(name):
 
 
 def inputs(file):
-    """The source, the ids of the decoder, and the mask of the source."""
-    return [jnp.asarray(file[x]) for x in ("source", "ids", "mask")]
+    """The source, the ids of the decoder, and the mask of the source, if there is one."""
+    return [jnp.asarray(file[x]) for x in ("source", "ids", "mask") if x in file]
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -70,8 +71,8 @@ def test_the_embedding_may_have_the_names_of_those_that_read_it(names):
 @pytest.mark.parametrize("name", MEMBERS)
 def test_every_parameter_is_made_of_tensors(name):
     config, params = member(name)[0].config, member(name)[0].params
-    ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-    init = jax.eval_shape(seq2seq.module(config).init, jax.random.key(0), ids, ids)["params"]
+    args = config.example_inputs(4)
+    init = jax.eval_shape(seq2seq.module(config).init, jax.random.key(0), *args)["params"]
     expected = {path: x.shape for path, x in flatten_dict(init, sep="/").items()}
     assert expected == {path: x.shape for path, x in seq2seq.weights(config).items()}
     assert expected == {path: x.shape for path, x in flatten_dict(params, sep="/").items()}
@@ -99,20 +100,43 @@ def test_token_by_token_it_computes_what_it_computes_at_once(name):
     np.testing.assert_allclose(by_token(model.params), file["logits"], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", ["t5", "marian"])
+@pytest.mark.parametrize("name", ["t5", "marian", "whisper"])
 def test_generated_texts_equal_the_reference(name):
     model, file = member(name)
-    sources = [row[real] for row, real in zip(file["source"], file["mask"])]
+    sources = file["source"]
+    if "mask" in file:
+        sources = [row[real] for row, real in zip(sources, file["mask"])]
     forced, searches = model.config.forced, json.loads(str(file["searches"]))
     for search in ("greedy", *searches):
         options = dict(searches.get(search, {}))
         beams = jm.models.BeamSearch(options.pop("num_beams"), **options) if options else None
         texts = jm.models.generate(model, sources, max_new_tokens=10 - len(forced), beams=beams).ids
-        for text, expected in zip(texts.tolist(), file[search][:, 1:].tolist()):
+        reference = file[search][:, 1 + len(model.config.prefix) :]
+        for text, expected in zip(texts.tolist(), reference.tolist()):
             ends = [i for i, token in enumerate(expected) if token in model.config.eos]
             length = ends[0] + 1 if ends else len(expected)
             assert text[:length] == expected[:length], search
             assert set(text[length:]) <= {text[length - 1]}
+
+
+def test_a_whisper_writes_what_a_file_of_sound_makes_it_write(tmp_path):
+    model, _ = member("whisper")
+    process = jm.models.LogMelProcessor(mels=8, hop=800, seconds=1)
+    model = dataclasses.replace(model, processor=process)
+    samples = (1000 * drawn("sound", (8000,))).astype("<i2")
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    floats = samples.astype(np.float32) / 2**15
+    run = functools.partial(jm.models.generate, model, max_new_tokens=4)
+    expected = run(process([floats], rate=16_000)).ids
+    for sound in (tmp_path / "a.wav", [str(tmp_path / "a.wav")], floats, [floats]):
+        np.testing.assert_array_equal(run(sound).ids, expected)
+    np.testing.assert_array_equal(run([floats, floats]).ids, np.repeat(expected, 2, 0))
+    with pytest.raises(TypeError, match="a sound holds int16"):
+        run(samples)
+    with pytest.raises(ValueError, match="give the ids"):
+        jax.eval_shape(model.apply, model.params, model.config.example_inputs(1)[0])
 
 
 @pytest.mark.parametrize("name", MEMBERS)

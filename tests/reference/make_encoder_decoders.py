@@ -4,8 +4,10 @@ Wants `pip install torch transformers` (made with torch 2.13, transformers 5.24)
 Each file holds the `config.json`, the `generation_config.json` and the tensors' names and shapes as
 text, a source, its mask, ids of the decoder, their f32 logits, and the tokens that greedy search
 and beam search generate. Script and test draw the weights alike, from names and shapes.
+processed_spectrograms.npz holds what the processor of Whisper makes of two sounds.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -37,6 +39,10 @@ BART = dict(vocab_size=37, d_model=24, encoder_layers=3, decoder_layers=2, encod
             max_position_embeddings=24, forced_eos_token_id=None)  # fmt: skip
 SCALED = dict(scale_embedding=True)
 MARIAN = dict(decoder_vocab_size=37, pad_token_id=36, decoder_start_token_id=36)
+WHISPER = {name: x for name, x in BART.items() if name != "max_position_embeddings"}
+WHISPER |= dict(num_mel_bins=8, max_source_positions=10, max_target_positions=24, pad_token_id=0,
+                bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)  # fmt: skip
+PREFIX = (7, 8)  # tokens that Whisper's decoder reads after the first one
 HEAD = {"lm_head.weight": (37, 24)}
 MODELS = {  # (model_type, options, tensors beside those that transformers writes)
     "t5": ("t5", T5 | dict(eos_token_id=20), {}),
@@ -48,19 +54,22 @@ MODELS = {  # (model_type, options, tensors beside those that transformers write
     "marian": ("marian", BART | MARIAN | dict(activation_function="swish"), {}),
     "m2m_100": ("m2m_100", BART | SCALED, {}),
     "blenderbot": ("blenderbot", BART, {}),
+    "whisper": ("whisper", WHISPER, {}),
 }
 
 GENERATION = {  # what generation_config.json says more
     "bart": dict(forced_bos_token_id=0),
     "m2m_100": dict(forced_bos_token_id=5),
     "marian": dict(bad_words_ids=[[36], [24]]),
+    "whisper": dict(suppress_tokens=[7, 8], begin_suppress_tokens=[9]),
 }
 
 
 def make(kind, options, more, generation):
     """One model's configurations, tensors' names and shapes, inputs and outputs."""
     config = tf.AutoConfig.for_model(kind, **options)
-    classes = tf.AutoModelForSeq2SeqLM
+    speech = kind == "whisper"
+    classes = tf.AutoModelForSpeechSeq2Seq if speech else tf.AutoModelForSeq2SeqLM
     with tempfile.TemporaryDirectory() as folder:  # tensors have other names in a file
         classes.from_config(config).save_pretrained(folder)
         file = pathlib.Path(folder, "model.safetensors")
@@ -79,13 +88,30 @@ def make(kind, options, more, generation):
     source = np.where(mask, rng.integers(3, config.vocab_size - 1, mask.shape), config.pad_token_id)
     ids = rng.integers(3, config.vocab_size - 1, (len(mask), 7))
     inputs = dict(input_ids=torch.tensor(source), attention_mask=torch.tensor(mask).long())
+    arrays, start = dict(source=source, mask=mask), {}
+    if speech:
+        shape = (len(mask), config.num_mel_bins, 2 * config.max_source_positions)
+        arrays = {"source": rng.standard_normal(shape, np.float32)}
+        inputs = {"input_features": torch.tensor(arrays["source"])}
+        start = {"decoder_input_ids": torch.tensor([[1, *PREFIX]] * len(mask))}
+        prefix = {"forced_decoder_ids": [[i + 1, token] for i, token in enumerate(PREFIX)]}
+        texts["generation_config"] = json.dumps(json.loads(texts["generation_config"]) | prefix)
+    generate = functools.partial(tf.GenerationMixin.generate, model, **inputs, **start)
     with torch.no_grad():
         logits = model(**inputs, decoder_input_ids=torch.tensor(ids)).logits.numpy()
-        run = lambda **search: model.generate(**inputs, max_new_tokens=TOKENS, **search).numpy()
+        run = lambda **search: generate(max_new_tokens=TOKENS, **search).numpy()
         outputs = {name: run(**search) for name, search in ({"greedy": {}} | SEARCHES).items()}
-    arrays = dict(source=source, mask=mask, ids=ids, logits=logits)
+    arrays |= dict(ids=ids, logits=logits)
     texts |= {"shapes": json.dumps(shapes), "searches": json.dumps(SEARCHES)}
     return {k: np.array(x) for k, x in texts.items()} | arrays | outputs
+
+
+def make_spectrograms():
+    """What the processor of Whisper makes of two sounds that script and test draw alike."""
+    process = tf.WhisperFeatureExtractor(feature_size=16, hop_length=500, chunk_length=1)
+    sounds = [drawn(f"sound {length}", (length,)) for length in (9000, 16_000)]
+    out = process(sounds, sampling_rate=16_000, return_tensors="np")["input_features"]
+    return {"config": np.array(process.to_json_string()), "output": out}
 
 
 if __name__ == "__main__":
@@ -95,3 +121,4 @@ if __name__ == "__main__":
         np.savez_compressed(FOLDER / f"{name}.npz", **made)
         print(name, (FOLDER / f"{name}.npz").stat().st_size, "bytes")
         print({x: made[x].tolist() for x in ("greedy", *SEARCHES)})
+    np.savez_compressed(FOLDER.with_name("processed_spectrograms.npz"), **make_spectrograms())
