@@ -11,8 +11,7 @@ from .vision_families import read_tower
 _TRAINING = ("apply_spec_augment", "layerdrop", "num_negatives", "contrastive_logits_temperature")
 _TRAINING += ("diversity_loss_weight", "ctc_loss_reduction", "ctc_zero_infinity", "codevector_dim")
 _TRAINING += ("num_codevector_groups", "num_codevectors_per_group", "proj_codevector_dim")
-_TRAINING += tuple(f"mask_{axis}_{what}" for axis in ("time", "feature")
-                   for what in ("length", "min_masks", "prob"))  # fmt: skip
+_MASKED = ("mask_time_", "mask_feature_", "mask_channel_")  # begin names of options of training
 _OTHER_HEADS = ("classifier_proj_size", "tdnn_dilation", "tdnn_dim", "tdnn_kernel")
 _OTHER_HEADS += ("xvector_output_dim", "adapter_kernel_size", "adapter_stride")
 _OTHER_HEADS += ("num_adapter_layers", "output_hidden_size")
@@ -23,6 +22,7 @@ def _wav2vec2(fields: JsonFields, head: str) -> dict[str, Any]:
     if head not in ("", "tokens"):
         fields.refuse("architectures", "a Wav2Vec2ForCTC or a Wav2Vec2Model")
     fields.ignore(*_TRAINING, *_OTHER_HEADS)
+    fields.ignore(*(name for name in fields.data if name.startswith(_MASKED)))
     fields.expect("add_adapter", False)
     fields.expect("adapter_attn_dim", None)
     fields.expect("use_weighted_layer_sum", False)

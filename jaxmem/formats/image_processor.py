@@ -113,8 +113,11 @@ class ImageProcessor:
         return np.stack(pixels)
 
     @classmethod
-    def from_hf(cls, hf: dict) -> "ImageProcessor":
+    def from_hf(cls, hf: dict, kind: str = "") -> "ImageProcessor":
         """The processor of a `preprocessor_config.json`.
+
+        An older file may not say its class: then `kind`, one of "ViT", "Siglip", "CLIP", "Bit" and
+        "ConvNext", says what missing fields mean.
 
         Raises:
             ValueError: a field has a wrong value or is not computed here; the message names it.
@@ -127,7 +130,7 @@ class ImageProcessor:
             (8, 8)
         """
         fields = JsonFields(hf)
-        kind = _kind(fields)
+        kind = _kind(fields, kind)
         default = _KINDS[kind]
         fields.expect("do_pad", False)
         fields.expect("data_format", "channels_first")
@@ -147,6 +150,7 @@ class ImageProcessor:
         cropped = fields.boolean("do_center_crop", "crop" in default)
         if kind == "ConvNext":
             resize, crop, cropped = _cropped_share(fields, resize, cropped)
+            cropped = cropped and resized
         off = {} if fields.boolean("do_rescale", True) else {"scale": 1.0}
         off |= {} if fields.boolean("do_normalize", True) else {"mean": (), "std": ()}
         fields.refuse_unread()
@@ -214,10 +218,12 @@ def _centre(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return x
 
 
-def _kind(fields: JsonFields) -> str:
-    """The key of `_KINDS` that the class in the file names."""
+def _kind(fields: JsonFields, usual: str) -> str:
+    """The key of `_KINDS` that the class in the file names, `usual` if it names none."""
     name = "image_processor_type" if "image_processor_type" in fields else "feature_extractor_type"
     fields.ignore("image_processor_type", "feature_extractor_type")
+    if name not in fields and usual:
+        return usual
     match = _CLASS.fullmatch(fields.text(name))
     if not match or match[1] not in _KINDS:
         fields.refuse(name, f"the image processor of {', '.join(_KINDS)}")

@@ -16,6 +16,8 @@ _KINDS = {  # {what a model reads: (its processor, the object in PROCESSOR)}
     "sounds": (WaveformProcessor, "feature_extractor"),
     "spectrograms": (LogMelProcessor, "feature_extractor"),
 }
+_IMAGES = {"vit": "ViT", "dinov2": "Bit", "dinov2_gated": "Bit"}  # by Config.tensor_names
+_IMAGES |= {"clip": "CLIP", "siglip": "Siglip"}
 
 
 def read_processor(folder: pathlib.Path, config: Any) -> Processor | None:
@@ -33,7 +35,10 @@ def read_processor(folder: pathlib.Path, config: Any) -> Processor | None:
             continue
         try:
             hf = read_object(file)
-            return kind.from_hf(hf if name == PREPROCESSOR else JsonFields(hf).object(key).data)
+            hf = hf if name == PREPROCESSOR else JsonFields(hf).object(key).data
+            if kind is WaveformProcessor:
+                return kind.from_hf(hf)
+            return kind.from_hf(hf, _IMAGES.get(getattr(config, "tensor_names", ""), "ConvNext"))
         except ValueError as error:
             prefix = "" if str(error).startswith(str(file)) else f"{file}: "
             raise ValueError(f"{prefix}{error}") from error

@@ -55,6 +55,12 @@ def test_integers_types_and_another_mask_are_refused():
         run(samples, mask, mask)
 
 
+def test_options_of_training_are_known():
+    hf = json.loads(str(np.load(FOLDER / "wav2vec2.npz")["config"]))
+    more = {"mask_channel_selection": "static", "mask_time_min_space": 1, "layerdrop": 0.1}
+    assert encoder.Config.from_hf(hf | more) == encoder.Config.from_hf(hf)
+
+
 @pytest.mark.parametrize("change", [{"conv_kernel": [3]}, {"num_feat_extract_layers": 7},
     {"adapter_attn_dim": 4}, {"add_adapter": True}, {"num_conv_pos_embedding_groups": 5},
     {"architectures": ["Wav2Vec2ForSequenceClassification"]}, {"feat_extract_norm": "batch"},

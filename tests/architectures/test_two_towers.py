@@ -33,6 +33,13 @@ def test_two_towers_encode_and_are_saved(tmp_path):
     assert saved.tensors["image"]["pool"]["q"]["kernel"].bits == 4
 
 
+def test_fields_of_generation_that_old_files_hold_are_known():
+    old = {"max_length": 20, "top_k": 50, "return_dict": True, "tie_word_embeddings": True}
+    old |= {"length_penalty": 1.0, "id2label": {"0": "a"}, "bad_words_ids": None, "dropout": 0.0}
+    hf = {"text_config": old, "text_config_dict": None, "vision_config": old | {"patch_size": 14}}
+    assert two_towers.Config.from_hf({"model_type": "clip"} | hf).image.patches.size == 14
+
+
 @pytest.mark.parametrize("name, change", [("twist", {"twist": 1}), ("text_config.twist",
     {"text_config": {"twist": 1}}), ("vision_config.hidden_act",
     {"vision_config": {"hidden_act": "x"}}), ("text_config is 3", {"text_config": 3}),

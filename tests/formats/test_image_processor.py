@@ -26,6 +26,13 @@ def test_an_old_file_with_one_size_and_another_name_reads_the_same():
     assert ImageProcessor.from_hf(old | {"resample": 3}) == ImageProcessor.from_hf(now)
 
 
+def test_a_file_that_does_not_say_its_class_is_read_as_of_a_kind():
+    assert ImageProcessor.from_hf({"size": 6}, "ConvNext").crop == (6, 6)
+    assert ImageProcessor.from_hf({"size": 6, "do_resize": False}, "ConvNext").crop is None
+    with pytest.raises(ValueError, match="feature_extractor_type is missing"):
+        ImageProcessor.from_hf({"size": 6})
+
+
 def test_an_image_of_a_file_and_a_grey_one_become_three_channels(tmp_path):
     image = pytest.importorskip("PIL.Image").fromarray(FILE["image"])
     image.save(tmp_path / "image.png")
