@@ -78,7 +78,7 @@ def read_rope(
             more = {"rope_dynamic": factor, "original_context": context}
             values |= more | {"context": int(context * factor)}
         case "yarn":
-            values |= _yarn(scaling, rotated, base, context, original)
+            values |= yarn(scaling, rotated, base, context, original)
         case "longrope" | "su":
             values |= _longrope(scaling, context, original)
     return values
@@ -98,7 +98,7 @@ def _rotated(
     return int(head_dim * share)
 
 
-def _yarn(
+def yarn(
     scaling: JsonFields, rotated: int, theta: float, context: int, original: int
 ) -> dict[str, Any]:
     """YaRN (Peng et al., 2023): slow channels are divided by the factor, fast ones are not."""

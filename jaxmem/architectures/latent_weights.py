@@ -24,12 +24,19 @@ def latent_maps(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     values = c.heads * sizes.value_dim
     maps |= linear_maps(c, names, "attn/out", values, c.width, c.out_bias)
     keys = _Rows(c.heads, 0, sizes.nope_dim)
+    values = _Rows(c.heads, sizes.nope_dim, sizes.nope_dim + sizes.value_dim, transposed=True)
+    if names["attn/k_up"] != names["attn/v_up"]:  # a tensor each, (heads, in, out)
+        keys = values = transposed
     shape = (c.heads, sizes.nope_dim, sizes.kv_rank)
     maps["layers/attn/k_up"] = stack_map(c, names, "attn/k_up", "weight", shape, keys)
-    values = _Rows(c.heads, sizes.nope_dim, sizes.nope_dim + sizes.value_dim, transposed=True)
     shape = (c.heads, sizes.kv_rank, sizes.value_dim)
     maps["layers/attn/v_up"] = stack_map(c, names, "attn/v_up", "weight", shape, values)
     return maps
+
+
+def transposed(w: np.ndarray) -> np.ndarray:
+    """Matrices (..., n, k) as (..., k, n)."""
+    return w.swapaxes(-1, -2)
 
 
 @dataclasses.dataclass(frozen=True)

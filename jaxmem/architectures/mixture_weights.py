@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from .gguf_names import GGUF_NAMES
 from .layer_maps import linear_maps, stack_map
 from .weight_map import WeightMap, same
 
@@ -25,7 +26,7 @@ def mixture_maps(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
             shape = (m.shared_ffn, c.width) if part == "down" else (c.width, m.shared_ffn)
             maps |= linear_maps(c, names, f"mlp/shared/{part}", *shape, c.mlp_bias)
     if m.shared_gate:
-        maps |= linear_maps(c, names, "mlp/shared_gate", c.width, 1, False)
+        maps |= linear_maps(c, names, "mlp/shared_gate", c.width, 1, False, _column)
     return maps
 
 
@@ -47,15 +48,21 @@ def _from_one_tensor(
     """The kernels of experts in one tensor, which may hold gate and up, and their biases."""
     m, part = c.mixture, path.rpartition("/")[2]
     layout = FUSED_EXPERTS[c.tensor_names]
-    take = same if part == "down" else _Half(part == "up", m.ffn, layout.alternating)
+    is_whole = part == "down" or layout.separate
+    take = same if is_whole else _Half(part == "up", m.ffn, layout.alternating)
     kernel = _Kernels(take, layout.transposed)
     shape = (m.experts, *size)
     maps = {f"layers/{path}/kernel": stack_map(c, names, path, layout.tensor, shape, kernel)}
     if m.expert_bias:
-        biases = names | {path: f"{names[path]}_bias"}
+        biases = names | {path: f"{names[path]}{layout.bias}"}
         shape = (m.experts, size[1])
         maps[f"layers/{path}/bias"] = stack_map(c, biases, path, "", shape, take)
     return maps
+
+
+def _column(w: np.ndarray) -> np.ndarray:
+    """A tensor (1, in), or the vector of it, as a kernel (in, 1)."""
+    return w.reshape(-1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +74,17 @@ class _Layout:
     )
     alternating: bool = False  # gate and up are every other output, not the two halves
     tensor: str = ""  # the end of its name
+    bias: str = "_bias"  # the end of the name of its biases
+    separate: bool = False  # gate and up have a tensor each
 
 
 FUSED_EXPERTS = {
     "granitemoe": _Layout(transposed=True, tensor="weight"),
     "gpt_oss": _Layout(alternating=True),
     "llama4_text": _Layout(),
+    **dict.fromkeys(
+        GGUF_NAMES, _Layout(transposed=True, tensor="weight", bias=".bias", separate=True)
+    ),
 }  # by Config.tensor_names
 
 

@@ -1,4 +1,6 @@
-"""The names of the tensors of a Hugging Face checkpoint, for each family of decoders."""
+"""The names of the tensors of a checkpoint, for each family of decoders."""
+
+from .gguf_names import GGUF_FUSED_GATE_UP, GGUF_FUSED_QKV, GGUF_NAMES
 
 _LLAMA = {
     "layer": "model.layers.{}.",
@@ -148,6 +150,7 @@ NAMES = {
     | {"positions": "model.decoder.embed_positions", "final_norm": "model.decoder.final_layer_norm"}
     | {"attn_norm": "self_attn_layer_norm", "mlp_norm": "final_layer_norm"}
     | {"attn/out": "self_attn.out_proj", "mlp/up": "fc1", "mlp/down": "fc2"},
+    **GGUF_NAMES,
 }
 # How one tensor holds queries, keys and values: (their order, the number of blocks of that order);
 # None for a block for each head of keys.
@@ -158,5 +161,6 @@ FUSED_QKV = {
     **dict.fromkeys(
         ("gpt_bigcode", "bloom", "falcon", "falcon_two_norms", "gpt_neox"), ("qkv", None)
     ),
+    **dict.fromkeys(GGUF_FUSED_QKV, ("qkv", 1)),
 }
-FUSED_GATE_UP = ("phi3", "glm4")
+FUSED_GATE_UP = ("phi3", "glm4", *GGUF_FUSED_GATE_UP)

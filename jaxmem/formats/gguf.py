@@ -38,14 +38,17 @@ class Gguf:
 
     def blocks(self, name: str) -> np.ndarray:
         """The undecoded bytes of a tensor: uint8 (rows, bytes of a row)."""
-        from gguf import GGML_QUANT_SIZES
-
-        place, shape = self.places[name], self.tensors[name].shape
-        block, block_bytes = GGML_QUANT_SIZES[place.kind]
-        width = shape[-1] // block * block_bytes
-        count = math.prod(shape[:-1]) * width
+        place, width = self.places[name], self.row_bytes(name)
+        count = math.prod(self.tensors[name].shape[:-1]) * width
         data = byte_ranges.part(place.path, place.offset, count, np.dtype("u1"))
         return data.reshape(-1, width)
+
+    def row_bytes(self, name: str) -> int:
+        """Bytes of a row of a tensor."""
+        from gguf import GGML_QUANT_SIZES
+
+        block, block_bytes = GGML_QUANT_SIZES[self.places[name].kind]
+        return self.tensors[name].shape[-1] // block * block_bytes
 
 
 def gguf(path: pathlib.Path) -> Gguf:

@@ -51,15 +51,18 @@ class Written:
         return f"{self.path}: {self.nbytes:,} bytes; {counts}{''.join(losses)}"
 
 
-def parameters(model: Model, params: Any) -> Iterator[tuple[str, WeightMap, Any]]:
+def parameters(
+    model: Model, params: Any, weight_maps: dict[str, WeightMap] | None = None
+) -> Iterator[tuple[str, WeightMap, Any]]:
     """The path, the weight map and the leaf of each parameter.
 
-    A stack whose layers are encoded differently yields several, one for each run of layers.
+    `weight_maps` are by default those of a Hugging Face checkpoint. A stack whose layers are
+    encoded differently yields several, one for each run of layers.
 
     Raises:
         ValueError: `params` are not those of the model, or are shapes.
     """
-    weight_maps = family(model.config).weights(model.config)
+    weight_maps = weight_maps or family(model.config).weights(model.config)
     tree = model.tensors if params is None else params
     leaves = dict(zip(paths(tree), jax.tree.leaves(tree, is_leaf=is_whole)))
     if set(leaves) != set(weight_maps):
@@ -82,15 +85,25 @@ def parameters(model: Model, params: Any) -> Iterator[tuple[str, WeightMap, Any]
 
 def layers(leaf: Any, weight_map: WeightMap) -> Iterator[Any]:
     """The layers of a leaf: NumPy arrays or encoded leaves, one for each name of the weight map."""
-    if is_encoded(leaf) and weight_map.stacked and not leaf.stack:
-        leaf = leaf.decode()  # it holds the layers together, as one matrix
+    leaf = apart(leaf, weight_map)
     for i in range(weight_map.shape[0]) if weight_map.stacked else (None,):
-        if is_encoded(leaf):
-            yield leaf if i is None else leaf.layer(i)
-        elif is_lazy(leaf):
-            yield np.asarray(leaf.read(i), leaf.dtype)
-        else:
-            yield np.asarray(leaf if i is None else leaf[i])
+        yield layer(leaf, i)
+
+
+def apart(leaf: Any, weight_map: WeightMap) -> Any:
+    """The leaf, decoded if it holds all layers together, as one matrix."""
+    if is_encoded(leaf) and weight_map.stacked and not leaf.stack:
+        return leaf.decode()
+    return leaf
+
+
+def layer(leaf: Any, i: int | None) -> Any:
+    """Layer `i` of a leaf, or all of it for None: a NumPy array, or an encoded leaf."""
+    if is_encoded(leaf):
+        return leaf if i is None else leaf.layer(i)
+    if is_lazy(leaf):
+        return np.asarray(leaf.read(i), leaf.dtype)
+    return np.asarray(leaf if i is None else leaf[i])
 
 
 def is_coded(leaf: Any) -> bool:

@@ -21,18 +21,16 @@ from ..architectures.weight_map import WeightMap
 from ..core.arguments import FLOAT_TYPE, takes
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
-from ..formats import (
-    compressed_tensors,
-    gguf,
-    gguf_config,
-    gguf_llama,
-    llama2c,
-    safetensors,
-    tokenizers,
-    weight_norm,
-)
+from ..formats import compressed_tensors, gguf, llama2c, safetensors, tokenizers, weight_norm
 from ..io.json_fields import JsonFields, read_object
-from . import downloading, end_tokens, quantized_weights, tokenizer_files, unreadable_sources
+from . import (
+    downloading,
+    end_tokens,
+    gguf_models,
+    quantized_weights,
+    tokenizer_files,
+    unreadable_sources,
+)
 from .checkpoint_tensors import (
     assemble,
     bare_name,
@@ -138,14 +136,13 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
             f"ends in .safetensors, .gguf or .bin{advice}"
         )
     checkpoint = readers[suffix](path)
-    config = _config(checkpoint.hf, checkpoint.config_file)
-    tensors = with_one_embedding(config, checkpoint.tensors)
-    config = with_its_head(config, tensors)
+    tensors = with_one_embedding(checkpoint.config, checkpoint.tensors)
+    config = with_its_head(checkpoint.config, tensors)
     if checkpoint.config_file.name == _CONFIG and hasattr(config, "eos"):
         folder, configured = checkpoint.config_file.parent, config.eos
         ends = end_tokens.end_tokens(folder, checkpoint.tokenizer, configured)
         config = with_output_tokens(dataclasses.replace(config, eos=ends), folder)
-    weight_maps = family(config).weights(config)
+    weight_maps = checkpoint.weight_maps or family(config).weights(config)
     tree = assemble(weight_maps, tensors, dtype or np.dtype("float32"), path)
     warn_of_unread(config, weight_maps, tensors, path)
     if encoded:
@@ -159,17 +156,18 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class _Checkpoint:
-    """The content of a checkpoint: `hf` is its config.json, or what its `config_file` says in the
-    words of one; `coded` has the codes of quantized tensors by name, `leaf` makes
-    an encoded leaf from the codes of a parameter's tensors."""
+    """The content of a checkpoint: `config` is what its `config_file` says; `coded` has the codes
+    of quantized tensors by name, `leaf` makes an encoded leaf from the codes of a parameter's
+    tensors; `weight_maps` are those of the configuration, unless the file has names of its own."""
 
-    hf: dict
+    config: Any
     config_file: pathlib.Path
     tensors: dict[str, Lazy]
     tokenizer: "Tokenizer | None"
     coded: dict[str, Any] = dataclasses.field(default_factory=dict)
     leaf: Callable[[list[Any], WeightMap, Any], Any] | None = None
     chat_template: str | None = None
+    weight_maps: dict[str, WeightMap] | None = None
 
 
 def _keep_codes(
@@ -209,21 +207,22 @@ def _safetensors(path: pathlib.Path) -> _Checkpoint:
     quantized = hf.get("quantization_config")
     quantized = quantized or (isinstance(text, dict) and text.get("quantization_config"))
     tokenizer = tokenizer_files.read_tokenizer(folder)
+    config = _config(hf, file)
     if not quantized:
-        return _Checkpoint(hf, file, tensors, tokenizer)
+        return _Checkpoint(config, file, tensors, tokenizer)
     with _prefixed(file):
         tensors, coded = compressed_tensors.read(tensors, quantized)
-    return _Checkpoint(hf, file, tensors, tokenizer, coded, quantized_weights.from_codes)
+    return _Checkpoint(config, file, tensors, tokenizer, coded, quantized_weights.from_codes)
 
 
 def _gguf(path: pathlib.Path) -> _Checkpoint:
     file = gguf.gguf(path)
     tokenizer = tokenizer_files.read_gguf_tokenizer(file, path.parent)
-    hf, names = gguf_config.config(file), gguf_llama.sources(file)
+    config, weight_maps = gguf_models.config_and_weights(file)
+    tensors = gguf_models.tensors(file, weight_maps)
     leaf = functools.partial(quantized_weights.from_gguf, file)
-    tensors, template = gguf_llama.tensors(file, names), file.fields.get("tokenizer.chat_template")
-    template = template if isinstance(template, str) else None
-    return _Checkpoint(hf, path, tensors, tokenizer, names, leaf, template)
+    coded, template = dict(zip(tensors, tensors)), gguf_models.chat_template(file)
+    return _Checkpoint(config, path, tensors, tokenizer, coded, leaf, template, weight_maps)
 
 
 def _llama2c(path: pathlib.Path) -> _Checkpoint:
@@ -237,7 +236,7 @@ def _llama2c(path: pathlib.Path) -> _Checkpoint:
     for beside in (path.with_name(f"tok{size}.bin"), path.with_name("tokenizer.bin")):
         if tokenizer is None and beside.is_file():
             tokenizer = tokenizers.from_llama2c(beside, size)
-    return _Checkpoint(hf, path, tensors, tokenizer)
+    return _Checkpoint(_config(hf, path), path, tensors, tokenizer)
 
 
 def _saved_model(path: pathlib.Path, dtype: Any) -> Model:

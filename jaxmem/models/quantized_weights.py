@@ -12,7 +12,7 @@ from ..core.fold import Fold
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
 from ..core.segmented import join_layers
-from ..formats import gguf_blocks, gguf_llama
+from ..formats import gguf_blocks
 from ..formats.compressed_tensors import Codes
 from ..formats.gguf import Gguf
 
@@ -22,11 +22,13 @@ _SIXTEEN_BITS = {"F16": "float16", "BF16": "bfloat16"}
 def from_gguf(file: Gguf, names: list[str], weight_map: WeightMap, dense: Lazy) -> Any:
     """The encoded leaf of one parameter, whose layers are the tensors `names` of the file, or None.
 
-    None for a vector, and if no layer has a type with an encoded form whose layout differs only in
-    the order of rows. Layers of different types give a `Segmented` leaf; layers without an encoded
-    form are read from `dense`.
+    A tensor is a matrix, or the stack of the matrices of experts. None for any other, and if no
+    layer has a type with an encoded form whose layout differs only in the choice and order of rows.
+    Layers of different types give a `Segmented` leaf; layers without an encoded form are read from
+    `dense`.
     """
-    if len(file.tensors[names[0]].shape) != 2:
+    rank, is_of_experts = len(file.tensors[names[0]].shape), "_exps." in names[0]
+    if rank != 2 and not (rank == 3 and is_of_experts):
         return None
     return _leaf(
         [_of_gguf(file, name, weight_map, dense.dtype) for name in names], weight_map, dense
@@ -44,25 +46,28 @@ def from_codes(found: list[Codes | None], weight_map: WeightMap, dense: Lazy) ->
 
 def _of_gguf(file: Gguf, name: str, weight_map: WeightMap, dtype: Any) -> Any:
     """A tensor of a GGUF file as an encoded leaf, or None."""
-    undone = lambda w: gguf_llama.undone(file, name, Lazy(w.shape, w.dtype, lambda _: w)).load()
-    made, tensor, kind = lambda w: weight_map.fn(undone(w)), file.tensors[name], file.kind(name)
+    tensor, kind = file.tensors[name], file.kind(name)
     if kind in _SIXTEEN_BITS:
         return CastArray(
-            jnp.asarray(made(tensor.load()).astype(_SIXTEEN_BITS[kind])), jnp.dtype(dtype)
+            jnp.asarray(weight_map.fn(tensor.load()).astype(_SIXTEEN_BITS[kind])), jnp.dtype(dtype)
         )
-    place = placed(made, *tensor.shape) if kind in gguf_blocks.TYPES else None
+    *experts, n, k = tensor.shape
+    place = placed(weight_map.fn, n, k) if kind in gguf_blocks.TYPES else None
     if place is None:
         return None
     order, fold = place
-    rows = gguf_blocks.rows(kind, file.blocks(name)[order])
-    if not all(np.isfinite(s.unit).all() for s in (rows.scale, rows.low) if s is not None):
-        raise ValueError(f"{file.path}: {name} has scales that are NaN or infinite")
-    return rows.leaf(fold, dtype)
+    leaves = []
+    for blocks in file.blocks(name).reshape(-1, n, file.row_bytes(name)):
+        rows = gguf_blocks.rows(kind, blocks[order])
+        if not all(np.isfinite(s.unit).all() for s in (rows.scale, rows.low) if s is not None):
+            raise ValueError(f"{file.path}: {name} has scales that are NaN or infinite")
+        leaves.append(rows.leaf(fold, dtype))
+    return join_layers(leaves) if experts else leaves[0]
 
 
 def _of_codes(codes: Codes | None, weight_map: WeightMap, dtype: Any) -> Any:
     place = None if codes is None else placed(weight_map.fn, *codes.shape)
-    if place is None or (place[0] != np.arange(codes.shape[0])).any():
+    if place is None or not np.array_equal(place[0], np.arange(codes.shape[0])):
         return None
     return codes.leaf(place[1], dtype)
 
@@ -78,10 +83,10 @@ def _leaf(layers: list[Any], weight_map: WeightMap, dense: Lazy) -> Any:
 
 
 def placed(fn: Callable, n: int, k: int) -> tuple[np.ndarray, Fold] | None:
-    """(the order of rows, the fold) by which `fn` rearranges a matrix (n, k), or None.
+    """(the rows taken, the fold) by which `fn` rearranges a matrix (n, k), or None.
 
-    With its rows in that order, the matrix is the fold's matrix of `fn`'s result. None if `fn` does
-    more than move rows and transpose. `fn` is applied to matrices of row and column numbers.
+    These rows of the matrix, in their order, are the fold's matrix of `fn`'s result. None if `fn`
+    does more than take rows and transpose. `fn` is applied to matrices of row and column numbers.
 
     Example:
         >>> import numpy as np
@@ -92,12 +97,15 @@ def placed(fn: Callable, n: int, k: int) -> tuple[np.ndarray, Fold] | None:
     rows, columns = np.arange(n, dtype=np.int32), np.arange(k, dtype=np.int32)
     by_row = fn(np.broadcast_to(rows[:, None], (n, k)))
     by_column = fn(np.broadcast_to(columns[None], (n, k)))
+    if by_row.ndim != 2:
+        return None
     for turned in (False, True):
-        if by_row.shape != ((k, n) if turned else (n, k)):
-            continue
         first, second = (by_row.T, by_column.T) if turned else (by_row, by_column)
+        if first.shape[1] != k or not 0 < len(first) <= n:
+            continue
         order = np.asarray(first[:, 0])
-        moved = np.array_equal(np.sort(order), rows) and np.array_equal(first[:, -1], order)
+        are_rows = order.min() >= 0 and order.max() < n and len(np.unique(order)) == len(order)
+        moved = are_rows and np.array_equal(first[:, -1], order)
         if moved and np.array_equal(second[0], columns):
-            return order, Fold((n,), (k,), (-1, -2) if turned else (-2, -1))
+            return order, Fold((len(order),), (k,), (-1, -2) if turned else (-2, -1))
     return None

@@ -119,7 +119,7 @@ def test_each_member_of_the_family_comes_back_from_a_gguf(name, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(local=(True,) * 6, window=8), dict(embed_scale=2.0)],
+    [dict(local=(True,) * 6, window=8), dict(embed_scale=2.0, qk_norm=True)],
 )
 def test_what_a_gguf_cannot_say_is_refused(options, tmp_path):
     with pytest.raises(ValueError, match=r"a GGUF file cannot say \w+ = "):

@@ -114,8 +114,13 @@ def test_a_file_with_scales_that_are_no_numbers_is_told(tmp_path):
         load(path, encoded=True)
 
 
+def test_rows_that_are_taken_of_a_matrix_are_named_in_their_order():
+    order, fold = quantized_weights.placed(lambda w: w[[2, 0]].T, 3, 4)
+    assert order.tolist() == [2, 0] and fold == Fold((2,), (4,), (-1, -2))
+
+
 @pytest.mark.parametrize(
-    "fn", [lambda w: w[:1], lambda w: w[:, ::-1], lambda w: w.reshape(2, 6), lambda w: 2 * w]
+    "fn", [lambda w: w[[0, 0]], lambda w: w[:, ::-1], lambda w: w.reshape(2, 6), lambda w: 2 * w]
 )
 def test_what_is_no_order_of_rows_is_not_taken_for_one(fn):
     assert quantized_weights.placed(fn, 3, 4) is None

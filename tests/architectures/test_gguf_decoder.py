@@ -6,10 +6,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxmem.architectures import gpt2, llama
+from jaxmem.architectures import gguf_decoder, llama
+from jaxmem.architectures.gguf_rope import llama3_factors
 from jaxmem.core.lazy import Lazy
-from jaxmem.formats import gguf_config, gguf_llama
 from jaxmem.formats.gguf import Gguf
+from jaxmem.models import gguf_models
 
 FIELDS = {
     "context_length": 64,
@@ -19,7 +20,6 @@ FIELDS = {
     "attention.head_count": 4,
     "attention.layer_norm_rms_epsilon": 1e-6,
     "attention.layer_norm_epsilon": 1e-6,
-    "attention.sliding_window": 16,
 }
 FREQUENCIES = 1e4 ** -(np.arange(0, 8, 2) / 8)
 FACTORS = np.array([1, 1.5, 3, 8], np.float32)
@@ -57,17 +57,27 @@ WRONG = {
     "eps of text": ({"attention__layer_norm_rms_epsilon": "x"}, "layer_norm_rms_epsilon is 'x'"),
     "eps of nan": ({"attention__layer_norm_rms_epsilon": np.nan}, "layer_norm_rms_epsilon is nan"),
     "theta of 0": ({"rope__freq_base": 0.0}, "rope.freq_base is 0.0, expected a finite number"),
-    "yarn": ({"rope__scaling__type": "yarn"}, "rope.scaling.type is 'yarn', expected one of none,"),
+    "dynamic": (
+        {"rope__scaling__type": "dynamic"},
+        "scaling.type is 'dynamic', expected one of no",
+    ),
+    "yarn": ({"rope__scaling__type": "yarn"}, "rope.scaling.factor is missing"),
+    "longrope": ({"rope__scaling__type": "longrope"}, "has no tensor rope_factors_short.weight"),
     "a negative factor": ({"rope__scaling__factor": -2.0}, "rope.scaling.factor is -2.0"),
     "a part of a head": (
         {"rope__dimension_count": 4, "attention__key_length": 8},
         "rope.dim",
     ),
     "other values": ({"attention__value_length": 4}, "attention.value_length is 4, expected 8"),
-    "experts": ({"expert_count": 8}, "expert_count is 8, expected 0, which is what is computed"),
+    "experts": ({"expert_count": 8}, "expert_used_count is missing"),
+    "a twist": ({"twist": 8}, "llama.twist is 8, a field that is not known here"),
+    "a window": (
+        {"attention__sliding_window": 8},
+        "attention.sliding_window is 8, a field that is",
+    ),
     "no causal mask": ({"attention__causal": False}, "attention.causal is False, expected True"),
     "a scale": ({"attention__scale": 1.0}, "attention.scale is 1.0, expected 0.35"),
-    "a cap": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, expected 0"),
+    "a cap": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, a field"),
     "factors of nan": ({"factors": FACTORS * np.nan}, "rope_freqs.weight is .*expected numbers"),
     "too many factors": ({"factors": np.ones(8)}, r"rope_freqs.weight has shape \(8,\)"),
     "a vector of tokens": ({"embedding": (64,)}, "has no matrix token_embd.weight"),
@@ -78,28 +88,32 @@ WRONG = {
 def test_a_field_that_cannot_be_right_is_named(name):
     changes, message = WRONG[name]
     with pytest.raises(ValueError, match=rf"^some\.gguf.*{message}"):
-        gguf_config.config(described(**changes))
+        gguf_decoder.config(described(**changes))
 
 
 @pytest.mark.parametrize("arch", [3, ["llama"], None, "mamba"])
 def test_an_architecture_that_is_none_of_ours_is_named(arch):
-    with pytest.raises(ValueError, match=r"some\.gguf is of architecture .*expected llama, qwen2"):
-        gguf_config.config(Gguf(pathlib.Path("some.gguf"), {"general.architecture": arch}, {}))
+    with pytest.raises(
+        ValueError, match=r"some\.gguf is of architecture .*expected qwen2, seed_oss"
+    ):
+        gguf_decoder.config(Gguf(pathlib.Path("some.gguf"), {"general.architecture": arch}, {}))
 
 
 def test_a_pattern_of_windows_is_read():
+    window = {"attention__sliding_window": 16}
     pattern = {"attention__sliding_window_pattern": [False, True], "rope__freq_base_swa": 500.0}
-    config = llama.Config.from_hf(gguf_config.config(described("gemma3", **pattern)))
+    config = gguf_decoder.config(described("gemma3", **window, **pattern))
     assert config.local == (False, True) and config.local_theta == 500.0
-    config = llama.Config.from_hf(gguf_config.config(described("gemma3")))
+    config = gguf_decoder.config(described("gemma3", **window))
     assert config.local == (True, True) and config.local_theta == 1e4
     with pytest.raises(ValueError, match=r"sliding_window_pattern is \[True\], expected a bool"):
-        gguf_config.config(described("gemma3", attention__sliding_window_pattern=[True]))
+        gguf_decoder.config(described("gemma3", **window, attention__sliding_window_pattern=[True]))
 
 
 def test_an_equal_number_for_each_layer_is_one_number():
-    hf = gguf_config.config(described(attention__head_count=[4, 4], feed_forward_length=[48, 48]))
-    assert hf["num_attention_heads"] == 4 and hf["intermediate_size"] == 48
+    file = described(attention__head_count=[4, 4], feed_forward_length=[48, 48])
+    config = gguf_decoder.config(file)
+    assert config.heads == 4 and config.ffn == 48
 
 
 SCALINGS = {
@@ -118,23 +132,93 @@ SCALINGS = {
 @pytest.mark.parametrize("name", SCALINGS)
 def test_frequencies_are_divided_as_the_file_says(name):
     fields, divisor = SCALINGS[name]
-    config = llama.Config.from_hf(gguf_config.config(described(**fields)))
+    config = gguf_decoder.config(described(**fields))
     for frequencies in llama.per_layer(config)["frequencies"]:
         np.testing.assert_allclose(frequencies, FREQUENCIES / divisor, rtol=1e-6)
 
 
 def test_the_factors_of_llama_3_1_are_known_as_its_scaling():
     scaling = (8.0, 1.0, 4.0, 8192.0)
-    factors = gguf_config.llama3_factors(8, 5e5, scaling)
+    factors = llama3_factors(8, 5e5, scaling)
     file = described(factors=factors, rope__freq_base=5e5)
-    config = llama.Config.from_hf(gguf_config.config(file))
+    config = gguf_decoder.config(file)
     assert config.rope_scaling == scaling and config.rope_factors == ()
+
+
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [
+        ("llama", "blk.0.attn_q_norm.weight"),
+        ("llama", "blk.0.ffn_gate_exps.weight"),
+        ("llama", "attn_q.weight"),
+        ("qwen2", "blk.0.attn_output.bias"),
+        ("command-r", "blk.0.attn_q_norm.weight"),
+    ],
+)
+def test_a_tensor_that_would_be_left_out_is_refused(arch, name):
+    file = described(arch)
+    file.tensors[name] = tensor(32)
+    config = gguf_decoder.config(file)
+    with pytest.raises(ValueError, match=rf"1 tensors that a {arch} does not compute .*{name}"):
+        gguf_decoder.weights_of_file(file, config)
+    del file.tensors[name]
+    file.tensors["rope_freqs.weight"] = file.tensors["blk.0.attn_rot_embd.weight"] = tensor(4)
+    assert "embed/embedding" in gguf_decoder.weights_of_file(file, config)
+
+
+MIXED = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 8}
+LATENT = MIXED | {
+    "attention__head_count_kv": 1,
+    "attention__kv_lora_rank": 6,
+    "attention__key_length": 10,
+    "attention__value_length": 6,
+    "attention__key_length_mla": 12,
+    "attention__value_length_mla": 8,
+    "rope__dimension_count": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("arch", "fields", "message"),
+    [
+        ("qwen3moe", {}, "expert_count is None, expected at least 1"),
+        ("qwen3moe", MIXED | {"expert_weights_norm": False}, "expert_weights_norm is False, expec"),
+        ("olmoe", MIXED | {"expert_gating_func": 2}, "expert_gating_func is 2, expected 1"),
+        ("deepseek2", LATENT | {"expert_gating_func": 4}, "expert_gating_func is 4, expected 1, a"),
+        ("deepseek2", LATENT | {"attention__key_length": 9}, "attention.key_length is 9, expected"),
+        (
+            "deepseek2",
+            LATENT | {"attention__key_length_mla": 4},
+            "key_length_mla is 4, expected mo",
+        ),
+        ("granite", {"rope__scaling__finetuned": False}, "finetuned is False, expected True"),
+        ("mpt", {"attention__max_alibi_bias": 4.0}, "max_alibi_bias is 4.0, expected 8.0"),
+    ],
+)
+def test_a_field_of_an_architecture_that_cannot_be_right_is_named(arch, fields, message):
+    with pytest.raises(ValueError, match=rf"some\.gguf: {arch}\.\S*{message}"):
+        gguf_decoder.config(described(arch, **fields))
+
+
+def test_one_tensor_holds_queries_keys_and_values_or_each_has_its_own():
+    file = described("phi2", attention__head_count=4)
+    assert (
+        gguf_decoder.weights_of_file(file, gguf_decoder.config(file))["layers/attn/k/kernel"].names[
+            0
+        ]
+        == "blk.0.attn_k.weight"
+    )
+    file.tensors["blk.0.attn_qkv.weight"] = tensor(96, 32)
+    maps = gguf_decoder.weights_of_file(file, gguf_decoder.config(file))
+    rows = np.arange(96 * 32).reshape(96, 32)
+    assert maps["layers/attn/k/kernel"].names[0] == "blk.0.attn_qkv.weight"
+    np.testing.assert_array_equal(maps["layers/attn/k/kernel"].fn(rows), rows[32:64].T)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_gpt_2_has_a_head_if_the_file_has_one(tied):
     file = described("gpt2")
     file = file if tied else dataclasses.replace(file, tensors=file.tensors | HEAD)
-    config = gpt2.Config.from_hf(gguf_config.config(file))
+    config, maps = gguf_models.config_and_weights(file)
     assert config.tied == tied
-    assert gguf_llama.sources(file).get("lm_head.weight") == (None if tied else "output.weight")
+    assert ("head/kernel" in maps) is not tied

@@ -1,4 +1,4 @@
-"""GGUF names, orders and fields, against what the converter does."""
+"""GGUF files of GPT-2 and BERT: names, orders and heads; and the tokens at which a file ends."""
 
 import pathlib
 import re
@@ -9,60 +9,49 @@ import pytest
 
 from jaxmem.core.lazy import Lazy
 from jaxmem.formats import gguf as gguf_format
-from jaxmem.formats import gguf_end_tokens, gguf_llama
+from jaxmem.formats import gguf_end_tokens, gguf_hf
+from jaxmem.models import gguf_models
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert"])
+@pytest.mark.parametrize("arch", ["gpt2", "bert"])
 def test_gguf_names_are_those_of_the_reference(arch):
     number = {name: n for n, name in gguf.MODEL_ARCH_NAMES.items()}[arch]
     reference = gguf.get_tensor_name_map(number, 2)
-    for theirs, ours in gguf_llama.NAMES[arch].items():
+    for theirs, ours in gguf_hf.NAMES[arch].items():
         candidates = {reference.get_name(p + ours.format(1)) for p in ("", "transformer.", "bert.")}
         assert candidates & {theirs, f"blk.1.{theirs}"}, theirs
 
 
-def test_gemma_s_gains_are_stored_with_one_added_and_gpt2_s_kernels_turned():
-    gain, kernel = np.full(4, 3.0, np.float32), np.arange(12, dtype=np.float32).reshape(6, 2)
-    for arch, name, stored, expected in [
-        ("gemma3", "blk.0.post_ffw_norm.weight", gain, gain - 1),
-        ("gpt2", "blk.0.attn_qkv.weight", kernel, kernel.T),
-        ("gpt2", "token_embd.weight", kernel, kernel),
-    ]:
-        held = Lazy(stored.shape, stored.dtype, lambda _, w=stored: w)
-        file = gguf_format.Gguf(None, {"general.architecture": arch}, {name: held})
-        ((_, found),) = gguf_llama.tensors(file, gguf_llama.sources(file)).items()
-        assert found.shape == expected.shape
-        np.testing.assert_array_equal(found.load(), expected)
+def test_gpt2_s_kernels_are_turned_and_its_other_tensors_are_not():
+    sizes = {"embedding_length": 2, "block_count": 1, "attention.head_count": 1}
+    sizes |= {"feed_forward_length": 6, "context_length": 4, "attention.layer_norm_epsilon": 1e-5}
+    fields = {"general.architecture": "gpt2"} | {f"gpt2.{k}": x for k, x in sizes.items()}
+    held = lambda *shape: Lazy(shape, np.dtype("f4"), lambda _: np.zeros(shape, np.float32))
+    tensors = {"token_embd.weight": held(8, 2), "blk.0.attn_qkv.weight": held(6, 2)}
+    file = gguf_format.Gguf(pathlib.Path("a.gguf"), fields, tensors)
+    config, maps = gguf_models.config_and_weights(file)
+    assert config.layers == 1 and maps["embed/embedding"].names == ("token_embd.weight",)
+    kernel = np.arange(12, dtype=np.float32).reshape(6, 2)
+    np.testing.assert_array_equal(maps["layers/attn/qkv/kernel"].fn(kernel), kernel.T)
+    np.testing.assert_array_equal(maps["embed/embedding"].fn(kernel), kernel)
 
 
 @pytest.mark.parametrize(
     ("arch", "name"),
-    [
-        ("llama", "blk.0.attn_q.bias"),
-        ("llama", "blk.0.ffn_gate.bias"),
-        ("llama", "blk.0.attn_q_norm.weight"),
-        ("llama", "rope_factors_long.weight"),
-        ("llama", "attn_q.weight"),
-        ("qwen2", "blk.0.attn_output.bias"),
-        ("gpt2", "token_embd.bias"),
-        ("bert", "blk.0.attn_qkv.weight"),
-    ],
+    [("gpt2", "token_embd.bias"), ("gpt2", "attn_qkv.weight"), ("bert", "blk.0.attn_qkv.weight")],
 )
 def test_a_tensor_that_would_be_left_out_is_refused(arch, name):
     file = gguf_format.Gguf(pathlib.Path("some.gguf"), {"general.architecture": arch}, {name: None})
     message = f"has 1 tensors that a {arch} does not compute with here, such as {name}"
     with pytest.raises(ValueError, match=re.escape(message)):
-        gguf_llama.sources(file)
+        gguf_hf.sources(file)
 
 
-def test_tables_of_positions_are_no_weights_and_a_head_of_bert_is_named():
-    tables = dict.fromkeys(["rope_freqs.weight", "blk.0.attn_rot_embd.weight"])
-    llama = gguf_format.Gguf(pathlib.Path("a.gguf"), {"general.architecture": "llama"}, tables)
-    assert gguf_llama.sources(llama) == {}
+def test_a_head_of_bert_is_named():
     head = {"cls.weight": None, "cls.output.bias": None}
     bert = gguf_format.Gguf(pathlib.Path("b.gguf"), {"general.architecture": "bert"}, head)
     with pytest.warns(UserWarning, match=r"b\.gguf has a head, cls\.weight, which is left out"):
-        assert gguf_llama.sources(bert) == {}
+        assert gguf_hf.sources(bert) == {}
 
 
 def described(vocab=8, **fields):

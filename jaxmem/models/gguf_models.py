@@ -1,0 +1,54 @@
+"""The model that a GGUF file describes: its configuration, and where its parameters are."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from ..architectures import gguf_decoder
+from ..architectures.family_modules import module_of_model_type
+from ..architectures.gguf_architectures import ARCHITECTURES
+from ..architectures.weight_map import WeightMap
+from ..core.lazy import Lazy
+from ..formats import gguf_fields, gguf_hf
+from ..formats.gguf import Gguf
+from .checkpoint_tensors import bare_name
+from .model import family
+
+
+def config_and_weights(file: Gguf) -> tuple[Any, dict[str, WeightMap]]:
+    """The configuration of a model, and the tensors of the file that each parameter is read from.
+
+    Raises:
+        ValueError: The file is of an architecture, has a field or a tensor that no model here
+            computes; the message names it.
+    """
+    name = gguf_fields.architecture(file, (*ARCHITECTURES, *gguf_hf.NAMES))
+    if name in ARCHITECTURES:
+        config = gguf_decoder.config(file)
+        return config, gguf_decoder.weights_of_file(file, config)
+    hf, sources = gguf_hf.config(file), gguf_hf.sources(file)
+    try:
+        config = module_of_model_type(hf["model_type"]).Config.from_hf(hf)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    by_name = {bare_name(hf_name): name for hf_name, name in sources.items()}
+    maps = {}
+    for path, weight_map in family(config).weights(config).items():
+        names = tuple(by_name.get(bare_name(x), x) for x in weight_map.names)
+        is_turned = gguf_hf.is_turned(file, filter(file.tensors.__contains__, names))
+        fn = np.transpose if is_turned else weight_map.fn
+        maps[path] = dataclasses.replace(weight_map, names=names, fn=fn)
+    return config, maps
+
+
+def tensors(file: Gguf, weight_maps: dict[str, WeightMap]) -> dict[str, Lazy]:
+    """The tensors of the file that parameters are read from."""
+    names = {name for weight_map in weight_maps.values() for name in weight_map.names}
+    return {name: tensor for name, tensor in file.tensors.items() if name in names}
+
+
+def chat_template(file: Gguf) -> str | None:
+    """The chat template of the file, or None without one."""
+    template = file.fields.get("tokenizer.chat_template")
+    return template if isinstance(template, str) else None
