@@ -69,6 +69,7 @@ class Config:
 
     vocab = property(lambda self: self.text.vocab, doc="Tokens of the text tower.")
     context = property(lambda self: self.text.context, doc="The most tokens of a text.")
+    heads = property(lambda self: self.text.heads, doc="Heads of the text tower.")
     layers = property(lambda self: self.text.layers, doc="Layers of the text tower.")
     reads = property(lambda self: "images", doc='What a processor is wanted for: "images".')
 

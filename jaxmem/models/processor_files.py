@@ -36,7 +36,7 @@ def read_processor(folder: pathlib.Path, config: Any) -> Processor | None:
         try:
             hf = read_object(file)
             hf = hf if name == PREPROCESSOR else JsonFields(hf).object(key).data
-            if kind is WaveformProcessor:
+            if kind is not ImageProcessor:
                 return kind.from_hf(hf)
             return kind.from_hf(hf, _IMAGES.get(getattr(config, "tensor_names", ""), "ConvNext"))
         except ValueError as error:

@@ -18,6 +18,7 @@ Rules = dict[str, P]
 _CONFIG = arguments.Kind(
     "the config of a model of jm.models", lambda x: hasattr(x, "heads") and hasattr(x, "family")
 )
+_TOWERS = ("text", "image")
 
 
 @arguments.takes(config=_CONFIG)
@@ -118,6 +119,13 @@ def cache(config: Any, mesh: Mesh | AbstractMesh, batch: int) -> Rules:
 
 def _rules(c: Any, mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> Rules:
     """Rules for each weight of the family, over those of the mesh axes `names` that divide it."""
+    if c.family == "two_towers":
+        towers = {name: _one_stack_rules(getattr(c, name), mesh, names) for name in _TOWERS}
+        return {
+            f".*{name}/{pattern.removeprefix('.*')}": spec
+            for name, rules in towers.items()
+            for pattern, spec in rules.items()
+        }
     of_family = _encoder_decoder_rules if c.family == "seq2seq" else _one_stack_rules
     return of_family(c, mesh, names)
 

@@ -33,6 +33,16 @@ def test_two_towers_encode_and_are_saved(tmp_path):
     assert saved.tensors["image"]["pool"]["q"]["kernel"].bits == 4
 
 
+def test_a_layout_divides_both_towers():
+    model, *_ = member("clip")
+    mesh = jm.mesh(fsdp=2, tensor=2)
+    shardings = jm.shardings(model.params, mesh, jm.layouts.fsdp_tensor(model.config, mesh))
+    for tower in ("text", "image"):
+        layers = model.params[tower]["layers"], shardings[tower]["layers"]
+        kernel, placed = (tree["mlp"]["up"]["kernel"] for tree in layers)
+        assert placed.shard_shape(kernel.shape) != kernel.shape
+
+
 def test_fields_of_generation_that_old_files_hold_are_known():
     old = {"max_length": 20, "top_k": 50, "return_dict": True, "tie_word_embeddings": True}
     old |= {"length_penalty": 1.0, "id2label": {"0": "a"}, "bad_words_ids": None, "dropout": 0.0}

@@ -114,6 +114,19 @@ def test_a_layout_divides_the_layers_over_four_devices(name):
     assert not whole["layers/attn/out/kernel"] and not whole["layers/mlp/up/kernel"]
 
 
+def test_encoded_on_four_devices_it_computes_what_its_decoded_weights_do():
+    model, (pixels,), _ = member("vit_classes")
+    uses = jm.uses(model.apply, model.params, pixels)
+    plan = jm.choose(model.params, {"layers/mlp/up/kernel|patches/kernel": jm.Int(8)})
+    encoded = jm.encode(model.params, plan, uses=uses)
+    mesh = jm.mesh(fsdp=2, tensor=2)
+    layout = jm.layouts.fsdp_tensor(model.config, mesh)
+    placed = jm.shard(encoded, jm.shardings(encoded, mesh, layout))
+    output = cheap_jit.jit(model.apply)(placed, pixels)
+    dense = cheap_jit.jit(model.apply)(jm.decode(encoded), pixels)
+    np.testing.assert_allclose(output, dense, rtol=0, atol=1e-4 * np.abs(dense).max())
+
+
 @pytest.mark.parametrize("shape", [(12, 12), (1, 1, 12, 12), (1, 12, 12, 3), (1, 3, 12, 8)])
 def test_pixels_of_another_shape_are_refused(shape):
     model, *_ = member("vit_classes")
