@@ -22,7 +22,11 @@ def weights(config: Any) -> dict[str, WeightMap]:
         ('encoder.stages.1.layers.1.layer.0.convolution.weight',)
     """
     c = config
-    return _depthwise(c) if c.block == "depthwise" else _residual(c)
+    maps = _depthwise(c) if c.block == "depthwise" else _residual(c)
+    if not c.labels:
+        return maps
+    base = "convnext." if c.block == "depthwise" else "resnet."  # before all but the classifier
+    return {path: x if path.startswith("head/") else x.after(base) for path, x in maps.items()}
 
 
 def _residual(c: Any) -> dict[str, WeightMap]:

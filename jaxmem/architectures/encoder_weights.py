@@ -38,7 +38,9 @@ def weights(config: Any) -> dict[str, WeightMap]:
         maps |= _norm("final_norm", names["final_norm"], c.width, c.norm_bias)
     if c.head == "vector":
         return maps | (_attention_pool(c, names) if c.pool == "attention" else {})
-    return maps | (_head(c, names) if c.head else {})
+    if not c.head:
+        return maps
+    return {path: x.after(names["base"]) for path, x in maps.items()} | _head(c, names)
 
 
 def runs(config: Any) -> list[Segment]:

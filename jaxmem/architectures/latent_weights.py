@@ -51,3 +51,8 @@ class _Rows:
     def __call__(self, w: np.ndarray) -> np.ndarray:
         rows = w.reshape(self.heads, -1, w.shape[-1])[:, self.start : self.end]
         return rows.swapaxes(1, 2) if self.transposed else rows
+
+    def tensor_shape(self, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """The shape of the tensor of `size` numbers that holds an array of `shape`."""
+        inputs = shape[1] if self.transposed else shape[2]
+        return size // inputs, inputs

@@ -1,6 +1,7 @@
 """WeightMaps of the parameters that every layer has: linears, norms, and other stacks."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -89,3 +90,7 @@ class Rows:
     def __call__(self, w: np.ndarray) -> np.ndarray:
         rows = w.reshape(self.blocks, -1, *w.shape[1:])[:, self.start : self.start + self.count]
         return rows.reshape(-1, *w.shape[1:]).T
+
+    def tensor_shape(self, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """The shape of the tensor of `size` numbers that holds an array of `shape`."""
+        return (size // math.prod(shape[:-1]), *shape[:-1])

@@ -1,12 +1,14 @@
 """Which tensors of a Hugging Face checkpoint make the parameters of a mixture of experts."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 
 from .gguf_names import GGUF_NAMES
 from .layer_maps import linear_maps, stack_map
+from .tensors import tensor_shape
 from .weight_map import WeightMap, same
 
 
@@ -26,7 +28,8 @@ def mixture_maps(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
             shape = (m.shared_ffn, c.width) if part == "down" else (c.width, m.shared_ffn)
             maps |= linear_maps(c, names, f"mlp/shared/{part}", *shape, c.mlp_bias)
     if m.shared_gate:
-        maps |= linear_maps(c, names, "mlp/shared_gate", c.width, 1, False, _column)
+        turn = _column if c.tensor_names in GGUF_NAMES else np.transpose
+        maps |= linear_maps(c, names, "mlp/shared_gate", c.width, 1, False, turn)
     return maps
 
 
@@ -102,6 +105,10 @@ class _Half:
             return w[..., start::2]
         return w[..., start * self.size : (start + 1) * self.size]
 
+    def tensor_shape(self, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """The shape of the tensor of `size` numbers that holds an array of `shape`."""
+        return (*shape[:-1], size // math.prod(shape[:-1]))
+
 
 @dataclasses.dataclass(frozen=True)
 class _Kernels:
@@ -112,3 +119,8 @@ class _Kernels:
 
     def __call__(self, w: np.ndarray) -> np.ndarray:
         return self.take(w.swapaxes(-1, -2) if self.transposed else w)
+
+    def tensor_shape(self, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """The shape of the tensor of `size` numbers that holds an array of `shape`."""
+        *stack, rows, columns = tensor_shape(self.take, shape, size)
+        return (*stack, columns, rows) if self.transposed else (*stack, rows, columns)

@@ -7,6 +7,7 @@ import numpy as np
 
 from .layer_maps import Rows, linear_maps, stack_map
 from .recurrence import Recurrence
+from .tensor_layouts import PatchKernel, Reshaped
 from .weight_map import WeightMap
 
 Maps = dict[str, WeightMap]
@@ -93,8 +94,9 @@ def channel_mixing_maps(c: Any, names: dict[str, str]) -> Maps:
 
 def _shares(c: Any, names: dict[str, str], path: str, parts: tuple[str, ...]) -> Maps:
     """How far each part reads a token and how far the one before it."""
-    paths = [f"{path}/{part}_mix" for part in parts]
-    return {f"layers/{p}": stack_map(c, names, p, "", (c.width,), np.ravel) for p in paths}
+    paths, shape = [f"{path}/{part}_mix" for part in parts], (c.width,)
+    flat = Reshaped((1, 1, *shape), shape)
+    return {f"layers/{p}": stack_map(c, names, p, "", shape, flat) for p in paths}
 
 
 def _linears(
@@ -111,8 +113,8 @@ def _linears(
 def _convolution(c: Any, names: dict[str, str]) -> Maps:
     """The taps and biases of a convolution, in which each channel is a group."""
     r: Recurrence = c.recurrence
-    path, n = "mixer/conv", r.convolved()
-    maps = {f"layers/{path}/taps": stack_map(c, names, path, "weight", (r.taps, n), _taps)}
+    path, n, turn = "mixer/conv", r.convolved(), PatchKernel((1, r.taps))
+    maps = {f"layers/{path}/taps": stack_map(c, names, path, "weight", (r.taps, n), turn)}
     if r.conv_bias:
         maps[f"layers/{path}/bias"] = stack_map(c, names, path, "bias", (n,))
     return maps
@@ -124,11 +126,6 @@ def _others(c: Any, names: dict[str, str], shapes: dict[str, tuple[int, ...]]) -
         f"layers/mixer/{part}": stack_map(c, names, f"mixer/{part}", "", shape)
         for part, shape in shapes.items()
     }
-
-
-def _taps(w: np.ndarray) -> np.ndarray:
-    """The taps (K, n) of a convolution's weights (n, 1, K)."""
-    return w.reshape(w.shape[0], -1).T
 
 
 _MAPS: dict[str, Callable[[Any, dict[str, str]], Maps]] = {

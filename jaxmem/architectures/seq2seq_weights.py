@@ -6,7 +6,7 @@ import numpy as np
 
 from .layer_maps import linear_maps, norm_maps, norm_parts
 from .sound_embedding import WINDOW
-from .tensor_layouts import ConvolutionKernel
+from .tensor_layouts import ConvolutionKernel, Reshaped
 from .weight_map import WeightMap
 
 _T5_LAYER = {
@@ -16,12 +16,14 @@ _T5_LAYER = {
     "cross_norm": "layer.1.layer_norm",
 }
 _T5 = {
+    "base": "",
     "layer": "{stack}.block.{{}}.",
     "final_norm": "{stack}.final_layer_norm",
     "distances": "{stack}.block.0.layer.0.SelfAttention.relative_attention_bias",
     "embed": "shared",
 }
 _BART = {
+    "base": "model.",
     "layer": "{stack}.layers.{{}}.",
     "positions": "{stack}.embed_positions",
     "embed_norm": "{stack}.layernorm_embedding",
@@ -33,7 +35,8 @@ _BART = {
     **{"mlp/up": "fc1", "mlp/down": "fc2", "mlp_norm": "final_layer_norm"},
 }
 # {Config.tensor_names: {path of a module: its name in the checkpoint}}; `{stack}` is "encoder" or
-# "decoder", `{last}` the number of the MLP's part in a layer of the stack.
+# "decoder", `{last}` the number of the MLP's part in a layer of the stack. `base` comes before all
+# names but those of a head.
 NAMES = {
     "bart": _BART,
     "t5": _T5
@@ -54,7 +57,7 @@ def weights(config: Any) -> dict[str, WeightMap]:
         >>> from jaxmem.architectures import seq2seq
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=1, heads=4)
         >>> seq2seq.weights(seq2seq.Config(**sizes))["decoder/layers/cross/q/kernel"].names
-        ('decoder.layers.0.encoder_attn.q_proj.weight',)
+        ('model.decoder.layers.0.encoder_attn.q_proj.weight',)
     """
     c = config
     if c.tensor_names not in NAMES:
@@ -68,11 +71,13 @@ def weights(config: Any) -> dict[str, WeightMap]:
         maps[f"sound/conv_{i}/kernel"] = WeightMap(kernel, shape, ConvolutionKernel())
         maps[f"sound/conv_{i}/bias"] = WeightMap(bias, (c.width,))
     maps |= _stack(c.of_encoder(), names, "encoder") | _stack(c, names, "decoder")
+    maps = {path: weight_map.after(names["base"]) for path, weight_map in maps.items()}
     if not c.tied:
         head = ("lm_head.weight",)
         maps["head/kernel"] = WeightMap(head, (c.width, c.vocab), np.transpose)
     if c.logit_bias:
-        maps["logit_bias"] = WeightMap(("final_logits_bias",), (c.vocab,), np.ravel)
+        shape = (c.vocab,)
+        maps["logit_bias"] = WeightMap(("final_logits_bias",), shape, Reshaped((1, *shape), shape))
     return maps
 
 

@@ -2,6 +2,7 @@
 
 SPEECH_NAMES = {
     "wav2vec2": {
+        "base": "wav2vec2.",
         "conv": "feature_extractor.conv_layers.{}.conv",
         "conv_norm": "feature_extractor.conv_layers.{}.layer_norm",
         "waves/norm": "feature_projection.layer_norm",

@@ -1,6 +1,7 @@
 """The names of the tensors of encoders of images and of towers; encoder_names.py has the others."""
 
 _VIT = {
+    "base": "vit.",
     "patches": "embeddings.patch_embeddings.projection",
     "class_token": "embeddings.cls_token",
     "positions": "embeddings.position_embeddings",
@@ -18,6 +19,7 @@ _VIT = {
 }
 _DINOV2 = (
     _VIT
+    | {"base": "dinov2."}
     | {"attn_norm": "norm1", "mlp_norm": "norm2"}
     | {"attn_scale": "layer_scale1.lambda1", "mlp_scale": "layer_scale2.lambda1"}
 )

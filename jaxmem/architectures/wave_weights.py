@@ -1,5 +1,6 @@
 """Which tensors of a Hugging Face checkpoint make the parameters of a WaveEmbedding."""
 
+import dataclasses
 from typing import Any
 
 from .tensor_layouts import ConvolutionKernel
@@ -23,6 +24,7 @@ def wave_maps(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
                 maps[f"norm_{i}/{part}"] = WeightMap((name,), (channels,))
     shape = (w.position_window, c.width // w.position_groups, c.width)
     maps |= _convolution("positions", names["positions"], shape, True)
+    maps["positions/kernel"] = dataclasses.replace(maps["positions/kernel"], normed=(0, 1))
     return {f"waves/{path}": weight_map for path, weight_map in maps.items()}
 
 

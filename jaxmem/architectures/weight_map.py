@@ -19,8 +19,10 @@ class WeightMap:
     it has that many names in place of one: these tensors are stacked on a new first axis. Some
     checkpoints put `transformer.` (GPT-2), `bert.` or `language_model.` before a name; a loader
     looks for the plain name first. `fn` changes the layout of each tensor: a PyTorch Linear is
-    (out, in), a Flax kernel (in, out). `shape` is the shape of the parameter, with the layer axis
-    first if it is stacked.
+    (out, in), a Flax kernel (in, out). It moves numbers and computes none, so that the map is read
+    backwards, too: tensors.py makes the tensors of the parameters. `shape` is the shape of the
+    parameter, with the layer axis first if it is stacked. `normed` has the axes of the tensor over
+    which it has length 1 in a checkpoint that holds its lengths apart (formats/weight_norm.py).
 
     Example:
         >>> import numpy as np
@@ -38,6 +40,7 @@ class WeightMap:
     fn: Callable[[np.ndarray], np.ndarray] = same
     stacked: bool = False
     parts: int = 0
+    normed: tuple[int, ...] = ()
 
     def __post_init__(self):
         expected = (self.shape[0] if self.stacked else 1) * (self.parts or 1)
@@ -46,6 +49,16 @@ class WeightMap:
                 f"{len(self.names)} names for shape {self.shape}, expected {expected}: "
                 "one a layer when stacked, else one, times the parts"
             )
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """The shape of the array that one tensor makes.
+
+        Example:
+            >>> WeightMap(("a.0", "a.1"), (2, 8, 4), stacked=True).array_shape
+            (8, 4)
+        """
+        return self.shape[self.stacked + bool(self.parts) :]
 
     def layer_names(self, layer: int | None) -> tuple[str, ...]:
         """The names of the tensors of a layer; None for a parameter that is not stacked.
@@ -57,6 +70,16 @@ class WeightMap:
         """
         first, count = layer or 0, self.parts or 1
         return self.names[first * count : (first + 1) * count]
+
+    def after(self, prefix: str) -> "WeightMap":
+        """The map of tensors whose names have a prefix.
+
+        Example:
+            >>> WeightMap(("pooler.weight",), (8, 8)).after("bert.").names
+            ('bert.pooler.weight',)
+        """
+        names = tuple(f"{prefix}{name}" for name in self.names)
+        return dataclasses.replace(self, names=names)
 
     def layers(self, start: int, length: int) -> "WeightMap":
         """The map of `length` layers of a stacked parameter, from `start` on.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..interop import to_compressed_tensors, to_gguf
+from ..interop import to_compressed_tensors, to_gguf, to_hf
 from ..io.json_fields import read_object
 from ..models import Model, load
 from .options import Json, ModelName
@@ -16,22 +16,24 @@ from .output_path import check_out
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes a Llama, or what `jaxmem fit` made of it, for llama.cpp (gguf) or vLLM.
+    """Writes a model, or what `jaxmem fit` made of it, for llama.cpp, vLLM or transformers.
 
     Codes that the format can hold are copied, never rounded again; other weights are decoded, and
-    listed.
+    listed. For gguf and compressed-tensors the model is a Llama.
     """
 
     model: ModelName
     _: dataclasses.KW_ONLY
-    format: Literal["gguf", "compressed-tensors"]
-    """A .gguf file, or a directory of config.json and safetensors."""
+    format: Literal["gguf", "compressed-tensors", "hf"]
+    """A .gguf file, or a directory of config.json and safetensors: with codes, or dense (hf)."""
     out: Annotated[str, arg(metavar="PATH")]
     """A file or directory to write; it appears whole or not at all."""
     half: bool = False
     """gguf: round dense weights to float16."""
     int8: bool = False
     """compressed-tensors: write int8 tensors (`int-quantized`) instead of packed words."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """hf: the type of all tensors (default: of the weights as they are loaded)."""
     json: Json = False
 
     def run(self, output: Output) -> dict:
@@ -39,10 +41,15 @@ class Export:
         out = check_out(self.out, makes_parents=True)
         if out.exists():
             raise ValueError(f"{out} exists; choose another --out")
-        model = with_codes(self.model)
+        for name, format in {"half": "gguf", "int8": "compressed-tensors", "dtype": "hf"}.items():
+            if getattr(self, name) and self.format != format:
+                raise ValueError(f"--{name} goes with --format {format}, not {self.format}")
+        model = load(self.model) if self.format == "hf" else with_codes(self.model)
         with output.step(f"writing {out}"):
             if self.format == "gguf":
                 written = to_gguf(out, model, half=self.half)
+            elif self.format == "hf":
+                written = to_hf(model, out, dtype=self.dtype)
             else:
                 written = to_compressed_tensors(out, model, packed=not self.int8)
         output.say(written)

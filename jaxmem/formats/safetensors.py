@@ -183,4 +183,4 @@ def write_safetensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for (shape, dtype), array in zip(shapes.values(), arrays, strict=True):
             data = np.ascontiguousarray(array, np.dtype(dtype)).reshape(shape)
-            data.view(np.uint8).tofile(file)
+            data.reshape(-1).view(np.uint8).tofile(file)

@@ -48,7 +48,31 @@ def joined(tensors: dict[str, Lazy]) -> dict[str, Lazy]:
     return out
 
 
+def names(name: str) -> tuple[str, str]:
+    """The names of the gain and of the direction of the tensor `name`, in new files.
+
+    Example:
+        >>> names("conv.weight")[0]
+        'conv.parametrizations.weight.original0'
+    """
+    gain, direction = (name.removesuffix(".weight") + end for end in _ENDS[0])
+    return gain, direction
+
+
+def separated(w: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """A gain, the length of `w` over `axes`, and a direction, `w` itself, of which `joined` is `w`.
+
+    Example:
+        >>> separated(np.float32([[3.0, 4.0]]), (1,))[0]
+        array([[5.]], dtype=float32)
+    """
+    return np.maximum(_length(w, axes), np.finfo(np.float32).tiny), w
+
+
+def _length(w: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    return np.sqrt((w * w).sum(axes, keepdims=True))
+
+
 def _weight(axes: tuple[int, ...], direction: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """The weight of a direction with length 1 over `axes`, times its gain; zero stays zero."""
-    length = np.sqrt((direction * direction).sum(axes, keepdims=True))
-    return direction * (gain / np.maximum(length, np.finfo(np.float32).tiny))
+    return direction * (gain / np.maximum(_length(direction, axes), np.finfo(np.float32).tiny))

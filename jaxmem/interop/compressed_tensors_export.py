@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..architectures.weight_map import WeightMap
-from ..codecs.cast import CastArray
 from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
 from ..core.arguments import OPTIONAL_TREE, takes
@@ -132,8 +131,7 @@ def _shapes(
     shape = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
     shape = shape[::-1] if weight_map.fn is np.transpose else shape
     if scheme is None:
-        dtype = np.dtype(leaf.values.dtype if isinstance(leaf, CastArray) else leaf.dtype)
-        dtype = dtype if dtype.name in ("float16", "bfloat16") else np.dtype("float32")
+        dtype = layer_codes.stored_dtype(leaf)
         suffix = "" if weight_map.names[0].endswith("bias") else "weight"
         return dtype.name, {suffix: (shape, dtype)}
     (n, k), (bits, group, symmetric, _) = shape, scheme

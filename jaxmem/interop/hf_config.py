@@ -4,12 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
-_CLASSES = {
+CLASSES = {  # model_type: the class in transformers that opens a text model
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "llama4_text": "Llama4ForCausalLM",
 }
 
 
@@ -30,7 +31,7 @@ def config_json(config: Any) -> dict:
     kind = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "mistral" if c.local else "llama"
     kind = "gemma3_text" if c.post_norms else kind
     hf = {
-        "architectures": [_CLASSES[kind]],
+        "architectures": [CLASSES[kind]],
         "model_type": kind,
         "vocab_size": c.vocab,
         "hidden_size": c.width,

@@ -63,24 +63,34 @@ def parameters(
         ValueError: `params` are not those of the model, or are shapes.
     """
     weight_maps = weight_maps or family(model.config).weights(model.config)
-    tree = model.tensors if params is None else params
-    leaves = dict(zip(paths(tree), jax.tree.leaves(tree, is_leaf=is_whole)))
-    if set(leaves) != set(weight_maps):
-        unmatched = sorted(set(leaves) ^ set(weight_maps))[0]
-        raise ValueError(f"{unmatched}: the params are not those of {model.source}")
-    for path, weight_map in weight_maps.items():
-        leaf = leaves[path]
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise ValueError(f"{path}: {model.source} has shapes only, expected weights")
-        if tuple(leaf.shape) != weight_map.shape:
-            raise ValueError(f"{path} has shape {tuple(leaf.shape)}, expected {weight_map.shape}")
+    for path, leaf in leaves(model, params, weight_maps).items():
+        weight_map = weight_maps[path]
         ends = leaf.ends if is_encoded(leaf) else ()
         if not ends:
             yield path, weight_map, leaf
         for start, stop in itertools.pairwise((0, *ends)):
-            shape = (stop - start, *weight_map.shape[1:])
-            run = dataclasses.replace(weight_map, names=weight_map.names[start:stop], shape=shape)
+            run = weight_map.layers(start, stop - start)
             yield path_of_layers(path, start, stop), run, leaf.layers(start, stop)
+
+
+def leaves(model: Model, params: Any, weight_maps: dict[str, WeightMap]) -> dict[str, Any]:
+    """The leaf of each parameter by its path, in the order of `weight_maps`.
+
+    Raises:
+        ValueError: `params` are not those of the model, or are shapes.
+    """
+    tree = model.tensors if params is None else params
+    by_path = dict(zip(paths(tree), jax.tree.leaves(tree, is_leaf=is_whole)))
+    if set(by_path) != set(weight_maps):
+        unmatched = sorted(set(by_path) ^ set(weight_maps))[0]
+        raise ValueError(f"{unmatched}: the params are not those of {model.source}")
+    for path, weight_map in weight_maps.items():
+        leaf = by_path[path]
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(f"{path}: {model.source} has shapes only, expected weights")
+        if tuple(leaf.shape) != weight_map.shape:
+            raise ValueError(f"{path} has shape {tuple(leaf.shape)}, expected {weight_map.shape}")
+    return {path: by_path[path] for path in weight_maps}
 
 
 def layers(leaf: Any, weight_map: WeightMap) -> Iterator[Any]:
@@ -92,7 +102,7 @@ def layers(leaf: Any, weight_map: WeightMap) -> Iterator[Any]:
 
 def apart(leaf: Any, weight_map: WeightMap) -> Any:
     """The leaf, decoded if it holds all layers together, as one matrix."""
-    if is_encoded(leaf) and weight_map.stacked and not leaf.stack:
+    if is_encoded(leaf) and weight_map.stacked and not leaf.stack and not leaf.ends:
         return leaf.decode()
     return leaf
 
@@ -128,6 +138,12 @@ def stored_array(leaf: Any) -> Any:
     if isinstance(leaf, CastArray):
         return np.asarray(leaf.values)
     return np.asarray(leaf.decode()) if is_encoded(leaf) else leaf
+
+
+def stored_dtype(leaf: Any) -> np.dtype:
+    """The dtype in which a leaf is stored dense: one of 16 bits, or else float32."""
+    dtype = np.dtype(leaf.values.dtype if isinstance(leaf, CastArray) else leaf.dtype)
+    return dtype if dtype.name in ("float16", "bfloat16") else np.dtype("float32")
 
 
 def has_fold(leaf: Any, fold: Fold) -> bool:

@@ -64,8 +64,6 @@ def assemble(
         names.setdefault(bare_name(name), []).append(name)
     leaves = {}
     for path, weight_map in weight_maps.items():
-        expected = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
-        expected = expected[1:] if weight_map.parts else expected
         by_name = {}
         for name in weight_map.names:
             in_file = names.get(bare_name(name), [])
@@ -74,7 +72,8 @@ def assemble(
             tensor = tensors[in_file[0]]
             _check_numbers(in_file[0], tensors, source)
             shape = weight_map.fn(np.broadcast_to(np.float32(0), tensor.shape)).shape
-            if shape != expected:
+            if shape != weight_map.array_shape:
+                expected = weight_map.array_shape
                 raise ValueError(f"{source}: {name} makes {shape}, {path} expects {expected}")
             by_name[name] = tensor
         read = functools.partial(_read_layer, weight_map, by_name)
@@ -92,7 +91,7 @@ def with_one_embedding(config: Any, tensors: dict[str, Lazy]) -> dict[str, Lazy]
     """The tensors of an encoder-decoder, whose embedding may have the name of any of its users."""
     if config.family != "seq2seq":
         return tensors
-    expected = family(config).weights(config)["embed/embedding"].names[0]
+    expected = bare_name(family(config).weights(config)["embed/embedding"].names[0])
     named = {bare_name(n): n for n in tensors if bare_name(n) in (expected, *_EMBEDDINGS)}
     if not named:
         return tensors

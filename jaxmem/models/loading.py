@@ -40,25 +40,16 @@ from .checkpoint_tensors import (
     with_one_embedding,
 )
 from .flax_model import FAMILY
+from .hf_files import BESIDE, CONFIG, hf_files
 from .model import FORMAT, PARAMS, RECORD, Model, family
 from .output_tokens import with_output_tokens
-from .processor_files import PREPROCESSOR, PROCESSOR, read_processor, saved_processor
+from .processor_files import read_processor, saved_processor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_CONFIG = "config.json"
-_HUB_FILES = [
-    _CONFIG,
-    "*.safetensors",
-    "*.safetensors.index.json",
-    tokenizer_files.TOKENIZER,
-    end_tokens.GENERATION,
-    tokenizer_files.TOKENIZER_CONFIG,
-    tokenizer_files.CHAT_TEMPLATE,
-    PREPROCESSOR,
-    PROCESSOR,
-]
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", CONFIG, *BESIDE]
+_HUB_FILES += [tokenizer_files.TOKENIZER, tokenizer_files.CHAT_TEMPLATE]
 _SHARD = r".*-\d+-of-\d+\.safetensors"
 
 
@@ -138,10 +129,11 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     checkpoint = readers[suffix](path)
     tensors = with_one_embedding(checkpoint.config, checkpoint.tensors)
     config = with_its_head(checkpoint.config, tensors)
-    if checkpoint.config_file.name == _CONFIG and hasattr(config, "eos"):
+    if checkpoint.config_file.name == CONFIG and hasattr(config, "eos"):
         folder, configured = checkpoint.config_file.parent, config.eos
         ends = end_tokens.end_tokens(folder, checkpoint.tokenizer, configured)
-        config = with_output_tokens(dataclasses.replace(config, eos=ends), folder)
+        generation = end_tokens.fields_of(folder / end_tokens.GENERATION)
+        config = with_output_tokens(dataclasses.replace(config, eos=ends), generation)
     weight_maps = checkpoint.weight_maps or family(config).weights(config)
     tree = assemble(weight_maps, tensors, dtype or np.dtype("float32"), path)
     warn_of_unread(config, weight_maps, tensors, path)
@@ -151,6 +143,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     template = beside or checkpoint.chat_template
     rest = {"chat_template": template}
     rest |= {"processor": read_processor(checkpoint.config_file.parent, config)}
+    rest |= {"hf_files": hf_files(checkpoint.config_file)}
     return Model(config, tree, checkpoint.tokenizer, name, **rest)
 
 
@@ -201,7 +194,7 @@ def _safetensors(path: pathlib.Path) -> _Checkpoint:
     else:
         advice = unreadable_sources.advice_for_folder(folder)
         raise ValueError(f"{path} holds neither {single.name} nor {index.name}{advice}")
-    file = folder / _CONFIG
+    file = folder / CONFIG
     hf, tensors = read_object(file), weight_norm.joined(read())
     text = hf.get("text_config")
     quantized = hf.get("quantization_config")
@@ -256,12 +249,13 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
         source, fields = record.text("source"), record.object("config").data
         config = family_module(record.object("config").text("family")).Config(**fields)
         processor = saved_processor(record, config)
+        files = {name: x.data for name, x in record.objects("hf_files").items()}
     tree = checkpoint.load(path / PARAMS)
     _check_shapes(config, tree, path)
     if dtype is not None:
         tree = jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_encoded)
     template, source = tokenizer_files.read_chat_template(path), f"{path}, made from {source}"
-    rest = {"chat_template": template, "processor": processor}
+    rest = {"chat_template": template, "processor": processor, "hf_files": files}
     return Model(config, tree, tokenizer_files.read_tokenizer(path), source, **rest)
 
 

@@ -34,7 +34,8 @@ class Model:
     time. `params` is the same dict with every lazy leaf read. `source` says where it came from,
     `chat_template` is the Jinja text that makes messages a prompt, None if there is none.
     `processor` makes pixels of images, or samples or spectrograms of sounds, for a model that reads
-    them.
+    them. `hf_files` has the JSON files of the Hugging Face folder that the model was read from, by
+    name; `jm.interop.to_hf` writes them again.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -52,6 +53,7 @@ class Model:
     source: str
     chat_template: str | None = dataclasses.field(default=None, kw_only=True)
     processor: Processor | None = dataclasses.field(default=None, kw_only=True)
+    hf_files: dict[str, dict] = dataclasses.field(default_factory=dict, kw_only=True)
 
     @functools.cached_property
     def params(self) -> dict:
@@ -127,6 +129,7 @@ class Model:
         record = {"format": FORMAT, "source": self.source, "config": self.config.to_dict()}
         if self.processor is not None:
             record["processor"] = dataclasses.asdict(self.processor)
+        record |= {"hf_files": self.hf_files} if self.hf_files else {}
         (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,20 +11,20 @@ import numpy as np
 from jax import Array
 
 from ..architectures.seq2seq_families import read_tokens
-from .end_tokens import GENERATION, fields_of
+from ..io.json_fields import JsonFields
 from .model import Model, check_in_vocabulary
 from .text_models import context, reads_source
 
 
-def with_output_tokens(config: Any, folder: pathlib.Path) -> Any:
-    """An encoder-decoder's configuration with the tokens that generation_config.json names.
+def with_output_tokens(config: Any, generation: JsonFields) -> Any:
+    """An encoder-decoder's configuration with the tokens that a generation_config.json names.
 
     Raises:
-        ValueError: the file is no JSON, or a field of it cannot be.
+        ValueError: a field of it cannot be.
     """
     if config.family != "seq2seq":
         return config
-    tokens = read_tokens(fields_of(folder / GENERATION))
+    tokens = read_tokens(generation)
     return dataclasses.replace(config, **{k: x for k, x in tokens.items() if k != "eos"})
 
 

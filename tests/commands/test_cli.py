@@ -202,11 +202,20 @@ def test_export_writes_the_codes_that_fit_made(form, here, tmp_path):
         np.testing.assert_array_equal(got, want)
 
 
+def test_export_to_hf_writes_the_numbers_of_what_fit_made(here, tmp_path):
+    told = found("export", here / "small", "--format", "hf", "--out", tmp_path / "w")
+    assert "layers/mlp/up/kernel" in told["decoded"]
+    back, ours = jm.models.load(tmp_path / "w"), jm.models.load(here / "small")
+    jax.tree.map(np.testing.assert_array_equal, back.params, jm.decode(ours.params))
+    assert back.config == ours.config
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("export small --format gguf --out a.txt", "a.txt exists; choose another --out"),
         ("export llama-8b --format gguf --out new", "has shapes only, expected weights"),
+        ("export small --format gguf --dtype float16 --out new", "--dtype goes with --format hf"),
         ("inspect nowhere", "no model 'nowhere': expected smollm2-135m"),
         ("fit model --bytes 1kB --out new", "the smallest reachable size is"),
         ("fit model --bytes 60kB --out a.txt", "a.txt exists and was not written by jaxmem fit"),
