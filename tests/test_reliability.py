@@ -31,3 +31,9 @@ def test_a_wrong_argument_of_a_codec_is_named(script):
 
 def test_a_transformation_gives_what_it_gives_of_decoded_weights(script):
     assert not script("transformations").run(1)["bad"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_fit_ends_with_130_and_leaves_nothing(script):
+    result = script("interrupts").run(15)
+    assert not result["bad"] and result["counts"]["right"] == 15 and result["codes"]["130"] > 7

@@ -1,6 +1,6 @@
-"""Damaged files, wrong calls, killed writers, transformations of lifted functions: all counted.
+"""Damaged files, wrong calls, kills, interrupts, transformations of lifted functions: all counted.
 
-    python experiments/reliability/reliability.py            # hours: 11,510 files, 100 kills, 360
+    python experiments/reliability/reliability.py            # hours: 11,510 files, 100 kills, ...
     python experiments/reliability/reliability.py --short    # minutes
     python experiments/reliability/reliability.py --only kills --size 30
 
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import bad_calls
 import damaged_files
+import interrupts
 import jax
 import kills
 import transformations
@@ -33,6 +34,7 @@ class Part(NamedTuple):
 PARTS = {
     "damaged files": Part(damaged_files.run, 11_510, 550),
     "kills": Part(kills.run, 100, 4),
+    "interrupts": Part(interrupts.run, 100, 5),
     "wrong calls": Part(bad_calls.run, ".*", "[A-Z].*", draws=False),
     "transformations": Part(transformations.run, 360, 12),
 }

@@ -26,7 +26,7 @@ class SmallFile(NamedTuple):
 
 def small_files(folder: pathlib.Path) -> dict[str, SmallFile]:
     """{name of the format: a file in `folder` of this format}."""
-    model = _model()
+    model = random_model(llama.Config(**SIZES))
     loaded = lambda path: lambda: _content(jm.models.load(path))
     hf, store, gguf = folder / "hf", folder / "weights.jm", folder / "model.gguf"
     jm.interop.to_compressed_tensors(hf, model)
@@ -61,7 +61,7 @@ def _documents(folder: pathlib.Path) -> dict[str, SmallFile]:
     """Plans, recipes and evaluations as JSON."""
     plan = jm.Plan({"w": jm.Int(4, group=16), "layers[0:2]/up": jm.Chain((jm.NM(2, 4), jm.Int(8)))})
     recipe = jm.Recipe("llama-1b", "tpu v5e:1x1", "train", 8, 2048)
-    model = _model()
+    model = random_model(llama.Config(**SIZES))
     evaluation = jm.evaluate(model.apply, model.params, np.arange(32), window=16)
     files = {}
     for value in (plan, recipe, evaluation):
@@ -75,14 +75,13 @@ def _documents(folder: pathlib.Path) -> dict[str, SmallFile]:
     return files
 
 
-def _model() -> jm.models.Model:
+def random_model(config: llama.Config) -> jm.models.Model:
     """A Llama of random weights, with a tokenizer of words."""
-    config = llama.Config(**SIZES)
     ids = jax.ShapeDtypeStruct((1, 8), np.int32)
     shapes = jax.eval_shape(llama.module(config).init, jax.random.key(0), ids)["params"]
     rng = np.random.default_rng(0)
     draw = lambda x: rng.normal(size=x.shape).astype(x.dtype)
-    words = {f"word{i}": i for i in range(SIZES["vocab"])}
+    words = {f"word{i}": i for i in range(config.vocab)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="word0"))
     return jm.models.Model(config, jax.tree.map(draw, shapes), tokenizer, "small")
 
