@@ -38,8 +38,9 @@ def arithmetic(
     arguments = _arguments(recipe, build)
     argument_bytes = device_bytes(arguments)
     c, rows = config, recipe.batch / recipe.micro / (fsdp * data)
+    heads = c.heads if attention_share(c) else 0
     if recipe.task == "serve":
-        scores = rows * min(recipe.prompt, recipe.seq) * recipe.seq * c.heads * 4 / tensor
+        scores = rows * min(recipe.prompt, recipe.seq) * recipe.seq * heads * 4 / tensor
         summed = c.layers * rows * c.width * 4  # once for attention, once for the MLP, in f32
         received = _all_reduce(2 * summed, tensor) + _all_reduce(summed, expert)
         read = argument_bytes - _unread(recipe, c, arguments[1])
@@ -47,7 +48,7 @@ def arithmetic(
         return argument_bytes + int(CERTAIN_SHARE * scores), seconds
     # Activations of one layer, in bytes; heads and hidden units are divided over `tensor`. What a
     # Llama keeps was compared with compilers. Other families are counted in bfloat16: a bound.
-    tokens, scores = rows * recipe.seq, rows * recipe.seq**2 * c.heads * 4 / tensor
+    tokens, scores = rows * recipe.seq, rows * recipe.seq**2 * heads * 4 / tensor
     number = 4 if c.family == "llama" else 2
     products = tokens * number * (product_numbers(c) / tensor + 2 * c.width)
     layer_input = tokens * 2 * c.width

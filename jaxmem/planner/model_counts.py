@@ -75,12 +75,13 @@ def attention_share(config: Config) -> float:
 def product_numbers(config: Config) -> float:
     """Results of a layer's products for one token, in the mean over layers.
 
-    Only those that heads or neurons are divided by are counted, and none of experts.
+    They are divided over `tensor`. Those of experts and of recurrent layers are not counted.
     """
+    if getattr(config, "recurrence", None):
+        return 0.0
     c, latent, mixture = config, getattr(config, "latent", None), getattr(config, "mixture", None)
     kv = 2 * getattr(c, "kv_heads", c.heads) * c.head_dim
     attention = c.heads * c.head_dim + (latent.kv_rank + latent.rope_dim if latent else kv)
-    attention *= attention_share(c)  # what recurrent layers compute in its place is not counted
     dense = (1 + getattr(c, "gated", False)) * c.ffn
     if not mixture:
         return attention + dense

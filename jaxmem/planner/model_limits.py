@@ -17,7 +17,8 @@ def cache_bits(config: Config) -> tuple[int, ...]:
         >>> cache_bits(jm.models.load("llama-1b").config)
         (16, 8, 4)
     """
-    return (16,) if getattr(config, "latent", None) else (16, 8, 4)
+    floats_only = getattr(config, "latent", None) or getattr(config, "recurrence", None)
+    return (16,) if floats_only else (16, 8, 4)
 
 
 def expert_count(config: Any) -> int:
@@ -30,8 +31,9 @@ def check_model(model: Model, recipe: Recipe) -> None:
     """Refuses a model that the planner does not know, and a recipe that its family cannot follow.
 
     Raises:
-        ValueError: the model is no decoder; its latents would be cached in fewer bits; the mesh
-            axis `expert` does not divide its experts; rows are longer than its table of positions.
+        ValueError: the model is no decoder; its latents or recurrent states would be cached in
+            fewer bits; the mesh axis `expert` does not divide its experts; rows are longer than
+            its table of positions.
 
     Example:
         >>> import jaxmem as jm
@@ -45,8 +47,9 @@ def check_model(model: Model, recipe: Recipe) -> None:
         known = " or ".join(FAMILIES)
         raise ValueError(f"{source} is of family {config.family!r}, expected a decoder ({known})")
     if recipe.task == "serve" and recipe.cache_bits < 16 and cache_bits(config) == (16,):
+        kept = "latents" if config.latent else "recurrent states"
         raise ValueError(
-            f"cache_bits is {recipe.cache_bits}, but the latents of {source} are cached in floats "
+            f"cache_bits is {recipe.cache_bits}, but the {kept} of {source} are cached in floats "
             "only; expected 16"
         )
     experts, parts = expert_count(config), recipe.axes.get("expert", 1)

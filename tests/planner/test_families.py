@@ -122,6 +122,7 @@ ENCODER = Model(bert.Config(vocab=64, width=32, ffn=48, layers=2, heads=4), {}, 
     [
         ("bert", {}, "bert is of family 'bert', expected a decoder"),
         ("deepseek_v3", dict(cache_bits=8), "the latents of deepseek_v3 are cached in floats"),
+        ("mamba", dict(cache_bits=4), "the recurrent states of mamba are cached in floats"),
         ("gemma2", dict(mesh={"expert": 2}), "expert=2, but there are no experts in gemma2"),
         ("qwen3_moe", dict(mesh={"expert": 7}), "experts of qwen3_moe do not divide over expert=7"),
         ("opt", dict(seq=4096), "opt has learned positions; expected at most"),
