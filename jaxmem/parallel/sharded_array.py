@@ -23,7 +23,7 @@ from .axes import AXES, batch_spec
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ShardedArray(MatrixLeafWrapper):
-    """A leaf whose rows and columns are divided over axes of the mesh that its arrays are on.
+    """A leaf whose rows and columns may be divided over axes of the mesh that its arrays are on.
 
     On a mesh axis that divides the batch too (`fsdp`), the packed shards of one layer are gathered
     for the time of the product. On other axes (`tensor`) they stay, and sums over columns are added
@@ -155,7 +155,8 @@ def _known(leaf: MatrixLeaf, where: Any) -> MatrixLeaf:
     first = [specs[0][i] for i in range(len(leaf.batch_shape))]
     stack = tuple(() if e is None else e if isinstance(e, tuple) else (e,) for e in first)
     used = {*rows, *columns, *(name for names in stack for name in names)}
-    if not used - {"stage"} or not used <= set(AXES):
+    # A leaf that every device holds whole is one, too: a kernel cannot be partitioned.
+    if used == {"stage"} or mesh.size == 1 or not {*used, *mesh.axis_names} <= set(AXES):
         return leaf
     return ShardedArray(leaf, rows, columns, stack)
 

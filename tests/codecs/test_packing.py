@@ -10,6 +10,7 @@ from cheap_jit import jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxmem as jm
 from jaxmem.codecs.packing import WIDTHS, field_parts, interleave, pack, shifts, unpack, unpack_rows
 
 packed = jit(pack, static_argnames=("bits", "axis"))
@@ -72,3 +73,14 @@ def test_interleave_undoes_field_parts(width):
     assert together.shape == (2, 3 * len(parts))
     for j, part in enumerate(parts):
         np.testing.assert_array_equal(together[:, j :: len(parts)], part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_look_up_of_one_row_copies_no_table_on_a_tpu(bits):
+    pytest.importorskip("libtpu")
+    shape = jax.ShapeDtypeStruct((160_000, 2048), jnp.float32)  # too large for vector memory
+    table = jax.eval_shape(lambda w: jm.Int(bits).encode(w, (-1,)), shape)
+    look_up = jm.lift(lambda table, ids: jnp.take(table, ids, axis=0, mode="clip"))
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    assert jm.memory(look_up, table, ids, device="tpu v5e:1x1").traffic < jm.nbytes(table) / 100

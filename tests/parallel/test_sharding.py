@@ -149,6 +149,17 @@ def test_rows_are_looked_up_where_they_lie():
         np.testing.assert_array_equal(look_up(placed, ids), look_up(table, ids))
 
 
+def test_a_weight_that_every_device_holds_is_multiplied_by_each_for_its_own_rows():
+    leaf = INT4.encode(jax.random.normal(jax.random.key(0), (64, 96)))
+    placed = jm.shard(leaf, jm.shardings(leaf, jm.mesh(data=4, tensor=2), {"": P()}))
+    x = jax.random.normal(jax.random.key(1), (8, 64))
+    product = jm.lift(jnp.matmul)
+    assert "shard_map" in str(jax.make_jaxpr(product)(x, placed))  # where a kernel can run
+    close(jit(product)(x, placed), jit(product)(x, leaf))
+    on_one = jm.shard(leaf, jm.shardings(leaf, jm.mesh(), {"": P()}))
+    assert not isinstance(on_one, ShardedArray)
+
+
 def test_experts_stay_where_they_lie():
     stack = INT4.encode(jax.random.normal(jax.random.key(0), (4, 32, 24)))
     x = jax.random.normal(jax.random.key(1), (4, 8, 32))
