@@ -19,7 +19,7 @@ class Export:
     """Writes a model, or what `jaxmem fit` made of it, for llama.cpp, vLLM or transformers.
 
     Codes that the format can hold are copied, never rounded again; other weights are decoded, and
-    listed. For gguf and compressed-tensors the model is a Llama.
+    listed. For gguf the model is a decoder, for compressed-tensors a Llama.
     """
 
     model: ModelName
