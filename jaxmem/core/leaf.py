@@ -172,8 +172,7 @@ class Tied(Encoded):
 def separate_shared(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
     """(the arrays that have the stack's axes, a function from slices of them to a leaf).
 
-    Without a `Tied` leaf inside, the first is the leaf itself, and the function returns what it is
-    given.
+    Without a `Tied` leaf inside, they are the leaf itself and the identity.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -250,9 +249,8 @@ def decode(tree: Any) -> Any:
         >>> jm.decode({"w": jm.Int(8).encode(jnp.ones((4, 4))), "b": 2.0})["w"].shape
         (4, 4)
     """
-    return jax.tree.map(
-        lambda x: with_integer_codes(x).decode() if is_encoded(x) else x, tree, is_leaf=is_encoded
-    )
+    decoded = lambda x: with_integer_codes(x).decode() if is_encoded(x) else x
+    return jax.tree.map(decoded, tree, is_leaf=is_encoded)
 
 
 def with_integer_codes(leaf: Encoded, path: str = "") -> Encoded:
@@ -298,6 +296,5 @@ def divided_shape(x: Any, axis: int, parts: int) -> Any:
         return x
     if is_encoded(x):
         return x.shard_shape(axis, parts)
-    shape = list(x.shape)
-    shape[axis] //= parts
-    return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
+    at = axis % x.ndim
+    return jax.ShapeDtypeStruct((*x.shape[:at], x.shape[at] // parts, *x.shape[at + 1 :]), x.dtype)
