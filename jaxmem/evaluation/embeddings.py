@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ..core.byte_counts import nbytes
+from ..models.sentence_pooling import Pooling
 from .confidence import Estimate, spearman
 from .result import Evaluation
 
@@ -59,21 +60,23 @@ def evaluate_embeddings(
     return result
 
 
-def sentence_embedder(model: Any, *, batch: int = 64, length: int = 256) -> Callable:
+def sentence_embedder(
+    model: Any, *, batch: int = 64, length: int = 256, pooling: Pooling | None = None
+) -> Callable:
     """`embed(params, sentences)` for an encoder: the mean of the hidden vectors (Reimers, 2019).
 
-    The head of an encoder is not used.
+    The head of an encoder is not used. `jm.models.read_pooling` reads another `pooling`, whose
+    length of a text takes the place of `length`.
 
     Sentences are cut at `length` tokens, or at the model's context if that is shorter, sorted by
     length, and run `batch` at a time. Each batch is padded to a multiple of 16 tokens, so that few
     shapes are compiled.
     """
-    from ..architectures import bert
-
-    context = model.config.context
+    pooling = pooling or Pooling()
+    length, context = pooling.length or length, model.config.context
     if getattr(model.config, "head", ""):
         model = dataclasses.replace(model, config=model.config.without_head())
-    run = jax.jit(lambda params, ids, mask: bert.embed(model.apply(params, ids, mask), mask))
+    run = jax.jit(lambda params, ids, mask: pooling(model.apply(params, ids, mask), mask))
 
     def embed(params: Any, sentences: Sequence[str]) -> np.ndarray:
         model.tokenizer.no_padding()

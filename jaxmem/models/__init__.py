@@ -16,4 +16,6 @@ from .loading import load as load
 from .model import Model as Model
 from .rotation import rotate as rotate
 from .rotation import rotate_heads as rotate_heads
+from .sentence_pooling import Pooling as Pooling
+from .sentence_pooling import read_pooling as read_pooling
 from .user_modules import from_flax as from_flax
