@@ -3,6 +3,14 @@
 from typing import Any
 
 
+def scan_arity(params: dict) -> tuple[int, int]:
+    """(how many constants, how many carries) a scan takes before its scanned arrays."""
+    if "ft_in" in params:  # jax 0.12 packs the arity here
+        n_const, n_carry = (len(p) for p in params["ft_in"].unpack()[:2])
+        return n_const, n_carry
+    return params["num_consts"], params["num_carry"]  # jax 0.10, 0.11
+
+
 def passed_through(jaxpr: Any, n_before: int, carry: list) -> list[bool]:
     """For each carry of a loop, whether the body returns it unchanged: it may stay encoded.
 

@@ -41,6 +41,7 @@ class Encoded(abc.ABC):
     dtype: Any
     recomputed: ClassVar[bool] = True  # whether a gradient decodes again, to keep no dense weight
     read_as_stored: ClassVar[bool] = False  # whether products read stored numbers undecoded
+    decoded_once: ClassVar[bool] = True  # whether it may be decoded before a loop that reads it
     rounds_inputs: ClassVar[bool] = False  # whether products round the other operand
     integer_fields: ClassVar[frozenset[str]] = CODES_AND_PLACES  # fields that hold no floats
     ndim = property(lambda self: len(self.shape))

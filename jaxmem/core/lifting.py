@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array, lax
 
 from .arguments import FUNCTION, INTEGERS, Kind, takes
+from .encoded_product import decoded, dot
 from .leaf import is_encoded, with_integer_codes
 from .paths import leaf_paths
-from .primitive_rules import decoded, dot
 from .replay import JaxprReplay, NamedLeaf, OnDecode, without_name
 from .traced_mesh import stand_in
 

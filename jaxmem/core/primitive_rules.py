@@ -6,57 +6,15 @@ all arrays inside, so an operation on them is done on each array.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
 
-from .leaf import decode, is_encoded, separate_shared
-
-
-def decoded(op: Callable, *operands: Any) -> Any:
-    """`op` on the decoded operands, recomputed so that `grad` keeps the encoded weights."""
-    return jax.checkpoint(lambda *operands: op(*decode(tied(operands))))(*operands)
-
-
-def tied(operands: tuple) -> tuple:
-    """The operands behind a barrier, without which XLA may decode every layer before the first."""
-    return lax.optimization_barrier(operands) if len(operands) > 1 else operands
-
-
-def dot(x: Any, w: Any, dims: Any, **kwargs) -> Array | None:
-    """`lax.dot_general(x, w, dims)` by the `dot` of the encoded operand.
-
-    None where both or neither are encoded, or where the leaf's `dot` cannot do it.
-    """
-    if is_encoded(x) == is_encoded(w):
-        return None
-
-    # 1. Put the weight on the right.
-    weight_first = is_encoded(x)
-    if weight_first:
-        x, w, dims = w, x, tuple(pair[::-1] for pair in dims)
-
-    # 2. The product. Its gradient keeps the weight that came in, so that a scan copies no stack.
-    # Weights that are read as stored are not tied: a TPU then reads a layer's numbers in the stack.
-    def product(x, w):
-        y = w.dot(x, dims, **kwargs)
-        return None if y is NotImplemented else y
-
-    tie = (lambda operands: operands) if w.read_as_stored else tied
-    recomputed = jax.checkpoint(lambda x, w: product(*tie((x, w))))
-    y = (recomputed if w.recomputed else product)(x, w)
-    if y is None or not weight_first:
-        return y
-
-    # 3. Move the free axes of x behind those of the weight.
-    n_batch = len(dims[1][0])
-    n_free = x.ndim - len(dims[0][0]) - n_batch
-    w_free = range(n_batch + n_free, y.ndim)
-    return jnp.moveaxis(y, w_free, range(n_batch, n_batch + len(w_free)))
+from .concatenated import Concatenated
+from .encoded_product import dot
+from .leaf import is_encoded, separate_shared
 
 
 def _dot_rule(x, w, *, dimension_numbers, precision, preferred_element_type, **_):
@@ -203,7 +161,9 @@ def _joined(join, leaves, on_stack):
 
 def _concatenate(*ws, dimension):
     join = lambda *arrays: lax.concatenate(arrays, dimension)
-    return _joined(join, ws, _on_stack(ws[0], (dimension,)))
+    joined = _joined(join, ws, _on_stack(ws[0], (dimension,)))
+    matrices = joined is NotImplemented and ws[0].ndim > 1
+    return Concatenated(ws, dimension) if matrices else joined
 
 
 def _stack(*ws, axis):

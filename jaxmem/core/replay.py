@@ -13,9 +13,11 @@ from jax import lax
 from jax.extend import source_info_util
 
 from ..kernels.ragged_matmul import ragged_matmul
-from .carries import filled, moving, passed_through
+from .carries import filled, moving, passed_through, scan_arity
+from .decoded_once import decoded_on_a_cpu, is_small_cell
+from .encoded_product import decoded
 from .leaf import Encoded, decode, is_encoded, separate_shared
-from .primitive_rules import RULES, decoded
+from .primitive_rules import RULES
 from .traced_mesh import stand_in
 
 OnDecode = Literal["allow", "error"] | Callable[[str, str], None]
@@ -27,6 +29,7 @@ class NamedLeaf:
 
     leaf: Encoded
     path: str
+    joined_to: tuple[str, ...] = ()  # paths of the other leaves that it is made of
 
 
 def without_name(value: Any) -> Any:
@@ -35,9 +38,9 @@ def without_name(value: Any) -> Any:
 
 
 def _with_name(value: Any, inputs: list) -> Any:
-    """`value`, if it is a leaf, with the path of the first `NamedLeaf` among `inputs`."""
-    paths = [v.path for v in inputs if isinstance(v, NamedLeaf)]
-    return NamedLeaf(value, paths[0]) if is_encoded(value) and paths else value
+    """`value`, if it is a leaf, with the paths of the `NamedLeaf`s among `inputs`."""
+    paths = [p for v in inputs if isinstance(v, NamedLeaf) for p in (v.path, *v.joined_to)]
+    return NamedLeaf(value, paths[0], tuple(paths[1:])) if is_encoded(value) and paths else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +104,8 @@ class JaxprReplay:
                 raise TypeError(
                     f"{primitive} has no encoded form for {v.path!r} and would decode it"
                 )
-            if callable(self.on_decode):
-                self.on_decode(primitive, v.path)
+            for path in (v.path, *v.joined_to) if callable(self.on_decode) else ():
+                self.on_decode(primitive, path)
 
     def as_arrays(self, primitive: str, values: list) -> list:
         """The values as arrays, where control flow must carry or return arrays."""
@@ -147,15 +150,21 @@ def _cond(replay, inputs, *, branches, **_):
     return lax.switch(without_name(index), runs, *map(without_name, inputs))
 
 
-def scan_arity(params: dict) -> tuple[int, int]:
-    """(how many constants, how many carries) a scan takes before its scanned arrays."""
-    if "ft_in" in params:  # jax 0.12 packs the arity here
-        n_const, n_carry = (len(p) for p in params["ft_in"].unpack()[:2])
-        return n_const, n_carry
-    return params["num_consts"], params["num_carry"]  # jax 0.10, 0.11
+def _scan(replay, inputs, **params):
+    n_const, _ = scan_arity(params)
+    const, rest = [without_name(x) for x in inputs[:n_const]], inputs[n_const:]
+    changes = replay.wrap is not None or any(isinstance(x, NamedLeaf) for x in rest)
+    if changes or not is_small_cell(params["jaxpr"].jaxpr, const, params["length"]):
+        return _run_scan(replay, inputs, **params)
+
+    def run(const, rest):
+        named = [_with_name(value, [x]) for value, x in zip(const, inputs)]
+        return replay.as_arrays("scan", _run_scan(replay, [*named, *rest], **params))
+
+    return decoded_on_a_cpu(run, const, rest)
 
 
-def _scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
+def _run_scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
     # 1. Split the inputs into constants, carry and scanned stacks.
     n_const, n_carry = scan_arity(params)
     const, carry = inputs[:n_const], inputs[n_const : n_const + n_carry]
@@ -204,13 +213,13 @@ def _scan_runs(replay, const, carry, xs, ends, params):
         if not isinstance(x, NamedLeaf):
             return x[start:stop]
         part = x.leaf.layers(start, stop)
-        return NamedLeaf(part, x.path) if is_encoded(part) else part
+        return dataclasses.replace(x, leaf=part) if is_encoded(part) else part
 
     runs = list(zip([0, *ends], ends))
     outputs = {}  # first layer of a run -> its stacked outputs
     for start, stop in reversed(runs) if params["reverse"] else runs:
         inputs = [*const, *carry, *(layers(x, start, stop) for x in xs)]
-        outs = _scan(replay, inputs, **params | {"length": stop - start, "unroll": 1})
+        outs = _run_scan(replay, inputs, **params | {"length": stop - start, "unroll": 1})
         carry, outputs[start] = outs[: len(carry)], outs[len(carry) :]
     stacked = zip(*(outputs[start] for start, _ in runs))
     return [*carry, *(lax.concatenate(ys, 0) for ys in stacked)]

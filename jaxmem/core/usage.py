@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jax import lax
@@ -74,6 +74,8 @@ def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
 @dataclasses.dataclass(frozen=True)
 class Watched(Encoded):
     """An unchanged weight that calls `note` with a `Use` for every operation that reads it."""
+
+    decoded_once: ClassVar[bool] = False
 
     w: Any
     note: Any = dataclasses.field(metadata=dict(static=True))

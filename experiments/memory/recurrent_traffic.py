@@ -1,0 +1,70 @@
+"""Memory traffic of a recurrent language model of flax, encoded: writes recurrent_traffic.json.
+
+    pip install -e ".[tpu]"
+    python experiments/memory/recurrent_traffic.py
+
+`nn.RNN(nn.OptimizedLSTMCell(256))` reads 64 tokens. The cell joins the kernels of its gates in
+every step. The programs are compiled for one TPU v5e and for this machine's CPU, and not run. The
+floor is what the program must move: on the TPU, which keeps such a cell on the chip, everything
+once; on the CPU, where a cell is decoded before the loop, the decoded cell once a token.
+"""
+
+import json
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import jaxmem as jm
+
+WIDTH, VOCAB, TOKENS = 256, 512, 64
+CODECS = {"float32": None, "int8": jm.Int(8), "int4 in groups of 32": jm.Int(4, group=32)}
+
+
+class LM(nn.Module):
+    """A recurrent language model."""
+
+    @nn.compact
+    def __call__(self, ids):
+        x = nn.Embed(VOCAB, WIDTH)(ids)
+        x = nn.RNN(nn.OptimizedLSTMCell(WIDTH), name="rnn")(x)
+        return nn.Dense(VOCAB)(x)
+
+
+def row(device, batch, name, codec):
+    """What a program moves for `batch` texts."""
+    net, ids = LM(), jax.ShapeDtypeStruct((batch, TOKENS), jnp.int32)
+    params = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
+    apply = lambda params, ids: net.apply({"params": params}, ids)
+    if codec:
+        plan, uses = jm.choose(params, {".*kernel": codec}), jm.uses(apply, params, ids)
+        params = jax.eval_shape(lambda params: jm.encode(params, plan, uses=uses), params)
+    options = {} if device == "cpu" else {"device": device}
+    m = jm.memory(jm.lift(apply), params, ids, **options)
+    cell = next(tree for path, tree in params.items() if "Cell" in path)
+    activations = batch * TOKENS * 4 * (4 * WIDTH + VOCAB)  # rows, inputs, states and logits
+    decoded = jm.nbytes(jax.eval_shape(jm.decode, cell))
+    read = jm.nbytes(cell) if device != "cpu" else TOKENS * decoded
+    floor = read + jm.nbytes(params["Dense_0"]) + activations
+    return {
+        "device": device,
+        "batch": batch,
+        "weights": name,
+        "cell_bytes": jm.nbytes(cell),
+        "traffic": m.traffic,
+        "floor": floor,
+        "ratio": round(m.traffic / floor, 3),
+        "temp": m.temp,
+    }
+
+
+if __name__ == "__main__":
+    rows = []
+    for device in ("tpu v5e:1x1", "cpu"):
+        for batch in (1, 8):
+            for name, codec in CODECS.items():
+                rows.append(row(device, batch, name, codec))
+                print(rows[-1], flush=True)
+    text = json.dumps({"jax": jax.__version__, "rows": rows}, indent=1)
+    pathlib.Path(__file__).with_suffix(".json").write_text(text + "\n")
