@@ -62,6 +62,7 @@ class Blocks(DensitySparse):
         if len(self.block) != 2 or min(self.block) < 1:
             raise ValueError(f"Blocks takes a block of (outputs, inputs), got {self.block}")
 
+    row_unit = property(lambda self: self.block[0])
     unit = property(lambda self: f"blocks of {self.block[1]} inputs")
 
     def mask(self, scores, count: Count = codec_count):

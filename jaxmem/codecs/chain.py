@@ -4,7 +4,14 @@ import dataclasses
 from typing import Any
 
 from ..core.arguments import check_fields
-from ..core.codec import CODECS, has_independent_rows
+from ..core.codec import (
+    CODECS,
+    common_unit,
+    encode_layer,
+    has_independent_rows,
+    row_encoder,
+    row_unit,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +40,30 @@ class Chain:
     @property
     def independent_rows(self) -> bool:
         return all(map(has_independent_rows, self.codecs))
+
+    @property
+    def row_unit(self) -> int | None:
+        return common_unit(*map(row_unit, self.codecs))
+
+    def row_encoder(self, w, axes, stats):
+        first, *rest = self.codecs
+        inner, unit = row_encoder(first, w, axes, stats), common_unit(*map(row_unit, rest))
+        if inner is None or unit is None:
+            return None
+
+        def encode(rows, start):
+            leaf = inner.encode(rows, start)
+            for codec in rest:
+                leaf = codec.encode(leaf, axes)
+            return leaf
+
+        return inner._replace(encode=encode, unit=common_unit(inner.unit, unit))
+
+    def encode_by_slices(self, w, axes):
+        leaf = encode_layer(self.codecs[0], w, axes, None)
+        for codec in self.codecs[1:]:
+            leaf = codec.encode(leaf, axes)
+        return leaf
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> Any:
         for codec in self.codecs:

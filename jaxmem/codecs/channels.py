@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.codec import RowEncoder
+from ..core.fold import Fold, matrix_shape
 from ..core.leaf import divided_shape
 from ..core.matrix_leaf import MatrixLeaf
+from ..core.row_slices import as_bits, from_bits, scan_rows
 from .sparse import (
     Count,
     DensitySparse,
@@ -67,11 +70,32 @@ class Inputs(_Runs):
     """
 
     def mask(self, scores, count: Count = codec_count):
-        runs, kept = self._runs(scores.shape[-1])
+        return jnp.broadcast_to(self._kept(self._norms(scores), count), scores.shape)
+
+    def row_encoder(self, w, axes, stats):
+        """Encodes some rows, given which inputs are kept."""
+        matrix = lambda rows: Fold.from_weight(rows, axes)[0].astype(jnp.float32)
+        runs, _ = self._runs(matrix_shape(w, axes)[-1])
+        step = lambda norms, rows, _: norms + self._norms(matrix(rows))
+        is_kept = self._kept(scan_rows(step, jnp.zeros(runs), w, axes))
+
+        def encode(rows, start):
+            matrix, fold = Fold.from_weight(rows, axes)
+            return self.encode_masked(matrix, is_kept, fold, w.dtype)
+
+        return RowEncoder(encode)
+
+    def _norms(self, scores):
+        """The squared norms (*stack, runs) of the runs of inputs."""
+        runs, _ = self._runs(scores.shape[-1])
         cut = scores.reshape(*scores.shape[:-1], runs, self.size)
-        is_kept = highest((cut * cut).sum((-3, -1)), count(runs, kept))
-        is_kept = jnp.repeat(is_kept, self.size, -1)[..., None, :]
-        return jnp.broadcast_to(is_kept, scores.shape)
+        return (cut * cut).sum((-3, -1))
+
+    def _kept(self, norms, count: Count = codec_count):
+        """Which inputs are kept, (*stack, 1, k)."""
+        runs = norms.shape[-1]
+        is_kept = highest(norms, count(runs, self.kept(runs)))
+        return jnp.repeat(is_kept, self.size, -1)[..., None, :]
 
     def encode_masked(self, matrix, mask, fold, dtype):
         runs, kept = self._runs(fold.k)
@@ -117,6 +141,33 @@ class Outputs(_Runs):
         values = values.reshape(*matrix.shape[:-2], kept * self.size, fold.k)
         places = narrow_indices(places, runs)
         return OutputsArray(values.astype(dtype), fold, jnp.dtype(dtype), places, self.size)
+
+    def encode_by_slices(self, w, axes):
+        n, k = matrix_shape(w, axes)
+        runs, kept = self._runs(n)
+        fold = Fold.of(w, axes)
+        rows_of = lambda block: Fold.from_weight(block, axes)[0]
+
+        def add_norms(norms, block, start):
+            new = jnp.square(rows_of(block).astype(jnp.float32)).sum(-1)
+            return lax.dynamic_update_slice_in_dim(norms, new, start, 0)
+
+        norms = scan_rows(add_norms, jnp.zeros(n), w, axes)
+        is_kept = highest(norms.reshape(runs, self.size).sum(-1), kept)
+        places = compressed(is_kept, is_kept, kept)[1]
+        slot = jnp.where(is_kept, jnp.cumsum(is_kept, dtype=jnp.int32) - 1, kept)  # of each run
+
+        def put_rows(values, block, start):
+            rows = as_bits(rows_of(block))
+            index = start + jnp.arange(len(rows))
+            at = slot[index // self.size] * self.size + index % self.size
+            return values.at[at].set(rows, mode="drop")
+
+        values = as_bits(jnp.zeros((kept * self.size, k), w.dtype))
+        values = from_bits(scan_rows(put_rows, values, w, axes), w)
+        return OutputsArray(
+            values, fold, jnp.dtype(w.dtype), narrow_indices(places, runs), self.size
+        )
 
 
 @jax.tree_util.register_dataclass

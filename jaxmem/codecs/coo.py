@@ -10,7 +10,8 @@ import numpy as np
 from jax import Array, lax
 
 from ..core.arguments import INTEGERS, takes
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
+from ..core.row_slices import as_bits, from_bits, scan_rows
 from .sparse import (
     Count,
     DensitySparse,
@@ -19,6 +20,8 @@ from .sparse import (
     compressed,
     decoded_values,
     narrow_indices,
+    nth_key,
+    sort_keys,
 )
 
 
@@ -54,6 +57,39 @@ class Coo(DensitySparse):
         row, column = jnp.divmod(places, fold.k)
         row, column = narrow_indices(row, fold.n), narrow_indices(column, fold.k)
         return CooArray(values.astype(dtype), fold, jnp.dtype(dtype), row, column)
+
+    def encode_by_slices(self, w, axes):
+        n, k = matrix_shape(w, axes)
+        fold = Fold.of(w, axes)
+        kept = self.kept(n * k)
+        flat = lambda rows: Fold.from_weight(rows, axes)[0].reshape(-1)
+        keys = lambda rows: sort_keys(jnp.abs(flat(rows).astype(jnp.float32)))
+
+        def count(holds):
+            step = lambda total, rows, _: total + holds(keys(rows)).sum(dtype=jnp.int32)
+            return scan_rows(step, jnp.int32(0), w, axes)
+
+        least = nth_key(lambda trial: count(lambda key: key >= trial), kept)
+        ties = kept - count(lambda key: key > least)  # weights of the least kept size that stay
+
+        def put(state, rows, start):
+            """Writes the kept weights of some rows, and their places, behind those before them."""
+            values, places, used, seen = state
+            key = keys(rows)
+            is_tie = key == least
+            mask = (key > least) | is_tie & (seen + jnp.cumsum(is_tie, dtype=jnp.int32) <= ties)
+            order = jnp.cumsum(mask, dtype=jnp.int32)
+            at = jnp.where(mask, used + order - 1, kept)
+            values = values.at[at].set(as_bits(flat(rows)), mode="drop")
+            places = places.at[at].set(start * k + jnp.arange(len(at)), mode="drop")
+            return values, places, used + order[-1], seen + is_tie.sum(dtype=jnp.int32)
+
+        zero = jnp.int32(0)
+        first = (as_bits(jnp.zeros(kept, w.dtype)), jnp.zeros(kept, jnp.int32), zero, zero)
+        values, places, *_ = scan_rows(put, first, w, axes)
+        row, column = jnp.divmod(places[None], k)
+        row, column = narrow_indices(row, n), narrow_indices(column, k)
+        return CooArray(from_bits(values, w)[None], fold, jnp.dtype(w.dtype), row, column)
 
 
 @jax.tree_util.register_dataclass
@@ -140,12 +176,9 @@ def from_bcoo(matrix: Any, axes: tuple[int, ...] = (-1,)) -> CooArray:
     if matrix.ndim != 2 or matrix.n_batch or matrix.n_dense:
         raise ValueError(f"from_bcoo takes a matrix with sparse axes only, got {matrix}")
     matrix = _with_inside_places(matrix.to_bcoo() if isinstance(matrix, BCSR) else matrix)
-    shape = jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)
-    folds = []
-    jax.eval_shape(lambda w: folds.append(Fold.from_weight(w, axes)[1]), shape)
+    fold = Fold.of(matrix, axes)
     row, column = matrix.indices.T if axes in ((-1,), (1,)) else matrix.indices.T[::-1]
     narrow = lambda a, size: narrow_indices(a[None], size)
-    (fold,) = folds
     values, dtype = matrix.data[None], jnp.dtype(matrix.dtype)
     return CooArray(values, fold, dtype, narrow(row, fold.n), narrow(column, fold.k))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.arguments import check_fields
-from ..core.codec import CODEC, has_independent_rows
+from ..core.codec import CODEC, has_independent_rows, row_encoder
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..kernels.dispatch import at_most, differentiated_by
@@ -62,7 +62,14 @@ class Dynamic:
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "DynamicArray":
         if is_encoded(w):
             return w.map(self.encode)
-        inner = self.codec.encode(w, axes, stats)
+        return self._around(self.codec.encode(w, axes, stats))
+
+    def row_encoder(self, w, axes, stats):
+        inner = row_encoder(self.codec, w, axes, stats)
+        return inner and inner._replace(encode=lambda *rows: self._around(inner.encode(*rows)))
+
+    def _around(self, inner):
+        """The leaf around that of `codec`."""
         if not isinstance(inner, MatrixLeaf):
             raise TypeError(f"Dynamic takes a codec of rows, got {self.codec}")
         return DynamicArray(inner, None, self.to)

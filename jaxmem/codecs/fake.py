@@ -11,9 +11,11 @@ from ..core.arguments import TREE, check_fields, takes
 from ..core.codec import (
     CODEC,
     RoundingCodec,
+    RowEncoder,
     SolvingCodec,
     needs_stats,
     rounding_codec,
+    row_unit,
     ties_layers,
 )
 from ..core.fold import Fold, matrix_shape
@@ -67,6 +69,15 @@ class Fake:
             raise TypeError(f"Fake rounds anew at each step, without the stats {self.codec} wants")
         if self.learn and (rounding_codec(self.codec) is None or ties_layers(self.codec)):
             raise TypeError(f"{self.codec} has no scales to learn, expected Int, Float or Codebook")
+
+    def row_encoder(self, w, axes, stats):
+        """Finds the ranges of some rows; the weight itself is not encoded."""
+        unit = row_unit(self.codec)
+        if not self.learn or unit is None:
+            return None
+        grown = lambda rows: _start(self.codec, rows, axes)
+        leaf = lambda rows, start: FakeArray(w, grown(rows), self.codec, axes, jnp.dtype(w.dtype))
+        return RowEncoder(leaf, unit)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "FakeArray":
         if is_encoded(w):

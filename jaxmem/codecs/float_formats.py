@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.arguments import check_fields
+from ..core.codec import RowEncoder
+from ..core.fold import Fold
+from ..core.row_slices import scan_rows
 from .float16_scales import divisor, float16_above
 from .scaled import Scaled, ScaledArray, check_group, pack_rows, repeat_groups
 
@@ -101,9 +104,25 @@ class Float(Scaled):
             return float16_above(largest, top * unit).astype(jnp.float32) * unit, None
         return largest / top, None
 
-    def round(self, matrix, scale, zero, fold, dtype):
-        kind, _, scale_kind = _FORMATS[self.format]
+    def row_encoder(self, w, axes, stats):
+        """Encodes some rows, given the largest weight of all of them in the format "nvfp4"."""
         whole = None
+        if self.format == "nvfp4":
+            size = lambda rows: jnp.abs(rows.astype(jnp.float32)).max(initial=0.0)
+            step = lambda most, rows, _: jnp.maximum(most, size(rows))
+            largest = scan_rows(step, jnp.float32(0), w, axes)
+            top = _KINDS[_FORMATS[self.format].kind].top
+            whole = _matrix_scale(_round_bits(largest / top, 20)).reshape(1, 1)
+
+        def encode(rows, start):
+            matrix, fold = Fold.from_weight(rows, axes)
+            matrix = matrix.astype(jnp.float32)
+            return self.round(matrix, *self.spans(matrix), fold, w.dtype, whole=whole)
+
+        return RowEncoder(encode)
+
+    def round(self, matrix, scale, zero, fold, dtype, *, whole=None):
+        kind, _, scale_kind = _FORMATS[self.format]
         if scale_kind == "f16":
             stored = (scale / _unit(self.format)).astype(jnp.float16)
         elif scale_kind == "e8m0":
@@ -111,7 +130,8 @@ class Float(Scaled):
         else:
             # A scale that was decoded before becomes again what it was.
             scale = _round_bits(scale, 20)
-            whole = _matrix_scale(scale.max((-2, -1), keepdims=True, initial=0.0))
+            if whole is None:
+                whole = _matrix_scale(scale.max((-2, -1), keepdims=True, initial=0.0))
             whole = jnp.where(whole == 0, 1.0, whole)
             part = nearest(scale / whole, "e4m3").clip(2.0**-9)
             stored = _bits(part, jnp.float8_e4m3fn)

@@ -1,6 +1,7 @@
 """Shared: several layers of a stack share one weight, W_l = B_g(l)."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -10,9 +11,10 @@ from jax import Array, lax
 
 from ..core.arguments import check_fields
 from ..core.codec import OPTIONAL_CODEC
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
 from ..core.leaf import Tied, decode, divided_shape, is_encoded
 from ..core.lifting import dot_general
+from ..core.row_slices import slice_along
 
 DAMPING = 0.01  # added to a Gram matrix, as a share of its mean diagonal
 
@@ -55,21 +57,21 @@ class Shared:
         check_sharing(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SharedArray":
-        matrix, fold, index = stacked_layers(w, axes, self)
+        _, fold, index = stacked_layers(w, axes, self)
         members = layers_by_group(index)
         gather = lambda a: a.astype(jnp.float32)[members]  # (groups, layers of a group, ...)
-        parts = gather(matrix)
+        total = functools.partial(_total, w, axes, members)
         if stats is None:
-            base = parts.mean(1)
+            base = total() / members.shape[1]
         elif stats.second.ndim == stats.mean.ndim:
             energy = gather(stats.second)[..., None, :]
             energy += 1e-6 * energy.mean((1, -1), keepdims=True) + 1e-30
-            base = (parts * energy).sum(1) / energy.sum(1)
+            base = total(energy, jnp.multiply) / energy.sum(1)
         else:
             gram = gather(stats.second)
             damping = DAMPING * jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None] / fold.k
             gram += (damping + 1e-30) * jnp.eye(fold.k)[None, None]
-            both = jnp.matmul(parts, gram, precision="highest").sum(1)
+            both = total(gram, functools.partial(jnp.matmul, precision="highest"))
             base = jnp.linalg.solve(gram.sum(1), both.mT).mT
         base = fold.unfold(base).astype(w.dtype)
         if self.codec is not None:
@@ -184,6 +186,27 @@ def stacked_layers(w: Any, axes: tuple[int, ...], codec: Any) -> tuple[Array, Fo
     index = np.arange(layers)
     index = index % groups if codec.order == "cycle" else index // (layers // groups)
     return matrix, fold, index.astype(np.uint8)
+
+
+def _total(w, axes, members, factors=None, product=None):
+    """The sum (groups, n, k) f32 of each group's matrices, one layer after another.
+
+    Each is multiplied by its factor, if there are `factors` (groups, layers of a group, ...).
+    """
+    axes = tuple(a - w.ndim if a >= 0 else a for a in axes)
+
+    def total(args):
+        layers, factors = args
+
+        def add(i, total):
+            layer = slice_along(w, layers[i], 1, 0)[0]
+            matrix = Fold.from_weight(layer, axes)[0].astype(jnp.float32)
+            return total + (matrix if factors is None else product(matrix, factors[i]))
+
+        n, k = matrix_shape(w, axes)[1:]
+        return lax.fori_loop(0, members.shape[1], add, jnp.zeros((n, k)))
+
+    return lax.map(total, (jnp.asarray(members), factors))
 
 
 def layers_by_group(index: np.ndarray) -> np.ndarray:

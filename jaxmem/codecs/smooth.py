@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.arguments import check_fields
-from ..core.codec import CODEC
-from ..core.fold import Fold
+from ..core.codec import CODEC, row_encoder
+from ..core.fold import Fold, matrix_shape
 from ..core.leaf import divided_shape, is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
+from ..core.row_slices import scan_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,24 @@ class Smooth:
             raise TypeError("Smooth takes a dense weight: in a Chain it comes first")
         if stats is None and not isinstance(w, jax.core.Tracer):
             raise ValueError("Smooth wants the stats of what the weight is fed")
-        matrix, fold = Fold.from_weight(w, axes)
-        w_max = jnp.abs(matrix.astype(jnp.float32)).max(-2, initial=0.0)  # (*stack, k)
+        s, inner_stats = self._scales_and_stats(_largest(w, axes), stats)
+        return self._around(self.codec.encode(_scaled(w, axes, s), axes, inner_stats), s)
+
+    def row_encoder(self, w, axes, stats):
+        step = lambda most, rows, _: jnp.maximum(most, _largest(rows, axes))
+        largest = scan_rows(step, jnp.zeros(matrix_shape(w, axes)[-1]), w, axes)
+        s, inner_stats = self._scales_and_stats(largest, stats)
+        inner = row_encoder(self.codec, _scaled(w, axes, s), axes, inner_stats)
+        encode = lambda rows, start: self._around(inner.encode(_scaled(rows, axes, s), start), s)
+        return inner and inner._replace(encode=encode)
+
+    def _scales_and_stats(self, w_max, stats):
+        """s (*stack, k) float16, and the stats of the inputs divided by s, from the largest |w|."""
         s = self._scale(w_max if stats is None else stats.absmax, w_max)
-        scaled = matrix.astype(jnp.float32) * s.astype(jnp.float32)[..., None, :]
-        inner_stats = None if stats is None else _divided_stats(stats, s.astype(jnp.float32))
-        inner = self.codec.encode(fold.unfold(scaled).astype(w.dtype), axes, inner_stats)
+        return s, None if stats is None else _divided_stats(stats, s.astype(jnp.float32))
+
+    def _around(self, inner, s):
+        """The leaf around that of `codec`."""
         if not isinstance(inner, MatrixLeaf):
             raise TypeError(f"Smooth takes a codec of rows, got {self.codec}")
         return SmoothArray(inner, s)
@@ -102,6 +115,18 @@ class SmoothArray(MatrixLeafWrapper):
     def matmul(self, x, precision=None):
         divided = x.astype(jnp.float32) / self.s.astype(jnp.float32)[None]
         return self.inner.matmul(divided.astype(x.dtype), precision)
+
+
+def _largest(w, axes):
+    """The largest |w| of each input channel, (*stack, k) f32."""
+    return jnp.abs(Fold.from_weight(w, axes)[0].astype(jnp.float32)).max(-2, initial=0.0)
+
+
+def _scaled(w, axes, s):
+    """The weight s · w, each of its input channels multiplied by its s (*stack, k)."""
+    matrix, fold = Fold.from_weight(w, axes)
+    scaled = matrix.astype(jnp.float32) * s.astype(jnp.float32)[..., None, :]
+    return fold.unfold(scaled).astype(w.dtype)
 
 
 def _divided_stats(stats, s):

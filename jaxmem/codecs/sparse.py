@@ -181,26 +181,48 @@ def highest(scores: Array, count: Array | int) -> Array:
         >>> highest(jnp.array([3.0, 1.0, 3.0, 5.0]), 2).tolist()
         [True, False, False, True]
     """
-    size = scores.shape[-1]
-    scores = scores.astype(jnp.float32)
-    bits = lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)  # -0 is 0
-    sign = jnp.uint32(1 << 31)
-    keys = jnp.where(bits < sign, bits | sign, ~bits)  # their order is that of the scores
-    keys = jnp.where(jnp.isnan(scores), jnp.uint32(0), keys)
+    size, keys = scores.shape[-1], sort_keys(scores)
     if size <= PAIRWISE_SIZE:
         key, other = keys[..., :, None], keys[..., None, :]
         earlier = np.tri(size, k=-1, dtype=bool).reshape((1,) * (scores.ndim - 1) + (size, size))
         return ((other > key) | (other == key) & earlier).sum(-1) < count
 
-    def add_bit(i, threshold):
-        trial = threshold | sign >> i.astype(jnp.uint32)
-        enough = (keys >= trial).sum(-1, keepdims=True) >= count
-        return jnp.where(enough, trial, threshold)
-
-    threshold = lax.fori_loop(0, 32, add_bit, jnp.zeros((*scores.shape[:-1], 1), jnp.uint32))
+    at_least = lambda trial: (keys >= trial).sum(-1, keepdims=True)
+    threshold = nth_key(at_least, count, (*scores.shape[:-1], 1))
     above, equal = keys > threshold, keys == threshold
     left = count - above.sum(-1, keepdims=True)
     return above | equal & (jnp.cumsum(equal, -1) <= left)
+
+
+def sort_keys(scores: Array) -> Array:
+    """Integers (uint32) in the order of the scores; that of NaN is 0, below all others.
+
+    Example:
+        >>> keys = sort_keys(jnp.array([-1.0, -0.0, 0.0, 2.0, jnp.nan]))
+        >>> jnp.argsort(keys).tolist(), bool(keys[1] == keys[2])
+        ([4, 0, 1, 2, 3], True)
+    """
+    scores = scores.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)  # -0 is 0
+    sign = jnp.uint32(1 << 31)
+    keys = jnp.where(bits < sign, bits | sign, ~bits)
+    return jnp.where(jnp.isnan(scores), jnp.uint32(0), keys)
+
+
+def nth_key(at_least: Callable[[Array], Array], count: Array | int, shape: tuple = ()) -> Array:
+    """The highest keys (*shape) that at least `count` keys reach; `at_least` counts these.
+
+    Example:
+        >>> keys = sort_keys(jnp.array([3.0, 1.0, 3.0, 5.0]))
+        >>> bool(nth_key(lambda trial: (keys >= trial).sum(), 2) == keys[0])
+        True
+    """
+
+    def add_bit(i, threshold):
+        trial = threshold | jnp.uint32(1 << 31) >> i.astype(jnp.uint32)
+        return jnp.where(at_least(trial) >= count, trial, threshold)
+
+    return lax.fori_loop(0, 32, add_bit, jnp.zeros(shape, jnp.uint32))
 
 
 def compressed(matrix: Array, mask: Array, count: int) -> tuple[Array, Array]:

@@ -10,9 +10,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.arguments import check_fields
-from ..core.codec import CODECS, has_independent_rows
+from ..core.codec import (
+    CODECS,
+    RowEncoder,
+    common_unit,
+    encode_layer,
+    has_independent_rows,
+    row_encoder,
+    row_unit,
+)
+from ..core.fold import Fold
 from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import dot_general
+from ..core.matrix_leaf import MatrixLeaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +54,33 @@ class Sum:
     @property
     def independent_rows(self) -> bool:
         return all(map(has_independent_rows, self.codecs))
+
+    def row_encoder(self, w, axes, stats):
+        """Encodes some rows, if all parts but the first one do; the first one may be whole."""
+        first, *rest = self.codecs
+        if common_unit(*map(row_unit, rest)) is None:
+            return None
+        encoders = [row_encoder(codec, w, axes, stats) for codec in self.codecs]
+        whole = None if encoders[0] else encode_layer(first, w, axes, stats)
+        if not (encoders[0] or isinstance(whole, MatrixLeaf)):
+            return None
+
+        def encode(rows, start):
+            parts, error = [], rows.astype(jnp.float32)
+            for encoder in encoders:
+                if encoder is None:
+                    matrix, fold = Fold.from_weight(rows, axes)
+                    part, dense = whole, fold.unfold(whole.slice_rows(start, len(matrix)).rows())
+                else:
+                    part = encoder.encode(error.astype(w.dtype), start)
+                    dense = part.astype(jnp.float32).decode()
+                error = error - dense
+                parts.append(part)
+            return SumArray(tuple(parts))
+
+        used = [encoder for encoder in encoders if encoder]
+        unit = common_unit(*(encoder.unit for encoder in used))
+        return RowEncoder(encode, unit, any(encoder.sequential for encoder in used))
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SumArray":
         if is_encoded(w):

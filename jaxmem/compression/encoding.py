@@ -18,10 +18,11 @@ from ..core.fold import matrix_shape
 from ..core.lazy import Lazy, is_lazy
 from ..core.leaf import is_array, is_dense_float, is_encoded
 from ..core.paths import check_same_tree, is_whole, paths
+from ..core.row_slices import as_bits, first_kept_axis
 from ..core.segmented import Segmented
 from ..core.usage import summed_axes
 from .plan_paths import by_layer
-from .row_blocks import encode_in_blocks, first_kept_axis
+from .row_blocks import encode_in_blocks
 from .shape_classes import encode_in_class, has_class
 
 DENSE_WEIGHTS = 2**23  # weights of a large matrix that are dense at a time
@@ -201,7 +202,18 @@ def _is_small_on_cpu(w) -> bool:
 def _is_finite(tree):
     """Whether all floats of a tree are finite, as an array of one bool."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
+    return jnp.array([_all_finite(x) for x in floats]).all()
+
+
+def _all_finite(x):
+    """Whether an array has neither NaN nor infinity.
+
+    bf16 is read as bits: the compiler of a CPU would convert all of it to f32.
+    """
+    if x.dtype != jnp.bfloat16:
+        return jnp.isfinite(x).all()
+    exponent = jnp.uint16(0x7F80)
+    return (as_bits(x) & exponent != exponent).all()
 
 
 def _lazy(w: np.ndarray, axes) -> Lazy:

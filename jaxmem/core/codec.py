@@ -1,8 +1,9 @@
 """Codec: what encodes a weight, and what else this library asks of a codec."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jax import Array
 
@@ -46,7 +47,33 @@ class OptionalMembers:
     layers_together: bool = False  # whether `encode` looks at all layers of a stack at once
     independent_rows: bool = False  # whether each row of the matrix is encoded without the others
     ignores_zeros: bool = False  # whether `cut` of the leaf undoes rows and columns of zeros
+    row_unit: int | None = None  # rows that are encoded together, without all other rows
     codec: Codec | None = None  # the codec that this one wraps
+
+    def row_encoder(self, w: Any, axes: tuple[int, ...], stats: Any) -> "RowEncoder | None":
+        """What encodes some rows of one layer `w`, after what needs all of its rows or the stats.
+
+        A codec without this method encodes some rows as it encodes a weight, if it has a
+        `row_unit`.
+        """
+
+    def encode_by_slices(self, w: Any, axes: tuple[int, ...]) -> Any:
+        """The leaf of one layer, which is read some rows at a time; without it, `encode` is used.
+
+        This is for a codec whose leaf has no rows of the matrix, such as `Coo`.
+        """
+
+
+class RowEncoder(NamedTuple):
+    """Encodes some rows of a weight, whose other numbers are already known.
+
+    A `Float("nvfp4")` needs the largest weight of a matrix, and a `GPTQ` the factor of a Gram
+    matrix; then each of its rows is encoded by itself.
+    """
+
+    encode: Callable[[Any, Any], Any]  # (rows of a weight, index of their first row) -> their leaf
+    unit: int = 1  # rows that are encoded together
+    sequential: bool = False  # whether it settles one input after another: large blocks are faster
 
 
 @runtime_checkable
@@ -141,6 +168,56 @@ def ignores_zeros(codec: Codec) -> bool:
         (True, False)
     """
     return _member(codec, "ignores_zeros")
+
+
+def row_unit(codec: Codec) -> int | None:
+    """How many rows of a matrix a codec encodes together, without the others; None: all of them.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> row_unit(jm.Int(4)), row_unit(jm.Blocks(0.5, block=(32, 32))), row_unit(jm.LowRank(8))
+        (1, 32, None)
+    """
+    return getattr(codec, "row_unit", 1 if has_independent_rows(codec) else None)
+
+
+def common_unit(*units: int | None) -> int | None:
+    """The rows that are encoded together by codecs with these `row_unit`; None if one has none.
+
+    Example:
+        >>> common_unit(8, 12), common_unit(8, None)
+        (24, None)
+    """
+    return None if None in units else math.lcm(*units)
+
+
+def row_encoder(codec: Codec, w: Any, axes: tuple[int, ...], stats: Any) -> RowEncoder | None:
+    """What encodes some rows of one layer `w` by a codec; None if all rows are encoded at once.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> w = jax.random.normal(jax.random.key(0), (64, 32))
+        >>> nvfp4 = jm.Float("nvfp4")
+        >>> rows = row_encoder(nvfp4, w, (-2,), None).encode(w[:, :8], 0)
+        >>> bool((rows.decode() == nvfp4.encode(w).decode()[:, :8]).all())
+        True
+    """
+    own, unit = getattr(codec, "row_encoder", None), row_unit(codec)
+    if own is not None:
+        return own(w, axes, stats)
+    return unit and RowEncoder(lambda rows, start: codec.encode(rows, axes, stats), unit)
+
+
+def encode_layer(codec: Codec, w: Any, axes: tuple[int, ...], stats: Any) -> Any:
+    """The leaf of one layer `w`, by `encode_by_slices` where the codec has it.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> encode_layer(jm.Coo(1 / 4), jnp.arange(8.0).reshape(4, 2), (-2,), None).row.tolist()
+        [[0, 1]]
+    """
+    by_slices = getattr(codec, "encode_by_slices", None)
+    return by_slices(w, axes) if by_slices else codec.encode(w, axes, stats)
 
 
 def rounding_codec(codec: Codec) -> RoundingCodec | None:

@@ -62,6 +62,14 @@ class Fold:
         fold = cls(sizes(kept), sizes(axes), order)
         return moved.reshape(*w.shape[: ndim - rank], fold.n, fold.k), fold
 
+    @classmethod
+    def of(cls, w: Any, axes: tuple[int, ...]) -> "Fold":
+        """The fold of a weight whose products sum over `axes`; no array is made."""
+        folds = []
+        shape = jax.ShapeDtypeStruct(w.shape, w.dtype)
+        jax.eval_shape(lambda w: folds.append(cls.from_weight(w, axes)[1]), shape)
+        return folds[0]
+
     n = property(lambda self: math.prod(self.kept))
     k = property(lambda self: math.prod(self.summed))
 

@@ -9,7 +9,7 @@ from ..codecs import Float, Int
 from ..codecs.quantized_scales import DoubleQuantArray
 from ..codecs.scaled import Scaled
 from ..core.arguments import check_fields
-from ..core.codec import CODEC
+from ..core.codec import CODEC, RowEncoder, common_unit, row_encoder, row_unit
 from ..core.leaf import is_encoded
 from .solver import Solver, rounding_codec
 
@@ -60,6 +60,17 @@ class DoubleQuant(Scaled):
         if isinstance(self.codec, Solver) and not is_encoded(w):
             return _push_inside(self.codec, self.scales).encode(w, axes, stats)
         return super().encode(w, axes, stats)
+
+    @property
+    def row_unit(self) -> int | None:
+        """The output channels whose scales are one group: a multiple of them is independent."""
+        return common_unit(row_unit(self.codec), getattr(self.scales, "group", None))
+
+    def row_encoder(self, w, axes, stats):
+        if isinstance(self.codec, Solver):
+            return row_encoder(_push_inside(self.codec, self.scales), w, axes, stats)
+        encode = lambda rows, start: self.encode(rows, axes, stats)
+        return self.row_unit and RowEncoder(encode, self.row_unit)
 
     def spans(self, matrix, stats=None):
         return self.codec.spans(matrix, stats)

@@ -4,6 +4,7 @@ It minimises ‖x · (w − ŵ)‖² over the inputs x of the calibration data (
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from ..codecs.float16_scales import divisor, finite_scale
 from ..codecs.scaled import repeat_groups
 from ..core.arguments import check_fields
 from ..core.codec import CODEC
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
 from .coordinate_descent import refit_scales, round_again, row_losses
 from .optimal_brain_surgeon import by_energy, inverse_factor, sweep
 from .solver import Solver, rounding_codec
@@ -60,6 +61,7 @@ class GPTQ(Solver):
     act_order: bool = True
     turns: int = 0
     calibrated: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
 
     def __post_init__(self):
         check_fields(self, codec=CODEC)
@@ -73,14 +75,24 @@ class GPTQ(Solver):
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
         """The leaf of a matrix (n, k) in f32; without stats (when traced) the Gram matrix is I."""
-        grid, k = rounding_codec(self.codec), matrix.shape[-1]
-        scale, zero = self.codec.spans(matrix, stats)
-        if matrix.size == 0:
-            return grid.round(matrix, scale, zero, fold, dtype)
+        return self.row_solver(matrix, (-1,), stats)(matrix, fold, dtype)
+
+    def row_solver(self, w, axes, stats):
+        """`solve` of some rows, given the order of inputs and the factor of the Gram matrix."""
+        k = matrix_shape(w, axes)[-1]
         gram = jnp.eye(k) if stats is None else stats.second
         if gram.ndim != 2:
             raise ValueError('GPTQ wants stats of moments="gram", got "diag"')
         order = by_energy(gram) if self.act_order else jnp.arange(k)
+        factor = inverse_factor(gram[order][:, order], self.damping) if w.size else None
+        return functools.partial(self._solve, stats=stats, gram=gram, order=order, factor=factor)
+
+    def _solve(self, matrix, fold, dtype, stats, gram, order, factor):
+        """The leaf of rows (n, k) in f32, given U of the inputs in the order (k,)."""
+        grid, k = rounding_codec(self.codec), matrix.shape[-1]
+        scale, zero = self.codec.spans(matrix, stats)
+        if factor is None:
+            return grid.round(matrix, scale, zero, fold, dtype)
         leaf = grid.round(matrix, scale, zero, fold, dtype)
         # scales (groups, n) and zeros (n, groups) with the values that the leaf decodes
         leaf_scale, low = leaf.scales(), getattr(leaf, "low", None)
@@ -92,7 +104,6 @@ class GPTQ(Solver):
             zeros = None if leaf_zero is None else leaf_zero[:, g]
             return grid.snap(rows[i], leaf_scale[g], zeros), state
 
-        factor = inverse_factor(gram[order][:, order], self.damping)
         solved = sweep(matrix.T[order], factor, settle)[0][jnp.argsort(order)].T
         if self.turns:
             leaf_scale = leaf_scale.swapaxes(0, 1)

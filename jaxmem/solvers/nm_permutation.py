@@ -1,6 +1,7 @@
 """Permute: an order of inputs in which n of every m neighbours keep the most of Σ w² · E[x²]."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -65,18 +66,34 @@ class Permute(Solver):
         return codec
 
     by_rows = False  # one order for all rows
+    rows_apart = True
+    sequential = property(lambda self: getattr(self.codec, "sequential", False))
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
-        energy = jnp.ones(fold.k) if stats is None else stats.diag
-        saliency = matrix * matrix * energy[None]
-        sample = jnp.arange(min(SCORED_ROWS, fold.n)) * fold.n // min(SCORED_ROWS, fold.n)
-        order = best_order(saliency[sample], self.pattern.n, self.pattern.m, self.steps)
-        permuted_stats = None if stats is None else reordered(stats, order)
-        matrix = matrix[:, order]
+        return self.row_solver(matrix, (-1,), stats)(matrix, fold, dtype)
+
+    def row_solver(self, w, axes, stats):
+        """`solve` of some rows, given the order, and what the solver inside computes of it."""
+        matrix, _ = Fold.from_weight(w, axes)
+        n, k = matrix.shape
+        energy = jnp.ones(k) if stats is None else stats.diag
+        sample = matrix[jnp.arange(min(SCORED_ROWS, n)) * n // min(SCORED_ROWS, n)]
+        sample = sample.astype(jnp.float32)
+        saliency = sample * sample * energy[None]
+        order = best_order(saliency, self.pattern.n, self.pattern.m, self.steps)
+        stats = None if stats is None else reordered(stats, order)
+        inner = None
         if isinstance(self.codec, Solver):
-            leaf = self.codec.solve(matrix, fold, dtype, permuted_stats)
+            inner = self.codec.row_solver(matrix[:, order], (-1,), stats)
+        return functools.partial(self._solve, inner=inner, order=order, stats=stats)
+
+    def _solve(self, matrix, fold, dtype, inner, order, stats):
+        """The leaf of rows (n, k) in f32, given the order (k,) and the stats in that order."""
+        matrix = matrix[:, order]
+        if inner is not None:
+            leaf = inner(matrix, fold, dtype)
         else:
-            leaf = self.codec.encode(matrix.astype(dtype), (-1,), permuted_stats)
+            leaf = self.codec.encode(matrix.astype(dtype), (-1,), stats)
             leaf = dataclasses.replace(leaf, fold=fold)
         return PermutedArray(leaf, order.astype(index_dtype(fold.k)))
 

@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from jax import Array
 
 from ..codecs import Chain
 from ..codecs.sparse import Sparse
 from ..core.arguments import FUNCTION, check_fields
 from ..core.codec import CODEC
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
+from ..core.row_slices import scan_rows
 from .pruning_scores import ria, wanda
 from .solver import Solver
 
@@ -41,7 +43,11 @@ class Pruner(Solver):
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Any) -> Any:
         """The leaf of a matrix (n, k) in f32."""
-        mask = self.pattern.mask(self.scores(matrix, stats))
+        return self.by_scores(self.scores(matrix, stats), matrix, fold, dtype)
+
+    def by_scores(self, scores: Array, matrix: Array, fold: Fold, dtype: Any) -> Any:
+        """The leaf of a matrix (n, k) in f32, given the scores (n, k) of its weights."""
+        mask = self.pattern.mask(scores)
         leaf = self.pattern.encode_masked(matrix, mask, fold, dtype)
         for codec in self.values:
             leaf = codec.encode(leaf)
@@ -117,6 +123,15 @@ class RIA(Pruner):
 
     calibrated: ClassVar[bool] = True
     by_rows: ClassVar[bool] = False
+    rows_apart: ClassVar[bool] = True
 
     def scores(self, matrix, stats):
         return ria(matrix, stats)
+
+    def row_solver(self, w, axes, stats):
+        """`solve` of some rows, given the sizes of the columns of all of them."""
+        size = lambda rows: jnp.abs(Fold.from_weight(rows, axes)[0].astype(jnp.float32)).sum(0)
+        step = lambda columns, rows, _: columns + size(rows)
+        columns = scan_rows(step, jnp.zeros(matrix_shape(w, axes)[-1]), w, axes)
+        scores = lambda rows: ria(rows, stats, columns)
+        return lambda rows, fold, dtype: self.by_scores(scores(rows), rows, fold, dtype)

@@ -37,8 +37,10 @@ def wanda(matrix: Array, stats: Moments | None) -> Array:
     return jnp.abs(matrix) * jnp.sqrt(_energy(matrix, stats))[None]
 
 
-def ria(matrix: Array, stats: Moments | None) -> Array:
+def ria(matrix: Array, stats: Moments | None, columns: Array | None = None) -> Array:
     """(|w| / Σ|w| of its row + |w| / Σ|w| of its column) · E[x²]^¼. Zhang et al., 2024.
+
+    `columns` (k,) is Σ|w| of each column where `matrix` has some of its rows only.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,8 +48,10 @@ def ria(matrix: Array, stats: Moments | None) -> Array:
         [[0.75, 1.5], [1.0, 0.75]]
     """
     size = jnp.abs(matrix)
-    share = lambda axis: size / jnp.maximum(size.sum(axis, keepdims=True), 1e-30)
-    return (share(0) + share(1)) * (_energy(matrix, stats) ** 0.25)[None]
+    columns = size.sum(0) if columns is None else columns
+    share = lambda total: size / jnp.maximum(total, 1e-30)
+    shares = share(columns[None]) + share(size.sum(1, keepdims=True))
+    return shares * (_energy(matrix, stats) ** 0.25)[None]
 
 
 def taylor(matrix: Array, gradient: Array | None) -> Array:

@@ -4,6 +4,7 @@ PCG is the preconditioned conjugate gradient method.
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -14,7 +15,7 @@ from ..calibration.statistics import Moments
 from ..codecs.sparse import SparseArray
 from ..core.arguments import check_fields
 from ..core.codec import CODEC
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
 from .solver import Solver
 
 
@@ -45,6 +46,7 @@ class Refit(Solver):
     steps: int = 32
     damping: float = 0.01  # added to the diagonal of the Gram matrix, times its mean
     calibrated: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
 
     def __post_init__(self):
         check_fields(self, codec=CODEC)
@@ -54,13 +56,22 @@ class Refit(Solver):
             raise ValueError(f"Refit takes a damping of at least 0, got {self.damping}")
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
-        gram = jnp.eye(fold.k) if stats is None else stats.second
+        return self.row_solver(matrix, (-1,), stats)(matrix, fold, dtype)
+
+    def row_solver(self, w, axes, stats):
+        """`solve` of some rows, given what the solver inside computes of the stats."""
+        gram = jnp.eye(matrix_shape(w, axes)[-1]) if stats is None else stats.second
         if gram.ndim == 1:
             raise ValueError('Refit wants stats of moments="gram", got their diagonal')
         if isinstance(self.codec, Solver):
-            leaf = self.codec.solve(matrix, fold, dtype, stats)
+            inner = self.codec.row_solver(w, axes, stats)
         else:
-            leaf = self.codec.encode(matrix.astype(dtype), (-1,), stats)
+            inner = lambda rows, fold, dtype: self.codec.encode(rows.astype(dtype), (-1,), stats)
+        return functools.partial(self._solve, inner=inner, gram=gram)
+
+    def _solve(self, matrix, fold, dtype, inner, gram):
+        """The leaf of rows (n, k) in f32; `inner` chooses which weights are kept."""
+        leaf = inner(matrix, fold, dtype)
         if not isinstance(leaf, SparseArray) or not isinstance(leaf.values, Array):
             raise TypeError(f"Refit takes a sparse codec of float values, got {self.codec}")
         mask = support(leaf)

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -13,7 +14,7 @@ from ..calibration.statistics import Moments
 from ..codecs import Int
 from ..codecs.scaled import Scaled
 from ..core.arguments import check_fields
-from ..core.codec import CODEC, has_independent_rows
+from ..core.codec import CODEC, RowEncoder, has_independent_rows, row_unit
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import is_encoded
 
@@ -29,6 +30,7 @@ class Solver(abc.ABC):
     codec: Any
     calibrated: ClassVar[bool] = False  # whether it needs stats
     by_rows: ClassVar[bool] = True  # whether each row of a matrix is solved by itself
+    sequential: ClassVar[bool] = False  # whether it settles one input after another
 
     def __post_init__(self):
         check_fields(self, codec=CODEC)
@@ -48,6 +50,38 @@ class Solver(abc.ABC):
     def independent_rows(self) -> bool:
         """Whether the solver and its codec encode each row of a matrix by itself."""
         return self.by_rows and has_independent_rows(self.codec)
+
+    @property
+    def rows_apart(self) -> bool:
+        """Whether each row is solved by itself once `row_solver` has seen all of them."""
+        return self.by_rows
+
+    @property
+    def row_unit(self) -> int | None:
+        """How many rows of a matrix the solver and its codec encode together."""
+        return row_unit(self.codec) if self.by_rows else None
+
+    def row_encoder(self, w: Any, axes: tuple[int, ...], stats: Any) -> RowEncoder | None:
+        """Encodes some rows by `row_solver`; None where all rows are solved at once."""
+        unit = row_unit(self.codec) if self.rows_apart else None
+        if unit is None or not w.size:
+            return None
+        solve = self.row_solver(w, axes, stats)
+
+        def encode(rows, start):
+            matrix, fold = Fold.from_weight(rows, axes)
+            return solve(matrix.astype(jnp.float32), fold, w.dtype)
+
+        return RowEncoder(encode, unit, self.sequential)
+
+    def row_solver(
+        self, w: Array, axes: tuple[int, ...], stats: Any
+    ) -> Callable[[Array, Fold, Any], Any]:
+        """`solve` of some rows (r, k) of one layer `w`: a function of (rows, fold, dtype).
+
+        What depends on the stats or on all rows is computed here, once.
+        """
+        return lambda rows, fold, dtype: self.solve(rows, fold, dtype, stats)
 
     def spans(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
         """The scales and zeros (n, groups) of a matrix (n, k) in f32."""

@@ -1,6 +1,7 @@
 """SparseGPT: prunes by w² / [H⁻¹]_jj one input after the other; later inputs compensate."""
 
 import dataclasses
+import functools
 import itertools
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from ..calibration.statistics import Moments
 from ..codecs import NM, Bitmask, Csr, Int
 from ..codecs.scaled import Scaled, grouped
 from ..codecs.sparse import Sparse, compressed, highest
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
 from .optimal_brain_surgeon import inverse_factor, sweep
 from .pruning import Pruner
 from .range_search import LEAST_ENERGY, best_range
@@ -45,6 +46,7 @@ class SparseGPT(Pruner):
 
     damping: float = 0.01  # added to the diagonal of the Gram matrix, times its mean
     calibrated: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,11 +57,19 @@ class SparseGPT(Pruner):
             raise TypeError(f"SparseGPT rounds values of Bitmask, NM or Csr, got {self.codec}")
 
     def solve(self, matrix: Array, fold: Fold, dtype: Any, stats: Moments | None) -> Any:
-        k = matrix.shape[1]
+        return self.row_solver(matrix, (-1,), stats)(matrix, fold, dtype)
+
+    def row_solver(self, w, axes, stats):
+        """`solve` of some rows, given the factor of the Gram matrix."""
+        k = matrix_shape(w, axes)[-1]
         gram = jnp.eye(k) if stats is None else stats.second
         if gram.ndim == 1:
             raise ValueError('SparseGPT wants stats of moments="gram", got their diagonal')
         factor = inverse_factor(gram, self.damping)
+        return functools.partial(self._solve, gram=gram, factor=factor)
+
+    def _solve(self, matrix, fold, dtype, gram, factor):
+        """The leaf of rows (n, k) in f32, given U (k, k)."""
         pruned, mask = prune(matrix, factor, self.pattern)
         leaf = self.pattern.encode_masked(pruned, mask, fold, dtype)
         rest = self.values
