@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 F = TypeVar("F", bound=Callable)
+MOST_LEVELS = 10**6  # more are not counted: the tree may hold itself
 
 
 class Kind(NamedTuple):
@@ -216,7 +218,8 @@ def takes(**kinds: Kind) -> Callable[[F], F]:
     """A decorator that refuses arguments of another kind than `kinds`, or the annotations, say.
 
     The decorated function raises TypeError, whose message has the name of the function and of the
-    argument, the value and what was expected.
+    argument, the value and what was expected. It raises ValueError for a tree of more levels than
+    Python's limit of calls, with both numbers.
 
     Example:
         >>> @takes(tree=TREE)
@@ -240,6 +243,12 @@ def takes(**kinds: Kind) -> Callable[[F], F]:
             arguments = {**dict(zip(positional, args)), **kwargs}
             for name, value in arguments.items():
                 kind = checks.get(name)
+                # After a walk that ran out of calls, no more of them are left (JAX, Python 3.11).
+                if kind in (TREE, OPTIONAL_TREE) and levels(value) >= sys.getrecursionlimit():
+                    raise ValueError(
+                        f"{fn.__name__}: {name} is a tree of {levels(value):,} levels, expected "
+                        f"fewer than Python's limit of {sys.getrecursionlimit():,} calls"
+                    )
                 is_default = kind and value is parameters[name].default
                 if kind and not is_default and not kind.accepts(value):
                     raise TypeError(
@@ -250,3 +259,20 @@ def takes(**kinds: Kind) -> Callable[[F], F]:
         return checked
 
     return decorate
+
+
+def levels(tree: Any) -> int:
+    """How deeply dicts, lists and tuples are nested, at most `MOST_LEVELS`; counted without calls.
+
+    Example:
+        >>> levels({"layers": [{"w": 1}, {"w": 2}]}), levels(3)
+        (3, 0)
+    """
+    deepest, parts = 0, [(tree, 0)]
+    while parts and deepest < MOST_LEVELS:
+        part, level = parts.pop()
+        deepest = max(deepest, level)
+        children = part.values() if isinstance(part, Mapping) else part
+        if isinstance(children, list | tuple) or children is not part:
+            parts += ((child, level + 1) for child in children)
+    return deepest

@@ -67,6 +67,18 @@ def test_a_mistake_is_answered_with_the_value_and_what_was_expected(call, messag
         call()
 
 
+@pytest.mark.parametrize(
+    "call",
+    [jm.nbytes, jm.decode, lambda tree: jm.encode(tree, {}), lambda tree: jm.choose(tree, {})],
+)
+def test_a_tree_of_more_levels_than_python_has_calls_is_refused_with_its_levels(call):
+    tree = jnp.ones(2)
+    for _ in range(1_500):
+        tree = {"a": [tree]}
+    with pytest.raises(ValueError, match=r" is a tree of 3,000 levels, expected fewer than Pyth"):
+        call(tree)
+
+
 def test_merge_refuses_trees_that_split_did_not_make():
     with pytest.raises(ValueError, match="merge takes the two trees that split made"):
         jm.merge({"a": 1}, {"b": 2})
