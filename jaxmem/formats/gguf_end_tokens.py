@@ -4,9 +4,9 @@ A file names the token that ends a text (eos), a turn (eot) and a message (eom) 
 own. Files often lack the last two; then llama.cpp knows the tokens by their text, and so does this.
 """
 
-import warnings
 from typing import Any
 
+from ..core.warning import warn
 from .gguf import Gguf
 
 _CONTROL = 3  # tokenizer.ggml.token_type
@@ -51,10 +51,7 @@ def token_id(file: Gguf, name: str, vocab: int) -> int | None:
     if type(value) is not int:
         raise ValueError(f"{file.path} has {name} = {value!r}, expected the id of a token")
     if not 0 <= value < vocab:
-        warnings.warn(
-            f"{file.path} has {name} = {value}, but {vocab} tokens; the field is ignored",
-            stacklevel=2,
-        )
+        warn(f"{file.path} has {name} = {value}, but {vocab} tokens; the field is ignored")
         return None
     return value
 

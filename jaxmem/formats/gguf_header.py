@@ -9,8 +9,9 @@ import math
 import os
 import pathlib
 import struct
-import warnings
 from typing import Any, BinaryIO
+
+from ..core.warning import warn
 
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -72,10 +73,7 @@ def read(path: pathlib.Path, file: BinaryIO) -> Header:
         places[name] = TensorPlace(path, data + offset, kind)
         offset += -(-count // alignment) * alignment
     if data + offset < size:
-        warnings.warn(
-            f"{path}: the last {size - data - offset} bytes belong to no tensor, and are not read",
-            stacklevel=2,
-        )
+        warn(f"{path}: the last {size - data - offset} bytes belong to no tensor, and are not read")
     return Header(fields, spans, {name: info[0] for name, info in infos.items()}, places)
 
 

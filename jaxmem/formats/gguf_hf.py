@@ -4,9 +4,9 @@ The change that llama.cpp's converter made to a tensor is undone by the weight m
 """
 
 import re
-import warnings
 from collections.abc import Iterable
 
+from ..core.warning import warn
 from . import gguf_fields
 from .gguf import Gguf
 from .gguf_end_tokens import end_tokens, token_id
@@ -105,7 +105,7 @@ def sources(file: Gguf) -> dict[str, str]:
         else:
             others.append(name)
     if arch == "bert" and others and all(re.fullmatch(_BERT_HEAD, name) for name in others):
-        warnings.warn(f"{file.path} has a head, {others[0]}, which is left out", stacklevel=2)
+        warn(f"{file.path} has a head, {others[0]}, which is left out")
     elif others:
         raise ValueError(
             f"{file.path} has {len(others)} tensors that a {arch} does not compute with here, "

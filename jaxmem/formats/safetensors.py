@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from ..core.lazy import Lazy
+from ..core.warning import warn
 from ..io.json_fields import JsonFields, parse_object, read_object
 from .byte_ranges import check_regular, stored
 
@@ -158,10 +158,9 @@ def sharded(index: pathlib.Path) -> dict[str, Lazy]:
     unlisted = sorted({name for tensors in files.values() for name in tensors} - paths.keys())
     if unlisted:
         more = f" and {len(unlisted) - _NAMED} more" if len(unlisted) > _NAMED else ""
-        warnings.warn(
+        warn(
             f"{index} does not list {', '.join(unlisted[:_NAMED])}{more}, which its files hold: "
-            "these tensors are not read",
-            stacklevel=2,
+            "these tensors are not read"
         )
     return {name: files[path][name] for name, path in paths.items()}
 

@@ -7,7 +7,6 @@ as the same configuration.
 import dataclasses
 import pathlib
 import struct
-import warnings
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ..architectures.gguf_architectures import ARCHITECTURES, Architecture
 from ..architectures.gguf_mixture import write_latent, write_mixture
 from ..architectures.gguf_rope import write_rope
 from ..core.lazy import Lazy
+from ..core.warning import warn
 from ..formats import gguf
 from ..models.model import Model
 from . import gguf_vocabulary
@@ -213,17 +213,15 @@ def tokenizer(model: Model, architecture: str) -> dict[str, bytes]:
         try:
             vocabulary = gguf_vocabulary.fields(model.tokenizer, config.vocab, architecture)
         except ValueError as error:
-            warnings.warn(
+            warn(
                 f"the tokenizer of {model.source} cannot be written for llama.cpp: {error}; the "
-                "file has no vocabulary for it, only tokenizer.json as text",
-                stacklevel=3,
+                "file has no vocabulary for it, only tokenizer.json as text"
             )
     ends, lost = gguf_vocabulary.end_fields(config.eos, vocabulary)
     if lost:
-        warnings.warn(
+        warn(
             f"llama.cpp will not stop at {lost}: a GGUF file names three end tokens, and "
-            f"{model.source} has {len(config.eos)}",
-            stacklevel=3,
+            f"{model.source} has {len(config.eos)}"
         )
     bos = {} if config.bos is None else {"bos_token_id": config.bos}
     for name, value in (bos | vocabulary | ends).items():

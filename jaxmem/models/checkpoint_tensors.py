@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import warnings
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 
 from ..architectures.weight_map import WeightMap
 from ..core.lazy import Lazy
+from ..core.warning import warn
 from .model import family
 
 # Before a name in a checkpoint that was written from a model with a head on top, in parallel, or
@@ -137,10 +137,9 @@ def warn_of_unread(
         shown = ", ".join(others[:_MOST_NAMES])
         parts.append(f"{shown}{', ...' if len(others) > _MOST_NAMES else ''}")
     if parts:
-        warnings.warn(
+        warn(
             f"{source} holds tensors that the model does not use ({len(rest)}): "
-            f"{'; '.join(parts)}. What they compute, such as a head, is left out",
-            stacklevel=2,
+            f"{'; '.join(parts)}. What they compute, such as a head, is left out"
         )
 
 

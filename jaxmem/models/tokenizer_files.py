@@ -1,9 +1,9 @@
 """The tokenizer and the chat template beside a checkpoint's weights, or inside a GGUF file."""
 
 import pathlib
-import warnings
 from typing import TYPE_CHECKING
 
+from ..core.warning import warn
 from ..formats import gguf, tokenizers
 from ..io.json_fields import read_object
 
@@ -69,10 +69,9 @@ def read_gguf_tokenizer(file: gguf.Gguf, folder: pathlib.Path) -> "Tokenizer | N
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        warnings.warn(
+        warn(
             f"{'; '.join(problems)}. The model is loaded without a tokenizer: put a "
-            f"{TOKENIZER} beside the file",
-            stacklevel=2,
+            f"{TOKENIZER} beside the file"
         )
     return None
 

@@ -137,5 +137,6 @@ def test_bytes_after_the_last_tensor_are_named(tmp_path):
     data = header(tensors=tensor())
     path = tmp_path / "w.gguf"
     path.write_bytes(data + bytes(-len(data) % 32) + bytes(128) + b"more")
-    with pytest.warns(UserWarning, match=r"w\.gguf: the last 4 bytes belong to no tensor"):
+    with pytest.warns(UserWarning, match=r"w\.gguf: the last 4 bytes belong to no tensor") as seen:
         assert list(gguf_format.gguf(path).tensors) == ["w"]
+    assert seen[0].filename == __file__  # the caller's line, not one of this package

@@ -96,5 +96,8 @@ def test_tensors_that_the_index_does_not_list_are_named(tmp_path):
     safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"w": "a.safetensors"}}')
-    with pytest.warns(UserWarning, match=r"index\.json does not list a, b, c, d and 1 more"):
+    with pytest.warns(
+        UserWarning, match=r"index\.json does not list a, b, c, d and 1 more"
+    ) as seen:
         assert list(sharded(index)) == ["w"]
+    assert seen[0].filename == __file__
