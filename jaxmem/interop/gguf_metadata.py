@@ -52,6 +52,8 @@ def metadata(config: Any) -> Metadata:
         >>> metadata(Config(**sizes, qk_norm=True)).architecture
         'qwen3'
     """
+    if config.recurrence:
+        raise ValueError("a GGUF file of ours cannot say layers with a recurrence; use to_hf")
     possible = [x for x in ARCHITECTURES.items() if _may_be(config, *x)]
     possible.sort(key=lambda x: not _is_as_said(config, x[1]))
     candidates: list[tuple[int, int, str]] = []

@@ -13,6 +13,7 @@ from reference_models import FOLDER, member
 
 import jaxmem as jm
 from jaxmem.architectures import decoder
+from jaxmem.interop.gguf_metadata import metadata
 from jaxmem.models import KVCache, Model
 
 MAMBA = {"model_type": "mamba", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
@@ -114,6 +115,9 @@ def test_what_a_recurrence_does_not_compute_is_refused_by_name():
     for name, hf in refused.items():
         with pytest.raises(ValueError, match=name):
             decoder.Config.from_hf(hf)
+    config = decoder.Config.from_hf(_hybrid("lfm2") | {"full_attn_idxs": [1]})
+    with pytest.raises(ValueError, match="cannot say layers with a recurrence"):
+        metadata(config)
     config = decoder.Config.from_hf(MAMBA2)
     with pytest.raises(NotImplementedError, match="recurrent layers"):
         KVCache(8).empty(config, 1, 64, jnp.float32)
