@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..architectures.encoder_head import mean_of_tokens
+from ..core.arguments import takes
 from ..io.json_fields import JsonFields, read_object
 
 MODES = {  # Pooling.mode: the field of 1_Pooling/config.json that switches it on
@@ -68,6 +69,7 @@ class Pooling:
         return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
+@takes()
 def read_pooling(folder: str | os.PathLike) -> Pooling:
     """The pooling that `modules.json` in a folder of sentence-transformers names.
 
