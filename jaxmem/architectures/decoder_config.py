@@ -146,7 +146,7 @@ class Config:
         check_recurrence(self)
         if self.family not in ("llama", "decoder"):
             raise ValueError(f"family is {self.family!r}, expected 'llama' or 'decoder'")
-        object.__setattr__(self, "family", "decoder" if _beyond_llama(self) else "llama")
+        object.__setattr__(self, "family", "decoder" if beyond_llama(self) else "llama")
 
     def to_dict(self) -> dict:
         """The fields as plain data for JSON; `Config(**config.to_dict())` is an equal config."""
@@ -188,8 +188,15 @@ def _sizes_in_use(c: Config) -> list[str]:
     return sizes if c.recurrence and c.recurrence.alone else ["ffn", *sizes]
 
 
-def _beyond_llama(config: Config) -> list[str]:
-    """The fields after `family` that are set."""
+def beyond_llama(config: Config) -> list[str]:
+    """The fields after `family` that are set: the mechanisms that a Llama does not have.
+
+    Example:
+        >>> from jaxmem.architectures.decoder_config import Config, beyond_llama
+        >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+        >>> beyond_llama(Config(**sizes, norm="layer", parallel=True))
+        ['norm', 'parallel']
+    """
     names = [field.name for field in dataclasses.fields(config)]
     options = dataclasses.fields(config)[names.index("family") + 1 :]
     return [f.name for f in options if getattr(config, f.name) != f.default]

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..architectures.decoder_config import beyond_llama
 from ..core.lazy import combined, is_lazy
 from ..core.leaf import is_encoded
 from .model import Model
@@ -56,7 +57,8 @@ def channel_links(config: Any) -> tuple[ChannelLink, ...]:
     BERT has links of values only: its norms write the residual stream, and GELU is not linear.
 
     Raises:
-        ValueError: the family is another one.
+        ValueError: the family is another one. The message names the mechanisms of a decoder that
+            are no Llama's.
 
     Example:
         >>> import jaxmem as jm
@@ -92,7 +94,8 @@ def channel_links(config: Any) -> tuple[ChannelLink, ...]:
         return (
             ChannelLink((*kernels("attn/v"), f"{at}attn/v/bias"), kernels("attn/out"), c.width),
         )
-    raise ValueError(f"the channel links of a model of family {c.family!r} are not known")
+    sets = f" that sets {', '.join(beyond_llama(c))}" if c.family == "decoder" else ""
+    raise ValueError(f"the channel links of a model of family {c.family!r}{sets} are not known")
 
 
 def rescale(model: Model, scales: Mapping[ChannelLink, np.ndarray]) -> Model:

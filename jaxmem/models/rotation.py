@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from ..architectures.decoder_config import beyond_llama
 from ..core.arguments import takes
 from ..core.hadamard import hadamard
 from ..core.lazy import combined, is_lazy
@@ -37,7 +38,8 @@ def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
 
     Raises:
         ValueError: there is no matrix of this basis and width; the model is not of the Llama
-            family, has norms after its blocks (Gemma), or is encoded.
+            family (the message names the mechanisms that are in the way), has norms after its
+            blocks (Gemma), or is encoded.
 
     Example:
         >>> import jaxmem as jm
@@ -47,7 +49,10 @@ def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
     """
     config = model.config
     if config.family != "llama" or config.post_norms or config.norm_offset:
-        raise ValueError(f"{model.source} cannot be rotated: expected a Llama without post-norms")
+        raise ValueError(
+            f"{model.source} cannot be rotated: {_unlike(config)}; "
+            "expected a Llama without post-norms"
+        )
     leaf = lambda x: is_lazy(x) or is_encoded(x)
     if any(map(is_encoded, jax.tree.leaves(model.tensors, is_leaf=leaf))):
         raise ValueError(f"{model.source} is encoded; rotate the dense model and encode that")
@@ -78,6 +83,15 @@ def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
     change = f"rotated with seed {seed}" if random else f"rotated by {basis}, seed {seed}"
     source = f"{model.source}, {change}"
     return dataclasses.replace(model, config=untied, tensors=tree, source=source)
+
+
+def _unlike(config: Any) -> str:
+    """What of a configuration the rotation of a residual stream does not pass, in words."""
+    if config.family == "llama":
+        return "it has norms after its blocks, or gains with an offset"
+    if config.family == "decoder":
+        return f"its configuration sets {', '.join(beyond_llama(config))}"
+    return f"it is of family {config.family!r}"
 
 
 @takes()

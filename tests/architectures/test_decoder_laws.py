@@ -12,6 +12,7 @@ from reference_models import member
 import jaxmem as jm
 from jaxmem.architectures import decoder
 from jaxmem.models import KVCache, Model
+from jaxmem.models.rescaling import leaf_at
 
 # sandwich norms, soft caps and windows; one norm for both parts, norms of heads, interleaved pairs;
 # ALiBi and a norm of the embedding; learned positions and one head of keys; experts with an expert
@@ -83,8 +84,61 @@ def test_a_cache_of_few_bits_is_refused_for_latents():
         model.apply(model.params, ids[:, :1], cache, 0)
 
 
+@functools.cache
+def statistics(name):
+    """The moments of the inputs of a member's weights, on its own ids."""
+    model, _, ids, _ = encoded(name)
+    return jm.stats(model.apply, model.params, [(ids,)])
+
+
 @pytest.mark.parametrize("name", ["bloom", "deepseek_v3"])
 def test_statistics_reach_every_kernel(name):
-    model, _, ids, uses = encoded(name)
-    stats = jm.stats(model.apply, model.params, [(ids,)])
-    assert {path for path in uses if path.endswith("kernel")} <= set(stats)
+    uses = encoded(name)[3]
+    assert {path for path in uses if path.endswith("kernel")} <= set(statistics(name))
+
+
+# Weights of latents, and of experts, of which some see no token.
+@pytest.mark.parametrize("path", ["attn/kv_down/kernel", "attn/k_up", "mlp/experts/down/kernel"])
+def test_gptq_errs_less_on_what_a_weight_is_fed_than_rounding_does(path):
+    model, _, _, uses = encoded("deepseek_v3")
+    path, stats = f"layers_1/{path}", statistics("deepseek_v3")
+    codec, tree = jm.Int(3, group=4), {path: leaf_at(model.params, path)}
+
+    @jit
+    def error(tree, stats):
+        plan = {"rounded": codec, "solved": jm.GPTQ(codec)}
+        encode = lambda codec: jm.encode(tree, {path: codec}, uses=uses, stats=stats)
+        errors = {name: jm.decode(encode(codec))[path] - tree[path] for name, codec in plan.items()}
+        moments = stats[path].second
+        product = lambda e: jnp.einsum("...kn,...kl,...ln->", e, moments, e)
+        return {name: product(e) for name, e in errors.items()}
+
+    errors = error(tree, {path: stats[path]})
+    assert 0 < errors["solved"] < 0.95 * errors["rounded"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3"])
+def test_a_fit_with_data_errs_less_than_one_without(name):
+    config, params, _, _ = member(name)
+    model = Model(config, params, None, name)
+    text = np.random.default_rng(1).integers(0, config.vocab, 8 * config.context)
+    rows = text.reshape(8, -1).astype(np.int32)
+    nbytes, options = int(0.3 * jm.nbytes(params)), jm.FitOptions(tune_steps=0)
+    dense = model.apply(params, rows)
+    fits = [jm.fit(model, nbytes, calibrate=text, options=options), jm.fit(model, nbytes)]
+    apply = jit(lambda params: model.apply(params, rows))
+    errors = [float(jnp.square(apply(jm.decode(x.params)) - dense).mean()) for x in fits]
+    assert errors[0] < 0.8 * errors[1] and all(x.nbytes <= nbytes for x in fits)
+    assert np.isfinite(apply(fits[0].params)).all()
+
+
+@pytest.mark.parametrize("name", ["cohere", "deepseek_v3"])
+def test_transformations_of_a_llama_name_the_mechanisms_that_they_do_not_pass(name):
+    config, params, _, _ = member(name)
+    model, mechanism = Model(config, params, None, name), "latent" if config.latent else "norm"
+    with pytest.raises(ValueError, match=f"{name} cannot be rotated: .* sets .*{mechanism}"):
+        jm.models.rotate(model)
+    for change in (lambda: jm.models.awq(model, {}, INT4), lambda: jm.models.rotate_heads(model)):
+        with pytest.raises(ValueError, match=f"that sets .*{mechanism}.* are not known"):
+            change()
