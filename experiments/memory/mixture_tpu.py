@@ -3,22 +3,23 @@
     pip install -e ".[tpu]"
     python experiments/memory/mixture_tpu.py
 
-The weights are shapes, encoded as shapes. A step of generation for one sequence is compiled with
-experts divided over the chips; nothing is run. The floor of traffic is what one token must read if
-all its experts are on one chip: 8 of 128 experts of each layer, every other weight but the
-embedding, and the cache.
+The weights are shapes, encoded as shapes. `jm.plan` chooses how to serve one sequence with experts
+divided over the chips: it compiles a step of generation and the reading of a prompt; nothing is
+run. The floor of traffic is what one token must read if all its experts are on one chip: 8 of 128
+experts of each layer, every other weight but the embedding, and the cache.
 """
 
 import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 
 import jaxmem as jm
 from jaxmem.architectures import decoder
+from jaxmem.compiler import cost_analysis, hlo
+from jaxmem.models import Model
 
-CHIPS, LENGTH = "tpu v5e:2x4", 4096
+CHIPS, LENGTH, MESH = "tpu v5e:2x4", 4096, {"expert": 8}
 QWEN3_30B_A3B = {
     "model_type": "qwen3_moe",
     "vocab_size": 151_936,
@@ -39,31 +40,28 @@ CODECS = {"int8": jm.Int(8), "int4 in groups of 128": jm.Int(4, group=128)}
 
 
 def row(name, codec):
-    """What one step takes with the experts encoded by `codec`."""
+    """What the planned step takes with all matrices encoded by `codec`."""
     config = decoder.Config.from_hf(QWEN3_30B_A3B)
-    module = decoder.module(config)
-    ids, position = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 1), ()))
-    params = jax.eval_shape(module.init, jax.random.key(0), ids)["params"]
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
-    plan = jm.choose(params, {".*experts/.*kernel": codec})
-    params = jax.eval_shape(lambda params: jm.encode(params, plan), params)
+    model = Model(config, decoder.module(config), None, "qwen3-30b-a3b, shapes only")
+    options = {"device": CHIPS, "task": "serve", "batch": 1, "seq": LENGTH, "most": 1}
+    tell = lambda row: print(row.status, row.knobs.summary, f"{row.peak:,}", flush=True)
+    planned = jm.plan(model, encodings=[codec], meshes=[MESH], tell=tell, **options)
+
+    cache, params, *_ = jm.build(planned.recipe, model=model).arguments
     leaves = dict(zip(jm.paths(params), jax.tree.leaves(params, is_leaf=jm.is_encoded)))
-    cache = jax.eval_shape(lambda: config.cache(1, LENGTH, jnp.bfloat16))
-
-    mesh = jm.mesh(expert=8, device=CHIPS)
-    where = jm.shardings(params, mesh, jm.layouts.expert(".*experts/.*kernel"))
-    step = lambda params, *args: module.apply({"params": params}, *args)
-    args = jm.shard(params, where), ids, cache, position
-    m = jm.memory(jm.lift(step), *args, donate_argnums=2, device=CHIPS)
-
     of_experts = jm.nbytes([x for path, x in leaves.items() if "/experts/" in path])
     others = jm.nbytes([x for path, x in leaves.items() if "/experts/" not in path])
     read = others - jm.nbytes(leaves["embed/embedding"]) + jm.nbytes(cache)
     floor = of_experts * config.mixture.per_token // config.mixture.experts + read
-    out = {"experts": name, "expert_bytes": of_experts, "other_bytes": others}
-    out |= {"arguments_of_a_chip": m.arguments, "temp_of_a_chip": m.temp, "fits": m.fits}
-    out |= {"traffic_of_a_chip": m.traffic, "floor": floor, "ratio": round(m.traffic / floor, 4)}
-    out |= {"received_by_a_chip": m.collectives}
+    out = {"weights": name, "expert_bytes": of_experts, "other_bytes": others, "floor": floor}
+    out |= {"recipe": json.loads(planned.recipe.to_json())}
+    for program, m in planned.chosen.programs.items():
+        sizes = {"arguments_of_a_chip": m.arguments, "temp_of_a_chip": m.temp, "peak": m.peak}
+        sizes |= {"traffic_of_a_chip": m.traffic, "received_by_a_chip": m.collectives}
+        sizes |= {"seconds_estimated": m.seconds}
+        sizes |= {"heaviest": cost_analysis.heaviest(hlo.read(m.text), 4)}
+        out[program] = sizes
+    out["ratio"] = round(out["step"]["traffic_of_a_chip"] / floor, 4)
     print(out, flush=True)
     return out
 
@@ -74,6 +72,7 @@ def main() -> None:
         "jax": jax.__version__,
         "backend": "a TPU target, compiled and not run",
         "device": CHIPS,
+        "mesh": MESH,
         "config": QWEN3_30B_A3B,
         "cache_tokens": LENGTH,
         "seed": None,
