@@ -118,10 +118,9 @@ def test_gptq_errs_less_on_what_a_weight_is_fed_than_rounding_does(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3"])
-def test_a_fit_with_data_errs_less_than_one_without(name):
-    config, params, _, _ = member(name)
-    model = Model(config, params, None, name)
+def test_a_fit_of_a_mixture_with_data_errs_less_than_one_without():
+    config, params, _, _ = member("qwen3_moe")
+    model = Model(config, params, None, "qwen3_moe")
     text = np.random.default_rng(1).integers(0, config.vocab, 8 * config.context)
     rows = text.reshape(8, -1).astype(np.int32)
     nbytes, options = int(0.3 * jm.nbytes(params)), jm.FitOptions(tune_steps=0)
