@@ -1,6 +1,7 @@
-"""Every public function and class called with one wrong argument at a time: is the answer clear?
+r"""Every public function and class called with one wrong argument at a time: is the answer clear?
 
-    python experiments/reliability/bad_calls.py --only "Int|encode"
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+        python experiments/reliability/bad_calls.py --only "Int|encode"
 
 `right_calls.py` has a right call of each public name. One argument after the other is replaced by a
 value of another kind, or by one of the right kind that cannot be right: a negative count, NaN, a
@@ -89,6 +90,7 @@ MAY = {
     ("load", "shardings"): {"none", "function"},
     ("models.from_flax", "options"): {"dict"},  # `Sequential` takes any keyword argument
     ("models.generate", "prompt"): {"text"},
+    ("models.BeamSearch", "length_penalty"): {"negative"},  # in favour of shorter texts
     ("distillation|divergence|train.kl_divergence", ".*"): {"int", "negative", "nan"},
 }  # fmt: skip
 

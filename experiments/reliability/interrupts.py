@@ -52,7 +52,8 @@ def fit_again_and_again(
         signal.raise_signal(signals[-1])
 
     signal.signal(signal.SIGALRM, interrupt)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside the command, too
+    for number in (signal.SIGINT, signal.SIGTERM):  # outside the command, and in the background
+        signal.signal(number, signal.default_int_handler)
     for fit in itertools.count():
         start, told, count = time.perf_counter(), io.StringIO(), len(signals)
         try:

@@ -6,7 +6,8 @@
 
 It writes reliability.json: for each part its size, how many outcomes were of which class
 (`outcomes.py` says what the classes mean), and each bad one. A part is written when it ends, and
-the parts that did not run stay as they are in the file.
+the parts that did not run stay as they are in the file. "wrong calls" needs 8 devices:
+XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
 import argparse

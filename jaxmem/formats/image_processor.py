@@ -66,7 +66,8 @@ class ImageProcessor:
         ((1, 3, 4, 4), np.float32(-1.0), dtype('float32'))
 
     Raises:
-        ValueError: a size is below 1, the filter is unknown, or mean and std do not fit.
+        ValueError: a size is below 1, the filter is unknown, the scale is not above 0, or mean and
+            std do not fit.
         TypeError: a field has another type.
     """
 
@@ -89,6 +90,8 @@ class ImageProcessor:
                 raise ValueError(f"{name} is {sizes}, expected pixels of at least 1")
         if not 0 <= self.filter < len(_FILTERS):
             raise ValueError(f"filter is {self.filter}, expected 0 to {len(_FILTERS) - 1}")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale is {self.scale}, expected a finite number above 0")
         if len(self.mean) != len(self.std) or not all(x > 0 for x in self.std):
             raise ValueError(
                 f"std is {self.std}, expected a number above 0 for each of {self.mean}"

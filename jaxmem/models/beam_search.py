@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ..core.arguments import check_fields
 from .token_logits import Reader
 
 _IMPOSSIBLE = -1e9  # the score of beams that repeat the first one
@@ -34,6 +35,7 @@ class BeamSearch:
 
     Raises:
         ValueError: a value is out of range.
+        TypeError: a field has another type.
     """
 
     beams: int
@@ -41,7 +43,8 @@ class BeamSearch:
     early_stopping: bool | str = False
 
     def __post_init__(self):
-        if not isinstance(self.beams, int) or self.beams < 1:
+        check_fields(self)
+        if self.beams < 1:
             raise ValueError(f"beams is {self.beams!r}, expected an integer of at least 1")
         if not math.isfinite(self.length_penalty):
             raise ValueError(f"length_penalty is {self.length_penalty}, expected a finite number")
