@@ -1,5 +1,6 @@
 """A right call of each public name: its keyword arguments, on small trees and models."""
 
+import json
 import pathlib
 import types
 from typing import Any
@@ -35,6 +36,17 @@ def blank_model(family: types.ModuleType, **sizes: int) -> jm.models.Model:
     module, ids = family.module(config), jnp.ones((1, 8), jnp.int32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), ids)["params"]
     return jm.models.Model(config, jax.tree.map(lambda s: uniform(*s.shape), shapes), None, "blank")
+
+
+def sentence_transformer(folder: pathlib.Path) -> pathlib.Path:
+    """A folder with the files that say how texts become vectors."""
+    (folder / "1_Pooling").mkdir(parents=True)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"path": path, "type": f"models.{kind}"} for path, kind in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    config = json.dumps({"pooling_mode_mean_tokens": True})
+    (folder / "1_Pooling" / "config.json").write_text(config)
+    return folder
 
 
 def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -181,6 +193,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "models.KVCache": {"bits": 8, "rotate": False},
         "models.LogMelProcessor": {"mels": 80, "rate": 16_000, "window": 400, "hop": 160,
                                    "seconds": 30},
+        "models.Pooling": {"mode": "mean", "normalized": True, "length": 0},
         "models.WaveformProcessor": {"rate": 16_000, "normalised": True, "masked": True},
         "models.awq": {"model": model, "stats": model_stats, "codec": jm.Int(4)},
         "models.from_flax": {"module": embedding, "params": embedding_params, "context": 16,
@@ -189,6 +202,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
                             "temperature": 1.0, "top_k": 4, "top_p": 0.9, "seed": 0,
                             "cache": jm.models.KVCache(8), "stream": None},
         "models.load": {"source": "llama-8b", "dtype": None, "encoded": False},
+        "models.read_pooling": {"folder": sentence_transformer(folder / "sentences")},
         "models.rotate": {"model": model, "seed": 0, "basis": "random"},
         "models.rotate_heads": {"model": model, "seed": 0, "basis": "hadamard"},
         "models.smooth": {"model": model, "stats": model_stats, "strength": 0.5},

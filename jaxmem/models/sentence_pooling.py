@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..architectures.encoder_head import mean_of_tokens
-from ..core.arguments import takes
+from ..core.arguments import check_fields, takes
 from ..io.json_fields import JsonFields, read_object
 
 MODES = {  # Pooling.mode: the field of 1_Pooling/config.json that switches it on
@@ -38,6 +38,7 @@ class Pooling:
 
     Raises:
         ValueError: `mode` is none of these, or `length` is below 0.
+        TypeError: a field has another type.
     """
 
     mode: str = "mean"
@@ -45,6 +46,7 @@ class Pooling:
     length: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         if self.mode not in MODES or self.length < 0:
             raise ValueError(
                 f"mode is {self.mode!r} and length {self.length}, expected one of "
