@@ -25,6 +25,7 @@ KINDS = {  # the end of a class's name: the class that opens it
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
     "ForImageClassification": "AutoModelForImageClassification",
+    "WhisperForConditionalGeneration": "AutoModelForSpeechSeq2Seq",
     "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
     "ForCTC": "AutoModelForCTC",
     "MarianMTModel": "AutoModelForSeq2SeqLM",
@@ -33,14 +34,15 @@ KINDS = {  # the end of a class's name: the class that opens it
 }
 INPUTS = {"ids": "input_ids", "mask": "attention_mask", "types": "token_type_ids"}
 INPUTS |= {"pixels": "pixel_values", "samples": "input_values"}
+OUTPUTS = ("logits", "output", "hidden")
 OF_SOURCE = {"source": "input_ids", "ids": "decoder_input_ids"}
 
 
 def references() -> dict[str, dict]:
-    """{name: arrays} of every reference that holds a config.json."""
+    """{name: arrays} of every reference of a model."""
     paths = [*REFERENCE.glob("*.npz"), *REFERENCE.glob("*/*.npz")]
     files = {path.stem: dict(np.load(path)) for path in sorted(paths)}
-    return {name: file for name, file in files.items() if "config" in file}
+    return {name: file for name, file in files.items() if "model_type" in str(file.get("config"))}
 
 
 def write(folder: pathlib.Path) -> None:
@@ -81,9 +83,11 @@ def opened(folder: pathlib.Path, file: dict) -> dict:
         output_loading_info=True,
     )
     words = INPUTS | (OF_SOURCE if "source" in file else {})
+    if "source" in file and file["source"].ndim == 3:  # a spectrogram
+        words = words | {"source": "input_features"}
     inputs = {name: torch.tensor(file[x]) for x, name in words.items() if x in file}
     inputs = {name: x if x.is_floating_point() else x.long() for name, x in inputs.items()}
-    if "ids" in file and "mask" not in file:
+    if "ids" in file and not {"mask", "source"} & set(file):
         inputs["use_cache"] = False  # an RWKV of transformers computes no other way with such sizes
     with torch.no_grad():
         out = model.eval()(**inputs)
@@ -92,7 +96,7 @@ def opened(folder: pathlib.Path, file: dict) -> dict:
     else:
         kinds = ("logits", "logits_per_image", "last_hidden_state")
         output = out[next(kind for kind in kinds if kind in out)]
-    expected = next(file[x] for x in ("logits", "output", "hidden") if x in file)
+    expected = next(file[x] for x in OUTPUTS if x in file)
     tensors = {x: sorted(info[f"{x}_keys"]) for x in ("missing", "unexpected", "mismatched")}
     return {
         "class": type(model).__name__,

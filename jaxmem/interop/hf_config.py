@@ -4,13 +4,15 @@ import dataclasses
 import math
 from typing import Any
 
-CLASSES = {  # model_type: the class in transformers that opens a text model
+CLASSES = {  # model_type: the class in transformers that opens a model
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "llama4_text": "Llama4ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "bert": "BertModel",
 }
 
 
