@@ -11,6 +11,7 @@ import jaxmem as jm
 
 WEIGHTS = 4096 * 14_336  # weights of the matrix in tpu_formats.py
 JAX_VERSIONS = ("0.10.2", "0.12.0.1")
+GRAM_MATRICES = 7  # matrices (k, k) in f32 that a solver takes, the one in the stats among them
 TASK_ORDER = ("train", "lora", "serve")
 
 
@@ -116,8 +117,11 @@ def one_block():
 
 
 def encode_cost():
-    for name, r in read("encode_cost.json")["leaves"].items():
-        yield f"{name} | {r['peak']:.2f} | {r['result']:.2f}"
+    for r in read("encode_cost.json")["leaves"]:
+        gram = r.get("gram", 0)
+        limit = 2 + r["result"] + GRAM_MATRICES * gram
+        numbers = " | ".join(f"{x:.2f}" for x in (r["peak"], r["result"], gram, limit))
+        yield f"{r['what']} | {r['dtype']} | {numbers} | {'' if r['peak'] <= limit else 'exceeded'}"
 
 
 def caches():
@@ -154,7 +158,7 @@ TABLES = {
     on_cpu: "format | bits a weight | 1 row, jax 0.10.2 | 0.12 | 8 rows, jax 0.10.2 | 0.12",
     caches: "model | batch | tokens | cache | MiB | temp, MiB | GB moved a step",
     resident: "program | predicted, MB | grown, MB | error",
-    encode_cost: "what | peak | result",
+    encode_cost: "what | weight | peak | result | E[x xᵀ] | limit | ",
     one_block: "layers | bfloat16, GiB | encoded, GiB | peak, GiB",
 }
 
