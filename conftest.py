@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import threading
 from xml.etree import ElementTree
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -20,6 +21,21 @@ import pytest
 jax.config.update("jax_disable_most_optimizations", True)  # compiles in less time, runs slower
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if jax.__version__.startswith("0.10."):  # a context takes half the time of lowering a program
+    from jax._src.interpreters import mlir
+
+    class Reused(threading.local):
+        """A context serves ten programs of a thread, as it does in newer versions."""
+
+        make, programs = mlir.make_ir_context, 0
+
+        def __call__(self):
+            if self.programs % 10 == 0:
+                self.context = Reused.make()
+            self.programs += 1
+            return self.context
+
+    mlir.make_ir_context = Reused()
 
 collect_ignore = ["docs/_build", "docs/conf.py"]  # the second is for Sphinx
 collect_ignore_glob = ["tests/reference/make_*.py"]  # they write fixtures with other libraries
