@@ -84,7 +84,7 @@ def test_qwen_slides_only_when_told_to_and_from_the_layer_it_names():
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "mamba"},
+        {"model_type": "minimax"},
         {"hidden_act": "mish"},
         {"rope_scaling": {"type": "mrope", "factor": 4.0}},
         {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta": 2.0}},
