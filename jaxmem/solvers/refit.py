@@ -126,12 +126,13 @@ def fit_values(
     def step(_, state):
         rows, residual, direction, size = state
         product = times_gram(direction)
-        length = divide(size, dot(direction, product))
+        length = jnp.where(size > solved, divide(size, dot(direction, product)), 0.0)
         rows, residual = rows + length * direction, residual - length * product
         preconditioned = residual / diagonal
         new_size = dot(residual, preconditioned)
         direction = preconditioned + divide(new_size, size) * direction
         return rows, residual, direction, new_size
 
-    first = (start, residual, preconditioned, dot(residual, preconditioned))
-    return lax.fori_loop(0, steps, step, first)[0]
+    size = dot(residual, preconditioned)
+    solved = size * jnp.finfo(size.dtype).eps ** 2  # further steps would follow rounding errors
+    return lax.fori_loop(0, steps, step, (start, residual, preconditioned, size))[0]
