@@ -9,7 +9,8 @@ from .convolutional_config import Config as Config
 from .convolutional_config import Stage
 from .convolutional_weights import weights as weights
 from .feed_forward import activation
-from .layers import LayerNorm, Linear, row
+from .linear import Linear, row
+from .norms import LayerNorm
 
 _EPS = 1e-5  # of the norms of residual blocks
 _DEPTHWISE_EPS = 1e-6

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..io.json_fields import JsonFields
-from .config_sizes import MOST_LAYERS, check_family, check_types, refuse_unread_options
+from .config_sizes import check_family, check_types
+from .convolutional_families import from_hf
 from .decoder_config import ACTIVATIONS
-from .encoder_families import read_head, read_labels
-from .hf_fields import encoder_activation
+from .hf_options import MOST_LAYERS
 
 BLOCKS = ("basic", "bottleneck", "depthwise")
 REDUCTION = 4  # channels into a bottleneck for each one inside
@@ -118,43 +117,4 @@ class Config:
         Raises:
             ValueError: `hf` has a wrong value, or sets an option not computed here.
         """
-        fields = JsonFields(hf)
-        kind = fields.text("model_type", among=CONVOLUTIONAL_FAMILIES)
-        head = read_head(fields)
-        fields.ignore("out_features", "out_indices", "stage_names")  # of a backbone
-        config = CONVOLUTIONAL_FAMILIES[kind](fields)
-        config |= {"channels": fields.integer("num_channels", 3)}
-        config |= {"labels": read_labels(fields)} if head == "sequence" else {}
-        refuse_unread_options(fields)
-        return cls(**config)
-
-
-def _resnet(fields: JsonFields) -> dict[str, Any]:
-    return {
-        "widths": fields.integers("hidden_sizes") or (256, 512, 1024, 2048),
-        "depths": fields.integers("depths") or (3, 4, 6, 3),
-        "stem": fields.integer("embedding_size", 64),
-        "block": fields.text("layer_type", "bottleneck", ("basic", "bottleneck")),
-        "activation": encoder_activation(fields, "hidden_act", "relu"),
-        "first_stride": 1 + fields.boolean("downsample_in_first_stage", False),
-        "early_stride": fields.boolean("downsample_in_bottleneck", False),
-    }
-
-
-def _convnext(fields: JsonFields) -> dict[str, Any]:
-    fields.ignore("drop_path_rate", "image_size")
-    widths = fields.integers("hidden_sizes") or (96, 192, 384, 768)
-    fields.expect("num_stages", len(widths))
-    return {
-        "widths": widths,
-        "depths": fields.integers("depths") or (3, 3, 9, 3),
-        "stem": widths[0],
-        "block": "depthwise",
-        "activation": encoder_activation(fields, "hidden_act"),
-        "eps": fields.number("layer_norm_eps", 1e-12, above=0, below=1),
-        "patch": fields.integer("patch_size", 4),
-        "layer_scale": fields.number("layer_scale_init_value", 1e-6) > 0,
-    }
-
-
-CONVOLUTIONAL_FAMILIES = {"resnet": _resnet, "convnext": _convnext}
+        return cls(**from_hf(hf))

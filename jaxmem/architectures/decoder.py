@@ -22,8 +22,9 @@ from .feed_forward import MLP
 from .gated_delta_rule import GatedDelta
 from .gated_linear_recurrence import GatedRecurrence
 from .latent_attention import LatentAttention
-from .layers import Embed, Linear, check_positions, scaled
+from .linear import Embed, Linear, scaled
 from .norms import Norm
+from .positions import check_positions
 from .positions import per_layer as per_layer
 from .rwkv_mixing import ChannelMixing, TimeMixing
 from .segments import feed_forward_kind, has_attention, has_recurrence

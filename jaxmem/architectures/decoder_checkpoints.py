@@ -3,9 +3,9 @@
 from typing import Any
 
 from ..io.json_fields import JsonFields
-from .config_sizes import refuse_unread_options
 from .decoder_families import ROTARY_FAMILIES
 from .gpt_families import GPT_FAMILIES
+from .hf_options import refuse_unread_options
 from .hybrid_families import HYBRID_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
 from .recurrent_families import RECURRENT_FAMILIES

@@ -9,8 +9,8 @@ from ..kv_cache.dense import empty
 from .config_sizes import check_positive, check_types
 from .decoder_checkpoints import from_hf
 from .latent import Latent, check_latent
+from .mixture import Mixture
 from .recurrence import Recurrence, check_recurrence, has_attention
-from .routing import Mixture
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh")
 _CHOICES = {

@@ -29,17 +29,11 @@ from .encoder_positions import (
 from .encoder_weights import runs
 from .encoder_weights import weights as weights
 from .feed_forward import MLP
-from .layers import (
-    Embed,
-    LayerNorm,
-    Linear,
-    check_positions,
-    merge_heads,
-    rope,
-    split_heads,
-)
+from .linear import Embed, Linear, merge_heads, split_heads
+from .norms import LayerNorm
 from .patch_embedding import PatchEmbedding
 from .pooling import Pool
+from .positions import check_positions, rope
 
 
 def module(config: Config) -> "Encoder":

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from .config_sizes import check_positive, check_types, set_head_dim
-from .convolution_features import Waves
 from .decoder_config import ACTIVATIONS
-from .patch_embedding import Patches
-from .pooling import POOLS
+from .patches import Patches
+from .waves import Waves
 
+POOLS = ("first", "last", "end", "highest", "attention")
 HEADS = ("", "masked_lm", "sequence", "tokens", "span", "vector")
 _CHOICES = {
     "positions": ("learned", "rotary", "none"),

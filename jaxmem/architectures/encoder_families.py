@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..io.json_fields import JsonFields
-from .config_sizes import MOST_LAYERS, refuse_unread_options
 from .hf_fields import encoder_activation, read_windows
+from .hf_options import MOST_LAYERS, refuse_unread_options
 from .speech_families import SPEECH_FAMILIES
 from .vision_families import VISION_FAMILIES
 

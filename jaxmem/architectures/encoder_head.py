@@ -6,7 +6,8 @@ from jax import Array
 
 from .encoder_config import Config
 from .feed_forward import activation
-from .layers import Embed, LayerNorm, Linear, row
+from .linear import Embed, Linear, row
+from .norms import LayerNorm
 
 
 class Head(nn.Module):

@@ -20,7 +20,7 @@ from ..kernels.ragged_matmul import ragged_matmul
 from ..parallel.axes import batch_spec
 from .decoder_config import Config
 from .feed_forward import MLP, activate
-from .layers import Linear, product
+from .linear import Linear, product
 from .routing import route
 
 FEW_PRODUCTS = 16  # tokens times experts of a token, up to which experts are read one by one

@@ -4,7 +4,7 @@ import importlib
 from types import ModuleType
 
 from ..io.json_fields import JsonFields
-from .convolutional_config import CONVOLUTIONAL_FAMILIES
+from .convolutional_families import CONVOLUTIONAL_FAMILIES
 from .decoder_checkpoints import FAMILIES as DECODER_FAMILIES
 from .encoder_families import ENCODER_FAMILIES
 from .seq2seq_families import SEQ2SEQ_FAMILIES

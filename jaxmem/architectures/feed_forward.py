@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .decoder_config import Config
-from .layers import Linear, scaled
+from .linear import Linear, scaled
 
 _FUNCTIONS = {
     "silu": jax.nn.silu,

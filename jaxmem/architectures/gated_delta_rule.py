@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .decoder_config import Config
-from .layers import Linear, row
+from .linear import Linear, row
 from .recurrent_state import Convolution, state_before, with_state
 from .selective_scan import GatedNorm
 

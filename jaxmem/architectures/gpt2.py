@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -16,22 +17,15 @@ from ..kv_cache.dense import empty, keep_layout
 from ..kv_cache.quantized import BLOCK_TOKENS
 from ..parallel.constraints import constrain
 from .config_sizes import (
-    MOST_LAYERS,
     check_family,
     check_positive,
     check_types,
-    refuse_unread_options,
     set_head_dim,
 )
-from .layers import (
-    Embed,
-    GeluMLP,
-    LayerNorm,
-    Linear,
-    check_positions,
-    merge_heads,
-    split_heads,
-)
+from .hf_options import MOST_LAYERS, refuse_unread_options
+from .linear import Embed, Linear, merge_heads, split_heads
+from .norms import LayerNorm
+from .positions import check_positions
 from .weight_map import WeightMap, stacked_layer_norms, stacked_linears
 
 
@@ -192,6 +186,19 @@ class Attention(nn.Module):
             scale = scale / (layer + 1).astype(jnp.float32)
         cache, y = attend_through(cache, layer, position, q, k, v, window, scale)
         return Linear(c.width, bias=True, name="out")(merge_heads(y)), cache
+
+
+class GeluMLP(nn.Module):
+    """down(gelu(up(x))) with `ffn` neurons; GELU is approximated by tanh."""
+
+    ffn: int
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = Linear(self.ffn, bias=True, name="up")(x)
+        y = jax.nn.gelu(y, approximate=True)
+        return Linear(self.width, bias=True, name="down")(y)
 
 
 def weights(config: Config) -> dict[str, WeightMap]:

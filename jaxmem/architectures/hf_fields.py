@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..io.json_fields import JsonFields
-from .config_sizes import MOST_LAYERS
+from .hf_options import MOST_LAYERS
 from .hf_rope import read_rope
 
 _FULL, _LOCAL = "full_attention", "sliding_attention"

@@ -8,7 +8,6 @@ import numpy as np
 from ..io.json_fields import JsonFields
 from .hf_fields import read_activation, read_rotary, read_sizes
 from .mixture_families import qwen_mixture
-from .recurrence import Recurrence
 from .recurrent_families import step_range, step_rank
 
 _LINEAR, _FULL, _CONV = "linear_attention", "full_attention", "conv"
@@ -32,10 +31,10 @@ def _jamba(fields: JsonFields) -> dict[str, Any]:
         sizes = {"experts": count, "per_token": per_token, "ffn": config["ffn"], "dense": dense}
         config["mixture"] = sizes
     bias = fields.boolean("mamba_proj_bias", False)
-    recurrence = Recurrence(
-        "mamba",
-        fields.integer("mamba_expand", 2) * width,
-        fields.integer("mamba_d_state", 16),
+    recurrence = dict(
+        kind="mamba",
+        channels=fields.integer("mamba_expand", 2) * width,
+        state=fields.integer("mamba_d_state", 16),
         taps=fields.integer("mamba_d_conv", 4),
         step_rank=step_rank(fields, "mamba_dt_rank", width),
         layers=tuple(not x for x in attention),
@@ -64,12 +63,12 @@ def _falcon_h1(fields: JsonFields) -> dict[str, Any]:
         fields.refuse("mamba_d_head", f"a width of {heads} heads that makes {channels} channels")
     norm_first = fields.boolean("mamba_norm_before_gate", True)
     norm = "gate_last" if norm_first else "gate_first"
-    recurrence = Recurrence(
-        "mamba2",
-        channels,
-        fields.integer("mamba_d_state", 256),
-        heads,
-        fields.integer("mamba_n_groups", 1),
+    recurrence = dict(
+        kind="mamba2",
+        channels=channels,
+        state=fields.integer("mamba_d_state", 256),
+        heads=heads,
+        groups=fields.integer("mamba_n_groups", 1),
         taps=fields.integer("mamba_d_conv", 4),
         beside=True,
         in_bias=fields.boolean("mamba_proj_bias", False),
@@ -108,9 +107,9 @@ def _recurrent_gemma(fields: JsonFields) -> dict[str, Any]:
         fields.refuse(name, "recurrent or attention")
     recurrent = tuple(types[i % len(types)] == "recurrent" for i in range(config["layers"]))
     width, heads = fields.integer("lru_width", config["width"]), config["heads"]
-    recurrence = Recurrence(
-        "gated",
-        width,
+    recurrence = dict(
+        kind="gated",
+        channels=width,
         heads=heads,
         taps=fields.integer("conv1d_width", 4),
         layers=recurrent,
@@ -150,9 +149,9 @@ def _lfm2(fields: JsonFields) -> dict[str, Any]:
     if len(types) != layers or not set(types) <= {_FULL, _CONV}:
         fields.refuse("layer_types", f"{_FULL} or {_CONV} for each of {layers} layers")
     bias = fields.boolean("conv_bias", False)
-    recurrence = Recurrence(
-        "convolution",
-        config["width"],
+    recurrence = dict(
+        kind="convolution",
+        channels=config["width"],
         taps=fields.integer("conv_L_cache", 3),
         layers=tuple(t == _CONV for t in types),
         in_bias=bias,
@@ -187,12 +186,12 @@ def _qwen3_next(fields: JsonFields) -> dict[str, Any]:
         fields.refuse("layer_types", f"{_LINEAR} or {_FULL} for each of {layers} layers")
     shared = fields.integer("shared_expert_intermediate_size", 512)
     heads = fields.integer("linear_num_value_heads", 32)
-    recurrence = Recurrence(
-        "delta",
-        heads * fields.integer("linear_value_head_dim", 128),
-        fields.integer("linear_key_head_dim", 128),
-        heads,
-        fields.integer("linear_num_key_heads", 16),
+    recurrence = dict(
+        kind="delta",
+        channels=heads * fields.integer("linear_value_head_dim", 128),
+        state=fields.integer("linear_key_head_dim", 128),
+        heads=heads,
+        groups=fields.integer("linear_num_key_heads", 16),
         taps=fields.integer("linear_conv_kernel_dim", 4),
         layers=tuple(t == _LINEAR for t in types),
     )

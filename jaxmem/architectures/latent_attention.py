@@ -16,7 +16,7 @@ from ..kv_cache.attention import attend_by, causal
 from ..kv_cache.dense import keep_layout, write
 from ..kv_cache.quantized import QuantizedCache
 from .decoder_config import Config
-from .layers import Linear, merge_heads, split_heads
+from .linear import Linear, merge_heads, split_heads
 from .norms import Norm
 from .positions import rotate_positions
 

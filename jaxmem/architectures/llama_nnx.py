@@ -11,7 +11,9 @@ from jax import Array
 from ..kv_cache.attention import attend, causal
 from .decoder_config import Config
 from .feed_forward import activate
-from .layers import merge_heads, rms_norm, rope, split_heads
+from .linear import merge_heads, split_heads
+from .norms import rms_norm
+from .positions import rope
 
 
 class Norm(nnx.Module):

@@ -1,10 +1,11 @@
-"""Norm: (x - mean) / sqrt(var + eps) * (offset + gain) + bias, or without some of these."""
+"""(x - mean) / sqrt(var + eps) * (offset + gain) + bias, or without some of these, in f32."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
 from .decoder_config import Config
+from .linear import row
 
 
 class Norm(nn.Module):
@@ -32,6 +33,31 @@ class Norm(nn.Module):
         if self.bias:
             y = y + aligned(self.param("bias", nn.initializers.zeros, shape))
         return y.astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps) * scale (+ bias), over the last axis."""
+
+    eps: float
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
+        y = y * row(scale, y)
+        if self.bias:
+            y += row(self.param("bias", nn.initializers.zeros, (x.shape[-1],)), y)
+        return y.astype(x.dtype)
+
+
+def rms_norm(x: Array, scale: Array, eps: float, offset: float = 0.0) -> Array:
+    """x / sqrt(mean(x²) + eps) * (offset + scale), over the last axis (Zhang & Sennrich, 2019)."""
+    y = x.astype(jnp.float32)
+    y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)
+    return (y * (row(scale, y) + offset)).astype(x.dtype)
 
 
 def unit_heads(x: Array, eps: float) -> Array:

@@ -8,9 +8,8 @@ from jax import Array
 
 from ..kv_cache.attention import attend
 from .feed_forward import MLP
-from .layers import LayerNorm, Linear, merge_heads, split_heads
-
-POOLS = ("first", "last", "end", "highest", "attention")
+from .linear import Linear, merge_heads, split_heads
+from .norms import LayerNorm
 
 
 class Pool(nn.Module):

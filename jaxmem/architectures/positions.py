@@ -1,4 +1,4 @@
-"""Where tokens are: rotary frequencies of each layer, and the slopes of ALiBi."""
+"""Where tokens are: rotary positions, their frequencies in each layer, and the slopes of ALiBi."""
 
 import math
 from typing import Any
@@ -8,7 +8,6 @@ import numpy as np
 from jax import Array
 
 from .decoder_config import Config
-from .layers import rope
 
 _NO_LIMIT = np.iinfo(np.int32).max
 
@@ -105,6 +104,57 @@ def alibi_slopes(heads: int) -> np.ndarray:
     exponents = 8 / whole * np.arange(1, whole + 1)
     between = 4 / whole * np.arange(1, 2 * (heads - whole), 2)
     return (2.0 ** -np.concatenate([exponents, between])).astype(np.float32)
+
+
+def rope(x: Array, frequencies: Array, position: Array | int, interleaved: bool = False) -> Array:
+    """Rotary positions (Su et al., 2021): rotates pairs in each head of x (B, heads, T, h).
+
+    Channel i and channel i + h / 2 are a pair, or with `interleaved` channels 2i and 2i + 1. Its
+    angle is position * frequencies[i], in radians; `position` is that of the first of the T tokens,
+    and `frequencies` is (h / 2,).
+    """
+    steps = position + jnp.arange(x.shape[2], dtype=jnp.int32)
+    angle = steps.astype(jnp.float32)[None, None, :, None] * frequencies[None, None, None, :]
+    if interleaved:
+        return _rope_interleaved(x, angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def check_positions(ids: Array, position: Array | int, rows: int) -> None:
+    """Refuses tokens that a table of `rows` positions does not reach, when a program is traced.
+
+    A look-up past the table would read its last row. A `position` that is traced counts as 0.
+
+    Raises:
+        ValueError: there are more tokens than positions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmem.architectures.positions import check_positions
+        >>> check_positions(jnp.zeros((1, 8), int), 10, rows=16)
+        Traceback (most recent call last):
+        ValueError: 8 tokens from position 10, in a model of 16 positions; use fewer tokens
+    """
+    length, start = ids.shape[1], position if isinstance(position, int) else 0
+    if isinstance(length, int) and start + length > rows:
+        raise ValueError(
+            f"{length} tokens from position {start}, in a model of {rows} positions; "
+            "use fewer tokens"
+        )
+
+
+def _rope_interleaved(x: Array, angle: Array) -> Array:
+    """Rotates channels 2i and 2i + 1 of x by angle[..., i].
+
+    The channels stay on the last axis, since an axis of 2 would fill 2 of a TPU's 128 lanes.
+    """
+    angle = jnp.repeat(angle, 2, axis=-1)
+    y = x.astype(jnp.float32)
+    is_first = (jnp.arange(x.shape[-1], dtype=jnp.int32) % 2 == 0)[None, None, None, :]
+    partner = jnp.where(is_first, -jnp.roll(y, -1, -1), jnp.roll(y, 1, -1))
+    return (y * jnp.cos(angle) + partner * jnp.sin(angle)).astype(x.dtype)
 
 
 def _places(chosen: np.ndarray) -> np.ndarray:

@@ -3,22 +3,20 @@
 from typing import Any
 
 from ..io.json_fields import JsonFields
-from .config_sizes import MOST_LAYERS
 from .hf_fields import LAYER_NORM
-from .recurrence import Recurrence
+from .hf_options import MOST_LAYERS, UNLIMITED
 
-_NO_LIMIT = 2**20  # tokens; a model without positions has no length
 _UNBOUNDED = ({"__float__": "Infinity"}, float("inf"))
 
 
-def _without_attention(fields: JsonFields, recurrence: Recurrence) -> dict[str, Any]:
+def _without_attention(fields: JsonFields, recurrence: dict[str, Any]) -> dict[str, Any]:
     """The fields of Config of a model without attention, and without a feed-forward part."""
     return {
         "vocab": fields.integer("vocab_size"),
         "width": fields.integer("hidden_size"),
         "layers": fields.integer("num_hidden_layers", most=MOST_LAYERS),
         **dict.fromkeys(("ffn", "heads", "kv_heads", "head_dim"), 0),
-        "context": _NO_LIMIT,
+        "context": UNLIMITED,
         "eps": fields.number("layer_norm_epsilon", 1e-5, above=0, below=1),
         "positions": "none",
         "recurrence": recurrence,
@@ -47,10 +45,10 @@ def _mamba(fields: JsonFields) -> dict[str, Any]:
     fields.expect("intermediate_size", channels)
     return _without_attention(
         fields,
-        Recurrence(
-            "mamba",
-            channels,
-            fields.integer("state_size", 16),
+        dict(
+            kind="mamba",
+            channels=channels,
+            state=fields.integer("state_size", 16),
             step_rank=step_rank(fields, "time_step_rank", width),
             **_scan_options(fields),
         ),
@@ -64,12 +62,12 @@ def _mamba2(fields: JsonFields) -> dict[str, Any]:
         fields.refuse("num_heads", "heads that make expand * hidden_size channels")
     return _without_attention(
         fields,
-        Recurrence(
-            "mamba2",
-            heads * head_dim,
-            fields.integer("state_size", 128),
-            heads,
-            fields.integer("n_groups", 8),
+        dict(
+            kind="mamba2",
+            channels=heads * head_dim,
+            state=fields.integer("state_size", 128),
+            heads=heads,
+            groups=fields.integer("n_groups", 8),
             norm="gate_first",
             step_range=step_range(fields),
             **_scan_options(fields),
@@ -81,7 +79,7 @@ def _rwkv(fields: JsonFields) -> dict[str, Any]:
     fields.ignore("rescale_every")  # halves what would leave the range of float16
     fields.expect("layer_norm_epsilon", 1e-5)  # of every norm but the last, which has this one
     width = fields.integer("hidden_size")
-    recurrence = Recurrence("rwkv", fields.integer("attention_hidden_size", width))
+    recurrence = dict(kind="rwkv", channels=fields.integer("attention_hidden_size", width))
     return (
         _without_attention(fields, recurrence)
         | LAYER_NORM

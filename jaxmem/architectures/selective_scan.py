@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .decoder_config import Config
-from .layers import Linear, row, scaled
+from .linear import Linear, row, scaled
 from .norms import Norm
 from .recurrence import Recurrence
 from .recurrent_state import Convolution, state_before, with_state

@@ -18,7 +18,7 @@ from ..parallel.constraints import constrain
 from .cross_attention import CrossAttention, SelfAttention
 from .encoder_positions import distance_buckets, token_distances
 from .feed_forward import MLP
-from .layers import Embed, Linear, row
+from .linear import Embed, Linear, row
 from .norms import Norm
 from .seq2seq_config import Config as Config
 from .seq2seq_positions import position_rows, sinusoids

@@ -10,9 +10,8 @@ from jax.typing import DTypeLike
 from ..kv_cache.dense import empty
 from .config_sizes import check_family, check_positive, check_types, set_head_dim
 from .decoder_config import ACTIVATIONS
-from .sound_embedding import STRIDE
 
-UNLIMITED = 2**20  # tokens that a model without a table of positions takes
+STRIDE = 2  # frames of a spectrogram to a token
 _CHOICES = {
     "norm": ("layer", "rms"),
     "positions": ("learned", "sinusoidal", "relative"),

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..io.json_fields import JsonFields
-from .config_sizes import MOST_LAYERS, refuse_unread_options
 from .hf_fields import encoder_activation
-from .seq2seq_config import UNLIMITED
+from .hf_options import MOST_LAYERS, UNLIMITED, refuse_unread_options
 
 _T5_MLPS = {  # feed_forward_proj: (gated, activation)
     "relu": (False, "relu"),

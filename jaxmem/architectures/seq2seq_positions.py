@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from .encoder_positions import table_rows
-from .layers import check_positions
+from .positions import check_positions
 
 
 def position_rows(ids: Array, config: Any, position: Array | int) -> Array:

@@ -4,7 +4,7 @@ import flax.linen as nn
 from jax import Array
 
 from .decoder_config import Config
-from .layers import Linear
+from .linear import Linear
 from .recurrent_state import Convolution
 
 

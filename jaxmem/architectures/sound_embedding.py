@@ -8,8 +8,8 @@ from jax import Array
 
 from .convolution import Convolution
 from .feed_forward import activation
+from .seq2seq_config import STRIDE
 
-STRIDE = 2  # frames of a spectrogram to a token
 WINDOW = 3  # frames that a convolution reads at a time
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 from ..io.json_fields import JsonFields
-from .convolution_features import Waves
 from .hf_fields import encoder_activation
 from .vision_families import read_tower
 
@@ -44,7 +43,7 @@ def _wav2vec2(fields: JsonFields, head: str) -> dict[str, Any]:
     }
 
 
-def _waves(fields: JsonFields, groups: int) -> Waves:
+def _waves(fields: JsonFields, groups: int) -> dict[str, Any]:
     """The convolutions, of which config.json lists channels, windows and strides."""
     channels = fields.integers("conv_dim") or _CHANNELS
     windows = fields.integers("conv_kernel") or _WINDOWS
@@ -53,10 +52,10 @@ def _waves(fields: JsonFields, groups: int) -> Waves:
     for name, sizes in {"conv_kernel": windows, "conv_stride": strides}.items():
         if len(sizes) != len(channels) or min(sizes) < 1:
             fields.refuse(name, f"{len(channels)} sizes of at least 1, as conv_dim has")
-    return Waves(
-        channels,
-        windows,
-        strides,
+    return dict(
+        channels=channels,
+        windows=windows,
+        strides=strides,
         bias=fields.boolean("conv_bias", False),
         norm=fields.text("feat_extract_norm", "group", ("group", "layer")),
         activation=encoder_activation(fields, "feat_extract_activation"),

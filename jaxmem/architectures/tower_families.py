@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..io.json_fields import JsonFields
-from .config_sizes import refuse_unread_options
+from .hf_options import refuse_unread_options
 from .vision_families import read_patches, read_tower
 
 # What missing fields mean.

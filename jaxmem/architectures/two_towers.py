@@ -11,7 +11,7 @@ from jax import Array
 
 from . import encoder, encoder_config
 from .config_sizes import check_family, check_types
-from .layers import Linear, product
+from .linear import Linear, product
 from .tensor_layouts import Reshaped
 from .weight_map import WeightMap
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 from ..io.json_fields import JsonFields
-from .config_sizes import MOST_LAYERS
 from .hf_fields import encoder_activation
-from .patch_embedding import Patches
+from .hf_options import MOST_LAYERS
 
 
 def _vit(fields: JsonFields, head: str) -> dict[str, Any]:
@@ -65,8 +64,8 @@ def read_patches(fields: JsonFields, resized: bool = False, **patches: bool) -> 
     if len(sides) > 2 or min(sides) < size[0]:
         fields.refuse("image_size", f"one or two sizes of at least patch_size, {size[0]}")
     channels = fields.integer("num_channels", 3)
-    cut = Patches(sides[0], sides[-1], size[0], channels, resized=resized, **patches)
-    return {"patches": cut}
+    sizes = {"height": sides[0], "width": sides[-1], "size": size[0], "channels": channels}
+    return {"patches": sizes | {"resized": resized} | patches}
 
 
 VISION_FAMILIES = {"vit": _vit, "dinov2": _dinov2}
