@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from .config_sizes import check_family, check_types
-from .convolutional_families import from_hf
 from .decoder_config import ACTIVATIONS
-from .hf_options import MOST_LAYERS
+from .families.convolutional_families import from_hf
+from .families.hf_options import MOST_LAYERS
 
 BLOCKS = ("basic", "bottleneck", "depthwise")
 REDUCTION = 4  # channels into a bottleneck for each one inside

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from ..kv_cache.dense import empty
 from .config_sizes import check_positive, check_types
-from .decoder_checkpoints import from_hf
+from .families.decoder_checkpoints import from_hf
 from .latent import Latent, check_latent
 from .mixture import Mixture
 from .recurrence import Recurrence, check_recurrence, has_attention

@@ -4,11 +4,11 @@ import importlib
 from types import ModuleType
 
 from ..io.json_fields import JsonFields
-from .convolutional_families import CONVOLUTIONAL_FAMILIES
-from .decoder_checkpoints import FAMILIES as DECODER_FAMILIES
-from .encoder_families import ENCODER_FAMILIES
-from .seq2seq_families import SEQ2SEQ_FAMILIES
-from .tower_families import TOWER_FAMILIES
+from .families.convolutional_families import CONVOLUTIONAL_FAMILIES
+from .families.decoder_checkpoints import FAMILIES as DECODER_FAMILIES
+from .families.encoder_families import ENCODER_FAMILIES
+from .families.seq2seq_families import SEQ2SEQ_FAMILIES
+from .families.tower_families import TOWER_FAMILIES
 
 FAMILIES = ("llama", "decoder", "gpt2", "bert", "encoder", "two_towers", "seq2seq")
 FAMILIES += ("convolutional",)

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..formats.gguf import Gguf
 from ..io.json_fields import JsonFields
+from .families.hf_rope import yarn
 from .gguf_architectures import Architecture
-from .hf_rope import yarn
 
 FACTORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"

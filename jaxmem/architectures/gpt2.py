@@ -22,7 +22,7 @@ from .config_sizes import (
     check_types,
     set_head_dim,
 )
-from .hf_options import MOST_LAYERS, refuse_unread_options
+from .families.hf_options import MOST_LAYERS, refuse_unread_options
 from .linear import Embed, Linear, merge_heads, split_heads
 from .norms import LayerNorm
 from .positions import check_positions

@@ -143,7 +143,7 @@ class Config:
             ValueError: `hf` is no encoder-decoder's, lacks a size, or sets an option not computed
                 here.
         """
-        from .seq2seq_families import from_hf
+        from .families.seq2seq_families import from_hf
 
         return cls(**from_hf(hf))
 

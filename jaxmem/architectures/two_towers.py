@@ -94,7 +94,7 @@ class Config:
         Raises:
             ValueError: `hf` has a wrong value, or sets an option not computed here.
         """
-        from .tower_families import from_hf
+        from .families.tower_families import from_hf
 
         return cls(**from_hf(hf))
 

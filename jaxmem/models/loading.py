@@ -15,8 +15,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ..architectures import published_configs
+from ..architectures.families.tower_families import TOWER_FAMILIES
 from ..architectures.family_modules import family_module, module_of_model_type
-from ..architectures.tower_families import TOWER_FAMILIES
 from ..architectures.weight_map import WeightMap
 from ..core.arguments import FLOAT_TYPE, takes
 from ..core.lazy import Lazy

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..architectures.seq2seq_families import read_tokens
+from ..architectures.families.seq2seq_families import read_tokens
 from ..io.json_fields import JsonFields
 from .model import Model, check_in_vocabulary
 from .text_models import context, reads_source

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .hf_fields import read_activation, read_rotary, read_sizes
 from .mixture_families import qwen_mixture
 from .recurrent_families import step_range, step_rank

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .hf_fields import LAYER_NORM, every, read_activation, read_sizes, read_windows
 from .hf_rope import read_rope
 from .llama4_family import read_llama4

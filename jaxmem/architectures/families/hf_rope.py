@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 
 _LLAMA3 = (
     "factor",

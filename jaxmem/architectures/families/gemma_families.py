@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .hf_fields import all_but_each, layer_pattern, read_activation, read_rotary, read_windows
 
 

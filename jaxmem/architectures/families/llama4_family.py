@@ -1,6 +1,6 @@
 """What a config.json says of Llama 4's text models, in the words of Config."""
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .hf_fields import read_activation, read_sizes, read_unrotated
 from .hf_rope import read_rope
 

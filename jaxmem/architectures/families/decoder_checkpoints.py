@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .decoder_families import ROTARY_FAMILIES
 from .gpt_families import GPT_FAMILIES
 from .hf_options import refuse_unread_options

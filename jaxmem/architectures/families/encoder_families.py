@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .hf_fields import encoder_activation, read_windows
 from .hf_options import MOST_LAYERS, refuse_unread_options
 from .speech_families import SPEECH_FAMILIES

@@ -1,6 +1,6 @@
 """Options of a config.json that change nothing, and limits of those that every family reads."""
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 
 MOST_LAYERS = 10_000  # far above every published model; more would only fill memory with names
 UNLIMITED = 2**20  # tokens that a model without a table of positions takes

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .hf_fields import encoder_activation
 from .hf_options import MOST_LAYERS, UNLIMITED, refuse_unread_options
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .hf_fields import encoder_activation
 from .hf_options import MOST_LAYERS
 

@@ -1,6 +1,6 @@
 """What a config.json says of decoders that are built like a GPT, in the words of Config."""
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .hf_fields import BIASED, GPT_NAMES, LAYER_NORM, read_activation, read_sizes
 from .hf_rope import read_rope
 

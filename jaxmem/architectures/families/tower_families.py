@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .hf_options import refuse_unread_options
 from .vision_families import read_patches, read_tower
 

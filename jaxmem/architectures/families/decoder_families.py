@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .gemma_families import GEMMA_FAMILIES
 from .hf_fields import (
     BIASED,

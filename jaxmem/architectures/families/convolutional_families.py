@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .encoder_families import read_head, read_labels
 from .hf_fields import encoder_activation
 from .hf_options import refuse_unread_options
