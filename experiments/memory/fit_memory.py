@@ -23,7 +23,8 @@ import numpy as np
 import safetensors.numpy
 
 import jaxmem as jm
-from jaxmem.architectures import llama, published_configs
+from jaxmem.architectures import llama
+from jaxmem.architectures.configs import published_configs
 from jaxmem.core.paths import is_whole
 
 FIT_AND_PRINT_PEAK = """

@@ -6,11 +6,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .configs.waves import Waves
 from .convolution import Convolution
 from .feed_forward import activation
 from .linear import Linear, row
 from .norms import LayerNorm
-from .waves import Waves
 
 _EPS = 1e-5  # of the norms between the convolutions
 

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .configs.convolutional_config import Config as Config
+from .configs.convolutional_config import Stage
 from .convolution import Convolution
-from .convolutional_config import Config as Config
-from .convolutional_config import Stage
 from .convolutional_weights import weights as weights
 from .feed_forward import activation
 from .linear import Linear, row

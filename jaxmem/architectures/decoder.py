@@ -15,7 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.quantized import BLOCK_TOKENS, QuantizedCache
 from ..parallel.constraints import constrain
-from .decoder_config import Config as Config
+from .configs.decoder_config import Config as Config
+from .configs.segments import feed_forward_kind, has_attention, has_recurrence
+from .configs.segments import layer_kinds as layer_kinds
+from .configs.segments import segments as segments
 from .decoder_weights import weights as weights
 from .experts import Experts
 from .feed_forward import MLP
@@ -27,9 +30,6 @@ from .norms import Norm
 from .positions import check_positions
 from .positions import per_layer as per_layer
 from .rwkv_mixing import ChannelMixing, TimeMixing
-from .segments import feed_forward_kind, has_attention, has_recurrence
-from .segments import layer_kinds as layer_kinds
-from .segments import segments as segments
 from .selective_scan import Mamba, Mamba2
 from .self_attention import Attention
 from .short_convolution import ShortConvolution

@@ -15,8 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.attention import ScoreTerms, attend, causal
 from ..parallel.constraints import constrain
+from .configs.encoder_config import Config as Config
 from .convolution_features import WaveEmbedding
-from .encoder_config import Config as Config
 from .encoder_disentangled import disentangled_bias, distance_rows
 from .encoder_head import Head
 from .encoder_positions import (

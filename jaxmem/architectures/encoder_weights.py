@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from .configs.segments import Segment
 from .encoder_names import NAMES
 from .layer_maps import Rows, linear_maps, stack_map
 from .patch_weights import patch_maps
-from .segments import Segment
 from .tensor_layouts import Reshaped
 from .wave_weights import wave_maps
 from .weight_map import WeightMap

@@ -11,7 +11,7 @@ from ..formats.gguf import Gguf
 from ..formats.gguf_end_tokens import end_tokens, token_id
 from ..formats.rope_order import halves
 from ..io.json_fields import JsonFields
-from .decoder_config import Config
+from .configs.decoder_config import Config
 from .decoder_weights import weights as checkpoint_weights
 from .gguf_architectures import ARCHITECTURES, Architecture
 from .gguf_mixture import read_latent, read_latent_magnitude, read_mixture

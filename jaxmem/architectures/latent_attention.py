@@ -15,7 +15,7 @@ from jax import Array, lax
 from ..kv_cache.attention import attend_by, causal
 from ..kv_cache.dense import keep_layout, write
 from ..kv_cache.quantized import QuantizedCache
-from .decoder_config import Config
+from .configs.decoder_config import Config
 from .linear import Linear, merge_heads, split_heads
 from .norms import Norm
 from .positions import rotate_positions

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 
 from ..kv_cache.attention import attend, causal
-from .decoder_config import Config
+from .configs.decoder_config import Config
 from .feed_forward import activate
 from .linear import merge_heads, split_heads
 from .norms import rms_norm

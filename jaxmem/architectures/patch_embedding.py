@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .configs.patches import Patches
 from .linear import product, row
-from .patches import Patches
 
 
 class PatchEmbedding(nn.Module):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .decoder_config import Config
+from .configs.decoder_config import Config
 
 _NO_LIMIT = np.iinfo(np.int32).max
 

@@ -15,12 +15,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.attention import causal
 from ..parallel.constraints import constrain
+from .configs.seq2seq_config import Config as Config
 from .cross_attention import CrossAttention, SelfAttention
 from .encoder_positions import distance_buckets, token_distances
 from .feed_forward import MLP
 from .linear import Embed, Linear, row
 from .norms import Norm
-from .seq2seq_config import Config as Config
 from .seq2seq_positions import position_rows, sinusoids
 from .seq2seq_weights import weights as weights
 from .sound_embedding import SoundEmbedding

@@ -3,7 +3,7 @@
 import flax.linen as nn
 from jax import Array
 
-from .decoder_config import Config
+from .configs.decoder_config import Config
 from .linear import Linear
 from .recurrent_state import Convolution
 

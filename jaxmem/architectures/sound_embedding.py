@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from .configs.seq2seq_config import STRIDE
 from .convolution import Convolution
 from .feed_forward import activation
-from .seq2seq_config import STRIDE
 
 WINDOW = 3  # frames that a convolution reads at a time
 

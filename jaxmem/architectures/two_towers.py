@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from . import encoder, encoder_config
-from .config_sizes import check_family, check_types
+from . import encoder
+from .configs import encoder_config
+from .configs.config_sizes import check_family, check_types
 from .linear import Linear, product
 from .tensor_layouts import Reshaped
 from .weight_map import WeightMap

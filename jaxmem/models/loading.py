@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from ..architectures import published_configs
+from ..architectures.configs import published_configs
 from ..architectures.families.tower_families import TOWER_FAMILIES
 from ..architectures.family_modules import family_module, module_of_model_type
 from ..architectures.weight_map import WeightMap

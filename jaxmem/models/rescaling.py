@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..architectures.decoder_config import beyond_llama
+from ..architectures.configs.decoder_config import beyond_llama
 from ..core.lazy import combined, is_lazy
 from ..core.leaf import is_encoded
 from .model import Model

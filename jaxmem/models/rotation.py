@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ..architectures.decoder_config import beyond_llama
+from ..architectures.configs.decoder_config import beyond_llama
 from ..core.arguments import takes
 from ..core.hadamard import hadamard
 from ..core.lazy import combined, is_lazy

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ..architectures.decoder_config import Config
+from ..architectures.configs.decoder_config import Config
 from ..core.paths import is_whole, paths
 
 _OF_LAYERS = re.compile(r"layers(_\d+)?/")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..architectures.decoder_config import Config
+from ..architectures.configs.decoder_config import Config
 from ..models import Model
 from .recipe import Recipe
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import jaxmem as jm
 from jaxmem.architectures import encoder
-from jaxmem.architectures.encoder_config import HEADS
+from jaxmem.architectures.configs.encoder_config import HEADS
 from jaxmem.models.checkpoint_tensors import _HARMLESS, bare_name
 
 FOLDER = pathlib.Path(__file__).parents[1] / "reference/encoders"

@@ -14,9 +14,9 @@ from reference_models import member
 from safetensors.numpy import save_file
 
 import jaxmem as jm
+from jaxmem.architectures.configs.mixture import Mixture
 from jaxmem.architectures.decoder import Config, module
 from jaxmem.architectures.experts import Experts
-from jaxmem.architectures.mixture import Mixture
 from jaxmem.architectures.routing import route
 
 MIXTURE = Mixture(experts=8, per_token=2, ffn=16)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..families.convolutional_families import from_hf
+from ..families.hf_options import MOST_LAYERS
 from .config_sizes import check_family, check_types
 from .decoder_config import ACTIVATIONS
-from .families.convolutional_families import from_hf
-from .families.hf_options import MOST_LAYERS
 
 BLOCKS = ("basic", "bottleneck", "depthwise")
 REDUCTION = 4  # channels into a bottleneck for each one inside

@@ -172,7 +172,7 @@ class Config:
         Raises:
             ValueError: `hf` is no encoder's, lacks a size, or sets an option not computed here.
         """
-        from .families.encoder_families import from_hf
+        from ..families.encoder_families import from_hf
 
         return cls(**from_hf(hf))
 

@@ -5,9 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..kv_cache.dense import empty
+from ...kv_cache.dense import empty
+from ..families.decoder_checkpoints import from_hf
 from .config_sizes import check_positive, check_types
-from .families.decoder_checkpoints import from_hf
 from .latent import Latent, check_latent
 from .mixture import Mixture
 from .recurrence import Recurrence, check_recurrence, has_attention
@@ -192,7 +192,7 @@ def beyond_llama(config: Config) -> list[str]:
     """The fields after `family` that are set: the mechanisms that a Llama does not have.
 
     Example:
-        >>> from jaxmem.architectures.decoder_config import Config, beyond_llama
+        >>> from jaxmem.architectures.configs.decoder_config import Config, beyond_llama
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
         >>> beyond_llama(Config(**sizes, norm="layer", parallel=True))
         ['norm', 'parallel']

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..kv_cache.dense import empty
+from ...kv_cache.dense import empty
 from .config_sizes import check_family, check_positive, check_types, set_head_dim
 from .decoder_config import ACTIVATIONS
 
@@ -143,7 +143,7 @@ class Config:
             ValueError: `hf` is no encoder-decoder's, lacks a size, or sets an option not computed
                 here.
         """
-        from .families.seq2seq_families import from_hf
+        from ..families.seq2seq_families import from_hf
 
         return cls(**from_hf(hf))
 
