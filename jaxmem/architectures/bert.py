@@ -8,7 +8,7 @@ from .encoder import Config as Config
 from .encoder import Encoder as Encoder
 from .encoder import module as module
 from .encoder import weights as weights
-from .encoder_head import mean_of_tokens
+from .layers.encoder_head import mean_of_tokens
 
 
 def embed(hidden: Array, mask: Array) -> Array:

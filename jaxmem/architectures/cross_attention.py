@@ -7,7 +7,7 @@ from jax import Array
 
 from ..kv_cache.attention import ScoreTerms, attend
 from ..kv_cache.dense import keep_layout, write
-from .linear import Linear, merge_heads, split_heads
+from .layers.linear import Linear, merge_heads, split_heads
 
 
 class SelfAttention(nn.Module):

@@ -20,13 +20,13 @@ from .configs.segments import feed_forward_kind, has_attention, has_recurrence
 from .configs.segments import layer_kinds as layer_kinds
 from .configs.segments import segments as segments
 from .decoder_weights import weights as weights
-from .experts import Experts
-from .feed_forward import MLP
 from .gated_delta_rule import GatedDelta
 from .gated_linear_recurrence import GatedRecurrence
 from .latent_attention import LatentAttention
-from .linear import Embed, Linear, scaled
-from .norms import Norm
+from .layers.experts import Experts
+from .layers.feed_forward import MLP
+from .layers.linear import Embed, Linear, scaled
+from .layers.norms import Norm
 from .positions import check_positions
 from .positions import per_layer as per_layer
 from .rwkv_mixing import ChannelMixing, TimeMixing

@@ -2,7 +2,7 @@
 
 Every token attends to every token, to near ones, or to earlier ones. Models differ in the values
 of `Config`. A file beside this one computes each mechanism: encoder_positions.py,
-patch_embedding.py, convolution_features.py, pooling.py, encoder_head.py, feed_forward.py.
+patch_embedding.py, wave_embedding.py, pooling.py, encoder_head.py, feed_forward.py.
 """
 
 from typing import Any
@@ -16,9 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ..kv_cache.attention import ScoreTerms, attend, causal
 from ..parallel.constraints import constrain
 from .configs.encoder_config import Config as Config
-from .convolution_features import WaveEmbedding
 from .encoder_disentangled import disentangled_bias, distance_rows
-from .encoder_head import Head
 from .encoder_positions import (
     distance_buckets,
     in_window,
@@ -28,11 +26,13 @@ from .encoder_positions import (
 )
 from .encoder_weights import runs
 from .encoder_weights import weights as weights
-from .feed_forward import MLP
-from .linear import Embed, Linear, merge_heads, split_heads
-from .norms import LayerNorm
-from .patch_embedding import PatchEmbedding
-from .pooling import Pool
+from .layers.encoder_head import Head
+from .layers.feed_forward import MLP
+from .layers.linear import Embed, Linear, merge_heads, split_heads
+from .layers.norms import LayerNorm
+from .layers.patch_embedding import PatchEmbedding
+from .layers.pooling import Pool
+from .layers.wave_embedding import WaveEmbedding
 from .positions import check_positions, rope
 
 

@@ -16,8 +16,8 @@ from ..kv_cache.attention import attend_by, causal
 from ..kv_cache.dense import keep_layout, write
 from ..kv_cache.quantized import QuantizedCache
 from .configs.decoder_config import Config
-from .linear import Linear, merge_heads, split_heads
-from .norms import Norm
+from .layers.linear import Linear, merge_heads, split_heads
+from .layers.norms import Norm
 from .positions import rotate_positions
 
 

@@ -5,4 +5,4 @@ from .decoder import Config as Config
 from .decoder import module as module
 from .decoder import per_layer as per_layer
 from .decoder import weights as weights
-from .feed_forward import activate as activate
+from .layers.feed_forward import activate as activate

@@ -10,9 +10,9 @@ from jax import Array
 
 from ..kv_cache.attention import attend, causal
 from .configs.decoder_config import Config
-from .feed_forward import activate
-from .linear import merge_heads, split_heads
-from .norms import rms_norm
+from .layers.feed_forward import activate
+from .layers.linear import merge_heads, split_heads
+from .layers.norms import rms_norm
 from .positions import rope
 
 

@@ -18,12 +18,12 @@ from ..parallel.constraints import constrain
 from .configs.seq2seq_config import Config as Config
 from .cross_attention import CrossAttention, SelfAttention
 from .encoder_positions import distance_buckets, token_distances
-from .feed_forward import MLP
-from .linear import Embed, Linear, row
-from .norms import Norm
+from .layers.feed_forward import MLP
+from .layers.linear import Embed, Linear, row
+from .layers.norms import Norm
+from .layers.sound_embedding import SoundEmbedding
 from .seq2seq_positions import position_rows, sinusoids
 from .seq2seq_weights import weights as weights
-from .sound_embedding import SoundEmbedding
 
 _NO_LIMIT = np.iinfo(np.int32).max
 

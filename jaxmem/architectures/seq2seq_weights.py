@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .layer_maps import linear_maps, norm_maps, norm_parts
-from .sound_embedding import WINDOW
+from .layers.sound_embedding import WINDOW
 from .tensor_layouts import ConvolutionKernel, Reshaped
 from .weight_map import WeightMap
 

@@ -4,7 +4,7 @@ import flax.linen as nn
 from jax import Array
 
 from .configs.decoder_config import Config
-from .linear import Linear
+from .layers.linear import Linear
 from .recurrent_state import Convolution
 
 

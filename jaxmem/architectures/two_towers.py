@@ -12,7 +12,7 @@ from jax import Array
 from . import encoder
 from .configs import encoder_config
 from .configs.config_sizes import check_family, check_types
-from .linear import Linear, product
+from .layers.linear import Linear, product
 from .tensor_layouts import Reshaped
 from .weight_map import WeightMap
 

@@ -8,7 +8,7 @@ import pathlib
 import jax.numpy as jnp
 from jax import Array
 
-from ..architectures.encoder_head import mean_of_tokens
+from ..architectures.layers.encoder_head import mean_of_tokens
 from ..core.arguments import check_fields, takes
 from ..io.json_fields import JsonFields, read_object
 

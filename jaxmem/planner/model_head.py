@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..architectures.decoder import scaled_logits
-from ..architectures.linear import row
+from ..architectures.layers.linear import row
 from ..core.leaf import is_encoded
 from ..core.lifting import dot_general, lift
 from ..models.model import family

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 import jaxmem as jm
 from jaxmem.architectures.configs.mixture import Mixture
 from jaxmem.architectures.decoder import Config, module
-from jaxmem.architectures.experts import Experts
-from jaxmem.architectures.routing import route
+from jaxmem.architectures.layers.experts import Experts
+from jaxmem.architectures.layers.routing import route
 
 MIXTURE = Mixture(experts=8, per_token=2, ffn=16)
 CONFIG = Config(vocab=8, width=24, ffn=8, layers=1, heads=1, kv_heads=1, head_dim=8)

@@ -17,7 +17,7 @@ class Convolution(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmem.architectures.convolution import Convolution
+        >>> from jaxmem.architectures.layers.convolution import Convolution
         >>> layer = Convolution(8, (3, 3), stride=2, padding=((1, 1), (1, 1)))
         >>> y, params = layer.init_with_output(jax.random.key(0), jnp.ones((1, 6, 6, 4)))
         >>> y.shape, params["params"]["kernel"].shape

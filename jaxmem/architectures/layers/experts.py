@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from ..core.traced_mesh import mesh_of
-from ..kernels.dispatch import at_most
-from ..kernels.ragged_matmul import ragged_matmul
-from ..parallel.axes import batch_spec
-from .configs.decoder_config import Config
+from ...core.traced_mesh import mesh_of
+from ...kernels.dispatch import at_most
+from ...kernels.ragged_matmul import ragged_matmul
+from ...parallel.axes import batch_spec
+from ..configs.decoder_config import Config
 from .feed_forward import MLP, activate
 from .linear import Linear, product
 from .routing import route

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .configs.patches import Patches
+from ..configs.patches import Patches
 from .linear import product, row
 
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..parallel.constraints import looked_up
+from ...parallel.constraints import looked_up
 
 
 class Linear(nn.Module):
@@ -15,7 +15,7 @@ class Linear(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmem.architectures.linear import Linear
+        >>> from jaxmem.architectures.layers.linear import Linear
         >>> y, params = Linear(3).init_with_output(jax.random.key(0), jnp.ones((1, 2, 4)))
         >>> y.shape, params["params"]["kernel"].shape
         ((1, 2, 3), (4, 3))

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from .configs.encoder_config import Config
+from ..configs.encoder_config import Config
 from .feed_forward import activation
 from .linear import Embed, Linear, row
 from .norms import LayerNorm

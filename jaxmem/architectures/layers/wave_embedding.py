@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .configs.waves import Waves
+from ..configs.waves import Waves
 from .convolution import Convolution
 from .feed_forward import activation
 from .linear import Linear, row

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .configs.decoder_config import Config
+from ..configs.decoder_config import Config
 from .linear import row
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from .configs.seq2seq_config import STRIDE
+from ..configs.seq2seq_config import STRIDE
 from .convolution import Convolution
 from .feed_forward import activation
 

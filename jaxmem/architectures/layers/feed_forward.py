@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .configs.decoder_config import Config
+from ..configs.decoder_config import Config
 from .linear import Linear, scaled
 
 _FUNCTIONS = {

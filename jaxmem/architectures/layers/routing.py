@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .configs.mixture import Mixture
+from ..configs.mixture import Mixture
 
 
 def route(logits: Array, mixture: Mixture, correction: Array | None = None) -> tuple[Array, Array]:
