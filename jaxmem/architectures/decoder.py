@@ -15,6 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.quantized import BLOCK_TOKENS, QuantizedCache
 from ..parallel.constraints import constrain
+from .attention.latent_attention import LatentAttention
+from .attention.positions import check_positions
+from .attention.positions import per_layer as per_layer
+from .attention.self_attention import Attention
 from .configs.decoder_config import Config as Config
 from .configs.segments import feed_forward_kind, has_attention, has_recurrence
 from .configs.segments import layer_kinds as layer_kinds
@@ -22,16 +26,12 @@ from .configs.segments import segments as segments
 from .decoder_weights import weights as weights
 from .gated_delta_rule import GatedDelta
 from .gated_linear_recurrence import GatedRecurrence
-from .latent_attention import LatentAttention
 from .layers.experts import Experts
 from .layers.feed_forward import MLP
 from .layers.linear import Embed, Linear, scaled
 from .layers.norms import Norm
-from .positions import check_positions
-from .positions import per_layer as per_layer
 from .rwkv_mixing import ChannelMixing, TimeMixing
 from .selective_scan import Mamba, Mamba2
-from .self_attention import Attention
 from .short_convolution import ShortConvolution
 
 _RECURRENCES = {

@@ -15,15 +15,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.attention import ScoreTerms, attend, causal
 from ..parallel.constraints import constrain
-from .configs.encoder_config import Config as Config
-from .encoder_disentangled import disentangled_bias, distance_rows
-from .encoder_positions import (
+from .attention.disentangled_attention import disentangled_bias, distance_rows
+from .attention.encoder_positions import (
     distance_buckets,
     in_window,
     per_layer,
     table_rows,
     token_distances,
 )
+from .attention.positions import check_positions, rope
+from .configs.encoder_config import Config as Config
 from .encoder_weights import runs
 from .encoder_weights import weights as weights
 from .layers.encoder_head import Head
@@ -33,7 +34,6 @@ from .layers.norms import LayerNorm
 from .layers.patch_embedding import PatchEmbedding
 from .layers.pooling import Pool
 from .layers.wave_embedding import WaveEmbedding
-from .positions import check_positions, rope
 
 
 def module(config: Config) -> "Encoder":

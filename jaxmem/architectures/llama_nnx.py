@@ -9,11 +9,11 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 
 from ..kv_cache.attention import attend, causal
+from .attention.positions import rope
 from .configs.decoder_config import Config
 from .layers.feed_forward import activate
 from .layers.linear import merge_heads, split_heads
 from .layers.norms import rms_norm
-from .positions import rope
 
 
 class Norm(nnx.Module):

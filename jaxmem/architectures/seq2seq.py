@@ -15,14 +15,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.attention import causal
 from ..parallel.constraints import constrain
+from .attention.cross_attention import CrossAttention, SelfAttention
+from .attention.encoder_positions import distance_buckets, token_distances
+from .attention.seq2seq_positions import position_rows, sinusoids
 from .configs.seq2seq_config import Config as Config
-from .cross_attention import CrossAttention, SelfAttention
-from .encoder_positions import distance_buckets, token_distances
 from .layers.feed_forward import MLP
 from .layers.linear import Embed, Linear, row
 from .layers.norms import Norm
 from .layers.sound_embedding import SoundEmbedding
-from .seq2seq_positions import position_rows, sinusoids
 from .seq2seq_weights import weights as weights
 
 _NO_LIMIT = np.iinfo(np.int32).max

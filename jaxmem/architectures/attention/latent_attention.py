@@ -12,12 +12,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..kv_cache.attention import attend_by, causal
-from ..kv_cache.dense import keep_layout, write
-from ..kv_cache.quantized import QuantizedCache
-from .configs.decoder_config import Config
-from .layers.linear import Linear, merge_heads, split_heads
-from .layers.norms import Norm
+from ...kv_cache.attention import attend_by, causal
+from ...kv_cache.dense import keep_layout, write
+from ...kv_cache.quantized import QuantizedCache
+from ..configs.decoder_config import Config
+from ..layers.linear import Linear, merge_heads, split_heads
+from ..layers.norms import Norm
 from .positions import rotate_positions
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .configs.decoder_config import Config
+from ..configs.decoder_config import Config
 
 _NO_LIMIT = np.iinfo(np.int32).max
 
@@ -96,7 +96,7 @@ def alibi_slopes(heads: int) -> np.ndarray:
     the series for twice as many heads.
 
     Example:
-        >>> from jaxmem.architectures.positions import alibi_slopes
+        >>> from jaxmem.architectures.attention.positions import alibi_slopes
         >>> alibi_slopes(3).tolist()
         [0.0625, 0.00390625, 0.25]
     """
@@ -132,7 +132,7 @@ def check_positions(ids: Array, position: Array | int, rows: int) -> None:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxmem.architectures.positions import check_positions
+        >>> from jaxmem.architectures.attention.positions import check_positions
         >>> check_positions(jnp.zeros((1, 8), int), 10, rows=16)
         Traceback (most recent call last):
         ValueError: 8 tokens from position 10, in a model of 16 positions; use fewer tokens
