@@ -24,15 +24,15 @@ from .configs.segments import feed_forward_kind, has_attention, has_recurrence
 from .configs.segments import layer_kinds as layer_kinds
 from .configs.segments import segments as segments
 from .decoder_weights import weights as weights
-from .gated_delta_rule import GatedDelta
-from .gated_linear_recurrence import GatedRecurrence
 from .layers.experts import Experts
 from .layers.feed_forward import MLP
 from .layers.linear import Embed, Linear, scaled
 from .layers.norms import Norm
-from .rwkv_mixing import ChannelMixing, TimeMixing
-from .selective_scan import Mamba, Mamba2
-from .short_convolution import ShortConvolution
+from .recurrent.gated_delta_rule import GatedDelta
+from .recurrent.gated_linear_recurrence import GatedRecurrence
+from .recurrent.rwkv_mixing import ChannelMixing, TimeMixing
+from .recurrent.selective_scan import Mamba, Mamba2
+from .recurrent.short_convolution import ShortConvolution
 
 _RECURRENCES = {
     "mamba": Mamba,

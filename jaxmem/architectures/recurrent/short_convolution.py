@@ -3,8 +3,8 @@
 import flax.linen as nn
 from jax import Array
 
-from .configs.decoder_config import Config
-from .layers.linear import Linear
+from ..configs.decoder_config import Config
+from ..layers.linear import Linear
 from .recurrent_state import Convolution
 
 

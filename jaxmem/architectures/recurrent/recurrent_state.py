@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .layers.linear import row
+from ..layers.linear import row
 
 
 def state_before(

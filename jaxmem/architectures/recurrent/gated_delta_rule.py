@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .configs.decoder_config import Config
-from .layers.linear import Linear, row
+from ..configs.decoder_config import Config
+from ..layers.linear import Linear, row
 from .recurrent_state import Convolution, state_before, with_state
 from .selective_scan import GatedNorm
 

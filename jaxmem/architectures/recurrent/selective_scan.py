@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .configs.decoder_config import Config
-from .configs.recurrence import Recurrence
-from .layers.linear import Linear, row, scaled
-from .layers.norms import Norm
+from ..configs.decoder_config import Config
+from ..configs.recurrence import Recurrence
+from ..layers.linear import Linear, row, scaled
+from ..layers.norms import Norm
 from .recurrent_state import Convolution, state_before, with_state
 
 _LEAST_STEP = -4.6  # softplus of this bias is a step of 0.01
