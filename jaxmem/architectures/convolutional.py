@@ -6,11 +6,11 @@ from jax import Array, lax
 
 from .configs.convolutional_config import Config as Config
 from .configs.convolutional_config import Stage
-from .convolutional_weights import weights as weights
 from .layers.convolution import Convolution
 from .layers.feed_forward import activation
 from .layers.linear import Linear, row
 from .layers.norms import LayerNorm
+from .weights.convolutional_weights import weights as weights
 
 _EPS = 1e-5  # of the norms of residual blocks
 _DEPTHWISE_EPS = 1e-6

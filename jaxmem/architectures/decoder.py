@@ -23,7 +23,6 @@ from .configs.decoder_config import Config as Config
 from .configs.segments import feed_forward_kind, has_attention, has_recurrence
 from .configs.segments import layer_kinds as layer_kinds
 from .configs.segments import segments as segments
-from .decoder_weights import weights as weights
 from .layers.experts import Experts
 from .layers.feed_forward import MLP
 from .layers.linear import Embed, Linear, scaled
@@ -33,6 +32,7 @@ from .recurrent.gated_linear_recurrence import GatedRecurrence
 from .recurrent.rwkv_mixing import ChannelMixing, TimeMixing
 from .recurrent.selective_scan import Mamba, Mamba2
 from .recurrent.short_convolution import ShortConvolution
+from .weights.decoder_weights import weights as weights
 
 _RECURRENCES = {
     "mamba": Mamba,

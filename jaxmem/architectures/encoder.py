@@ -25,8 +25,6 @@ from .attention.encoder_positions import (
 )
 from .attention.positions import check_positions, rope
 from .configs.encoder_config import Config as Config
-from .encoder_weights import runs
-from .encoder_weights import weights as weights
 from .layers.encoder_head import Head
 from .layers.feed_forward import MLP
 from .layers.linear import Embed, Linear, merge_heads, split_heads
@@ -34,6 +32,8 @@ from .layers.norms import LayerNorm
 from .layers.patch_embedding import PatchEmbedding
 from .layers.pooling import Pool
 from .layers.wave_embedding import WaveEmbedding
+from .weights.encoder_weights import runs
+from .weights.encoder_weights import weights as weights
 
 
 def module(config: Config) -> "Encoder":

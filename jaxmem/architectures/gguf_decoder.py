@@ -12,11 +12,11 @@ from ..formats.gguf_end_tokens import end_tokens, token_id
 from ..formats.rope_order import halves
 from ..io.json_fields import JsonFields
 from .configs.decoder_config import Config
-from .decoder_weights import weights as checkpoint_weights
 from .gguf_architectures import ARCHITECTURES, Architecture
 from .gguf_mixture import read_latent, read_latent_magnitude, read_mixture
 from .gguf_rope import FACTORS, LONG, SHORT, read_rope
-from .weight_map import WeightMap
+from .weights.decoder_weights import weights as checkpoint_weights
+from .weights.weight_map import WeightMap
 
 # Fields that do not change what a model computes.
 _HARMLESS = "|".join(

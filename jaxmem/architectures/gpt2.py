@@ -21,7 +21,7 @@ from .configs.config_sizes import check_family, check_positive, check_types, set
 from .families.hf_options import MOST_LAYERS, refuse_unread_options
 from .layers.linear import Embed, Linear, merge_heads, split_heads
 from .layers.norms import LayerNorm
-from .weight_map import WeightMap, stacked_layer_norms, stacked_linears
+from .weights.weight_map import WeightMap, stacked_layer_norms, stacked_linears
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .layers.feed_forward import MLP
 from .layers.linear import Embed, Linear, row
 from .layers.norms import Norm
 from .layers.sound_embedding import SoundEmbedding
-from .seq2seq_weights import weights as weights
+from .weights.seq2seq_weights import weights as weights
 
 _NO_LIMIT = np.iinfo(np.int32).max
 

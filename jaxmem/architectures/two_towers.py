@@ -13,8 +13,8 @@ from . import encoder
 from .configs import encoder_config
 from .configs.config_sizes import check_family, check_types
 from .layers.linear import Linear, product
-from .tensor_layouts import Reshaped
-from .weight_map import WeightMap
+from .weights.tensor_layouts import Reshaped
+from .weights.weight_map import WeightMap
 
 _NAMES = {  # {Config.tensor_names: the checkpoint's names of the projections of texts and images}
     "clip": ("text_projection", "visual_projection"),

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..architectures.weight_map import WeightMap
+from ..architectures.weights.weight_map import WeightMap
 from ..codecs.dynamic import DynamicArray
 from ..codecs.integer import IntArray
 from ..core.arguments import OPTIONAL_TREE, takes

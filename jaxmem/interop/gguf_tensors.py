@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..architectures.weight_map import WeightMap
+from ..architectures.weights.weight_map import WeightMap
 from ..core.fold import Fold
 from ..models.quantized_weights import placed
 from . import gguf_encoding, layer_codes

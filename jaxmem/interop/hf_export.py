@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from ..architectures.tensors import by_tensors, filled, shape_of_tensors
-from ..architectures.weight_map import WeightMap
+from ..architectures.weights.inverse_maps import by_tensors, filled, shape_of_tensors
+from ..architectures.weights.weight_map import WeightMap
 from ..core.arguments import FLOAT_TYPE, OPTIONAL_TREE, POSITIVE, takes
 from ..formats import weight_norm
 from ..formats.safetensors import write_safetensors

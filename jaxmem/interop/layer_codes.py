@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..architectures.weight_map import WeightMap
+from ..architectures.weights.weight_map import WeightMap
 from ..codecs.cast import CastArray
 from ..codecs.dynamic import DynamicArray
 from ..codecs.float_offset import AffineArray

@@ -8,7 +8,7 @@ import numpy as np
 from ..architectures import gguf_decoder
 from ..architectures.family_modules import module_of_model_type
 from ..architectures.gguf_architectures import ARCHITECTURES
-from ..architectures.weight_map import WeightMap
+from ..architectures.weights.weight_map import WeightMap
 from ..core.lazy import Lazy
 from ..formats import gguf_fields, gguf_hf
 from ..formats.gguf import Gguf

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from ..architectures.configs import published_configs
 from ..architectures.families.tower_families import TOWER_FAMILIES
 from ..architectures.family_modules import family_module, module_of_model_type
-from ..architectures.weight_map import WeightMap
+from ..architectures.weights.weight_map import WeightMap
 from ..core.arguments import FLOAT_TYPE, takes
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded

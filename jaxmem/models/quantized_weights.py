@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..architectures.weight_map import WeightMap
+from ..architectures.weights.weight_map import WeightMap
 from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy

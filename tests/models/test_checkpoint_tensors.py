@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxmem.architectures import gpt2, llama
-from jaxmem.architectures.weight_map import WeightMap
+from jaxmem.architectures.weights.weight_map import WeightMap
 from jaxmem.core.lazy import Lazy
 from jaxmem.models.checkpoint_tensors import (
     assemble,

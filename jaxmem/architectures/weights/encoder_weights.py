@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .configs.segments import Segment
+from ..configs.segments import Segment
 from .encoder_names import NAMES
 from .layer_maps import Rows, linear_maps, stack_map
 from .patch_weights import patch_maps

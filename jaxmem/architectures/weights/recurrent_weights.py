@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .configs.recurrence import Recurrence
+from ..configs.recurrence import Recurrence
 from .layer_maps import Rows, linear_maps, stack_map
 from .tensor_layouts import PatchKernel, Reshaped
 from .weight_map import WeightMap

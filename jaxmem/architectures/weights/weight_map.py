@@ -20,13 +20,13 @@ class WeightMap:
     checkpoints put `transformer.` (GPT-2), `bert.` or `language_model.` before a name; a loader
     looks for the plain name first. `fn` changes the layout of each tensor: a PyTorch Linear is
     (out, in), a Flax kernel (in, out). It moves numbers and computes none, so that the map is read
-    backwards, too: tensors.py makes the tensors of the parameters. `shape` is the shape of the
+    backwards, too: inverse_maps.py makes the tensors of the parameters. `shape` is the shape of the
     parameter, with the layer axis first if it is stacked. `normed` has the axes of the tensor over
     which it has length 1 in a checkpoint that holds its lengths apart (formats/weight_norm.py).
 
     Example:
         >>> import numpy as np
-        >>> from jaxmem.architectures.weight_map import WeightMap
+        >>> from jaxmem.architectures.weights.weight_map import WeightMap
         >>> r = WeightMap(("h.0.w", "h.1.w"), (2, 4, 3), np.transpose, stacked=True)
         >>> r.fn(np.zeros((3, 4))).shape == r.shape[1:]
         True

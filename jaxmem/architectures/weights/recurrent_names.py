@@ -1,6 +1,6 @@
 """The names of the tensors of a Hugging Face checkpoint, for decoders with recurrent layers."""
 
-from .tensor_names import NAMES
+from .decoder_names import NAMES
 
 _MAMBA = {
     "layer": "backbone.layers.{}.",
@@ -83,7 +83,7 @@ def _under(path: str, stem: str, parts: dict[str, str]) -> dict[str, str]:
     return {f"{path}/{part}": f"{stem}.{name}" for part, name in parts.items()}
 
 
-RECURRENT_NAMES = {  # as `NAMES` of tensor_names.py
+RECURRENT_NAMES = {  # as `NAMES` of decoder_names.py
     "mamba": _MAMBA | _mamba("mixer"),
     "mamba2": _MAMBA | _mamba2("mixer"),
     "jamba": _HYBRID

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from ..layers.sound_embedding import WINDOW
 from .layer_maps import linear_maps, norm_maps, norm_parts
-from .layers.sound_embedding import WINDOW
 from .tensor_layouts import ConvolutionKernel, Reshaped
 from .weight_map import WeightMap
 

@@ -57,7 +57,7 @@ def tensor_shape(fn: Layout, shape: tuple[int, ...], size: int) -> tuple[int, ..
     """The shape of the tensor of `size` numbers of which `fn` makes an array of `shape`.
 
     Example:
-        >>> from jaxmem.architectures.layer_maps import Rows
+        >>> from jaxmem.architectures.weights.layer_maps import Rows
         >>> tensor_shape(Rows(0, 8), (4, 8), 4 * 24), tensor_shape(np.transpose, (4, 8), 32)
         ((24, 4), (8, 4))
     """
@@ -72,7 +72,7 @@ def filled(
     """The tensor of a shape of which each of `layouts` makes the array at its place in `arrays`.
 
     Example:
-        >>> from jaxmem.architectures.layer_maps import Rows
+        >>> from jaxmem.architectures.weights.layer_maps import Rows
         >>> layouts = Rows(0, 1, blocks=2), Rows(1, 2, blocks=2)
         >>> w = np.arange(12).reshape(6, 2)
         >>> bool((filled(w.shape, layouts, [fn(w) for fn in layouts]) == w).all())

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from .configs.segments import feed_forward_kind, has_attention, has_recurrence, segments
+from ..configs.segments import feed_forward_kind, has_attention, has_recurrence, segments
+from .decoder_names import FUSED_GATE_UP, FUSED_QKV, NAMES
 from .latent_weights import latent_maps
 from .layer_maps import Rows, linear_maps, norm_maps, norm_parts, stack_map
 from .mixture_weights import mixture_maps
 from .recurrent_names import RECURRENT_NAMES
 from .recurrent_weights import channel_mixing_maps, mixer_maps
-from .tensor_names import FUSED_GATE_UP, FUSED_QKV, NAMES
 from .weight_map import WeightMap
 
 

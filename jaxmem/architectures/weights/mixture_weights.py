@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from .gguf_names import GGUF_NAMES
+from .inverse_maps import tensor_shape
 from .layer_maps import linear_maps, stack_map
-from .tensors import tensor_shape
 from .weight_map import WeightMap, same
 
 
