@@ -9,7 +9,7 @@ import pathlib
 import struct
 from typing import Any, BinaryIO
 
-from ..architectures import gguf_decoder
+from ..architectures.gguf import gguf_decoder
 from ..core.arguments import OPTIONAL_TREE, takes
 from ..io.atomic import replacing
 from ..models.model import Model

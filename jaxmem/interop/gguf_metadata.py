@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..architectures import decoder, gguf_decoder
-from ..architectures.gguf_architectures import ARCHITECTURES, Architecture
-from ..architectures.gguf_mixture import write_latent, write_mixture
-from ..architectures.gguf_rope import write_rope
+from ..architectures import decoder
+from ..architectures.gguf import gguf_decoder
+from ..architectures.gguf.gguf_architectures import ARCHITECTURES, Architecture
+from ..architectures.gguf.gguf_mixture import write_latent, write_mixture
+from ..architectures.gguf.gguf_rope import write_rope
 from ..core.lazy import Lazy
 from ..core.warning import warn
 from ..formats import gguf

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..architectures import gguf_decoder
 from ..architectures.family_modules import module_of_model_type
-from ..architectures.gguf_architectures import ARCHITECTURES
+from ..architectures.gguf import gguf_decoder
+from ..architectures.gguf.gguf_architectures import ARCHITECTURES
 from ..architectures.weights.weight_map import WeightMap
 from ..core.lazy import Lazy
 from ..formats import gguf_fields, gguf_hf

@@ -6,8 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxmem.architectures import gguf_decoder, llama
-from jaxmem.architectures.gguf_rope import llama3_factors
+from jaxmem.architectures import llama
+from jaxmem.architectures.gguf import gguf_decoder
+from jaxmem.architectures.gguf.gguf_rope import llama3_factors
 from jaxmem.core.lazy import Lazy
 from jaxmem.formats.gguf import Gguf
 from jaxmem.models import gguf_models

@@ -7,7 +7,7 @@ the name says. The facts are those of llama.cpp's models.
 import dataclasses
 from typing import Any
 
-from .families.hf_fields import BIASED, LAYER_NORM
+from ..families.hf_fields import BIASED, LAYER_NORM
 
 _HEAD_DIM, _WIDTH = "head_dim", "width"
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from ..formats import gguf_fields
-from ..formats.gguf import Gguf
-from ..formats.gguf_end_tokens import end_tokens, token_id
-from ..formats.rope_order import halves
-from ..io.json_fields import JsonFields
-from .configs.decoder_config import Config
+from ...formats import gguf_fields
+from ...formats.gguf import Gguf
+from ...formats.gguf_end_tokens import end_tokens, token_id
+from ...formats.rope_order import halves
+from ...io.json_fields import JsonFields
+from ..configs.decoder_config import Config
+from ..weights.decoder_weights import weights as checkpoint_weights
+from ..weights.weight_map import WeightMap
 from .gguf_architectures import ARCHITECTURES, Architecture
 from .gguf_mixture import read_latent, read_latent_magnitude, read_mixture
 from .gguf_rope import FACTORS, LONG, SHORT, read_rope
-from .weights.decoder_weights import weights as checkpoint_weights
-from .weights.weight_map import WeightMap
 
 # Fields that do not change what a model computes.
 _HARMLESS = "|".join(

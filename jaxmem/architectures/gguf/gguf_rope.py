@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..formats.gguf import Gguf
-from ..io.json_fields import JsonFields
-from .families.hf_rope import yarn
+from ...formats.gguf import Gguf
+from ...io.json_fields import JsonFields
+from ..families.hf_rope import yarn
 from .gguf_architectures import Architecture
 
 FACTORS = "rope_freqs.weight"

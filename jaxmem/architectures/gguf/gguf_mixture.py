@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..io.json_fields import JsonFields
+from ...io.json_fields import JsonFields
 from .gguf_architectures import Architecture
 from .gguf_rope import yarn_length
 
