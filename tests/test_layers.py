@@ -34,6 +34,15 @@ WINGS = [  # a wing imports only wings above it
     "interop",
     "commands",
 ]
+ROOMS = [  # of architectures: a room imports only rooms above it, and no module beside the rooms
+    "families",
+    "configs",
+    "layers",
+    "attention",
+    "recurrent",
+    "weights",
+    "gguf",
+]
 MOST_ARROWS = 110  # between wings
 
 
@@ -76,6 +85,16 @@ def test_a_wing_imports_only_wings_above_it():
     count = sum(map(len, found.values()))
     print(f"{count} imports between {len(WINGS)} wings")
     assert count <= MOST_ARROWS
+
+
+def test_a_room_of_architectures_imports_only_rooms_above_it():
+    inits = {path.parent for path in ROOT.glob("*/*/__init__.py")}
+    assert inits == {ROOT / "architectures" / room for room in ROOMS}  # no other wing has rooms
+    for i, room in enumerate(ROOMS):
+        for path in (ROOT / "architectures" / room).glob("*.py"):
+            names = [name.split(".") for name in imports(path)]
+            used = {name[2] for name in names if name[:2] == ["jaxmem", "architectures"]}
+            assert used <= set(ROOMS[: i + 1]), path
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "codecs").glob("[!_]*.py")), ids=lambda p: p.stem)

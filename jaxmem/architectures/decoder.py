@@ -1,8 +1,8 @@
 """A decoder as one Flax module: embedding, layers under `nn.scan`, final norm and head.
 
-Models differ in the values of `Config`. A file beside this one computes each mechanism: norms.py,
-self_attention.py, positions.py, feed_forward.py. Values that differ between layers, such as the
-sliding window, are scanned inputs; layers with other parameters are another segment.
+Models differ in the values of `Config`. The rooms `layers`, `attention` and `recurrent` have a file
+for each mechanism. Values that differ between layers, such as the sliding window, are scanned
+inputs; layers with other parameters are another segment.
 """
 
 from typing import Any

@@ -1,8 +1,7 @@
 """An encoder as one Flax module: embedding, layers under `nn.scan`, and a head if there is one.
 
 Every token attends to every token, to near ones, or to earlier ones. Models differ in the values
-of `Config`. A file beside this one computes each mechanism: encoder_positions.py,
-patch_embedding.py, wave_embedding.py, pooling.py, encoder_head.py, feed_forward.py.
+of `Config`. The rooms `layers` and `attention` have a file for each mechanism.
 """
 
 from typing import Any

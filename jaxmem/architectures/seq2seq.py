@@ -1,8 +1,8 @@
 """An encoder-decoder as one Flax module: two stacks of layers under `nn.scan`, and a head.
 
 The encoder reads a source, and each layer of the decoder attends to it through keys and values
-that are computed once. Models differ in the values of `Config`. A file beside this one computes
-each mechanism: cross_attention.py, seq2seq_positions.py, norms.py, feed_forward.py.
+that are computed once. Models differ in the values of `Config`. The rooms `layers` and `attention`
+have a file for each mechanism.
 """
 
 from typing import Any

@@ -1,0 +1,1 @@
+"""Decoders in GGUF files: which architecture a configuration is, and its fields."""

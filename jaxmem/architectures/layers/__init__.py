@@ -1,0 +1,1 @@
+"""Linear maps, norms, MLPs, experts, embeddings of images and sounds, heads."""
