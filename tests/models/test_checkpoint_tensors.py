@@ -1,9 +1,11 @@
 """Tensors of a checkpoint by name: old names, a head of its own, what is not read."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
-from jaxmem.architectures import gpt2, llama
+from jaxmem.architectures import encoder, gpt2, llama
 from jaxmem.architectures.weights.weight_map import WeightMap
 from jaxmem.core.lazy import Lazy
 from jaxmem.models.checkpoint_tensors import (
@@ -11,7 +13,9 @@ from jaxmem.models.checkpoint_tensors import (
     bare_name,
     warn_of_unread,
     with_its_head,
+    without_missing_head,
 )
+from jaxmem.models.model import family
 
 SIZES = dict(vocab=6, width=4, ffn=8, layers=1, heads=2, kv_heads=1, head_dim=2)
 TIED = llama.Config(**SIZES, tied=True)
@@ -91,3 +95,17 @@ def test_tensors_that_are_not_used_are_named(name, message):
 def test_constants_and_an_equal_head_need_no_word():
     names = ["model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight", "h.0.attn.bias"]
     warn_of_unread(TIED, llama.weights(TIED), {name: ones(3) for name in names}, "x")
+
+
+@pytest.mark.parametrize("beside, warned", [("config.json", True), ("modules.json", False)])
+def test_a_head_without_a_tensor_is_left_out_and_said(beside, warned, tmp_path):
+    config = encoder.Config(vocab=6, width=4, ffn=8, layers=1, heads=2, head="masked_lm")
+    (tmp_path / beside).write_text("[]")
+    names = lambda c: [n for x in family(c).weights(c).values() for n in x.names]
+    tensors = dict.fromkeys(names(config.without_head()), ones(4))
+    expected = pytest.warns(UserWarning, match="config.json names a head")
+    with expected if warned else contextlib.nullcontext():
+        bare = without_missing_head(config, tensors, tmp_path / "config.json")
+    assert bare == config.without_head()
+    tensors = dict.fromkeys(names(config), ones(4))
+    assert without_missing_head(config, tensors, tmp_path / "config.json") == config
