@@ -62,6 +62,26 @@ def test_a_text_in_two_pieces_through_a_used_cache_gives_the_same_logits(name):
     np.testing.assert_allclose(got, file["logits"], rtol=0, atol=atol)
 
 
+def test_an_rwkv_in_bf16_generates_what_it_generates_without_a_cache():
+    config, params, file, _ = member("rwkv")
+    model = Model(config, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), None, "rwkv")
+    prompt = file["ids"][0, :5]
+    generated = jm.models.generate(model, prompt, max_new_tokens=3)
+    assert generated.ids[0].tolist() == greedy(model, prompt, 3)
+
+
+@pytest.mark.parametrize("name", ["mamba", "rwkv", "recurrent_gemma", "lfm2", "qwen3_next"])
+def test_states_in_bf16_keep_their_types_and_shapes(name):
+    config, params, _, _ = member(name)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    cache = config.cache(2, 16, jnp.bfloat16)
+    run = Model(config, params, None, name).apply
+    logits, after = jax.eval_shape(run, params, jnp.zeros((2, 3), jnp.int32), cache, 4)
+    assert logits.dtype == jnp.float32
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(after) == shapes(cache)
+
+
 @pytest.mark.slow
 def test_fit_halves_the_bytes_and_the_logits_stay_near():
     config, params, file, _ = member("mamba2")

@@ -127,8 +127,8 @@ class Recurrence:
         stack = (self.count(layers), batch)
         states = {"state": jnp.zeros((*stack, self.state, self.channels), jnp.float32)}
         if self.kind == "rwkv":
-            last = jnp.zeros((*stack, 1, width), dtype)
-            return states | {"conv": last, "mlp_conv": last}
+            last = lambda: jnp.zeros((*stack, 1, width), dtype)  # two arrays: both are donated
+            return states | {"conv": last(), "mlp_conv": last()}
         conv = {"conv": jnp.zeros((*stack, self.taps - 1, self.convolved()), dtype)}
         return conv if self.kind == "convolution" else states | conv
 

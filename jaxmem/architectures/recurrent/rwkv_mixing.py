@@ -84,9 +84,9 @@ def _mixed_with_last(
     """({name: m * x_t + (1 - m) * x_(t-1)}, the cache), with a learned m for each name."""
     zeros = jnp.zeros_like(x[:, :1])
     before = state_before(cache, state, layer, position, zeros)
-    last = jnp.concatenate([before, x[:, :-1]], axis=1)
+    last = jnp.concatenate([before, x[:, :-1]], axis=1).astype(jnp.float32)
     cache = with_state(cache, state, layer, x[:, -1:])
     half = nn.initializers.constant(0.5)
     shares = {name: module.param(f"{name}_mix", half, (x.shape[-1],)) for name in names}
-    mix = lambda m: (row(m, x) * x + (1 - row(m, x)) * last).astype(x.dtype)
-    return {name: mix(m) for name, m in shares.items()}, cache
+    mix = lambda m: m * x.astype(jnp.float32) + (1 - m) * last
+    return {name: mix(row(m, x)).astype(x.dtype) for name, m in shares.items()}, cache
