@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .configs.convolutional_config import WINDOW, Stage
 from .configs.convolutional_config import Config as Config
-from .configs.convolutional_config import Stage
 from .layers.convolution import Convolution
 from .layers.feed_forward import activation
 from .layers.linear import Linear, row
@@ -14,7 +14,6 @@ from .weights.convolutional_weights import weights as weights
 
 _EPS = 1e-5  # of the norms of residual blocks
 _DEPTHWISE_EPS = 1e-6
-_WINDOW = 7  # pixels on each side: the stem of a ResNet, and depthwise convolutions
 
 
 def module(config: Config) -> "Network":
@@ -75,7 +74,7 @@ class Stem(nn.Module):
         if c.block == "depthwise":
             x = Convolution(c.stem, (c.patch,) * 2, c.patch, bias=True, name="conv")(x)
             return LayerNorm(_DEPTHWISE_EPS, name="norm")(x)
-        x = Convolution(c.stem, (_WINDOW,) * 2, 2, _around(_WINDOW), name="conv")(x)
+        x = Convolution(c.stem, (WINDOW,) * 2, 2, _around(WINDOW), name="conv")(x)
         x = activation(FixedBatchNorm(name="norm")(x), c.activation)
         return nn.max_pool(x, (3, 3), (2, 2), _around(3))
 
@@ -108,8 +107,8 @@ class DepthwiseBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, None]:
-        c, width, window = self.config, x.shape[-1], (_WINDOW,) * 2
-        y = Convolution(width, window, 1, _around(_WINDOW), width, True, name="depthwise")(x)
+        c, width, window = self.config, x.shape[-1], (WINDOW,) * 2
+        y = Convolution(width, window, 1, _around(WINDOW), width, True, name="depthwise")(x)
         y = LayerNorm(_DEPTHWISE_EPS, name="norm")(y)
         y = activation(Linear(4 * width, bias=True, name="up")(y), c.activation)
         y = Linear(width, bias=True, name="down")(y)

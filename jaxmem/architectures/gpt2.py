@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ..io.json_fields import JsonFields
+from ..kv_cache.attention import NO_LIMIT
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import empty, keep_layout
 from ..kv_cache.quantized import BLOCK_TOKENS
@@ -175,11 +176,10 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = keep_layout(k, v)
         q, k, v = (split_heads(y, c.heads) for y in (q, k, v))
-        window = np.iinfo(np.int32).max  # this window has no limit
         scale: Array | float = c.head_dim**-0.5 if c.scale_attention else 1.0
         if c.scale_by_layer:
             scale = scale / (layer + 1).astype(jnp.float32)
-        cache, y = attend_through(cache, layer, position, q, k, v, window, scale)
+        cache, y = attend_through(cache, layer, position, q, k, v, NO_LIMIT, scale)
         return Linear(c.width, bias=True, name="out")(merge_heads(y)), cache
 
 

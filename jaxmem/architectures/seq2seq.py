@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from ..kv_cache.attention import causal
+from ..kv_cache.attention import NO_LIMIT, causal
 from ..parallel.constraints import constrain
 from .attention.cross_attention import CrossAttention, SelfAttention
 from .attention.encoder_positions import distance_buckets, token_distances
@@ -24,8 +24,6 @@ from .layers.linear import Embed, Linear, row
 from .layers.norms import Norm
 from .layers.sound_embedding import SoundEmbedding
 from .weights.seq2seq_weights import weights as weights
-
-_NO_LIMIT = np.iinfo(np.int32).max
 
 
 def module(config: Config) -> "Seq2Seq":
@@ -144,7 +142,7 @@ class Stack(nn.Module):
         length = steps if cache is None else cache["k"].shape[3]
         view = {"position": position, "bias": self._bias(steps, length, position)}
         view["source"] = allowed
-        view["own"] = causal(steps, length, position, _NO_LIMIT) if self.is_decoder else allowed
+        view["own"] = causal(steps, length, position, NO_LIMIT) if self.is_decoder else allowed
         layer = {"index": np.arange(c.layers, dtype=np.int32), "source": source}
         (x, cache), _ = self.layers((constrain(x), cache), layer, view)
         return (self.final_norm(x) if c.final_norm else x), cache

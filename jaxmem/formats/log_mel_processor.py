@@ -9,6 +9,7 @@ import numpy as np
 
 from ..core.arguments import check_fields
 from ..io.json_fields import JsonFields
+from .sounds import checked_sounds
 
 _TOP = 8_000.0  # Hz, where the highest band ends
 _LEAST, _RANGE = 1e-10, 8.0  # the least energy, and decades below the loudest that are kept
@@ -62,21 +63,18 @@ class LogMelProcessor:
 
         Raises:
             TypeError: `sounds` is no list.
-            ValueError: a sound has not one axis, no sample, or too many; the rate is another one.
+            ValueError: there is no sound, or one has not one axis, no sample, or too many; the
+                rate is another one.
         """
-        if rate != self.rate:
-            raise ValueError(f"the sounds have {rate} samples a second, expected {self.rate}")
-        if isinstance(sounds, np.ndarray) or not isinstance(sounds, Sequence) or not len(sounds):
-            raise TypeError(f"sounds are {type(sounds).__name__}, expected a list of arrays")
-        return np.stack([self._spectrogram(np.asarray(x, np.float32)) for x in sounds])
+        return np.stack([self._spectrogram(x) for x in checked_sounds(sounds, rate, self.rate)])
 
     def _spectrogram(self, samples: np.ndarray) -> np.ndarray:
         """The spectrogram (mels, frames) of one sound."""
         most, half = self.seconds * self.rate, self.window // 2
-        if samples.ndim != 1 or not 0 < len(samples) <= most:
+        if len(samples) > most:
             raise ValueError(
-                f"a sound has shape {samples.shape}, expected (samples,) of one channel, and at "
-                f"most {most} samples: cut a longer sound into parts"
+                f"a sound has {len(samples)} samples, expected at most {most} samples: cut a "
+                "longer sound into parts"
             )
         padded = np.pad(np.pad(samples, (0, most - len(samples))), half, mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.window)[:: self.hop]

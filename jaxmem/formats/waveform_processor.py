@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core.arguments import check_fields
 from ..io.json_fields import JsonFields
+from .sounds import checked_sounds
 
 _EPS = 1e-7  # beside the variance
 
@@ -53,16 +54,10 @@ class WaveformProcessor:
 
         Raises:
             TypeError: `sounds` is no list.
-            ValueError: a sound has not one axis, or no sample; the rate is another one.
+            ValueError: there is no sound, or one has not one axis, or no sample; the rate is
+                another one.
         """
-        if rate != self.rate:
-            raise ValueError(f"the sounds have {rate} samples a second, expected {self.rate}")
-        if isinstance(sounds, np.ndarray) or not isinstance(sounds, Sequence):
-            raise TypeError(f"sounds are {type(sounds).__name__}, expected a list of arrays")
-        arrays = [np.asarray(sound, np.float32) for sound in sounds]
-        for x in arrays:
-            if x.ndim != 1 or not x.size:
-                raise ValueError(f"a sound has shape {x.shape}, expected (samples,) of one channel")
+        arrays = checked_sounds(sounds, rate, self.rate)
         lengths = np.asarray([x.size for x in arrays])
         mask = np.arange(lengths.max()) < lengths[:, None]
         samples = np.zeros(mask.shape, np.float32)

@@ -5,7 +5,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+
+NO_LIMIT = np.iinfo(np.int32).max  # a window that holds every token
 
 
 @dataclasses.dataclass(frozen=True)

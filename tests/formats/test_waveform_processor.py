@@ -34,6 +34,8 @@ def test_sounds_that_cannot_be_are_refused():
         process(SOUNDS, rate=8000)
     with pytest.raises(ValueError, match=r"shape \(2, 3\), expected \(samples,\)"):
         process([np.ones((2, 3))], rate=16_000)
+    with pytest.raises(ValueError, match="there are no sounds"):
+        process([], rate=16_000)
     with pytest.raises(TypeError, match="ndarray, expected a list"):
         process(SOUNDS[0], rate=16_000)
     with pytest.raises(ValueError, match="rate is 0"):

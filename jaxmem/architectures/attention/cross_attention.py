@@ -10,19 +10,24 @@ from ...kv_cache.dense import keep_layout, write
 from ..layers.linear import Linear, merge_heads, split_heads
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention where `allowed` (Vaswani et al., 2017).
-
-    It maps x (B, T, d) to (y (B, T, d), cache). With a cache, the keys and values of layer `index`
-    from `position` on are written, and all of them are read. `bias` is added to the scores.
-    """
+class _Projections(nn.Module):
+    """The linears to queries, keys and values, and the one of the heads' outputs."""
 
     config: Any
 
     def setup(self):
         c = self.config
-        self.q, self.k, self.v = _linear(c, "q"), _linear(c, "k"), _linear(c, "v")
+        linear = lambda bias: Linear(c.heads * c.head_dim, c.qkv_bias and bias)
+        self.q, self.k, self.v = linear(True), linear(c.key_bias), linear(True)
         self.out = Linear(c.width, c.out_bias)
+
+
+class SelfAttention(_Projections):
+    """Multi-head attention where `allowed` (Vaswani et al., 2017).
+
+    It maps x (B, T, d) to (y (B, T, d), cache). With a cache, the keys and values of layer `index`
+    from `position` on are written, and all of them are read. `bias` is added to the scores.
+    """
 
     def __call__(
         self,
@@ -43,15 +48,8 @@ class SelfAttention(nn.Module):
         return self.out(merge_heads(y)), cache
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(_Projections):
     """Attention of x (B, T, d) to the source's keys and values (B, H, S, h), where `allowed`."""
-
-    config: Any
-
-    def setup(self):
-        c = self.config
-        self.q, self.k, self.v = _linear(c, "q"), _linear(c, "k"), _linear(c, "v")
-        self.out = Linear(c.width, c.out_bias)
 
     def keys(self, hidden: Array) -> dict[str, Array]:
         """The keys and values {"k", "v"} of the source's hidden vectors (B, S, d)."""
@@ -61,12 +59,6 @@ class CrossAttention(nn.Module):
     def __call__(self, x: Array, k: Array, v: Array, allowed: Array) -> Array:
         q = split_heads(self.q(x), self.config.heads)
         return self.out(merge_heads(attend(q, k, v, allowed, _scale(self.config))))
-
-
-def _linear(c: Any, part: str) -> Linear:
-    """The projection to queries, keys or values."""
-    bias = c.qkv_bias and (part != "k" or c.key_bias)
-    return Linear(c.heads * c.head_dim, bias)
 
 
 def _scale(c: Any) -> float:

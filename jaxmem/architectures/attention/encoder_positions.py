@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ...kv_cache.attention import NO_LIMIT
 from .positions import rope_frequencies
 
 
@@ -34,7 +35,7 @@ def per_layer(config: Any) -> dict[str, np.ndarray]:
         by_kind = [rope_frequencies(c.head_dim, theta) for theta in (c.theta, c.local_theta)]
         values["frequencies"] = np.where(local[:, None], by_kind[1], by_kind[0])
     if c.local:
-        values["window"] = np.where(local, c.window, np.iinfo(np.int32).max).astype(np.int32)
+        values["window"] = np.where(local, c.window, NO_LIMIT).astype(np.int32)
     return values
 
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ...kv_cache.attention import NO_LIMIT
 from ..configs.decoder_config import Config
-
-_NO_LIMIT = np.iinfo(np.int32).max
 
 
 def per_layer(config: Config, length: Any = 0) -> dict[str, np.ndarray]:
@@ -29,7 +28,7 @@ def per_layer(config: Config, length: Any = 0) -> dict[str, np.ndarray]:
     unrotated = np.asarray(c.no_rope or (False,) * c.layers)
     values = {
         "index": np.arange(c.layers, dtype=np.int32),
-        "window": np.where(local, c.window, _NO_LIMIT).astype(np.int32),
+        "window": np.where(local, c.window, NO_LIMIT).astype(np.int32),
     }
     if c.recurrence is not None and not c.recurrence.beside:
         recurrent = np.asarray(c.recurrence.layers or (True,) * c.layers)

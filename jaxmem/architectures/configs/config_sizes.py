@@ -45,6 +45,17 @@ def _has_type(value: Any, hint: Any) -> bool:
     return isinstance(value, kinds.get(hint, hint))
 
 
+def check_sizes(config: Any, *names: str) -> None:
+    """Refuses sizes below 1.
+
+    Raises:
+        ValueError: one of the fields `names` is less than 1.
+    """
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected at least 1")
+
+
 def check_positive(config: Any, *names: str) -> None:
     """Refuses sizes below 1, more layers than `MOST_LAYERS`, and an `eps` that is no small number.
 
@@ -52,13 +63,37 @@ def check_positive(config: Any, *names: str) -> None:
         ValueError: one of the fields `names` is less than 1, there are too many layers, or `eps`
             is not in [0, 1).
     """
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}, expected at least 1")
+    check_sizes(config, *names)
     if config.layers > MOST_LAYERS:
         raise ValueError(f"layers is {config.layers}, expected at most {MOST_LAYERS}")
     if not 0 <= config.eps < 1:
         raise ValueError(f"eps is {config.eps}, expected at least 0 and below 1")
+
+
+def check_windows(config: Any) -> None:
+    """Refuses `local` without an entry for each layer, or without a `window`.
+
+    Raises:
+        ValueError: it is so.
+    """
+    if config.local and (len(config.local) != config.layers or config.window < 1):
+        raise ValueError(
+            f"local names {len(config.local)} layers with window {config.window}, "
+            f"expected {config.layers} and a window of at least 1"
+        )
+
+
+def set_after_family(config: Any) -> list[str]:
+    """The fields after `family` that are set: the mechanisms of a wider family.
+
+    Example:
+        >>> from jaxmem.architectures.bert import Config
+        >>> set_after_family(Config(vocab=64, width=32, ffn=48, layers=2, heads=4, pad=1))
+        ['pad']
+    """
+    fields = dataclasses.fields(config)
+    options = fields[[field.name for field in fields].index("family") + 1 :]
+    return [f.name for f in options if getattr(config, f.name) != f.default]
 
 
 def check_family(config: Any, expected: str) -> None:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from ..families.convolutional_families import from_hf
 from ..families.hf_options import MOST_LAYERS
-from .config_sizes import check_family, check_types
+from .config_sizes import check_family, check_sizes, check_types
 from .decoder_config import ACTIVATIONS
 
 BLOCKS = ("basic", "bottleneck", "depthwise")
 REDUCTION = 4  # channels into a bottleneck for each one inside
+WINDOW = 7  # pixels on each side: the stem of a ResNet, and depthwise convolutions
 _IMAGE = 224  # pixels on each side of an example
 
 
@@ -69,9 +70,7 @@ class Config:
                 raise ValueError(f"{name} is {sizes}, expected a size of at least 1 for each stage")
         if sum(self.depths) > MOST_LAYERS:
             raise ValueError(f"depths is {self.depths}, expected at most {MOST_LAYERS} blocks")
-        for name in ("stem", "channels", "patch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_sizes(self, "stem", "channels", "patch")
         choices = {"block": BLOCKS, "activation": ACTIVATIONS, "first_stride": (1, 2)}
         for name, values in choices.items():
             if getattr(self, name) not in values:

@@ -7,10 +7,10 @@ from jax.typing import DTypeLike
 
 from ...kv_cache.dense import empty
 from ..families.decoder_checkpoints import from_hf
-from .config_sizes import check_positive, check_types
+from .config_sizes import check_positive, check_types, check_windows, set_after_family
 from .latent import Latent, check_latent
 from .mixture import Mixture
-from .recurrence import Recurrence, check_recurrence, has_attention
+from .recurrence import Recurrence, any_attention, check_recurrence
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh")
 _CHOICES = {
@@ -170,7 +170,7 @@ class Config:
         """
         if self.recurrence:
             states = self.recurrence.cache(self.layers, self.width, batch, dtype)
-            if not has_attention(self):
+            if not any_attention(self):
                 return states
             layers = self.layers
             layers -= 0 if self.recurrence.beside else self.recurrence.count(layers)
@@ -184,7 +184,7 @@ class Config:
 
 def _sizes_in_use(c: Config) -> list[str]:
     """The sizes of attention and of the feed-forward part, if there is such a part."""
-    sizes = ["heads", "kv_heads", "head_dim"] if has_attention(c) else []
+    sizes = ["heads", "kv_heads", "head_dim"] if any_attention(c) else []
     return sizes if c.recurrence and c.recurrence.alone else ["ffn", *sizes]
 
 
@@ -197,9 +197,7 @@ def beyond_llama(config: Config) -> list[str]:
         >>> beyond_llama(Config(**sizes, norm="layer", parallel=True))
         ['norm', 'parallel']
     """
-    names = [field.name for field in dataclasses.fields(config)]
-    options = dataclasses.fields(config)[names.index("family") + 1 :]
-    return [f.name for f in options if getattr(config, f.name) != f.default]
+    return set_after_family(config)
 
 
 def _check_choices(c: Config) -> None:
@@ -230,13 +228,9 @@ def _check_choices(c: Config) -> None:
 
 def _check_attention(c: Config) -> None:
     """Refuses heads that do not divide, and lists that have no entry for each layer."""
-    if has_attention(c) and c.heads % c.kv_heads:
+    if any_attention(c) and c.heads % c.kv_heads:
         raise ValueError(f"{c.heads} heads do not divide into {c.kv_heads} kv_heads")
-    if c.local and (len(c.local) != c.layers or c.window < 1):
-        raise ValueError(
-            f"local names {len(c.local)} layers with window {c.window}, "
-            f"expected {c.layers} and a window of at least 1"
-        )
+    check_windows(c)
     if len(c.no_rope) not in (0, c.layers):
         raise ValueError(f"no_rope names {len(c.no_rope)} layers, expected {c.layers}")
 

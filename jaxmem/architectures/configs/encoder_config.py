@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .config_sizes import check_positive, check_types, set_head_dim
+from .config_sizes import check_positive, check_types, check_windows, set_after_family, set_head_dim
 from .decoder_config import ACTIVATIONS
 from .patches import Patches
 from .waves import Waves
@@ -132,7 +132,7 @@ class Config:
             raise ValueError(f"pad is {self.pad}, expected at least 0")
         if self.family not in ("bert", "encoder"):
             raise ValueError(f"family is {self.family!r}, expected 'bert' or 'encoder'")
-        object.__setattr__(self, "family", "encoder" if _beyond_bert(self) else "bert")
+        object.__setattr__(self, "family", "encoder" if set_after_family(self) else "bert")
 
     def without_head(self) -> "Config":
         """The configuration of the same encoder, whose output are the hidden states."""
@@ -179,11 +179,7 @@ class Config:
 
 def _check_positions(c: Config) -> None:
     """Refuses positions that do not fit the layers or each other."""
-    if c.local and (len(c.local) != c.layers or c.window < 1):
-        raise ValueError(
-            f"local names {len(c.local)} layers with window {c.window}, "
-            f"expected {c.layers} and a window of at least 1"
-        )
+    check_windows(c)
     if c.positions == "rotary" and c.head_dim % 2:
         raise ValueError(f"head_dim is {c.head_dim}, expected an even number")
     if min(c.theta, c.local_theta) <= 0:
@@ -217,10 +213,3 @@ def _check_inputs(c: Config) -> None:
         raise ValueError(
             f"waves.position_groups is {c.waves.position_groups}, expected a divisor of {c.width}"
         )
-
-
-def _beyond_bert(config: Config) -> bool:
-    """Whether a field after `family` is set."""
-    names = [field.name for field in dataclasses.fields(config)]
-    options = dataclasses.fields(config)[names.index("family") + 1 :]
-    return any(getattr(config, f.name) != f.default for f in options)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from .config_sizes import check_types
+from .config_sizes import check_sizes, check_types
 
 _SCORES = ("softmax", "sigmoid", "sparsemixer")
 _GROUP_SCORES = ("max", "top2")
@@ -49,9 +49,7 @@ class Mixture:
     def __post_init__(self):
         check_types(self)
         object.__setattr__(self, "dense", tuple(self.dense))
-        for name in ("experts", "per_token", "ffn", "groups", "groups_per_token"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_sizes(self, "experts", "per_token", "ffn", "groups", "groups_per_token")
         for name, words in (("scores", _SCORES), ("group_score", _GROUP_SCORES)):
             if getattr(self, name) not in words:
                 expected = " or ".join(words)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from .config_sizes import check_types
+from .config_sizes import check_sizes, check_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,7 @@ class Patches:
 
     def __post_init__(self):
         check_types(self)
-        for name in ("height", "width", "size", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_sizes(self, "height", "width", "size", "channels")
         if self.size > min(self.height, self.width):
             raise ValueError(
                 f"size is {self.size}, expected at most the image's {self.height} x {self.width}"

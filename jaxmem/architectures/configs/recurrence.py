@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from .config_sizes import check_types
+from .config_sizes import check_sizes, check_types
 
 KINDS = ("mamba", "mamba2", "gated", "convolution", "rwkv", "delta")
 _NORMS = ("none", "gate_first", "gate_last")
@@ -58,9 +58,7 @@ class Recurrence:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "heads", self.heads or self.channels)
         check_types(self)
-        for name in ("channels", "state", "heads", "groups", "taps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_sizes(self, "channels", "state", "heads", "groups", "taps")
         if self.kind not in KINDS or self.norm not in _NORMS:
             raise ValueError(
                 f"kind is {self.kind!r} and norm {self.norm!r}, expected one of "
@@ -152,6 +150,6 @@ def check_recurrence(c: Any) -> None:
         raise ValueError("recurrence.alone is True with a mixture, parallel or post_norms")
 
 
-def has_attention(c: Any) -> bool:
+def any_attention(c: Any) -> bool:
     """Whether some layer of a configuration has attention."""
     return c.recurrence is None or not c.recurrence.replaces_attention

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from .config_sizes import check_types
+from .config_sizes import check_sizes, check_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,7 @@ class Waves:
                 raise ValueError(
                     f"{name} is {sizes}, expected {len(self.channels)} sizes of at least 1"
                 )
-        for name in ("position_window", "position_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_sizes(self, "position_window", "position_groups")
         if self.norm not in ("group", "layer"):
             raise ValueError(f"norm is {self.norm!r}, expected 'group' or 'layer'")
 

@@ -4,18 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ...io.json_fields import JsonFields
-from .hf_fields import encoder_activation, read_windows
+from .hf_fields import NAMES, encoder_activation, read_windows
 from .hf_options import MOST_LAYERS, refuse_unread_options
 from .speech_families import SPEECH_FAMILIES
 from .vision_families import VISION_FAMILIES
 
-_NAMES = {  # Config's field: the words of most families
-    "vocab": "vocab_size",
-    "width": "hidden_size",
-    "ffn": "intermediate_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-}
+_NAMES = {name: NAMES[name] for name in ("vocab", "width", "ffn", "layers", "heads")}
 _DISTILBERT_NAMES = _NAMES | {
     "width": "dim",
     "ffn": "hidden_dim",

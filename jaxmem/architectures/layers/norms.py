@@ -26,7 +26,7 @@ class Norm(nn.Module):
         y = x.astype(jnp.float32)
         if c.norm == "layer":
             y = y - y.mean(-1, keepdims=True)
-        y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + c.eps)
+        y = _unit(y, c.eps)
         if c.norm_gain:
             one = nn.initializers.constant(1.0 - c.norm_offset)
             y = y * (aligned(self.param("scale", one, shape)) + c.norm_offset)
@@ -36,18 +36,20 @@ class Norm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps) * scale (+ bias), over the last axis."""
+    """(x - mean) / sqrt(var + eps) * scale (+ bias), over one axis of x (..., d) (Ba et al., 2016).
+
+    Each channel of the last axis has a scale.
+    """
 
     eps: float
     bias: bool = True
+    axis: int = -1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
-        y = y * row(scale, y)
+        y = _unit(y - y.mean(self.axis, keepdims=True), self.eps, self.axis) * row(scale, y)
         if self.bias:
             y += row(self.param("bias", nn.initializers.zeros, (x.shape[-1],)), y)
         return y.astype(x.dtype)
@@ -55,15 +57,18 @@ class LayerNorm(nn.Module):
 
 def rms_norm(x: Array, scale: Array, eps: float, offset: float = 0.0) -> Array:
     """x / sqrt(mean(x²) + eps) * (offset + scale), over the last axis (Zhang & Sennrich, 2019)."""
-    y = x.astype(jnp.float32)
-    y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)
+    y = _unit(x.astype(jnp.float32), eps)
     return (y * (row(scale, y) + offset)).astype(x.dtype)
 
 
 def unit_heads(x: Array, eps: float) -> Array:
     """x (B, heads, T, h) with heads of mean square 1."""
-    y = x.astype(jnp.float32)
-    return (y * lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)).astype(x.dtype)
+    return _unit(x.astype(jnp.float32), eps).astype(x.dtype)
+
+
+def _unit(y: Array, eps: float, axis: int = -1) -> Array:
+    """y in f32 with mean square 1 along an axis."""
+    return y * lax.rsqrt((y * y).mean(axis, keepdims=True) + eps)
 
 
 def _leading(x: Array, heads: int) -> tuple[int, ...]:

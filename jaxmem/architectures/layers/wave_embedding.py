@@ -4,12 +4,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from ..configs.waves import Waves
 from .convolution import Convolution
 from .feed_forward import activation
-from .linear import Linear, row
+from .linear import Linear
 from .norms import LayerNorm
 
 _EPS = 1e-5  # of the norms between the convolutions
@@ -34,7 +34,7 @@ class WaveEmbedding(nn.Module):
             if w.norm == "layer":
                 x = LayerNorm(_EPS, name=f"norm_{i}")(x)
             elif i == 0:
-                x = TimeNorm(_EPS, name="norm_0")(x)
+                x = LayerNorm(_EPS, axis=1, name="norm_0")(x)
             x = activation(x, w.activation)
         x = Linear(c.width, bias=True, name="proj")(LayerNorm(c.eps, name="norm")(x))
         lengths = jnp.full(len(x), x.shape[1]) if mask is None else w.tokens(mask.sum(1))
@@ -50,21 +50,6 @@ class WaveEmbedding(nn.Module):
             name="positions",
         )(x)
         return x + activation(near, w.activation), real
-
-
-class TimeNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps) * scale + bias, over the time of each channel of (B, T, C)."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        y = x.astype(jnp.float32)
-        y = y - y.mean(1, keepdims=True)
-        y = y * lax.rsqrt((y * y).mean(1, keepdims=True) + self.eps)
-        y = y * row(scale, y) + row(self.param("bias", nn.initializers.zeros, (x.shape[-1],)), y)
-        return y.astype(x.dtype)
 
 
 def _check(samples: Array, mask: Array | None, w: Waves) -> None:

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from ..configs.convolutional_config import WINDOW
 from .tensor_layouts import ConvolutionKernel
 from .weight_map import WeightMap, same
 
 _NORM = {"scale": "weight", "bias": "bias"}
 _BATCH_NORM = _NORM | {"mean": "running_mean", "var": "running_var"}
-_WINDOW = 7
 
 
 def weights(config: Any) -> dict[str, WeightMap]:
@@ -32,7 +32,7 @@ def weights(config: Any) -> dict[str, WeightMap]:
 def _residual(c: Any) -> dict[str, WeightMap]:
     """The parameters of a ResNet."""
     stem, channels = "embedder.embedder.", (c.channels, c.stem)
-    maps = _convolution("stem/conv", [f"{stem}convolution"], _WINDOW, *channels)
+    maps = _convolution("stem/conv", [f"{stem}convolution"], WINDOW, *channels)
     maps |= _vectors("stem/norm", [f"{stem}normalization"], _BATCH_NORM, c.stem)
     for i, stage in enumerate(c.stages):
         layers = [f"encoder.stages.{i}.layers.{j}." for j in range(stage.depth)]
@@ -79,7 +79,7 @@ def _depthwise(c: Any) -> dict[str, WeightMap]:
             maps |= _vectors(f"{path}_down", down, {"bias": "bias"}, width)
         layers = [f"{stage}layers.{j}." for j in range(depth)]
         named = lambda name: [f"{layer}{name}" for layer in layers]  # noqa: B023
-        maps |= _convolution(f"{path}/depthwise", named("dwconv"), _WINDOW, 1, width, True)
+        maps |= _convolution(f"{path}/depthwise", named("dwconv"), WINDOW, 1, width, True)
         maps |= _vectors(f"{path}/depthwise", named("dwconv"), {"bias": "bias"}, width, True)
         maps |= _vectors(f"{path}/norm", named("layernorm"), _NORM, width, True)
         maps |= _linear(f"{path}/up", named("pwconv1"), width, 4 * width, True)

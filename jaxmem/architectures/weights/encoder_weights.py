@@ -9,6 +9,7 @@ from ..configs.segments import Segment
 from .encoder_names import NAMES
 from .layer_maps import Rows, linear_maps, stack_map
 from .patch_weights import patch_maps
+from .single_maps import single_linear, single_norm
 from .tensor_layouts import Reshaped
 from .wave_weights import wave_maps
 from .weight_map import WeightMap
@@ -35,7 +36,7 @@ def weights(config: Any) -> dict[str, WeightMap]:
                 of_run = weight_map.layers(run.start, run.length)
                 maps[path.replace("layers", run.name, 1)] = _one(of_run) if c.shared else of_run
     if c.pre_norms:
-        maps |= _norm("final_norm", names["final_norm"], c.width, c.norm_bias)
+        maps |= single_norm("final_norm", names["final_norm"], c.width, c.norm_bias)
     if c.head == "vector":
         return maps | (_attention_pool(c, names) if c.pool == "attention" else {})
     if not c.head:
@@ -53,13 +54,17 @@ def runs(config: Any) -> list[Segment]:
 
 def _signals(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     """The embedding of the patches of an image or of a sound, and the norm after it."""
-    maps = _norm("embed_norm", names["embed_norm"], c.width, c.norm_bias) if c.embed_norm else {}
+    maps = (
+        single_norm("embed_norm", names["embed_norm"], c.width, c.norm_bias) if c.embed_norm else {}
+    )
     if c.patches:
         return maps | patch_maps(c, names)
     channels = c.waves.channels[-1]
-    maps |= _norm("waves/norm", names["waves/norm"], channels, True)
+    maps |= single_norm("waves/norm", names["waves/norm"], channels, True)
     return (
-        maps | _linear("waves/proj", names["waves/proj"], channels, c.width) | wave_maps(c, names)
+        maps
+        | single_linear("waves/proj", names["waves/proj"], channels, c.width)
+        | wave_maps(c, names)
     )
 
 
@@ -80,11 +85,11 @@ def _embedding(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
         for path, shape in tables.items()
     }
     if c.embed_norm:
-        maps |= _norm("embed_norm", names["embed_norm"], width, c.norm_bias)
+        maps |= single_norm("embed_norm", names["embed_norm"], width, c.norm_bias)
     if c.span:
-        maps |= _norm("distances_norm", names["distances_norm"], c.width, c.norm_bias)
+        maps |= single_norm("distances_norm", names["distances_norm"], c.width, c.norm_bias)
     if c.embed_width:
-        maps |= _linear("embed_proj", names["embed_proj"], width, c.width)
+        maps |= single_linear("embed_proj", names["embed_proj"], width, c.width)
     return maps
 
 
@@ -122,13 +127,15 @@ def _head(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     width = c.embed_width if masked and c.embed_width else c.width
     maps: dict[str, WeightMap] = {}
     if c.head_activation:
-        maps |= _linear("head/dense", names[f"{c.head}/dense"], c.width, width, c.head_bias)
+        maps |= single_linear("head/dense", names[f"{c.head}/dense"], c.width, width, c.head_bias)
     if masked or c.head_norm:
-        maps |= _norm("head/norm", names[f"{c.head}/norm"], width, c.norm_bias)
+        maps |= single_norm("head/norm", names[f"{c.head}/norm"], width, c.norm_bias)
     if masked:
         return maps | {"head/bias": WeightMap((names["masked_lm/bias"],), (c.vocab,))}
     labels = 2 if c.head == "span" else c.labels
-    return maps | _linear("head/out", names[f"{c.head}/out"], (1 + c.head_both) * c.width, labels)
+    return maps | single_linear(
+        "head/out", names[f"{c.head}/out"], (1 + c.head_both) * c.width, labels
+    )
 
 
 def _attention_pool(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
@@ -141,19 +148,5 @@ def _attention_pool(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
         maps[f"pool/{part}/bias"] = WeightMap((f"{qkv}_bias",), (d,), rows)
     sizes = {"pool/out": (d, d), "pool/mlp/up": (d, c.ffn), "pool/mlp/down": (c.ffn, d)}
     for path, size in sizes.items():
-        maps |= _linear(path, names[path], *size)
-    return maps | _norm("pool/norm", names["pool/norm"], d, True)
-
-
-def _linear(
-    path: str, name: str, inputs: int, outputs: int, bias: bool = True
-) -> dict[str, WeightMap]:
-    """The kernel of one linear, and its bias."""
-    maps = {f"{path}/kernel": WeightMap((f"{name}.weight",), (inputs, outputs), np.transpose)}
-    return maps | ({f"{path}/bias": WeightMap((f"{name}.bias",), (outputs,))} if bias else {})
-
-
-def _norm(path: str, name: str, width: int, bias: bool) -> dict[str, WeightMap]:
-    """The scale of one layer norm, and its bias."""
-    parts = {"scale": "weight"} | ({"bias": "bias"} if bias else {})
-    return {f"{path}/{x}": WeightMap((f"{name}.{y}",), (width,)) for x, y in parts.items()}
+        maps |= single_linear(path, names[path], *size)
+    return maps | single_norm("pool/norm", names["pool/norm"], d, True)

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import numpy as np
-
 from ..layers.sound_embedding import WINDOW
 from .layer_maps import linear_maps, norm_maps, norm_parts
-from .tensor_layouts import ConvolutionKernel, Reshaped
+from .single_maps import single_convolution, single_linear
+from .tensor_layouts import Reshaped
 from .weight_map import WeightMap
 
 _T5_LAYER = {
@@ -66,15 +65,12 @@ def weights(config: Any) -> dict[str, WeightMap]:
     names = NAMES[c.tensor_names]
     maps = {"embed/embedding": WeightMap((f"{names['embed']}.weight",), (c.vocab, c.width))}
     for i, inputs in enumerate((c.mels, c.width) if c.mels else ()):
-        kernel, bias = (f"encoder.conv{i + 1}.weight",), (f"encoder.conv{i + 1}.bias",)
         shape = (WINDOW, inputs, c.width)
-        maps[f"sound/conv_{i}/kernel"] = WeightMap(kernel, shape, ConvolutionKernel())
-        maps[f"sound/conv_{i}/bias"] = WeightMap(bias, (c.width,))
+        maps |= single_convolution(f"sound/conv_{i}", f"encoder.conv{i + 1}", shape)
     maps |= _stack(c.of_encoder(), names, "encoder") | _stack(c, names, "decoder")
     maps = {path: weight_map.after(names["base"]) for path, weight_map in maps.items()}
     if not c.tied:
-        head = ("lm_head.weight",)
-        maps["head/kernel"] = WeightMap(head, (c.width, c.vocab), np.transpose)
+        maps |= single_linear("head", "lm_head", c.width, c.vocab, bias=False)
     if c.logit_bias:
         shape = (c.vocab,)
         maps["logit_bias"] = WeightMap(("final_logits_bias",), shape, Reshaped((1, *shape), shape))
