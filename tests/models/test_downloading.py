@@ -160,6 +160,7 @@ def test_an_unknown_name_lists_the_known_ones():
         ("gemma-3-270m", 262_144),
         ("minilm-l6", 30_522),
         ("mpnet-base", 30_527),
+        ("whisper-tiny.en", 51_864),
     ],
 )
 def test_a_named_model_comes_with_its_tokenizer_and_says_what_it_is(name, size):
