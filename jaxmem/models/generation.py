@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from ..architectures.configs.seq2seq_config import CHOSEN
 from ..core.arguments import takes
 from ..kv_cache.quantized import KVCache
 from .beam_search import BeamSearch, search_beams
@@ -86,7 +87,8 @@ def generate(
         cache: `KVCache(4)` holds keys and values in 4 bits; None holds floats.
         beams: `BeamSearch(4)` searches for the most probable text with 4 beams.
         forced: the tokens that every text of an encoder-decoder begins with, such as a language;
-            None for those of the model's configuration.
+            None for those of the model's configuration. They take the place of a prefix in which
+            the model chooses a token, such as the language and the task of a Whisper.
         stream: called with each new piece of text of a single prompt.
 
     Example:
@@ -229,9 +231,15 @@ def _begin(
     """(the tokens (batch, n) that are read first, what gives the logits after them)."""
     if not reads_source(model):
         return ids, reader(model, len(ids) * beams, ids.shape[1], max_new_tokens, cache)
-    tokens = np.array([model.config.start, *model.config.prefix, *forced], np.int32)
+    c = model.config
+    prefix = () if CHOSEN in c.prefix and forced != c.forced else c.prefix  # forced in its place
+    tokens = np.array([c.start, *prefix, *forced], np.int32)
     first = np.tile(tokens, (len(ids), 1))
-    return first, source_reader(model, ids, first.shape[1] + max_new_tokens, beams)
+    read = source_reader(model, ids, first.shape[1] + max_new_tokens, beams)
+    for at in np.flatnonzero(tokens == CHOSEN):
+        logits = without(read(np.repeat(first[:, :at], beams, axis=0), 0), banned_tokens(c, 0))
+        first[:, at] = np.asarray(logits)[::beams].argmax(-1)
+    return first, read
 
 
 def _generation(

@@ -18,6 +18,9 @@ from safetensors.numpy import save_file
 
 import jaxmem as jm
 from jaxmem.architectures import seq2seq
+from jaxmem.architectures.configs.seq2seq_config import CHOSEN
+from jaxmem.io.json_fields import JsonFields
+from jaxmem.models.output_tokens import with_output_tokens
 
 FOLDER = pathlib.Path(__file__).parents[1] / "reference/encoder_decoders"
 MEMBERS = sorted(path.stem for path in FOLDER.glob("*.npz"))
@@ -121,6 +124,32 @@ def test_generated_texts_equal_the_reference(name):
             length = ends[0] + 1 if ends else len(expected)
             assert text[:length] == expected[:length], search
             assert set(text[length:]) <= {text[length - 1]}
+
+
+def test_a_whisper_chooses_the_language_of_each_sound_unless_it_is_forced():
+    model, file = member("whisper")
+    with_prefix = lambda *ids: dataclasses.replace(
+        model, config=dataclasses.replace(model.config, prefix=ids)
+    )
+    run = functools.partial(jm.models.generate, prompt=file["source"], max_new_tokens=2)
+    languages = run(with_prefix(), max_new_tokens=1).ids[:, 0]
+    chosen = run(with_prefix(CHOSEN, 8)).ids
+    searched = run(with_prefix(CHOSEN, 8), beams=jm.models.BeamSearch(1)).ids
+    for row, language in enumerate(languages):
+        forced = run(with_prefix(CHOSEN, 8), forced=[language, 8]).ids[row, 2:]
+        np.testing.assert_array_equal(chosen[row], forced)
+        np.testing.assert_array_equal(searched[row], forced)
+
+
+def test_a_null_language_is_chosen_whatever_config_json_says():
+    whisper = json.loads(str(member("whisper")[1]["config"])) | {"forced_decoder_ids": [[1, 5]]}
+    config = seq2seq.Config.from_hf(whisper)
+    read = lambda **fields: with_output_tokens(config, JsonFields(fields)).prefix
+    null = [[1, None], [2, 6]]
+    assert config.prefix == (5,)
+    assert read(forced_decoder_ids=null, no_timestamps_token_id=9) == (CHOSEN, 6, 9)
+    assert read(is_multilingual=True, task_to_id={"transcribe": 6}) == (CHOSEN, 6)
+    assert read(forced_decoder_ids=[[1, 7]], no_timestamps_token_id=9) == (7,)
 
 
 def test_a_whisper_writes_what_a_file_of_sound_makes_it_write(tmp_path):

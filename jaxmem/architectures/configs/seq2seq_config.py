@@ -11,6 +11,7 @@ from ...kv_cache.dense import empty
 from .config_sizes import check_family, check_positive, check_types, set_head_dim
 from .decoder_config import ACTIVATIONS
 
+CHOSEN = -1  # in a prefix: a token that the model chooses, such as the language of a sound
 STRIDE = 2  # frames of a spectrogram to a token
 _CHOICES = {
     "norm": ("layer", "rms"),
@@ -25,7 +26,8 @@ class Config:
 
     `layers`, `heads`, `ffn` and `context` are the decoder's; the encoder has the same unless a
     field `encoder_...` is above 0. The decoder reads `start` and `prefix`, then a text of its own,
-    which begins with `forced` and ends with one of `eos`. It never generates `suppressed`, nor
+    which begins with `forced` and ends with one of `eos`. In the place of a token of `prefix` that
+    is `CHOSEN` it reads the most probable one. It never generates `suppressed`, nor
     `suppressed_first` as the first token that it chooses.
 
     Example:
@@ -170,7 +172,7 @@ class Config:
 
 def _check_tokens(c: Config) -> None:
     """Refuses ids of tokens outside the vocabulary."""
-    first = (c.start, *c.prefix, *c.forced)
+    first = (c.start, *(i for i in c.prefix if i != CHOSEN), *c.forced)
     if min(*first, *c.eos, *c.suppressed, *c.suppressed_first, 0) < 0 or max(first) >= c.vocab:
         raise ValueError(
             f"start is {c.start}, prefix {c.prefix} and forced {c.forced}, expected ids of at "

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...io.json_fields import JsonFields
+from ..configs.seq2seq_config import CHOSEN
 from .hf_fields import encoder_activation
 from .hf_options import MOST_LAYERS, UNLIMITED, refuse_unread_options
 
@@ -55,7 +56,7 @@ def read_tokens(fields: JsonFields) -> dict[str, Any]:
         config["forced"] = (fields.integer("forced_bos_token_id", least=0),)
     if "eos_token_id" in fields:
         config["eos"] = fields.integers("eos_token_id")
-    if "forced_decoder_ids" in fields:
+    if "forced_decoder_ids" in fields or fields.boolean("is_multilingual", False):
         config["prefix"] = _read_prefix(fields)
     words = fields.data.get("bad_words_ids") or []
     if not isinstance(words, list) or not all(isinstance(word, list) for word in words):
@@ -70,16 +71,23 @@ def read_tokens(fields: JsonFields) -> dict[str, Any]:
 def _read_prefix(fields: JsonFields) -> tuple[int, ...]:
     """The tokens of `forced_decoder_ids`, pairs of a position from 1 on and a token.
 
-    A null token is a language that is to be found: then the model chooses them all.
+    A null token, a language, is `CHOSEN` by the model, and the text has no times. A multilingual
+    file without pairs means a language and the task "transcribe".
     """
-    pairs = fields.data["forced_decoder_ids"]
+    pairs = fields.data.get("forced_decoder_ids")
+    if pairs is None:
+        pairs = [[1, None], [2, fields.object("task_to_id").integer("transcribe", least=0)]]
     are_pairs = isinstance(pairs, list) and all(isinstance(x, list) and len(x) == 2 for x in pairs)
     if not are_pairs or [position for position, _ in pairs] != [*range(1, len(pairs) + 1)]:
         fields.refuse("forced_decoder_ids", "pairs of a position, from 1 on, and a token")
     tokens = tuple(token for _, token in pairs)
     if not all(token is None or (isinstance(token, int) and token >= 0) for token in tokens):
         fields.refuse("forced_decoder_ids", "token ids of at least 0")
-    return () if None in tokens else tokens
+    if None not in tokens:
+        return tokens
+    last = fields.integer("no_timestamps_token_id", None, least=0)
+    tokens += () if last is None or last in tokens else (last,)
+    return tuple(CHOSEN if token is None else token for token in tokens)
 
 
 def _t5(fields: JsonFields) -> dict[str, Any]:
