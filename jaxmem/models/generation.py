@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from ..architectures.configs.seq2seq_config import CHOSEN
+from ..architectures.families.seq2seq_families import CHOSEN
 from ..core.arguments import takes
 from ..kv_cache.quantized import KVCache
 from .beam_search import BeamSearch, search_beams

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 import jaxmem as jm
 from jaxmem.architectures import seq2seq
-from jaxmem.architectures.configs.seq2seq_config import CHOSEN
+from jaxmem.architectures.families.seq2seq_families import CHOSEN
 from jaxmem.io.json_fields import JsonFields
 from jaxmem.models.output_tokens import with_output_tokens
 

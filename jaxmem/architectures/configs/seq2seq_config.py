@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ...kv_cache.dense import empty
+from ..families.seq2seq_families import CHOSEN
 from .config_sizes import check_family, check_positive, check_types, set_head_dim
 from .decoder_config import ACTIVATIONS
 
-CHOSEN = -1  # in a prefix: a token that the model chooses, such as the language of a sound
 STRIDE = 2  # frames of a spectrogram to a token
 _CHOICES = {
     "norm": ("layer", "rms"),

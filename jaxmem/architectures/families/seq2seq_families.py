@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ...io.json_fields import JsonFields
-from ..configs.seq2seq_config import CHOSEN
 from .hf_fields import encoder_activation
 from .hf_options import MOST_LAYERS, UNLIMITED, refuse_unread_options
 
+CHOSEN = -1  # in a prefix: a token that the model chooses, such as the language of a sound
 _T5_MLPS = {  # feed_forward_proj: (gated, activation)
     "relu": (False, "relu"),
     "gelu": (False, "gelu"),
