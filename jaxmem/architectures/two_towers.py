@@ -12,6 +12,7 @@ from jax import Array
 from . import encoder
 from .configs import encoder_config
 from .configs.config_sizes import check_family, check_types
+from .families.tower_families import from_hf
 from .layers.linear import Linear, product
 from .weights.tensor_layouts import Reshaped
 from .weights.weight_map import WeightMap
@@ -95,8 +96,6 @@ class Config:
         Raises:
             ValueError: `hf` has a wrong value, or sets an option not computed here.
         """
-        from .families.tower_families import from_hf
-
         return cls(**from_hf(hf))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..families.encoder_families import from_hf
 from .config_sizes import check_positive, check_types, check_windows, set_after_family, set_head_dim
 from .decoder_config import ACTIVATIONS
 from .patches import Patches
@@ -172,8 +173,6 @@ class Config:
         Raises:
             ValueError: `hf` is no encoder's, lacks a size, or sets an option not computed here.
         """
-        from ..families.encoder_families import from_hf
-
         return cls(**from_hf(hf))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ...kv_cache.dense import empty
-from ..families.seq2seq_families import CHOSEN
+from ..families.seq2seq_families import CHOSEN, from_hf
 from .config_sizes import check_family, check_positive, check_types, set_head_dim
 from .decoder_config import ACTIVATIONS
 
@@ -145,8 +145,6 @@ class Config:
             ValueError: `hf` is no encoder-decoder's, lacks a size, or sets an option not computed
                 here.
         """
-        from ..families.seq2seq_families import from_hf
-
         return cls(**from_hf(hf))
 
     @property
