@@ -35,8 +35,8 @@ _MOST_NUMBERS = 1 << 59  # numpy refuses shapes of more bytes than 2^63, also wi
 class Ctranslate2:
     """What a file holds: the kind of model, its tensors, and single numbers as `options`.
 
-    A tensor of int8 codes is there as the float32 tensor that it stands for. Names in `aliases`
-    stand for the tensor that they map to.
+    A tensor of int8 codes is there as the float32 tensor that it stands for. `aliases` has
+    the names of equal tensors, which the file holds once, and under which of them.
     """
 
     path: pathlib.Path
@@ -98,7 +98,9 @@ def _read(path: pathlib.Path, file: BinaryIO) -> Ctranslate2:
     if file.tell() != size:
         raise ValueError(f"its last {size - file.tell()} bytes belong to no variable")
     options = {name: x.load().item() for name, x in variables.items() if not x.shape}
-    return Ctranslate2(path, kind, revision, _dense(path, variables), options, aliases)
+    tensors = _dense(path, variables)
+    tensors |= {alias: tensors[name] for alias, name in aliases.items() if name in tensors}
+    return Ctranslate2(path, kind, revision, tensors, options, aliases)
 
 
 def _variable(path: pathlib.Path, file: BinaryIO, size: int) -> tuple[str, Lazy]:

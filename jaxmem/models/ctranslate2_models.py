@@ -138,27 +138,24 @@ def _renamed(file: Ctranslate2) -> tuple[dict[str, Lazy], dict[str, int]]:
     """The tensors by the names of transformers, and the number of layers of each stack."""
     if file.aliases.get(_HEAD) != _EMBEDDING:
         raise ValueError(f"{file.path}: {_HEAD} is not {_EMBEDDING}, expected one matrix for both")
+    held = {name: tensor for name, tensor in file.tensors.items() if name != _HEAD}
+    modules, layers = {"encoder/conv1": ["encoder.conv1"], "encoder/conv2": ["encoder.conv2"]}, {}
     sources = {_EMBEDDING: ["decoder.embed_tokens.weight"]}
-    layers = {}
     for stack, parts in (("encoder", _ENCODER_PARTS), ("decoder", _DECODER_PARTS)):
-        numbers = {
-            int(m[1]) for x in file.tensors if (m := re.match(rf"{stack}/layer_(\d{{1,6}})/", x))
-        }
-        layers[stack] = len(numbers)
-        if not numbers:
+        matches = (re.match(rf"{stack}/layer_(\d{{1,6}})/", name) for name in held)
+        layers[stack] = len({match[1] for match in matches if match})
+        if not layers[stack]:
             raise ValueError(f"{file.path} holds no layer of the {stack}")
         sources[f"{stack}/position_encodings/encodings"] = [f"{stack}.embed_positions.weight"]
-        modules = {f"{stack}/layer_norm": [f"{stack}.layer_norm"]}
-        modules |= {f"encoder/conv{i}": [f"encoder.conv{i}"] for i in (1, 2) if stack == "encoder"}
-        for i in range(len(numbers)):
-            new = f"{stack}.layers.{i}"
-            modules |= {
-                f"{stack}/layer_{i}/{x}": [f"{new}.{y}" for y in ys] for x, ys in parts.items()
-            }
-        for old, new in modules.items():
-            ends = ("gamma", "beta") if old.endswith("layer_norm") else ("weight", "bias")
-            sources |= {f"{old}/{end}": [f"{x}.{_ENDS[end]}" for x in new] for end in ends}
-    for name in (*(sources.keys() - file.tensors.keys()), *(file.tensors.keys() - sources.keys())):
+        modules[f"{stack}/layer_norm"] = [f"{stack}.layer_norm"]
+        for i in range(layers[stack]):
+            for part, names in parts.items():
+                new = [f"{stack}.layers.{i}.{name}" for name in names]
+                modules[f"{stack}/layer_{i}/{part}"] = new
+    for old, new in modules.items():
+        ends = ("gamma", "beta") if old.endswith("layer_norm") else ("weight", "bias")
+        sources |= {f"{old}/{end}": [f"{x}.{_ENDS[end]}" for x in new] for end in ends}
+    for name in (*(sources.keys() - held.keys()), *(held.keys() - sources.keys())):
         problem = "holds no" if name in sources else "holds, and nothing here computes,"
         raise ValueError(f"{file.path} {problem} {name}")
     tensors = {}

@@ -39,7 +39,7 @@ from .model import FORMAT, PARAMS, RECORD, Model, family
 from .output_tokens import with_output_tokens
 from .processor_files import read_processor, saved_processor
 
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", CONFIG, *BESIDE]
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "model.bin", CONFIG, *BESIDE]
 _HUB_FILES += [tokenizer_files.TOKENIZER, tokenizer_files.CHAT_TEMPLATE]
 
 

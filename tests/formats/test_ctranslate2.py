@@ -35,7 +35,8 @@ def test_tensors_codes_options_and_aliases_are_read(write):
     assert is_ctranslate2(path)
     assert (file.kind, file.revision, file.options) == ("WhisperSpec", 3, {"heads": 6})
     assert file.aliases == {"e/weight": "a/weight"}
-    assert list(file.tensors) == ["a/weight", "b/weight", "c/bias", "d/bias"]
+    assert list(file.tensors) == ["a/weight", "b/weight", "c/bias", "d/bias", "e/weight"]
+    assert file.tensors["e/weight"] is file.tensors["a/weight"]
     for name in ("a/weight", "c/bias", "d/bias"):
         np.testing.assert_array_equal(file.tensors[name].load(), VARIABLES[name])
         assert file.tensors[name].dtype == VARIABLES[name].dtype

@@ -64,6 +64,15 @@ def test_a_file_of_codes_loads_as_floats(folder):
     assert 0 < np.abs(found - table).max() <= np.abs(table).max() / 250
 
 
+def test_equal_tensors_may_be_held_once(folder):
+    one, other = (f"{stack}/layer_norm/beta" for stack in ("decoder", "encoder"))
+    without = lambda variables: {k: x for k, x in variables.items() if k != other}
+    write(folder, without, [*HEAD, (other, one)])
+    params = load(folder).params
+    norms = [params[stack]["final_norm"]["bias"] for stack in ("decoder", "encoder")]
+    np.testing.assert_array_equal(*norms)
+
+
 def changed(**arrays):
     arrays = {name.replace("__", "/"): x for name, x in arrays.items()}
     return lambda variables: variables | arrays
