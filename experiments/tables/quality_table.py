@@ -86,6 +86,11 @@ def encoder():
         yield f"{name} | {r['bits_per_weight'] or 32:.3f} | {scores}"
 
 
+def phonemes():
+    for r in rows_of("pronounce_g2p.json"):
+        yield f"{r['name']} | {r['bytes']:,} | {r['bits']:.2f} | {r['phoneme_error']:.2%}"
+
+
 def cache():
     for name, r in rows_of("kv_cache.json"):
         sizes = f"{r['cache_bytes']:,} | {r['cache_and_temp_bytes']:,}"
@@ -133,6 +138,7 @@ TABLES = {
     blocks: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     everything: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     encoder: " | bits a weight | Spearman | cosine",
+    phonemes: " | bytes | bits a weight | phoneme error",
     cache: "cache | bytes | with a step's temporaries | grown | KL | speed",
     planes: " | bits a weight | perplexity | KL",
     pruned: "pattern | method | bytes | perplexity | KL",
