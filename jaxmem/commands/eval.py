@@ -10,6 +10,7 @@ from ..evaluation.perplexity_kl import evaluate
 from ..evaluation.result import Evaluation
 from ..models import Model, load
 from ..models.example_inputs import window
+from ..models.text_models import reads_source
 from . import options
 from .output import Output
 
@@ -56,11 +57,20 @@ def measure(
         windows: windows of 1,024 tokens to read from the start; None reads all.
         reference: a dense model; with it KL and agreement are measured.
         what: the name of the work in the progress bar.
+
+    Raises:
+        ValueError: an encoder-decoder without a reference: its encoder reads the tokens that it
+            would predict, so that only the distance from another one's predictions says something.
     """
+    if reads_source(model) and reference is None:
+        raise ValueError(
+            f"{model.source} is an encoder-decoder, which has no perplexity of a text that it has "
+            "read; compare it with a dense model, by --reference"
+        )
     ids = options.tokens(model, text, windows)
     pair = None if reference is None else (reference.apply, options.weights(reference))
     with output.counting(what) as progress:
-        return evaluate(
+        result = evaluate(
             model.apply,
             options.weights(model),
             ids,
@@ -69,6 +79,9 @@ def measure(
             windows=windows,
             progress=progress,
         )
+    if reads_source(model):
+        return dataclasses.replace(result, perplexity=None, dense_perplexity=None)
+    return result
 
 
 def as_data(evaluation: Evaluation) -> dict:

@@ -71,7 +71,15 @@ def sentence_embedder(
     Sentences are cut at `length` tokens, or at the model's context if that is shorter, sorted by
     length, and run `batch` at a time. Each batch is padded to a multiple of 16 tokens, so that few
     shapes are compiled.
+
+    Raises:
+        ValueError: the model is no encoder of texts, or has no tokenizer.
     """
+    predicts_text = getattr(model.config, "cache", None) is not None
+    if predicts_text or getattr(model.config, "reads", "text") != "text":
+        raise ValueError(f"{model.source} is no encoder of texts: it gives no vectors of sentences")
+    if model.tokenizer is None:
+        raise ValueError(f"{model.source} has no tokenizer, which reading sentences takes")
     pooling = pooling or Pooling()
     length, context = pooling.length or length, model.config.context
     if getattr(model.config, "head", ""):

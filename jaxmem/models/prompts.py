@@ -28,15 +28,18 @@ def prompt_rows(model: Model, prompt: Any) -> list[np.ndarray]:
 
 def _spectrograms(model: Model, prompt: Any) -> list[np.ndarray]:
     """The sounds as rows (mels, frames) f32, of files, of samples, or already made."""
-    if not isinstance(prompt, str | os.PathLike | list | tuple) and np.ndim(prompt) == 3:
+    is_file = isinstance(prompt, str | os.PathLike)
+    if not is_file and (not np.iterable(prompt) or not len(prompt)):
+        raise TypeError(f"prompt is {shown(prompt)}, expected WAV files, samples or spectrograms")
+    if not is_file and not isinstance(prompt, list | tuple) and np.ndim(prompt) == 3:
         return list(np.asarray(prompt, np.float32))
     if model.processor is None:
         raise ValueError(f"{model.source} has no processor: expected (batch, mels, frames) floats")
-    is_one = isinstance(prompt, str | os.PathLike) or np.ndim(prompt[0]) == 0
+    is_one = is_file or np.ndim(prompt[0]) == 0
     rows = []
     for sound in [prompt] if is_one and not _all_of(prompt, (str, os.PathLike)) else prompt:
-        is_file = isinstance(sound, str | os.PathLike)
-        samples, rate = read_wav(sound) if is_file else (np.asarray(sound), model.processor.rate)
+        in_file = isinstance(sound, str | os.PathLike)
+        samples, rate = read_wav(sound) if in_file else (np.asarray(sound), model.processor.rate)
         if not np.issubdtype(samples.dtype, np.floating):
             raise TypeError(f"a sound holds {samples.dtype}, expected a WAV file or floats")
         rows += list(model.processor([samples], rate=rate))

@@ -19,6 +19,8 @@ from safetensors.numpy import save_file
 import jaxmem as jm
 from jaxmem.architectures import seq2seq
 from jaxmem.architectures.families.seq2seq_families import CHOSEN
+from jaxmem.commands.eval import measure
+from jaxmem.evaluation.embeddings import sentence_embedder
 from jaxmem.io.json_fields import JsonFields
 from jaxmem.models.output_tokens import with_output_tokens
 
@@ -168,6 +170,9 @@ def test_a_whisper_writes_what_a_file_of_sound_makes_it_write(tmp_path):
     np.testing.assert_array_equal(run([floats, floats]).ids, np.repeat(expected, 2, 0))
     with pytest.raises(TypeError, match="a sound holds int16"):
         run(samples)
+    for nothing in ([], 3, None, np.zeros((0, 8, 20))):
+        with pytest.raises(TypeError, match=r"^prompt is .* expected WAV files"):
+            run(nothing)
     with pytest.raises(ValueError, match="give the ids"):
         jax.eval_shape(model.apply, model.params, model.config.example_inputs(1)[0])
 
@@ -214,6 +219,14 @@ def test_in_4_bits_it_is_saved_and_loaded_and_runs_without_a_dense_copy(tmp_path
 
     logits, dense = both(saved.params)
     np.testing.assert_allclose(logits, dense, rtol=0, atol=1e-4 * np.abs(dense).max())
+
+
+def test_a_source_that_was_read_has_no_perplexity_and_gives_no_vectors():
+    model, _ = member("t5")
+    with pytest.raises(ValueError, match="has no perplexity of a text that it has read"):
+        measure(None, model, "a text")
+    with pytest.raises(ValueError, match="is no encoder of texts"):
+        sentence_embedder(model)
 
 
 def test_without_ids_the_decoder_reads_the_source():
