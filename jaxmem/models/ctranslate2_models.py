@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _KIND, _REVISION = "WhisperSpec", 3
 _GELU = 3  # the number of this activation
 _ENGLISH = 51_864  # tokens, or less; a multilingual model has more (Radford et al., 2022)
-_START, _END, _NO_TIMES = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
+_START, _END = "<|startoftranscript|>", "<|endoftext|>"
+_TRANSCRIBE, _NO_TIMES = "<|transcribe|>", "<|notimestamps|>"
 # {a part of a layer: the tensors of transformers that it joins}
 _ENCODER_PARTS = {
     "self_attention/linear_0": [f"self_attn.{x}_proj" for x in "qkv"],
@@ -120,15 +121,17 @@ def _tokens(
     fields.refuse_unread()
     if tokenizer is None:
         raise ValueError(f"{file.path} has no tokenizer.json beside it, which names its tokens")
-    ids = {token: tokenizer.token_to_id(token) for token in (_START, _END, _NO_TIMES)}
+    prefix = (_NO_TIMES,) if vocab <= _ENGLISH else (_TRANSCRIBE, _NO_TIMES)
+    ids = {token: tokenizer.token_to_id(token) for token in (_START, _END, *prefix)}
     missing = [token for token, i in ids.items() if i is None]
     if missing:
         raise ValueError(f"the tokenizer.json beside {file.path} has no token {missing[0]}")
-    forced = [[1, ids[_NO_TIMES]]] if vocab <= _ENGLISH else [[1, None], [2, None]]
+    language = [] if vocab <= _ENGLISH else [None]  # which the model chooses
+    forced = [*language, *(ids[token] for token in prefix)]
     return {
         "decoder_start_token_id": ids[_START],
         "eos_token_id": ids[_END],
-        "forced_decoder_ids": forced,
+        "forced_decoder_ids": [[i, token] for i, token in enumerate(forced, 1)],
         "suppress_tokens": list(suppressed),
         "begin_suppress_tokens": list(first),
     }

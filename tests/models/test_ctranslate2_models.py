@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from jaxmem.models import load
+from jaxmem.architectures.families.seq2seq_families import CHOSEN
+from jaxmem.models import ctranslate2_models, load
 from tests.ctranslate2_files import content, whisper_variables
 from tests.drawn_weights import drawn
 
@@ -16,6 +17,7 @@ REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "reference/encoder_decod
 HF, SHAPES = (json.loads(str(REFERENCE[name])) for name in ("config", "shapes"))
 TENSORS = {name: drawn(name, shape) for name, shape in SHAPES.items()}
 TOKENS = {"<|startoftranscript|>": 3, "<|endoftext|>": 4, "<|notimestamps|>": 5, "a": 6}
+TOKENS |= {"<|transcribe|>": 9}
 HEAD = [("decoder/projection/weight", "decoder/embeddings/weight")]
 
 
@@ -110,6 +112,11 @@ def test_a_tensor_that_is_missing_is_named(folder):
     write(folder, lambda variables: {k: x for k, x in variables.items() if k != name})
     with pytest.raises(ValueError, match=rf"model\.bin holds no {name}"):
         load(folder)
+
+
+def test_a_multilingual_model_chooses_the_language_and_transcribes(folder, monkeypatch):
+    monkeypatch.setattr(ctranslate2_models, "_ENGLISH", HF["vocab_size"] - 1)
+    assert load(folder).config.prefix == (CHOSEN, 9, 5)
 
 
 def test_the_tokens_of_a_text_are_the_tokenizer_s(folder):
