@@ -83,10 +83,14 @@ class Seq2Seq(nn.Module):
         cache: dict | None = None,
         position: Array | int = 0,
     ) -> Any:
-        """The logits (B, T, vocab) f32 of ids (B, T) after a source that `encode` has read.
+        """The logits (B, T, vocab) f32 of ids after a source; with a cache, (logits, cache).
 
-        With a `cache` from `config.cache`, the first id is at `position` and the result is
-        (logits, cache).
+        Args:
+            ids: (B, T) int32.
+            source: the keys and values of the source, of `encode`.
+            mask: the real tokens of the source, (B, S) bool; None for all.
+            cache: of `config.cache`, with the tokens before `ids`; None for none.
+            position: of the first id in the text.
         """
         c = self.config
         allowed = _allowed(mask, source["k"].shape[3])

@@ -22,7 +22,7 @@ from ..core.fold import Fold, matrix_shape
 from ..core.leaf import Encoded, divided_shape, is_encoded
 from ..kernels.dispatch import differentiated_by
 from .float16_scales import divisor
-from .scaled import grouped, repeat_groups
+from .scaled import group_limits, grouped, repeat_groups
 
 T = TypeVar("T")
 
@@ -132,7 +132,8 @@ class FakeArray(Encoded):
         w, grown = divided_shape(self.w, axis, parts), self.grown
         if grown is not None:
             grid = rounding_codec(self.codec)
-            start = lambda w: _spans(grid, Fold.from_weight(w, self.axes)[0])[0]
+            matrix = lambda w: Fold.from_weight(w, self.axes)[0].astype(jnp.float32)
+            start = lambda w: group_limits(matrix(w), grid.group)[0]
             shard = jax.eval_shape(start, w)
             divides = all(a in (b, b * parts) for a, b in zip(grown.shape, shard.shape))
             grown = jax.ShapeDtypeStruct(shard.shape, grown.dtype) if divides else grown
@@ -147,7 +148,7 @@ class FakeArray(Encoded):
         """(the leaf of the rounding codec by the learned ranges, the zeros of its groups)."""
         matrix, fold = Fold.from_weight(self.w, self.axes)
         matrix, grid = matrix.astype(jnp.float32), rounding_codec(self.codec)
-        low, high = _spans(grid, matrix)
+        low, high = group_limits(matrix.astype(jnp.float32), grid.group)
         share = jnp.maximum(1 + self.grown / divisor(jnp.maximum(-low, high)), MIN_RANGE_SHARE)
         scale, zero = grid.range(low * share, high * share)
         return grid.round(matrix, scale, zero, fold, self.dtype), zero
@@ -189,18 +190,12 @@ def export(tree: T) -> T:
     return jax.tree.map(lambda x: x.encoded() if is_fake(x) else x, tree, is_leaf=is_fake)
 
 
-def _spans(grid, matrix):
-    """The smallest and the largest weight of each group, extended to 0: (*stack, n, groups) f32."""
-    parts = grouped(matrix.astype(jnp.float32), grid.group)
-    return parts.min(-1, initial=0.0), parts.max(-1, initial=0.0)
-
-
 def _start(codec, w, axes):
     """The first `grown`: range less span. LSQ's scale is 2 · mean |w| / √(largest code)."""
     grid, matrix = rounding_codec(codec), Fold.from_weight(w, axes)[0]
     while codec is not grid and not isinstance(codec, SolvingCodec):
         codec = codec.codec
-    low, high = _spans(grid, matrix)
+    low, high = group_limits(matrix.astype(jnp.float32), grid.group)
     leaf, span = codec.encode(w, axes), jnp.maximum(-low, high)
     # The share of the span that a solver chose.
     share = 1.0 if codec is grid else leaf.scales().mT / divisor(grid.range(low, high)[0])

@@ -1,7 +1,6 @@
 """Int: w ≈ scale · (code − zero), codes of 2 to 8 bits, with one scale a row or group."""
 
 import dataclasses
-import functools
 from typing import Any, ClassVar
 
 import jax
@@ -10,7 +9,6 @@ from jax import Array, lax
 
 from ..core.arguments import check_fields
 from ..core.fold import Fold
-from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
 from .cpu_layout import CpuRows
 from .float16_scales import divisor, float16_above, float16_below
@@ -27,11 +25,11 @@ from .packing import (
     unpack_parts,
     unpack_rows,
 )
-from .scaled import check_group, grouped, pack_rows, repeat_groups
+from .scaled import Scaled, check_group, group_limits, pack_rows, repeat_groups
 
 
 @dataclasses.dataclass(frozen=True)
-class Int:
+class Int(Scaled):
     """Round-to-nearest integers of `bits` bits (2 to 8), truly packed, with 16-bit scales.
 
     There is one scale for each output channel, or for each `group` weights along the summed axes
@@ -67,20 +65,6 @@ class Int:
         if self.bits not in range(2, 9):
             raise ValueError(f"Int takes 2 to 8 bits, got {self.bits}")
         check_group(self)
-
-    def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "IntArray":
-        if is_encoded(w):
-            return w.map(self.encode)
-        return _encode(self, w, tuple(axes))
-
-    def fit(self, matrix: Array, fold: Fold, dtype: Any) -> "IntArray":
-        """The leaf of a matrix (*stack, n, k), each group rounded to the range it spans."""
-        return self.round(matrix, *self.spans(matrix), fold, dtype)
-
-    def spans(self, matrix: Array, stats: Any = None) -> tuple[Array, Array]:
-        """The scale and zero that span each group, (*stack, n, groups)."""
-        groups = grouped(matrix, self.group)
-        return self.range(groups.min(-1, initial=0.0), groups.max(-1, initial=0.0))
 
     def range(self, low: Array, high: Array) -> tuple[Array, Array]:
         """The f16 scale and integer zero point that span [low, high], which includes 0."""
@@ -122,8 +106,7 @@ def rounded(matrix: Array, bits: Any, group: int | None, symmetric: bool) -> Arr
         >>> [round(float(x), 4) for x in rounded(w, jnp.int32(8), None, True)[0]]
         [1.0834, 2.2101, 3.2935, 4.4202, 5.5035]
     """
-    groups = grouped(matrix, group)
-    low, high = groups.min(-1, initial=0.0), groups.max(-1, initial=0.0)
+    low, high = group_limits(matrix, group)
     wide = lambda a: repeat_groups(a, group, matrix.shape[-1])
     scale, zero = map(wide, _range(low, high, bits, symmetric))
     codes = _codes(matrix, scale, zero, bits, symmetric)
@@ -153,13 +136,6 @@ def _codes(values: Array, scale: Array, zero: Array, bits: Any, symmetric: bool)
 def _number(code: Any) -> Any:
     """A code to calculate with: f32 where it is traced."""
     return code if isinstance(code, int) else code.astype(jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _encode(codec, w, axes):
-    """The leaf. Compiled: step by step this would hold several f32 copies of the weight."""
-    matrix, fold = Fold.from_weight(w, axes)
-    return codec.fit(matrix.astype(jnp.float32), fold, w.dtype)
 
 
 @jax.tree_util.register_dataclass

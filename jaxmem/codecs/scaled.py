@@ -1,6 +1,6 @@
-"""Scaled: w ≈ scale · value(code), which the float and codebook formats share.
+"""Scaled: w ≈ scale · value(code), which integers, floats and codebooks share.
 
-Codes are packed along n, as those of `Int`. A row has one scale, or one for each of its groups.
+Codes are packed along n. A row has one scale, or one for each of its groups.
 """
 
 import abc
@@ -44,16 +44,19 @@ class Scaled(abc.ABC):
     group: int | None
 
     @abc.abstractmethod
-    def range(self, low: Array, high: Array) -> tuple[Array, None]:
-        """The f32 scales (*stack, n, groups) of groups whose weights are in [low, high]."""
+    def range(self, low: Array, high: Array) -> tuple[Array, Array | None]:
+        """The scales of groups whose weights are in [low, high], and their zeros or offsets.
+
+        All are (*stack, n, groups) f32; a codec without zeros gives None for them.
+        """
 
     @abc.abstractmethod
     def round(self, matrix, scale, zero, fold, dtype) -> "ScaledArray":
-        """The leaf with the nearest codes, given scales (*stack, n, groups); `zero` is None."""
+        """The leaf with the nearest codes, given what `range` gives."""
 
     @abc.abstractmethod
-    def snap(self, values: Array, scale: Array, zero: None = None) -> Array:
-        """The f32 values of the nearest codes, given scales as a leaf decodes them."""
+    def snap(self, values: Array, scale: Array, zero: Array | None = None) -> Array:
+        """The f32 values of the nearest codes, given scales and zeros as a leaf decodes them."""
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "ScaledArray":
         if is_encoded(w):
@@ -61,13 +64,24 @@ class Scaled(abc.ABC):
         return _encode(self, w, tuple(axes))
 
     def fit(self, matrix: Array, fold: Fold, dtype: Any) -> "ScaledArray":
-        """The leaf of a matrix (*stack, n, k), each group scaled to its largest weight."""
+        """The leaf of a matrix (*stack, n, k), each group rounded to the range that it spans."""
         return self.round(matrix, *self.spans(matrix), fold, dtype)
 
-    def spans(self, matrix: Array, stats: Any = None) -> tuple[Array, None]:
-        """The scales that span each group, (*stack, n, groups)."""
-        parts = grouped(matrix, self.group)
-        return self.range(parts.min(-1, initial=0.0), parts.max(-1, initial=0.0))
+    def spans(self, matrix: Array, stats: Any = None) -> tuple[Array, Array | None]:
+        """The scales and zeros that span each group, (*stack, n, groups)."""
+        return self.range(*group_limits(matrix, self.group))
+
+
+def group_limits(matrix: Array, group: int | None) -> tuple[Array, Array]:
+    """The smallest and the largest weight of each group, extended to 0: (*stack, n, groups) each.
+
+    Example:
+        >>> low, high = group_limits(jnp.array([[-1.0, 2.0, 3.0, 4.0]]), 2)
+        >>> low.tolist(), high.tolist()
+        ([[-1.0, 0.0]], [[2.0, 4.0]])
+    """
+    parts = grouped(matrix, group)
+    return parts.min(-1, initial=0.0), parts.max(-1, initial=0.0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

@@ -24,8 +24,8 @@ from ..core.usage import summed_axes
 from .candidates import CANDIDATES
 from .encodable_weights import choices
 
-# An error is measured on this many rows of a weight, evenly spaced over its layers, and for codecs
-# that take long on fewer rows of a few layers, evenly spaced too.
+# An error is measured on this many rows of a weight, evenly spaced over its layers. Codecs that
+# take long are measured on fewer rows of a few layers.
 MEASURED_ROWS, LEAST_ROWS_OF_A_LAYER = 2048, 64
 SLOW_LAYERS, SLOW_ROWS = 8, 1024
 

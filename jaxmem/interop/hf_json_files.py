@@ -11,10 +11,11 @@ from ..models.processor_files import PREPROCESSOR, PROCESSOR
 from ..models.tokenizer_files import TOKENIZER_CONFIG
 from .hf_config import CLASSES, config_json
 
-# Of where and how a checkpoint was stored; and code beside it, which is not written.
-_OF_THE_SOURCE = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype", "dtype")
+# These fields say where a checkpoint is from and how it was stored. `auto_map` names code beside
+# it, which is not written.
+_SOURCE_FIELDS = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype", "dtype")
 _PROCESSORS = (PREPROCESSOR, PROCESSOR)
-_OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
+_FIELDS_OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
 
 
 def json_files(model: Model) -> dict[str, dict]:
@@ -74,7 +75,7 @@ def _text_part(hf: dict) -> dict[str, Any]:
     if not isinstance(text, dict):
         return _named(hf)
     text = {name: value for name, value in text.items() if name != "architectures"}
-    return _named({name: hf[name] for name in _OF_THE_WHOLE if name in hf} | text)
+    return _named({name: hf[name] for name in _FIELDS_OF_THE_WHOLE if name in hf} | text)
 
 
 def _named(hf: dict) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _named(hf: dict) -> dict[str, Any]:
 
 def _adapted(hf: dict, config: Any) -> dict[str, Any]:
     """The config.json with the model's tokens and its head, and without how it was stored."""
-    hf = {name: value for name, value in hf.items() if name not in _OF_THE_SOURCE}
+    hf = {name: value for name, value in hf.items() if name not in _SOURCE_FIELDS}
     read = type(config).from_hf(hf)
     if getattr(read, "tied", None) != getattr(config, "tied", None) and config.family != "seq2seq":
         hf["tie_word_embeddings"] = config.tied

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..codecs import Float, Int
+from ..codecs import Float
 from ..codecs.quantized_scales import DoubleQuantArray
 from ..codecs.scaled import Scaled
 from ..core.arguments import check_fields
@@ -51,7 +51,7 @@ class DoubleQuant(Scaled):
 
     def __post_init__(self):
         check_fields(self, codec=CODEC, scales=CODEC)
-        if not isinstance(rounding_codec(self.codec), Int | Scaled):
+        if not isinstance(rounding_codec(self.codec), Scaled):
             raise TypeError(f"{self.codec} leaves no float scales to encode")
 
     group = property(lambda self: rounding_codec(self.codec).group)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..calibration.statistics import Moments
-from ..codecs import Int
 from ..codecs.scaled import Scaled
 from ..core.arguments import check_fields
 from ..core.codec import CODEC, RowEncoder, has_independent_rows, row_unit
@@ -34,7 +33,7 @@ class Solver(abc.ABC):
 
     def __post_init__(self):
         check_fields(self, codec=CODEC)
-        if not isinstance(self.codec, Int | Scaled):
+        if not isinstance(self.codec, Scaled):
             name = type(self).__name__
             raise TypeError(f"{name} takes an Int, Float or Codebook, got {self.codec}")
 
@@ -92,7 +91,7 @@ class Solver(abc.ABC):
         return self.codec.round(matrix, *self.spans(matrix, stats), fold, dtype)
 
 
-def rounding_codec(codec: Any) -> Int | Scaled:
+def rounding_codec(codec: Any) -> Scaled:
     """The innermost codec of nested solvers, which rounds."""
     return rounding_codec(codec.codec) if isinstance(codec, Solver) else codec
 

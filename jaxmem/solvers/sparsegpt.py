@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..calibration.statistics import Moments
-from ..codecs import NM, Bitmask, Csr, Int
+from ..codecs import NM, Bitmask, Csr
 from ..codecs.scaled import Scaled, grouped
 from ..codecs.sparse import Sparse, compressed, highest
 from ..core.fold import Fold, matrix_shape
@@ -52,7 +52,7 @@ class SparseGPT(Pruner):
         super().__post_init__()
         if not self.damping >= 0:
             raise ValueError(f"SparseGPT takes a damping of at least 0, got {self.damping}")
-        rounds = any(isinstance(codec, Int | Scaled) for codec in self.values)
+        rounds = any(isinstance(codec, Scaled) for codec in self.values)
         if rounds and not isinstance(self.pattern, Bitmask | NM | Csr):
             raise TypeError(f"SparseGPT rounds values of Bitmask, NM or Csr, got {self.codec}")
 
@@ -73,7 +73,7 @@ class SparseGPT(Pruner):
         pruned, mask = prune(matrix, factor, self.pattern)
         leaf = self.pattern.encode_masked(pruned, mask, fold, dtype)
         rest = self.values
-        if rest and isinstance(rest[0], Int | Scaled):
+        if rest and isinstance(rest[0], Scaled):
             count, energy = leaf.values.shape[-1], jnp.diagonal(gram)
             settled = prune_and_round(matrix, pruned, mask, count, factor, energy, rest[0])
             value_fold = Fold.from_weight(settled[0], (-1,))[1]

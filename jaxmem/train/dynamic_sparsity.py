@@ -181,7 +181,7 @@ def _moved(
     to_matrix = lambda a: Fold.from_weight(a, axes)[0]
     fold = Fold.from_weight(mask, axes)[1]
     kept_now = to_matrix(mask)
-    # of `size` weights that compete, the codec keeps `kept`
+    # Of `size` weights that compete, the codec keeps `kept`; these are the shares that move.
     moved = lambda size, kept: jnp.minimum(jnp.round(share * kept), size - kept).astype(jnp.int32)
     unmoved = lambda size, kept: kept - moved(size, kept)
     stays = codec.mask(jnp.where(kept_now, to_matrix(magnitude), -1.0), unmoved)

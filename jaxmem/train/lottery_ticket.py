@@ -96,7 +96,7 @@ def rewind(
             score = jnp.where(state.masks[path], jnp.abs(new[path]), -1.0)
             chosen = tickets(codec, score, count // steps / rounds, axes[path])
             masks[path] = jnp.where(round_ends, chosen, state.masks[path])
-        # and updates that take all params back to their early values
+        # These updates take all params back to their early values.
         back = jax.tree.map(lambda a, p: (a - p).astype(p.dtype), early, params)
         back = mask_updates(plan, back, params, masks)
         return _where(round_ends, back, updates), Early(

@@ -6,11 +6,11 @@ from ...io.json_fields import JsonFields
 from .hf_fields import encoder_activation
 from .vision_families import read_tower
 
-# What only training, another head, or a quantizer of targets reads.
+# Only training, another head, or a quantizer of targets reads these fields.
 _TRAINING = ("apply_spec_augment", "layerdrop", "num_negatives", "contrastive_logits_temperature")
 _TRAINING += ("diversity_loss_weight", "ctc_loss_reduction", "ctc_zero_infinity", "codevector_dim")
 _TRAINING += ("num_codevector_groups", "num_codevectors_per_group", "proj_codevector_dim")
-_MASKED = ("mask_time_", "mask_feature_", "mask_channel_")  # begin names of options of training
+_MASKED = ("mask_time_", "mask_feature_", "mask_channel_")  # options of training begin so
 _OTHER_HEADS = ("classifier_proj_size", "tdnn_dilation", "tdnn_dim", "tdnn_kernel")
 _OTHER_HEADS += ("xvector_output_dim", "adapter_kernel_size", "adapter_stride")
 _OTHER_HEADS += ("num_adapter_layers", "output_hidden_size")

@@ -7,7 +7,7 @@ from ...io.json_fields import JsonFields
 from .hf_options import refuse_unread_options
 from .vision_families import read_patches, read_tower
 
-# What missing fields mean.
+# transformers takes these values where a config.json lacks the field.
 _BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
 _BASE |= {"num_attention_heads": 12}
 _CLIP_TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}

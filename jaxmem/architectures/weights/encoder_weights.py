@@ -18,6 +18,9 @@ from .weight_map import WeightMap
 def weights(config: Any) -> dict[str, WeightMap]:
     """The tensors of a Hugging Face checkpoint that each parameter is read from.
 
+    Raises:
+        ValueError: no family has the `tensor_names` of the configuration.
+
     Example:
         >>> from jaxmem.architectures import encoder
         >>> config = encoder.Config(vocab=64, width=32, ffn=48, layers=1, heads=4)

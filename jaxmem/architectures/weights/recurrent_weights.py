@@ -19,6 +19,7 @@ def mixer_maps(c: Any, names: dict[str, str]) -> Maps:
 
 
 def _mamba(c: Any, names: dict[str, str]) -> Maps:
+    """The parameters of a Mamba; one tensor holds its input and its gate."""
     r = c.recurrence
     biases = {"in": r.in_bias, "gate": r.in_bias, "step": True, "out": r.out_bias}
     turns = {"in": Rows(0, r.channels), "gate": Rows(r.channels, r.channels)}
@@ -31,6 +32,7 @@ def _mamba(c: Any, names: dict[str, str]) -> Maps:
 
 
 def _mamba2(c: Any, names: dict[str, str]) -> Maps:
+    """The parameters of a Mamba-2; one tensor holds all that a token is projected to."""
     r = c.recurrence
     sizes = r.linears(c.width)
     turns, start = {}, 0
@@ -46,6 +48,7 @@ def _mamba2(c: Any, names: dict[str, str]) -> Maps:
 
 
 def _gated(c: Any, names: dict[str, str]) -> Maps:
+    """The parameters of a gated linear recurrence, whose gates are of each head."""
     r = c.recurrence
     biases = {"gate": r.in_bias, "in": r.in_bias, "out": r.out_bias}
     n = r.channels // r.heads
@@ -56,6 +59,7 @@ def _gated(c: Any, names: dict[str, str]) -> Maps:
 
 
 def _short_convolution(c: Any, names: dict[str, str]) -> Maps:
+    """The parameters of a short convolution; one tensor holds its gates and its input."""
     r = c.recurrence
     turns = {part: Rows(i * r.channels, r.channels) for i, part in enumerate(("b", "c", "in"))}
     biases = dict.fromkeys(turns, r.in_bias) | {"out": r.out_bias}
@@ -63,6 +67,7 @@ def _short_convolution(c: Any, names: dict[str, str]) -> Maps:
 
 
 def _delta(c: Any, names: dict[str, str]) -> Maps:
+    """The parameters of a gated delta rule; two tensors hold the parts of each group of heads."""
     r = c.recurrence
     values = r.channels // r.groups
     turns, start = {}, 0
@@ -78,6 +83,7 @@ def _delta(c: Any, names: dict[str, str]) -> Maps:
 
 
 def _rwkv(c: Any, names: dict[str, str]) -> Maps:
+    """The parameters of the part of an RWKV that mixes tokens."""
     shapes = dict.fromkeys(("log_decay", "first"), (c.recurrence.channels,))
     shares = _shares(c, names, "mixer", ("k", "v", "receptance"))
     return _linears(c, names, {}, {}) | _others(c, names, shapes) | shares

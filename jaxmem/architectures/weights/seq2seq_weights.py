@@ -52,6 +52,9 @@ NAMES["t5_gated"] = NAMES["t5"] | {
 def weights(config: Any) -> dict[str, WeightMap]:
     """The tensors of a Hugging Face checkpoint that each parameter is read from.
 
+    Raises:
+        ValueError: no family has the `tensor_names` of the configuration.
+
     Example:
         >>> from jaxmem.architectures import seq2seq
         >>> sizes = dict(vocab=64, width=32, ffn=48, layers=1, heads=4)
