@@ -13,6 +13,7 @@ from reference_models import FOLDER, member
 
 import jaxmem as jm
 from jaxmem.architectures import decoder
+from jaxmem.architectures.configs.recurrence import Recurrence
 from jaxmem.interop.gguf_metadata import metadata
 from jaxmem.models import KVCache, Model
 
@@ -143,3 +144,31 @@ def test_what_a_recurrence_does_not_compute_is_refused_by_name():
         KVCache(8).empty(config, 1, 64, jnp.float32)
     with pytest.raises(ValueError, match="recurrence"):
         jm.structured_pruning.remove_layers(Model(config, {}, None, "m"), [1])
+
+
+@pytest.mark.parametrize(
+    "kind, change",
+    [
+        ("rwkv", {"taps": 4}),
+        ("rwkv", {"state": 5}),
+        ("delta", {"in_bias": True}),
+        ("convolution", {"state": 4}),
+        ("gated", {"groups": 2}),
+        ("mamba", {"heads": 4}),
+    ],
+)
+def test_an_option_that_a_recurrence_does_not_compute_is_refused_by_name(kind, change):
+    rank = {"step_rank": 2} if kind == "mamba" else {}
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} is .* with kind '{kind}'"):
+        Recurrence(kind, 16, **rank, **change)
+
+
+def test_options_of_attention_and_of_an_mlp_are_refused_where_no_layer_has_one():
+    sizes = dict(vocab=64, width=32, layers=2, heads=0, kv_heads=0, head_dim=0, positions="none")
+    alone = Recurrence("mamba", 64, 16, step_rank=2, alone=True)
+    for name, value in {"qkv_bias": True, "query_scale": 2.0, "activation": "relu"}.items():
+        with pytest.raises(ValueError, match=f"^{name} is .* with 'mamba', which computes none"):
+            decoder.Config(**sizes, ffn=0, recurrence=alone, **{name: value})
+    with pytest.raises(ValueError, match=r"^mlp_bias is True with 'rwkv'"):
+        rwkv = Recurrence("rwkv", 32)
+        decoder.Config(**sizes, ffn=64, recurrence=rwkv, gated=False, mlp_bias=True)

@@ -10,9 +10,19 @@ from .config_sizes import check_sizes, check_types
 
 KINDS = ("mamba", "mamba2", "gated", "convolution", "rwkv", "delta")
 _NORMS = ("none", "gate_first", "gate_last")
-_OPTIONS = {"inner_norms": "mamba"} | dict.fromkeys(
-    ("norm", "step_range", "in_scale", "scales", "out_scale"), "mamba2"
-)  # and the kind that computes each
+_TAPPED = ("mamba", "mamba2", "gated", "convolution", "delta")
+_OPTIONS = {  # and the kinds that compute each
+    "state": ("mamba", "mamba2", "delta"),
+    "heads": ("mamba2", "gated", "delta"),
+    "groups": ("mamba2", "delta"),
+    **dict.fromkeys(("taps", "conv_bias"), _TAPPED),
+    **dict.fromkeys(("in_bias", "out_bias"), _TAPPED[:-1]),
+    "inner_norms": ("mamba",),
+    **dict.fromkeys(("norm", "step_range", "in_scale", "scales", "out_scale"), ("mamba2",)),
+}
+_OF_ATTENTION = ("qkv_bias", "out_bias", "qk_norm", "sinks", "output_gate", "attention_softcap")
+_OF_ATTENTION += ("clip_qkv", "query_scale", "local", "no_rope")
+_OF_MLP = ("activation", "gelu", "mlp_bias", "mlp_scales")
 _RWKV_STATE = 3  # numbers of state of a channel
 
 
@@ -57,6 +67,8 @@ class Recurrence:
         for name in ("layers", "step_range", "scales"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "heads", self.heads or self.channels)
+        if self.kind == "rwkv" and self.state == type(self).state:
+            object.__setattr__(self, "state", _RWKV_STATE)
         check_types(self)
         check_sizes(self, "channels", "state", "heads", "groups", "taps")
         if self.kind not in KINDS or self.norm not in _NORMS:
@@ -69,15 +81,16 @@ class Recurrence:
                 f"{self.channels} channels in {self.heads} heads in {self.groups} groups, "
                 "expected sizes that divide"
             )
-        for name, kind in _OPTIONS.items():
-            if self.kind != kind and getattr(self, name) != getattr(type(self), name):
+        usual = {"heads": self.channels, "state": _RWKV_STATE if self.kind == "rwkv" else 1}
+        for name, kinds in _OPTIONS.items():
+            default = usual.get(name, getattr(type(self), name))
+            if self.kind not in kinds and getattr(self, name) != default:
                 raise ValueError(f"{name} is {getattr(self, name)!r} with kind {self.kind!r}")
         if (self.step_rank > 0) != (self.kind == "mamba"):
             raise ValueError(f"step_rank is {self.step_rank} with kind {self.kind!r}")
         for name, size in (("step_range", 2), ("scales", 5)):
             if len(getattr(self, name)) not in (0, size):
                 raise ValueError(f"{name} has {len(getattr(self, name))} values, not 0 or {size}")
-        object.__setattr__(self, "state", _RWKV_STATE if self.kind == "rwkv" else self.state)
 
     @property
     def replaces_attention(self) -> bool:
@@ -148,6 +161,11 @@ def check_recurrence(c: Any) -> None:
         raise ValueError("recurrence is an 'rwkv', expected it in every layer, with gated=False")
     if r.alone and (c.mixture or c.parallel or c.post_norms):
         raise ValueError("recurrence.alone is True with a mixture, parallel or post_norms")
+    unused = _OF_ATTENTION if r.replaces_attention else ()
+    unused += _OF_MLP if r.alone or r.kind == "rwkv" else ()
+    for name in (*unused, "latent"):
+        if getattr(c, name):
+            raise ValueError(f"{name} is {getattr(c, name)!r} with {r.kind!r}, which computes none")
 
 
 def any_attention(c: Any) -> bool:
