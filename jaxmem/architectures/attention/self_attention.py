@@ -10,7 +10,7 @@ from ...kv_cache.cached_attention import attend_through
 from ...kv_cache.dense import keep_layout
 from ..configs.decoder_config import Config
 from ..layers.linear import Linear, merge_heads, scaled, split_heads
-from ..layers.norms import Norm, unit_heads
+from ..layers.norms import Norm, unit_mean_square
 from .positions import alibi_slopes, grow_queries, rotate_positions, window_in_chunk
 
 
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         if c.positions == "rotary":
             q, k = (rotate_positions(y, c, layer, position) for y in (q, k))
         if c.qk_norm and c.qk_norm_over == "rotated":
-            q, k = (jnp.where(layer["rotated"], unit_heads(y, c.eps), y) for y in (q, k))
+            q, k = (jnp.where(layer["rotated"], unit_mean_square(y, c.eps), y) for y in (q, k))
         if cache is not None and kept_rotated:
             k, v = keep_layout(merge_heads(k), merge_heads(v))
             k, v = (split_heads(y, c.kv_heads) for y in (k, v))

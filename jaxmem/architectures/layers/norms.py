@@ -26,7 +26,7 @@ class Norm(nn.Module):
         y = x.astype(jnp.float32)
         if c.norm == "layer":
             y = y - y.mean(-1, keepdims=True)
-        y = _unit(y, c.eps)
+        y = unit_mean_square(y, c.eps)
         if c.norm_gain:
             one = nn.initializers.constant(1.0 - c.norm_offset)
             y = y * (aligned(self.param("scale", one, shape)) + c.norm_offset)
@@ -49,7 +49,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         y = x.astype(jnp.float32)
-        y = _unit(y - y.mean(self.axis, keepdims=True), self.eps, self.axis) * row(scale, y)
+        y = unit_mean_square(y - y.mean(self.axis, keepdims=True), self.eps, self.axis)
+        y = y * row(scale, y)
         if self.bias:
             y += row(self.param("bias", nn.initializers.zeros, (x.shape[-1],)), y)
         return y.astype(x.dtype)
@@ -57,18 +58,19 @@ class LayerNorm(nn.Module):
 
 def rms_norm(x: Array, scale: Array, eps: float, offset: float = 0.0) -> Array:
     """x / sqrt(mean(x²) + eps) * (offset + scale), over the last axis (Zhang & Sennrich, 2019)."""
-    y = _unit(x.astype(jnp.float32), eps)
+    y = unit_mean_square(x.astype(jnp.float32), eps)
     return (y * (row(scale, y) + offset)).astype(x.dtype)
 
 
-def unit_heads(x: Array, eps: float) -> Array:
-    """x (B, heads, T, h) with heads of mean square 1."""
-    return _unit(x.astype(jnp.float32), eps).astype(x.dtype)
+def unit_mean_square(x: Array, eps: float, axis: int = -1) -> Array:
+    """x / sqrt(mean(x²) + eps) along an axis, computed in f32, in the dtype of x.
 
-
-def _unit(y: Array, eps: float, axis: int = -1) -> Array:
-    """y in f32 with mean square 1 along an axis."""
-    return y * lax.rsqrt((y * y).mean(axis, keepdims=True) + eps)
+    Example:
+        >>> unit_mean_square(jnp.array([3.0, 4.0, 0.0, 0.0]), 0.0).tolist()
+        [1.2..., 1.6..., 0.0, 0.0]
+    """
+    y = x.astype(jnp.float32)
+    return (y * lax.rsqrt((y * y).mean(axis, keepdims=True) + eps)).astype(x.dtype)
 
 
 def _leading(x: Array, heads: int) -> tuple[int, ...]:

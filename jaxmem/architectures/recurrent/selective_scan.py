@@ -13,7 +13,7 @@ from jax import Array, lax
 from ..configs.decoder_config import Config
 from ..configs.recurrence import Recurrence
 from ..layers.linear import Linear, row, scaled
-from ..layers.norms import Norm
+from ..layers.norms import Norm, unit_mean_square
 from .recurrent_state import Convolution, state_before, with_state
 
 _LEAST_STEP = -4.6  # softplus of this bias is a step of 0.01
@@ -97,7 +97,7 @@ class GatedNorm(nn.Module):
         scale = jnp.tile(scale, self.groups) if self.shared else scale
         y = y * gate if self.norm == "gate_first" else y
         groups = y.reshape(*y.shape[:-1], self.groups, -1)
-        groups = groups * lax.rsqrt((groups * groups).mean(-1, keepdims=True) + self.eps)
+        groups = unit_mean_square(groups, self.eps)
         y = groups.reshape(y.shape) * row(scale, y)
         return y if self.norm == "gate_first" else y * gate
 
