@@ -21,7 +21,7 @@ _MATRICES = ("kernel", "embedding", "k_up", "v_up")  # the other parameters are 
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class TensorPart:
     """A parameter, and how a layer of it lies in its tensor.
 
     `order` has the rows of the tensor that are the layer's. `fold` maps the axes of a matrix of the
@@ -51,7 +51,7 @@ class Tensor:
 
     shape: tuple[int, ...]
     kind: str
-    pieces: list[tuple[Part, int | None]]
+    pieces: list[tuple[TensorPart, int | None]]
 
 
 def tensors(parameters: Iterable[tuple[str, WeightMap, Any]], half: bool) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ def tensors(parameters: Iterable[tuple[str, WeightMap, Any]], half: bool) -> dic
     for _, weight_map, _ in parameters:
         for name in weight_map.names:
             rows[name] = rows.get(name, 0) + weight_map.shape[-1]
-    pieces: dict[str, list[tuple[Part, int | None]]] = {}
+    pieces: dict[str, list[tuple[TensorPart, int | None]]] = {}
     for path, weight_map, leaf in parameters:
         total = rows[weight_map.names[0]]
         part = _part(path, weight_map, leaf, None if total == weight_map.shape[-1] else total, half)
@@ -110,7 +110,7 @@ def _matrices(tensor: Tensor, leaves: dict[str, Any]) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(np.concatenate(rows)[order])
 
 
-def _part(path: str, weight_map: WeightMap, leaf: Any, total: int | None, half: bool) -> Part:
+def _part(path: str, weight_map: WeightMap, leaf: Any, total: int | None, half: bool) -> TensorPart:
     """A parameter as it is written; `total` is the rows of a tensor that it is only a part of."""
     shape = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
     if not path.endswith(_MATRICES) or shape[-1] == 1:
@@ -120,13 +120,13 @@ def _part(path: str, weight_map: WeightMap, leaf: Any, total: int | None, half: 
             order = order[:rows].astype(int)
         else:
             order = (weight_map.fn(order) - weight_map.fn(base)).reshape(-1).astype(int)
-        return Part(path, weight_map, leaf, tuple(around), order, None, "F32")
+        return TensorPart(path, weight_map, leaf, tuple(around), order, None, "F32")
     *around, first, last = shape
     sides = ((total or last, first), (first, last))
     places = (placed(weight_map.fn, *side) for side in sides)
     order, fold = next(x for x in places if x is not None and _shape(x[1]) == (first, last))
     kind = gguf_encoding.kind(leaf, fold, half)
-    return Part(path, weight_map, leaf, tuple(around), order, fold, kind)
+    return TensorPart(path, weight_map, leaf, tuple(around), order, fold, kind)
 
 
 def _shape(fold: Fold) -> tuple[int, int]:
@@ -135,7 +135,7 @@ def _shape(fold: Fold) -> tuple[int, int]:
     return (k, n) if fold.order == (-1, -2) else (n, k)
 
 
-def _rows(part: Part, layer: Any, kind: str) -> np.ndarray:
+def _rows(part: TensorPart, layer: Any, kind: str) -> np.ndarray:
     """The rows of a part's matrix, in the order of the layer, as they are stored."""
     stored = gguf_encoding.data(layer, kind)
     if part.fold is None:
