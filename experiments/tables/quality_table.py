@@ -86,6 +86,13 @@ def encoder():
         yield f"{name} | {r['bits_per_weight'] or 32:.3f} | {scores}"
 
 
+def encoders():
+    order = lambda row: (row[0].split(",")[0], -row[1]["bits"])
+    for name, r in sorted(rows_of("fit_encoders.json"), key=order):
+        scores = f"{r['pairs']:,} | {interval(r['spearman'])} | {r['cosine']['mean']:.4f}"
+        yield f"{name} | {r['bytes']:,} | {r['bits']:.2f} | {scores}"
+
+
 def phonemes():
     for r in rows_of("pronounce_g2p.json"):
         yield f"{r['name']} | {r['bytes']:,} | {r['bits']:.2f} | {r['phoneme_error']:.2%}"
@@ -138,6 +145,7 @@ TABLES = {
     blocks: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     everything: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     encoder: " | bits a weight | Spearman | cosine",
+    encoders: " | bytes | bits a weight | pairs | Spearman | cosine",
     phonemes: " | bytes | bits a weight | phoneme error",
     cache: "cache | bytes | with a step's temporaries | grown | KL | speed",
     planes: " | bits a weight | perplexity | KL",
