@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from cheap_jit import OPTIONS
-from reference_models import MEMBERS, member
+from reference_models import member
 
 import jaxmem as jm
 from jaxmem.architectures import bert, gpt2
@@ -100,9 +100,11 @@ def test_a_mixture_over_experts_and_fsdp_learns_as_on_one_device():
     np.testing.assert_allclose(*losses, rtol=0.02)
 
 
+# Learned positions, parts that are added together, slopes, a mixture, latents, a state.
+# experiments/memory/plan_every_family.py does this for every member.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*MEMBERS, "gpt2"])
-def test_every_family_has_a_step_of_each_task_on_one_device_and_on_four(name):
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "bloom", "qwen3_moe", "deepseek_v3", "mamba"])
+def test_a_family_has_a_step_of_each_task_on_one_device_and_on_four(name):
     config = gpt2.Config(vocab=64, width=32, layers=2, heads=4)
     net = gpt2.module(config) if name == "gpt2" else module(config := member(name)[0])
     abstract = Model(config, net, None, name)
