@@ -9,7 +9,7 @@ from drawn_weights import drawn
 from flax.traverse_util import unflatten_dict
 
 from jaxmem.architectures import decoder
-from jaxmem.architectures.families.hf_rope import yarn
+from jaxmem.architectures.families.rope_scaling import yarn
 from jaxmem.io.json_fields import JsonFields
 from jaxmem.models.model import Model
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from ..kv_cache.attention import ScoreTerms, attend, causal
+from ..kv_cache.attention_scores import ScoreTerms, attend, causal
 from ..parallel.constraints import constrain
 from .attention.disentangled_attention import disentangled_bias, distance_rows
 from .attention.encoder_positions import (

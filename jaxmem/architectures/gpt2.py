@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ..io.json_fields import JsonFields
-from ..kv_cache.attention import NO_LIMIT
+from ..kv_cache.attention_scores import NO_LIMIT
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import empty, keep_layout
 from ..kv_cache.quantized import BLOCK_TOKENS

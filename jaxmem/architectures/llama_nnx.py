@@ -8,7 +8,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax import Array
 
-from ..kv_cache.attention import attend, causal
+from ..kv_cache.attention_scores import attend, causal
 from .attention.positions import rope
 from .configs.decoder_config import Config
 from .layers.feed_forward import activate

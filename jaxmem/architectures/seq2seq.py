@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from ..kv_cache.attention import NO_LIMIT, causal
+from ..kv_cache.attention_scores import NO_LIMIT, causal
 from ..parallel.constraints import constrain
 from .attention.cross_attention import CrossAttention, SelfAttention
 from .attention.encoder_positions import distance_buckets, token_distances

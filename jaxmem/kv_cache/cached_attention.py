@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 
 from ..core.hadamard import hadamard
-from .attention import PLAIN, ScoreTerms, attend, causal
+from .attention_scores import PLAIN, ScoreTerms, attend, causal
 from .dense import write
 from .quantized import QuantizedCache, write_states
 from .quantized_attention import attend_quantized

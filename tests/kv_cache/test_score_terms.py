@@ -7,7 +7,7 @@ import pytest
 from cheap_jit import jit
 
 from jaxmem.architectures.llama import Config
-from jaxmem.kv_cache.attention import ScoreTerms
+from jaxmem.kv_cache.attention_scores import ScoreTerms
 from jaxmem.kv_cache.cached_attention import attend_through
 from jaxmem.models import KVCache
 

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 from jax import Array
 
-from ...kv_cache.attention import ScoreTerms, attend
+from ...kv_cache.attention_scores import ScoreTerms, attend
 from ...kv_cache.dense import keep_layout, write
 from ..layers.linear import Linear, merge_heads, split_heads
 

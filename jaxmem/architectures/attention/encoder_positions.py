@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ...kv_cache.attention import NO_LIMIT
+from ...kv_cache.attention_scores import NO_LIMIT
 from .positions import rope_frequencies
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ...kv_cache.attention import NO_LIMIT
+from ...kv_cache.attention_scores import NO_LIMIT
 from ..configs.decoder_config import Config
 
 

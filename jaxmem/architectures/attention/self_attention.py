@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ...kv_cache.attention import ScoreTerms
+from ...kv_cache.attention_scores import ScoreTerms
 from ...kv_cache.cached_attention import attend_through
 from ...kv_cache.dense import keep_layout
 from ..configs.decoder_config import Config

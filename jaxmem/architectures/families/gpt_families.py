@@ -2,7 +2,7 @@
 
 from ...io.json_fields import JsonFields
 from .hf_fields import BIASED, GPT_NAMES, LAYER_NORM, read_activation, read_sizes
-from .hf_rope import read_rope
+from .rope_scaling import read_rope
 
 _PLAIN_MLP = {"gated": False}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...io.json_fields import JsonFields
 from .hf_options import MOST_LAYERS
-from .hf_rope import read_rope
+from .rope_scaling import read_rope
 
 _FULL, _LOCAL = "full_attention", "sliding_attention"
 

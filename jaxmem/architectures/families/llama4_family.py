@@ -2,7 +2,7 @@
 
 from ...io.json_fields import JsonFields
 from .hf_fields import read_activation, read_sizes, read_unrotated
-from .hf_rope import read_rope
+from .rope_scaling import read_rope
 
 _FULL, _CHUNKED = "full_attention", "chunked_attention"
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from ...io.json_fields import JsonFields
 from .hf_fields import LAYER_NORM, every, read_activation, read_sizes, read_windows
-from .hf_rope import read_rope
 from .llama4_family import read_llama4
+from .rope_scaling import read_rope
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names of one number
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...formats.gguf import Gguf
 from ...io.json_fields import JsonFields
-from ..families.hf_rope import yarn
+from ..families.rope_scaling import yarn
 from .gguf_architectures import Architecture
 
 FACTORS = "rope_freqs.weight"

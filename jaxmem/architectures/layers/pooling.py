@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from ...kv_cache.attention import attend
+from ...kv_cache.attention_scores import attend
 from .feed_forward import MLP
 from .linear import Linear, merge_heads, split_heads
 from .norms import LayerNorm
