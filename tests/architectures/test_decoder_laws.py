@@ -39,7 +39,7 @@ def encoded(name):
 def test_every_kernel_is_used_in_one_product(name):
     _, _, _, uses = encoded(name)
     kernels = {path: uses[path] for path in uses if path.endswith("kernel")}
-    assert len(kernels) >= 5
+    assert len(kernels) >= (5 if name == "mamba" else 6)
     for path, products in kernels.items():
         assert [use.op for use in products] == ["dot_general"], path
 

@@ -130,6 +130,14 @@ def test_a_program_that_encodes_takes_a_leaf_and_the_result_at_most(codec):
     assert program.memory_analysis().temp_size_in_bytes <= jm.nbytes(w) + gram
 
 
+@pytest.mark.parametrize("codec", [jm.Int(4), jm.KMeans(3), jm.Bitmask(0.5), jm.NM(2, 4)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_program_for_large_weights_of_any_dtype_takes_no_more(codec, dtype):
+    w = jax.ShapeDtypeStruct((4096, 2048), dtype)
+    memory = encoding._compiled.lower(codec, (-2,), w, None).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= jm.nbytes(w)
+
+
 @pytest.mark.parametrize("shape, axes", [((24, 45), (-2,)), ((2, 45, 24), (-1,))])
 def test_a_large_numpy_weight_is_encoded_like_a_jax_array(shape, axes, monkeypatch):
     monkeypatch.setattr(encoding, "DENSE_WEIGHTS", 2**9)
