@@ -41,10 +41,10 @@ from .codecs import to_bcoo as to_bcoo
 from .compiler.compile_subprocess import CompileError as CompileError
 from .compiler.donation import Donations as Donations
 from .compiler.donation import donations as donations
-from .compiler.footprint import Memory as Memory
-from .compiler.footprint import memory as memory
 from .compiler.measurement import Measured as Measured
 from .compiler.measurement import measured as measured
+from .compiler.memory_analysis import Memory as Memory
+from .compiler.memory_analysis import memory as memory
 from .compiler.memory_breakdown import Breakdown as Breakdown
 from .compiler.memory_breakdown import breakdown as breakdown
 from .compiler.replicated_activations import replicated as replicated
@@ -86,7 +86,6 @@ from .io.checkpoint import save as save
 from .offload.streamed_weights import from_host as from_host
 from .offload.streamed_weights import layers_on_host as layers_on_host
 from .parallel import layouts as layouts
-from .parallel.constraints import constrain as constrain
 from .parallel.mesh import mesh as mesh
 from .parallel.pipeline import one_f_one_b as one_f_one_b
 from .parallel.pipeline import pipelined as pipelined
@@ -95,6 +94,7 @@ from .parallel.placement import placement as placement
 from .parallel.sharding import shard as shard
 from .parallel.sharding import shardings as shardings
 from .parallel.sharding import state_shardings as state_shardings
+from .parallel.sharding_constraints import constrain as constrain
 from .planner.planner import Planned as Planned
 from .planner.planner import plan as plan
 from .planner.recipe import Recipe as Recipe

@@ -36,7 +36,7 @@ import numpy as np
 import jaxmem as jm
 from jaxmem import models
 from jaxmem.models import KVCache, downloading
-from jaxmem.models.token_logits import logits_after
+from jaxmem.models.next_token_logits import logits_after
 
 CACHES = {"dense f32": None} | {
     f"{bits} bits{', rotated' if rotate else ''}": KVCache(bits, rotate=rotate)

@@ -14,7 +14,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.quantized import BLOCK_TOKENS, QuantizedCache
-from ..parallel.constraints import constrain
+from ..parallel.sharding_constraints import constrain
 from .attention.latent_attention import LatentAttention
 from .attention.positions import check_positions
 from .attention.positions import per_layer as per_layer

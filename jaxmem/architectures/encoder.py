@@ -13,7 +13,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.attention_scores import ScoreTerms, attend, causal
-from ..parallel.constraints import constrain
+from ..parallel.sharding_constraints import constrain
 from .attention.disentangled_attention import disentangled_bias, distance_rows
 from .attention.encoder_positions import (
     distance_buckets,

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from ..io.json_fields import JsonFields
 from .families.convolutional_families import CONVOLUTIONAL_FAMILIES
-from .families.decoder_checkpoints import FAMILIES as DECODER_FAMILIES
+from .families.decoder_family_table import FAMILIES as DECODER_FAMILIES
 from .families.encoder_families import ENCODER_FAMILIES
 from .families.seq2seq_families import SEQ2SEQ_FAMILIES
 from .families.tower_families import TOWER_FAMILIES

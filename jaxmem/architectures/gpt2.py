@@ -16,7 +16,7 @@ from ..kv_cache.attention_scores import NO_LIMIT
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import empty, keep_layout
 from ..kv_cache.quantized import BLOCK_TOKENS
-from ..parallel.constraints import constrain
+from ..parallel.sharding_constraints import constrain
 from .attention.positions import check_positions
 from .configs.config_sizes import check_family, check_positive, check_types, set_head_dim
 from .families.hf_options import MOST_LAYERS, refuse_unread_options

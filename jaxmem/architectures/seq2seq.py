@@ -14,7 +14,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.attention_scores import NO_LIMIT, causal
-from ..parallel.constraints import constrain
+from ..parallel.sharding_constraints import constrain
 from .attention.cross_attention import CrossAttention, SelfAttention
 from .attention.encoder_positions import distance_buckets, token_distances
 from .attention.seq2seq_positions import position_rows, sinusoids

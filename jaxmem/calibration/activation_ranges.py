@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..codecs.dynamic import DynamicArray
+from ..codecs.dynamic_quantization import DynamicArray
 from ..core.arguments import BATCHES, FUNCTION, TREE, takes
 from ..core.leaf import decode, is_encoded
 from ..core.lifting import lift

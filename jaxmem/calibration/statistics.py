@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.arguments import BATCHES, FUNCTION, TREE, takes
+from ..core.jaxpr_rewrites import without_dead_code
 from ..core.leaf import decode, is_encoded
 from ..core.lifting import lift
 from ..core.paths import arrays_only, paths
-from ..core.scans import without_dead_code
 from ..core.usage import Watched, uses
 from .batches import tuples
 

@@ -13,13 +13,13 @@ from .coo import Coo as Coo
 from .coo import from_bcoo as from_bcoo
 from .coo import to_bcoo as to_bcoo
 from .csr import Csr as Csr
-from .dynamic import Dynamic as Dynamic
-from .fake import Fake as Fake
-from .fake import export as export
+from .dynamic_quantization import Dynamic as Dynamic
+from .fake_quantization import Fake as Fake
+from .fake_quantization import export as export
 from .float_formats import Float as Float
 from .float_offset import Affine as Affine
+from .identity import Keep as Keep
 from .integer import Int as Int
-from .keep import Keep as Keep
 from .kmeans import KMeans as KMeans
 from .low_rank import LowRank as LowRank
 from .nm import NM as NM

@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 
 def sizes(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes of each kind on one device; see `footprint.Memory`.
+    """Bytes of each kind on one device; see `memory_analysis.Memory`.
 
     `highest` is the compiler's own peak. On CPU it leaves out temporaries. On a TPU it counts
     arguments in host memory, so they are subtracted.

@@ -16,8 +16,8 @@ _VIEWS = {"tuple", "get-tuple-element", "bitcast", "opt-barrier"}  # these read 
 _NO_BUFFER = {"parameter", "constant", "iota", "after-all", "partition-id", "replica-id"}
 _LIBRARIES = re.compile(r"/(jax|flax|optax|concurrent)/|^<")
 _OURS = re.compile(
-    r"/jaxmem/(core/(encoded_product|lifting|primitive_rules|replay|scans)|planner/search"
-    r"|compiler/(footprint|compile_subprocess|compile_worker))\.py$"
+    r"/jaxmem/(core/(encoded_product|lifting|primitive_rules|replay|jaxpr_rewrites)"
+    r"|planner/search|compiler/(memory_analysis|compile_subprocess|compile_worker))\.py$"
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ..core.arguments import ARGNUMS, takes
-from .footprint import Memory, memory
+from .memory_analysis import Memory, memory
 
 _STATUS, _RESET = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 

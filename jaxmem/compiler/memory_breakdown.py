@@ -12,8 +12,8 @@ import jax
 from ..core.arguments import TREE, Kind, takes
 from ..core.byte_counts import device_bytes
 from . import hlo
-from .footprint import Memory
 from .live_buffers import Buffer, at_peak, lines
+from .memory_analysis import Memory
 
 LARGEST = 12  # temporaries that a breakdown lists by name
 

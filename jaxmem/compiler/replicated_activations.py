@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ..core.arguments import BYTES, takes
 from . import hlo
 from .cost_analysis import FREE, reads_all, source
-from .footprint import Memory
+from .memory_analysis import Memory
 
 
 @dataclasses.dataclass(frozen=True)

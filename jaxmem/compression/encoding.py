@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import codecs
 from ..calibration.statistics import Moments
-from ..codecs.fake import FakeArray
+from ..codecs.fake_quantization import FakeArray
 from ..core.arguments import MAPPING, OPTIONAL_MAPPING, TREE, takes
 from ..core.codec import has_independent_rows, is_codec, needs_stats, ties_layers
 from ..core.fold import matrix_shape

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..core.jaxpr_rewrites import around_scans
 from ..core.paths import is_whole, paths
-from ..core.scans import around_scans
 
 
 @dataclasses.dataclass(frozen=True)

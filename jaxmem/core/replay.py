@@ -13,10 +13,10 @@ from jax import lax
 from jax.extend import source_info_util
 
 from ..kernels.ragged_matmul import ragged_matmul
-from .carries import filled, moving, passed_through, scan_arity
 from .decoded_once import decoded_on_a_cpu, is_small_cell
 from .encoded_product import decoded
 from .leaf import Encoded, decode, is_encoded, separate_shared
+from .loop_carries import filled, moving, passed_through, scan_arity
 from .primitive_rules import RULES
 from .traced_mesh import stand_in
 

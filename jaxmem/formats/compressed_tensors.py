@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..codecs.dynamic import DynamicArray
+from ..codecs.dynamic_quantization import DynamicArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack
 from ..core.fold import Fold

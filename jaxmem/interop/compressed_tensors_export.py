@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..architectures.weights.weight_map import WeightMap
-from ..codecs.dynamic import DynamicArray
+from ..codecs.dynamic_quantization import DynamicArray
 from ..codecs.integer import IntArray
 from ..core.arguments import OPTIONAL_TREE, takes
 from ..core.fold import Fold

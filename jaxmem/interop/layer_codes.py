@@ -11,7 +11,7 @@ import numpy as np
 
 from ..architectures.weights.weight_map import WeightMap
 from ..codecs.cast import CastArray
-from ..codecs.dynamic import DynamicArray
+from ..codecs.dynamic_quantization import DynamicArray
 from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import unpack

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from ..core.arguments import check_fields
-from .token_logits import Reader
+from .next_token_logits import Reader
 
 _IMPOSSIBLE = -1e9  # the score of beams that repeat the first one
 

@@ -67,7 +67,7 @@ class FlaxModel(Model):
 
     @functools.cached_property
     def logits_after(self) -> Callable:
-        """`token_logits.logits_after` of this module; without a cache if `cache` is None.
+        """`next_token_logits.logits_after` of this module; without a cache if `cache` is None.
 
         It is compiled once for all calls of `generate`, and forgotten with the model.
         """

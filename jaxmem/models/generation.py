@@ -16,12 +16,12 @@ from ..kv_cache.quantized import KVCache
 from .beam_search import BeamSearch, search_beams
 from .flax_model import FlaxModel
 from .model import Model
+from .next_token_logits import Reader, reader
 from .output_tokens import banned_tokens, check_room, forced_tokens, without
 from .prompts import prompt_rows
 from .sampling import check_sampling, pick
-from .source_logits import source_reader
+from .seq2seq_logits import source_reader
 from .text_models import reads_source
-from .token_logits import Reader, reader
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The next token, sampled from logits."""
+"""The next token, sampled from logits: temperature, top-k, top-p."""
 
 import functools
 import math

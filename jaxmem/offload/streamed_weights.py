@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from ..core.arguments import TREE, takes
-from ..core.scans import around_scans
+from ..core.jaxpr_rewrites import around_scans
 from .optimizer_state import on_host
 
 _TILE = 32, 128  # a TPU's tile of one-byte numbers; a layer that is moved must be whole tiles

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from ..core.arguments import POSITIVE, takes
-from ..core.scans import argument_dependencies
+from ..core.jaxpr_rewrites import argument_dependencies
 from .pipeline_stages import STAGE, Stages, zeros
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from ..core.scans import argument_dependencies, around_scans
+from ..core.jaxpr_rewrites import argument_dependencies, around_scans
 from .axes import ROWS
 
 STAGE = "stage"  # the axis of the mesh

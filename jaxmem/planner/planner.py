@@ -12,7 +12,7 @@ import jax
 
 from ..compiler.compile_subprocess import CompileError
 from ..compiler.devices import GIB, Device, target
-from ..compiler.footprint import Memory, memory
+from ..compiler.memory_analysis import Memory, memory
 from ..compiler.residuals import residuals
 from ..core.arguments import AT_LEAST_0, NAMES, OPTIONAL_BYTES, POSITIVE, Kind, takes
 from ..models import Model, load
@@ -20,9 +20,10 @@ from ..train.remat_policy import Remat
 from .estimates import arithmetic
 from .model_limits import cache_bits, check_model, expert_count
 from .price import noise, price
-from .recipe import STATES, Recipe
+from .recipe import Recipe
+from .recipe_lists import recipe_lists
 from .search import SLACK, Candidate, prove
-from .search_space import ENCODINGS, REMATS, kinds
+from .search_space import ENCODINGS, REMATS, STATES
 from .search_space import meshes as meshes_to_try
 from .step import Built, build
 
@@ -170,7 +171,7 @@ def plan(
     rows: list[Candidate] = []
     fit = 0  # kinds that fit
     order = lambda kind: (kind[0].state == "int8", min(map(price_of, kind)))
-    of_model = kinds(first, encodings, states, meshes, cache_bits(model.config))
+    of_model = recipe_lists(first, encodings, states, meshes, cache_bits(model.config))
     for kind in sorted(of_model, key=order):
         if fit == most or (fit and kind[0].state == "int8"):
             break

@@ -11,12 +11,10 @@ from ..compression.plan import Plan
 from ..core.arguments import check_fields
 from ..core.codec import OPTIONAL_CODEC
 from ..io.json_fields import parse_object
-from ..optimizers import in_bfloat16, in_float32, in_int8
 from ..train.remat_policy import Remat
+from .search_space import STATES
 
 TASKS = ("train", "lora", "serve")
-# The forms of an optimizer's state. The last takes a compiler minutes.
-STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}
 MESH_AXES = ("data", "fsdp", "expert", "tensor")  # the axes of `jm.mesh` that a recipe can name
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..compiler.compile_subprocess import CompileError
 from ..compiler.devices import target
-from ..compiler.footprint import Memory, memory
+from ..compiler.memory_analysis import Memory, memory
 from ..core.arguments import AT_LEAST_0, ITERABLE, OPTIONAL_BYTES, POSITIVE, Kind, takes
 
 SLACK = 1.08  # the most that an estimate exceeds the compiled peak (estimates.json: 1.07)

@@ -1,19 +1,17 @@
-"""The choices that recipes are made of: meshes, remat policies, loss chunks, encodings."""
+"""What a search may choose: encodings, optimizer states, remat policies, loss chunks, meshes."""
 
 import dataclasses
-import functools
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from ..codecs import Int
-from ..parallel.axes import ROWS
+from ..optimizers import in_bfloat16, in_float32, in_int8
 from ..train.remat_policy import Remat
-from .recipe import Recipe
 
 CHUNKS = (512, 128)  # positions whose logits exist at a time
 ENCODINGS = (None, Int(8), Int(4, group=128), Int(4))
+# The forms of an optimizer's state. The last takes a compiler minutes.
+STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}
 TENSOR_SIZES = (1, 2, 4)  # sizes of the mesh axis `tensor` that are tried to train
 PROMPTS = (256, 64, 16)  # tokens of a row's prompt that are read at a time
 
@@ -73,37 +71,32 @@ def meshes(task: str, batch: int, count: int, experts: int = 1) -> list[dict[str
     return [{name: n for name, n in axes.items() if n > 1} for axes in sizes]
 
 
-def kinds(
-    first: Recipe,
-    encodings: Sequence[Any],
-    states: Sequence[str],
-    meshes: Sequence[Mapping[str, int] | None],
-    cache_bits: Sequence[int] = (16, 8, 4),
-) -> Iterator[list[Recipe]]:
-    """Recipes in lists: within one, remat, micro-batches and chunks trade seconds for bytes."""
-    change = functools.partial(dataclasses.replace, first)
-    if first.task == "serve":
-        for codec, bits, mesh in itertools.product(encodings, cache_bits, meshes):
-            prompts = [n for n in PROMPTS if n <= first.seq and (bits == 16 or n >= 64)]
-            knobs = dict(encoding=codec, cache_bits=bits, mesh=mesh)
-            yield [change(**knobs, prompt=n) for n in prompts or [1]]
-        return
-    divisor = lambda most: next(n for n in range(min(most, first.seq), 0, -1) if first.seq % n == 0)
-    chunks = sorted({divisor(most) for most in CHUNKS})
-    for codec in encodings if first.task == "lora" else (None,):
-        layouts = [(mesh, shared) for mesh in meshes for shared in _shared(mesh)]
-        for state, offload, (mesh, shared) in itertools.product(states, (False, True), layouts):
-            # An adapter's state is small, and so is a chip's share of one, or one of 8 bits.
-            if offload and (first.task == "lora" or mesh or state == "int8"):
-                continue
-            knobs = dict(encoding=codec, state=state, offload=offload, shared=shared, mesh=mesh)
-            rows = first.batch // math.prod((mesh or {}).get(axis, 1) for axis in ROWS)
-            micros = [n for n in range(1, rows + 1) if rows % n == 0]
-            policies = [cost.policy for cost in REMATS.values()]
-            fine = itertools.product(policies, micros, chunks)
-            yield [change(**knobs, remat=r, micro=n, chunk=c) for r, n, c in fine]
+def micro_batches(rows: int) -> list[int]:
+    """The numbers of micro-batches to try: those that divide a device's rows of the batch.
+
+    Example:
+        >>> micro_batches(6)
+        [1, 2, 3, 6]
+    """
+    return [n for n in range(1, rows + 1) if rows % n == 0]
 
 
-def _shared(mesh: Mapping[str, int] | None) -> tuple[bool, ...]:
-    """The values of `Recipe.shared` that differ on a mesh: both if there is an axis `fsdp`."""
-    return (True, False) if mesh and "fsdp" in mesh else (True,)
+def chunks(seq: int) -> list[int]:
+    """The numbers of positions to try whose logits exist at a time: divisors of `seq`.
+
+    Example:
+        >>> chunks(2048), chunks(96)
+        ([128, 512], [96])
+    """
+    largest = lambda most: next(n for n in range(min(most, seq), 0, -1) if seq % n == 0)
+    return sorted({largest(most) for most in CHUNKS})
+
+
+def prompts(seq: int, cache_bits: int) -> list[int]:
+    """The numbers of tokens to try that a prompt is read by, for a cache of `seq` tokens.
+
+    Example:
+        >>> prompts(128, 16), prompts(128, 4), prompts(8, 16)
+        ([64, 16], [64], [1])
+    """
+    return [n for n in PROMPTS if n <= seq and (cache_bits == 16 or n >= 64)] or [1]

@@ -20,13 +20,14 @@ from ..models import KVCache, Model, load
 from ..models.model import family
 from ..offload.optimizer_state import on_host, streamed
 from ..optimizers.stochastic_rounding import apply_rounded
-from ..parallel.constraints import constrain
+from ..parallel.sharding_constraints import constrain
 from ..train.chunked_cross_entropy import next_token_loss
 from ..train.gradient_accumulation import accumulate
 from ..train.remat_policy import remat
 from .model_head import finished, head_matrix, hidden, logits_of
 from .model_limits import check_model
-from .recipe import STATES, Recipe
+from .recipe import Recipe
+from .search_space import STATES
 from .step_layout import StepLayout, step_mesh
 
 _WEIGHTS = ".*(kernel|embedding)"  # paths of the weights that are encoded

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..codecs import Int
-from ..codecs.dynamic import DynamicArray
+from ..codecs.dynamic_quantization import DynamicArray
 from ..codecs.float16_scales import divisor, finite_scale
 from ..codecs.integer import IntArray
 from ..codecs.scaled import repeat_groups

@@ -12,7 +12,7 @@ from jax import lax
 from ..core import arguments
 from ..core.arguments import check_fields, takes
 from ..core.repeated_layers import Segment
-from ..core.traced import Traced
+from ..core.traced_function import Traced
 
 NAMES = ("attn_out", "mlp_out")  # tensors that the models here tag by `checkpoint_name`
 _KINDS = ("none", "full", "dots", "dots_no_batch", "named", "offload", "nested")

@@ -7,7 +7,7 @@ import pytest
 from cheap_jit import jit
 
 import jaxmem as jm
-from jaxmem.codecs.dynamic import DynamicArray
+from jaxmem.codecs.dynamic_quantization import DynamicArray
 from jaxmem.codecs.sum import SumArray
 from jaxmem.core.segmented import Segmented
 

@@ -7,7 +7,7 @@ from jax import lax
 
 from jaxmem import Float, lift, nbytes
 from jaxmem.compiler import cost_analysis, hlo
-from jaxmem.compiler.footprint import memory
+from jaxmem.compiler.memory_analysis import memory
 
 LOOP = """
 %body (s: (s32[], f32[4,8], f32[8])) -> (s32[], f32[4,8], f32[8]) {

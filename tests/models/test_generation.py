@@ -14,8 +14,8 @@ from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.kv_cache.quantized import KVCache
 from jaxmem.models import BeamSearch, Model
 from jaxmem.models.generation import generate
+from jaxmem.models.next_token_logits import logits_after
 from jaxmem.models.sampling import pick
-from jaxmem.models.token_logits import logits_after
 
 PREFIX = {"gpt2": "transformer.", "llama2": "", "gemma3": ""}
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 import jaxmem as jm
-from jaxmem.core.traced import Traced
+from jaxmem.core.traced_function import Traced
 
 D, F, LAYERS = 16, 32, 6
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}  # as on TPUs and GPUs

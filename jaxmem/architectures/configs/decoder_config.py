@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ...kv_cache.dense import empty
-from ..families.decoder_checkpoints import from_hf
+from ..families.decoder_family_table import from_hf
 from .config_sizes import check_positive, check_types, check_windows, set_after_family
 from .latent import Latent, check_latent
 from .mixture import Mixture

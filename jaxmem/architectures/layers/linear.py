@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ...parallel.constraints import looked_up
+from ...parallel.sharding_constraints import looked_up
 
 
 class Linear(nn.Module):

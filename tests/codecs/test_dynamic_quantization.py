@@ -10,7 +10,7 @@ from cheap_jit import jit
 from jax import lax
 
 import jaxmem as jm
-from jaxmem.codecs.dynamic import _bfloat16_product, _integer_product, rounded
+from jaxmem.codecs.dynamic_quantization import _bfloat16_product, _integer_product, rounded
 
 INNER = [
     jm.Int(8),

@@ -1,14 +1,14 @@
-"""The config.json of a decoder of any family, as the fields of Config."""
+"""FAMILIES: the table of all families of decoders, which reads the config.json of each."""
 
 from typing import Any
 
 from ...io.json_fields import JsonFields
-from .decoder_families import ROTARY_FAMILIES
 from .gpt_families import GPT_FAMILIES
 from .hf_options import refuse_unread_options
 from .hybrid_families import HYBRID_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
 from .recurrent_families import RECURRENT_FAMILIES
+from .rotary_families import ROTARY_FAMILIES
 
 FAMILIES = ROTARY_FAMILIES | GPT_FAMILIES | MIXTURE_FAMILIES | RECURRENT_FAMILIES
 FAMILIES |= HYBRID_FAMILIES

@@ -9,7 +9,7 @@ import jax.extend.core as jex
 from jax import lax
 from jax.interpreters import partial_eval
 
-from .traced import Traced
+from .traced_function import Traced
 
 
 def around_scans(

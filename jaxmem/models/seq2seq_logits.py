@@ -10,7 +10,7 @@ from jax import Array
 
 from ..core.leaf import is_encoded
 from .model import Model
-from .token_logits import CACHE_STEP, PROMPT_STEP, Reader, rows_of, shard_like
+from .next_token_logits import CACHE_STEP, PROMPT_STEP, Reader, rows_of, shard_like
 
 
 def source_reader(model: Model, source: np.ndarray, tokens: int, beams: int = 1) -> Reader:

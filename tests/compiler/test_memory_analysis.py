@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 import jaxmem as jm
 from jaxmem.compiler.compile_subprocess import CompileError, needed_bytes, versions
-from jaxmem.compiler.footprint import Memory, memory
+from jaxmem.compiler.memory_analysis import Memory, memory
 
 V5E = "tpu v5e:1x1"
 EARLY = (

@@ -10,7 +10,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jax import lax
 
-from .carries import scan_arity
+from .loop_carries import scan_arity
 from .repeated_layers import Segment, count_products, equations, repeated_layers, run_segments
 from .replay import INLINED, JaxprReplay
 

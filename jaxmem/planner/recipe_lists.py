@@ -1,0 +1,44 @@
+"""recipe_lists: the recipes that `plan` tries, made of the choices in search_space.py."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..parallel.axes import ROWS
+from .recipe import Recipe
+from .search_space import REMATS, chunks, micro_batches, prompts
+
+
+def recipe_lists(
+    first: Recipe,
+    encodings: Sequence[Any],
+    states: Sequence[str],
+    meshes: Sequence[Mapping[str, int] | None],
+    cache_bits: Sequence[int] = (16, 8, 4),
+) -> Iterator[list[Recipe]]:
+    """Recipes in lists: within one, remat, micro-batches and chunks trade seconds for bytes."""
+    change = functools.partial(dataclasses.replace, first)
+    if first.task == "serve":
+        for codec, bits, mesh in itertools.product(encodings, cache_bits, meshes):
+            knobs = dict(encoding=codec, cache_bits=bits, mesh=mesh)
+            yield [change(**knobs, prompt=n) for n in prompts(first.seq, bits)]
+        return
+    policies = [cost.policy for cost in REMATS.values()]
+    for codec in encodings if first.task == "lora" else (None,):
+        layouts = [(mesh, shared) for mesh in meshes for shared in _shared(mesh)]
+        for state, offload, (mesh, shared) in itertools.product(states, (False, True), layouts):
+            # An adapter's state is small, and so is a chip's share of one, or one of 8 bits.
+            if offload and (first.task == "lora" or mesh or state == "int8"):
+                continue
+            knobs = dict(encoding=codec, state=state, offload=offload, shared=shared, mesh=mesh)
+            rows = first.batch // math.prod((mesh or {}).get(axis, 1) for axis in ROWS)
+            fine = itertools.product(policies, micro_batches(rows), chunks(first.seq))
+            yield [change(**knobs, remat=r, micro=n, chunk=c) for r, n, c in fine]
+
+
+def _shared(mesh: Mapping[str, int] | None) -> tuple[bool, ...]:
+    """The values of `Recipe.shared` that differ on a mesh: both if there is an axis `fsdp`."""
+    return (True, False) if mesh and "fsdp" in mesh else (True,)
