@@ -90,6 +90,8 @@ MAY = {
     ("load", "shardings"): {"none", "function"},
     ("models.from_flax", "options"): {"dict"},  # `Sequential` takes any keyword argument
     ("models.generate", "prompt"): {"text"},
+    ("models.chat(_prompt)?", "messages"): {"text"},
+    ("models.chat(_prompt)?", "variables"): {"none", "dict"},
     ("models.BeamSearch", "length_penalty"): {"negative"},  # in favour of shorter texts
     ("distillation|divergence|train.kl_divergence", ".*"): {"int", "negative", "nan"},
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """A right call of each public name: its keyword arguments, on small trees and models."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tokenizers
 from flax import linen
 
 import jaxmem as jm
@@ -57,6 +59,11 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     encoded, sgd = jm.encode(params, plan), optax.sgd(0.1)
     sizes = {"vocab": 64, "width": 32, "ffn": 48, "layers": 2, "heads": 4, "kv_heads": 2}
     model = blank_model(llama, **sizes, head_dim=8)
+    words = tokenizers.models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0")
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    chatting = dataclasses.replace(
+        model, tokenizer=tokenizers.Tokenizer(words), chat_template=template
+    )
     gpt = blank_model(gpt2, vocab=64, width=32, layers=3, heads=4)
     ids = jnp.arange(30).reshape(1, 30)
     model_stats, gpt_stats = (jm.stats(m.apply, m.params, [(ids,)]) for m in (model, gpt))
@@ -196,6 +203,9 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "models.Pooling": {"mode": "mean", "normalized": True, "length": 0},
         "models.WaveformProcessor": {"rate": 16_000, "normalised": True, "masked": True},
         "models.awq": {"model": model, "stats": model_stats, "codec": jm.Int(4)},
+        "models.chat": {"model": chatting, "messages": "w1 w2", "variables": None,
+                        "options": None},
+        "models.chat_prompt": {"model": chatting, "messages": "w1 w2", "variables": None},
         "models.from_flax": {"module": embedding, "params": embedding_params, "context": 16,
                              "eos": (1,), "inputs": (), "cache": None, "options": None},
         "models.generate": {"model": model, "prompt": [1, 2, 3], "max_new_tokens": 2,

@@ -1,11 +1,13 @@
-"""generate: a prompt continued, token by token."""
+"""generate: a prompt continued or answered, token by token."""
 
 import dataclasses
+import sys
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..models import KVCache, generate, load
+from ..models import KVCache, Model, chat, generate, load
+from ..models.generation import Generation
 from .mesh_option import MeshOption, mesh_line, spread_model
 from .options import Count, Json, ModelName
 from .output import Output
@@ -13,12 +15,19 @@ from .output import Output
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Continues a prompt and shows the text as it comes."""
+    """Answers a prompt, if the model has a chat template, or else continues it."""
 
     model: ModelName
     _: dataclasses.KW_ONLY
-    prompt: Annotated[str, arg(metavar="TEXT")]
-    """What to continue."""
+    prompt: Annotated[str | None, arg(metavar="TEXT")] = None
+    """What to answer or to continue. With --chat and without it, each line of the input is a
+    message of one conversation."""
+    chat: bool = False
+    """Answer by the model's chat template; refuse a model without one."""
+    raw: bool = False
+    """Continue the prompt as it is, whether or not the model has a chat template."""
+    system: Annotated[str | None, arg(metavar="TEXT")] = None
+    """What the model is told before the conversation."""
     max_new_tokens: int = 64
     """Stop after this many tokens, unless the model ended the text before."""
     temperature: float = 0.0
@@ -38,32 +47,64 @@ class Generate:
 
     def run(self, output: Output) -> dict:
         """The text and its tokens, which `output` shows as they come."""
-        if self.cache_rotated and self.cache_bits is None:
-            raise ValueError("--cache-rotated turns a cache of --cache-bits, which is not given")
-        bits, rotate = self.cache_bits, self.cache_rotated
-        cache = None if bits is None else KVCache(bits, rotate=rotate)
+        self._check()
         model, places = spread_model(load(self.model), self.mesh)
         if places:
             output.say(mesh_line(places))
-        output.say(self.prompt, end="")
-        generated = generate(
+        if not self.raw and (self.chat or self.system is not None or model.chat_template):
+            found = self._chat(model, output)
+        else:
+            output.say(self.prompt, end="")
+            generated = self._generate(generate, model, self.prompt, output)
+            found = {"prompt": self.prompt, **_fields(generated)}
+        return {"source": model.source, **found, **places}
+
+    def _check(self) -> None:
+        """Refuses options that do not go together."""
+        if self.cache_rotated and self.cache_bits is None:
+            raise ValueError("--cache-rotated turns a cache of --cache-bits, which is not given")
+        if self.raw and (self.chat or self.system is not None):
+            raise ValueError("--raw goes without --chat and --system, which take a chat template")
+        if self.prompt is None and not self.chat:
+            raise ValueError("--prompt is not given; only --chat reads messages from the input")
+
+    def _chat(self, model: Model, output: Output) -> dict:
+        """Answers the prompt, or each line of the input until its end."""
+        lines = sys.stdin if self.prompt is None else [self.prompt]
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        found: dict = {}
+        for line in lines:
+            messages.append({"role": "user", "content": line.rstrip("\n")})
+            generated = self._generate(chat, model, messages, output)
+            messages.append({"role": "assistant", "content": generated.text})
+            found = _fields(generated)
+        if not found:
+            raise ValueError("the input has no line, expected a message in each")
+        return {"prompt": messages[-2]["content"], "messages": messages, **found}
+
+    def _generate(self, run, model: Model, prompt: str | list, output: Output) -> Generation:
+        """`run` with the options of the command; shows the text as it comes."""
+        bits, rotate = self.cache_bits, self.cache_rotated
+        generated = run(
             model,
-            self.prompt,
+            prompt,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             seed=self.seed,
-            cache=cache,
+            cache=None if bits is None else KVCache(bits, rotate=rotate),
             stream=lambda text: output.say(text, end=""),
         )
         output.say("")
-        return {
-            "source": model.source,
-            "prompt": self.prompt,
-            "text": generated.text,
-            "ids": generated.ids[0].tolist(),
-            "first_token_seconds": generated.first_token_seconds,
-            "seconds_per_token": generated.seconds_per_token,
-            **places,
-        }
+        return generated
+
+
+def _fields(generated: Generation) -> dict:
+    """What the JSON of the command has of a generation."""
+    return {
+        "text": generated.text,
+        "ids": generated.ids[0].tolist(),
+        "first_token_seconds": generated.first_token_seconds,
+        "seconds_per_token": generated.seconds_per_token,
+    }

@@ -11,6 +11,8 @@ from ..kv_cache.quantized import KVCache as KVCache
 from .activation_smoothing import awq as awq
 from .activation_smoothing import smooth as smooth
 from .beam_search import BeamSearch as BeamSearch
+from .chat_messages import chat as chat
+from .chat_messages import chat_prompt as chat_prompt
 from .generation import generate as generate
 from .loading import load as load
 from .model import Model as Model

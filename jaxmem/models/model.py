@@ -20,6 +20,8 @@ from .processor_files import Processor
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from .generation import Generation
+
 RECORD = "jaxmem.json"
 PARAMS = "params.jm"
 FORMAT = 1
@@ -32,7 +34,7 @@ class Model:
     `tensors` is a plain nested dict. Its leaves are lazy (still in the file), arrays, abstract
     (shapes only) or encoded. `encode` and `budget` take it, and hold one layer of a lazy leaf at a
     time. `params` is the same dict with every lazy leaf read. `source` says where it came from,
-    `chat_template` is the Jinja text that makes messages a prompt, None if there is none.
+    `chat_template` is the Jinja text that makes messages a prompt, for `chat`; None without one.
     `processor` makes pixels of images, or samples or spectrograms of sounds, for a model that reads
     them. `hf_files` has the JSON files of the Hugging Face folder that the model was read from, by
     name; `jm.interop.to_hf` writes them again.
@@ -99,6 +101,16 @@ class Model:
             other = other or (getattr(self.config, "mels", 0) and np.ndim(ids) == 3)  # spectrograms
             if not other and getattr(ids, "is_fully_addressable", True):
                 check_in_vocabulary(np.asarray(ids), self.config.vocab)
+
+    def chat(self, messages: Any, **options: Any) -> "Generation":
+        """Generates the answer to messages: `jm.models.chat(self, messages, **options)`.
+
+        Raises:
+            ValueError: the model has no chat template, tokenizer or weights.
+        """
+        from .chat_messages import chat
+
+        return chat(self, messages, **options)
 
     def save(self, path: str | os.PathLike, params: dict | None = None) -> None:
         """Writes a directory that `load` reads: configuration, tokenizer, template and `params`.

@@ -1,0 +1,61 @@
+"""Chat templates: what published ones write, and what a hostile one cannot do."""
+
+import pytest
+
+from jaxmem.formats import chat_template
+from jaxmem.formats.chat_template import render
+
+TURNS = [
+    {"role": "user", "content": "Hé"},
+    {"role": "assistant", "content": "Yes"},
+    {"role": "user", "content": "5 < 6?"},
+]
+# The forms of Llama 2 (which refuses turns out of order), of ChatML, and of tools in JSON.
+LLAMA2 = """{{ bos_token }}{% for m in messages %}
+    {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('Conversation roles must alternate') }}
+    {%- endif %}
+    {%- if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}
+    {%- else %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% endif %}
+{%- endfor %}"""
+CHATML = """{% for m in messages %}
+<|im_start|>{{ m.role }}
+{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}
+
+{% if loop.index == 2 %}{% break %}{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_published_forms_write_what_transformers_writes():
+    names = {"messages": TURNS, "bos_token": "<s>", "eos_token": "</s>"}
+    want = "<s>[INST] Hé [/INST] Yes </s>[INST] 5 < 6? [/INST]"
+    assert render(LLAMA2, [names, names]) == [want, want]
+    want = "<|im_start|>user\nHé<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+    names = {"messages": TURNS, "add_generation_prompt": True}
+    assert render(CHATML, [names]) == [want + "<|im_start|>assistant\n"]
+    tools = '{{ tools | tojson(indent=1) }}{{ strftime_now("%Y") | length }}'
+    assert render(tools, [{"tools": [{"é": "<a>"}]}]) == ['[\n {\n  "é": "<a>"\n }\n]4']
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in %}", "fails: Expected an expression"),
+        (LLAMA2, "fails: Conversation roles must alternate"),
+        ("{{ messages.__class__.mro() }}", "fails: access to attribute '__class__'"),
+        ("{{ messages.append(1) }}", "fails: access to attribute 'append'"),
+        ("{% include '/etc/passwd' %}", "fails: no loader for this environment"),
+        ("{% for i in range(1000000) %}x{% endfor %}", "fails: Range too big"),
+        ("{{ 'x' * 10**10 }}", "fails: it takes more than 1073741824 bytes"),
+        ("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "longer than 16777216"),
+        ("{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2, "of processor time"),
+        ("{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", "fails: it is nested too deeply"),
+        ("x" * 2_000_000, "2000000 characters, expected at most 1048576"),
+    ],
+)  # fmt: skip
+def test_a_template_that_fails_or_would_not_end_is_one_error(template, message, monkeypatch):
+    monkeypatch.setattr(chat_template, "MOST_SECONDS", 1)
+    with pytest.raises(ValueError, match=message):
+        render(template, [{"messages": TURNS[1:], "eos_token": ""}])
