@@ -4,9 +4,12 @@
     python experiments/memory/recurrent_traffic.py
 
 `nn.RNN(nn.OptimizedLSTMCell(256))` reads 64 tokens. The cell joins the kernels of its gates in
-every step. The programs are compiled for one TPU v5e and for this machine's CPU, and not run. The
-floor is what the program must move: on the TPU, which keeps such a cell on the chip, everything
-once; on the CPU, where a cell is decoded before the loop, the decoded cell once a token.
+every step; its kernels and the table of words are encoded. The programs are compiled for one TPU
+v5e and for this machine's CPU, and not run. The floor is what the program must move: on the TPU,
+which keeps such a cell on the chip, the weights, the tokens and the logits once; on the CPU, where
+a cell is decoded before the loop, the decoded cell once a token, as in the dense program, and the
+head and the activations once. `lift` goes below the floor of a CPU: it multiplies the inputs of all
+tokens before the loop.
 """
 
 import json
@@ -38,15 +41,18 @@ def row(device, batch, name, codec):
     params = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
     apply = lambda params, ids: net.apply({"params": params}, ids)
     if codec:
-        plan, uses = jm.choose(params, {".*kernel": codec}), jm.uses(apply, params, ids)
+        plan, uses = jm.choose(params, {".*(kernel|embedding)": codec}), jm.uses(apply, params, ids)
         params = jax.eval_shape(lambda params: jm.encode(params, plan, uses=uses), params)
     options = {} if device == "cpu" else {"device": device}
     m = jm.memory(jm.lift(apply), params, ids, **options)
     cell = next(tree for path, tree in params.items() if "Cell" in path)
-    activations = batch * TOKENS * 4 * (4 * WIDTH + VOCAB)  # rows, inputs, states and logits
-    decoded = jm.nbytes(jax.eval_shape(jm.decode, cell))
-    read = jm.nbytes(cell) if device != "cpu" else TOKENS * decoded
-    floor = read + jm.nbytes(params["Dense_0"]) + activations
+    logits = batch * TOKENS * 4 * VOCAB
+    if device == "cpu":
+        decoded = jm.nbytes(jax.eval_shape(jm.decode, cell))
+        activations = batch * TOKENS * 4 * 4 * WIDTH  # rows, inputs and states
+        floor = TOKENS * decoded + jm.nbytes(params["Dense_0"]) + activations + logits
+    else:
+        floor = jm.nbytes(params) + 4 * ids.size + logits
     return {
         "device": device,
         "batch": batch,

@@ -10,6 +10,8 @@ from .leaf import decode, is_encoded
 MOST_BYTES = 2**22  # of the decoded weights together: a core's cache holds them
 LEAST_STEPS = 8
 
+Scan = Callable[[list, list], list]  # (constants, carry and scanned stacks) -> outputs
+
 
 def is_small_cell(body: Any, const: list, length: int) -> bool:
     """Whether a scan is the loop of a recurrent cell whose weights, decoded, are small.
@@ -24,13 +26,13 @@ def is_small_cell(body: Any, const: list, length: int) -> bool:
     return once and bytes_decoded <= MOST_BYTES and not _has_loop(body)
 
 
-def decoded_on_a_cpu(run: Callable[[list, list], list], const: list, rest: list) -> list:
-    """`run(const, rest)`, with the encoded leaves of `const` decoded first where a CPU runs it.
+def decoded_on_a_cpu(scan: Scan, as_stored: Scan, const: list, rest: list) -> list:
+    """`scan(decoded const, rest)` where a CPU runs it, else `as_stored(const, rest)`.
 
     Other platforms keep such weights on the chip, as they are stored.
     """
-    decoded = lambda const, rest: run(decode(const), rest)
-    return lax.platform_dependent(const, rest, cpu=decoded, default=run)
+    decoded = lambda const, rest: scan(decode(const), rest)
+    return lax.platform_dependent(const, rest, cpu=decoded, default=as_stored)
 
 
 def _has_loop(jaxpr: Any) -> bool:

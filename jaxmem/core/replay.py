@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from .encoded_product import decoded
 from .leaf import Encoded, decode, is_encoded, separate_shared
 from .loop_carries import filled, moving, passed_through, scan_arity
 from .primitive_rules import RULES
+from .products_before_scan import scan_products_first
 from .traced_mesh import stand_in
 
 OnDecode = Literal["allow", "error"] | Callable[[str, str], None]
@@ -157,11 +159,12 @@ def _scan(replay, inputs, **params):
     if changes or not is_small_cell(params["jaxpr"].jaxpr, const, params["length"]):
         return _run_scan(replay, inputs, **params)
 
-    def run(const, rest):
+    def as_stored(const, rest):
         named = [_with_name(value, [x]) for value, x in zip(const, inputs)]
         return replay.as_arrays("scan", _run_scan(replay, [*named, *rest], **params))
 
-    return decoded_on_a_cpu(run, const, rest)
+    decoded_first = functools.partial(scan_products_first, replay.run_equations, **params)
+    return decoded_on_a_cpu(decoded_first, as_stored, const, rest)
 
 
 def _run_scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
