@@ -7,7 +7,7 @@ import jax
 import jax.extend.core as jex
 from jax import lax
 
-from .carries import scan_arity
+from .loop_carries import scan_arity
 
 MOST_BYTES = 2**25  # of the products of all steps together
 
