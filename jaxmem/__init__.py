@@ -106,6 +106,7 @@ from .solvers import QERA as QERA
 from .solvers import RIA as RIA
 from .solvers import Basis as Basis
 from .solvers import DoubleQuant as DoubleQuant
+from .solvers import KQuant as KQuant
 from .solvers import Permute as Permute
 from .solvers import Prune as Prune
 from .solvers import Refit as Refit

@@ -35,7 +35,7 @@ CODECS = [
     jm.Affine(4, group=16),
     jm.Affine(3, group=10),
     jm.DoubleQuant(jm.Codebook("nf4", group=8), jm.Int(8, group=16, symmetric=False)),
-    jm.DoubleQuant(jm.Affine(4, group=8)),
+    jm.KQuant(4),
     jm.Planes(group=16),
     jm.Sum((jm.Int(4), jm.LowRank(4))),
     jm.Search(jm.Int(4, group=10, symmetric=False)),
@@ -53,7 +53,8 @@ CODECS = [
     jm.Chain((jm.NM(2, 4), jm.Int(4, group=6))),
     jm.Permute(jm.NM(2, 4)),
 ]
-KINDS = list({type(codec): codec for codec in CODECS}.values())  # one codec of each class
+# One codec of each class, without KQuant: its leaf is of the class of DoubleQuant's.
+KINDS = list({type(codec): codec for codec in CODECS if codec != jm.KQuant(4)}.values())
 KEEPS = [codec for codec in CODECS if isinstance(codec, Sparse)]
 first_codec = lambda codec: getattr(codec, "codecs", [codec])[0]
 SPARSE = [c for c in CODECS if c in KEEPS or isinstance(first_codec(c), Sparse | jm.Permute)]

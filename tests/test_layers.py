@@ -27,11 +27,11 @@ WINGS = [  # a wing imports only wings above it
     "train",
     "architectures",
     "models",
+    "interop",
     "evaluation",
     "structured_pruning",
     "compression",
     "planner",
-    "interop",
     "commands",
 ]
 ROOMS = [  # of architectures: a room imports only rooms above it, and no module beside the rooms

@@ -100,6 +100,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "GPTQ": {**solver, "damping": 0.01, "act_order": True, "turns": 0},
         "HQQ": solver,
         "Inputs": {**density, "size": 1},
+        "KQuant": {"bits": 4},
         "Int": {"bits": 4, "group": 16, "symmetric": True},
         "KMeans": {"bits": 4, "group": 16},
         "Keep": {},

@@ -19,14 +19,13 @@ from ..core.byte_counts import nbytes as count_bytes
 from ..core.byte_counts import shape_of
 from ..core.codec import ties_layers
 from ..core.fold import matrix_shape
-from ..core.paths import check_same_tree, is_whole, paths
+from ..core.paths import check_same_tree, is_whole, path_of_layers, paths
 from ..core.usage import summed_axes
 from .candidates import CANDIDATES
 from .encodable_weights import choices
 from .knapsack import least_loss
 from .layer_errors import Errors, errors, prefixed
 from .plan import Plan
-from .plan_paths import path_of_layers
 
 LOOKUP_SENSITIVITY = 1 / 8  # of a table that is only looked up: .12 and .21 in two models
 

@@ -8,10 +8,10 @@ from typing import Any
 from .. import codecs, solvers
 from ..core.arguments import INTEGERS, MAPPING, OPTIONAL_MAPPING, TREE, shown, takes
 from ..core.codec import is_codec
-from ..core.paths import check_same_tree, match, matcher, paths
+from ..core.paths import check_same_tree, match, matcher, path_of_layers, paths
 from ..core.usage import summed_axes
 from ..io.json_fields import parse_object
-from .plan_paths import layer_readings, path_of_layers
+from .plan_paths import layer_readings
 
 
 class Plan(Mapping):

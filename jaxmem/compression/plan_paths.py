@@ -40,17 +40,6 @@ def layer_readings(path: str) -> list[tuple[str, slice]]:
     return readings
 
 
-def path_of_layers(path: str, start: int, stop: int) -> str:
-    """The path, in a plan, of the layers [start, stop) of a stacked leaf.
-
-    Example:
-        >>> path_of_layers("layers/mlp/up/kernel", 0, 8)
-        'layers[0:8]/mlp/up/kernel'
-    """
-    first, *rest = path.split("/")
-    return "/".join([f"{first}[{start}:{stop}]", *rest])
-
-
 def by_layer(plan: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """{path of a leaf: codec}; if its layers differ, {path: [(start, stop, codec or None), ...]}.
 

@@ -55,6 +55,17 @@ def leaf_paths(tree: Any) -> list[str]:
     return names
 
 
+def path_of_layers(path: str, start: int, stop: int) -> str:
+    """The path, in a plan, of the layers [start, stop) of a stacked leaf.
+
+    Example:
+        >>> path_of_layers("layers/mlp/up/kernel", 0, 8)
+        'layers[0:8]/mlp/up/kernel'
+    """
+    first, *rest = path.split("/")
+    return "/".join([f"{first}[{start}:{stop}]", *rest])
+
+
 def is_whole(x: Any) -> bool:
     """Whether `x` is one weight: encoded, or not read yet."""
     return is_encoded(x) or is_lazy(x)

@@ -10,14 +10,27 @@ import numpy as np
 from ..codecs.cast import CastArray
 from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
+from ..codecs.quantized_scales import DoubleQuantArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
-from .layer_codes import has_fold, limits, matrix, numbers, repeat_groups, stored_array, unwrap
+from . import gguf_k_quants
+from .layer_codes import (
+    has_fold,
+    limits,
+    matrix,
+    numbers,
+    repeat_groups,
+    stored_array,
+    unwrap,
+    unwrap_inputs,
+)
 
-BLOCK = 32  # weights that share a scale
+BLOCK = 32  # weights that share a scale, but in a K-quant
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}
+TYPES |= {"Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
 _SIZES = {"F32": 128, "F16": 64, "BF16": 64, "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24}
-_SIZES["Q8_0"] = 34  # bytes of a block
+_SIZES["Q8_0"] = 34  # bytes of 32 weights
+_SIZES |= {name: size / 8 for name, size in gguf_k_quants.BYTES.items()}
 _DENSE = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _RANGES = {"Q4_0": (-8, 7), "Q5_0": (-16, 15), "Q8_0": (-128, 127)}  # integers stored
 
@@ -29,7 +42,7 @@ def nbytes(kind: str, shape: tuple[int, ...]) -> int:
         >>> nbytes("Q4_0", (2, 64))
         72
     """
-    return math.prod(shape) * _SIZES[kind] // BLOCK
+    return int(math.prod(shape) * _SIZES[kind]) // BLOCK
 
 
 def kind(leaf: Any, fold: Fold | None, half: bool) -> str:
@@ -46,7 +59,14 @@ def kind(leaf: Any, fold: Fold | None, half: bool) -> str:
         if jnp.dtype(dtype) == jnp.bfloat16:
             return "BF16"
         return "F32" if not half and jnp.finfo(dtype).bits > 16 else "F16"
-    leaf = unwrap(leaf)
+    leaf = unwrap_inputs(leaf)
+    is_k_quant = isinstance(leaf, DoubleQuantArray) and has_fold(leaf, fold)
+    k_quant = gguf_k_quants.kind(leaf) if is_k_quant else None
+    return k_quant or _simple_kind(unwrap(leaf), fold, wide)
+
+
+def _simple_kind(leaf: Any, fold: Fold, wide: str) -> str:
+    """The type of blocks of 32 weights with one f16 scale, or `wide` if none is exact."""
     has_codes = isinstance(leaf, IntArray | AffineArray) and has_fold(leaf, fold)
     if not has_codes or not _has_block_scales(leaf):
         return wide
@@ -71,6 +91,9 @@ def data(leaf: Any, kind: str) -> np.ndarray:
         if not np.isfinite(stored.astype(np.float32)).all():
             raise ValueError(f"it holds NaN, infinity or a number beyond {_DENSE[kind]}")
         return stored
+    leaf = unwrap_inputs(leaf)
+    if kind.endswith("_K"):
+        return gguf_k_quants.data(leaf)
     leaf = unwrap(leaf)
     parts = [_half(repeat_groups(leaf, leaf.scale, BLOCK))]
     if isinstance(leaf, AffineArray):

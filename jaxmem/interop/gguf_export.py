@@ -27,8 +27,9 @@ def to_gguf(
     """Writes `model` with `params` (default: its own) to the file `path`, one layer at a time.
 
     `Int` of up to 4 bits (3 with a zero point) becomes Q4_0, of 5 bits (4) Q5_0, of up to 8 bits
-    (7) Q8_0; `Affine` of up to 4 bits becomes Q4_1, of 5 bits Q5_1. The length of a row and of a
-    group must be multiples of 32, and scales must be f16. The codes of a `Dynamic` weight are
+    (7) Q8_0; `Affine` of up to 4 bits becomes Q4_1, of 5 bits Q5_1; `KQuant` Q2_K to Q6_K. The
+    length of a row and of a group must be multiples of 32 (of 256 for `KQuant`), and scales must be
+    f16. The codes of a `Dynamic` weight are
     written, but its inputs are no longer rounded. `Cast` and 16-bit arrays become F16 and BF16.
     Other encoded weights are decoded; these and dense matrices are F32, or F16 with `half`. The
     result lists the type of each parameter; layers that are encoded differently are listed

@@ -16,11 +16,10 @@ from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import unpack
 from ..codecs.quantized_scales import DoubleQuantArray
-from ..compression.plan_paths import path_of_layers
 from ..core.fold import Fold
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
-from ..core.paths import is_whole, paths
+from ..core.paths import is_whole, path_of_layers, paths
 from ..models.model import Model, family
 
 
@@ -127,9 +126,14 @@ def rounds_inputs(leaf: Any) -> bool:
     return any(map(is_dynamic, jax.tree.leaves(leaf, is_leaf=is_dynamic)))
 
 
+def unwrap_inputs(leaf: Any) -> Any:
+    """The leaf without the rounding of its inputs."""
+    return leaf.inner if isinstance(leaf, DynamicArray) else leaf
+
+
 def unwrap(leaf: Any) -> Any:
     """The leaf without the rounding of its inputs, and with scales that are arrays."""
-    leaf = leaf.inner if isinstance(leaf, DynamicArray) else leaf
+    leaf = unwrap_inputs(leaf)
     return leaf.unwrapped() if isinstance(leaf, DoubleQuantArray) else leaf
 
 

@@ -4,6 +4,7 @@ from . import pruning_scores as pruning_scores
 from .double_quant import DoubleQuant as DoubleQuant
 from .gptq import GPTQ as GPTQ
 from .hqq import HQQ as HQQ
+from .k_quant import KQuant as KQuant
 from .nm_permutation import Permute as Permute
 from .pruning import RIA as RIA
 from .pruning import Prune as Prune

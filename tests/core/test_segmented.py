@@ -11,8 +11,9 @@ from cheap_jit import jit
 from jax import lax
 
 import jaxmem as jm
-from jaxmem.compression.plan_paths import by_layer, path_of_layers
+from jaxmem.compression.plan_paths import by_layer
 from jaxmem.core.lazy import Lazy
+from jaxmem.core.paths import path_of_layers
 from jaxmem.core.segmented import Segmented
 
 W, DOWN = (jax.random.normal(jax.random.key(i), (4, 32, 32)) / 6 for i in range(2))

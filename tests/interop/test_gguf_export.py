@@ -25,6 +25,7 @@ FORMS = {
     "Q8_0": [jm.Int(8), jm.Dynamic(jm.Int(8)), jm.Int(6, group=96), jm.Int(7, symmetric=False)],
     "Q4_1": [jm.Affine(4, group=32), jm.Affine(3)],
     "Q5_1": [jm.Affine(5, group=64)],
+    **{f"Q{bits}_K": [jm.KQuant(bits)] for bits in (2, 3, 4, 5, 6)},
     "F16": [jm.Cast("float16"), jm.Cast("float8_e4m3fn")],
     "BF16": [jm.Cast("bfloat16")],
     "F32": [jm.Codebook("nf4"), jm.Int(4, group=16), jm.Int(8, symmetric=False), jm.Affine(6)],
@@ -33,12 +34,12 @@ FORMS = {
 
 @pytest.mark.parametrize("kind, codec", [(k, codec) for k, row in FORMS.items() for codec in row])
 def test_a_block_type_holds_the_codes_exactly_or_is_not_taken(kind, codec):
-    w = np.random.default_rng(0).standard_normal((64, 24)).astype(np.float32)
+    w = np.random.default_rng(0).standard_normal((768, 8)).astype(np.float32)
     leaf = jit(codec.encode)(w)
-    assert gguf_encoding.kind(leaf, Fold((24,), (64,), (-1, -2)), half=False) == kind
+    assert gguf_encoding.kind(leaf, Fold((8,), (768,), (-1, -2)), half=False) == kind
     data = gguf_encoding.data(leaf, kind)
     if kind[0] == "Q":
-        assert data.nbytes == gguf_encoding.nbytes(kind, (24, 64))
+        assert data.nbytes == gguf_encoding.nbytes(kind, (8, 768))
         data = gguf.dequantize(data, gguf.GGMLQuantizationType[kind]).T
     np.testing.assert_array_equal(data.astype(np.float32), leaf.decode())
 
