@@ -210,7 +210,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "models.from_flax": {"module": embedding, "params": embedding_params, "context": 16,
                              "eos": (1,), "inputs": (), "cache": None, "options": None},
         "models.generate": {"model": model, "prompt": [1, 2, 3], "max_new_tokens": 2,
-                            "temperature": 1.0, "top_k": 4, "top_p": 0.9, "seed": 0,
+                            "temperature": 1.0, "top_k": 4, "top_p": 0.9, "min_p": 0.1, "seed": 0,
                             "cache": jm.models.KVCache(8), "stream": None},
         "models.load": {"source": "llama-8b", "dtype": None, "encoded": False},
         "models.read_pooling": {"folder": sentence_transformer(folder / "sentences")},

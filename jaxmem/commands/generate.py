@@ -36,6 +36,8 @@ class Generate:
     """Draw among this many most probable tokens."""
     top_p: Annotated[float | None, arg(metavar="P")] = None
     """Draw among the fewest tokens whose probabilities add up to this."""
+    min_p: Annotated[float | None, arg(metavar="P")] = None
+    """Draw among the tokens at least this many times as probable as the most probable one."""
     seed: int = 0
     """The same seed draws the same tokens."""
     cache_bits: Literal[8, 4, 2] | None = None
@@ -92,6 +94,7 @@ class Generate:
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
+            min_p=self.min_p,
             seed=self.seed,
             cache=None if bits is None else KVCache(bits, rotate=rotate),
             stream=lambda text: output.say(text, end=""),

@@ -14,14 +14,17 @@ from ..architectures.families.seq2seq_families import CHOSEN
 from ..core.arguments import takes
 from ..kv_cache.quantized import KVCache
 from .beam_search import BeamSearch, search_beams
+from .decode_loop import MOST_STEPS, State
 from .flax_model import FlaxModel
 from .model import Model
 from .next_token_logits import Reader, reader
 from .output_tokens import banned_tokens, check_room, forced_tokens, without
 from .prompts import prompt_rows
-from .sampling import check_sampling, pick
+from .sampling import Sampling, pick
 from .seq2seq_logits import source_reader
 from .text_models import reads_source
+
+_SECONDS_OF_A_RUN = 0.25  # a text is shown, and an interrupt seen, this often
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     seed: int = 0,
     cache: KVCache | None = None,
     beams: BeamSearch | None = None,
@@ -83,6 +87,8 @@ def generate(
         top_k: draw among this many most probable tokens.
         top_p: draw among the fewest tokens whose probabilities add up to this (Holtzman et al.,
             2020).
+        min_p: draw among the tokens at least this many times as probable as the most probable one
+            (Nguyen et al., 2024).
         seed: the same seed draws the same tokens.
         cache: `KVCache(4)` holds keys and values in 4 bits; None holds floats.
         beams: `BeamSearch(4)` searches for the most probable text with 4 beams.
@@ -113,8 +119,8 @@ def generate(
     rows = prompt_rows(model, prompt)
     forced = forced_tokens(model, forced)
     check_room(model, rows, len(forced), max_new_tokens)
-    check_sampling(temperature, top_k, top_p, seed)
-    sampled = temperature or top_k is not None or top_p is not None
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    sampled = sampling != Sampling()
     if beams is not None and (sampled or cache is not None or stream is not None):
         raise ValueError(f"{beams} goes without sampling, without a cache and without a stream")
     own_cache = isinstance(model, FlaxModel) or reads_source(model)
@@ -123,8 +129,7 @@ def generate(
         raise ValueError(f"{name} is {value}, expected None for {model.source}")
     if stream is not None and (model.tokenizer is None or len(rows) > 1):
         raise ValueError(f"stream wants a tokenizer and a single prompt, not {len(rows)}")
-    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    run = functools.partial(_sampled, stream=stream, **options)
+    run = functools.partial(_sampled, stream=stream, sampling=sampling, seed=seed)
     run = run if beams is None else functools.partial(_searched, search=beams)
     run = functools.partial(run, model, forced=forced, max_new_tokens=max_new_tokens, cache=cache)
     of_length: dict[int, list[int]] = {}
@@ -162,36 +167,36 @@ def _sampled(
     forced: tuple[int, ...],
     max_new_tokens: int,
     cache: KVCache | None,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    sampling: Sampling,
     seed: int,
     stream: Callable[[str], Any] | None,
 ) -> Generation:
     """`generate` for prompts `ids` (batch, tokens) of one length, with options that are checked."""
-    key, eos, batch = jax.random.key(seed), model.config.eos, len(ids)
-    start = time.perf_counter()
-    step, read = _begin(model, ids, forced, max_new_tokens, cache)
-    new = [np.full(batch, token, np.int32) for token in forced]
-    times: list[float] = []
-    shown, ended, position = "", np.zeros(batch, bool), 0
-    for i in range(max_new_tokens):
-        logits = without(read(step, position), banned_tokens(model.config, i))
-        token = pick(logits, key, i, temperature=temperature, top_k=top_k, top_p=top_p)
-        token = np.where(ended, new[-1] if new else 0, token).astype(np.int32)
-        times.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        new.append(token)
-        ended |= np.isin(token, eos)
+    key, eos, batch = jax.random.key(seed), np.array(model.config.eos, np.int32), len(ids)
+    start, shown = time.perf_counter(), ""
+    first, read = _begin(model, ids, forced, max_new_tokens, cache)
+    logits = without(read(first, 0), banned_tokens(model.config, 0))
+    token = np.asarray(pick(logits, key, 0, sampling), np.int32)
+    state = State(token, np.int32(first.shape[1] - 1), np.int32(0), np.zeros(batch, bool))
+    state = state.after(token, eos)
+    new = [np.tile(np.array(forced, np.int32), (batch, 1)), token[:, None]]
+    times, steps = [time.perf_counter() - start], 1
+    while True:
         if stream is not None:
-            text = _text(model, ids[0], [token[0] for token in new])
+            text = _text(model, ids[0], np.concatenate(new, axis=1)[0])
             if not text.endswith("\ufffd"):
                 stream(text[len(shown) :])
                 shown = text
-        if ended.all():
+        left = max_new_tokens - int(state.step)
+        if not left or np.asarray(state.ended).all():
             break
-        step, position = token[:, None], position + step.shape[1]
-    return _generation(model, ids, np.stack(new, axis=1), times)
+        start = time.perf_counter()
+        tokens, state = read.go_on(state, min(steps, left), key, sampling, model.config)
+        new.append(tokens)
+        seconds = (time.perf_counter() - start) / tokens.shape[1]
+        times += [seconds] * tokens.shape[1]
+        steps = min(MOST_STEPS, max(1, int(_SECONDS_OF_A_RUN / seconds)))
+    return _generation(model, ids, np.concatenate(new, axis=1), times)
 
 
 def _searched(

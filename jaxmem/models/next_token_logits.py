@@ -14,14 +14,100 @@ from ..core.leaf import is_encoded
 from ..kv_cache.quantized import BLOCK_TOKENS, KVCache
 from ..parallel import layouts
 from ..parallel.sharding import shard, shardings
+from .decode_loop import Forward, State, decode
 from .flax_model import FlaxModel
 from .model import Model
+from .output_tokens import banned_tokens, without
+from .sampling import Sampling, pick
 
 PROMPT_STEP, CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often
 
-# read(tokens (batch, n), position): logits (batch, vocab) after `tokens`, the first at `position`.
-# With a third argument, `rows` (batch,), row i goes on with what row `rows[i]` has read.
-Reader = Callable[..., Array]
+
+class Reader:
+    """What reads tokens, of which the model keeps the keys and values, or the texts themselves."""
+
+    def __call__(self, tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
+        """The logits (batch, vocab) after `tokens` (batch, n), the first of them at `position`.
+
+        Row i goes on with what row `rows[i]` has read before; with its own without `rows`.
+        """
+        raise NotImplementedError
+
+    def go_on(
+        self, state: State, steps: int, key: Array, sampling: Sampling, config: Any
+    ) -> tuple[np.ndarray, State]:
+        """More tokens (batch, n) of each row, at least one and at most `steps`; the new state."""
+        logits = self(np.asarray(state.token)[:, None], int(state.position))
+        logits = without(logits, banned_tokens(config, int(state.step)))
+        token = pick(logits, key, state.step, sampling)
+        token = np.where(state.ended, state.token, token).astype(np.int32)
+        return token[:, None], state.after(token, np.array(config.eos, np.int32))
+
+
+class CacheReader(Reader):
+    """A reader of a model whose `forward` takes a cache; `decode` generates tokens in one program.
+
+    `first_length` is the length to which what is read first is padded.
+    """
+
+    def __init__(
+        self, forward: Forward, config: Any, inputs: Any, cache: Any, first_length: int = 0
+    ):
+        self.forward, self.config, self.inputs, self.cache = forward, config, inputs, cache
+        self.first_length = first_length
+
+    def __call__(self, tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
+        if rows is not None:
+            self.cache = rows_of(self.cache, rows)
+        last = tokens.shape[1] - 1
+        if position == 0 and self.first_length:
+            tokens = np.pad(tokens, ((0, 0), (0, self.first_length - tokens.shape[1])))
+        logits, self.cache = logits_after(
+            self.config, self.forward, self.inputs, tokens, self.cache, position, last=last
+        )
+        return logits
+
+    def go_on(
+        self, state: State, steps: int, key: Array, sampling: Sampling, config: Any
+    ) -> tuple[np.ndarray, State]:
+        step = int(state.step)
+        tokens, state, self.cache = decode(
+            config, self.forward, self.inputs, self.cache, state, steps, key, sampling=sampling
+        )
+        return np.asarray(tokens)[:, : int(state.step) - step], state
+
+
+class ModuleReader(Reader):
+    """A reader of a user's module with a cache, in which steps of its own are compiled."""
+
+    def __init__(self, model: FlaxModel, cache: Any, first_length: int):
+        self.model, self.cache, self.first_length = model, cache, first_length
+
+    def __call__(self, tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
+        last = tokens.shape[1] - 1
+        if position == 0:
+            tokens = np.pad(tokens, ((0, 0), (0, self.first_length - tokens.shape[1])))
+        logits, self.cache = self.model.logits_after(
+            self.model.params, tokens, self.cache, position, last=last
+        )
+        return logits
+
+
+class TextReader(Reader):
+    """A reader without a cache: the text is padded to one length, which one program computes."""
+
+    def __init__(self, model: FlaxModel, batch: int, length: int):
+        room = min(length + -length % PROMPT_STEP, model.config.context)
+        self.model, self.text = model, np.zeros((batch, room), np.int32)
+
+    def __call__(self, tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
+        model, end = self.model, position + tokens.shape[1]
+        self.text[:, position:end] = tokens
+        run = lambda ids: model.logits_after(model.params, ids, None, None, last=end - 1)[0]
+        logits = run(self.text.copy())  # JAX may read the buffer after the text has changed
+        if position == 0:
+            _check_causal(model, logits, run, self.text, end)
+        return logits
 
 
 def reader(
@@ -29,13 +115,7 @@ def reader(
 ) -> Reader:
     """What reads a prompt of (batch, length) tokens, then up to `max_new_tokens` one by one."""
     if model.config.cache is None:
-        return _without_cache(model, batch, length + max_new_tokens)
-    return _with_cache(model, batch, length, max_new_tokens, cache)
-
-
-def _with_cache(
-    model: Model, batch: int, length: int, max_new_tokens: int, cache: KVCache | None
-) -> Reader:
+        return TextReader(model, batch, length + max_new_tokens)
     config, params = model.config, model.params
     steps = length + -length % (BLOCK_TOKENS if cache else PROMPT_STEP)
     steps = steps if cache else min(steps, max(length, config.context))
@@ -48,30 +128,34 @@ def _with_cache(
     dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
     empty = cache.empty(config, batch, room, dtype) if cache else config.cache(batch, room, dtype)
     state = shard_like(params, empty, config, batch)
-    run = model.logits_after if is_own else functools.partial(logits_after, config)
-
-    def read(tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
-        nonlocal state
-        state = state if rows is None else rows_of(state, rows)
-        last = tokens.shape[1] - 1
-        if position == 0:  # the cache takes a prompt in rounded lengths
-            tokens = np.pad(tokens, ((0, 0), (0, steps - length)))
-        logits, state = run(params, tokens, state, position, last=last)
-        return logits
-
-    return read
+    if is_own:
+        return ModuleReader(model, state, steps)
+    return CacheReader(_forward, config, params, state, steps)
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def _forward(
+    config: Any, params: dict, ids: Array, cache: Any, position: Array
+) -> tuple[Array, Any]:
+    return Model(config, {}, None, "").apply(params, ids, cache, position)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "forward"), donate_argnames="cache")
 def logits_after(
-    config: Any, params: dict, ids: Array, cache: Any, position: Array, *, last: Array
+    config: Any,
+    forward: Forward,
+    inputs: Any,
+    ids: Array,
+    cache: Any,
+    position: Array,
+    *,
+    last: Array,
 ) -> tuple[Array, Any]:
     """(logits (batch, vocab) after `ids[:, last]`, the cache with `ids` in it).
 
     The configuration is static and the weights are arguments, so that a compiled step holds no
     weights. Padding after `last` fills cache positions that later steps write before they read.
     """
-    logits, cache = Model(config, {}, None, "").apply(params, ids, cache, position)
+    logits, cache = forward(config, inputs, ids, cache, position)
     return lax.dynamic_index_in_dim(logits, last, axis=1, keepdims=False), cache
 
 
@@ -88,23 +172,6 @@ def shard_like(params: dict, cache: Any, config: Any, batch: int) -> Any:
         return cache
     rules = layouts.cache(config, where.mesh, batch)
     return shard(cache, shardings(cache, where.mesh, rules))
-
-
-def _without_cache(model: FlaxModel, batch: int, length: int) -> Reader:
-    """Reads the text padded to one length, so that one program serves every step."""
-    room = min(length + -length % PROMPT_STEP, model.config.context)
-    text = np.zeros((batch, room), np.int32)
-
-    def read(tokens: np.ndarray, position: int) -> Array:
-        end = position + tokens.shape[1]
-        text[:, position:end] = tokens
-        run = lambda ids: model.logits_after(model.params, ids, None, None, last=end - 1)[0]
-        logits = run(text.copy())  # JAX may read the buffer after `text` has changed
-        if position == 0:
-            _check_causal(model, logits, run, text, end)
-        return logits
-
-    return read
 
 
 def _check_causal(

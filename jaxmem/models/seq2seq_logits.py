@@ -10,7 +10,7 @@ from jax import Array
 
 from ..core.leaf import is_encoded
 from .model import Model
-from .next_token_logits import CACHE_STEP, PROMPT_STEP, Reader, rows_of, shard_like
+from .next_token_logits import CACHE_STEP, PROMPT_STEP, CacheReader, Reader, shard_like
 
 
 def source_reader(model: Model, source: np.ndarray, tokens: int, beams: int = 1) -> Reader:
@@ -31,13 +31,7 @@ def source_reader(model: Model, source: np.ndarray, tokens: int, beams: int = 1)
     room = tokens + -tokens % CACHE_STEP
     state = shard_like(params, config.cache(rows, room, dtype), config, rows)
 
-    def read(tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
-        nonlocal state
-        state = state if rows is None else rows_of(state, rows)
-        logits, state = _decode(config, params, tokens, memory, mask, state, position)
-        return logits
-
-    return read
+    return CacheReader(_forward, config, (params, memory, mask), state)
 
 
 def _padded(source: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -55,17 +49,10 @@ def _encode(config: Any, params: dict, source: Array, mask: Array | None) -> dic
     return Model(config, {}, None, "").apply(params, source, mask, method="encode")
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _decode(
-    config: Any,
-    params: dict,
-    ids: Array,
-    source: dict,
-    mask: Array | None,
-    cache: dict,
-    position: Array,
+def _forward(
+    config: Any, inputs: tuple, ids: Array, cache: dict, position: Array
 ) -> tuple[Array, dict]:
-    """(logits (batch, vocab) after the last of `ids` (batch, T), the cache with `ids` in it)."""
-    args = (ids, source, mask, cache, position)
-    logits, cache = Model(config, {}, None, "").apply(params, *args, method="decode")
-    return logits[:, -1], cache
+    """(logits (batch, T, vocab) of ids (batch, T), the cache with them in it)."""
+    params, memory, mask = inputs
+    args = (ids, memory, mask, cache, position)
+    return Model(config, {}, None, "").apply(params, *args, method="decode")

@@ -13,9 +13,10 @@ import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.kv_cache.quantized import KVCache
 from jaxmem.models import BeamSearch, Model
+from jaxmem.models.decode_loop import decode
 from jaxmem.models.generation import generate
 from jaxmem.models.next_token_logits import logits_after
-from jaxmem.models.sampling import pick
+from jaxmem.models.sampling import Sampling, pick
 
 PREFIX = {"gpt2": "transformer.", "llama2": "", "gemma3": ""}
 
@@ -79,12 +80,17 @@ def test_one_token_of_choice_is_greedy():
 
 @pytest.mark.parametrize(
     "options, allowed",
-    [((2, None), {0, 1}), ((None, 0.6), {0, 1}), ((None, 0.4), {0}), ((None, None), {0, 1, 2, 3})],
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.6}, {0, 1}),
+        ({"top_p": 0.4}, {0}),
+        ({"min_p": 0.29}, {0, 1, 2}),
+        ({}, {0, 1, 2, 3}),
+    ],
 )
 def test_sampling_keeps_the_likeliest(options, allowed):
     logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]] * 400))
-    top_k, top_p = options
-    drawn = pick(logits, jax.random.key(0), 0, temperature=1.0, top_k=top_k, top_p=top_p)
+    drawn = pick(logits, jax.random.key(0), 0, Sampling(1.0, **options))
     assert set(np.asarray(drawn).tolist()) == allowed
 
 
@@ -100,10 +106,10 @@ def test_an_end_token_ends():
 def test_other_weights_and_prompts_of_like_length_compile_nothing_more():
     m = model("llama2")
     generate(m, [1, 2, 3], max_new_tokens=4)
-    compiled = logits_after._cache_size()
+    compiled = logits_after._cache_size(), decode._cache_size()
     other = Model(m.config, jax.tree.map(lambda x: x * 2, m.params), None, "")
     generate(other, [1, 2, 3, 4, 5], max_new_tokens=9)
-    assert logits_after._cache_size() == compiled
+    assert (logits_after._cache_size(), decode._cache_size()) == compiled
 
 
 def test_encoded_parameters_write_what_their_values_write():
@@ -174,6 +180,7 @@ def test_ids_outside_the_vocabulary_are_refused_where_they_are_not_traced(ids):
         ([1], {"temperature": -1.0}, "temperature is -1"),
         ([1], {"top_k": 0}, "top_k is 0"),
         ([1], {"top_p": 1.5}, "top_p is 1.5"),
+        ([1], {"min_p": 0.0}, "min_p is 0.0"),
         ([1], {"stream": print}, "stream wants a tokenizer"),
         ([1], {"cache": 4}, "cache is 4, expected a KVCache"),
         ([1], {"beams": 4}, "beams is 4, expected a BeamSearch"),
