@@ -24,6 +24,11 @@ NF4 = (
 _MAGNITUDES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 FP4 = (*(-m / 6 for m in reversed(_MAGNITUDES)), 0.0, *(m / 6 for m in _MAGNITUDES))
 LEVELS = {"nf4": NF4, "fp4": FP4}
+# Tables of other tools' files, which are decoded and not encoded. bitsandbytes' FP4 has 1/192 where
+# e2m1 has 1/12, and two zeros.
+_BNB_MAGNITUDES = (0.0, 0.0625, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+BNB_FP4 = (*(-m / 12 for m in reversed(_BNB_MAGNITUDES)), *(m / 12 for m in _BNB_MAGNITUDES))
+TABLES = LEVELS | {"bnb_fp4": BNB_FP4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +86,7 @@ class CodebookArray(ScaledArray):
     levels: str = dataclasses.field(metadata=dict(static=True))
 
     def values(self, codes):
-        return level(codes, LEVELS[self.levels])
+        return level(codes, TABLES[self.levels])
 
 
 def level(codes: Array, levels: tuple[float, ...]) -> Array:

@@ -1,58 +1,24 @@
-"""Compressed-tensors: integer weights of a safetensors checkpoint, as llm-compressor writes them.
+"""Compressed-tensors: weights of a safetensors checkpoint, as llm-compressor writes them.
 
 `pack-quantized`: codes of 4 or 8 bits, stored as code + 2^(bits−1), are packed into int32 words
 along a row, the first code in the low bits; zero points are packed along a column.
 `int-quantized`: codes are int8. Weights are (code − zero point) · scale, one scale for the matrix,
-for each row, or for each group of `group_size` columns.
+for each row, or for each group of `group_size` columns. `float-quantized`: codes are e4m3.
 """
-
-import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from ..codecs.dynamic_quantization import DynamicArray
-from ..codecs.integer import IntArray
-from ..codecs.packing import pack
-from ..core.fold import Fold
 from ..core.lazy import Lazy
+from .fp8 import fp8_matrix
 from .quantization_config import Scheme, check_computed, scheme_of, schemes
+from .quantized_matrix import IntegerMatrix, QuantizedMatrix, unpacked
 
 
-@dataclasses.dataclass(frozen=True)
-class Codes:
-    """A weight (n, k) that is read when it is used; its codes and zero points are read as uint8."""
-
-    name: str
-    shape: tuple[int, int]
-    bits: int
-    scale: Lazy  # (n, groups)
-    codes: Callable[[], np.ndarray]  # (n, k) uint8
-    zeros: Callable[[], np.ndarray] | None  # (n, groups) uint8
-    dynamic: bool  # whether its inputs are rounded to int8, token by token
-
-    group = property(lambda self: -(-self.shape[1] // self.scale.shape[1]))
-
-    def decoded(self) -> np.ndarray:
-        """The weight in f32."""
-        spread = lambda a: np.repeat(a.astype(np.float32), self.group, 1)[:, : self.shape[1]]
-        zeros = 2 ** (self.bits - 1) if self.zeros is None else spread(self.zeros())
-        return (self.codes().astype(np.float32) - zeros) * spread(self.scale.load())
-
-    def leaf(self, fold: Fold, dtype: Any) -> Any:
-        """The encoded leaf of the parameter whose axes `fold` maps to the rows and columns."""
-        to_bytes = lambda a, axis: pack(jnp.asarray(a), self.bits, axis)
-        zeros = None if self.zeros is None else to_bytes(np.ascontiguousarray(self.zeros().T), -1)
-        scale = jnp.asarray(self.scale.load().T)
-        codes, group = to_bytes(self.codes(), -2), min(self.group, self.shape[1])
-        leaf = IntArray(codes, scale, zeros, self.bits, group, fold, jnp.dtype(dtype))
-        return DynamicArray(leaf, None, "int8") if self.dynamic else leaf
-
-
-def read(tensors: dict[str, Lazy], config: dict) -> tuple[dict[str, Lazy], dict[str, Codes]]:
-    """(all weights as lazy tensors that are decoded when read, the quantized weights as `Codes`).
+def read(
+    tensors: dict[str, Lazy], config: dict
+) -> tuple[dict[str, Lazy], dict[str, QuantizedMatrix]]:
+    """(the tensors that are not quantized, the matrices by the names of their modules).
 
     `tensors` has the tensors of the checkpoint by name, `config` is its `quantization_config`.
 
@@ -60,25 +26,29 @@ def read(tensors: dict[str, Lazy], config: dict) -> tuple[dict[str, Lazy], dict[
         ValueError: a method or format that is not read, or tensors that do not belong together.
     """
     among = schemes(config)
-    dense, coded = {}, {}
+    dense, matrices = {}, {}
     for name, tensor in tensors.items():
         stem, _, suffix = name.rpartition(".")
         if suffix == "weight_g_idx":
             raise ValueError(f"{stem} has its columns in an order of their own, which is not read")
         if suffix == "weight_packed" or (suffix == "weight" and f"{stem}.weight_scale" in tensors):
-            weight = _codes(tensors, stem, scheme_of(stem, among))
-            coded[f"{stem}.weight"] = weight
-            dense[f"{stem}.weight"] = Lazy(
-                weight.shape, np.dtype("f4"), lambda _, weight=weight: weight.decoded()
-            )
+            matrices[stem] = _matrix(tensors, stem, scheme_of(stem, among))
         elif not suffix.startswith("weight_"):
             dense[name] = tensor
-    return dense, coded
+    return dense, matrices
 
 
-def _codes(tensors: dict[str, Lazy], stem: str, scheme: Scheme) -> Codes:
-    """The quantized weight of a module; the shapes and types of its tensors are checked."""
+def _matrix(tensors: dict[str, Lazy], stem: str, scheme: Scheme) -> QuantizedMatrix:
+    """The quantized weight of a module, of integers or of floats of 8 bits."""
     check_computed(scheme, stem)
+    if scheme.type == "int":
+        return _integers(tensors, stem, scheme)
+    name = f"{stem}.weight_scale"
+    return fp8_matrix(tensors, stem, name, scheme.block, scheme.rounds_inputs)
+
+
+def _integers(tensors: dict[str, Lazy], stem: str, scheme: Scheme) -> IntegerMatrix:
+    """The integers of a module; the shapes and types of its tensors are checked."""
     bits, packed = scheme.bits, tensors.get(f"{stem}.weight_packed")
     words = lambda length: -(-length * bits // 32)
     if packed is None:
@@ -88,7 +58,7 @@ def _codes(tensors: dict[str, Lazy], stem: str, scheme: Scheme) -> Codes:
     else:
         stored, shape = packed, _packed_shape(tensors, stem)
         expected = (shape[0], words(shape[1])) if len(shape) == 2 else ()
-        codes = lambda: _unpacked(packed.load(), bits, shape[1])
+        codes = lambda: unpacked(packed.load(), bits, shape[1])
     if len(shape) != 2 or min(shape) < 1 or tuple(stored.shape) != expected:
         raise ValueError(f"{stem} of shape {shape} has other codes: {stored.shape}")
     kinds = ("int32", "uint32") if packed is not None else ("int8",)
@@ -107,8 +77,9 @@ def _codes(tensors: dict[str, Lazy], stem: str, scheme: Scheme) -> Codes:
             raise ValueError(f"{stem} has zero points of shape {zeros.shape}, expected {expected}")
         zero_points = lambda: _unsigned(zeros.load(), bits, stem)
         if packed is not None:
-            zero_points = lambda: _unpacked(zeros.load().T, bits, shape[0]).T
-    return Codes(stem, shape, bits, scale, codes, zero_points, scheme.rounds_inputs)
+            zero_points = lambda: unpacked(zeros.load().T, bits, shape[0]).T
+    group, inputs = -(-shape[1] // groups), scheme.rounds_inputs
+    return IntegerMatrix(stem, shape, bits, group, codes, scale.load, zero_points, dynamic=inputs)
 
 
 def _packed_shape(tensors: dict[str, Lazy], stem: str) -> tuple[int, ...]:
@@ -159,20 +130,6 @@ def _unsigned(codes: np.ndarray, bits: int, stem: str) -> np.ndarray:
             "its quantization_config names another scheme than it has"
         )
     return shifted.astype(np.uint8)
-
-
-def _unpacked(words: np.ndarray, bits: int, length: int) -> np.ndarray:
-    """Unpacks int32 words (n, ⌈length · bits / 32⌉) to uint8 codes (n, length).
-
-    Example:
-        >>> import numpy as np
-        >>> _unpacked(np.array([[0x76543210]], np.int32), 4, 7)
-        array([[0, 1, 2, 3, 4, 5, 6]], dtype=uint8)
-    """
-    data = np.ascontiguousarray(words, "<i4").view(np.uint8)
-    if bits == 4:
-        data = np.stack([data & 15, data >> 4], -1).reshape(len(data), -1)
-    return data[:, :length]
 
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import re
 
 from ..io.json_fields import JsonFields
 
-FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
+FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized")
 _MIXED = "mixed-precision"  # every group then has a format of its own
 _STRATEGIES = ("tensor", "channel", "group")
 _LONGEST_PATTERN = 1_000  # characters
@@ -27,7 +27,8 @@ class Scheme:
     symmetric: bool
     strategy: str | None  # None: as the shape of the scales says
     group_size: int | None
-    rounds_inputs: bool  # to int8, token by token
+    rounds_inputs: bool  # to int8 or e4m3, token by token
+    block: tuple[int, ...] | None = None  # rows and columns that share a scale
 
 
 def schemes(config: dict) -> list[Scheme]:
@@ -45,8 +46,9 @@ def schemes(config: dict) -> list[Scheme]:
     fields.ignore("version", "ignore")  # the tensors in the file say which modules are dense
     if method != "compressed-tensors" or form not in (*FORMATS, _MIXED):
         raise ValueError(
-            f"its weights are quantised by {method!r} as {form!r}, expected compressed-tensors as "
-            f"{', '.join(FORMATS)}; load the checkpoint in floating point and encode that"
+            f"its weights are quantised by {method!r} as {form!r}, expected gptq, awq, fp8, "
+            f"bitsandbytes, mxfp4, or compressed-tensors as {', '.join(FORMATS)}; load the "
+            "checkpoint in floating point and encode that"
         )
     if "kv_cache_scheme" in fields:
         fields.refuse("kv_cache_scheme", "null", "; keys and values are not rounded here")
@@ -99,26 +101,30 @@ def _scheme(group: JsonFields, form: str) -> Scheme:
         part.ignore("observer", "observer_kwargs", "actorder", "scale_dtype", "zp_dtype")
     weights.expect("dynamic", False)
     size = weights.integer("group_size", None, least=-1)
-    inputs_are_int8 = (
+    kind = weights.text("type", "int")
+    inputs_are_rounded_alike = (
         inputs.data.get("dynamic") is True
         and inputs.data.get("num_bits") == 8
-        and inputs.data.get("type", "int") == "int"
+        and inputs.data.get("type", "int") == kind
         and inputs.data.get("strategy", "token") == "token"
     )
-    if inputs.data and not inputs_are_int8:
-        group.refuse("input_activations", "dynamic int of 8 bits for each token")
+    if inputs.data and not inputs_are_rounded_alike:
+        group.refuse("input_activations", f"dynamic {kind} of 8 bits for each token")
     inputs.ignore("num_bits", "type", "symmetric", "strategy", "dynamic", "group_size")
+    block = weights.data.get("block_structure")
+    is_block = weights.data.get("strategy") == "block" and kind == "float"
     weights.ignore("block_structure")
     inputs.ignore("block_structure")
     return Scheme(
         targets=tuple(group.texts("targets")),
         format=own_format,
-        type=weights.text("type", "int"),
+        type=kind,
         bits=weights.integer("num_bits", 8),
         symmetric=weights.boolean("symmetric", True),
         strategy=weights.text("strategy", None),
         group_size=size if size and size > 0 else None,
         rounds_inputs=bool(inputs.data),
+        block=weights.integers("block_structure") if is_block and block else None,
     )
 
 
@@ -126,11 +132,13 @@ def check_computed(scheme: Scheme, module: str) -> None:
     """Refuses a scheme of weights that is not read here.
 
     Raises:
-        ValueError: the weights are no integers of 4 or 8 bits, or have scales of another kind.
+        ValueError: the weights are no integers of 4 or 8 bits and no floats of 8, or have scales of
+            another kind.
     """
-    if scheme.type != "int" or scheme.bits not in (4, 8):
-        raise ValueError(f"{module} is of {scheme.bits} bits of {scheme.type}, expected int 4 or 8")
-    if scheme.strategy not in (None, *_STRATEGIES):
+    if (scheme.type, scheme.bits) not in (("int", 4), ("int", 8), ("float", 8)):
+        expected = "expected int 4 or 8, or float 8"
+        raise ValueError(f"{module} is of {scheme.bits} bits of {scheme.type}, {expected}")
+    if scheme.strategy not in (None, *_STRATEGIES) and scheme.block is None:
         raise ValueError(
             f"{module} has scales by {scheme.strategy!r}, expected one of {', '.join(_STRATEGIES)}"
         )

@@ -13,10 +13,10 @@ from ..architectures.family_modules import module_of_model_type
 from ..architectures.weights.weight_map import WeightMap
 from ..core.lazy import Lazy
 from ..formats import (
-    compressed_tensors,
     ctranslate2,
     gguf,
     llama2c,
+    quantized_checkpoint,
     safetensors,
     tokenizers,
     weight_norm,
@@ -77,16 +77,16 @@ def read_safetensors(path: pathlib.Path) -> Checkpoint:
         raise ValueError(f"{path} holds neither {single.name} nor {index.name}{advice}")
     file = folder / CONFIG
     hf, tensors = read_object(file), weight_norm.joined(read())
-    text = hf.get("text_config")
-    quantized = hf.get("quantization_config")
-    quantized = quantized or (isinstance(text, dict) and text.get("quantization_config"))
     tokenizer = tokenizer_files.read_tokenizer(folder)
+    quantized = quantized_checkpoint.method(hf)
+    hf = {name: value for name, value in hf.items() if name != "quantization"}  # of MLX
     config = read_config(hf, file)
-    if not quantized:
+    if quantized is None:
         return Checkpoint(config, file, tensors, tokenizer)
     with prefixed(file):
-        tensors, coded = compressed_tensors.read(tensors, quantized)
-    return Checkpoint(config, file, tensors, tokenizer, coded, quantized_weights.from_codes)
+        turned = config.family == "gpt2"  # its dense linears are (in, out)
+        tensors, coded = quantized_checkpoint.read(tensors, *quantized, turned)
+    return Checkpoint(config, file, tensors, tokenizer, coded, quantized_weights.from_matrices)
 
 
 def read_gguf(path: pathlib.Path) -> Checkpoint:

@@ -55,8 +55,9 @@ def load(
       from the package index, then cached; a line on stderr says the licence, and `Model.source`
       keeps it;
     - `llama-1b`, `llama-8b`, `llama-70b`: shapes without weights, to plan with;
-    - a directory with `config.json` and safetensors, sharded or not, dense or compressed-tensors
-      of integers, or one `.safetensors` file with `config.json` beside it;
+    - a directory with `config.json` and safetensors, sharded or not, dense or quantized
+      (compressed-tensors, GPTQ, AWQ, fp8, bitsandbytes, MXFP4, MLX: docs/interop.md), or one
+      `.safetensors` file with `config.json` beside it;
     - a `.gguf` file, of any quantised type the `gguf` package knows, or any part of one that is in
       several files; a llama2.c `.bin`; or a Whisper of CTranslate2, as a directory or its
       `model.bin`, with `tokenizer.json` beside it;
@@ -66,8 +67,8 @@ def load(
     `dtype` is the dtype of the params. The default is float32; for shapes without weights it is
     bfloat16, and in a directory that jaxmem wrote the saved dtype. With `encoded=True`, some
     weights become encoded leaves with the codes and scales of the file: blocks (Q4_0 to Q8_0, Q2_K
-    to Q6_K) and 16-bit floats of a .gguf file, int4 and int8 of a compressed-tensors checkpoint.
-    Other weights are dense.
+    to Q6_K) of a .gguf file, the codes of a quantized checkpoint, and 16-bit floats of both. Other
+    weights are dense.
 
     The model ends at the tokens that config.json, generation_config.json and the chat template
     name. A warning names tensors of the file that the model does not use.
@@ -134,8 +135,8 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     if encoded:
         if checkpoint.leaf is None:
             raise ValueError(
-                f"{path} holds no codes to keep; encoded=True takes a .gguf file or "
-                "compressed-tensors"
+                f"{path} holds no codes to keep; encoded=True takes a .gguf file or a checkpoint "
+                "whose config.json has a quantization_config"
             )
         quantized_weights.keep_codes(tree, weight_maps, checkpoint.coded, checkpoint.leaf)
     beside = tokenizer_files.read_chat_template(checkpoint.config_file.parent)

@@ -12,10 +12,10 @@ from ..codecs.cast import CastArray
 from ..core.fold import Fold
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
-from ..core.segmented import join_layers
+from ..core.segmented import Segmented, join_layers
 from ..formats import gguf_blocks
-from ..formats.compressed_tensors import Codes
 from ..formats.gguf import Gguf
+from ..formats.quantized_matrix import QuantizedMatrix
 from .checkpoint_tensors import bare_name
 
 _SIXTEEN_BITS = {"F16": "float16", "BF16": "bfloat16"}
@@ -34,8 +34,6 @@ def keep_codes(
     """
     coded = {bare_name(name): codes for name, codes in coded.items()}
     for where, weight_map in weight_maps.items():
-        if weight_map.parts:  # several tensors a layer, which are decoded
-            continue
         *parents, last = where.split("/")
         node = functools.reduce(dict.__getitem__, parents, tree)
         codes = [coded.get(bare_name(name)) for name in weight_map.names]
@@ -51,6 +49,8 @@ def from_gguf(file: Gguf, names: list[str], weight_map: WeightMap, dense: Lazy) 
     Layers of different types give a `Segmented` leaf; layers without an encoded form are read from
     `dense`.
     """
+    if weight_map.parts:  # several tensors a layer, which are decoded
+        return None
     rank, is_of_experts = len(file.tensors[names[0]].shape), "_exps." in names[0]
     if rank != 2 and not (rank == 3 and is_of_experts):
         return None
@@ -59,13 +59,15 @@ def from_gguf(file: Gguf, names: list[str], weight_map: WeightMap, dense: Lazy) 
     )
 
 
-def from_codes(found: list[Codes | None], weight_map: WeightMap, dense: Lazy) -> Any:
-    """The encoded leaf of one parameter of a compressed-tensors checkpoint, or None.
+def from_matrices(found: list[QuantizedMatrix | None], weight_map: WeightMap, dense: Lazy) -> Any:
+    """The encoded leaf of one parameter of a quantized checkpoint of safetensors, or None.
 
-    None if no layer has codes whose layout differs only by a transposition. Layers of different
-    forms give a `Segmented` leaf; layers without codes are read from `dense`.
+    None if no layer has codes whose layout differs only in the choice and order of rows. Layers of
+    different forms give a `Segmented` leaf; layers without codes are read from `dense`.
     """
-    return _leaf([_of_codes(codes, weight_map, dense.dtype) for codes in found], weight_map, dense)
+    count, dtype = weight_map.parts or 1, dense.dtype
+    layers = (found[i : i + count] for i in range(0, len(found), count))
+    return _leaf([_of_matrices(layer, weight_map, dtype) for layer in layers], weight_map, dense)
 
 
 def _of_gguf(file: Gguf, name: str, weight_map: WeightMap, dtype: Any) -> Any:
@@ -89,11 +91,22 @@ def _of_gguf(file: Gguf, name: str, weight_map: WeightMap, dtype: Any) -> Any:
     return join_layers(leaves) if experts else leaves[0]
 
 
-def _of_codes(codes: Codes | None, weight_map: WeightMap, dtype: Any) -> Any:
-    place = None if codes is None else placed(weight_map.fn, *codes.shape)
-    if place is None or not np.array_equal(place[0], np.arange(codes.shape[0])):
-        return None
-    return codes.leaf(place[1], dtype)
+def _of_matrices(layer: list[QuantizedMatrix | None], weight_map: WeightMap, dtype: Any) -> Any:
+    """The leaf of the matrices of one layer; None if one has no codes, or they are not alike."""
+    leaves = []
+    for matrix in layer:
+        place = None if matrix is None else _placed_matrix(matrix, weight_map.fn)
+        if place is None:
+            return None
+        leaves.append(matrix.leaf(*place, dtype))
+    joined = join_layers(leaves) if weight_map.parts else leaves[0]
+    return None if isinstance(joined, Segmented) else joined
+
+
+def _placed_matrix(matrix: QuantizedMatrix, fn: Callable) -> tuple[np.ndarray, Fold] | None:
+    """`placed` for the tensor that a dense checkpoint has in the place of `matrix`."""
+    n, k = matrix.shape
+    return placed((lambda w: fn(w.T)) if matrix.turned else fn, n, k)
 
 
 def _leaf(layers: list[Any], weight_map: WeightMap, dense: Lazy) -> Any:

@@ -36,8 +36,8 @@ def test_the_most_exact_target_decides_whatever_the_order(target, first):
     groups = [exact, by_class] if first else [by_class, exact]
     config = CONFIG | {"config_groups": {f"group_{i}": g for i, g in enumerate(groups)}}
     codes, scale = codes_of(127), np.full((4, 1), 0.5, np.float32)
-    dense, _ = read(tensors(codes, scale), config)
-    np.testing.assert_array_equal(dense["a.q_proj.weight"].load(), codes * scale)
+    _, matrices = read(tensors(codes, scale), config)
+    np.testing.assert_array_equal(matrices["a.q_proj"].tensor().load(), codes * scale)
 
 
 def test_a_name_comes_before_its_end_and_that_before_a_regular_expression():
@@ -49,8 +49,8 @@ def test_a_name_comes_before_its_end_and_that_before_a_regular_expression():
     for end in (1, 2, 3):
         groups = {f"group_{i}": group(t, n) for i, (t, n) in enumerate(zip(targets[:end], sizes))}
         scale = np.ones((4, 6 // sizes[end - 1]), np.float32)
-        _, coded = read(tensors(codes_of(127), scale), CONFIG | {"config_groups": groups})
-        assert coded["a.q_proj.weight"].group == sizes[end - 1]
+        _, matrices = read(tensors(codes_of(127), scale), CONFIG | {"config_groups": groups})
+        assert matrices["a.q_proj"].group == sizes[end - 1]
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
@@ -59,18 +59,18 @@ def test_one_scale_and_one_zero_point_serve_the_whole_matrix(shape):
     weights = ARGS | {"strategy": "tensor", "symmetric": False}
     config = CONFIG | {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
     zero = np.full(shape, 3, np.int8)
-    dense, coded = read(tensors(codes, scale, weight_zero_point=zero), config)
+    _, matrices = read(tensors(codes, scale, weight_zero_point=zero), config)
     want = (codes.astype(np.float32) - 3) * 0.25
-    np.testing.assert_array_equal(dense["a.q_proj.weight"].load(), want)
-    assert coded["a.q_proj.weight"].scale.shape == (4, 1)
+    np.testing.assert_array_equal(matrices["a.q_proj"].tensor().load(), want)
+    assert matrices["a.q_proj"].scale().shape == (4, 1)
 
 
 def test_codes_outside_their_bits_are_refused():
     config = copy.deepcopy(CONFIG)
     config["config_groups"]["group_0"]["weights"]["num_bits"] = 4
-    dense, _ = read(tensors(codes_of(127), np.ones((4, 1), np.float32)), config)
+    _, matrices = read(tensors(codes_of(127), np.ones((4, 1), np.float32)), config)
     with pytest.raises(ValueError, match=r"a\.q_proj has codes from -\d+ to \d+, .* not of 4 bits"):
-        dense["a.q_proj.weight"].load()
+        matrices["a.q_proj"].tensor().load()
 
 
 @pytest.mark.parametrize("form", ["int-quantized", "mixed-precision"])
@@ -79,13 +79,13 @@ def test_a_group_of_another_format_is_refused_where_it_is_used(form):
     config["config_groups"]["group_0"]["format"] = "int-quantized"
     other = {
         "targets": ["re:.*mlp"],
-        "weights": ARGS | {"type": "float"},
+        "weights": ARGS | {"type": "float", "num_bits": 4},
         "format": "float-quantized",
     }
     config["config_groups"]["group_1"] = other
     scale = np.ones((4, 1), np.float32)
     read(tensors(codes_of(127), scale), config)
-    with pytest.raises(ValueError, match=r"b\.mlp is of 8 bits of float"):
+    with pytest.raises(ValueError, match=r"b\.mlp is of 4 bits of float"):
         read(tensors(codes_of(127), scale, "b.mlp"), config)
 
 

@@ -94,17 +94,17 @@ def test_another_tool_s_words_are_read(tmp_path):
     weights = {"num_bits": 4, "type": "int", "symmetric": False}
     config = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
     config["config_groups"] = {"a": {"targets": ["re:.*proj$"], "weights": weights}}
-    dense, _ = read({f"x.q_proj.{end}": held(a) for end, a in own.items()}, config)
+    _, matrices = read({f"x.q_proj.{end}": held(a) for end, a in own.items()}, config)
     wide = lambda a: np.repeat(a, 8, 1).astype(np.float32)
     want = (codes - wide(zeros)) * wide(own["weight_scale"])
-    np.testing.assert_array_equal(dense["x.q_proj.weight"].load(), want)
+    np.testing.assert_array_equal(matrices["x.q_proj"].tensor().load(), want)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda q: q.update(quant_method="gptq"), "quantised by 'gptq'"),
-        (lambda q: q.update(format="float-quantized"), "as 'float-quantized'"),
+        (lambda q: q.update(quant_method="quip"), "quantised by 'quip'"),
+        (lambda q: q.update(format="marlin-24"), "as 'marlin-24'"),
         (lambda q: q["config_groups"]["group_0"].update(targets=["re:other"]), "no group of its"),
         (lambda q: q["config_groups"]["group_0"].update(targets=["re:("]), "regular expression"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=3), "of 3 bits"),

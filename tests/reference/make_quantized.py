@@ -1,0 +1,262 @@
+"""Writes quantized/NAME/: tiny quantized checkpoints, and the logits of their weights.
+
+Wants `pip install torch transformers safetensors bitsandbytes accelerate compressed-tensors
+"mlx[cpu]"` (made with torch 2.13, transformers 5.24, bitsandbytes 0.49, compressed-tensors 0.20,
+mlx 0.32); the tests do not. bitsandbytes, compressed-tensors, fp8 and mxfp4 are computed by
+transformers from the files; MLX decodes its own. GPTQ and AWQ have no code for a CPU: the script
+packs and decodes them bit by bit, as the kernels of GPTQModel and AutoAWQ define it.
+"""
+
+import json
+import pathlib
+import shutil
+import tempfile
+
+import mlx.core as mx
+import numpy as np
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+
+FOLDER = pathlib.Path(__file__).with_name("quantized")
+SIZES = dict(
+    vocab_size=16,
+    hidden_size=64,
+    intermediate_size=64,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+    max_position_embeddings=32,
+    tie_word_embeddings=True,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+IDS = torch.tensor([[1, 7, 4, 15, 9, 3]])
+
+
+def llama(layers):
+    """A random Llama; its embedding has numbers of bfloat16."""
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(**SIZES, num_hidden_layers=layers)
+    return drawn(tf.LlamaForCausalLM(config))
+
+
+def drawn(model):
+    """The model with random weights and norms."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn(p.shape) * 0.2 + ("norm" in name))
+        embed = model.get_input_embeddings().weight
+        embed.copy_(embed.bfloat16().float())
+    return model.eval().float()
+
+
+def write(name, model, tensors, config, reference=None):
+    """The folder of a checkpoint; `reference` computes the logits, by default transformers."""
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    said = model.config.to_dict() | config
+    plain = tf.PretrainedConfig().to_dict()
+    said = {k: v for k, v in said.items() if plain.get(k, "none") != v and "dtype" not in k}
+    (folder / "config.json").write_text(json.dumps(said, indent=1) + "\n")
+    tensors = {n: t.bfloat16() if n.endswith("embed_tokens.weight") and t.is_floating_point() else t
+               for n, t in tensors.items() if n != "lm_head.weight"}  # fmt: skip
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    with torch.no_grad():
+        logits = (reference or loaded(folder))(IDS).logits.float().numpy()
+    np.savez(folder / "logits.npz", ids=IDS.numpy(), logits=logits)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(name, size, "bytes", float(np.abs(logits).max()))
+    assert size < 40_000
+
+
+def loaded(folder, **kwargs):
+    return tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **kwargs).eval()
+
+
+def linears(model):
+    return {n: m for n, m in model.named_modules() if ".layers." in f".{n}" and
+            isinstance(m, torch.nn.Linear)}  # fmt: skip
+
+
+def others(model, stems):
+    """The tensors that are not those of quantized modules."""
+    return {n: t for n, t in model.state_dict().items() if n.rpartition(".")[0] not in stems}
+
+
+def words(codes, bits):
+    """int32 words of codes (length, columns), bit by bit along the first axis."""
+    length, columns = codes.shape
+    out = np.zeros((length * bits // 32, columns), np.uint32)
+    for i in range(length * bits):
+        bit = codes[i // bits].astype(np.uint32) >> i % bits & 1
+        out[i // 32] |= bit << np.uint32(i % 32)
+    return torch.from_numpy(out.view(np.int32))
+
+
+def integers(w, bits, groups, symmetric):
+    """Codes (k, n), zero points and scales (groups, n) of a weight (n, k).
+
+    `groups` (k,) has the group of each input.
+    """
+    w, top = w.detach().numpy().T, 2**bits - 1
+    codes, zeros, scales = np.zeros(w.shape, int), [], []
+    for g in range(groups.max() + 1):
+        part = w[groups == g]
+        low, high = part.min(0), part.max(0)
+        if symmetric:
+            high = np.abs(part).max(0)
+            low = -high
+        scale = ((high - low) / top).astype(np.float16).astype(np.float32)
+        zero = np.full(low.shape, 2 ** (bits - 1)) if symmetric else np.round(-low / scale)
+        zero = zero.clip(0, top)  # 0 is stored as the largest number in the first format
+        codes[groups == g] = (np.round(part / scale) + zero).clip(0, top)
+        zeros.append(zero)
+        scales.append(scale)
+    return codes, np.stack(zeros).astype(int), np.stack(scales)
+
+
+def gptq(name, bits, size, *, ordered=False, symmetric=False, form="gptq", layers=2):
+    model, tensors = llama(layers), {}
+    modules, rng = linears(model), np.random.default_rng(0)
+    for stem, module in modules.items():
+        groups = np.arange(module.weight.shape[1]) // size
+        groups = rng.permutation(groups) if ordered else groups
+        codes, zeros, scales = integers(module.weight, bits, groups, symmetric)
+        stored = (zeros - (form == "gptq")) % 2**bits
+        tensors[f"{stem}.qweight"] = words(codes, bits)
+        tensors[f"{stem}.qzeros"] = words(stored.T, bits).T
+        tensors[f"{stem}.scales"] = torch.from_numpy(scales).half()
+        if ordered:
+            tensors[f"{stem}.g_idx"] = torch.from_numpy(groups.astype(np.int32))
+        module.weight.data = torch.tensor(((codes - zeros[groups]) * scales[groups]).T).float()
+    config = dict(quant_method="gptq", bits=bits, group_size=size, desc_act=ordered,
+                  sym=symmetric, checkpoint_format=form, damp_percent=0.01, lm_head=False,
+                  true_sequential=True, pack_dtype="int32")  # fmt: skip
+    write(name, model, tensors | others(model, modules), dict(quantization_config=config), model)
+
+
+def awq():
+    model, tensors = llama(2), {}
+    modules = linears(model)
+    for stem, module in modules.items():
+        groups = np.arange(module.weight.shape[1]) // 32
+        codes, zeros, scales = integers(module.weight, 4, groups, False)
+        for end, array in (("qweight", codes), ("qzeros", zeros)):
+            out = np.zeros((array.shape[0], array.shape[1] // 8), np.uint32)
+            for nibble, column in enumerate([0, 2, 4, 6, 1, 3, 5, 7]):
+                out |= array[:, column::8].astype(np.uint32) << np.uint32(4 * nibble)
+            tensors[f"{stem}.{end}"] = torch.from_numpy(out.view(np.int32))
+        tensors[f"{stem}.scales"] = torch.from_numpy(scales).half()
+        module.weight.data = torch.tensor(((codes - zeros[groups]) * scales[groups]).T).float()
+    config = dict(quant_method="awq", bits=4, group_size=32, version="gemm", zero_point=True,
+                  modules_to_not_convert=None)  # fmt: skip
+    write("awq", model, tensors | others(model, modules), dict(quantization_config=config), model)
+
+
+def fp8_blocks():
+    """DeepSeek-V3's form, with blocks of 32 x 32."""
+    model, tensors = llama(1), {}
+    modules = linears(model)
+    for stem, module in modules.items():
+        w = module.weight.detach()
+        rows, columns = w.shape[0] // 32, w.shape[1] // 32
+        scale, codes = torch.zeros(rows, columns), torch.zeros(w.shape)
+        for i in range(rows):
+            for j in range(columns):
+                at = (slice(32 * i, 32 * i + 32), slice(32 * j, 32 * j + 32))
+                scale[i, j] = w[at].abs().max() / 448
+                codes[at] = w[at] / scale[i, j]
+        tensors[f"{stem}.weight"] = codes.to(torch.float8_e4m3fn)
+        tensors[f"{stem}.weight_scale_inv"] = scale
+    config = dict(quant_method="fp8", activation_scheme="dynamic", weight_block_size=[32, 32],
+                  fmt="e4m3")  # fmt: skip
+    write("fp8_blocks", model, tensors | others(model, modules), dict(quantization_config=config))
+
+
+def fp8_channels():
+    model, tensors = llama(1), {}
+    modules = linears(model)
+    for stem, module in modules.items():
+        w = module.weight.detach()
+        scale = w.abs().amax(1, keepdim=True) / 448
+        tensors[f"{stem}.weight"] = (w / scale).to(torch.float8_e4m3fn)
+        tensors[f"{stem}.weight_scale"] = scale
+    weights = dict(num_bits=8, type="float", strategy="channel", symmetric=True, dynamic=False)
+    inputs = weights | dict(strategy="token", dynamic=True)
+    group = dict(targets=["Linear"], weights=weights, input_activations=inputs,
+                 format="float-quantized")  # fmt: skip
+    config = dict(quant_method="compressed-tensors", format="float-quantized", ignore=["lm_head"],
+                  quantization_status="compressed", config_groups=dict(group_0=group))  # fmt: skip
+    write("fp8_channels", model, tensors | others(model, modules), dict(quantization_config=config))
+
+
+def bitsandbytes(name, layers, **options):
+    """What transformers and bitsandbytes write themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        llama(layers).save_pretrained(folder)
+        model = loaded(folder, quantization_config=tf.BitsAndBytesConfig(**options))
+        model.save_pretrained(folder)
+        tensors = load_file(f"{folder}/model.safetensors")
+    config = model.config.to_dict()  # without the method once the weights are decoded
+    write(name, model, tensors, config, model.dequantize(torch.float32))
+
+
+def mlx(name, bits, group, **own):
+    """`own` has the bits of modules that differ, by the ends of their names."""
+    model, tensors = llama(2), {}
+    said = dict(group_size=group, bits=bits)
+    config = dict(said)
+    for stem, module in (linears(model) | {"model.embed_tokens": model.model.embed_tokens}).items():
+        width = own.get(stem.rpartition(".")[2], bits)
+        if width != bits:
+            config[stem] = dict(group_size=group, bits=width)
+        w = mx.array(module.weight.detach().numpy()).astype(mx.float16)
+        parts = mx.quantize(w, group_size=group, bits=width)
+        for end, part in zip(("weight", "scales", "biases"), parts):
+            tensors[f"{stem}.{end}"] = torch.from_numpy(np.array(part).copy())
+        dense = mx.dequantize(*(p if p.dtype == mx.uint32 else p.astype(mx.float32) for p in parts),
+                              group_size=group, bits=width)  # fmt: skip
+        module.weight.data = torch.from_numpy(np.array(dense.astype(mx.float32)).copy())
+    stems = {name.rpartition(".")[0] for name in tensors}
+    write(name, model, tensors | others(model, stems),
+          dict(quantization=config, quantization_config=config), model)  # fmt: skip
+
+
+def mxfp4():
+    torch.manual_seed(0)
+    sizes = SIZES | dict(num_hidden_layers=1, hidden_size=32, intermediate_size=32, head_dim=16,
+                         num_local_experts=3, num_experts_per_tok=2, sliding_window=4)  # fmt: skip
+    model, rng = drawn(tf.GptOssForCausalLM(tf.GptOssConfig(**sizes))), np.random.default_rng(0)
+    tensors = {n: t for n, t in model.state_dict().items()
+               if not n.endswith(("gate_up_proj", "down_proj"))}  # fmt: skip
+    for n, rows in (("gate_up_proj", 64), ("down_proj", 32)):
+        stem = f"model.layers.0.mlp.experts.{n}"
+        blocks = rng.integers(0, 256, (3, rows, 1, 16), np.uint8)
+        tensors[f"{stem}_blocks"] = torch.from_numpy(blocks)
+        scales = rng.integers(122, 126, (3, rows, 1)).astype(np.uint8)
+        tensors[f"{stem}_scales"] = torch.from_numpy(scales)
+    config = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn"])
+    write("mxfp4", model, tensors, dict(quantization_config=config, tie_word_embeddings=True))
+
+
+def main():
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    gptq("gptq", 4, 32)
+    gptq("gptq_activation_order", 3, 32, ordered=True)
+    gptq("gptq_v2", 8, 64, symmetric=True, form="gptq_v2", layers=1)
+    awq()
+    fp8_blocks()
+    fp8_channels()
+    bitsandbytes("bitsandbytes_nf4", 1, load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                 bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
+    bitsandbytes("bitsandbytes_fp4", 1, load_in_4bit=True, bnb_4bit_quant_type="fp4",
+                 bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
+    bitsandbytes("bitsandbytes_int8", 1, load_in_8bit=True)
+    mlx("mlx", 4, 64, down_proj=6, v_proj=3)
+    mxfp4()
+
+
+if __name__ == "__main__":
+    main()
