@@ -25,7 +25,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
     0: done. 1: it could not be done (a download, a missing package, a full disk, a dead compiler).
     2: the input is wrong. 130: interrupted. Findings go to stdout and progress to stderr; with
-    `--json` one JSON object is alone on stdout. Errors are one line; JAXMEM_TRACEBACK=1 shows
+    `--json` one JSON object is alone on stdout. Compiled programs are kept for the next run, unless
+    there is `--no-cache`. Errors are one line; JAXMEM_TRACEBACK=1 shows
     where they came from.
 
     Raises:
@@ -42,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
         from .commands import Command, Output
         from .compiler.compile_subprocess import CompileError
+        from .io.program_cache import kept_programs
     except ModuleNotFoundError as error:
         if error.name.split(".")[0] not in ("tyro", "rich"):
             raise
@@ -50,7 +52,8 @@ def main(args: Sequence[str] | None = None) -> int:
     command = tyro.cli(Command, prog="jaxmem", description=_DESCRIPTION, args=args, config=flags)
     expected = () if os.environ.get("JAXMEM_TRACEBACK") else (Exception,)
     try:
-        with _interruptible() as signals, _warnings_on_a_line():
+        programs = contextlib.nullcontext() if command.no_cache else kept_programs()
+        with _interruptible() as signals, _warnings_on_a_line(), programs:
             found = command.run(Output(json=command.json))
         if signals:  # Python drops an exception that a signal raises inside a destructor
             raise KeyboardInterrupt

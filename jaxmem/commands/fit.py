@@ -27,7 +27,7 @@ from .sizes import Size, show
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Fit(options.CommonOptions):
     """Encodes a model into a number of bytes, with the least harm, and saves it.
 
     Without --text and --calibrate the weights are read a layer at a time, and the dense model is
@@ -59,7 +59,6 @@ class Fit:
     force: bool = False
     """Replace DIR when it was written by `jaxmem fit`."""
     mesh: MeshOption = None
-    json: options.Json = False
 
     def run(self, output: Output) -> dict:
         """Fits, shows the result on `output`, and returns it as plain data."""

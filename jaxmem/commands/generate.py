@@ -9,12 +9,12 @@ from tyro.conf import arg
 from ..models import KVCache, Model, chat, generate, load
 from ..models.generation import Generation
 from .mesh_option import MeshOption, mesh_line, spread_model
-from .options import Count, Json, ModelName
+from .options import CommonOptions, Count, ModelName
 from .output import Output
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate:
+class Generate(CommonOptions):
     """Answers a prompt, if the model has a chat template, or else continues it."""
 
     model: ModelName
@@ -45,7 +45,6 @@ class Generate:
     cache_rotated: bool = False
     """With --cache-bits: rotate heads by a Hadamard matrix first, which spreads outliers."""
     mesh: MeshOption = None
-    json: Json = False
 
     def run(self, output: Output) -> dict:
         """The text and its tokens, which `output` shows as they come."""

@@ -13,7 +13,7 @@ from ..compression.fit import abstract
 from ..core.paths import is_whole
 from ..models import Model, load
 from ..models.example_inputs import example_inputs
-from .options import Json, ModelName
+from .options import CommonOptions, ModelName
 from .output import Output
 from .sizes import show
 
@@ -24,14 +24,13 @@ USABLE_SHARE = 0.9  # the share of a memory that weights and cache may take
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspect:
+class Inspect(CommonOptions):
     """Shows the bytes of each part of a model, and which memories would hold it in fewer bits.
 
     Reads no weights, except from a directory that `jaxmem fit` wrote.
     """
 
     model: ModelName
-    json: Json = False
 
     def run(self, output: Output) -> dict:
         """Shows the figures on `output` as tables, and returns them as plain data."""

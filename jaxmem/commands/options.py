@@ -1,5 +1,6 @@
 """Options that several commands have, and the texts that they name."""
 
+import dataclasses
 import pathlib
 from typing import Annotated
 
@@ -14,9 +15,19 @@ from ..models.text_models import vocabulary
 ModelName = Annotated[
     Positional[str], arg(metavar="MODEL", help="A name, file or directory; see `jaxmem --help`.")
 ]
-Json = Annotated[bool, arg(help="Print one JSON object on stdout and nothing else.")]
 Count = Annotated[int | None, arg(metavar="N")]
 TextFile = Annotated[str | None, arg(metavar="FILE")]
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonOptions:
+    """What every command takes."""
+
+    _: dataclasses.KW_ONLY
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+    no_cache: bool = False
+    """Compile every program anew, and keep none on disk for the next run."""
 
 
 class Text(str):

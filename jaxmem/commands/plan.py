@@ -23,7 +23,7 @@ LARGER_ROWS = 6  # recipes that are too large, shown at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(options.CommonOptions):
     """Finds a recipe that fits a device, and proves it with the device's compiler.
 
     No device is needed and no weights are read. The compiler for TPUs comes with the extra `tpu`.
@@ -47,7 +47,6 @@ class Plan:
     """The file to write the recipe to, which `jaxmem.build` turns into the step."""
     plot: Annotated[str | None, arg(metavar="FILE")] = None
     """The PNG file to draw the chosen recipe's bytes in, by part."""
-    json: options.Json = False
 
     def run(self, output: Output) -> dict:
         """The tried recipes and the chosen one as plain data; `output` shows them as tables."""

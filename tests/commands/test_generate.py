@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from test_chat_messages import chatting
+from chat_models import chatting
 
 from jaxmem import cli
 from jaxmem.commands import generate

@@ -1,29 +1,9 @@
 """Messages made a prompt, and answered."""
 
-import dataclasses
-
 import pytest
-from test_generation import Letters, model
+from chat_models import chatting
 
-from jaxmem.models import Model, chat_prompt, generate
-
-TEMPLATE = "{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}{{ end }}"
-
-
-class Tokens(Letters):
-    """Letters whose text also names the first token."""
-
-    def encode(self, text, add_special_tokens=True):
-        return super().encode("B" * add_special_tokens + text)
-
-    def id_to_token(self, i):
-        return chr(65 + i)
-
-
-def chatting(template=TEMPLATE, tokenizer=Tokens(), **fields):  # noqa: B008
-    m = model("llama2")
-    config = dataclasses.replace(m.config, bos=1)
-    return Model(config, m.params, tokenizer, "here", chat_template=template, **fields)
+from jaxmem.models import chat_prompt, generate
 
 
 def test_an_answer_is_generated_after_the_prompt_of_the_template():

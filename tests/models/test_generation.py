@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chat_models import Letters
 from reference_models import reference
 
 import jaxmem as jm
@@ -119,16 +120,6 @@ def test_encoded_parameters_write_what_their_values_write():
     encoded = jax.jit(lambda p: jm.encode(p, plan, uses=uses))(m.params)
     write = lambda p: generate(Model(m.config, p, None, ""), [3, 1, 4], max_new_tokens=10).ids
     assert (write(encoded) == write(jm.decode(encoded))).all()
-
-
-class Letters:
-    """A tokenizer with the two methods that generate calls."""
-
-    def encode(self, text):
-        return type("Encoding", (), {"ids": [ord(c) - 65 for c in text]})
-
-    def decode(self, ids):
-        return "".join(chr(65 + i) for i in ids)
 
 
 def test_text_goes_in_comes_out_and_streams():
