@@ -28,7 +28,9 @@ LEVELS = {"nf4": NF4, "fp4": FP4}
 # e2m1 has 1/12, and two zeros.
 _BNB_MAGNITUDES = (0.0, 0.0625, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 BNB_FP4 = (*(-m / 12 for m in reversed(_BNB_MAGNITUDES)), *(m / 12 for m in _BNB_MAGNITUDES))
-TABLES = LEVELS | {"bnb_fp4": BNB_FP4}
+# ggml's levels of IQ4_NL and IQ4_XS.
+_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+TABLES = LEVELS | {"bnb_fp4": BNB_FP4, "iq4": tuple(map(float, _IQ4))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """GGUF blocks as encoded leaves: the codes and scales of the file are moved, not decoded.
 
-Q4_0, Q5_0 and Q8_0 are `Int`, Q4_1 and Q5_1 `Affine`. The scales of a K-quant are
-integer codes with one f16 scale for 256 weights: `DoubleQuant`. Bits per weight are those of the
-file.
+Q4_0, Q5_0, Q8_0 and TQ2_0 are `Int`, Q4_1 and Q5_1 `Affine`, MXFP4 and NVFP4 `Float`, and the
+IQ4 types a table of levels. The scales of a K-quant and of IQ4_XS are integer codes with one f16
+scale for 256 weights: `DoubleQuant`. Bits per weight are those of the file.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..codecs.codebook import CodebookArray
+from ..codecs.float_formats import FloatArray
 from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack
@@ -44,26 +46,61 @@ class Scales:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A matrix (n, k): scale · (code − middle), or scale · code + low where there is a `low`."""
+    """A matrix (n, k): scale · (code − zero), or scale · code + low where there is a `low`.
+
+    With `levels` it is scale · level[code], the level of this table.
+    """
 
     codes: np.ndarray  # (n, k) uint8
     bits: int
     group: int
     scale: Scales
     low: Scales | None = None
+    zero: int | None = None  # None: 2^(bits−1)
+    levels: str = ""
+
+    def is_finite(self) -> bool:
+        """Whether no scale is NaN or infinite."""
+        return all(np.isfinite(s.unit).all() for s in (self.scale, self.low) if s is not None)
 
     def leaf(self, fold: Fold, dtype: Any) -> Any:
         """The leaf of the weight whose axes `fold` maps to the rows and columns of the matrix."""
         codes = pack(jnp.asarray(self.codes), self.bits, -2)
         metadata = (self.bits, self.group, fold, jnp.dtype(dtype))
-        if self.low is None:
-            inner = IntArray(codes, self.scale.leaf(), None, *metadata)
+        if self.levels:
+            inner = CodebookArray(codes, self.scale.leaf(), *metadata, self.levels)
+        elif self.low is None:
+            scale, zero = self.scale.leaf(), None
+            if self.zero is not None:
+                zero = pack(jnp.full(scale.shape, self.zero, jnp.uint8), self.bits, -1)
+            inner = IntArray(codes, scale, zero, *metadata)
         else:
             inner = AffineArray(codes, self.scale.leaf(), *metadata, self.low.leaf())
         return inner if self.scale.codes is None else DoubleQuantArray(inner)
 
 
-def rows(kind: str, data: np.ndarray) -> Rows:
+@dataclasses.dataclass(frozen=True)
+class FloatRows:
+    """A matrix (n, k) of floats of 4 bits: scale · e2m1, with one scale for `group` columns."""
+
+    codes: np.ndarray  # (n, k) uint8
+    group: int
+    scale: np.ndarray  # (n, groups) uint8: bits of e8m0 or e4m3
+    format: str
+
+    def is_finite(self) -> bool:
+        """Whether no scale is NaN."""
+        return not (self.scale == 255).any()
+
+    def leaf(self, fold: Fold, dtype: Any) -> Any:
+        """The leaf of the weight whose axes `fold` maps to the rows and columns of the matrix."""
+        codes, scale = pack(jnp.asarray(self.codes), 4, -2), jnp.asarray(self.scale.T)
+        whole = jnp.ones((1, 1), jnp.float32) if self.format == "nvfp4" else None
+        dtype = jnp.dtype(dtype)
+        return FloatArray(codes, scale, 4, self.group, fold, dtype, whole, self.format)
+
+
+def rows(kind: str, data: np.ndarray) -> Rows | FloatRows:
     """The matrix whose rows are blocks (n, bytes) of one of `TYPES`."""
     size, read = TYPES[kind]
     return read(data.reshape(len(data), -1, size))
@@ -165,7 +202,34 @@ def _q6_k(b):
     return Rows(codes, 6, 16, Scales(_half(d), scale_codes, 8, 128))
 
 
-TYPES: dict[str, tuple[int, Callable[[np.ndarray], Rows]]] = {
+def _iq4_nl(b):
+    d, qs = _fields(b, 2, 16)
+    return Rows(_planes(qs, 4, 16), 4, 32, Scales(_half(d)), levels="iq4")
+
+
+def _iq4_xs(b):
+    d, high, packed, qs = _fields(b, 2, 2, 4, 128)
+    scale_codes = (_planes(packed, 4, 1) | _planes(high, 2, 1) << 4).astype(np.int16) - 32
+    return Rows(_planes(qs, 4, 16), 4, 32, Scales(_half(d), scale_codes, 6, 32), levels="iq4")
+
+
+def _tq2_0(b):
+    qs, d = _fields(b, 64, 2)
+    return Rows(_planes(qs, 2, 32), 2, 256, Scales(_half(d)), zero=1)
+
+
+def _mxfp4(b):
+    e, qs = _fields(b, 1, 16)
+    return FloatRows(_planes(qs, 4, 16), 32, e[..., 0], "mxfp4")
+
+
+def _nvfp4(b):
+    scale, qs = _fields(b, 4, 32)
+    scale = scale.reshape(len(b), -1) & 127  # without a sign, and NaN is 0
+    return FloatRows(_planes(qs, 4, 8), 16, np.where(scale == 127, 0, scale), "nvfp4")
+
+
+TYPES: dict[str, tuple[int, Callable[[np.ndarray], Rows | FloatRows]]] = {
     "Q4_0": (18, _q4_0),
     "Q4_1": (20, _q4_1),
     "Q5_0": (22, _q5_0),
@@ -176,4 +240,9 @@ TYPES: dict[str, tuple[int, Callable[[np.ndarray], Rows]]] = {
     "Q4_K": (144, _q4_k),
     "Q5_K": (176, _q5_k),
     "Q6_K": (210, _q6_k),
+    "IQ4_NL": (18, _iq4_nl),
+    "IQ4_XS": (136, _iq4_xs),
+    "TQ2_0": (66, _tq2_0),
+    "MXFP4": (17, _mxfp4),
+    "NVFP4": (36, _nvfp4),
 }

@@ -85,7 +85,7 @@ def _of_gguf(file: Gguf, name: str, weight_map: WeightMap, dtype: Any) -> Any:
     leaves = []
     for blocks in file.blocks(name).reshape(-1, n, file.row_bytes(name)):
         rows = gguf_blocks.rows(kind, blocks[order])
-        if not all(np.isfinite(s.unit).all() for s in (rows.scale, rows.low) if s is not None):
+        if not rows.is_finite():
             raise ValueError(f"{file.path}: {name} has scales that are NaN or infinite")
         leaves.append(rows.leaf(fold, dtype))
     return join_layers(leaves) if experts else leaves[0]
