@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ..core.byte_counts import nbytes
-from ..models.sentence_pooling import Pooling
+from ..models.sentence_pooling import Pooling, pooling_of
 from .confidence import Estimate, spearman
 from .result import Evaluation
 
@@ -63,24 +63,26 @@ def evaluate_embeddings(
 def sentence_embedder(
     model: Any, *, batch: int = 64, length: int = 256, pooling: Pooling | None = None
 ) -> Callable:
-    """`embed(params, sentences)` for an encoder: the mean of the hidden vectors (Reimers, 2019).
+    """`embed(params, sentences)` for an encoder: one vector of the hidden ones (Reimers, 2019).
 
-    The head of an encoder is not used. `jm.models.read_pooling` reads another `pooling`, whose
-    length of a text takes the place of `length`.
+    `pooling` is by default what the model's folder says, if it is one of sentence-transformers, and
+    else their mean, of length 1. Its length of a text takes the place of `length`. The head of an
+    encoder is not used.
 
     Sentences are cut at `length` tokens, or at the model's context if that is shorter, sorted by
     length, and run `batch` at a time. Each batch is padded to a multiple of 16 tokens, so that few
     shapes are compiled.
 
     Raises:
-        ValueError: the model is no encoder of texts, or has no tokenizer.
+        ValueError: the model is no encoder of texts, or has no tokenizer; its folder makes vectors
+            in a way that is not computed here, such as by a dense layer.
     """
     predicts_text = getattr(model.config, "cache", None) is not None
     if predicts_text or getattr(model.config, "reads", "text") != "text":
         raise ValueError(f"{model.source} is no encoder of texts: it gives no vectors of sentences")
+    pooling = pooling or pooling_of(model.hf_files, model.source)
     if model.tokenizer is None:
         raise ValueError(f"{model.source} has no tokenizer, which reading sentences takes")
-    pooling = pooling or Pooling()
     length, context = pooling.length or length, model.config.context
     if getattr(model.config, "head", ""):
         model = dataclasses.replace(model, config=model.config.without_head())

@@ -56,7 +56,7 @@ class Checkpoint:
     chat_template: str | None = None
     weight_maps: dict[str, WeightMap] | None = None
     processor: Processor | None = None
-    hf_files: dict[str, dict] = dataclasses.field(default_factory=dict)
+    hf_files: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_safetensors(path: pathlib.Path) -> Checkpoint:

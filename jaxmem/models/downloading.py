@@ -17,6 +17,10 @@ from ..io.atomic import replacing
 from ..io.disk_cache import cache_dir
 from .named_models import NAMED_MODELS, NamedModel
 
+# Files in folders of a model on the hub, such as other formats of it; the folders of modules of
+# sentence-transformers begin with a digit.
+_ELSEWHERE = ["[!0-9]*/*", "*/*.safetensors", "*/*.bin"]
+
 
 def fetch(name: str) -> pathlib.Path:
     """The path of a named model's main file, which is downloaded if it is not whole in the cache.
@@ -58,7 +62,7 @@ def from_hub(name: str, files: list[str]) -> pathlib.Path:
 
     try:
         folder = snapshot_download(
-            repo, revision=revision or None, allow_patterns=files, ignore_patterns=["*/*"]
+            repo, revision=revision or None, allow_patterns=files, ignore_patterns=_ELSEWHERE
         )
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
         raise ConnectionError(f"could not fetch {name}: {error}") from error

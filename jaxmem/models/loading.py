@@ -38,8 +38,10 @@ from .hf_files import BESIDE, CONFIG, hf_files
 from .model import FORMAT, PARAMS, RECORD, Model, family
 from .output_tokens import with_output_tokens
 from .processor_files import read_processor, saved_processor
+from .sentence_pooling import MODULES, SIZES
 
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "model.bin", CONFIG, *BESIDE]
+_HUB_FILES += [MODULES, SIZES, "*_Pooling/config.json"]
 _HUB_FILES += [tokenizer_files.TOKENIZER, tokenizer_files.CHAT_TEMPLATE]
 
 
@@ -165,7 +167,10 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
         source, fields = record.text("source"), record.object("config").data
         config = family_module(record.object("config").text("family")).Config(**fields)
         processor = saved_processor(record, config)
-        files = {name: x.data for name, x in record.objects("hf_files").items()}
+        hf = record.object("hf_files")
+        files = {
+            name: x if name == MODULES else hf.object(name).data for name, x in hf.data.items()
+        }
     tree = checkpoint.load(path / PARAMS)
     _check_shapes(config, tree, path)
     if dtype is not None:

@@ -55,7 +55,7 @@ class Model:
     source: str
     chat_template: str | None = dataclasses.field(default=None, kw_only=True)
     processor: Processor | None = dataclasses.field(default=None, kw_only=True)
-    hf_files: dict[str, dict] = dataclasses.field(default_factory=dict, kw_only=True)
+    hf_files: dict[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
 
     @functools.cached_property
     def params(self) -> dict:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -18,7 +19,9 @@ MODES = {  # Pooling.mode: the field of 1_Pooling/config.json that switches it o
     "max": "pooling_mode_max_tokens",
     "mean_sqrt_len": "pooling_mode_mean_sqrt_len_tokens",
 }
-_PARTS = ("Transformer", "Pooling", "Normalize")
+CONFIG = "config.json"  # of each module, in its folder
+MODULES, SIZES = "modules.json", "sentence_bert_config.json"
+PARTS = ("Transformer", "Pooling", "Normalize")
 _MOST_TOKENS = 2**20
 
 
@@ -95,41 +98,68 @@ def read_pooling(folder: str | os.PathLike) -> Pooling:
         Pooling(mode='first', normalized=False, length=0)
     """
     folder = pathlib.Path(folder)
-    kinds = _modules(folder / "modules.json")
-    if list(kinds)[:2] != ["Transformer", "Pooling"]:
-        raise ValueError(f"{folder}/modules.json has {', '.join(kinds)}, expected {_PARTS[:2]}")
-    mode = _mode(folder / kinds["Pooling"] / "config.json")
-    sizes, length = folder / kinds["Transformer"] / "sentence_bert_config.json", 0
-    if sizes.is_file():
-        fields = JsonFields(read_object(sizes), f"{sizes}: ")
-        length = fields.integer("max_seq_length", 0, most=_MOST_TOKENS)
-        fields.expect("do_lower_case", False)
-    return Pooling(mode, "Normalize" in kinds, length)
+    files = sentence_files(folder)
+    if MODULES not in files:
+        raise ValueError(f"{folder / MODULES} is missing")
+    return pooling_of(files, folder)
 
 
-def _modules(path: pathlib.Path) -> dict[str, str]:
-    """{the kind of a module: its folder}, in their order."""
+def sentence_files(folder: pathlib.Path) -> dict[str, Any]:
+    """{name: content} of the JSON files that say how a text becomes a vector; {} without them.
+
+    Raises:
+        ValueError: a file is malformed.
+    """
+    path = folder / MODULES
     if not path.is_file():
-        raise ValueError(f"{path} is missing")
+        return {}
     try:
-        entries = json.loads(path.read_bytes())
-        kinds = {entry["type"].rpartition(".")[2]: entry["path"] for entry in entries}
+        modules = json.loads(path.read_bytes())
+        places = [entry["path"] for entry in modules if entry["type"] and entry["path"]]
+        names = [f"{place}/{CONFIG}" for place in places if _inside(place)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no list of modules with a type and a path") from error
-    others = [kind for kind in kinds if kind not in _PARTS]
-    if others or len(kinds) != len(entries):
+    objects = {x: read_object(folder / x) for x in (*names, SIZES) if (folder / x).is_file()}
+    return {MODULES: modules} | objects
+
+
+def pooling_of(files: dict[str, Any], source: Any) -> Pooling:
+    """The pooling that the files of `sentence_files` say; that of `Pooling()` if there are none.
+
+    Raises:
+        ValueError: they name a module or a mode that is not computed here, or lack one.
+    """
+    if MODULES not in files:
+        return Pooling()
+    kinds = {entry["type"].rpartition(".")[2]: entry["path"] for entry in files[MODULES]}
+    others = [kind for kind in kinds if kind not in PARTS]
+    if others or len(kinds) != len(files[MODULES]):
         raise ValueError(
-            f"{path} names {', '.join(kinds)}, expected {', '.join(_PARTS)}, each at most once"
+            f"{source}: {MODULES} names {', '.join(kinds)}, expected {', '.join(PARTS)}, each at "
+            "most once"
         )
-    return kinds
+    if list(kinds)[:2] != ["Transformer", "Pooling"]:
+        raise ValueError(f"{source}: {MODULES} has {', '.join(kinds)}, expected {PARTS[:2]}")
+    name = f"{kinds['Pooling']}/{CONFIG}"
+    if name not in files:
+        raise ValueError(f"{source}: {name} is missing")
+    sizes = JsonFields(files.get(SIZES, {}), f"{source}: {SIZES}: ")
+    length = sizes.integer("max_seq_length", None, most=_MOST_TOKENS) or 0
+    sizes.expect("do_lower_case", False)
+    return Pooling(_mode(files[name], f"{source}: {name}"), "Normalize" in kinds, length)
 
 
-def _mode(path: pathlib.Path) -> str:
+def _inside(place: str) -> bool:
+    """Whether a module's folder is one in the folder of modules.json."""
+    return place == pathlib.PurePath(place).name
+
+
+def _mode(config: dict, source: str) -> str:
     """The one mode that a configuration of pooling switches on."""
-    fields = JsonFields(read_object(path), f"{path}: ")
+    fields = JsonFields(config, f"{source}: ")
     fields.ignore("word_embedding_dimension", "include_prompt")
     modes = [mode for mode, field in MODES.items() if fields.boolean(field, False)]
     fields.refuse_unread()
     if len(modes) != 1:
-        raise ValueError(f"{path} switches on {modes}, expected one of {', '.join(MODES)}")
+        raise ValueError(f"{source} switches on {modes}, expected one of {', '.join(MODES)}")
     return modes[0]
