@@ -1,16 +1,18 @@
-"""Transformers opens what to_hf writes, and computes the same: writes to_hf.json.
+"""Transformers opens what to_hf and to_compressed_tensors write, and computes the same.
 
     pip install -e ".[demo]"          # and then, there or in another environment
-    pip install torch transformers
+    pip install torch transformers compressed-tensors
     python experiments/quality/to_hf.py write FOLDER
     python experiments/quality/to_hf.py open FOLDER
 
 The first command reads each tiny checkpoint of tests/reference, saves it with Model.save, loads
 that and writes it into FOLDER; the second opens it with transformers, and compares the logits with
-those in tests/reference, which transformers computed with the checkpoint itself. Both are of
-float32.
+those in tests/reference, which transformers computed with the checkpoint itself. The first also
+writes integers of 4 bits for the linear layers as compressed-tensors, with the logits that jaxmem
+computes of them in float32, and the second opens that too. It writes to_hf.json.
 """
 
+import importlib.metadata
 import json
 import pathlib
 import sys
@@ -66,21 +68,71 @@ def write(folder: pathlib.Path) -> None:
             tensors = {path: w for path, w in file.items() if "." in path}
         save_file(tensors, source / "model.safetensors", {"format": "pt"})
         jm.models.load(source).save(source / "saved")
-        jm.interop.to_hf(jm.models.load(source / "saved"), folder / name)
+        model = jm.models.load(source / "saved")
+        jm.interop.to_hf(model, folder / name)
+        record = write_codes(model, file, folder / "codes" / name)
+        (source / "codes.json").write_text(json.dumps(record))
 
 
-def opened(folder: pathlib.Path, file: dict) -> dict:
-    """What transformers says of a folder, and how far its output is from the reference."""
+def write_codes(model, file: dict, folder: pathlib.Path) -> dict:
+    """Writes int4 codes and what jaxmem computes of them; returns what was refused and decoded."""
+    import jax
+
+    import jaxmem as jm
+
+    axes = lambda path: 4 if "/experts/" in path else 3 if "layers" in path else 2
+    other = ("conv", "around", "depthwise", "positions")
+    kernel = lambda path, x: (
+        path.endswith("kernel") and x.ndim == axes(path) and not any(y in path for y in other)
+    )
+    leaves = dict(zip(jm.paths(model.tensors), jax.tree.leaves(model.params)))
+    plan = {path: jm.Int(4) for path, x in leaves.items() if kernel(path, x)}
+    record = {}
+    folder.parent.mkdir(exist_ok=True)
+    for rest in (plan, {path: x for path, x in plan.items() if "/experts/" not in path}):
+        encoded = jm.encode(model.params, rest)
+        try:
+            written = jm.interop.to_compressed_tensors(folder, model, encoded)
+            break
+        except ValueError as error:
+            record["refused"] = str(error)
+    else:
+        return record
+    names = {
+        "seq2seq": ("source", "ids", "mask"),
+        "encoder": ("ids", "mask", "types") if "ids" in file else ("samples", "mask"),
+        "two_towers": ("ids", "pixels", "mask"),
+        "convolutional": ("pixels",),
+    }.get(model.config.family, ("ids", "mask", "types") if "mask" in file else ("ids",))
+    names = ("pixels",) if "ids" not in file and "pixels" in file else names
+    args = [file.get(name) for name in names]
+    output = jax.jit(model.apply)(jm.decode(encoded), *args)
+    output = getattr(output, "logits", output)  # two towers give vectors, too
+    np.save(folder / "output.npy", np.asarray(output))
+    kinds = [written.types[path] for path in written.types]
+    return record | {"int4": kinds.count("int4"), "decoded": list(written.decoded)}
+
+
+def opened(folder: pathlib.Path, file: dict, dequantize: bool | None = None) -> dict:
+    """What transformers says of a folder, and how far its output is from the reference.
+
+    The reference of codes is beside them; `dequantize` says whether they are decoded at loading.
+    """
     import torch
     import transformers
 
     names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    codes = {}
+    if dequantize is not None:
+        codes["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=dequantize)
     kind = next((x for end, x in KINDS.items() if names[0].endswith(end)), "AutoModelForCausalLM")
     model, info = getattr(transformers, kind).from_pretrained(
         folder,
         attn_implementation="eager",
         experts_implementation="eager",
         output_loading_info=True,
+        dtype=torch.float32,
+        **codes,
     )
     words = INPUTS | (OF_SOURCE if "source" in file else {})
     if "source" in file and file["source"].ndim == 3:  # a spectrogram
@@ -90,13 +142,15 @@ def opened(folder: pathlib.Path, file: dict) -> dict:
     if "ids" in file and not {"mask", "source"} & set(file):
         inputs["use_cache"] = False  # an RWKV of transformers computes no other way with such sizes
     with torch.no_grad():
-        out = model.eval()(**inputs)
+        out = model.eval().float()(**inputs)  # transformers leaves experts in the scales' float16
     if "start_logits" in out:
         output = torch.stack([out.start_logits, out.end_logits], -1)
     else:
         kinds = ("logits", "logits_per_image", "last_hidden_state")
         output = out[next(kind for kind in kinds if kind in out)]
     expected = next(file[x] for x in OUTPUTS if x in file)
+    if dequantize is not None:
+        expected = np.load(folder / "output.npy")
     tensors = {x: sorted(info[f"{x}_keys"]) for x in ("missing", "unexpected", "mismatched")}
     return {
         "class": type(model).__name__,
@@ -114,11 +168,42 @@ def main() -> None:
     import transformers
 
     rows = {name: opened(folder / name, file) for name, file in references().items()}
+    codes = {name: with_codes(folder, name, file) for name, file in references().items()}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    worst = max(row["max_abs_difference"] / row["max_abs"] for row in rows.values())
-    summary = {"checkpoints": len(rows), "largest_relative_difference": worst}
-    result = versions | summary | {"rows": rows}
+    versions["compressed_tensors"] = importlib.metadata.version("compressed-tensors")
+    worst = lambda rows: max(row["max_abs_difference"] / row["max_abs"] for row in rows)
+    held = [row for row in codes.values() if "max_abs" in row]
+    summary = {
+        "checkpoints": len(rows),
+        "largest_relative_difference": worst(rows.values()),
+        "checkpoints_with_codes": len(held),
+        "largest_relative_difference_with_codes": worst(held),
+        "without_codes": sorted(set(codes) - {n for n, row in codes.items() if "max_abs" in row}),
+    }
+    result = versions | summary | {"rows": rows, "codes": codes}
     pathlib.Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def with_codes(folder: pathlib.Path, name: str, file: dict) -> dict:
+    """What transformers says of the codes of a checkpoint.
+
+    They stay codes where its modules call their linear layers; where one reads a weight itself, or
+    splits or joins tensors at loading, they are decoded at loading, in float16.
+    """
+    record = json.loads((folder / "sources" / name / "codes.json").read_text())
+    if not (folder / "codes" / name).exists():
+        return record
+    for dequantize in (False, True):
+        try:
+            row = opened(folder / "codes" / name, file, dequantize)
+        except (RuntimeError, AttributeError, ValueError) as error:
+            record["not_as_codes"] = str(error).partition("\n")[0][:200]
+            continue
+        is_equal = row["max_abs_difference"] <= 1e-3 * row["max_abs"]
+        if is_equal or dequantize:
+            return record | row | {"decoded_at_loading": dequantize}
+        record["not_as_codes"] = "the logits differ"
+    return record
 
 
 if __name__ == "__main__":

@@ -1,34 +1,38 @@
 """to_compressed_tensors: a checkpoint of int4 and int8 weights for vLLM and transformers.
 
-The directory has config.json with a `quantization_config`, model.safetensors and the tokenizer.
+The directory is that of to_hf, with a `quantization_config` in config.json and codes for weights.
 formats/compressed_tensors.py describes the format and reads it.
 """
 
 import collections
-import json
+import dataclasses
+import itertools
 import os
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from ..architectures.weights.inverse_maps import by_tensors, shape_of_tensors
 from ..architectures.weights.weight_map import WeightMap
-from ..codecs.dynamic_quantization import DynamicArray
 from ..codecs.integer import IntArray
 from ..core.arguments import OPTIONAL_TREE, takes
-from ..core.fold import Fold
-from ..formats.compressed_tensors import packed as words
-from ..formats.safetensors import write_safetensors
+from ..core.leaf import is_encoded
+from ..core.paths import path_of_layers
 from ..io.atomic import replacing
-from ..models.model import Model
-from . import layer_codes
-from .hf_config import config_json
+from ..models.hf_files import CONFIG
+from ..models.model import Model, family
+from . import hf_json_files, hf_tensors, layer_codes
 from .layer_codes import Written
+from .linear_codes import CodedTensors, CodeForm, coded_tensors
 
-Scheme = tuple[int, int | None, bool, bool]  # bits, group, symmetric, int8 inputs
+# Linear layers of transformers that a model here does not hold: heads that are the embedding, and
+# others. A router of a mixture has another name in the checkpoint than in its module.
+_HEADS = ("lm_head", "proj_out", "vocab_projector", "decoder")
+_NOT_HELD = tuple(f"re:.*{x}$" for x in (*_HEADS, r"pooler\.dense", r"contact_head\.regression"))
+_ROUTER = r"re:.*\.router$"
 
 
 @takes(params=OPTIONAL_TREE)
@@ -38,17 +42,19 @@ def to_compressed_tensors(
     """Writes `model` with `params` (default: its own) to a new directory `path`.
 
     Linear weights of `Int`, with one scale per row or groups that divide the row, keep their codes:
-    int4 up to 4 bits, else int8. The rounding of inputs to int8, token by token, by
-    `Dynamic(Int(bits))` is written too; for other roundings only the codes are written. Other
-    encoded weights and embedding tables are decoded, and the result lists them. Layers that are
-    encoded differently are named one by one; vLLM fuses q, k and v, and gate and up, and requires
-    one form for each of these. `packed` writes `pack-quantized`, which vLLM reads for weight-only
-    quantization; `packed=False` writes int8 codes, `int-quantized`, which vLLM reads for weights
-    and inputs of 8 bits. The directory is complete or absent.
+    int4 up to 4 bits, else int8. Weights that a family holds in one tensor, such as q, k and v,
+    keep them if they have one form; each expert has tensors of its own. The rounding of inputs to
+    int8, token by token, by `Dynamic(Int(bits))` is written too; for other roundings only the codes
+    are written. Other encoded weights, routers and embedding tables are decoded, and the result
+    lists them. Layers that are encoded differently are named one by one; vLLM fuses q, k and v, and
+    gate and up, and requires one form for each of these. `packed` writes `pack-quantized`, which
+    vLLM reads for weight-only quantization; `packed=False` writes int8 codes, `int-quantized`,
+    which vLLM reads for weights and inputs of 8 bits. The directory is complete or absent.
 
     Raises:
-        ValueError: `path` exists; the model is not of the Llama family, or no config.json can
-            describe it; `params` are not those of the model, or are shapes.
+        ValueError: `path` exists; no config.json describes the model; `params` are not those of the
+            model, or are shapes; they hold codes of a module that is no linear layer in
+            transformers: the Conv1D of a GPT-2, or all experts in one tensor.
 
     Example:
         >>> import pathlib, tempfile, jax, jax.numpy as jnp, numpy as np, jaxmem as jm
@@ -72,144 +78,162 @@ def to_compressed_tensors(
     path = pathlib.Path(path)
     if path.exists():
         raise ValueError(f"{path} exists; choose another place")
-    if model.config.family != "llama":
-        raise ValueError(f"{model.source} is a {model.config.family}, expected a Llama")
-    hf = config_json(model.config)
-    parameters = list(layer_codes.parameters(model, params))
-    schemes = {
-        leaf_path: _scheme(leaf, weight_map, packed) for leaf_path, weight_map, leaf in parameters
-    }
-    if any(schemes.values()):
-        hf["torch_dtype"] = "float16"  # the dtype of the scales
-        hf["quantization_config"] = _quantization(parameters, schemes, packed, model.config.tied)
-    shapes, types = {}, {}
-    for leaf_path, weight_map, leaf in parameters:
-        types[leaf_path], layer_shapes = _shapes(weight_map, leaf, schemes[leaf_path], packed)
-        for name in weight_map.names:
-            stem = name.removesuffix("weight")
-            shapes |= {stem + suffix: shape for suffix, shape in layer_shapes.items()}
-    with replacing(path, directory=True) as temporary:
-        (temporary / "config.json").write_text(json.dumps(hf, indent=2), encoding="utf-8")
-        arrays = (
-            array
-            for leaf_path, weight_map, leaf in parameters
-            for array in _arrays(weight_map, leaf, schemes[leaf_path], packed)
-        )
-        write_safetensors(temporary / "model.safetensors", shapes, arrays)
-        if model.tokenizer is not None:
-            model.tokenizer.save(str(temporary / "tokenizer.json"))
-    coded = [leaf_path for leaf_path, _, leaf in parameters if layer_codes.is_coded(leaf)]
-    decoded = tuple(leaf_path for leaf_path in coded if not schemes[leaf_path])
+    json_files = hf_json_files.json_files(model)
+    runs = list(_runs(model, params, packed))
+    if any(run.coded for run in runs):
+        json_files[CONFIG]["torch_dtype"] = "float16"  # the dtype of the scales
+        json_files[CONFIG]["quantization_config"] = _quantization(model.config, runs, packed)
+    types, leaves = {}, {}
+    for run in runs:
+        types |= dict.fromkeys(run.leaves, f"int{run.coded.form.bits}") if run.coded else run.types
+        leaves |= run.leaves
+    tensors = dict(itertools.chain.from_iterable(_tensors(model.config, run) for run in runs))
+    with replacing(path, directory=True) as folder:
+        hf_json_files.write(folder, json_files, model)
+        arrays = itertools.chain.from_iterable(map(_arrays, runs))
+        hf_tensors.write(folder, tensors, arrays)
     size = sum(file.stat().st_size for file in path.iterdir())
-    rounds_in_file = lambda leaf_path: schemes[leaf_path] is not None and schemes[leaf_path][-1]
-    rounded = [leaf_path for leaf_path, _, leaf in parameters if layer_codes.rounds_inputs(leaf)]
-    unrounded = tuple(leaf_path for leaf_path in rounded if not rounds_in_file(leaf_path))
+    coded = {name: run.coded for run in runs for name in run.leaves}
+    those = lambda has: [name for name, leaf in leaves.items() if has(leaf)]
+    decoded = tuple(name for name in those(layer_codes.is_coded) if not coded[name])
+    rounds_in_file = lambda name: coded[name] and coded[name].form.rounds_inputs
+    rounded = those(layer_codes.rounds_inputs)
+    unrounded = tuple(name for name in rounded if not rounds_in_file(name))
     return Written(str(path), size, types, decoded, unrounded)
 
 
-def _scheme(leaf: Any, weight_map: WeightMap, packed: bool) -> Scheme | None:
-    """The scheme by which the codes of a leaf are written, or None if it is decoded."""
-    dynamic = isinstance(leaf, DynamicArray) and leaf.limits is None and leaf.to == "int8"
-    inner = layer_codes.unwrap(leaf)
-    turned = weight_map.fn is np.transpose
-    if not isinstance(inner, IntArray) or not turned or inner.scale.dtype == jnp.float32:
-        return None
-    k, n = weight_map.shape[-2:]
-    one_scale_per_row = inner.scale.shape[-2] == 1
-    if not layer_codes.has_fold(inner, Fold((n,), (k,), (-1, -2))):
-        return None
-    if not one_scale_per_row and k % inner.group:
-        return None
-    bits = 4 if inner.bits <= 4 and packed else 8
-    return bits, None if one_scale_per_row else inner.group, inner.zero is None, dynamic
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Parameters that make the same tensors, in layers that are encoded alike."""
+
+    weight_maps: dict[str, WeightMap]
+    leaves: dict[str, Any]
+    coded: CodedTensors | None  # None: they are written dense
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The dtype of each parameter that is written dense."""
+        return {path: layer_codes.stored_dtype(leaf).name for path, leaf in self.leaves.items()}
 
 
-def _shapes(
-    weight_map: WeightMap, leaf: Any, scheme: Scheme | None, packed: bool
-) -> tuple[str, dict]:
-    """The name of a parameter's type, and the shapes and dtypes of each layer's tensors."""
-    shape = weight_map.shape[1:] if weight_map.stacked else weight_map.shape
-    shape = shape[::-1] if weight_map.fn is np.transpose else shape
-    if scheme is None:
-        dtype = layer_codes.stored_dtype(leaf)
-        suffix = "" if weight_map.names[0].endswith("bias") else "weight"
-        return dtype.name, {suffix: (shape, dtype)}
-    (n, k), (bits, group, symmetric, _) = shape, scheme
-    groups, words_of = (k // group if group else 1), lambda length: -(-length * bits // 32)
-    i4, i8 = np.dtype("int32"), np.dtype("int8")
-    codes = {"weight_packed": ((n, words_of(k)), i4)} if packed else {"weight": ((n, k), i8)}
-    scale_dtype = np.dtype(layer_codes.unwrap(leaf).scale.dtype)
-    tensors = codes | {"weight_scale": ((n, groups), scale_dtype)}
-    if packed:
-        tensors["weight_shape"] = ((2,), np.dtype("int64"))
-    if not symmetric:
-        tensors["weight_zero_point"] = ((words_of(n), groups), i4) if packed else ((n, groups), i8)
-    return f"int{bits}", tensors
+def _runs(model: Model, params: Any, packed: bool) -> Iterator[_Run]:
+    """The runs of all parameters, in the order of their tensors."""
+    weight_maps = family(model.config).weights(model.config)
+    leaves = layer_codes.leaves(model, params, weight_maps)
+    for group in by_tensors(weight_maps):
+        encoded = [leaves[path] for path in group if is_encoded(leaves[path])]
+        ends = sorted({0, *(end for leaf in encoded for end in leaf.ends)})
+        whole = len(ends) == 1
+        for start, stop in [(0, 0)] if whole else itertools.pairwise(ends):
+            maps, cut = dict(group), {path: leaves[path] for path in group}
+            if not whole:
+                name = lambda path: path_of_layers(path, start, stop)  # noqa: B023
+                maps = {name(path): x.layers(start, stop - start) for path, x in group.items()}
+                cut = {name(path): _layers(leaf, start, stop) for path, leaf in cut.items()}
+            coded = None
+            if _is_linear(model, maps, cut):
+                coded = coded_tensors(list(maps.values()), list(cut.values()), packed)
+            yield _Run(maps, cut, coded)
 
 
-def _arrays(
-    weight_map: WeightMap, leaf: Any, scheme: Scheme | None, packed: bool
-) -> Iterator[np.ndarray]:
-    """The arrays of each layer's tensors, in the order and with the shapes of `_shapes`."""
-    for layer in layer_codes.layers(leaf, weight_map):
-        if scheme is None:
-            dense = layer_codes.stored_array(layer)
-            yield dense.T if weight_map.fn is np.transpose else dense
-            continue
-        inner = layer_codes.unwrap(layer)
-        bits, middle = scheme[0], 2 ** (inner.bits - 1)
-        shifted = lambda a: (a - middle + 2 ** (bits - 1)).astype(np.uint8)  # noqa: B023
-        signed = lambda a: (a - middle).astype(np.int8)  # noqa: B023
-        codes = layer_codes.matrix(inner)
-        yield words(shifted(codes), bits) if packed else signed(codes)
-        yield np.asarray(inner.scale).T
-        if packed:
-            yield np.array(codes.shape, np.int64)
-        if inner.zero is not None:
-            zeros = layer_codes.zero_points(inner)  # (groups, n)
-            yield words(shifted(zeros), bits).T if packed else signed(zeros).T
+def _layers(leaf: Any, start: int, stop: int) -> Any:
+    """Layers [start, stop) of a leaf: an encoded one, or an array."""
+    if is_encoded(leaf):
+        return leaf.layers(start, stop)
+    return np.stack([layer_codes.layer(leaf, i) for i in range(start, stop)])
 
 
-def _quantization(parameters: list, schemes: dict, packed: bool, tied: bool) -> dict:
-    """The `quantization_config`: one group for each scheme, and the list of dense linear layers."""
-    form = "pack-quantized" if packed else "int-quantized"
-    members, dense = collections.defaultdict(list), ["lm_head"] if tied else []
-    for leaf_path, weight_map, _ in parameters:
-        if weight_map.fn is not np.transpose:
-            continue
-        modules = [name.removesuffix(".weight") for name in weight_map.names]
-        if schemes[leaf_path] is None:
+def _is_linear(model: Model, weight_maps: dict[str, WeightMap], leaves: dict[str, Any]) -> bool:
+    """Whether the tensors of parameters are the weights of linear layers in transformers.
+
+    Raises:
+        ValueError: codes are given for what a reader of codes would take for none.
+    """
+    path, weight_map = next(iter(weight_maps.items()))
+    has_codes = any(isinstance(layer_codes.unwrap(x), IntArray) for x in leaves.values())
+    rank = _rank(weight_maps)
+    refused = ""
+    if model.config.family == "gpt2" and path.endswith("kernel"):
+        refused = "its module in transformers is a Conv1D"
+    if "/experts/" in path and rank > 2:
+        refused = "all experts are one tensor in transformers"
+    if refused and has_codes:
+        raise ValueError(
+            f"{path} has codes, and {refused}, for which compressed-tensors has no form; keep it "
+            "dense, or write the model with to_hf or to_gguf"
+        )
+    is_matrix = rank == 2 and weight_map.names[0].endswith(".weight")
+    others = any(part in f"/{path}" for part in ("embedding", "/router/", "/pool/"))
+    return is_matrix and not refused and not others
+
+
+def _rank(weight_maps: dict[str, WeightMap]) -> int:
+    """The number of axes of the tensors that parameters make."""
+    return len(shape_of_tensors(list(weight_maps.values())))
+
+
+def _tensors(config: Any, run: _Run) -> Iterator[tuple[str, tuple[tuple[int, ...], np.dtype]]]:
+    """The name, shape and dtype of each tensor of a run."""
+    if run.coded is None:
+        yield from hf_tensors.dense_tensors(config, run.weight_maps, run.types)
+        return
+    for name in hf_tensors.names(config, run.coded.weight_maps[0]):
+        for end, form in run.coded.shapes().items():
+            yield f"{name}{end}", form
+
+
+def _arrays(run: _Run) -> Iterator[np.ndarray]:
+    """The arrays of a run, in the order of `_tensors`."""
+    if run.coded is None:
+        return hf_tensors.dense_arrays(run.weight_maps, run.leaves, run.types)
+    return run.coded.arrays()
+
+
+def _quantization(config: Any, runs: list[_Run], packed: bool) -> dict:
+    """The `quantization_config`: one group for each form, and the list of dense linear layers."""
+    layout = "pack-quantized" if packed else "int-quantized"
+    members: dict[CodeForm, list[str]] = collections.defaultdict(list)
+    dense = ["lm_head"] if getattr(config, "tied", False) else []
+    for run in runs:
+        path, weight_map = next(iter(run.weight_maps.items()))
+        names = hf_tensors.names(config, weight_map)
+        modules = [x.removesuffix(".weight") for x in names if x.endswith(".weight")]
+        if run.coded:
+            members[run.coded.form] += modules
+        elif "embedding" not in path and _rank(run.weight_maps) == 2:
             dense += modules
-        else:
-            members[schemes[leaf_path]] += modules
-    groups, kind = {}, lambda module: re.sub(r".*\.\d+\.", "", module)
+    if config.family not in ("llama", "decoder"):
+        dense += _NOT_HELD
+    elif getattr(config, "mixture", None):
+        dense.append(_ROUTER)
+    kind = lambda module: re.sub(r".*\.\d+\.", "", module)
     uses = collections.Counter(k for modules in members.values() for k in set(map(kind, modules)))
-    # One regular expression names all modules of a kind if only one scheme has that kind.
+    # One regular expression names all modules of a kind if only one form has that kind.
     target = lambda module: (
         f"re:.*{re.escape(kind(module))}$" if uses[kind(module)] == 1 else module
     )
-    for i, (scheme, modules) in enumerate(members.items()):
-        bits, group, symmetric, dynamic = scheme
+    groups = {}
+    for i, (form, modules) in enumerate(members.items()):
         targets = list(dict.fromkeys(map(target, modules))) if len(members) > 1 else ["Linear"]
         groups[f"group_{i}"] = {
             "targets": targets,
             "weights": {
-                "num_bits": bits,
+                "num_bits": form.bits,
                 "type": "int",
-                "symmetric": symmetric,
-                "strategy": "channel" if group is None else "group",
-                "group_size": group,
+                "symmetric": form.symmetric,
+                "strategy": "channel" if form.group is None else "group",
+                "group_size": form.group,
                 "dynamic": False,
                 "observer": "minmax",
                 "actorder": None,
             },
-            "input_activations": _INPUTS if dynamic else None,
+            "input_activations": _INPUTS if form.rounds_inputs else None,
             "output_activations": None,
-            "format": form,
+            "format": layout,
         }
     return {
         "quant_method": "compressed-tensors",
-        "format": form,
+        "format": layout,
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": dense,

@@ -1,5 +1,7 @@
 """The JSON files of a Hugging Face folder for a model: config.json and those beside it."""
 
+import json
+import pathlib
 from typing import Any
 
 from ..io.json_fields import JsonFields
@@ -8,7 +10,8 @@ from ..models.hf_files import CONFIG
 from ..models.model import Model
 from ..models.output_tokens import with_output_tokens
 from ..models.processor_files import PREPROCESSOR, PROCESSOR
-from ..models.tokenizer_files import TOKENIZER_CONFIG
+from ..models.sentence_pooling import MODULES, PARTS, SIZES
+from ..models.tokenizer_files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from .hf_config import CLASSES, config_json
 
 # These fields say where a checkpoint is from and how it was stored. `auto_map` names code beside
@@ -18,7 +21,7 @@ _PROCESSORS = (PREPROCESSOR, PROCESSOR)
 _FIELDS_OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
 
 
-def json_files(model: Model) -> dict[str, dict]:
+def json_files(model: Model) -> dict[str, Any]:
     """{name: content} of the JSON files of `model`, without the dtype of its tensors.
 
     The config.json is the one that the model was read from, as far as it still describes the model:
@@ -33,6 +36,7 @@ def json_files(model: Model) -> dict[str, dict]:
     hf = _config(model)
     read = type(model.config).from_hf(hf)
     files = {name: model.hf_files[name] for name in _PROCESSORS if name in model.hf_files}
+    files |= _sentence_files(model)
     files[CONFIG] = hf
     generation = dict(model.hf_files.get(GENERATION, {}))
     eos = list(getattr(model.config, "eos", ()))
@@ -41,6 +45,26 @@ def json_files(model: Model) -> dict[str, dict]:
     if model.tokenizer is not None:
         files[TOKENIZER_CONFIG] = _tokenizer_config(model)
     return files
+
+
+def _sentence_files(model: Model) -> dict[str, Any]:
+    """The files of sentence-transformers that the model was read with, if they say all it does."""
+    modules = model.hf_files.get(MODULES, [])
+    if any(entry["type"].rpartition(".")[2] not in PARTS for entry in modules):
+        return {}  # such as a dense layer, whose weights the model does not hold
+    names = {MODULES, SIZES, *(f"{entry['path']}/{CONFIG}" for entry in modules)}
+    return {name: x for name, x in model.hf_files.items() if name in names}
+
+
+def write(folder: pathlib.Path, files: dict[str, Any], model: Model) -> None:
+    """Writes `files` of `json_files` into a folder, the model's tokenizer and its chat template."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if model.tokenizer is not None:
+        (folder / TOKENIZER).write_text(model.tokenizer.to_str(), encoding="utf-8")
+    if model.chat_template is not None:
+        (folder / CHAT_TEMPLATE).write_text(model.chat_template, encoding="utf-8")
 
 
 def _config(model: Model) -> dict[str, Any]:

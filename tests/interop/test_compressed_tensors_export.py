@@ -2,11 +2,12 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cheap_jit import jit
-from exported import IDS, assert_stands_for, encoded, same
+from exported import IDS, assert_stands_for, encoded, folder_of, same
 from reference_models import reference
 
 import jaxmem as jm
@@ -53,6 +54,42 @@ def test_compressed_tensors_hold_the_codes_exactly(packed, model, tmp_path):
     kinds = {name: type(x["kernel"]) for name, x in got.params["layers"]["attn"].items()}
     assert kinds == {name: type(x["kernel"]) for name, x in enc["layers"]["attn"].items()}
     assert got.config == model.config
+
+
+FAMILIES = {  # a family with q, k and v in one tensor, one of experts, an encoder
+    "decoders/phi3": {".*/(q|k|v|gate|up)/kernel": jm.Int(3), ".*/down/kernel": jm.Int(8)},
+    "decoders/qwen3_moe": {".*experts/.*/kernel": jm.Int(4, group=4), ".*/q/kernel": jm.Int(4)},
+    "encoders/bert_masked": {"layers/.*/kernel": jm.Int(4, symmetric=False)},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_s_own_tensors_hold_the_codes_exactly(name, tmp_path):
+    folder_of(name, tmp_path)
+    model = load(tmp_path)
+    enc = jm.encode(model.params, jm.choose(model.params, FAMILIES[name] | {".*": jm.Keep()}))
+    written = to_compressed_tensors(tmp_path / "w", model, enc)
+    again = load(tmp_path / "w", encoded=True)
+    assert written.decoded == () and again.config == model.config
+    assert_stands_for(again.params, enc)
+    kept = [path for path, kind in written.types.items() if kind.startswith("int")]
+    leaves = lambda tree: dict(zip(jm.paths(tree), jax.tree.leaves(tree, is_leaf=jm.is_encoded)))
+    assert kept and all(jm.is_encoded(leaves(again.params)[path]) for path in kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "message"),
+    [
+        ("gpt2", "layers/mlp/up/kernel", "mlp/up/kernel has codes, and its module .* is a Conv1D"),
+        ("decoders/gpt_oss", ".*experts/gate/kernel", "experts are one tensor in transformers"),
+    ],
+)
+def test_what_is_no_linear_layer_in_transformers_is_refused(name, path, message, tmp_path):
+    folder_of(name, tmp_path)
+    model = load(tmp_path)
+    enc = jm.encode(model.params, jm.choose(model.params, {path: jm.Int(4), ".*": jm.Keep()}))
+    with pytest.raises(ValueError, match=message):
+        to_compressed_tensors(tmp_path / "w", model, enc)
 
 
 def test_weights_and_inputs_of_8_bits_compute_the_same(model, tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import tracemalloc
 
 import jax
@@ -11,34 +10,23 @@ import numpy as np
 import pytest
 import tokenizers
 from checkpoints import random_tensors, write_gguf, write_llama2c
-from drawn_weights import drawn
-from safetensors.numpy import load_file, save_file
+from exported import REFERENCES, folder_of
+from safetensors.numpy import load_file
 
 import jaxmem as jm
 from jaxmem.architectures import gpt2, llama
 from jaxmem.core.lazy import Lazy
+from jaxmem.evaluation.embeddings import sentence_embedder
 from jaxmem.interop import to_hf
 from jaxmem.models.checkpoint_tensors import _HARMLESS, bare_name, nested
 from jaxmem.models.loading import load
 from jaxmem.models.model import Model
+from jaxmem.models.sentence_pooling import Pooling, pooling_of
 
-FOLDER = pathlib.Path(__file__).parents[1] / "reference"
-FAMILIES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.npz"))
+FAMILIES = sorted(
+    str(path.relative_to(REFERENCES).with_suffix("")) for path in REFERENCES.glob("*/*.npz")
+)
 OLDER = ["bert", "gpt2", "llama2", "llama3", "mistral", "qwen2", "qwen3", "gemma3"]
-
-
-def folder_of(name, folder):
-    """The checkpoint of a reference as transformers wrote it: its tensors by name."""
-    file = dict(np.load(FOLDER / f"{name}.npz"))
-    if "shapes" in file:
-        shapes = json.loads(str(file["shapes"]))
-        tensors = {path: np.asarray(drawn(path, shape)) for path, shape in shapes.items()}
-    else:
-        tensors = {k: v for k, v in file.items() if "." in k}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    for text in {"config", "generation_config"} & set(file):
-        (folder / f"{text}.json").write_text(str(file[text]))
-    return tensors
 
 
 @pytest.mark.parametrize("name", OLDER + FAMILIES)
@@ -131,6 +119,29 @@ def test_tokens_and_templates_of_the_folder_are_written_again(tmp_path):
     assert again.hf_files["generation_config.json"] == extra["generation_config.json"]
     assert again.hf_files["tokenizer_config.json"] == {"pad_token": "a"}
     assert again.tokenizer.encode("b").ids == [1]
+
+
+def test_a_folder_of_sentence_transformers_stays_one(tmp_path):
+    folder_of("encoders/mpnet", tmp_path)
+    kinds = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [{"path": path, "type": f"a.{kind}"} for kind, path in kinds.items()]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 7}))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    model = load(tmp_path)
+    model.save(tmp_path / "saved")
+    to_hf(load(tmp_path / "saved"), tmp_path / "again")
+    again = load(tmp_path / "again")
+    assert again.hf_files["modules.json"] == modules
+    assert pooling_of(again.hf_files, "") == Pooling("first", normalized=True, length=7)
+    dense = {"path": "3_Dense", "type": "a.Dense"}
+    (tmp_path / "modules.json").write_text(json.dumps([*modules, dense]))
+    model = load(tmp_path)
+    with pytest.raises(ValueError, match=r"modules\.json names .*Dense, expected Transformer"):
+        sentence_embedder(model)
+    to_hf(model, tmp_path / "bare")
+    assert not (tmp_path / "bare/modules.json").exists()
 
 
 def test_the_text_part_of_a_multimodal_checkpoint_stands_alone(tmp_path):
