@@ -10,11 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import safetensors.numpy
 import tokenizers
 from flax import linen
 
 import jaxmem as jm
 from jaxmem.architectures import gpt2, llama
+
+
+def adapter(folder: pathlib.Path) -> pathlib.Path:
+    """A folder with a LoRA adapter of the queries of one layer, as PEFT writes it."""
+    path = folder / "adapter"
+    path.mkdir(exist_ok=True)
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    (path / "adapter_config.json").write_text(json.dumps(said))
+    stem = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    pair = {f"{stem}A.weight": np.ones((2, 32), "f4"), f"{stem}B.weight": np.ones((32, 2), "f4")}
+    safetensors.numpy.save_file(pair, path / "adapter_model.safetensors")
+    return path
 
 
 def uniform(*shape: int) -> jax.Array:
@@ -160,6 +173,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "from_host": {"fn": layers},
         "gradients": {"loss": loss, "params": params, "batches": batches, "uses": uses},
         "gradual": {"plan": sparse, "begin": 0, "end": 10, "every": 1, "power": 3.0, "uses": uses},
+        "interop.from_peft": {"path": adapter(folder), "model": model},
         "interop.from_qwix": {"array": jm.interop.to_qwix(encoded["w"]), "dtype": "float32"},
         "interop.to_compressed_tensors": {"path": folder / "ct", "model": model,
                                           "params": model.params, "packed": True},

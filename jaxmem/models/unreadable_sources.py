@@ -58,7 +58,10 @@ def advice_for_folder(folder: pathlib.Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     ending = lambda *ends: [name for name in names if name.endswith(ends)]
     if "adapter_config.json" in names:
-        return "; it holds an adapter, which is not a model: merge it into its base model first"
+        return (
+            "; it holds an adapter, which is not a model: load its base model, and attach "
+            "jm.interop.from_peft(folder, model)"
+        )
     if ending(".gguf"):
         return f"; give the file: {folder / ending('.gguf')[0]}"
     if ending(".safetensors"):
