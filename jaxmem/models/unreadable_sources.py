@@ -66,6 +66,9 @@ def advice_for_folder(folder: pathlib.Path) -> str:
         return f"; give the file: {folder / ending('.gguf')[0]}"
     if ending(".safetensors"):
         return f"; give the file: {folder / ending('.safetensors')[0]}"
+    others = [name for name in ending(".bin") if not is_pickle(folder / name)]
+    if others:
+        return f"; give the file: {folder / others[0]}"
     if ending(*_PICKLES):
         return f"; {ending(*_PICKLES)[0]} {_PICKLE_CURE}"
     return f"; {ending(*_OTHERS)[0]} is not read" if ending(*_OTHERS) else ""

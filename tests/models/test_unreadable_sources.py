@@ -46,6 +46,7 @@ def test_a_llama2c_file_of_width_640_is_no_pickle(tmp_path):
         ("adapter_config.json", "it holds an adapter"),
         ("model-Q4_K.gguf", "give the file: .*model-Q4_K.gguf"),
         ("consolidated.safetensors", "give the file: .*consolidated.safetensors"),
+        ("stories.bin", "give the file: .*stories.bin"),
         ("flax_model.msgpack", "flax_model.msgpack is not read"),
     ],
 )
