@@ -12,6 +12,7 @@ The first three are what a user can live with: `BAD` has the others.
 """
 
 import contextlib
+import json
 import pathlib
 import signal
 import traceback
@@ -56,6 +57,23 @@ def outcome(attempt: Callable[[], str], names: Sequence[str], seconds: float) ->
         if not isinstance(error, OURS) or not is_ours(error):
             return Outcome("raw", text)
         return Outcome("clear" if any(name in str(error) for name in names) else "unnamed", text)
+
+
+def once(log: pathlib.Path | None, key: str, run: Callable[[], Any]) -> Any:
+    """What `run` returned under this key before, by a file of JSON lines; else what it returns now.
+
+    A part of hours that was stopped goes on where it stood: `log` keeps each result when it comes.
+    """
+    if log and log.exists():
+        for line in log.read_text().splitlines():
+            known, result = json.loads(line)
+            if known == key:
+                return result
+    result = run()
+    if log:
+        with log.open("a") as file:
+            file.write(json.dumps([key, result]) + "\n")
+    return result
 
 
 @contextlib.contextmanager

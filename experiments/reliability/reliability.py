@@ -6,8 +6,9 @@
 
 It writes reliability.json: for each part its size, how many outcomes were of which class
 (`outcomes.py` says what the classes mean), and each bad one. A part is written when it ends, and
-the parts that did not run stay as they are in the file. "wrong calls" needs 8 devices:
-XLA_FLAGS=--xla_force_host_platform_device_count=8.
+the parts that did not run stay as they are in the file. "wrong calls" and "transformations" go on
+where they were stopped: a file beside this script keeps their outcomes until the part has ended.
+"wrong calls" needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
 import argparse
@@ -30,14 +31,15 @@ class Part(NamedTuple):
     long: int | str  # how many; of wrong calls a regex of public names
     short: int | str
     draws: bool = True
+    resumes: bool = False
 
 
 PARTS = {
     "damaged files": Part(damaged_files.run, 11_510, 550),
     "kills": Part(kills.run, 100, 4),
     "interrupts": Part(interrupts.run, 100, 5),
-    "wrong calls": Part(bad_calls.run, ".*", "[A-Z].*", draws=False),
-    "transformations": Part(transformations.run, 360, 12),
+    "wrong calls": Part(bad_calls.run, ".*", "[A-Z].*", draws=False, resumes=True),
+    "transformations": Part(transformations.run, 360, 12, resumes=True),
 }
 JSON = pathlib.Path(__file__).with_suffix(".json")
 
@@ -53,12 +55,15 @@ def main() -> None:
         part = PARTS[name]
         usual = part.short if options.short else part.long
         size = type(usual)(options.size or usual)
-        result = part.run(size, options.seed) if part.draws else part.run(size)
+        log = JSON.with_name(f"{name}.jsonl")
+        resumed = {"log": log} if part.resumes else {}
+        result = part.run(size, *([options.seed] if part.draws else []), **resumed)
         setting = {"jax": jax.__version__, "backend": jax.default_backend(), "size": size}
         setting |= {"seed": options.seed} if part.draws else {}
         parts = json.loads(JSON.read_text()) if JSON.exists() else {}
         parts[name] = {"setting": setting} | result
         JSON.write_text(json.dumps(parts, indent=1) + "\n")
+        log.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

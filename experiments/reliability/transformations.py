@@ -10,6 +10,7 @@ import argparse
 import collections
 import itertools
 import json
+import pathlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from outcomes import BAD, outcome
+from outcomes import BAD, once, outcome
 
 import jaxmem as jm
 
@@ -72,8 +73,17 @@ TRANSFORMATIONS: dict[str, Callable] = {
 }
 
 
-def run(combinations: int, seed: int = 0, *, tell: Callable[[str], None] = print) -> dict[str, Any]:
-    """Counts of outcomes of `combinations` pairs of codec and transformation, drawn at random."""
+def run(
+    combinations: int,
+    seed: int = 0,
+    *,
+    log: pathlib.Path | None = None,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Counts of outcomes of `combinations` pairs of codec and transformation, drawn at random.
+
+    Pairs whose outcome stands in the file `log` do not run again.
+    """
     pairs = list(itertools.product(range(len(CODECS)), TRANSFORMATIONS))
     random.Random(seed).shuffle(pairs)
     rng, counts, bad = np.random.default_rng(seed), collections.Counter(), []
@@ -90,7 +100,8 @@ def run(combinations: int, seed: int = 0, *, tell: Callable[[str], None] = print
             close = jax.tree.map(lambda a, b: np.allclose(a, b, **TOLERANCE), got, want)
             return "right" if all(jax.tree.leaves(close)) else "wrong"
 
-        result, text = outcome(attempt, [""], SECONDS)
+        attempted = lambda attempt=attempt: outcome(attempt, [""], SECONDS)
+        result, text = once(log, f"{seed} {codec} {name}", attempted)
         counts[result] += 1
         if result in BAD:
             bad.append([str(codec), name, result, text])

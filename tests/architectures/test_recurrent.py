@@ -20,6 +20,7 @@ from jaxmem.models import KVCache, Model
 MAMBA = {"model_type": "mamba", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
 MAMBA2 = MAMBA | {"model_type": "mamba2", "num_heads": 8, "head_dim": 8, "n_groups": 2}
 ATTENTION = MAMBA | {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+CONVOLVED = ("jamba", "falcon_h1", "qwen3_next")
 
 
 def _hybrid(kind):
@@ -133,7 +134,8 @@ def test_what_a_recurrence_does_not_compute_is_refused_by_name():
         "conv_dim": (_hybrid("lfm2") | {"conv_dim": 16}),
         "layer_types": (_hybrid("qwen3_next") | {"layer_types": ["conv", "conv"]}),
     }
-    for name, hf in refused.items():
+    relu = [("hidden_act", _hybrid(kind) | {"hidden_act": "relu"}) for kind in CONVOLVED]
+    for name, hf in (*refused.items(), *relu):
         with pytest.raises(ValueError, match=name):
             decoder.Config.from_hf(hf)
     config = decoder.Config.from_hf(_hybrid("lfm2") | {"full_attn_idxs": [1]})

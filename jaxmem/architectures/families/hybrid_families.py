@@ -11,13 +11,16 @@ from .mixture_families import qwen_mixture
 from .recurrent_families import step_range, step_rank
 
 _LINEAR, _FULL, _CONV = "linear_attention", "full_attention", "conv"
+# `hidden_act` is also the activation after the convolution of a scan or a delta rule.
+_SILU = ("silu", "swish")
 
 
 def _jamba(fields: JsonFields) -> dict[str, Any]:
     fields.ignore("use_mamba_kernels", "use_mambapy", "use_associative_scan", "num_logits_to_keep")
     fields.ignore("calc_logits_for_entire_prompt", "router_aux_loss_coef")
     fields.expect("mamba_inner_layernorms", True)
-    config = read_sizes(fields) | read_activation(fields) | {"positions": "none"}
+    fields.expect("hidden_act", *_SILU)
+    config = read_sizes(fields) | {"positions": "none"}
     layers, width = config["layers"], config["width"]
     in_turn = lambda name, period, offset: [
         i % fields.integer(f"{name}_layer_period", period)
@@ -48,7 +51,8 @@ def _jamba(fields: JsonFields) -> dict[str, Any]:
 
 def _falcon_h1(fields: JsonFields) -> dict[str, Any]:
     fields.ignore("mamba_chunk_size", "num_logits_to_keep", "mamba_use_mlp", "attn_layer_indices")
-    config = read_rotary(fields) | read_activation(fields)
+    fields.expect("hidden_act", *_SILU)
+    config = read_rotary(fields)
     bias, mlp_bias = fields.boolean("attention_bias", False), fields.boolean("mlp_bias", False)
     factor = lambda name: fields.number(name, 1.0)
     before, key = factor("attention_in_multiplier"), factor("key_multiplier")
@@ -178,7 +182,8 @@ def _adjusted(fields: JsonFields, ffn: int) -> int:
 def _qwen3_next(fields: JsonFields) -> dict[str, Any]:
     fields.ignore("router_aux_loss_coef", "max_window_layers", "rope_scaling_factor")
     fields.expect("use_sliding_window", False)
-    config = read_rotary(fields, part=0.25) | read_activation(fields)
+    fields.expect("hidden_act", *_SILU)
+    config = read_rotary(fields, part=0.25)
     layers, every = config["layers"], fields.integer("full_attention_interval", 4)
     types = fields.texts("layer_types")
     types = types or [_LINEAR if (i + 1) % every else _FULL for i in range(layers)]
