@@ -22,6 +22,7 @@ _PREFIXES += ("nomic_bert.", "deberta.", "module.", "_orig_mod.", "vit.", "dinov
 _PREFIXES += ("wav2vec2.", "backbone.", "rwkv.", "resnet.", "convnext.")
 _OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names of a layer norm's parameters
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_HEADS = ("embed_out", "proj_out")  # of GPT-NeoX in older files, and of Whisper
 _HEAD, _MOST_NAMES = "lm_head.weight", 5
 
 # Tensors that hold constants, BERT's pooler, which the hidden states do not need, the last linear
@@ -47,7 +48,7 @@ def bare_name(name: str) -> str:
     while name.startswith(_PREFIXES):
         name = name.split(".", 1)[1]
     stem, _, end = name.rpartition(".")
-    stem = "lm_head" if stem == "embed_out" else stem  # GPT-NeoX's head, in older files
+    stem = "lm_head" if stem in _HEADS else stem
     return f"{stem}.{_OLD_ENDS.get(end, end)}" if stem else name
 
 
@@ -88,15 +89,26 @@ def _read_layer(weight_map: WeightMap, by_name: dict[str, Lazy], i: int | None) 
     return np.stack(parts) if weight_map.parts else parts[0]
 
 
-def with_one_embedding(config: Any, tensors: dict[str, Lazy]) -> dict[str, Lazy]:
-    """The tensors of an encoder-decoder, whose embedding may have the name of any of its users."""
+def with_one_embedding(config: Any, tensors: dict[str, Lazy], source: Any) -> dict[str, Lazy]:
+    """The tensors of an encoder-decoder, whose embedding may have the name of any of its users.
+
+    Raises:
+        ValueError: the checkpoint holds more than one, and they differ; the message names two.
+    """
     if config.family != "seq2seq":
         return tensors
     expected = bare_name(family(config).weights(config)["embed/embedding"].names[0])
     named = {bare_name(n): n for n in tensors if bare_name(n) in (expected, *_EMBEDDINGS)}
     if not named:
         return tensors
-    embedding = tensors[named.get(expected, min(named.values()))]
+    chosen = named.get(expected, min(named.values()))
+    embedding = tensors[chosen]
+    for name in named.values():
+        if name != chosen and not _equal(tensors[name], embedding):
+            raise ValueError(
+                f"{source}: {name} differs from {chosen}, expected one embedding for the source "
+                "and the text"
+            )
     rest = {name: tensor for name, tensor in tensors.items() if name not in named.values()}
     return rest | {expected: embedding}
 
@@ -114,8 +126,7 @@ def with_its_head(config: Any, tensors: dict[str, Lazy]) -> Any:
     head, embed = by_name.get(_HEAD), by_name.get(embedding)
     if head is None or embed is None:
         return config
-    equal = head.shape == embed.shape and np.array_equal(head.load(), embed.load())
-    return config if equal else dataclasses.replace(config, tied=False)
+    return config if _equal(head, embed) else dataclasses.replace(config, tied=False)
 
 
 def without_missing_head(config: Any, tensors: dict[str, Lazy], config_file: pathlib.Path) -> Any:
@@ -162,6 +173,11 @@ def warn_of_unread(
             f"{source} holds tensors that the model does not use ({len(rest)}): "
             f"{'; '.join(parts)}. What they compute, such as a head, is left out"
         )
+
+
+def _equal(first: Lazy, second: Lazy) -> bool:
+    """Whether two tensors hold the same numbers."""
+    return first.shape == second.shape and np.array_equal(first.load(), second.load())
 
 
 def nested(leaves: dict[str, Any]) -> dict:

@@ -123,7 +123,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
             f"ends in .safetensors, .gguf or .bin{advice}"
         )
     checkpoint = checkpoint_readers.READERS[suffix](path)
-    tensors = with_one_embedding(checkpoint.config, checkpoint.tensors)
+    tensors = with_one_embedding(checkpoint.config, checkpoint.tensors, path)
     config = with_its_head(checkpoint.config, tensors)
     config = without_missing_head(config, tensors, checkpoint.config_file)
     if checkpoint.config_file.name == CONFIG and hasattr(config, "eos"):

@@ -77,6 +77,25 @@ def test_the_embedding_may_have_the_names_of_those_that_read_it(names):
     np.testing.assert_array_equal(again.params["embed"]["embedding"], table)
 
 
+def test_embeddings_that_differ_are_refused_and_a_head_of_its_own_is_used():
+    _, file = member("bart")
+    other = lambda tensors: {"encoder.embed_tokens.weight": tensors["model.shared.weight"] + 1}
+    with pytest.raises(ValueError, match=r"embed_tokens\.weight differs from model\.shared"):
+        loaded(file, lambda tensors: tensors | other(tensors))
+    model, file = member("whisper")
+    head = np.asarray(model.params["embed"]["embedding"]) + 1
+    untied = loaded(file, lambda tensors: tensors | {"proj_out.weight": head})
+    np.testing.assert_array_equal(untied.params["head"]["kernel"], head.T)
+    assert seq2seq.weights(untied.config)["head/kernel"].names == ("proj_out.weight",)
+
+
+@pytest.mark.parametrize("name, value", [("dense_act_fn", "silu"), ("is_gated_act", True)])
+def test_an_activation_that_t5_says_twice_must_be_one(name, value):
+    assert seq2seq.Config.from_hf(T5 | {"dense_act_fn": "relu"}).activation == "relu"
+    with pytest.raises(ValueError, match=name):
+        seq2seq.Config.from_hf(T5 | {name: value})
+
+
 @pytest.mark.parametrize("name", MEMBERS)
 def test_every_parameter_is_made_of_tensors(name):
     config, params = member(name)[0].config, member(name)[0].params

@@ -11,7 +11,7 @@ CHOSEN = -1  # in a prefix: a token that the model chooses, such as the language
 _T5_MLPS = {  # feed_forward_proj: (gated, activation)
     "relu": (False, "relu"),
     "gelu": (False, "gelu"),
-    "gated-gelu": (True, "gelu_tanh"),
+    "gated-gelu": (True, "gelu_new"),
     "gated-silu": (True, "silu"),
 }
 # Defaults of generation, and options of older files that transformers does not read.
@@ -92,7 +92,8 @@ def _read_prefix(fields: JsonFields) -> tuple[int, ...]:
 
 def _t5(fields: JsonFields) -> dict[str, Any]:
     gated, activation = _T5_MLPS[fields.text("feed_forward_proj", among=_T5_MLPS)]
-    fields.ignore("dense_act_fn", "is_gated_act")  # they repeat feed_forward_proj
+    fields.expect("dense_act_fn", activation)  # it and the next repeat feed_forward_proj
+    fields.expect("is_gated_act", gated)
     layers = fields.integer("num_layers", most=MOST_LAYERS)
     width = fields.integer("d_model")
     says_tied = fields.boolean("tie_word_embeddings", True)  # only the checkpoint knows
@@ -113,7 +114,7 @@ def _t5(fields: JsonFields) -> dict[str, Any]:
         "pre_norms": True,
         "final_norm": True,
         "query_scale": 1.0,
-        "activation": activation,
+        "activation": encoder_activation(fields, "dense_act_fn", activation),
         "gated": gated,
         "head_scale": width**-0.5 if fields.boolean("scale_decoder_outputs", says_tied) else 1.0,
         "tensor_names": "t5_gated" if gated else "t5",

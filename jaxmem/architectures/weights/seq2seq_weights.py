@@ -43,7 +43,7 @@ NAMES = {
     | {f"mlp/{x}": f"layer.{{last}}.DenseReluDense.{y}" for x, y in (("up", "wi"), ("down", "wo"))}
     | {"mlp_norm": "layer.{last}.layer_norm"},
 }
-NAMES["whisper"] = _BART | {"embed": "decoder.embed_tokens"}
+NAMES["whisper"] = _BART | {"embed": "decoder.embed_tokens", "head": "proj_out"}
 NAMES["t5_gated"] = NAMES["t5"] | {
     f"mlp/{x}": f"layer.{{last}}.DenseReluDense.wi_{i}" for i, x in enumerate(("gate", "up"))
 }
@@ -73,7 +73,7 @@ def weights(config: Any) -> dict[str, WeightMap]:
     maps |= _stack(c.of_encoder(), names, "encoder") | _stack(c, names, "decoder")
     maps = {path: weight_map.after(names["base"]) for path, weight_map in maps.items()}
     if not c.tied:
-        maps |= single_linear("head", "lm_head", c.width, c.vocab, bias=False)
+        maps |= single_linear("head", names.get("head", "lm_head"), c.width, c.vocab, bias=False)
     if c.logit_bias:
         shape = (c.vocab,)
         maps["logit_bias"] = WeightMap(("final_logits_bias",), shape, Reshaped((1, *shape), shape))
