@@ -10,7 +10,7 @@
 #include <limits>
 #include <vector>
 
-#include "simd.h"
+#include "digit_sums.h"
 
 namespace jaxmem {
 
@@ -21,6 +21,9 @@ struct Chunk {
   int64_t vector;         // the first of its vectors of x; the last one is filled up with zeros
 };
 
+// The vectors of bytes that so many columns fill.
+constexpr int vectors_of(int columns) { return (columns + kLanes - 1) / kLanes; }
+
 // The chunks of k columns in groups of `group`, each of at most `most` columns.
 inline std::vector<Chunk> chunks_of(int64_t k, int64_t group, int most) {
   std::vector<Chunk> chunks;
@@ -30,60 +33,74 @@ inline std::vector<Chunk> chunks_of(int64_t k, int64_t group, int most) {
     for (int64_t column = start; column < end; column += most) {
       const int count = static_cast<int>(std::min<int64_t>(most, end - column));
       chunks.push_back({column, start / group, count, vector});
-      vector += (count + kLanes - 1) / kLanes;
+      vector += vectors_of(count);
     }
   }
   return chunks;
 }
 
-inline int16_t high_of(int value) { return static_cast<int16_t>((value + 64) >> 7); }
-inline int16_t low_of(int value) { return static_cast<int16_t>(value - high_of(value) * 128); }
+constexpr int kNotFinite = 1 << 20;
 
-inline void set_column(Digits* x, int i, int value) {
-  const int above = high_of(value);
-  x->high[i] = static_cast<int8_t>(high_of(above));
-  x->middle[i] = static_cast<int8_t>(low_of(above));
-  x->low[i] = static_cast<int8_t>(low_of(value));
+// The exponent of the step of k numbers: a power of two, so that numbers of few bits are exact.
+inline int exponent_of_step(const float* x, int64_t k) {
+  Ints largest = {};  // as bits, which have the order of the sizes
+  for (int64_t i = 0; i < k; i += kWords) {
+    Ints bits = {};
+    std::memcpy(&bits, x + i, std::min<int64_t>(kWords, k - i) * sizeof(float));
+    bits &= 0x7FFFFFFF;
+    largest = bits > largest ? bits : largest;
+  }
+  int bits = 0, exponent;
+  for (int i = 0; i < kWords; ++i) bits = std::max(bits, largest[i]);
+  if (bits >= 0x7F800000) return kNotFinite;
+  float size;
+  std::memcpy(&size, &bits, sizeof size);
+  const float fraction = std::frexp(size, &exponent);
+  return exponent - 21 + (fraction > 127 / 128.0f);
 }
 
-inline void set_column(Halves* x, int i, int value) {
-  const int place = i / 2 + i % 2 * (kLanes / 2);
-  x->high[place] = high_of(value);
-  x->low[place] = low_of(value);
+// The integers that numbers of at most 2^22 in size are nearest to.
+inline Ints nearest(Floats numbers) {
+  const Floats shift = Floats{} + 0x1.8p23f;
+  return (Ints)(numbers + shift) - (Ints)shift;
 }
 
-// A row of x in vectors of `Digits` or `Halves`.
-template <typename Vector>
+// A row of x, as products with codes of kBits bits read it.
+template <int kBits>
 struct FixedPoint {
+  using Sums = DigitSums<kBits>;
+
   float step;                     // NaN if an x is not finite, so that the products are NaN
-  std::vector<Vector> vectors;
+  std::vector<typename Sums::Vector> vectors;
+  std::vector<Sums> starts;       // where the sums of each chunk start
   std::vector<float> group_sums;  // Σ x of each group, as it is in fixed point
 
   FixedPoint(const float* x, int64_t k, int64_t groups, const std::vector<Chunk>& chunks)
-      : group_sums(groups) {
-    constexpr int kLargest = 127 << 14;
-    float largest = 0;
-    bool finite = true;
-    for (int64_t i = 0; i < k; ++i) {
-      finite = finite && std::isfinite(x[i]);
-      largest = std::max(largest, std::fabs(x[i]));
-    }
-    int exponent;  // a power of two as the step: numbers of few bits, as of bfloat16, are exact
-    std::frexp(largest / kLargest, &exponent);
-    step = largest > 0 ? std::ldexp(1.0f, exponent) : 0.0f;
-    if (!finite) step = std::numeric_limits<float>::quiet_NaN();
-    const double per_step = step > 0 ? 1 / static_cast<double>(step) : 0;
-    vectors.resize(chunks.empty() ? 0 : chunks.back().vector + (chunks.back().count + kLanes - 1) / kLanes);
-    if (per_step == 0) return;
-    for (const Chunk& chunk : chunks) {
-      int64_t sum = 0;
-      for (int i = 0; i < chunk.count; ++i) {
-        const int nearest = static_cast<int>(std::lrint(x[chunk.column + i] * per_step));
-        const int value = std::clamp(nearest, -kLargest, kLargest);
-        set_column(&vectors[chunk.vector + i / kLanes], i % kLanes, value);
-        sum += value;
+      : starts(chunks.size()), group_sums(groups) {
+    const int exponent = exponent_of_step(x, k);
+    if (!chunks.empty()) vectors.resize(chunks.back().vector + vectors_of(chunks.back().count));
+    step = std::numeric_limits<float>::quiet_NaN();
+    if (exponent == kNotFinite) return;
+    step = std::ldexp(1.0f, exponent);
+    // Two factors, since 1 / step may be too large for one number.
+    const float unit = std::ldexp(1.0f, -exponent / 2), rest = std::ldexp(1.0f, -exponent - -exponent / 2);
+    for (size_t c = 0; c < chunks.size(); ++c) {
+      const auto& [column, group, count, vector] = chunks[c];
+      Ints sum = {};
+      Sums middles;
+      for (int i = 0; i < count; i += kLanes) {
+        auto& digits = vectors[vector + i / kLanes];
+        for (int j = 0; j < std::min(kLanes, count - i); j += kWords) {
+          Floats numbers = {};
+          std::memcpy(&numbers, x + column + i + j, std::min(kWords, count - i - j) * sizeof *x);
+          const Ints values = nearest(numbers * unit * rest);
+          digits.set(j, values);
+          sum += values;
+        }
+        middles.add_products(Bytes{} + middle_code(kBits), typename Sums::Registers(digits));
       }
-      group_sums[chunk.group] += static_cast<float>(sum);
+      starts[c].subtract(middles);
+      group_sums[group] += sum_of_lanes(__builtin_convertvector(sum, Floats));
     }
   }
 };

@@ -4,166 +4,185 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
 #include "columns.h"
 #include "packing.h"
+#include "scales.h"
 #include "simd.h"
 
 namespace jaxmem {
 
 // The rows of a weight, as codecs/integer.py stores them.
-struct IntegerRows {
+struct IntegerRows : ScaledMatrix {
   int bits;                  // 2 to 8; codes of 8 bits are signed
-  int64_t n, k, group;       // rows, columns, and columns that share a scale
   const uint8_t* fields[3];  // each (n · width/8, k)
-  const void* scale;         // (groups, n), f32 or the bits of float16
-  bool half_scale;
   const uint8_t* zeros[3];   // each (groups, n · width/8), or null: the middle of the codes' range
-  int64_t groups() const { return k ? (k + group - 1) / group : 0; }
 };
 
-// Whether codes are multiplied in 16 bits: two products of 7 bits and a digit nearly fill 16 bits.
-constexpr bool is_wide(int bits) { return bits >= 7; }
-
-// Columns of a chunk: so few that no sum of products overflows 16 bits, or 32 for wide codes.
-constexpr int most_columns(int bits) {
-  return is_wide(bits) ? 4096 : 32767 / (2 * 127 * ((1 << bits) - 1)) * kLanes;
-}
-
-constexpr int kBlockRows = 128;  // rows whose scales are read together
-constexpr int kByteRows = 8;     // rows that begin at a whole byte of every field
-constexpr int kBlockVectors = kBlockRows / kByteRows;
+constexpr int kRowsAtOnce = kLanes == 64 ? 4 : 2;  // as many sums as there are registers for
 
 // What is computed of a block of rows, in vectors of 8 rows.
 struct Block {
-  std::vector<Floats> scales;  // (kBlockVectors, groups)
-  std::vector<Floats> y;       // (m, kBlockVectors)
+  std::vector<EightFloats> scales;  // (kBlockVectors, groups)
+  std::vector<EightFloats> y;       // (m, kBlockVectors)
 };
 
 // x (m, k) as a product with a weight of kBits bits reads it.
 template <int kBits>
 struct Inputs {
-  using Row = FixedPoint<std::conditional_t<is_wide(kBits), Halves, Digits>>;
   std::vector<Chunk> chunks;
-  std::vector<Row> rows;
+  std::vector<FixedPoint<kBits>> rows;
 
   Inputs(const float* x, int64_t m, const IntegerRows& weight)
-      : chunks(chunks_of(weight.k, weight.group, most_columns(kBits))) {
+      : chunks(chunks_of(weight.k, weight.group, DigitSums<kBits>::kMostVectors * kLanes)) {
     for (int64_t i = 0; i < m; ++i) rows.emplace_back(x + i * weight.k, weight.k, weight.groups(), chunks);
   }
 };
 
-// The bytes of 8 packed codes of a group, the first in the lowest byte; `rows` of them are there.
-template <int kBits, bool kWhole, int kField = 0>
-inline uint64_t unpack_eight(const uint8_t* const* fields, int64_t g, int64_t n, int64_t row,
-                             int rows) {
+// The bytes of 8 packed codes of a group, the first in the lowest byte.
+template <int kBits, int kField = 0>
+inline uint64_t unpack_eight(const uint8_t* const* fields, int64_t g, int64_t n, int64_t row) {
   if constexpr (kField == field_count(kBits)) {
     return 0;
   } else {
     constexpr Field kLayout = field(kBits, kField);
     constexpr int kWidth = kLayout.width;
-    const uint8_t* from = fields[kField] + g * packed_size(n, kWidth) + row * kWidth / 8;
     uint64_t packed = 0;
-    if constexpr (kWhole) {
-      std::memcpy(&packed, from, kWidth);
-    } else {
-      std::memcpy(&packed, from, packed_size(rows, kWidth));
-    }
-    return spread<kWidth>(packed) << kLayout.shift |
-           unpack_eight<kBits, kWhole, kField + 1>(fields, g, n, row, rows);
+    std::memcpy(&packed, fields[kField] + g * packed_size(n, kWidth) + row * kWidth / 8, kWidth);
+    return spread<kWidth>(packed) << kLayout.shift | unpack_eight<kBits, kField + 1>(fields, g, n, row);
   }
 }
 
-// For 8 rows from `row`, of which `few` are there: their scales in group g, and minus what their
-// zero points are times the scales. Both are 0 for the rows after the last one.
-template <int kBits, bool kWhole>
-inline void read_group(const IntegerRows& weight, int64_t g, int64_t row, int few, Floats* scale,
-                       Floats* offset) {
-  const int rows = kWhole ? kByteRows : few;
-  const int64_t place = g * weight.n + row;
-  if (weight.half_scale) {
-    uint16_t halves[kByteRows] = {};
-    std::memcpy(halves, static_cast<const uint16_t*>(weight.scale) + place, rows * sizeof *halves);
-    *scale = from_halves(halves);
-  } else {
-    float numbers[kByteRows] = {};
-    std::memcpy(numbers, static_cast<const float*>(weight.scale) + place, rows * sizeof *numbers);
-    *scale = load<Floats>(numbers);
-  }
-  Floats zero = Floats{} + (kBits == 8 ? 0.0f : 1 << (kBits - 1));
-  if (weight.zeros[0]) {
-    const uint64_t codes = unpack_eight<kBits, kWhole>(weight.zeros, g, weight.n, row, rows);
-    zero = kBits == 8 ? from_bytes<int8_t>(codes) : from_bytes<uint8_t>(codes);
-  }
-  *offset = -*scale * zero;
-}
-
-// Reads the groups of rows [row, row + rows) of the weight, at most kBlockRows.
+// The zero points of 8 rows from `row` in group g, less the middle of the codes' range.
 template <int kBits>
-void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t row, int rows,
+inline EightFloats read_zeros(const IntegerRows& weight, int64_t g, int64_t row) {
+  const uint64_t codes = unpack_eight<kBits>(weight.zeros, g, weight.n, row);
+  if constexpr (kBits == 8) return from_bytes<int8_t>(codes);
+  return from_bytes<uint8_t>(codes) - static_cast<float>(1 << (kBits - 1));
+}
+
+// Reads the groups of `rows` rows from `row` on, a multiple of 8 and at most kBlockRows.
+template <int kBits>
+void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t row, int64_t rows,
                  Block* block) {
   const int64_t groups = weight.groups(), m = inputs.rows.size();
-  block->y.assign(m * kBlockVectors, Floats{});
+  block->y.assign(m * kBlockVectors, EightFloats{});
   for (int64_t g = 0; g < groups; ++g) {
     for (int v = 0; v * kByteRows < rows; ++v) {
-      Floats offset;
-      Floats* scale = &block->scales[v * groups + g];
       const int64_t first = row + v * kByteRows;
-      const int few = rows - v * kByteRows;
-      if (few >= kByteRows) {
-        read_group<kBits, true>(weight, g, first, few, scale, &offset);
-      } else {
-        read_group<kBits, false>(weight, g, first, few, scale, &offset);
-      }
+      const EightFloats scales = weight.scales_of(g, first);
+      block->scales[v * groups + g] = scales;
+      if (!weight.zeros[0]) continue;
+      const EightFloats offsets = scales * read_zeros<kBits>(weight, g, first);
       for (int64_t i = 0; i < m; ++i) {
-        block->y[i * kBlockVectors + v] += offset * inputs.rows[i].group_sums[g];
+        block->y[i * kBlockVectors + v] -= offsets * inputs.rows[i].group_sums[g];
       }
     }
   }
 }
 
-// Σ scale · code · x of two rows of 8 rows, as lanes to be added. `fields` is where the bytes of the
-// 8 rows begin, `scales` are those of the 8 rows in each group.
-template <int kBits, int kFirst, int kSecond, typename Row>
-inline void pair_product(const uint8_t* const* fields, int64_t k, const Floats* scales,
-                         const std::vector<Chunk>& chunks, const Row& x, Floats* sums) {
-  using Sums = std::conditional_t<is_wide(kBits), SignedSums, CodeSums>;
-  Floats first_sum = {}, second_sum = {};
-  for (const Chunk& chunk : chunks) {
-    Sums first, second;
+// Sets totals[kRow] to Σ scale · code · x of each of some rows of 8 rows, as lanes to be added. `fields`
+// is where the bytes of the 8 rows begin, `scales` are those of the 8 rows in each group.
+template <int kBits, int... kRow>
+inline void rows_product(const uint8_t* const* fields, int64_t k, const EightFloats* scales,
+                         const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
+                         Floats* totals) {
+  using Sums = DigitSums<kBits>;
+  Floats sums[kByteRows] = {};
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    const Chunk& chunk = chunks[c];
     const auto* vector = x.vectors.data() + chunk.vector;
+    Sums products[kByteRows];
+    ((products[kRow] = x.starts[c]), ...);
     int i = 0;
-    for (; i + kLanes <= chunk.count; i += kLanes, ++vector) {
-      first.add_products(unpack<kBits, kFirst, true>(fields, k, chunk.column + i, kLanes), *vector);
-      second.add_products(unpack<kBits, kSecond, true>(fields, k, chunk.column + i, kLanes), *vector);
+    for (; i + kLanes <= chunk.count; i += kLanes) {
+      const typename Sums::Registers digits(*vector++);
+      (products[kRow].add_products(
+           unpack<kBits, kRow, true>(fields, k, chunk.column + i, kLanes), digits), ...);
     }
     if (i < chunk.count) {
       const int few = chunk.count - i;
-      first.add_products(unpack<kBits, kFirst, false>(fields, k, chunk.column + i, few), *vector);
-      second.add_products(unpack<kBits, kSecond, false>(fields, k, chunk.column + i, few), *vector);
+      const typename Sums::Registers digits(*vector);
+      (products[kRow].add_products(
+           unpack<kBits, kRow, false>(fields, k, chunk.column + i, few), digits), ...);
     }
-    const Floats& scale = scales[chunk.group];
-    first_sum += first.lanes() * scale[kFirst];
-    second_sum += second.lanes() * scale[kSecond];
+    const EightFloats& scale = scales[chunk.group];
+    ((sums[kRow] += products[kRow].lanes() * scale[kRow]), ...);
   }
-  sums[kFirst] = first_sum;
-  sums[kSecond] = second_sum;
+  ((totals[kRow] = sums[kRow]), ...);
 }
 
-// `pair_product` of the first `rows` of 8 rows, two at a time.
-template <int kBits, int kFirst = 0, typename Row>
-inline void add_pairs(const uint8_t* const* fields, int64_t k, const Floats* scales,
-                      const std::vector<Chunk>& chunks, const Row& x, int rows, Floats* sums) {
-  if constexpr (kFirst < kByteRows) {
-    if (rows <= kFirst) return;
-    if (kBits == 8 && rows == kFirst + 1) {  // the next row's byte is not there
-      pair_product<kBits, kFirst, kFirst>(fields, k, scales, chunks, x, sums);
-    } else {
-      pair_product<kBits, kFirst, kFirst + 1>(fields, k, scales, chunks, x, sums);
+// `rows_product` of all 8 rows, kRowsAtOnce at a time.
+template <int kBits>
+inline void eight_rows_product(const uint8_t* const* fields, int64_t k, const EightFloats* scales,
+                               const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
+                               Floats* totals) {
+  if constexpr (kRowsAtOnce == 4) {
+    rows_product<kBits, 0, 1, 2, 3>(fields, k, scales, chunks, x, totals);
+    rows_product<kBits, 4, 5, 6, 7>(fields, k, scales, chunks, x, totals);
+  } else {
+    rows_product<kBits, 0, 1>(fields, k, scales, chunks, x, totals);
+    rows_product<kBits, 2, 3>(fields, k, scales, chunks, x, totals);
+    rows_product<kBits, 4, 5>(fields, k, scales, chunks, x, totals);
+    rows_product<kBits, 6, 7>(fields, k, scales, chunks, x, totals);
+  }
+}
+
+// The last rows of a weight, fewer than 8, filled up with zeros.
+struct LastRows {
+  std::vector<uint8_t> fields[3], zeros[3], scale;
+  IntegerRows weight;
+
+  LastRows(const IntegerRows& all, int64_t row) : weight(all) {
+    const int64_t groups = all.groups(), size = all.half_scale ? 2 : 4;
+    for (int f = 0; f < field_count(all.bits); ++f) {
+      const int width = field(all.bits, f).width;
+      const int64_t first = row * width / 8, bytes = packed_size(all.n, width);
+      fields[f] = padded(all.fields[f], 1, 0, first * all.k, (bytes - first) * all.k, width * all.k);
+      weight.fields[f] = fields[f].data();
+      if (!all.zeros[0]) continue;
+      zeros[f] = padded(all.zeros[f], groups, bytes, first, bytes - first, width);
+      weight.zeros[f] = zeros[f].data();
     }
-    add_pairs<kBits, kFirst + 2>(fields, k, scales, chunks, x, rows, sums);
+    scale = padded(all.scale, groups, all.n * size, row * size, (all.n - row) * size, kByteRows * size);
+    weight.scale = scale.data();
+    weight.n = kByteRows;
+  }
+
+ private:
+  // From each of some rows of `stride` bytes, `count` bytes from `first` on, filled up to `length`.
+  static std::vector<uint8_t> padded(const void* from, int64_t rows, int64_t stride, int64_t first,
+                                     int64_t count, int64_t length) {
+    std::vector<uint8_t> bytes(rows * length);
+    for (int64_t i = 0; i < rows; ++i) {
+      std::memcpy(bytes.data() + i * length, static_cast<const uint8_t*>(from) + i * stride + first, count);
+    }
+    return bytes;
+  }
+};
+
+// Calls done(i, row, y) for x's row i and the y of 8 rows of the weight from `row`, for rows
+// [first, last) of the weight; 8 divides their number, kBlockRows divides `first`.
+template <int kBits, typename Done>
+void whole_rows_product(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t first,
+                        int64_t last, const Done& done) {
+  const int64_t k = weight.k, groups = weight.groups(), m = inputs.rows.size();
+  Block block;
+  block.scales.resize(groups * kBlockVectors);
+  for (int64_t row = first; row < last; row += kByteRows) {
+    const int v = (row - first) / kByteRows % kBlockVectors;
+    if (v == 0) read_groups(weight, inputs, row, std::min<int64_t>(kBlockRows, last - row), &block);
+    const uint8_t* fields[3] = {};
+    for (int f = 0; f < field_count(kBits); ++f) {
+      fields[f] = weight.fields[f] + row * field(kBits, f).width / 8 * k;
+    }
+    for (int64_t i = 0; i < m; ++i) {
+      const auto& x = inputs.rows[i];
+      Floats totals[kByteRows];
+      eight_rows_product<kBits>(fields, k, block.scales.data() + v * groups, inputs.chunks, x, totals);
+      done(i, row, (sums_of_lanes(totals) + block.y[i * kBlockVectors + v]) * x.step);
+    }
   }
 }
 
@@ -171,30 +190,15 @@ inline void add_pairs(const uint8_t* const* fields, int64_t k, const Floats* sca
 template <int kBits>
 void integer_product(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t first,
                      int64_t last, float* y) {
-  const int64_t n = weight.n, k = weight.k, groups = weight.groups(), m = inputs.rows.size();
-  Block block;
-  block.scales.resize(groups * kBlockVectors);
-  for (int64_t row = first; row < last; row += kByteRows) {
-    const int v = (row - first) / kByteRows % kBlockVectors;
-    const int rows = static_cast<int>(std::min<int64_t>(kByteRows, last - row));
-    if (v == 0) {
-      read_groups(weight, inputs, row, static_cast<int>(std::min<int64_t>(kBlockRows, last - row)),
-                  &block);
-    }
-    const uint8_t* fields[3] = {};
-    for (int f = 0; f < field_count(kBits); ++f) {
-      fields[f] = weight.fields[f] + row * field(kBits, f).width / 8 * k;
-    }
-    const Floats* scales = block.scales.data() + v * groups;
-    for (int64_t i = 0; i < m; ++i) {
-      const auto& x = inputs.rows[i];
-      Floats sums[kByteRows] = {};
-      add_pairs<kBits>(fields, k, scales, inputs.chunks, x, rows, sums);
-      for (int j = 0; j < rows; ++j) {
-        y[i * n + row + j] = x.step * (block.y[i * kBlockVectors + v][j] + sum_of_lanes(sums[j]));
-      }
-    }
-  }
+  const int64_t n = weight.n, whole = last / kByteRows * kByteRows;
+  whole_rows_product(weight, inputs, first, whole, [&](int64_t i, int64_t row, EightFloats values) {
+    store(y + i * n + row, values);
+  });
+  if (whole == last) return;
+  const LastRows rest(weight, whole);
+  whole_rows_product(rest.weight, inputs, 0, kByteRows, [&](int64_t i, int64_t, EightFloats values) {
+    std::memcpy(y + i * n + whole, &values, (last - whole) * sizeof *y);
+  });
 }
 
 // Calls run(std::integral_constant<int, bits>) for bits from 2 to 8.

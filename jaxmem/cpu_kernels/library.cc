@@ -62,8 +62,7 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
   if (one_weight) m *= batch, batch = std::min<int64_t>(batch, 1);
   const int64_t n = sizes[rank - 1], k = x_sizes[rank - 1];
   for (int64_t i = 0; i < batch; ++i) {
-    IntegerRows weight{static_cast<int>(bits), n, k, group, {}, nullptr, half_scale, {}};
-    weight.scale = scales.at(i, sizes);
+    IntegerRows weight{{n, k, group, scales.at(i, sizes), half_scale}, static_cast<int>(bits)};
     for (size_t f = 0; f < packed.size(); ++f) {
       (f < count ? weight.fields[f] : weight.zeros[f - count]) = packed[f].at(i, sizes);
     }
@@ -95,8 +94,8 @@ ffi::Error scaled_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer sc
   if (scales.is_single() && packed.is_single()) m *= batch, batch = std::min<int64_t>(batch, 1);
   const int64_t n = sizes[rank - 1], k = x_sizes[rank - 1];
   for (int64_t i = 0; i < batch; ++i) {
-    const ScaledRows weight{has_levels ? 4 : 8, static_cast<int>(exponent_bits), levels.begin(),
-                            n, k, group, packed.at(i, sizes), scales.at(i, sizes), half_scale, unit};
+    const ScaledRows weight{{n, k, group, scales.at(i, sizes), half_scale}, unit, has_levels ? 4 : 8,
+                            static_cast<int>(exponent_bits), levels.begin(), packed.at(i, sizes)};
     const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
     with_inputs(weight, rows, m, [&](const auto& x) {

@@ -26,6 +26,8 @@ COMPILERS = ("c++", "g++", "clang++")
 FUNCTIONS = ("jaxmem_integer_rows", "jaxmem_scaled_rows")  # what XLA calls
 OPTIONS = ("-std=c++17", "-O2", "-w", "-fPIC", "-shared", "-fno-math-errno")
 COMPILE_SECONDS = 300
+# Instruction sets that JAXMEM_NATIVE may name, of an x86 processor, and the compiler's options.
+CHOSEN = {"avx2": ("-mavx2", "-mfma", "-mf16c", "-mbmi2"), "baseline": ()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Native:
     """What `native` returns.
 
     Attributes:
-        instruction_set: the vector instructions that the library uses, such as "avx2"; "baseline"
-            if it uses none by name; None if there is no library.
+        instruction_set: the vector instructions that the library uses: "avx512-vnni", "avx-vnni",
+            "avx2", "neon-dot"; "baseline" if it uses none by name; None if there is no library.
         functions: names of the compiled functions.
         reason: why there is no library, or where it is.
     """
@@ -49,8 +51,12 @@ def native() -> Native:
 
     The first call, or the first such product, compiles the code, which takes some seconds. Then it
     comes from the cache (`JAXMEM_CACHE`, else `~/.cache/jaxmem`). Without a C++ compiler, and with
-    `JAXMEM_NATIVE=0` in the environment, the same products run in JAX. The variable CXX names
-    another compiler than `c++`.
+    `JAXMEM_NATIVE=0` in the environment, the same products run in JAX. The code is for all that
+    this CPU has, such as AVX-512; `JAXMEM_NATIVE=avx2` or `=baseline` asks for less. The variable
+    CXX names another compiler than `c++`.
+
+    Raises:
+        ValueError: JAXMEM_NATIVE is set to something else.
 
     Example:
         >>> import jaxmem as jm
@@ -101,8 +107,7 @@ def _compiled() -> pathlib.Path:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         raise OSError(f"there is no C++ compiler: none of {', '.join(COMPILERS)} is on the path")
-    arm = platform.machine() in ("arm64", "aarch64")
-    command = [*compiler.split(), *OPTIONS, "-mcpu=native" if arm else "-march=native"]
+    command = [*compiler.split(), *OPTIONS, *_instructions()]
     path = cache_dir("native") / f"{_digest(command)}.so"
     if path.exists():
         return path
@@ -113,6 +118,17 @@ def _compiled() -> pathlib.Path:
                 headers = ["-I", str(SOURCES), "-isystem", jax.ffi.include_dir()]
                 _run([*command, *headers, str(SOURCES / "library.cc"), "-o", str(temporary)])
     return path
+
+
+def _instructions() -> tuple[str, ...]:
+    """The compiler's options for the instruction set: this processor's own, or the chosen one."""
+    chosen = os.environ.get("JAXMEM_NATIVE") or "1"
+    if chosen in CHOSEN:
+        return CHOSEN[chosen]
+    if chosen != "1":
+        raise ValueError(f"JAXMEM_NATIVE is 0, 1, {' or '.join(CHOSEN)}, got {chosen!r}")
+    arm = platform.machine() in ("arm64", "aarch64")
+    return ("-mcpu=native" if arm else "-march=native",)
 
 
 def _digest(command: list[str]) -> str:

@@ -30,9 +30,6 @@ constexpr Field field(int bits, int index) {
 
 constexpr int64_t packed_size(int64_t count, int width) { return (count * width + 7) / 8; }
 
-// Bytes that are fetched ahead of use: a CPU does not foresee reads of the next page.
-constexpr int kBytesAhead = 4096;
-
 // kLanes bytes from `from`; those from `count` on are 0 and are not read, if kWhole is false.
 template <bool kWhole>
 inline Bytes load_bytes(const uint8_t* from, int count) {
@@ -46,20 +43,17 @@ inline Bytes load_bytes(const uint8_t* from, int count) {
 // rows begin at `fields`; a row of bytes has `stride` bytes.
 template <int kBits, int kRow, bool kWhole, int kField = 0>
 inline Bytes unpack(const uint8_t* const* fields, int64_t stride, int64_t column, int count) {
-  if constexpr (kField == field_count(kBits)) {
-    return Bytes{};
-  } else {
-    constexpr Field kLayout = field(kBits, kField);
-    constexpr int kPlace = kRow * kLayout.width % 8, kLeft = kLayout.shift - kPlace;
-    constexpr uint8_t kMask = static_cast<uint8_t>(((1 << kLayout.width) - 1) << kLayout.shift);
-    const uint8_t* from = fields[kField] + kRow * kLayout.width / 8 * stride + column;
-    if constexpr (kPlace == 0) __builtin_prefetch(from + kBytesAhead);  // it may be beyond the end
-    Bytes part = load_bytes<kWhole>(from, count);
-    if constexpr (kLeft > 0) part = part << kLeft;
-    if constexpr (kLeft < 0) part = part >> -kLeft;
-    if constexpr (kBits < 8) part = part & kMask;
-    return part | unpack<kBits, kRow, kWhole, kField + 1>(fields, stride, column, count);
-  }
+  constexpr Field kLayout = field(kBits, kField);
+  constexpr int kPlace = kRow * kLayout.width % 8, kLeft = kLayout.shift - kPlace;
+  constexpr uint8_t kMask = static_cast<uint8_t>(((1 << kLayout.width) - 1) << kLayout.shift);
+  const uint8_t* from = fields[kField] + kRow * kLayout.width / 8 * stride + column;
+  if constexpr (kPlace == 0) fetch_ahead(from);
+  Bytes part = load_bytes<kWhole>(from, count);
+  if constexpr (kLeft > 0) part = (Bytes)((Shorts)part << kLeft);  // the mask takes what crosses over
+  if constexpr (kLeft < 0) part = (Bytes)((Shorts)part >> -kLeft);
+  if constexpr (kBits < 8) part = part & kMask;
+  if constexpr (kField + 1 == field_count(kBits)) return part;
+  else return part | unpack<kBits, kRow, kWhole, kField + 1>(fields, stride, column, count);
 }
 
 // 8 numbers of kWidth bits, the lowest first, as 8 bytes.

@@ -8,37 +8,46 @@
 #include <vector>
 
 #include "packing.h"
+#include "scales.h"
 #include "simd.h"
 
 namespace jaxmem {
 
-constexpr int kStepVectors = kLanes / 8;  // vectors of f32 that kLanes codes become
+constexpr int kStepVectors = 4;  // vectors of f32 that kLanes codes become
 
 // The rows of a weight, as codecs/scaled.py stores them.
-struct ScaledRows {
+struct ScaledRows : ScaledMatrix {
+  float unit;            // of the scales
   int bits;              // 4 or 8
   int exponent_bits;     // of floats of 8 bits: 4 or 5
   const float* levels;   // the values of the 16 codes of 4 bits
-  int64_t n, k, group;   // rows, columns, and columns that share a scale
   const uint8_t* codes;  // (n · bits/8, k); floats of 8 bits have their highest bit inverted
-  const void* scale;     // (groups, n), f32 or the bits of float16, times `unit`
-  bool half_scale;
-  float unit;
-  int64_t groups() const { return k ? (k + group - 1) / group : 0; }
-
-  float scale_of(int64_t g, int64_t row) const {
-    const int64_t place = g * n + row;
-    if (!half_scale) return static_cast<const float*>(scale)[place] * unit;
-    return from_half(static_cast<const uint16_t*>(scale)[place]) * unit;
-  }
 };
 
-// The values of 16 codes of 4 bits, as four tables of one byte of an f32 each.
+// The values of 16 codes of 4 bits.
 struct Levels {
   static constexpr int kRowsOfByte = 2;
-  static constexpr int kMostRows = 2;  // of x: sums for more would not stay in registers
+  static constexpr int kMostRows = kWords == 16 ? 4 : 2;  // of x, whose sums stay in registers
   static constexpr float kUnit = 1;
-  Bytes tables[4];  // both halves of a vector are equal
+
+  // `place` is where the value of a column is among those that `decode` writes: the values in the low
+  // 4 bits of kLanes bytes (row 0), or in their high 4 bits (row 1).
+#if defined(JAXMEM_AVX512)
+  Floats table;
+
+  explicit Levels(const ScaledRows& weight) : table(load<Floats>(weight.levels)) {}
+
+  static constexpr int place(int column) { return column % 4 * kWords + column / 4; }
+
+  void decode(const uint8_t* from, int row, Floats* values) const {
+    const Ints codes = load<Ints>(from);
+#pragma GCC unroll 4
+    for (int v = 0; v < kStepVectors; ++v) {  // the index of a value is in the 4 lowest bits
+      values[v] = (Floats)_mm512_permutexvar_ps((__m512i)(codes >> (8 * v + 4 * row)), (__m512)table);
+    }
+  }
+#elif defined(__AVX2__)
+  Bytes tables[4];  // of one byte of an f32 each; both halves of a vector are equal
 
   explicit Levels(const ScaledRows& weight) {
     for (int i = 0; i < kLanes; ++i) {
@@ -48,14 +57,11 @@ struct Levels {
     }
   }
 
-  // Where the value of a column is among those that `decode` writes: each half of a vector of bytes
-  // becomes its own half of four vectors of f32.
+  // Each half of a vector of bytes becomes its own half of four vectors of f32.
   static constexpr int place(int column) { return column % 16 / 4 * 8 + column / 16 * 4 + column % 4; }
 
-  // The values in the low 4 bits of kLanes bytes (row 0), or in their high 4 bits (row 1).
   void decode(const uint8_t* from, int row, Floats* values) const {
     const Bytes bytes = load<Bytes>(from), codes = row ? bytes >> 4 : bytes & 15;
-#if defined(__AVX2__)
     const auto byte = [&](int i) { return _mm256_shuffle_epi8((__m256i)tables[i], (__m256i)codes); };
     const __m256i low = byte(0), second = byte(1), third = byte(2), high = byte(3);
     const __m256i low_front = _mm256_unpacklo_epi8(low, second);
@@ -66,16 +72,18 @@ struct Levels {
     values[1] = (Floats)_mm256_unpackhi_epi16(low_front, high_front);
     values[2] = (Floats)_mm256_unpacklo_epi16(low_back, high_back);
     values[3] = (Floats)_mm256_unpackhi_epi16(low_back, high_back);
-#else
-    for (int i = 0; i < kLanes; ++i) {
-      uint32_t bits = 0;
-      for (int byte = 0; byte < 4; ++byte) bits |= uint32_t{tables[byte][codes[i]]} << 8 * byte;
-      float value;
-      std::memcpy(&value, &bits, sizeof value);
-      values[place(i) / 8][place(i) % 8] = value;
-    }
-#endif
   }
+#else
+  const float* table;
+
+  explicit Levels(const ScaledRows& weight) : table(weight.levels) {}
+
+  static constexpr int place(int column) { return column; }
+
+  void decode(const uint8_t* from, int row, Floats* values) const {
+    for (int i = 0; i < kLanes; ++i) values[i / kWords][i % kWords] = table[from[i] >> 4 * row & 15];
+  }
+#endif
 };
 
 // The values of floats of 8 bits over kUnit: as float16 of the same bits, whose exponent's bias is 15.
@@ -87,8 +95,16 @@ struct Float8 {
   static constexpr int kMostRows = 4;
   static constexpr float kUnit = kExponentBits == 4 ? -256 : -1;
 
-  typedef int8_t Eight __attribute__((vector_size(8)));
-  typedef int16_t Wide __attribute__((vector_size(16)));
+  typedef int8_t Narrow __attribute__((vector_size(kWords)));
+  typedef int16_t Wide __attribute__((vector_size(2 * kWords)));
+
+  static Wide widened(Narrow bytes) {
+#if defined(JAXMEM_AVX512)
+    return (Wide)_mm256_cvtepi8_epi16((__m128i)bytes);
+#else
+    return __builtin_convertvector(bytes, Wide);
+#endif
+  }
 
   explicit Float8(const ScaledRows&) {}
 
@@ -98,10 +114,9 @@ struct Float8 {
 #pragma GCC unroll 4
     for (int v = 0; v < kStepVectors; ++v) {
       // The sign fills the upper bits; of e4m3 one too many of them is shifted into the exponent.
-      const Eight eight = load<Eight>(from + 8 * v);
-      Wide wide = __builtin_convertvector(eight, Wide) << (kExponentBits + 3);
+      Wide wide = widened(load<Narrow>(from + kWords * v)) << (kExponentBits + 3);
       if (kExponentBits == 4) wide = wide & static_cast<int16_t>(0xBFFF);
-      values[v] = from_halves(reinterpret_cast<const uint16_t*>(&wide));
+      values[v] = from_halves<Floats>(reinterpret_cast<const uint16_t*>(&wide));
     }
   }
 };
@@ -117,10 +132,11 @@ struct OrderedInputs {
       : group((std::min(weight.group, weight.k) + kLanes - 1) / kLanes * kLanes),
         length(group * weight.groups()), rows(m * length) {
     for (int64_t i = 0; i < m; ++i) {
-      for (int64_t column = 0; column < weight.k; ++column) {
-        const int64_t g = column / weight.group, c = column % weight.group;
-        const int64_t place = c / kLanes * kLanes + Decoder::place(c % kLanes);
-        rows[i * length + g * group + place] = x[i * weight.k + column];
+      for (int64_t g = 0, start = 0; start < weight.k; ++g, start += weight.group) {
+        float* row = rows.data() + i * length + g * group;
+        for (int64_t c = 0; c < std::min(weight.group, weight.k - start); ++c) {
+          row[c / kLanes * kLanes + Decoder::place(c % kLanes)] = x[i * weight.k + start + c];
+        }
       }
     }
   }
@@ -131,25 +147,25 @@ struct OrderedInputs {
 template <int kRows, typename Decoder>
 inline void group_product(const Decoder& decoder, const uint8_t* codes, int64_t count, const float* x,
                           int64_t length, Floats (*sums)[kRows]) {
-  constexpr int kByteRows = Decoder::kRowsOfByte, kChains = kRows == 1 ? 2 : 1;
-  Floats parts[kChains][kByteRows][kRows] = {};  // chains of sums that do not wait for each other
+  constexpr int kCodes = Decoder::kRowsOfByte, kChains = kRows > 1 ? 1 : kWords == 16 ? 4 / kCodes : 2;
+  Floats parts[kChains][kCodes][kRows] = {};  // chains of sums that do not wait for each other
   const auto add = [&](const uint8_t* bytes, const float* x) {
 #pragma GCC unroll 2
-    for (int r = 0; r < kByteRows; ++r) {
+    for (int r = 0; r < kCodes; ++r) {
       Floats values[kStepVectors];
       decoder.decode(bytes, r, values);
 #pragma GCC unroll 4
       for (int v = 0; v < kStepVectors; ++v) {
 #pragma GCC unroll 4
         for (int i = 0; i < kRows; ++i) {
-          parts[v % kChains][r][i] += values[v] * load<Floats>(x + i * length + 8 * v);
+          parts[v % kChains][r][i] += values[v] * load<Floats>(x + i * length + kWords * v);
         }
       }
     }
   };
   int64_t column = 0;
   for (; column + kLanes <= count; column += kLanes) {
-    __builtin_prefetch(codes + column + kBytesAhead);  // it may be beyond the end
+    fetch_ahead(codes + column);
     add(codes + column, x + column);
   }
   if (column < count) {
@@ -158,54 +174,67 @@ inline void group_product(const Decoder& decoder, const uint8_t* codes, int64_t 
     add(few, x + column);
   }
 #pragma GCC unroll 2
-  for (int r = 0; r < kByteRows; ++r) {
+  for (int r = 0; r < kCodes; ++r) {
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       sums[r][i] = parts[0][r][i];
-      if (kChains > 1) sums[r][i] += parts[kChains - 1][r][i];
+#pragma GCC unroll 3
+      for (int chain = 1; chain < kChains; ++chain) sums[r][i] += parts[chain][r][i];
     }
   }
 }
 
-// y (kRows, n) of rows [first, last) of the weight, for the rows of x from `from` on; 2 divides
-// `first`.
+// y (kRows, n) of rows [first, last) of the weight, at most kBlockRows, for the rows of x from `from`
+// on; 8 divides `first`. `scales` are those of the block, (vectors of 8 rows, groups).
 template <int kRows, typename Decoder>
-void scaled_product(const ScaledRows& weight, const OrderedInputs<Decoder>& x, int64_t from,
-                    int64_t first, int64_t last, float* y) {
-  constexpr int kByteRows = Decoder::kRowsOfByte;
+void block_product(const ScaledRows& weight, const EightFloats* scales,
+                   const OrderedInputs<Decoder>& x, int64_t from, int64_t first, int64_t last, float* y) {
+  constexpr int kCodes = Decoder::kRowsOfByte;
   const Decoder decoder(weight);
-  for (int64_t row = first; row < last; row += kByteRows) {
-    const uint8_t* codes = weight.codes + row / kByteRows * weight.k;
+  const int64_t groups = weight.groups();
+  for (int64_t row = first; row < last; row += kCodes) {
+    const uint8_t* codes = weight.codes + row / kCodes * weight.k;
     const float* inputs = x.rows.data() + from * x.length;
-    const int64_t there = std::min<int64_t>(kByteRows, weight.n - row);
-    Floats totals[kByteRows][kRows] = {}, sums[kByteRows][kRows];
-    for (int64_t g = 0, start = 0; start < weight.k; ++g, start += weight.group) {
+    const EightFloats* row_scales = scales + (row - first) / kByteRows * groups;
+    Floats totals[kCodes][kRows] = {}, sums[kCodes][kRows];
+    for (int64_t g = 0, start = 0; g < groups; ++g, start += weight.group) {
       const int64_t count = std::min(weight.group, weight.k - start);
       group_product<kRows>(decoder, codes + start, count, inputs + g * x.group, x.length, sums);
-      for (int r = 0; r < there; ++r) {
-        const float scale = weight.scale_of(g, row + r) * Decoder::kUnit;
-        for (int i = 0; i < kRows; ++i) totals[r][i] += sums[r][i] * scale;
+#pragma GCC unroll 2
+      for (int r = 0; r < kCodes; ++r) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kRows; ++i) totals[r][i] += sums[r][i] * row_scales[g][row % kByteRows + r];
       }
     }
-    for (int r = 0; r < there; ++r) {
+    for (int r = 0; r < std::min<int64_t>(kCodes, last - row); ++r) {
       for (int i = 0; i < kRows; ++i) {
-        y[(from + i) * weight.n + row + r] = sum_of_lanes(totals[r][i]);
+        y[(from + i) * weight.n + row + r] = sum_of_lanes(totals[r][i]) * weight.unit * Decoder::kUnit;
       }
     }
   }
 }
 
-// y (m, n) of rows [first, last) of the weight; 2 divides `first`.
+// y (m, n) of rows [first, last) of the weight; 8 divides `first`.
 template <typename Decoder>
 void scaled_product(const ScaledRows& weight, const OrderedInputs<Decoder>& x, int64_t m,
                     int64_t first, int64_t last, float* y) {
-  int64_t i = 0;
   constexpr int kMostRows = Decoder::kMostRows;
-  for (; i + kMostRows <= m; i += kMostRows) {
-    scaled_product<kMostRows>(weight, x, i, first, last, y);
+  const int64_t groups = weight.groups();
+  std::vector<EightFloats> scales(groups * kBlockVectors);
+  for (int64_t row = first; row < last; row += kBlockRows) {
+    const int64_t end = std::min(last, row + kBlockRows);
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t v = 0; row + v * kByteRows < end; ++v) {
+        scales[v * groups + g] = weight.scales_of(g, row + v * kByteRows);
+      }
+    }
+    int64_t i = 0;
+    for (; i + kMostRows <= m; i += kMostRows) {
+      block_product<kMostRows>(weight, scales.data(), x, i, row, end, y);
+    }
+    for (; kMostRows > 2 && i + 2 <= m; i += 2) block_product<2>(weight, scales.data(), x, i, row, end, y);
+    for (; i < m; ++i) block_product<1>(weight, scales.data(), x, i, row, end, y);
   }
-  for (; i + 2 <= m; i += 2) scaled_product<2>(weight, x, i, first, last, y);
-  if (i < m) scaled_product<1>(weight, x, i, first, last, y);
 }
 
 // Calls run(x) with the rows of x as the decoder of the weight wants them.

@@ -19,7 +19,7 @@ struct RandomRows {
   IntegerRows weight;
 
   RandomRows(int bits, int64_t n, int64_t k, int64_t group, bool has_zeros, std::mt19937& random)
-      : weight{bits, n, k, group, {}, nullptr, true, {}} {
+      : weight{{n, k, group, nullptr, true}, bits, {}, {}} {
     const auto bytes = [&](int64_t count) {
       std::vector<uint8_t> values(count);
       for (uint8_t& value : values) value = static_cast<uint8_t>(random());
@@ -92,18 +92,18 @@ inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, b
 inline bool scaled_is_right(int exponent_bits, int64_t m, int64_t n, int64_t k, int64_t group,
                             std::mt19937& random) {
   const int bits = exponent_bits ? 8 : 4;
-  ScaledRows weight{bits, exponent_bits, nullptr, n, k, group, nullptr, nullptr, true, 0.5f};
+  ScaledRows weight{{n, k, group, nullptr, true}, 0.5f, bits, exponent_bits, nullptr, nullptr};
   std::vector<float> levels(16), x(m * k), y(m * n, NAN);
   std::vector<uint8_t> codes(packed_size(n, bits) * k);
-  std::vector<uint16_t> scale(n * weight.groups());
+  std::vector<uint16_t> scale_bits(n * weight.groups());
   for (float& value : levels) value = static_cast<float>(random() % 2001) / 1000 - 1;
   for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;
-  for (uint16_t& half : scale) half = random() % 0x3C00;  // below 1
+  for (uint16_t& half : scale_bits) half = random() % 0x3C00;  // below 1
   for (uint8_t& code : codes) {
     do code = static_cast<uint8_t>(random());
     while (bits == 8 && (code & 127) >> (7 - exponent_bits) == (1 << exponent_bits) - 1);  // finite
   }
-  weight.levels = levels.data(), weight.codes = codes.data(), weight.scale = scale.data();
+  weight.levels = levels.data(), weight.codes = codes.data(), weight.scale = scale_bits.data();
   const auto value = [&](int64_t row, int64_t column) {
     if (bits == 4) return levels[codes[row / 2 * k + column] >> row % 2 * 4 & 15];
     const int code = codes[row * k + column] ^ 128, fraction_bits = 7 - exponent_bits;
@@ -120,7 +120,8 @@ inline bool scaled_is_right(int exponent_bits, int64_t m, int64_t n, int64_t k, 
     for (int64_t row = 0; row < n; ++row) {
       double sum = 0, size = 0;
       for (int64_t column = 0; column < k; ++column) {
-        const double w = double{value(row, column)} * weight.scale_of(column / group, row);
+        const double scale = from_half(scale_bits[column / group * n + row]) * weight.unit;
+        const double w = value(row, column) * scale;
         sum += w * x[i * k + column];
         size += std::fabs(w * x[i * k + column]);
       }

@@ -36,6 +36,12 @@ def test_a_machine_without_a_compiler_is_told_so(monkeypatch, fresh_library):
     )
 
 
+def test_an_instruction_set_that_no_kernel_has_is_refused(monkeypatch, fresh_library):
+    monkeypatch.setenv("JAXMEM_NATIVE", "sse9")
+    with pytest.raises(ValueError, match="JAXMEM_NATIVE is 0, 1, avx2 or baseline, got 'sse9'"):
+        jm.native()
+
+
 def test_a_compiler_that_fails_is_told_with_its_message(monkeypatch, fresh_library, tmp_path):
     compiler = tmp_path / "broken"
     compiler.write_text("#!/bin/sh\necho out of order >&2\nexit 3\n")
@@ -61,7 +67,9 @@ def test_the_cache_is_read_and_another_compiler_option_compiles_again(monkeypatc
 
 
 @needs_compiler
-def test_no_kernel_reads_or_writes_beyond_its_arrays(tmp_path):
+@pytest.mark.parametrize("instructions", [None, *library.CHOSEN])
+def test_no_kernel_reads_or_writes_beyond_its_arrays(tmp_path, monkeypatch, instructions):
+    monkeypatch.setenv("JAXMEM_NATIVE", instructions or "1")
     program = tmp_path / "test.cc"
     program.write_text(
         '#include <cstdio>\n#include "self_test.h"\n'
@@ -70,7 +78,7 @@ def test_no_kernel_reads_or_writes_beyond_its_arrays(tmp_path):
         "  std::puts(wrong.c_str());\n  return wrong.empty() ? 0 : 1;\n}\n"
     )
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
-    options = ["-std=c++17", "-O0", "-w", "-march=native", *checks, "-I", library.SOURCES]
+    options = ["-std=c++17", "-O0", "-w", *library._instructions(), *checks, "-I", library.SOURCES]
     run = functools.partial(subprocess.run, check=False, capture_output=True, text=True)
     compiled = run(["c++", *options, program, "-o", tmp_path / "test"])
     if "cannot find" in compiled.stderr:

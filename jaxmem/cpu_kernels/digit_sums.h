@@ -1,0 +1,159 @@
+// Sums of products of codes with x in fixed point (see columns.h), for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace jaxmem {
+
+// x of kLanes columns in fixed point, as products with codes read it, in three signed digits of 8 bits.
+struct alignas(kLanes) Digits {
+  int8_t high[kLanes] = {}, middle[kLanes] = {}, low[kLanes] = {};
+
+  // Sets the columns from i on.
+  void set(int i, Ints values) {
+    const Ints above = (values + 64) >> 7, top = (above + 64) >> 7;
+    store(high + i, to_bytes(top));
+    store(middle + i, to_bytes(above - (top << 7)));
+    store(low + i, to_bytes(values - (above << 7)));
+  }
+
+ private:
+  typedef int8_t Quarter __attribute__((vector_size(kWords)));
+  static Quarter to_bytes(Ints values) { return __builtin_convertvector(values, Quarter); }
+};
+
+// The same in 16 and 8 bits, with columns 0, 2, 4, ... before columns 1, 3, 5, ...
+struct alignas(kLanes) Halves {
+  int16_t high[kLanes] = {}, low[kLanes] = {};
+
+  void set(int i, Ints values) {
+    for (int j = i; j < i + kWords; ++j) {
+      const int place = j / 2 + j % 2 * (kLanes / 2), above = (values[j - i] + 64) >> 7;
+      high[place] = static_cast<int16_t>(above);
+      low[place] = static_cast<int16_t>(values[j - i] - above * 128);
+    }
+  }
+};
+
+// high · 2^14 + middle · 2^7 + low in f32. In integers, if no lane overflows.
+template <bool kFitsInt>
+inline Floats joined(Ints high, Ints middle, Ints low) {
+  if constexpr (kFitsInt) {
+    return __builtin_convertvector((high << 14) + (middle << 7) + low, Floats);
+  } else {
+    return __builtin_convertvector(high, Floats) * 0x1p14f +
+           __builtin_convertvector((middle << 7) + low, Floats);
+  }
+}
+
+// The code that means 0, if there is no zero point.
+constexpr uint8_t middle_code(int bits) { return bits == 8 ? 0 : 1 << (bits - 1); }
+
+// Σ code · x of one row of codes, of at most kMostVectors vectors. FixedPoint::starts has the value at
+// which it starts, −Σ middle_code · x, so only the sum of (code − middle_code) · x must fit its integers.
+template <int kBits>
+struct DigitSums {
+  using Vector = Digits;
+#if defined(JAXMEM_AVX512) || defined(__AVX2__) && defined(__AVXVNNI__)
+  // A lane adds 4 columns, each below 2^(kBits−1) · 2^21 in size, and `joined` needs the sum below 2^31.
+  static constexpr int kMostVectors = kBits >= 7 ? 64 : (1 << (9 - kBits)) - 1;
+  Ints high = {}, middle = {}, low = {};
+
+  static Ints add_products(Ints sum, Bytes codes, Bytes digits) {
+    if constexpr (kBits == 8) codes ^= 128;  // the instruction has one factor without a sign
+#if defined(JAXMEM_AVX512)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)digits);
+#else
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)digits);
+#endif
+  }
+
+  Floats lanes() const { return joined<(kBits < 7)>(high, middle, low); }
+#elif defined(__AVX2__)
+  // A lane of 16 bits adds 2 columns, each of at most 2^(kBits−1) · 127 in size.
+  static constexpr int kMostVectors = 32767 / (2 * 127 << (kBits - 1));
+  typedef int16_t Sums __attribute__((vector_size(kLanes)));
+  Sums high = {}, middle = {}, low = {};
+
+  static Sums add_products(Sums sum, Bytes codes, Bytes digits) {
+    return sum + (Sums)_mm256_maddubs_epi16((__m256i)codes, (__m256i)digits);
+  }
+
+  Floats lanes() const {
+    const auto wide = [](Sums sum, int16_t unit) {
+      return (Ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(unit));
+    };
+    if constexpr (kBits < 7) {
+      return __builtin_convertvector(wide(high, 1 << 14) + wide(middle, 1 << 7) + wide(low, 1), Floats);
+    } else {
+      return joined<false>(wide(high, 1), wide(middle, 1), wide(low, 1));
+    }
+  }
+#else
+  static constexpr int kMostVectors = kBits >= 7 ? 64 : (1 << (9 - kBits)) - 1;
+  Ints high = {}, middle = {}, low = {};
+
+  // Codes of 8 bits keep their sign here, since the dot product has signed factors.
+  static Ints add_products(Ints sum, Bytes codes, Bytes digits) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)digits);
+#else
+    for (int i = 0; i < kLanes; ++i) {
+      sum[i / 4] += (kBits == 8 ? static_cast<int8_t>(codes[i]) : codes[i]) * static_cast<int8_t>(digits[i]);
+    }
+    return sum;
+#endif
+  }
+
+  Floats lanes() const { return joined<(kBits < 7)>(high, middle, low); }
+#endif
+
+  struct Registers {
+    Bytes high, middle, low;
+    explicit Registers(const Digits& x)
+        : high(load_once<Bytes>(x.high)), middle(load_once<Bytes>(x.middle)), low(load_once<Bytes>(x.low)) {}
+  };
+
+  void add_products(Bytes codes, const Registers& x) {
+    high = add_products(high, codes, x.high);
+    middle = add_products(middle, codes, x.middle);
+    low = add_products(low, codes, x.low);
+  }
+
+  void subtract(const DigitSums& other) {
+    high -= other.high, middle -= other.middle, low -= other.low;
+  }
+};
+
+#if defined(__AVX2__) && !defined(JAXMEM_AVX512) && !defined(__AVXVNNI__)
+// Two products of signed codes with digits of 8 bits may not fit 16 bits.
+template <>
+struct DigitSums<8> {
+  using Vector = Halves;
+  static constexpr int kMostVectors = 128;
+  Ints high = {}, low = {};
+
+  using Registers = const Halves&;  // too many for registers
+
+  void add_products(Bytes codes, const Halves& x) {
+    const __m256i both = (__m256i)codes;
+    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
+    const __m256i odd = _mm256_srai_epi16(both, 8);
+    const auto product = [](__m256i a, const int16_t* b) {
+      return (Ints)_mm256_madd_epi16(a, load<__m256i>(b));
+    };
+    high += product(even, x.high) + product(odd, x.high + kLanes / 2);
+    low += product(even, x.low) + product(odd, x.low + kLanes / 2);
+  }
+
+  Floats lanes() const {
+    return __builtin_convertvector(high, Floats) * 128 + __builtin_convertvector(low, Floats);
+  }
+
+  void subtract(const DigitSums&) {}  // codes are centred
+};
+#endif
+
+}  // namespace jaxmem

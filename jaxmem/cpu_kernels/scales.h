@@ -1,0 +1,41 @@
+// Scales (groups, n) of the rows of a weight, read in vectors of 8 rows.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "simd.h"
+
+namespace jaxmem {
+
+constexpr int kByteRows = 8;     // rows that begin at a whole byte of every field of packed codes
+constexpr int kBlockRows = 128;  // rows whose scales are read together
+constexpr int kBlockVectors = kBlockRows / kByteRows;
+
+// What all weights with scales have.
+struct ScaledMatrix {
+  int64_t n, k, group;  // rows, columns, and columns that share a scale
+  const void* scale;    // (groups, n), f32 or the bits of float16
+  bool half_scale;
+
+  int64_t groups() const { return k ? (k + group - 1) / group : 0; }
+
+  // Those of 8 rows from `row` on in group g; 0 for rows after the last one.
+  EightFloats scales_of(int64_t g, int64_t row) const {
+    const int64_t place = g * n + row;
+    return half_scale ? eight<uint16_t>(place, n - row) : eight<float>(place, n - row);
+  }
+
+ private:
+  template <typename Number>
+  EightFloats eight(int64_t place, int64_t count) const {
+    const Number* from = static_cast<const Number*>(scale) + place;
+    Number few[kByteRows] = {};
+    if (count < kByteRows) from = static_cast<Number*>(std::memcpy(few, from, count * sizeof *from));
+    if constexpr (sizeof(Number) == 4) return load<EightFloats>(from);
+    else return from_halves<EightFloats>(from);
+  }
+};
+
+}  // namespace jaxmem
