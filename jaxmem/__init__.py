@@ -95,7 +95,7 @@ from .parallel.sharding import shard as shard
 from .parallel.sharding import shardings as shardings
 from .parallel.sharding import state_shardings as state_shardings
 from .parallel.sharding_constraints import constrain as constrain
-from .planner.planner import Planned as Planned
+from .planner.planned import Planned as Planned
 from .planner.planner import plan as plan
 from .planner.recipe import Recipe as Recipe
 from .planner.search import search as search

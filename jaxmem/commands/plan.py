@@ -11,7 +11,8 @@ import jaxmem as jm
 
 from ..compiler.memory_breakdown import plot
 from ..io.atomic import write_whole
-from ..planner.planner import kept, seconds
+from ..planner.planned import seconds
+from ..planner.planner import kept
 from ..planner.price import TOLERANCE, noise
 from ..planner.search import Candidate
 from . import options

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from ..core.arguments import ARGNUMS, AT_LEAST_0, OPTIONAL_BYTES, takes
+from ..core.pictures import Picture, bars, html_table
 from . import cost_analysis, hlo
 from .compile_subprocess import PACKAGES, compile_for, needed_bytes, unpacked, versions
 from .compile_worker import sizes
@@ -95,6 +96,32 @@ class Memory:
             return None
         traffic = self.peak if self.traffic is None else self.traffic
         return to.device.seconds(self.flops / to.count, traffic, sum(self.collectives.values()))
+
+    def _parts(self) -> dict[str, int]:
+        """Bytes by part, which add up to the peak where they are known."""
+        if not self.exact:
+            return {"estimated": self.peak}
+        outputs = self.outputs - self.aliased
+        parts = {"arguments": self.arguments, "outputs": outputs}
+        return parts | {"temporaries": self.peak - self.arguments - outputs}
+
+    def _repr_html_(self) -> str:
+        parts = self._parts() | ({} if self.limit is None else {"limit": self.limit})
+        rows = [(name, f"{n:,}") for name, n in parts.items()]
+        return html_table(("part", "bytes"), [*rows, ("peak", f"{self.peak:,}")], self.device)
+
+    def plot(self) -> Picture:
+        """A picture of the bytes by part, beside the limit.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        names = ["program"] if self.limit is None else ["program", "limit"]
+        row = lambda n: [n / 2**20, 0.0][: len(names)]
+        stacks = {name: row(n) for name, n in self._parts().items()}
+        stacks |= {} if self.limit is None else {"limit": [0.0, self.limit / 2**20]}
+        title = f"{self.device}: {'fits' if self.fits else 'does not fit'}"
+        return bars(names, stacks, title=title, label="MiB on one device")
 
     @functools.cached_property
     def notes(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import jax
 
 from ..core.arguments import TREE, Kind, takes
 from ..core.byte_counts import device_bytes
+from ..core.pictures import Picture, new_figure
 from . import hlo
 from .live_buffers import Buffer, at_peak, lines
 from .memory_analysis import Memory
@@ -128,18 +129,20 @@ def _sides(shape: Any) -> tuple[int, ...]:
     return tuple(sorted(n for n in shape if n > 1))
 
 
-def plot(breakdowns: Mapping[str, Breakdown], path: str | os.PathLike, limit: int | None = None):
-    """Draws a stacked bar for each named breakdown, as a PNG, with the limit as a dashed line.
+def plot(
+    breakdowns: Mapping[str, Breakdown],
+    path: str | os.PathLike | None = None,
+    limit: int | None = None,
+) -> Picture:
+    """Draws a stacked bar for each named breakdown, with the limit as a dashed line.
+
+    With `path`, the picture is written as a PNG, too.
 
     Raises:
         ImportError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plot needs matplotlib: pip install "jaxmem[demo]"') from error
     names = list(dict.fromkeys(part for b in breakdowns.values() for part in b.parts))
-    figure = Figure(figsize=(3 + 1.6 * len(breakdowns), 5), layout="constrained")
+    figure = new_figure(3 + 1.6 * len(breakdowns), 5)
     axes = figure.subplots()
     base = dict.fromkeys(breakdowns, 0.0)
     for i, part in enumerate(names):
@@ -149,7 +152,11 @@ def plot(breakdowns: Mapping[str, Breakdown], path: str | os.PathLike, limit: in
         base = {name: base[name] + h for name, h in zip(base, heights)}
     if limit:
         axes.axhline(limit / 2**30, color="black", linestyle="--", label="limit")
-    axes.set(ylabel="GiB on one device")
+    devices = dict.fromkeys(b.device for b in breakdowns.values())
+    axes.set(ylabel="GiB on one device", title=", ".join(devices))
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, format="png", dpi=150)
+    picture = Picture(figure)
+    if path is not None:
+        picture.save(path)
+    return picture

@@ -9,9 +9,10 @@ from .. import codecs, solvers
 from ..core.arguments import INTEGERS, MAPPING, OPTIONAL_MAPPING, TREE, shown, takes
 from ..core.codec import is_codec
 from ..core.paths import check_same_tree, match, matcher, path_of_layers, paths
+from ..core.pictures import Picture, html_table, new_figure
 from ..core.usage import summed_axes
 from ..io.json_fields import parse_object
-from .plan_paths import layer_readings
+from .plan_paths import layer_readings, layers_of
 
 
 class Plan(Mapping):
@@ -84,6 +85,32 @@ class Plan(Mapping):
     def __str__(self) -> str:
         width = max(map(len, self._codecs), default=0)
         return "\n".join(f"{path:{width}}  {codec}" for path, codec in self._codecs.items())
+
+    def _repr_html_(self) -> str:
+        return html_table(("path", "codec"), self._codecs.items())
+
+    def plot(self) -> Picture:
+        """A picture of which weights, and which layers of a stack, have which codec.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        pieces = [(*layers_of(path), str(codec)) for path, codec in self._codecs.items()]
+        names = list(dict.fromkeys(name for name, _, _ in pieces))
+        colors = {codec: f"C{i}" for i, codec in enumerate(dict.fromkeys(c for *_, c in pieces))}
+        last = max((layers.stop for _, layers, _ in pieces if layers), default=1)
+        figure = new_figure(8, 1.2 + 0.28 * len(names) + 0.2 * len(colors))
+        axes = figure.subplots()
+        for name, layers, codec in sorted(pieces, key=lambda piece: piece[1] is not None):
+            begin, end = (layers.start, layers.stop) if layers else (0, last)
+            axes.barh(names.index(name), end - begin, 0.7, begin, color=colors[codec])
+        for codec, color in colors.items():
+            axes.barh(0, 0, color=color, label=codec)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set(title=f"{len(names)} weights, {len(colors)} codecs", xlabel="layer")
+        figure.legend(loc="outside lower center", fontsize=8)
+        return Picture(figure)
 
     def to_json(self) -> str:
         """The plan as JSON text; the same plan gives the same text."""

@@ -15,6 +15,7 @@ from ..core.byte_counts import nbytes, shape_of
 from ..core.lazy import is_lazy
 from ..core.leaf import decode, is_array, is_encoded, separate_shared
 from ..core.paths import check_same_tree, is_whole, paths
+from ..core.pictures import Picture, bars, html_table
 from ..parallel.sharded_array import ShardedArray
 
 
@@ -63,10 +64,33 @@ class Report:
         rows = [plain(row) for row in self.rows]
         return json.dumps({"rows": rows, "total": plain(self.total)}, indent=1)
 
-    def __str__(self) -> str:
+    def _table(self) -> list[tuple[str, ...]]:
+        """The heads, the rows and the total as text."""
         heads = ("path", "shape", "form", "dense", "encoded", "bits/weight", "error")
         heads += ("on each device", "cost", "decodes")
-        table = [heads, *map(_cells, self.rows), _cells(self.total)]
+        return [heads, *map(_cells, self.rows), _cells(self.total)]
+
+    def _repr_html_(self) -> str:
+        heads, *rows = self._table()
+        filled = [i for i, column in enumerate(zip(*rows)) if any(column)]
+        return html_table([heads[i] for i in filled], [[row[i] for i in filled] for row in rows])
+
+    def plot(self) -> Picture:
+        """A picture of the bytes of each weight, encoded and saved, with its error.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        saved = [max(row.dense - row.encoded, 0) / 1e6 for row in self.rows]
+        stacks = {"encoded": [row.encoded / 1e6 for row in self.rows], "saved": saved}
+        notes = ["" if not row.error else f"error {row.error:.2g}" for row in self.rows]
+        total = self.total
+        title = f"{total.encoded / 1e6:,.4g} MB of {total.dense / 1e6:,.4g} MB dense"
+        names = [row.path for row in self.rows]
+        return bars(names, stacks, title=title, label="megabytes", notes=notes)
+
+    def __str__(self) -> str:
+        table = self._table()
         filled = [i for i, column in enumerate(zip(*table[1:])) if any(column)]
         widths = {i: max(len(line[i]) for line in table) for i in filled}
         aligned = lambda i, text: f"{text:>{widths[i]}}" if 3 <= i <= 8 else f"{text:{widths[i]}}"

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Mapping
 
+from ..core.pictures import Picture, new_figure
 from .result import Evaluation
 
 
-def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> None:
-    """Writes a PNG of quality against resident bytes, with a point for each named evaluation.
+def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike | None = None) -> Picture:
+    """Draws quality against resident bytes, with a point for each named evaluation.
 
-    The dense model's perplexity, if it was measured, is a dashed line.
+    The dense model's perplexity, if it was measured, is a dashed line. With `path`, the picture is
+    written as a PNG, too.
 
     Raises:
         ValueError: `evaluations` is empty, or none of them has a measure of quality.
@@ -19,14 +21,10 @@ def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> None
     shown = [m for m in measures if any(getattr(e, m) for e in evaluations.values())]
     if not shown:
         raise ValueError(f"{len(evaluations)} evaluations hold no quality to draw")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plot needs matplotlib: pip install "jaxmem[demo]"') from error
     dashed = any(e.dense_perplexity for e in evaluations.values())
     labels = {"kl": "KL(dense ‖ model), nats"}
     labels |= {"perplexity": "perplexity (dashed: dense)"} if dashed else {}
-    figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
+    figure = new_figure(5 * len(shown), 4)
     for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
         points = {k: (e, getattr(e, measure)) for k, e in evaluations.items()}
         points = {k: (e, y) for k, (e, y) in points.items() if y}
@@ -42,6 +40,10 @@ def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> None
         if measure == "kl" and all(y.mean > 0 for _, y in points.values()):
             axes.set_yscale("log")
         axes.set(xlabel="resident megabytes", ylabel=labels.get(measure, measure))
+        axes.set_title(f"{measure} by size")
         axes.margins(0.15)
         axes.grid(alpha=0.3, which="both")
-    figure.savefig(path, format="png", dpi=150)
+    picture = Picture(figure)
+    if path is not None:
+        picture.save(path)
+    return picture

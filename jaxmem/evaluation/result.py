@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..core.pictures import Picture, html_table
 from ..io.json_fields import JsonFields, parse_object
 from .confidence import Estimate
 
@@ -84,12 +85,29 @@ class Evaluation:
         fields.refuse_unread()
         return cls(**sizes, **numbers, **estimates)
 
-    def __str__(self) -> str:
+    def _rows(self) -> list[tuple[str, str]]:
+        """(name, value as text) of what was measured."""
         values = {k: v for k, v in vars(self).items() if v is not None and not isinstance(v, tuple)}
-        width = max(map(len, values))
         formats = {int: "{:,}", float: "{:.4g}"}
-        rows = ((k, formats.get(type(v), "{}").format(v)) for k, v in values.items())
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+        return [(k, formats.get(type(v), "{}").format(v)) for k, v in values.items()]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self._rows())
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(("measure", "value"), self._rows())
+
+    def plot(self) -> Picture:
+        """A picture of the quality at its size; `jaxmem.evaluation.plot` draws several together.
+
+        Raises:
+            ValueError: no quality was measured.
+            ImportError: matplotlib is missing.
+        """
+        from .quality_plot import plot
+
+        return plot({"": self})
 
 
 def _estimate(fields: JsonFields) -> Estimate:

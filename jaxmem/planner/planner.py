@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +11,14 @@ import jax
 
 from ..compiler.compile_subprocess import CompileError
 from ..compiler.devices import GIB, Device, target
-from ..compiler.memory_analysis import Memory, memory
+from ..compiler.memory_analysis import memory
 from ..compiler.residuals import residuals
 from ..core.arguments import AT_LEAST_0, NAMES, OPTIONAL_BYTES, POSITIVE, Kind, takes
 from ..models import Model, load
 from ..train.remat_policy import Remat
 from .estimates import arithmetic
 from .model_limits import cache_bits, check_model, expert_count
+from .planned import Planned
 from .price import noise, price
 from .recipe import Recipe
 from .recipe_lists import recipe_lists
@@ -26,56 +26,6 @@ from .search import SLACK, Candidate, prove
 from .search_space import ENCODINGS, REMATS, STATES
 from .search_space import meshes as meshes_to_try
 from .step import Built, build
-
-
-@dataclasses.dataclass(frozen=True)
-class Planned:
-    """The result of `plan`: the recipe to take, the others that were tried, and the naive baseline.
-
-    A row that fits was compiled for the device at the limit; its certificate has the versions of
-    the compiler. The baseline is bfloat16 weights, f32 optimizer state and no remat.
-    """
-
-    rows: tuple[Candidate, ...]
-    baseline: Memory
-    limit: int
-    took: float  # seconds
-
-    @property
-    def chosen(self) -> Candidate:
-        """The row of the lowest price that fits."""
-        return min(self.fitting, key=lambda row: price(seconds(row), noise(row.knobs)))
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe to `build`."""
-        return self.chosen.knobs
-
-    @property
-    def fitting(self) -> list[Candidate]:
-        """The rows that fit, in the order they were tried."""
-        return [row for row in self.rows if row.status == "fits"]
-
-    @property
-    def pareto(self) -> list[Candidate]:
-        """The rows that fit and that no other beats in peak, seconds and noise at once."""
-        point = lambda row: (row.peak, seconds(row) or 0.0, noise(row.knobs))
-        worse = lambda a, b: a != b and all(x >= y for x, y in zip(a, b))
-        fit = self.fitting
-        return [row for row in fit if not any(worse(point(row), point(x)) for x in fit)]
-
-    def to_data(self) -> dict:
-        """`chosen`, `rows` and `baseline` as plain data."""
-        naive = self.baseline
-        return {
-            "limit_bytes": self.limit,
-            "chosen": as_data(self.chosen),
-            "rows": [as_data(row) for row in self.rows],
-            "baseline": {"fits": naive.fits, "needed_bytes": naive.needed, "compiled": naive.exact},
-            "versions": self.chosen.memory.versions,
-            "seconds_to_plan": round(self.took, 1),
-        }
-
 
 _MESHES = Kind(
     "a list of sizes of axes, such as [{'fsdp': 8}], or None",
@@ -235,27 +185,6 @@ def kept(recipe: Recipe, *, model: Model | None = None) -> dict[str, int]:
         rows = jax.ShapeDtypeStruct((recipe.batch // recipe.micro, recipe.seq), ids.dtype)
         sizes[policy.kind] = residuals(built.loss, state["params"], *rest, rows)
     return sizes
-
-
-def seconds(row: Candidate) -> float | None:
-    """Estimated seconds of a step; to serve, of one token read and one token written per row."""
-    step, prompt = row.seconds, row.programs.get("prompt")
-    if step is None or prompt is None or prompt.seconds is None:
-        return step
-    return step + prompt.seconds / min(row.knobs.prompt, row.knobs.seq)
-
-
-def as_data(row: Candidate) -> dict:
-    """A row of `Planned` as plain data."""
-    return {
-        "status": row.status,
-        "peak_bytes": row.peak,
-        "compiled": row.status == "fits" or bool(row.programs and row.memory.exact),
-        "seconds_estimated": seconds(row),
-        "noise": noise(row.knobs),
-        "recipe": json.loads(row.knobs.to_json()),
-        "why": row.why,
-    } | ({"certificate": row.certificate()} if row.status == "fits" else {})
 
 
 def _nothing(rows: list[Candidate], built: Callable[[Recipe], Built], device, limit) -> Exception:

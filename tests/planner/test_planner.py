@@ -11,7 +11,8 @@ from jaxmem.architectures import llama
 from jaxmem.compiler.devices import Device
 from jaxmem.models import Model
 from jaxmem.planner.estimates import arithmetic
-from jaxmem.planner.planner import as_data, kept
+from jaxmem.planner.planned import as_data
+from jaxmem.planner.planner import kept
 from jaxmem.planner.price import noise, price
 from jaxmem.planner.search import Candidate, prove
 
