@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type
 
-# Names of llama.cpp for the splits of text before merging; the patterns are from tokenizer.json.
+# llama.cpp's names for splits of text before merging; the patterns are from tokenizer.json.
 _GPT2 = ("gpt-2", "gpt2", "mpt", "olmo", "phi-2")
 _DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral")
@@ -49,7 +49,7 @@ def from_gguf(file: Gguf) -> "Tokenizer":
         ImportError: The `tokenizers` package is missing.
     """
     fields = {k.removeprefix("tokenizer.ggml."): v for k, v in file.fields.items()}
-    builders = {"gpt2": _byte_level, "llama": _sentencepiece, "bert": _wordpiece}
+    builders = {"gpt2": _byte_level, "llama": sentencepiece_bpe, "bert": _wordpiece}
     kind, tokens = fields.get("model"), fields.get("tokens")
     if not isinstance(kind, str) or kind not in builders:
         raise ValueError(f"{file.path} has a tokenizer {kind!r}, expected {', '.join(builders)}")
@@ -91,21 +91,18 @@ def from_llama2c(path: pathlib.Path, size: int) -> "Tokenizer":
     tokens[:3] = "<unk>", "<s>", "</s>"
     types = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, *[_NORMAL] * (size - 259)]
     fields = {"tokens": tokens, "scores": scores, "types": types, "gemma": False}
-    tokenizer = _sentencepiece(fields)
+    tokenizer = sentencepiece_bpe(fields)
     _add_special_tokens(tokenizer, fields)
     return tokenizer
 
 
-def begin(tokenizer: "Tokenizer", token: str) -> None:
-    """Makes `encode` put `token` before the text."""
-    _surround(tokenizer, [token], [])
-
-
-def _surround(tokenizer: "Tokenizer", before: list[str], after: list[str]) -> None:
+def surround(tokenizer: "Tokenizer", before: list[str], after: list[str]) -> None:
     """Makes `encode` put these tokens before and after the text."""
     from tokenizers.processors import TemplateProcessing
 
     tokens = [*before, *after]
+    if not tokens:
+        return
     tokenizer.add_special_tokens(tokens)
     tokenizer.post_processor = TemplateProcessing(
         single=[*before, "$A", *after],
@@ -144,14 +141,34 @@ def _flag(fields: dict[str, Any], name: str, default: bool) -> bool:
 
 def _byte_level(fields: dict[str, Any]) -> "Tokenizer":
     """Byte-level BPE with the splits that the field `pre` names; sets the default of BOS."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
     pre = fields.get("pre", "default")
     if not isinstance(fields.get("merges"), list):
         raise ValueError("byte-level BPE has no list of merges")
     vocabulary = {token: i for i, token in enumerate(fields["tokens"])}
     merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in _LLAMA3))
+    fields["default_bos"] = pre in _LLAMA3, None
+    return byte_level(vocabulary, merges, pre, whole_words=pre in _LLAMA3)
+
+
+def byte_level(
+    vocabulary: dict[str, int],
+    merges: list[tuple[str, str]],
+    pre: str,
+    *,
+    whole_words: bool = False,
+    prefix: bool = False,
+) -> "Tokenizer":
+    """Byte-level BPE with the splits of text that llama.cpp calls `pre`.
+
+    With `whole_words` a word that is a token is not made by merges; with `prefix` there is a space
+    before a text.
+
+    Raises:
+        ValueError: `pre` is unknown.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
     if pre in _GPT2:
         splits = []
     elif pre in _DIGITS:
@@ -163,16 +180,27 @@ def _byte_level(fields: dict[str, Any]) -> "Tokenizer":
     else:
         raise ValueError(f"pre-tokenizer {pre!r} is unknown; put a tokenizer.json beside the file")
     by_words = pre in _GPT2 or pre in _DIGITS
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_words)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    last = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=by_words)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, last])
     if pre in _QWEN2:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    fields["default_bos"] = pre in _LLAMA3, None
     return tokenizer
 
 
-def _sentencepiece(fields: dict[str, Any]) -> "Tokenizer":
+def byte_letters() -> list[str]:
+    """The letter that stands for each byte in byte-level BPE (Radford et al., 2019).
+
+    Example:
+        >>> byte_letters()[0x20], byte_letters()[0x41]
+        ('Ġ', 'A')
+    """
+    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = iter(range(256, 512))
+    return [chr(byte if byte in shown else next(hidden)) for byte in range(256)]
+
+
+def sentencepiece_bpe(fields: dict[str, Any]) -> "Tokenizer":
     """SentencePiece BPE: two tokens merge if together they are a token, the highest score first.
 
     `fields["tokens"]` becomes the vocabulary of the result. BOS is 1 unless a field names it.
@@ -198,8 +226,13 @@ def _sentencepiece(fields: dict[str, Any]) -> "Tokenizer":
         if token[:cut] in vocabulary and token[cut:] in vocabulary
     ]
     merges = [(token[:cut], token[cut:]) for _, cut, _, token in sorted(merges, reverse=True)]
-    unknown = tokens[_id(fields, "unknown_token_id", 0)]
-    model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    model = models.BPE(
+        vocabulary,
+        merges,
+        unk_token=tokens[_id(fields, "unknown_token_id", 0)],
+        fuse_unk=True,
+        byte_fallback=fields.get("byte_fallback", True),
+    )
     tokenizer = Tokenizer(model)
     prefix = _flag(fields, "add_space_prefix", not fields["gemma"])
     spaces = normalizers.Replace(" ", "▁")
@@ -242,13 +275,7 @@ def _wordpiece(fields: dict[str, Any]) -> "Tokenizer":
 
 def _add_special_tokens(tokenizer: "Tokenizer", fields: dict[str, Any]) -> None:
     """Adds the control and user tokens, and BOS and EOS round the text if the fields want them."""
-    from tokenizers import AddedToken
-
-    for token, kind in zip(fields["tokens"], fields["types"]):
-        if kind == _CONTROL:
-            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
-        elif kind == _USER:
-            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+    add_typed_tokens(tokenizer, fields)
     if "default_bos" not in fields:  # WordPiece has [CLS] and [SEP]
         return
     has_bos, bos = fields["default_bos"]
@@ -256,5 +283,15 @@ def _add_special_tokens(tokenizer: "Tokenizer", fields: dict[str, Any]) -> None:
     has_eos, eos = _flag(fields, "add_eos_token", False), _id(fields, "eos_token_id", None)
     before = [fields["tokens"][bos]] if has_bos and bos is not None else []
     after = [fields["tokens"][eos]] if has_eos and eos is not None else []
-    if before or after:
-        _surround(tokenizer, before, after)
+    surround(tokenizer, before, after)
+
+
+def add_typed_tokens(tokenizer: "Tokenizer", fields: dict[str, Any]) -> None:
+    """Adds the tokens that are found in a text before it is cut: control and user tokens."""
+    from tokenizers import AddedToken
+
+    for token, kind in zip(fields["tokens"], fields["types"]):
+        if kind == _CONTROL:
+            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+        elif kind == _USER:
+            tokenizer.add_tokens([AddedToken(token, normalized=False)])

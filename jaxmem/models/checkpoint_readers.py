@@ -131,7 +131,7 @@ def _llama2c(path: pathlib.Path) -> Checkpoint:
     size = hf["vocab_size"]
     tokenizer = tokenizer_files.read_tokenizer(path.parent)
     if tokenizer is not None and tokenizer.token_to_id("<s>") == hf["bos_token_id"]:
-        tokenizers.begin(tokenizer, "<s>")
+        tokenizers.surround(tokenizer, ["<s>"], [])
     for beside in (path.with_name(f"tok{size}.bin"), path.with_name("tokenizer.bin")):
         if tokenizer is None and beside.is_file():
             tokenizer = tokenizers.from_llama2c(beside, size)

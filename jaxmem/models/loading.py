@@ -24,6 +24,7 @@ from . import (
     quantized_weights,
     tokenizer_files,
     unreadable_sources,
+    vocabulary_files,
 )
 from .checkpoint_tensors import (
     assemble,
@@ -42,7 +43,8 @@ from .sentence_pooling import MODULES, SIZES
 
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "model.bin", CONFIG, *BESIDE]
 _HUB_FILES += [MODULES, SIZES, "*_Pooling/config.json"]
-_HUB_FILES += [tokenizer_files.TOKENIZER, tokenizer_files.CHAT_TEMPLATE]
+_HUB_FILES += [tokenizer_files.TOKENIZER, tokenizer_files.CHAT_TEMPLATE, "*.tiktoken"]
+_HUB_FILES += [*vocabulary_files.FILES, *vocabulary_files.SENTENCEPIECE]
 
 
 @takes(dtype=FLOAT_TYPE)

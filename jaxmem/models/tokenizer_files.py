@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ..core.warning import warn
 from ..formats import gguf, tokenizers
 from ..io.json_fields import read_object
+from .vocabulary_files import read_vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -16,14 +17,20 @@ MOST_TOKENS = 2**24
 
 
 def read_tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
-    """The tokenizer of `tokenizer.json` in a folder; None if the folder has no such file.
+    """The tokenizer of `tokenizer.json` in a folder, or else of its vocabulary; None without one.
+
+    A vocabulary of which no tokenizer can be made is None too, and a warning says why.
 
     Raises:
         ValueError: the file is no tokenizer, or one that cannot encode an unknown word.
     """
     path = folder / TOKENIZER
     if not path.is_file():
-        return None
+        try:
+            return read_vocabulary(folder)
+        except ValueError as error:
+            warn(f"{error}. The model is loaded without a tokenizer")
+            return None
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
