@@ -11,8 +11,9 @@ from tyro.conf import arg
 
 import jaxmem as jm
 
-from ..compression.fit import FitOptions, Fitted, check_dense, fit
+from ..compression.fit import Fitted, check_dense, fit
 from ..compression.fit_calibrated import TURNS
+from ..compression.fit_options import FitOptions
 from ..compression.fit_structures import INTEGERS, STRUCTURES, Technique
 from ..core.paths import is_whole
 from ..models import Model, load, rotate

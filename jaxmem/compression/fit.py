@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.arguments import BYTES, NAMES, Kind, check_fields, takes
+from ..core.arguments import BYTES, Kind, takes
 from ..core.byte_counts import nbytes as count_bytes
 from ..core.leaf import is_encoded
 from ..core.lifting import lift
@@ -24,61 +24,19 @@ from ..models.rotation import rotate
 from ..models.text_models import vocabulary
 from ..solvers import Search
 from .budgeting import budget
-from .candidates import KINDS, techniques
+from .candidates import techniques
 from .encoding import encode
 from .fit_calibrated import fit_by_integers, gptq_batches, text_rows, tune_scales
 from .fit_in_one_pass import CALIBRATION, are_batches, calibration_batches, fit_in_one_pass
 from .fit_integers import plan_integers
-from .fit_structures import INTEGERS, STRUCTURES, Technique, fit_by_techniques
+from .fit_options import FitOptions
+from .fit_structures import INTEGERS, STRUCTURES, fit_by_techniques
 from .plan import Plan
 from .progress import Progress, stage
 from .reporting import Report, report
 from .scan_cut import scans_layers
 
-
-@dataclasses.dataclass(frozen=True)
-class FitOptions:
-    """How `fit` compresses.
-
-    Args:
-        among: what one budget chooses among: "int" (codes of 2 to 8 bits), "sparsity" and "n:m"
-            (with codes for the weights that stay), "rank" (low rank, alone and beside codes); and
-            structures to remove, which make a smaller model and need `calibrate`: "neurons",
-            "heads", "width", "layers".
-        rotate: turn the residual stream first: the same function, its outliers spread. Llamas.
-        tune_steps: steps of scale tuning on the dense model's logits, each a backward pass.
-        windows: the most windows (of 1,024 tokens, or the model's context) of `calibrate` that are
-            read; None reads what each method takes.
-
-    Raises:
-        ValueError: `among` names no form for the weights that stay, or an unknown technique;
-            `tune_steps` is negative; `windows` is less than 1.
-
-    Example:
-        >>> import jaxmem as jm
-        >>> jm.FitOptions(among=("int", "n:m"), tune_steps=0).windows is None
-        True
-    """
-
-    among: tuple[Technique, ...] = INTEGERS
-    rotate: bool = False
-    tune_steps: int = 64
-    windows: int | None = None
-
-    def __post_init__(self):
-        check_fields(self, among=NAMES)
-        known = (*KINDS, *STRUCTURES)
-        if not set(self.among) <= set(known):
-            raise ValueError(f"among is {self.among!r}, expected a tuple of {', '.join(known)}")
-        if not set(self.among) & set(KINDS):
-            raise ValueError(
-                f"among wants a form for the weights that stay ({', '.join(KINDS)}), "
-                f"got {self.among}"
-            )
-        if self.tune_steps < 0:
-            raise ValueError(f"tune_steps is {self.tune_steps}, expected at least 0")
-        if self.windows is not None and self.windows < 1:
-            raise ValueError(f"windows is {self.windows}, expected at least 1")
+DEFAULTS = FitOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +99,7 @@ def fit(
     nbytes: int,
     *,
     calibrate: Any = None,
-    options: FitOptions = FitOptions(),
+    options: FitOptions = DEFAULTS,
     progress: Progress | None = None,
 ) -> Fitted:
     """The model in at most `nbytes` bytes, by the plan that loses least.
@@ -160,16 +118,18 @@ def fit(
         nbytes: the most bytes that the encoded params may take.
         calibrate: token ids (tokens,) of a text of the kind that a language `Model` will read, at
             least one window of 1,024 (or the model's context); for a bare function an iterable of
-            batches, each a tuple. A bare function is solved in one pass over the batches, with a
-            Gram matrix for each weight, and its scales are not tuned. Your own module takes either;
-            if it does not scan over its layers, a text is solved in one pass too.
+            batches, each a tuple. Batches are solved in one pass, with a Gram matrix for each
+            weight; only with `FitOptions(logits=True)` are scales tuned on them. A `Model`, such as
+            an encoder-decoder that reads sounds, takes a list of batches too, each what its `apply`
+            takes. If your own module does not scan over its layers, a text is solved in one pass.
         options: what the budget chooses among, and how much work is done.
         progress: called as `progress(stage, done, total)` when a stage starts, advances and ends.
 
     Raises:
         ValueError: no choice is as small as `nbytes` (the message gives the smallest size); weights
             that are encoded, abstract or not finite; structures to remove without data or from a
-            bare function; ids that are too few or not those of a language model.
+            bare function; ids that are too few or not those of a language model; `logits` without
+            batches.
         TypeError: `model` is neither; ids for a bare function.
 
     Example:
@@ -184,9 +144,12 @@ def fit(
     """
     if options.windows is not None and calibrate is None:
         raise ValueError(f"windows is {options.windows}, and there is no text; give calibrate=ids")
-    if isinstance(model, FlaxModel):
+    is_model = isinstance(model, Model)
+    if options.logits and (calibrate is None or (is_model and not are_batches(calibrate))):
+        raise ValueError("logits is True without batches; give calibrate=[(array, ...), ...]")
+    if isinstance(model, FlaxModel) or (is_model and are_batches(calibrate)):
         return _fit_module(model, nbytes, calibrate, options, progress)
-    if isinstance(model, Model):
+    if is_model:
         return _fit_model(model, nbytes, calibrate, options, progress)
     return _fit_function(*model[:2], model[2:], nbytes, calibrate, options, progress)
 
@@ -221,7 +184,7 @@ def _fit_function(apply, params, shapes, nbytes, calibrate, options, progress) -
 
 
 def _fit_module(model: FlaxModel, nbytes, calibrate, options, progress) -> Fitted:
-    """A module of the user, block by block if it scans over its layers, otherwise in one pass."""
+    """A module of the user on a text, block by block if it scans over its layers; or batches."""
     is_text = calibrate is not None and not are_batches(calibrate)
     rows = None
     if is_text:
@@ -246,9 +209,9 @@ def _encode(apply, params, shapes, nbytes, batches, options, progress) -> tuple[
     structures = set(options.among) & set(STRUCTURES)
     if structures or options.rotate:
         what = ", ".join(sorted(structures)) or "rotate"
-        raise ValueError(f"{what}: wants a Model that jm.models.load gives, whose layers are known")
+        raise ValueError(f"{what}: wants a Model that jm.models.load gives, and no batches")
     if batches is not None:
-        return fit_in_one_pass(apply, params, nbytes, batches, options.among, progress)
+        return fit_in_one_pass(apply, params, nbytes, batches, options, progress)
     ways = uses(apply, params, *shapes) if shapes else None
     return *_without_data(params, nbytes, options.among, ways, progress), {}
 

@@ -1,21 +1,30 @@
 """Fitting any function with data: each weight by its Gram matrix, in one pass over the batches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+
 from ..calibration.batches import tuples
+from ..calibration.fisher import fisher
 from ..calibration.statistics import stats
 from ..core.arguments import BATCHES, Kind
+from ..core.leaf import decode
 from ..core.usage import uses
 from ..solvers import Search
+from ..train.losses import divergence
+from ..train.scale_tuning import tune
 from .budgeting import budget
 from .candidates import techniques
 from .encoding import encode
-from .fit_calibrated import solve_by_gptq
+from .fit_calibrated import solve_by_gptq, tuning_rate
 from .fit_integers import plan_integers
-from .fit_structures import INTEGERS, Technique
+from .fit_options import FitOptions
+from .fit_structures import INTEGERS
 from .plan import Plan
 from .progress import Progress, stage
+
+FISHER_BATCHES = 4  # batches that the cost of an error is measured on
 
 
 def fit_in_one_pass(
@@ -23,35 +32,77 @@ def fit_in_one_pass(
     params: Any,
     nbytes: int,
     batches: list[tuple],
-    among: tuple[Technique, ...],
+    options: FitOptions,
     progress: Progress | None = None,
 ) -> tuple[Plan, Any, dict]:
     """(the plan that fits `nbytes`, the params encoded by it on the batches, a record).
+
+    If `options.logits`, two plans are made and encoded: one weighs an error by its Fisher
+    information, one by the weight's role. The one with less KL to the dense params on the last
+    batch is used, and its scales are tuned.
 
     Args:
         apply: `apply(params, *batch)`.
         params: dense params.
         nbytes: the most bytes that the encoded params may take.
         batches: tuples of arrays; of the first the uses are taken, of all the moments.
-        among: forms of the weights that stay, as in `FitOptions`.
+        options: as of `fit`.
         progress: as in `fit`.
     """
     ways = uses(apply, params, *batches[0])
     with stage(progress, "calibrating: moments of the weights' inputs"):
         moments = stats(apply, params, batches, moments="gram")
+    costs: dict[str, Mapping | None] = {"by role": None}
+    if options.logits:
+        with stage(progress, "calibrating: what an error costs"):
+            costs["by Fisher information"] = fisher(apply, params, batches[:FISHER_BATCHES])
     with stage(progress, f"planning {nbytes:,} bytes"):
-        if among == INTEGERS:
-            integers = plan_integers(params, nbytes, uses=ways, stats=moments)
-            multiplied = {path: codec for path, codec in integers.items() if path in moments}
-            searched = {path: Search(codec) for path, codec in integers.items()}
-            plan = Plan(searched, integers.axes) | solve_by_gptq(Plan(multiplied), ways)
-        else:
-            candidates = techniques(params, among, uses=ways, stats=moments)
-            tables = {"candidates": candidates, "uses": ways, "stats": moments}
-            plan = budget(params, nbytes=nbytes, **tables)
+        tables = {"uses": ways, "stats": moments}
+        plans = {
+            name: _planned(params, nbytes, options.among, sensitivity=cost, **tables)
+            for name, cost in costs.items()
+        }
     with stage(progress, "encoding"):
-        encoded = encode(params, plan, uses=ways, stats=moments)
-    return plan, encoded, {"batches": len(batches), "tuning_steps": 0}
+        encoded = {name: encode(params, plan, **tables) for name, plan in plans.items()}
+    record = {"batches": len(batches), "tuning_steps": 0}
+    if not options.logits:
+        return plans["by role"], encoded["by role"], record
+    kl = jax.jit(lambda a, b, *batch: divergence(apply(a, *batch), apply(b, *batch)))
+    divergences = {name: float(kl(params, decode(x), *batches[-1])) for name, x in encoded.items()}
+    name = min(divergences, key=divergences.get)
+    tuned = _tuned(apply, params, encoded[name], batches, options.tune_steps, progress)
+    record |= {"tuning_steps": options.tune_steps, "plan": name, "plans_kl": divergences}
+    return plans[name], tuned, record
+
+
+def _planned(params: Any, nbytes: int, among: tuple, **tables: Any) -> Plan:
+    """The plan that `budget` makes of `tables`: `uses`, `stats` and `sensitivity`."""
+    ways, moments = tables["uses"], tables["stats"]
+    if among != INTEGERS:
+        candidates = techniques(params, among, uses=ways, stats=moments)
+        return budget(params, nbytes=nbytes, candidates=candidates, **tables)
+    integers = plan_integers(params, nbytes, **tables)
+    multiplied = {path: codec for path, codec in integers.items() if path in moments}
+    searched = {path: Search(codec) for path, codec in integers.items()}
+    return Plan(searched, integers.axes) | solve_by_gptq(Plan(multiplied), ways)
+
+
+def _tuned(
+    apply: Callable,
+    params: Any,
+    encoded: Any,
+    batches: list[tuple],
+    steps: int,
+    progress: Progress | None,
+) -> Any:
+    """The encoded params after `steps` of scale tuning, each on one of the batches in turn."""
+    if not steps:
+        return encoded
+    with stage(progress, "tuning scales") as count:
+        in_turn = [batches[i % len(batches)] for i in range(steps)]
+        told = lambda step, loss: count(step, steps)
+        rate = tuning_rate(encoded)
+        return tune(apply, params, encoded, in_turn, learning_rate=rate, progress=told)
 
 
 CALIBRATION = Kind(

@@ -63,6 +63,16 @@ def test_data_makes_a_fit_better():
     assert by_data().done == {"batches": 2, "tuning_steps": 0}
 
 
+def test_bits_go_by_the_logits_of_a_function_that_gives_them_and_scales_are_tuned():
+    options, batches = jm.FitOptions(logits=True, tune_steps=1), [(X[:64],), (X[64:],)]
+    fitted = jm.fit((MODULE.apply, params()), LIMIT, calibrate=batches, options=options)
+    plans = fitted.done["plans_kl"]
+    assert fitted.nbytes <= LIMIT and fitted.done["tuning_steps"] == 1
+    assert fitted.done["plan"] == min(plans, key=plans.get) and len(plans) == 2
+    run, encoded = fitted.model
+    assert jm.train.divergence(MODULE.apply(params(), X), run(encoded, X)) < 0.01
+
+
 def test_a_fit_of_a_bare_function_is_saved_as_one_file(tmp_path):
     by_data().save(tmp_path / "fitted.jm")
     back = jm.load(tmp_path / "fitted.jm")
@@ -90,6 +100,7 @@ def test_options_that_cannot_be_are_refused(change, message):
     assert message in str(error.value)
 
 
+WIDTH = jm.FitOptions(among=("int", "width"))
 BARE = (lambda params, x: x @ params["w"], {"w": jnp.ones((32, 32))})
 
 
@@ -101,9 +112,11 @@ BARE = (lambda params, x: x @ params["w"], {"w": jnp.ones((32, 32))})
         (BARE, {"calibrate": IDS}, "a bare function takes calibrate=[(array, ...), ...]"),
         (BARE, {"options": jm.FitOptions(windows=2)}, "windows is 2, and there is no text"),
         (BARE, {"options": jm.FitOptions(rotate=True)}, "rotate: wants a Model"),
-        (BARE, {"options": jm.FitOptions(among=("int", "width"))}, "width: wants a Model"),
+        (BARE, {"options": jm.FitOptions(logits=True)}, "logits is True without batches"),
+        (BARE, {"options": WIDTH}, "width: wants a Model"),
         ((BARE[0], jm.encode(BARE[1], {"w": jm.Int(8)})), {}, "expected a model with dense"),
         ("llama", {"options": jm.FitOptions(among=("int", "layers"))}, "give calibrate=ids"),
+        ("llama", {"calibrate": [(IDS[None],)], "options": WIDTH}, "width: wants a Model that"),
         ("llama", {"calibrate": IDS[:9]}, "calibrate has 9 tokens, expected at least 32"),
         ("llama", {"calibrate": "a text"}, "expected token ids (tokens,)"),
         ("llama", {"nbytes": 1000}, "the smallest reachable size is"),

@@ -1,0 +1,56 @@
+"""FitOptions: what a budget chooses among, and how much work `fit` does."""
+
+import dataclasses
+
+from ..core.arguments import NAMES, check_fields
+from .candidates import KINDS
+from .fit_structures import INTEGERS, STRUCTURES, Technique
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """How `fit` compresses.
+
+    Args:
+        among: what one budget chooses among: "int" (codes of 2 to 8 bits), "sparsity" and "n:m"
+            (with codes for the weights that stay), "rank" (low rank, alone and beside codes); and
+            structures to remove, which make a smaller model and need `calibrate`: "neurons",
+            "heads", "width", "layers".
+        rotate: turn the residual stream first: the same function, its outliers spread. Llamas.
+        tune_steps: steps of scale tuning on the dense model's logits, each a backward pass.
+        logits: what runs on batches gives logits (..., classes), such as a bare function that
+            classifies or an encoder-decoder: bits then go by what an error costs in them, and
+            scales are tuned, as for a text.
+        windows: the most windows (of 1,024 tokens, or the model's context) of `calibrate` that are
+            read; None reads what each method takes.
+
+    Raises:
+        ValueError: `among` names no form for the weights that stay, or an unknown technique;
+            `tune_steps` is negative; `windows` is less than 1.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> jm.FitOptions(among=("int", "n:m"), tune_steps=0).windows is None
+        True
+    """
+
+    among: tuple[Technique, ...] = INTEGERS
+    rotate: bool = False
+    tune_steps: int = 64
+    logits: bool = False
+    windows: int | None = None
+
+    def __post_init__(self):
+        check_fields(self, among=NAMES)
+        known = (*KINDS, *STRUCTURES)
+        if not set(self.among) <= set(known):
+            raise ValueError(f"among is {self.among!r}, expected a tuple of {', '.join(known)}")
+        if not set(self.among) & set(KINDS):
+            raise ValueError(
+                f"among wants a form for the weights that stay ({', '.join(KINDS)}), "
+                f"got {self.among}"
+            )
+        if self.tune_steps < 0:
+            raise ValueError(f"tune_steps is {self.tune_steps}, expected at least 0")
+        if self.windows is not None and self.windows < 1:
+            raise ValueError(f"windows is {self.windows}, expected at least 1")
