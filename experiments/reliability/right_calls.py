@@ -175,6 +175,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "gradual": {"plan": sparse, "begin": 0, "end": 10, "every": 1, "power": 3.0, "uses": uses},
         "interop.from_peft": {"path": adapter(folder), "model": model},
         "interop.from_qwix": {"array": jm.interop.to_qwix(encoded["w"]), "dtype": "float32"},
+        "interop.read_params": {"path": adapter(folder) / "adapter_model.safetensors"},
         "interop.to_compressed_tensors": {"path": folder / "ct", "model": model,
                                           "params": model.params, "packed": True},
         "interop.to_gguf": {"path": folder / "m.gguf", "model": model, "params": model.params,

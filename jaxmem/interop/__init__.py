@@ -6,6 +6,7 @@ from types import ModuleType
 from .compressed_tensors_export import to_compressed_tensors as to_compressed_tensors
 from .gguf_export import to_gguf as to_gguf
 from .hf_export import to_hf as to_hf
+from .params_files import read_params as read_params
 from .peft import from_peft as from_peft
 from .qwix import from_qwix as from_qwix
 from .qwix import to_qwix as to_qwix

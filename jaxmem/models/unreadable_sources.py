@@ -5,7 +5,8 @@ import re
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _ZIP, _PICKLE = b"PK\x03\x04", re.compile(rb"\x80[\x02-\x05](?!\0\0)", re.DOTALL)
-_OTHERS = (".msgpack", ".h5", ".onnx", ".npz", ".tflite", ".mlmodel")
+_TREES = (".msgpack", ".h5", ".hdf5", ".npz")
+_OTHERS = (*_TREES, ".onnx", ".tflite", ".mlmodel")
 _PICKLE_CURE = (
     "is a pickle of PyTorch, which can run any code when it is read: convert it where you trust "
     "it, with AutoModel.from_pretrained(folder).save_pretrained(new_folder) of transformers, which "
@@ -35,6 +36,11 @@ def advice_for_file(path: pathlib.Path) -> str:
     """What to do about a file of a type that is not read, as the end of a sentence; or ""."""
     if path.suffix in _PICKLES and path.suffix != ".bin":
         return f"; {path.name} {_PICKLE_CURE}"
+    if path.suffix in _TREES:
+        return (
+            f"; for a module of yours, jm.interop.read_params({path.name!r}) reads its arrays, and "
+            "jm.models.from_flax(module, params) takes them"
+        )
     return f"; {path.name} is not read" if path.suffix in _OTHERS else ""
 
 
