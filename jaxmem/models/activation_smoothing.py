@@ -33,7 +33,7 @@ def smooth(model: Model, stats: Mapping[str, Moments], *, strength: float = 0.5)
 
     Raises:
         ValueError: `strength` is not between 0 and 1; `stats` has no weight of this model; the
-            model is encoded, or its family is unknown.
+            model is encoded, or its links are unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -51,7 +51,8 @@ def smooth(model: Model, stats: Mapping[str, Moments], *, strength: float = 0.5)
         raise ValueError(f"smooth takes a strength of 0 to 1, got {strength}")
 
     def scale(link: ChannelLink, moments: Moments, kernels: list[np.ndarray]) -> np.ndarray:
-        absmax = np.asarray(moments.absmax), np.max([np.abs(w).max(-1) for w in kernels], 0)
+        largest = lambda w: np.abs(w).max((*range(w.ndim - 2), -1))  # w may be of all experts
+        absmax = np.asarray(moments.absmax), np.max([largest(w) for w in kernels], 0)
         inputs, weights = (link.reduce_to_written(a, np.max) for a in absmax)
         known = (inputs > 0) & (weights > 0)
         inputs, weights = np.where(known, inputs, 1.0), np.where(known, weights, 1.0)
@@ -112,7 +113,7 @@ def _rescale_links(model, stats, scale) -> Model:
         raise ValueError(f"the stats are of no matrix of {model.source} that could be rescaled")
     for link in sorted(known, key=lambda link: link.of_norm):
         kernels = [leaf_at(model.tensors, path) for path in link.readers]
-        moments, stack = stats[link.readers[0]], kernels[0].shape[:-2]
+        moments, stack = stats[link.readers[0]], kernels[0].shape[:-2]  # of a router, if any
 
         def layer(i, link=link, kernels=kernels, moments=moments):
             layer_moments = jax.tree.map(lambda a: a if i is None else a[i], moments)

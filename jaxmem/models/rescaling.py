@@ -6,16 +6,17 @@ and W₂ the down projection.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from ..architectures.configs.decoder_config import beyond_llama
+from ..architectures.configs.segments import feed_forward_kind, segments
 from ..core.lazy import combined, is_lazy
 from ..core.leaf import is_encoded
 from .model import Model
+from .residual_stream import parameters_of_norm, readers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +53,14 @@ class ChannelLink:
 
 
 def channel_links(config: Any) -> tuple[ChannelLink, ...]:
-    """All links of a model of the Llama family, GPT-2 or BERT.
+    """All links of a decoder, GPT-2 or BERT.
 
-    BERT has links of values only: its norms write the residual stream, and GELU is not linear.
+    BERT has links of values only: its norms write the residual stream, and GELU is not linear. A
+    decoder has the links of its mechanisms: none of a norm without a gain, of values that are cut
+    or made of latents, or of experts' gated units.
 
     Raises:
-        ValueError: the family is another one. The message names the mechanisms of a decoder that
-            are no Llama's.
+        ValueError: the family is another one, or a decoder has layers with a state.
 
     Example:
         >>> import jaxmem as jm
@@ -70,19 +72,8 @@ def channel_links(config: Any) -> tuple[ChannelLink, ...]:
     c, at = config, "layers/"
     kernels = lambda *names: tuple(f"{at}{name}/kernel" for name in names)
     norm = lambda name: tuple(f"{at}{name}/{part}" for part in ("scale", "bias"))
-    if c.family == "llama":
-        values = (*kernels("attn/v"), f"{at}attn/v/bias") if c.qkv_bias else kernels("attn/v")
-        gain = lambda name, *names: ChannelLink(
-            norm(name)[:1], kernels(*names), c.width, offset=c.norm_offset
-        )
-        links = (
-            gain("attn_norm", "attn/q", "attn/k", "attn/v"),
-            ChannelLink(values, kernels("attn/out"), c.head_dim, c.heads // c.kv_heads),
-            gain("mlp_norm", "mlp/gate", "mlp/up"),
-            ChannelLink(kernels("mlp/up"), kernels("mlp/down"), c.ffn),
-        )
-        head = ChannelLink(("final_norm/scale",), ("head/kernel",), c.width, offset=c.norm_offset)
-        return links if c.tied else (*links, head)
+    if c.family in ("llama", "decoder"):
+        return tuple(_links_of_a_decoder(c))
     if c.family == "gpt2":
         qkv = (*kernels("attn/qkv"), f"{at}attn/qkv/bias")
         return (
@@ -94,8 +85,34 @@ def channel_links(config: Any) -> tuple[ChannelLink, ...]:
         return (
             ChannelLink((*kernels("attn/v"), f"{at}attn/v/bias"), kernels("attn/out"), c.width),
         )
-    sets = f" that sets {', '.join(beyond_llama(c))}" if c.family == "decoder" else ""
-    raise ValueError(f"the channel links of a model of family {c.family!r}{sets} are not known")
+    raise ValueError(f"the channel links of a model of family {c.family!r} are not known")
+
+
+def _links_of_a_decoder(c: Any) -> Iterator[ChannelLink]:
+    """The links of each segment's norms, values and gated units, and of the last norm."""
+    if c.recurrence:
+        raise ValueError("the channel links of a model that sets recurrence are not known")
+    gain = lambda norm, kernels: ChannelLink(
+        parameters_of_norm(c, norm), kernels, c.width, offset=c.norm_offset
+    )
+    has_gain = c.pre_norms and c.norm_gain
+    for segment in segments(c):
+        at, norms = f"{segment.name}/", readers(c, segment)
+        both = lambda name, bias: tuple(
+            f"{at}{name}/{part}"  # noqa: B023
+            for part in ("kernel",) + ("bias",) * bias
+        )
+        if has_gain:
+            yield gain(f"{at}attn_norm", norms["attn_norm"])
+        if not c.latent and not c.clip_qkv:  # the cut of a value is not linear
+            values, out = both("attn/v", c.qkv_bias), f"{at}attn/out/kernel"
+            yield ChannelLink(values, (out,), c.head_dim, c.heads // c.kv_heads)
+        if has_gain and "mlp_norm" in norms:
+            yield gain(f"{at}mlp_norm", norms["mlp_norm"])
+        if feed_forward_kind(segment.kind) == "dense" and c.gated:
+            yield ChannelLink(both("mlp/up", c.mlp_bias), (f"{at}mlp/down/kernel",), c.ffn)
+    if not c.tied and c.norm_gain:
+        yield gain("final_norm", ("head/kernel",))
 
 
 def rescale(model: Model, scales: Mapping[ChannelLink, np.ndarray]) -> Model:

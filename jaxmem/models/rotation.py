@@ -2,21 +2,20 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from ..architectures.configs.decoder_config import beyond_llama
+from ..architectures.configs.segments import segments
 from ..core.arguments import takes
 from ..core.hadamard import hadamard
 from ..core.lazy import combined, is_lazy
 from ..core.leaf import is_encoded
 from .model import Model
 from .rescaling import channel_links, check_dense, leaf_at, replace_leaf
-
-_READS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}  # the projections after each norm
-_WRITES = {"attn": "out", "mlp": "down"}
+from .residual_stream import readers, writers
 
 Basis = Literal["random", "hadamard"]
 
@@ -37,9 +36,9 @@ def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
     Reference: SliceGPT (Ashkboos et al., 2024), QuaRot (Ashkboos et al., 2024).
 
     Raises:
-        ValueError: there is no matrix of this basis and width; the model is not of the Llama
-            family (the message names the mechanisms that are in the way), has norms after its
-            blocks (Gemma), or is encoded.
+        ValueError: there is no matrix of this basis and width; the model is encoded, is no decoder,
+            or has what a rotation does not pass, which the message names: norms that subtract a
+            mean, norms after the blocks, a norm of the embedding, layers with a state.
 
     Example:
         >>> import jaxmem as jm
@@ -48,50 +47,77 @@ def rotate(model: Model, *, seed: int = 0, basis: Basis = "random") -> Model:
         (False, (2048, 128256))
     """
     config = model.config
-    if config.family != "llama" or config.post_norms or config.norm_offset:
+    if in_the_way := _in_the_way(config):
         raise ValueError(
-            f"{model.source} cannot be rotated: {_unlike(config)}; "
-            "expected a Llama without post-norms"
+            f"{model.source} cannot be rotated: it {in_the_way}; expected a decoder with RMS norms "
+            "before its blocks, and without a state"
         )
     leaf = lambda x: is_lazy(x) or is_encoded(x)
     if any(map(is_encoded, jax.tree.leaves(model.tensors, is_leaf=leaf))):
         raise ValueError(f"{model.source} is encoded; rotate the dense model and encode that")
-    tree = jax.tree.map(lambda x: x, model.tensors, is_leaf=leaf)  # new dicts, the same leaves
-    blocks, embed, final = tree["layers"], tree["embed"]["embedding"], tree["final_norm"]["scale"]
+    tree = model.tensors
+    embed, final = tree["embed"]["embedding"], "final_norm/scale"
     abstract = isinstance(embed, jax.ShapeDtypeStruct)
     turn = None if abstract else matrix(config.width, seed, basis).astype(np.float32)
 
-    into = lambda w, gain: (turn.T * gain) @ w
+    into = lambda w, gain=0.0: (turn.T * (gain + offset)) @ w
     out_of = lambda w: w @ turn
+    offset = config.norm_offset if config.norm_gain else 1.0
+    gains = lambda norm: [leaf_at(tree, f"{norm}/scale")] if config.norm_gain else []
     layer = functools.partial(combined, stacked=True)
-    for part, names in _READS.items():
-        inside, gain = blocks[part], blocks[f"{part}_norm"]["scale"]
-        for name in names:
-            inside[name]["kernel"] = layer(into, inside[name]["kernel"], gain)
-        last = inside[_WRITES[part]]
-        last["kernel"] = layer(out_of, last["kernel"])
-        blocks[f"{part}_norm"]["scale"] = layer(np.ones_like, gain)
+    turned = tree
+    for segment in segments(config):
+        for norm, kernels in readers(config, segment).items():
+            folded = functools.partial(_folded, layer, into, gains(f"{segment.name}/{norm}"))
+            for path in kernels:
+                turned = replace_leaf(turned, path, folded)
+        for path in writers(config, segment):
+            turned = replace_leaf(turned, path, functools.partial(layer, out_of))
+    if config.positions == "learned":
+        turned = replace_leaf(turned, "positions/embedding", lambda w: combined(out_of, w))
     if config.tied:
-        head = combined(lambda w, gain: into(w.T, gain), embed, final, shape=embed.shape[::-1])
+        transposed = lambda w, *gain: into(w.T, *gain)
+        head = combined(transposed, embed, *gains("final_norm"), shape=embed.shape[::-1])
     else:
-        head = combined(into, tree["head"]["kernel"], final)
-    tree["head"] = {"kernel": head}
-    tree["embed"] = {"embedding": combined(out_of, embed)}
-    tree["final_norm"] = {"scale": combined(np.ones_like, final)}
+        head = combined(into, tree["head"]["kernel"], *gains("final_norm"))
+    turned = turned | {"head": tree.get("head", {}) | {"kernel": head}}
+    turned = turned | {"embed": {"embedding": combined(out_of, embed)}}
+    for path in (*_norms(config), final) if config.norm_gain else ():
+        stacked = path != final
+        one = lambda gain: np.full_like(gain, 1.0 - offset)
+        turned = replace_leaf(turned, path, lambda w: combined(one, w, stacked=stacked))  # noqa: B023
     untied = dataclasses.replace(config, tied=False)
     random = basis == "random"
     change = f"rotated with seed {seed}" if random else f"rotated by {basis}, seed {seed}"
     source = f"{model.source}, {change}"
-    return dataclasses.replace(model, config=untied, tensors=tree, source=source)
+    return dataclasses.replace(model, config=untied, tensors=turned, source=source)
 
 
-def _unlike(config: Any) -> str:
-    """What of a configuration the rotation of a residual stream does not pass, in words."""
-    if config.family == "llama":
-        return "it has norms after its blocks, or gains with an offset"
-    if config.family == "decoder":
-        return f"its configuration sets {', '.join(beyond_llama(config))}"
-    return f"it is of family {config.family!r}"
+def _folded(layer: Callable, into: Callable, gains: list, w: Any) -> Any:
+    """A kernel that reads the rotated stream, with the gain of the norm before it."""
+    return layer(into, w, *gains)
+
+
+def _norms(config: Any) -> list[str]:
+    """The gains of the norms before the blocks of every segment."""
+    return [f"{x.name}/{norm}/scale" for x in segments(config) for norm in readers(config, x)]
+
+
+def _in_the_way(config: Any) -> str:
+    """What of a configuration a rotation of the residual stream does not pass, in words; or ""."""
+    if config.family not in ("llama", "decoder"):
+        return f"is of family {config.family!r}"
+    c = config
+    passed = {
+        "norm": c.norm == "rms",
+        "norm_bias": not c.norm_bias,
+        "pre_norms": c.pre_norms,
+        "post_norms": not c.post_norms,
+        "embed_norm": not c.embed_norm,
+        "recurrence": not c.recurrence,
+    }
+    fields = ", ".join(f"{name} = {getattr(c, name)}" for name in passed if not passed[name])
+    return f"sets {fields}" if fields else ""
 
 
 @takes()
@@ -100,13 +126,14 @@ def rotate_heads(model: Model, *, seed: int = 0, basis: Basis = "hadamard") -> M
 
     v' = v R and out' = Rᵀ out for each head, with R (head width, head width): attention averages
     values and mixes none of their channels. This spreads outlier channels of the cached values and
-    of the output projection's inputs, at no cost. Lazy tensors stay lazy. For the Llama family,
-    GPT-2 and BERT.
+    of the output projection's inputs, at no cost. Lazy tensors stay lazy. For decoders, GPT-2
+    and BERT.
 
     Reference: QuaRot (Ashkboos et al., 2024), SpinQuant's R2 (Liu et al., 2024).
 
     Raises:
-        ValueError: there is no matrix of this basis and head width; the model is encoded.
+        ValueError: there is no matrix of this basis and head width; the model is encoded; a decoder
+            has values that are no heads' own, are cut, or are gated, or layers with a state.
 
     Example:
         >>> import jaxmem as jm
@@ -115,22 +142,27 @@ def rotate_heads(model: Model, *, seed: int = 0, basis: Basis = "hadamard") -> M
         'heads rotated by hadamard'
     """
     check_dense(model)
-    out = "layers/attn/out/kernel"
-    [link] = [link for link in channel_links(model.config) if link.readers == (out,)]
-    shape = leaf_at(model.tensors, out).shape  # (layers, heads · head width, width)
-    width = shape[-2] // model.config.heads
+    config = model.config
+    links = [link for link in channel_links(config) if link.readers[0].endswith("attn/out/kernel")]
+    if not links or getattr(config, "output_gate", False):
+        raise ValueError(
+            f"{model.source} has values that are cut, gated or made of latents, and no basis passes"
+        )
+    out_shape = leaf_at(model.tensors, links[0].readers[0]).shape  # (layers, heads * width, d)
+    width = out_shape[-2] // config.heads
     turn = matrix(width, seed, basis).astype(np.float32)
 
-    def columns(w):
-        heads = w[..., link.before :]
+    def columns(w, before):
+        heads = w[..., before:]
         turned = (heads.reshape(-1, width) @ turn).reshape(heads.shape)
-        return np.concatenate([w[..., : link.before], turned], -1)
+        return np.concatenate([w[..., :before], turned], -1)
 
-    rows = lambda w: np.matmul(turn.T, w.reshape(-1, width, shape[-1])).reshape(w.shape)
+    rows = lambda w: np.matmul(turn.T, w.reshape(-1, width, w.shape[-1])).reshape(w.shape)
     tree = model.tensors
-    for path in (*link.writers, out):
-        move = rows if path == out else columns
-        tree = replace_leaf(tree, path, lambda w: combined(move, w, stacked=True))  # noqa: B023
+    for link in links:
+        moves = dict.fromkeys(link.writers, functools.partial(columns, before=link.before))
+        for path, move in (moves | {link.readers[0]: rows}).items():
+            tree = replace_leaf(tree, path, functools.partial(combined, move, stacked=True))
     source = f"{model.source}, heads rotated by {basis}"
     return dataclasses.replace(model, tensors=tree, source=source)
 

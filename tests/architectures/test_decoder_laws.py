@@ -12,7 +12,7 @@ from reference_models import member
 import jaxmem as jm
 from jaxmem.architectures import decoder
 from jaxmem.models import KVCache, Model
-from jaxmem.models.rescaling import leaf_at
+from jaxmem.models.rescaling import channel_links, leaf_at, rescale
 
 # sandwich norms, soft caps and windows; one norm for both parts, norms of heads, interleaved pairs;
 # ALiBi and a norm of the embedding; learned positions and one head of keys; experts with an expert
@@ -132,12 +132,30 @@ def test_a_fit_of_a_mixture_with_data_errs_less_than_one_without():
     assert np.isfinite(apply(fits[0].params)).all()
 
 
-@pytest.mark.parametrize("name", ["cohere", "deepseek_v3"])
-def test_transformations_of_a_llama_name_the_mechanisms_that_they_do_not_pass(name):
-    config, params, _, _ = member(name)
-    model, mechanism = Model(config, params, None, name), "latent" if config.latent else "norm"
-    with pytest.raises(ValueError, match=f"{name} cannot be rotated: .* sets .*{mechanism}"):
-        jm.models.rotate(model)
-    for change in (lambda: jm.models.awq(model, {}, INT4), lambda: jm.models.rotate_heads(model)):
-        with pytest.raises(ValueError, match=f"that sets .*{mechanism}.* are not known"):
-            change()
+@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3", "cohere"])
+def test_another_basis_and_other_scales_leave_the_function(name):
+    config, params, file, _ = member(name)
+    model, rng = Model(config, params, None, name), np.random.default_rng(0)
+    scales = {}
+    for link in channel_links(config):
+        *stack, channels, _ = leaf_at(params, link.readers[0]).shape
+        scales[link] = np.exp(rng.normal(size=(*stack, channels // link.repeats))).astype("f4")
+    changed = rescale(model, scales)
+    has_values, has_means = not config.latent, config.norm == "layer"
+    changed = jm.models.rotate_heads(changed, basis="random") if has_values else changed
+    changed = changed if has_means else jm.models.rotate(changed)
+    got, expected = jit(changed.apply)(changed.params, file["ids"]), file["logits"]
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+
+
+def test_mechanisms_that_another_basis_does_not_pass_are_named():
+    def refused(name, change, message):
+        config, params, _, _ = member(name)
+        with pytest.raises(ValueError, match=message):
+            change(Model(config, params, None, name))
+
+    refused("cohere", jm.models.rotate, "cohere cannot be rotated: it sets norm = layer")
+    refused("gemma2", jm.models.rotate, "sets post_norms = True")
+    refused("deepseek_v3", jm.models.rotate_heads, "values that are .* made of latents")
+    refused("mamba", jm.models.rotate, "sets recurrence = ")
+    refused("mamba", lambda model: jm.models.awq(model, {}, INT4), "sets recurrence are not known")

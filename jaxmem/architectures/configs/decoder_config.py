@@ -32,7 +32,7 @@ class Config:
     positions, and the rotary base is `local_theta`. If `local` is empty, no layer is local.
 
     `family` is "llama", or "decoder" where a field after it is set. Transformations that know only
-    a Llama, such as `jm.rotate`, refuse a "decoder" by this name.
+    a Llama refuse a "decoder" by this name.
 
     Example:
         >>> from jaxmem.architectures.llama import Config
