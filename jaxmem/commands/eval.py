@@ -16,10 +16,9 @@ from .output import Output
 
 
 @dataclasses.dataclass(frozen=True)
-class Eval(options.CommonOptions):
+class Eval(options.SourceOptions):
     """Perplexity of a model on a text; with --reference also KL and agreement with that model."""
 
-    model: options.ModelName
     _: dataclasses.KW_ONLY
     text: Annotated[str, arg(metavar="FILE")]
     """UTF-8 text to predict."""
@@ -31,8 +30,8 @@ class Eval(options.CommonOptions):
     def run(self, output: Output) -> dict:
         """Evaluates, shows the figures on `output` as a table, and returns them as plain data."""
         text = options.read(self.text)
-        model = load(self.model)
-        reference = None if self.reference is None else load(self.reference)
+        model = self.load()
+        reference = None if self.reference is None else load(self.reference, dtype=self.dtype)
         evaluation = measure(output, model, text, windows=self.windows, reference=reference)
         output.say(evaluation)
         return {"source": model.source} | as_data(evaluation)

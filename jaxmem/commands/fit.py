@@ -16,7 +16,7 @@ from ..compression.fit_calibrated import TURNS
 from ..compression.fit_options import FitOptions
 from ..compression.fit_structures import INTEGERS, STRUCTURES, Technique
 from ..core.paths import is_whole
-from ..models import Model, load, rotate
+from ..models import Model, rotate
 from ..models.model import RECORD
 from . import options
 from .eval import as_data, measure
@@ -28,14 +28,13 @@ from .sizes import Size, show
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit(options.CommonOptions):
+class Fit(options.SourceOptions):
     """Encodes a model into a number of bytes, with the least harm, and saves it.
 
     Without --text and --calibrate the weights are read a layer at a time, and the dense model is
     never held.
     """
 
-    model: options.ModelName
     _: dataclasses.KW_ONLY
     nbytes: Annotated[Size, arg(name="bytes")]
     """The most that the weights may take: 100MB, 95MiB, 1.5GB or a number of bytes."""
@@ -70,7 +69,7 @@ class Fit(options.CommonOptions):
         texts = {path: options.read(path) for path in (self.text, self.calibrate) if path}
         if self.text and self.text == self.calibrate:
             raise ValueError(f"{self.text} is both --text and --calibrate, expected two texts")
-        model = load(self.model)
+        model = self.load()
         check_dense(model.tensors, model.source)
         if self.text:  # before the work, not after it
             options.tokens(model, texts[self.text], self.windows)
@@ -97,7 +96,7 @@ class Fit(options.CommonOptions):
             output.say(evaluation)
         with output.step("saving"):
             fitted.model.save(out, encoded)
-        figures = sizes(dense, encoded) | {
+        figures = sizes(model, encoded) | {
             "limit_bytes": self.nbytes,
             "calibration": fitted.done or None,
             "out": str(out),

@@ -6,18 +6,17 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..models import KVCache, Model, chat, generate, load
+from ..models import KVCache, Model, chat, generate
 from ..models.generation import Generation
 from .mesh_option import MeshOption, mesh_line, spread_model
-from .options import CommonOptions, Count, ModelName
+from .options import Count, SourceOptions
 from .output import Output
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate(CommonOptions):
+class Generate(SourceOptions):
     """Answers a prompt, if the model has a chat template, or else continues it."""
 
-    model: ModelName
     _: dataclasses.KW_ONLY
     prompt: Annotated[str | None, arg(metavar="TEXT")] = None
     """What to answer or to continue. With --chat and without it, each line of the input is a
@@ -49,7 +48,7 @@ class Generate(CommonOptions):
     def run(self, output: Output) -> dict:
         """The text and its tokens, which `output` shows as they come."""
         self._check()
-        model, places = spread_model(load(self.model), self.mesh)
+        model, places = spread_model(self.load(), self.mesh)
         if places:
             output.say(mesh_line(places))
         if not self.raw and (self.chat or self.system is not None or model.chat_template):

@@ -11,9 +11,9 @@ import jaxmem as jm
 
 from ..compression.fit import abstract
 from ..core.paths import is_whole
-from ..models import Model, load
+from ..models import Model
 from ..models.example_inputs import example_inputs
-from .options import CommonOptions, ModelName
+from .options import SourceOptions
 from .output import Output
 from .sizes import show
 
@@ -24,17 +24,15 @@ USABLE_SHARE = 0.9  # the share of a memory that weights and cache may take
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspect(CommonOptions):
+class Inspect(SourceOptions):
     """Shows the bytes of each part of a model, and which memories would hold it in fewer bits.
 
     Reads no weights, except from a directory that `jaxmem fit` wrote.
     """
 
-    model: ModelName
-
     def run(self, output: Output) -> dict:
         """Shows the figures on `output` as tables, and returns them as plain data."""
-        model = load(self.model)
+        model = self.load()
         parts, formats = by_part(model), as_formats(model)
         output.say(model.source)
         rows = [(name, *_row(part)) for name, part in parts.items()]

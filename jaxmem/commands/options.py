@@ -2,13 +2,13 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
 from tyro.conf import Positional, arg
 
-from ..models import Model
+from ..models import Model, load
 from ..models.example_inputs import window
 from ..models.text_models import vocabulary
 
@@ -28,6 +28,23 @@ class CommonOptions:
     """Print one JSON object on stdout and nothing else."""
     no_cache: bool = False
     """Compile every program anew, and keep none on disk for the next run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions(CommonOptions):
+    """What a command takes that reads a model."""
+
+    model: ModelName
+    _: dataclasses.KW_ONLY
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The type of weights that are not encoded: that of the file if it is bfloat16 throughout, else
+    float32, unless given."""
+    encoded: bool = False
+    """Keep the codes of a quantized file as they are, where there is a codec for them."""
+
+    def load(self) -> Model:
+        """The model that is named."""
+        return load(self.model, dtype=self.dtype, encoded=self.encoded)
 
 
 class Text(str):

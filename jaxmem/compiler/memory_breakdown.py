@@ -86,11 +86,13 @@ def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
     stacks = [x.shape[0] for tree in trained for x in jax.tree.leaves(tree) if len(x.shape) > 2]
     layers = max(set(stacks), key=stacks.count, default=0)
     buffers = at_peak(hlo.read(m.text))
+    is_backward = "transpose(" in m.text  # the name that JAX gives what gradients are computed by
+    purpose = lambda b: _purpose(b, shapes, layers, is_backward)
     temp = m.peak - m.arguments - parts["outputs"]
     # If the buffers add up to more than the compiler reports, scale them down to its sum.
     scale = min(1.0, temp / max(1, sum(b.nbytes for b in buffers)))
     for b in buffers:
-        part = f"temp, {_purpose(b, shapes, layers)}"
+        part = f"temp, {purpose(b)}"
         parts[part] = parts.get(part, 0) + int(b.nbytes * scale)
     parts["temp, other"] = temp - sum(n for part, n in parts.items() if part.startswith("temp"))
     frames = lines(m.text)
@@ -98,7 +100,7 @@ def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
         {
             "bytes": b.nbytes,
             "type": b.type,
-            "part": _purpose(b, shapes, layers),
+            "part": purpose(b),
             "path": b.path,
             "line": frames.get(b.frame, ""),
         }
@@ -108,20 +110,22 @@ def breakdown(m: Memory, arguments: Mapping[str, Any]) -> Breakdown:
     return Breakdown(m.device, {name: n for name, n in parts.items() if n}, largest)
 
 
-def _purpose(b: Buffer, shapes: set[tuple[int, ...]], layers: int) -> str:
+def _purpose(b: Buffer, shapes: set[tuple[int, ...]], layers: int, is_backward: bool) -> str:
     """A temporary's purpose, by its path in the program and its shape.
 
-    `shapes` are the sorted shapes of what is trained, `layers` the length of the stack of layers.
+    `shapes` are the sorted shapes of what is trained, `layers` the length of the stack of layers;
+    `is_backward` says whether the program has a backward pass.
     """
     sides = [int(n) for n in re.search(r"\[([\d,]*)\]", b.type)[1].split(",") if n]
     if re.search(r"\b(loss|logits)\b", b.path):
         return "logits"
     if _sides(sides) in shapes:
         gradient = "transpose(" in b.path or not re.search(r"/|optimizer", b.path)
-        return "gradients" if gradient else "copies of weights"
+        return "gradients" if gradient and is_backward else "copies of weights"
     if "optimizer" in b.path:
         return "optimizer at work"
-    return "kept for the backward pass" if layers and sides[:1] == [layers] else "at work"
+    kept = is_backward and layers and sides[:1] == [layers]
+    return "kept for the backward pass" if kept else "at work"
 
 
 def _sides(shape: Any) -> tuple[int, ...]:

@@ -52,6 +52,13 @@ def bare_name(name: str) -> str:
     return f"{stem}.{_OLD_ENDS.get(end, end)}" if stem else name
 
 
+def own_dtype(tensors: dict[str, Lazy]) -> np.dtype:
+    """bfloat16 if all floating-point tensors are, else float32."""
+    floats = {x.dtype for x in tensors.values() if jnp.issubdtype(x.dtype, jnp.floating)}
+    bfloat16 = np.dtype(jnp.bfloat16)
+    return bfloat16 if floats == {bfloat16} else np.dtype("float32")
+
+
 def assemble(
     weight_maps: dict[str, WeightMap], tensors: dict[str, Lazy], dtype: Any, source: Any
 ) -> dict:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from ..architectures.configs import published_configs
@@ -29,6 +28,7 @@ from . import (
 from .checkpoint_tensors import (
     assemble,
     nested,
+    own_dtype,
     warn_of_unread,
     with_its_head,
     with_one_embedding,
@@ -68,11 +68,12 @@ def load(
     - `hf://org/name` or `hf://org/name@revision`, through huggingface_hub;
     - a directory that `jaxmem fit` or `Model.save` wrote: its params are encoded.
 
-    `dtype` is the dtype of the params. The default is float32; for shapes without weights it is
-    bfloat16, and in a directory that jaxmem wrote the saved dtype. With `encoded=True`, some
-    weights become encoded leaves with the codes and scales of the file: blocks of a .gguf file
-    (Q4_0 to Q8_0, Q2_K to Q6_K, IQ4, TQ2_0, MXFP4, NVFP4), the codes of a quantized checkpoint,
-    and 16-bit floats of both. Other weights are dense.
+    `dtype` is the dtype of the params. The default is bfloat16 if all tensors of the file are that,
+    or if there are only shapes; in a directory that jaxmem wrote the saved dtype; else float32.
+
+    With `encoded=True`, some weights become encoded leaves with the codes and scales of the file:
+    blocks of a .gguf file (Q4_0 to Q8_0, Q2_K to Q6_K, IQ4, TQ2_0, MXFP4, NVFP4), the codes of a
+    quantized checkpoint, and 16-bit floats of both. Other weights are dense.
 
     The model ends at the tokens that config.json, generation_config.json and the chat template
     name. A warning names tensors of the file that the model does not use.
@@ -134,7 +135,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
         generation = end_tokens.fields_of(folder / end_tokens.GENERATION)
         config = with_output_tokens(dataclasses.replace(config, eos=ends), generation)
     weight_maps = checkpoint.weight_maps or family(config).weights(config)
-    tree = assemble(weight_maps, tensors, dtype or np.dtype("float32"), path)
+    tree = assemble(weight_maps, tensors, dtype or own_dtype(tensors), path)
     warn_of_unread(config, weight_maps, tensors, path)
     if encoded:
         if checkpoint.leaf is None:

@@ -151,7 +151,8 @@ def test_two_bits_are_for_what_three_cannot_reach(here):
 @pytest.mark.slow
 def test_a_rotated_fit_has_a_head_of_its_own(here):
     line = "fit", here / "model", "--bytes", "80kB", "--out", here / "rotated", "--rotate"
-    assert found(*line)["weights"] == DENSE // 4 + VOCAB * D
+    figures = found(*line)
+    assert (figures["weights"], figures["dense_bytes"]) == (DENSE // 4, DENSE)  # of the model given
     assert "head" in found("inspect", here / "rotated")["parts"]
 
 
@@ -167,6 +168,11 @@ def test_inspect_counts_the_bytes_of_each_part(here):
     assert parts["total"]["bytes"] == jm.nbytes(jm.models.load(here / "small").params)
     assert parts["total"]["weights"] == DENSE // 4
     assert sum(part["bytes"] for part in parts.values()) == 2 * parts["total"]["bytes"]
+
+
+def test_weights_are_loaded_in_the_type_that_is_asked_for(here):
+    parts = found("inspect", here / "model", "--dtype", "bfloat16")["parts"]
+    assert parts["total"]["bytes"] == DENSE // 2
 
 
 def test_generate_goes_on_from_the_prompt(here):

@@ -185,6 +185,14 @@ def test_a_tensor_that_the_model_does_not_use_is_named(tensors, tmp_path):
         load(path)
 
 
+def test_a_file_of_bfloat16_stays_bfloat16_and_a_mixed_one_becomes_float32(tensors, tmp_path):
+    halves = {name: w.astype(ml_dtypes.bfloat16) for name, w in tensors.items()}
+    types = lambda path: {x.dtype for x in jax.tree.leaves(load(path).tensors, is_leaf=is_lazy)}
+    assert types(write_single(tmp_path, halves)) == {jnp.dtype("bfloat16")}
+    mixed = halves | {"model.norm.weight": tensors["model.norm.weight"]}
+    assert types(write_single(tmp_path, mixed)) == {jnp.dtype("float32")}
+
+
 def test_weights_that_are_quantised_in_the_checkpoint_are_refused(tensors, tmp_path):
     write_single(tmp_path, tensors)
     config = HF | {"quantization_config": {"quant_method": "quip"}}
