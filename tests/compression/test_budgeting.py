@@ -1,6 +1,5 @@
 """A budget's plan is the best one, never a byte too large, and the same from every kind of tree."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -9,9 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
-from jaxmem.compression import budgeting
 from jaxmem.compression.knapsack import least_loss
-from jaxmem.compression.layer_errors import _interpolated
 from jaxmem.core.lazy import Lazy
 
 CODECS = [jm.Int(b, group=16) for b in (2, 4, 8)]
@@ -148,28 +145,10 @@ def test_keep_and_codecs_that_see_the_whole_matrix_are_candidates_too():
         assert plan["w"] == best
 
 
-@pytest.mark.parametrize("moments", ["gram", "diag"])
-def test_with_stats_an_error_is_that_of_what_the_weight_computes(moments):
-    params, x = {"w": weights()["a"]}, jax.random.normal(jax.random.key(1), (50, 32))
-    x = jnp.diag(x[0]) if moments == "diag" else x  # inputs that do not correlate
-    found = jm.stats(lambda p, x: x @ p["w"], params, [(x,)], moments=moments)["w"]
-    error = x @ (params["w"] - CODECS[1].encode(params["w"]).decode())
-    expected = jnp.square(error).sum() / jnp.square(x @ params["w"]).sum()
-    got = jm.errors(params, CODECS[1:2], stats={"w": found})["w"][CODECS[1]]
-    assert float(got / expected) == pytest.approx(1, 1e-3)
-
-
 def test_abstract_weights_get_a_plan():
     shapes = jax.eval_shape(lambda tree: tree, stack())
     plan = jm.budget(shapes, nbytes=11_500, candidates={"up|down|head": CODECS})
     assert jm.nbytes(jm.encode(shapes, plan)) <= 11_500
-
-
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_a_weight_that_is_not_finite_is_named(bad):
-    params = {"fine": jnp.ones((8, 8)), "broken": jnp.ones((8, 8)).at[3, 3].set(bad)}
-    with pytest.raises(ValueError, match="broken"):
-        jm.budget(params, nbytes=1_000, candidates=CODECS)
 
 
 @pytest.mark.parametrize("given", [{}, {"w": -1.0}, {"w": np.ones(3)}, {"w": np.nan}])
@@ -177,109 +156,6 @@ def test_a_wrong_sensitivity_is_refused(given):
     with pytest.raises(ValueError, match="w"):
         params = {"w": jnp.ones((8, 8))}
         jm.budget(params, nbytes=1_000, candidates=CODECS, sensitivity=given)
-
-
-def kinds(seed=0):
-    """Weights of low rank, of few that are not zero, of no structure, and three like layers."""
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(seed + i), shape)
-    few = draw(2, 64, 64) * (jax.random.uniform(jax.random.key(9), (64, 64)) < 0.3).astype(
-        jnp.float32
-    )
-    like = draw(4, 64, 64)[None] + 0.001 * draw(5, 3, 64, 64)
-    return {
-        "low": draw(0, 64, 8) @ draw(1, 8, 64),
-        "few": few,
-        "plain": draw(3, 64, 64),
-        "like": like,
-    }
-
-
-@pytest.mark.slow
-def test_one_budget_chooses_each_technique_where_it_is_right():
-    each = jm.Chain((jm.Bitmask(0.35), jm.Int(8))), jm.Chain((jm.LowRank(8), jm.Int(8)))
-    right = {
-        "few": each[0],
-        "low": each[1],
-        "plain": jm.Int(3, group=64, symmetric=False),
-        "like": jm.Shared(1, codec=jm.Int(8)),
-    }
-    rules = {"like": list(right.values()), ".*": list(right.values())[:3]}
-    plan = jm.budget(kinds(), nbytes=9_400, candidates=rules, sensitivity=dict.fromkeys(right, 1.0))
-    assert plan == right
-    assert jm.nbytes(jm.encode(kinds(), plan)) <= 9_400
-
-
-@pytest.mark.slow
-def test_techniques_are_by_the_best_solver_that_the_stats_allow():
-    x, params = jax.random.normal(jax.random.key(0), (40, 32)), weights()
-    fn = lambda p, x: x @ p["a"]
-    for moments, solvers in (("gram", (jm.GPTQ, jm.SparseGPT)), ("diag", (jm.Search, jm.Wanda))):
-        stats = jm.stats(fn, params, [(x,)], moments=moments)
-        found = jm.techniques(params, stats=stats)
-        assert {type(c) for c in found["a"]} == {*solvers, jm.QERA, jm.Chain}
-        assert {type(c) for c in found["b"]} == {jm.Search, jm.Chain}  # of no moments
-
-
-def test_what_was_not_measured_is_interpolated():
-    found = np.array([[1.0, 1.0], [2.0, np.inf], [5.0, 3.0], [1.0, np.inf], [0.0, 0.0]])
-    assert _interpolated(found)[:, 1].tolist() == [1.0, 2.0, 3.0, 1.5, 0.0]
-
-
-def test_what_takes_long_is_measured_on_few_layers_exactly():
-    rng = np.random.default_rng(0)
-    w = jnp.asarray(rng.standard_normal((9, 32, 12)), jnp.float32)
-    x = jnp.asarray(rng.standard_normal((99, 32)) @ rng.standard_normal((32, 32)), jnp.float32)
-    fed = jm.stats(lambda p, x: [x @ layer for layer in p], list(w), [(x,)])["0"]
-    fed = jax.tree.map(lambda a: jnp.broadcast_to(a, (9, *a.shape)), fed)
-    codecs = [jm.GPTQ(jm.Int(3)), jm.LowRank(4)]
-    found = jm.errors({"w": w}, codecs, stats={"w": fed})["w"]
-    for codec in codecs:
-        off = w - jax.jit(codec.encode, static_argnums=1)(w, (-2,), fed).decode()
-        energy = lambda a: jnp.square(jnp.matmul(x, a)).sum((-1, -2))
-        exact = np.array(energy(off) / energy(w))
-        exact[4] = (exact[3] + exact[5]) / 2  # of nine, the one between
-        np.testing.assert_allclose(found[codec], exact, rtol=1e-3)
-
-
-def test_a_column_that_computes_most_counts_though_none_of_its_error_is_measured():
-    x, w = (jax.random.normal(jax.random.key(i), (99, 32)) for i in range(2))
-    w = jnp.tile(w[:1].T, (1, 4096)).at[:, -1].multiply(1_000)  # columns 0, 2, ... are measured
-    fed = jm.stats(lambda p, x: x @ p["w"], {"w": w}, [(x,)])
-    found = jm.errors({"w": w}, [jm.Int(3)], stats=fed)["w"][jm.Int(3)]
-    off = jnp.square(x @ (w[:, :1] - jm.Int(3).encode(w[:, :1]).decode())).sum()
-    whole = jnp.square(x @ w).sum()
-    assert found == pytest.approx(float(4096 * off / whole), rel=1e-3)
-
-
-def test_an_error_that_is_known_is_not_measured_again():
-    params = weights()
-    found = jm.errors(params, CODECS)
-    plan = jm.budget(params, nbytes=3_200, candidates=CODECS)
-    assert jm.budget(params, nbytes=3_200, candidates=CODECS, known=found) == plan
-    found["a"] |= {CODECS[0]: np.array(0.0)}  # if that were so
-    assert plan["a"] != CODECS[0]
-    told = jm.budget(params, nbytes=3_200, candidates=CODECS, known=found)
-    assert told["a"] == CODECS[0] and told["b"] == told["c"] == CODECS[-1]
-    other = {"a": {CODECS[0]: np.zeros(5)}}  # of another stack
-    assert jm.errors(params, CODECS, known=other)["a"][CODECS[0]] > 0
-
-
-def test_one_budget_mixes_techniques_by_what_each_weight_is_like():
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
-    params = {
-        "thin": draw(0, 128, 8) @ draw(1, 8, 128) / 3,
-        "hollow": jnp.where(jm.Bitmask(0.35).mask(draw(2, 128, 128)), draw(3, 128, 128), 0),
-        "full": draw(4, 128, 128),
-    }
-    pruned = jm.Chain((jm.Bitmask(0.35), jm.Int(4, group=64)))
-    forms = [jm.Int(3, group=64), jm.Int(4, group=64), pruned, jm.LowRank(8)]
-    plan = jm.budget(params, nbytes=24_500, candidates=forms)
-    assert plan == {"thin": forms[3], "hollow": pruned, "full": forms[1]}
-
-
-def test_techniques_refuse_a_kind_that_is_not_there():
-    with pytest.raises(ValueError, match="expected some of int, sparsity, n:m, rank"):
-        jm.techniques(weights(), ["ints"])
 
 
 def uneven():
@@ -328,23 +204,3 @@ def test_a_stack_that_a_candidate_takes_together_stays_whole():
     params = {"up": stack()["up"], "down": stack()["down"]}
     plan = jm.budget(params, nbytes=10**5, candidates=[jm.Int(4), jm.Basis(2)], runs=5)
     assert set(plan) <= {"up", "down"}
-
-
-TRACED = []
-
-
-@dataclasses.dataclass(frozen=True)
-class Traced(jm.Int):
-    """`Int`, which notes each shape whose bytes are asked for."""
-
-    def encode(self, w, axes=(-2,), stats=None):
-        if isinstance(w, jax.core.Tracer):
-            TRACED.append(w.shape)
-        return super().encode(w, axes, stats)
-
-
-def test_the_bytes_of_leaves_of_one_shape_are_computed_once():
-    params = {f"w{i}": jax.ShapeDtypeStruct((24, 16), jnp.float32) for i in range(9)}
-    sizes = [budgeting._sizes(leaf, (-2,), [Traced(4)]) for leaf in params.values()]
-    assert sizes == [[24 * 16 // 2 + 2 * 16]] * 9
-    assert len(TRACED) == 1
