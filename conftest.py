@@ -1,5 +1,6 @@
 """Strict everywhere: 8 host devices, no silent promotion of dtypes or ranks."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -67,6 +68,12 @@ def pytest_collection_modifyitems(config, items):
     is_quick = lambda item: (module(item), item.name) in chosen
     config.hook.pytest_deselected(items=[item for item in items if not is_quick(item)])
     items[:] = [item for item in items if is_quick(item)]
+
+
+def pytest_collection_finish():
+    """Modules are no garbage: to look through them again and again took a twelfth of the time."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

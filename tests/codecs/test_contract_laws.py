@@ -51,16 +51,17 @@ def test_dot_works_on_either_side_over_any_axes_and_along_a_batch(codec):
 
 
 @each_kind
-@pytest.mark.parametrize("rows", [2, 40])
 @pytest.mark.parametrize("n", [1040, 2050])  # tiles of 520, and of 1,024 with 2 left
-def test_dot_works_some_rows_of_the_matrix_at_a_time(codec, rows, n):
-    assert_lifts(jnp.matmul, weight(rows, 24, seed=1), encoder(codec)(weight(24, n)))
+def test_dot_works_some_rows_of_the_matrix_at_a_time(codec, n):
+    inputs = [weight(rows, 24, seed=1) for rows in (2, 40)]  # few rows, and many
+    assert_lifts(lambda xs, w: [x @ w for x in xs], inputs, encoder(codec)(weight(24, n)))
 
 
 @each_codec
 def test_a_stack_is_a_stack_of_encoded(codec):
-    for i, layer in enumerate(weight(3, 32, 24)):
-        sliced = jax.tree.map(lambda a: a[i], encoded(codec, "f32 stacked"))  # noqa: B023
+    stack = jax.device_get(encoded(codec, "f32 stacked"))
+    for i, layer in enumerate(np.asarray(weight(3, 32, 24))):
+        sliced = jax.tree.map(lambda a: a[i], stack)  # noqa: B023
         alone = encoder(codec)(layer)
         assert (sliced.shape, jm.nbytes(sliced)) == (alone.shape, jm.nbytes(alone))
         assert jax.tree.structure(sliced) == jax.tree.structure(alone)
@@ -130,7 +131,8 @@ def test_a_lifted_function_of_a_symbolic_batch_is_exported(codec):
 @each_codec
 def test_survives_the_serialization_of_flax(codec):
     leaf = encoded(codec, "bf16 stacked")
-    tree, empty = {"w": [leaf]}, {"w": [jax.tree.map(jnp.zeros_like, leaf)]}
+    zeros = jax.tree.map(lambda a: jnp.asarray(np.zeros(a.shape, a.dtype)), leaf)
+    tree, empty = {"w": [leaf]}, {"w": [zeros]}
     assert_same(serialization.from_bytes(empty, serialization.to_bytes(tree)), tree)
 
 
@@ -176,7 +178,9 @@ def test_empty_weights_are_weights(codec, shape):
 @each_kind
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite_is_refused_by_its_path(codec, value):
-    params = {"mlp": {"kernel": weight(32, 24).at[3, 4].set(value)}}
+    kernel = np.array(weight(32, 24))
+    kernel[3, 4] = value
+    params = {"mlp": {"kernel": jnp.asarray(kernel)}}
     moments = jm.Moments(jnp.eye(32), jnp.zeros(32), jnp.ones(32), jnp.float32(32))
     stats = {"mlp/kernel": moments} if getattr(codec, "calibrated", False) else None
     with pytest.raises(ValueError, match=r"mlp/kernel.*NaN or infinity"):
@@ -192,7 +196,7 @@ def test_rows_are_looked_up(codec):
 @each_kind
 def test_transpose_and_reshape_move_no_weight(codec):
     leaf = encoder(codec, (-3,))(weight(2, 24, 3, 8))
-    w = leaf.decode()
+    w = np.asarray(leaf.decode())
     for moved, want in (
         (leaf.transpose((0, 2, 3, 1)), w.transpose(0, 2, 3, 1)),
         (leaf.reshape((2, 24, 24)), w.reshape(2, 24, 24)),

@@ -61,7 +61,7 @@ SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 @pytest.mark.parametrize(
     ("name", "encoding"),
-    [("qwen3_moe", None), SLOW("qwen3_moe", jm.Int(8)), SLOW("deepseek_v3", jm.Int(8))],
+    [("qwen3_moe", None), SLOW("deepseek_v3", jm.Int(8))],
 )
 def test_a_mixture_is_served_with_its_experts_over_devices(name, encoding):
     tokens, size = first_token(name, encoding)
@@ -100,10 +100,10 @@ def test_a_mixture_over_experts_and_fsdp_learns_as_on_one_device():
     np.testing.assert_allclose(*losses, rtol=0.02)
 
 
-# Learned positions, parts that are added together, slopes, a mixture, latents, a state.
+# Learned positions, slopes, a mixture with latents, a state.
 # experiments/memory/plan_every_family.py does this for every member.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "bloom", "qwen3_moe", "deepseek_v3", "mamba"])
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "deepseek_v3", "mamba"])
 def test_a_family_has_a_step_of_each_task_on_one_device_and_on_four(name):
     config = gpt2.Config(vocab=64, width=32, layers=2, heads=4)
     net = gpt2.module(config) if name == "gpt2" else module(config := member(name)[0])
