@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 
 _DESCRIPTION = """Fit any language model into the memory you have.
 
-A MODEL is smollm2-135m, gemma-3-270m, minilm-l6, mpnet-base or whisper-tiny.en (fetched once),
-llama-1b, llama-8b or llama-70b (shapes only), a directory with config.json and safetensors, a
-.safetensors, .gguf or llama2.c .bin file, hf://org/name, or a directory that `jaxmem fit` wrote.
+A MODEL is smollm2-135m, gemma-3-270m, minilm-l3, minilm-l6, mpnet-base or whisper-tiny.en (fetched
+once), llama-1b, llama-8b or llama-70b (shapes only), a directory with config.json and safetensors,
+a .safetensors, .gguf, .onnx or llama2.c .bin file, hf://org/name, or a directory that `jaxmem fit`
+wrote.
 `jaxmem --version` prints the version.
 """
 

@@ -1,4 +1,4 @@
-"""Sentence encoders (minilm-l6, mpnet-base; float32) in 8 and 4.5 bits a weight by jm.fit.
+"""Sentence encoders (MiniLM-L3 and L6, mpnet-base; float32) in 8 and 4.5 bits a weight by jm.fit.
 
     pip install -e ".[demo]"
     python fit_encoders.py --test stsb_en_dev.csv --models minilm-l6
@@ -36,7 +36,7 @@ def read_pairs(path: pathlib.Path, count: int) -> tuple[list[tuple[str, str]], l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--test", type=pathlib.Path, required=True)
-    parser.add_argument("--models", nargs="+", default=["minilm-l6", "mpnet-base"])
+    parser.add_argument("--models", nargs="+", default=["minilm-l3", "minilm-l6", "mpnet-base"])
     parser.add_argument("--pairs", type=int, default=1500)
     args = parser.parse_args()
     pairs, scores = read_pairs(args.test, args.pairs)

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..architectures.families.tower_families import TOWER_FAMILIES
-from ..architectures.family_modules import module_of_model_type
+from ..architectures.family_modules import family_module, module_of_model_type
 from ..architectures.weights.weight_map import WeightMap
 from ..core.lazy import Lazy
 from ..formats import (
     ctranslate2,
     gguf,
     llama2c,
+    onnx_graph,
     quantized_checkpoint,
     safetensors,
     tokenizers,
@@ -104,6 +105,26 @@ def read_gguf(path: pathlib.Path) -> Checkpoint:
     return Checkpoint(config, path, tensors, tokenizer, coded, leaf, template, weight_maps)
 
 
+def read_onnx(path: pathlib.Path) -> Checkpoint:
+    """An encoder in an ONNX file of PyTorch, with config.json beside it or in the folder above.
+
+    Raises:
+        ValueError: there is no config.json, it is of no encoder, or the file is malformed or holds
+            weights in another form.
+    """
+    folders = [x for x in (path.parent, path.parent.parent) if (x / CONFIG).is_file()]
+    if not folders:
+        raise ValueError(f"{path} has no {CONFIG} beside it, which says what it computes")
+    file = folders[0] / CONFIG
+    config = read_config(read_object(file), file)
+    if config.family not in ("bert", "encoder"):
+        raise ValueError(f"{path} holds a {config.family}, expected an encoder")
+    weight_maps = family_module(config.family).weights(config)
+    names = [name for weight_map in weight_maps.values() for name in weight_map.names]
+    tensors = onnx_graph.named(onnx_graph.onnx_weights(path), names, path)
+    return Checkpoint(config, file, tensors, tokenizer_files.read_tokenizer(folders[0]))
+
+
 def read_bin(path: pathlib.Path) -> Checkpoint:
     """A Whisper of CTranslate2, or a llama2.c file.
 
@@ -153,7 +174,7 @@ def read_config(hf: dict, source: Any) -> Any:
 
 # {the end of a file's name, or "" for a directory: its reader}
 READERS = {"": read_safetensors, ".safetensors": read_safetensors}
-READERS |= {".gguf": read_gguf, ".bin": read_bin}
+READERS |= {".gguf": read_gguf, ".bin": read_bin, ".onnx": read_onnx}
 
 
 @contextlib.contextmanager

