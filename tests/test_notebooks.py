@@ -14,10 +14,11 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def code(path):
-    """The notebook's Python, without the cells that only a notebook understands."""
+    """The notebook's Python, without the lines that only a notebook understands."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    return "\n".join(source for source in sources if not source.startswith("%"))
+    lines = "\n".join(sources).splitlines()
+    return "\n".join(line for line in lines if not line.startswith("%"))
 
 
 @each_notebook
