@@ -38,16 +38,30 @@ class GatedRecurrence(nn.Module):
         zeros = jnp.zeros((x.shape[0], 1, r.channels), jnp.float32)
         before = state_before(cache, "state", layer, position, zeros)
 
-        def read(state: Array, token: tuple[Array, Array]):
-            state = token[0] * state + token[1]
-            return state, state
-
-        tokens = (jnp.exp(log_keep).swapaxes(0, 1), taken.swapaxes(0, 1))
-        state, y = lax.scan(read, before[:, 0], tokens)
-        cache = with_state(cache, "state", layer, state[:, None])
+        y = linear_recurrence(jnp.exp(log_keep), taken, before[:, 0])
+        cache = with_state(cache, "state", layer, y[:, -1:])
         gate = jax.nn.gelu(gate.astype(jnp.float32), approximate=True)
-        y = (y.swapaxes(0, 1) * gate).astype(x.dtype)
+        y = (y * gate).astype(x.dtype)
         return Linear(c.width, r.out_bias, name="out")(y), cache
+
+
+def linear_recurrence(keep: Array, taken: Array, state: Array) -> Array:
+    """h_t = keep_t * h_(t-1) + taken_t, (B, T, n), in ⌈log2 T⌉ steps over all tokens.
+
+    Two tokens in a row are one token that keeps the product, and takes what the second keeps of the
+    first: the tokens are joined in pairs, and the pairs again (Blelloch, 1990).
+
+    Args:
+        keep: (B, T, n) in f32, from 0 to 1.
+        taken: (B, T, n) in f32.
+        state: before the first token, (B, n) in f32.
+    """
+
+    def joined(first: tuple[Array, Array], second: tuple[Array, Array]):
+        return first[0] * second[0], second[0] * first[1] + second[1]
+
+    kept, h = lax.associative_scan(joined, (keep, taken), axis=1)
+    return h + kept * state[:, None]
 
 
 class BlockLinear(nn.Module):

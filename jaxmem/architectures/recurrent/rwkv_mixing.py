@@ -31,21 +31,17 @@ class TimeMixing(nn.Module):
         k, v, gate = (linears[name](y, jnp.float32) for name, y in mixed.items())
         vector = lambda name: self.param(name, nn.initializers.zeros, (r.channels,))
         decay, first = vector("log_decay").astype(jnp.float32), vector("first").astype(jnp.float32)
-        decay, first = -jnp.exp(decay)[None], first[None]
+        decay, first = -jnp.exp(decay), row(first, k)
         sums = jnp.zeros((x.shape[0], 2, r.channels), jnp.float32)
         initial = jnp.concatenate([sums, jnp.full_like(sums[:, :1], _NOTHING)], axis=1)
         before = state_before(cache, "state", layer, position, initial)
 
-        def read(state: tuple, token: tuple[Array, Array]):
-            above, below, largest = state
-            k, v = token
-            y_above, y_below, _ = _add(above, below, largest, k + first, v)
-            return _add(above, below, largest + decay, k, v), y_above / y_below
-
-        state = tuple(before[:, i] for i in range(3))
-        state, y = lax.scan(read, state, (k.swapaxes(0, 1), v.swapaxes(0, 1)))
-        cache = with_state(cache, "state", layer, jnp.stack(state, axis=1))
-        y = (jax.nn.sigmoid(gate) * y.swapaxes(0, 1)).astype(x.dtype)
+        sums = running_sums(k, v, decay, before)
+        above, below, largest = (y[:, :-1] for y in sums)  # before each token
+        above, below, _ = _add(above, below, largest, k + first, v)
+        y = above / below
+        cache = with_state(cache, "state", layer, jnp.stack([y[:, -1] for y in sums], axis=1))
+        y = (jax.nn.sigmoid(gate) * y).astype(x.dtype)
         return Linear(c.width, name="out")(y), cache
 
 
@@ -63,6 +59,32 @@ class ChannelMixing(nn.Module):
         hidden = jnp.square(jax.nn.relu(Linear(c.ffn, name="up")(mixed["up"])))
         gate = jax.nn.sigmoid(Linear(c.width, name="receptance")(mixed["receptance"]))
         return gate * Linear(c.width, name="down")(hidden), cache
+
+
+def running_sums(k: Array, v: Array, decay: Array, before: Array) -> tuple[Array, Array, Array]:
+    """The two sums and their exponents, (B, 1 + T, n) each: before the first token, and after each.
+
+    They are computed in ⌈log2(1 + T)⌉ steps over all tokens: tokens in a row are summed in pairs,
+    in which the second's decay shrinks the first, and the pairs again (Blelloch, 1990).
+
+    Args:
+        k: exponents (B, T, n) in f32.
+        v: values (B, T, n) in f32.
+        decay: what a token adds to the exponents before it, (n,) in f32, below 0.
+        before: the sums and the exponent before the first token, (B, 3, n) in f32.
+    """
+
+    def joined(first: tuple, second: tuple):
+        largest = jnp.maximum(first[3] + second[0], second[3])
+        shares = jnp.exp(first[3] + second[0] - largest), jnp.exp(second[3] - largest)
+        above, below = (shares[0] * first[i] + shares[1] * second[i] for i in (1, 2))
+        return first[0] + second[0], above, below, largest
+
+    start = tuple(before[:, i, None] for i in range(3))
+    tokens = (jnp.broadcast_to(decay, k.shape), v, jnp.ones_like(v), k)
+    elements = zip((jnp.zeros_like(start[0]), *start), tokens)
+    joint = tuple(jnp.concatenate(pair, axis=1) for pair in elements)
+    return lax.associative_scan(joined, joint, axis=1)[1:]
 
 
 def _add(above: Array, below: Array, largest: Array, exponent: Array, value: Array) -> tuple:

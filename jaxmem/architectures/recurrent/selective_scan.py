@@ -14,6 +14,7 @@ from ..configs.decoder_config import Config
 from ..configs.recurrence import Recurrence
 from ..layers.linear import Linear, row, scaled
 from ..layers.norms import Norm, unit_mean_square
+from .chunked_scan import chunked_scan
 from .recurrent_state import Convolution, state_before, with_state
 
 _LEAST_STEP = -4.6  # softplus of this bias is a step of 0.01
@@ -141,7 +142,8 @@ def _through_cache(
     heads = (r.groups, r.heads // r.groups)
     zeros = jnp.zeros((x.shape[0], r.state, r.channels), jnp.float32)
     before = state_before(cache, "state", layer, position, zeros)
-    y, state = selective_scan(
+    in_chunks = r.kind == "mamba2" and x.shape[1] > 1
+    y, state = (chunked_scan if in_chunks else selective_scan)(
         x.reshape(*x.shape[:2], *heads, -1),
         step.reshape(*x.shape[:2], *heads),
         -jnp.exp(log_decay.astype(jnp.float32)).reshape(r.heads, -1).T.reshape(1, -1, *heads, 1),
