@@ -1,6 +1,7 @@
-"""Scales of other tools' files in the bytes of the file: one for a block of rows, or quantized.
+"""Scales of other tools' files in the bytes of the file: one for a block of rows, or codes.
 
-Both stand for an f32 array (*stack, groups, n). They are the `scale` in a `DoubleQuantArray`.
+All stand for an f32 array (*stack, groups, n). They are the `scale` in a `DoubleQuantArray` or
+a `LatticeArray`.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from ..core.leaf import Encoded, divided_shape
+from .packing import unpack
 
 
 class _Scales(Encoded):
@@ -104,3 +106,27 @@ def row_block_scales(values: np.ndarray, block: int, rows: np.ndarray) -> Any:
         end = -(-(first + n) // block)
         return RowBlockScales(jnp.asarray(values[first // block : end].T), block, n)
     return jnp.asarray(values[rows // block].T)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OddScales(_Scales):
+    """unit · factor · (2 · code + 1): the scales of GGUF's IQ1, IQ2 and IQ3.
+
+    Example:
+        >>> codes = (jnp.array([[0x21], [0x43]], jnp.uint8),)  # two groups of two rows
+        >>> OddScales(codes, jnp.array([[1.0, 2.0]], jnp.float16), 4, 0.5).decode().tolist()
+        [[1.5, 5.0], [3.5, 9.0]]
+    """
+
+    codes: tuple[Array, ...]  # bit fields (*stack, groups, n·width/8)
+    unit: Array  # (*stack, groups / some, n) f16
+    bits: int = dataclasses.field(metadata=dict(static=True))
+    factor: float = dataclasses.field(metadata=dict(static=True))
+
+    shape = property(lambda self: (*self.codes[0].shape[:-1], self.unit.shape[-1]))
+
+    def decode(self):
+        codes = unpack(self.codes, self.bits, self.unit.shape[-1], -1).astype(jnp.float32)
+        unit = jnp.repeat(self.unit.astype(jnp.float32), self.shape[-2] // self.unit.shape[-2], -2)
+        return unit * self.factor * (2 * codes + 1)

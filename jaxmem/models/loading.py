@@ -73,9 +73,9 @@ def load(
     `dtype` is the dtype of the params. The default is bfloat16 if all tensors of the file are that,
     or if there are only shapes; in a directory that jaxmem wrote the saved dtype; else float32.
 
-    With `encoded=True`, some weights become encoded leaves with the codes and scales of the file:
-    blocks of a .gguf file (Q4_0 to Q8_0, Q2_K to Q6_K, IQ4, TQ2_0, MXFP4, NVFP4), the codes of a
-    quantized checkpoint, and 16-bit floats of both. Other weights are dense.
+    With `encoded=True`, weights become encoded leaves with the codes and scales of the file: blocks
+    of a .gguf file, of every type but TQ1_0, the codes of a quantized checkpoint, and 16-bit floats
+    of both. Other weights are dense.
 
     The model ends at the tokens that config.json, generation_config.json and the chat template
     name. A warning names tensors of the file that the model does not use.

@@ -13,11 +13,13 @@ from ..core.fold import Fold
 from ..core.lazy import Lazy
 from ..core.leaf import is_encoded
 from ..core.segmented import Segmented, join_layers
-from ..formats import gguf_blocks
+from ..formats import gguf_blocks, gguf_lattices
 from ..formats.gguf import Gguf
 from ..formats.quantized_matrix import QuantizedMatrix
 from .checkpoint_tensors import bare_name
 
+_ROWS = dict.fromkeys(gguf_blocks.TYPES, gguf_blocks.rows)  # {type: what reads its blocks}
+_ROWS |= dict.fromkeys(gguf_lattices.TYPES, gguf_lattices.rows)
 _SIXTEEN_BITS = {"F16": "float16", "BF16": "bfloat16"}
 
 
@@ -78,13 +80,13 @@ def _of_gguf(file: Gguf, name: str, weight_map: WeightMap, dtype: Any) -> Any:
             jnp.asarray(weight_map.fn(tensor.load()).astype(_SIXTEEN_BITS[kind])), jnp.dtype(dtype)
         )
     *experts, n, k = tensor.shape
-    place = placed(weight_map.fn, n, k) if kind in gguf_blocks.TYPES else None
+    place = placed(weight_map.fn, n, k) if kind in _ROWS else None
     if place is None:
         return None
     order, fold = place
     leaves = []
     for blocks in file.blocks(name).reshape(-1, n, file.row_bytes(name)):
-        rows = gguf_blocks.rows(kind, blocks[order])
+        rows = _ROWS[kind](kind, blocks[order])
         if not rows.is_finite():
             raise ValueError(f"{file.path}: {name} has scales that are NaN or infinite")
         leaves.append(rows.leaf(fold, dtype))

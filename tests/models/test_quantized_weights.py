@@ -14,13 +14,14 @@ import jaxmem as jm
 from jaxmem.core.fold import Fold
 from jaxmem.core.segmented import join_layers
 from jaxmem.formats import gguf as gguf_format
-from jaxmem.formats import gguf_blocks
+from jaxmem.formats import gguf_blocks, gguf_lattices
 from jaxmem.models import quantized_weights
 from jaxmem.models.loading import load
 
 HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0]}
 HALVES |= {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
 HALVES |= {"IQ4_NL": [0], "IQ4_XS": [0], "TQ2_0": [64], "MXFP4": [], "NVFP4": []}
+HALVES |= {kind: [0] for kind in gguf_lattices.TYPES} | {"IQ1_M": [54]}
 KINDS = list(gguf_blocks.TYPES)
 IDS = np.array([[5, 17, 2, 300, 9]])
 
@@ -50,6 +51,26 @@ def test_blocks_are_leaves_of_the_file_s_bytes_that_decode_as_gguf_decodes(kind,
     w = leaf if order == (-1, -2) else leaf.transpose((1, 0))
     y = jit(jm.lift(jnp.matmul, on_decode="error"))(x, w)
     np.testing.assert_allclose(y, x @ want.T, rtol=1e-4, atol=1e-4 * np.abs(x @ want.T).max())
+
+
+@pytest.mark.parametrize("kind", gguf_lattices.TYPES)
+def test_points_of_a_lattice_decode_as_gguf_decodes(kind):
+    data, want = blocks(kind, 24, 512)
+    leaf = gguf_lattices.rows(kind, data).leaf(Fold((24,), (512,), (-2, -1)), "float32")
+    np.testing.assert_array_equal(leaf.decode(), want)
+    assert jm.nbytes(leaf) == data.nbytes + leaf.points.nbytes
+
+
+def test_a_product_with_points_of_a_lattice_decodes_tiles_and_a_look_up_rows():
+    made = [blocks("IQ3_S", 16, 512, seed) for seed in range(2)]
+    rows = (gguf_lattices.rows("IQ3_S", data) for data, _ in made)
+    stack = join_layers(row.leaf(Fold((16,), (512,), (-1, -2)), "float32") for row in rows)
+    x = np.random.default_rng(1).standard_normal((2, 3, 512)).astype(np.float32)
+    y = jit(jm.lift(jnp.matmul, on_decode="error"))(x, stack)
+    taken = stack.layer(1).transpose((1, 0)).take(jnp.array([[13, 3]]))
+    np.testing.assert_array_equal(taken, made[1][1][[[13, 3]]])
+    want = x @ np.swapaxes([w for _, w in made], 1, 2)
+    np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("kinds", [("Q4_K", "Q6_K"), ("Q5_K", "Q8_0", "Q8_0")])
