@@ -28,6 +28,8 @@ class Export(CommonOptions):
     """A .gguf file, or a directory of config.json and safetensors: with codes, or dense (hf)."""
     out: Annotated[str, arg(metavar="PATH")]
     """A file or directory to write; it appears whole or not at all."""
+    no_tokenizer: bool = False
+    """gguf: write no vocabulary; llama.cpp then takes token ids, but no text."""
     half: bool = False
     """gguf: round dense weights to float16."""
     int8: bool = False
@@ -40,19 +42,24 @@ class Export(CommonOptions):
         out = check_out(self.out, makes_parents=True)
         if out.exists():
             raise ValueError(f"{out} exists; choose another --out")
-        for name, format in {"half": "gguf", "int8": "compressed-tensors", "dtype": "hf"}.items():
+        for name, format in _FORMATS.items():
             if getattr(self, name) and self.format != format:
-                raise ValueError(f"--{name} goes with --format {format}, not {self.format}")
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} goes with --format {format}, not {self.format}")
         model = load(self.model) if self.format == "hf" else with_codes(self.model)
         with output.step(f"writing {out}"):
             if self.format == "gguf":
-                written = to_gguf(out, model, half=self.half)
+                written = to_gguf(out, model, half=self.half, tokenizer=not self.no_tokenizer)
             elif self.format == "hf":
                 written = to_hf(model, out, dtype=self.dtype)
             else:
                 written = to_compressed_tensors(out, model, packed=not self.int8)
         output.say(written)
         return {"source": model.source, "format": self.format} | dataclasses.asdict(written)
+
+
+# Each option, and the format that it is of.
+_FORMATS = {"half": "gguf", "no_tokenizer": "gguf", "int8": "compressed-tensors", "dtype": "hf"}
 
 
 def with_codes(name: str) -> Model:

@@ -169,6 +169,15 @@ def write_safetensors(
     path: pathlib.Path, shapes: dict[str, tuple[tuple[int, ...], Any]], arrays: Iterable[np.ndarray]
 ) -> None:
     """Writes tensors of the given shapes and dtypes; `arrays` yields them in the same order."""
+    with path.open("wb") as file:
+        file.write(written_header(shapes))
+        for (shape, dtype), array in zip(shapes.values(), arrays, strict=True):
+            data = np.ascontiguousarray(array, np.dtype(dtype)).reshape(shape)
+            data.reshape(-1).view(np.uint8).tofile(file)
+
+
+def written_header(shapes: dict[str, tuple[tuple[int, ...], Any]]) -> bytes:
+    """The bytes before the tensors in a file of tensors of the given shapes and dtypes."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, dtype) in shapes.items():
         size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -178,8 +187,4 @@ def write_safetensors(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for (shape, dtype), array in zip(shapes.values(), arrays, strict=True):
-            data = np.ascontiguousarray(array, np.dtype(dtype)).reshape(shape)
-            data.reshape(-1).view(np.uint8).tofile(file)
+    return len(text).to_bytes(8, "little") + text

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -62,7 +63,7 @@ def kind(leaf: Any, fold: Fold | None, half: bool) -> str:
     leaf = unwrap_inputs(leaf)
     is_k_quant = isinstance(leaf, DoubleQuantArray) and has_fold(leaf, fold)
     k_quant = gguf_k_quants.kind(leaf) if is_k_quant else None
-    return k_quant or _simple_kind(unwrap(leaf), fold, wide)
+    return k_quant or _simple_kind(jax.eval_shape(unwrap, leaf), fold, wide)  # also of shapes
 
 
 def _simple_kind(leaf: Any, fold: Fold, wide: str) -> str:

@@ -6,23 +6,23 @@ all others in f32 (or f16 on request).
 
 import os
 import pathlib
-import struct
 from typing import Any, BinaryIO
 
-from ..architectures.gguf import gguf_decoder
 from ..core.arguments import OPTIONAL_TREE, takes
 from ..io.atomic import replacing
 from ..models.model import Model
-from . import gguf_encoding, gguf_metadata, gguf_tensors, layer_codes
-from .gguf_tensors import Tensor
+from . import gguf_layout, gguf_tensors, layer_codes
 from .layer_codes import Written
-
-ALIGNMENT_BYTES = 32  # a tensor begins at a multiple of this
 
 
 @takes(params=OPTIONAL_TREE)
 def to_gguf(
-    path: str | os.PathLike, model: Model, params: Any = None, *, half: bool = False
+    path: str | os.PathLike,
+    model: Model,
+    params: Any = None,
+    *,
+    half: bool = False,
+    tokenizer: bool = True,
 ) -> Written:
     """Writes `model` with `params` (default: its own) to the file `path`, one layer at a time.
 
@@ -33,14 +33,15 @@ def to_gguf(
     written, but its inputs are no longer rounded. `Cast` and 16-bit arrays become F16 and BF16.
     Other encoded weights are decoded; these and dense matrices are F32, or F16 with `half`. The
     result lists the type of each parameter; layers that are encoded differently are listed
-    separately. The fields of the tokenizer are copied from the GGUF file that the model was read
-    from, or made from its tokenizer: byte-level BPE with a split that llama.cpp names, or
-    SentencePiece. For another tokenizer the file has no vocabulary, and a warning says why. The
-    file is complete or absent.
+    separately. The file has the whole tokenizer: the fields of the GGUF file that the model was
+    read from, or made from its tokenizer (byte-level BPE with a split that llama.cpp names, or
+    SentencePiece), and the chat template. With `tokenizer=False` the file has no vocabulary, and
+    llama.cpp takes token ids from it, but no text. The file is complete or absent.
 
     Raises:
-        ValueError: the model is no decoder, or no architecture of llama.cpp describes it; `path`
-            is a directory; `params` are not those of the model, or are shapes.
+        ValueError: the model is no decoder, or no architecture of llama.cpp describes it; llama.cpp
+            has no tokenizer that does what the model's does; `path` is a directory; `params` are
+            not those of the model, or are shapes.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp, numpy as np, jaxmem as jm
@@ -60,46 +61,22 @@ def to_gguf(
     path = pathlib.Path(path)
     if path.is_dir():
         raise ValueError(f"cannot write {path}: it is a directory, expected a file")
-    if model.config.family not in ("llama", "decoder"):
-        raise ValueError(f"{model.source} is a {model.config.family}, expected a decoder")
-    metadata = gguf_metadata.metadata(model.config)
-    weight_maps = gguf_decoder.weights(model.config, metadata.architecture)
-    tensors = gguf_tensors.tensors(layer_codes.parameters(model, params, weight_maps), half)
-    fields = {name: gguf_metadata.field(name, value) for name, value in metadata.fields.items()}
-    fields |= gguf_metadata.tokenizer(model, metadata.architecture)
-    places = {name: Tensor(x.shape, "F32", []) for name, x in metadata.divisors.items()} | tensors
+    layout = gguf_layout.layout(model, params, half=half, tokenizer=tokenizer)
     with replacing(path) as temporary, temporary.open("wb") as out:
-        out.write(_header(fields, places))
+        out.write(layout.header)
         _pad(out)
-        for numbers in metadata.divisors.values():
+        for numbers in layout.divisors.values():
             numbers.astype("<f4").tofile(out)
             _pad(out)
-        for matrices in gguf_tensors.data(tensors.values()):
+        for matrices in gguf_tensors.data(layout.tensors.values()):
             for matrix in matrices:
                 matrix.tofile(out)
             _pad(out)
-    pieces = [(tensor.kind, part) for tensor in tensors.values() for part, _ in tensor.pieces]
-    types = {part.path: kind for kind, part in pieces}
-    leaves = {part.path: part.leaf for _, part in pieces}
-    is_decoded = lambda path: types[path][0] in "FB" and layer_codes.is_coded(leaves[path])
-    decoded = tuple(filter(is_decoded, leaves))
-    unrounded = tuple(path for path, leaf in leaves.items() if layer_codes.rounds_inputs(leaf))
-    return Written(str(path), path.stat().st_size, types, decoded, unrounded)
-
-
-def _header(fields: dict[str, bytes], tensors: dict[str, Tensor]) -> bytes:
-    """The file's header: its encoded fields, then each tensor's name, shape, type and offset."""
-    parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(fields)), *fields.values()]
-    offset = 0
-    for name, tensor in tensors.items():
-        shape, kind = tensor.shape, tensor.kind
-        parts += [gguf_metadata.text(name), struct.pack("<I", len(shape))]
-        parts += [struct.pack(f"<{len(shape)}Q", *shape[::-1])]
-        parts += [struct.pack("<IQ", gguf_encoding.TYPES[kind], offset)]
-        offset += -(-gguf_encoding.nbytes(kind, shape) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-    return b"".join(parts)
+    rounds = layer_codes.rounds_inputs
+    unrounded = tuple(path for path, leaf in layout.leaves.items() if rounds(leaf))
+    return Written(str(path), path.stat().st_size, layout.types, layout.decoded, unrounded)
 
 
 def _pad(out: BinaryIO) -> None:
     """Writes zeros up to the next multiple of the alignment."""
-    out.write(bytes(-out.tell() % ALIGNMENT_BYTES))
+    out.write(bytes(gguf_layout.padded(out.tell()) - out.tell()))

@@ -24,6 +24,7 @@ from . import gguf_vocabulary
 
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9  # types of a field
 _TEXT, _MODEL = "tokenizer.huggingface.json", "tokenizer.ggml.model"
+_TEMPLATE = "tokenizer.chat_template"
 _ALIKE = ("rope_scaling", "rope_factors", "rope_long_factors", "local_theta", "local_scaled")
 _FAR = 100  # differences: those of an architecture whose fields cannot say a configuration
 _LONG = 2**30  # tokens: beyond every length at which frequencies change
@@ -199,35 +200,40 @@ def _same_positions(config: Any, read: Any) -> bool:
     return True
 
 
-def tokenizer(model: Model, architecture: str) -> dict[str, bytes]:
+def tokenizer(model: Model, architecture: str, *, vocabulary: bool = True) -> dict[str, bytes]:
     """The encoded fields of the tokenizer, copied if the model was read from a GGUF file.
 
-    If llama.cpp has no tokenizer that does the same, the file says that it has no vocabulary, and
-    a warning says why; so it does without a warning if the model has no tokenizer. llama.cpp then
-    takes token ids, but no text.
+    The fields of a model without a tokenizer, or without `vocabulary`, say that there is none, and
+    have the model's special tokens and the text of its tokenizer.json.
+
+    Raises:
+        ValueError: llama.cpp has no tokenizer that does what the model's does.
     """
     none = {_MODEL: field(_MODEL, "none")}
     source = pathlib.Path(model.source)
-    if source.suffix == ".gguf" and source.is_file():
+    if source.suffix == ".gguf" and source.is_file() and vocabulary:
         return none | gguf.encoded_fields(source, "tokenizer.")
-    values, vocabulary, config = {}, {}, model.config
+    values, named, config = {}, {}, model.config
     if model.tokenizer is not None:
         values[_TEXT] = model.tokenizer.to_str()
+    if model.tokenizer is not None and vocabulary:
         try:
-            vocabulary = gguf_vocabulary.fields(model.tokenizer, config.vocab, architecture)
+            named = gguf_vocabulary.fields(model.tokenizer, config.vocab, architecture)
         except ValueError as error:
-            warn(
-                f"the tokenizer of {model.source} cannot be written for llama.cpp: {error}; the "
-                "file has no vocabulary for it, only tokenizer.json as text"
-            )
-    ends, lost = gguf_vocabulary.end_fields(config.eos, vocabulary)
+            raise ValueError(
+                f"the tokenizer of {model.source} cannot be written for llama.cpp: {error}; "
+                "tokenizer=False (--no-tokenizer) writes the file without a vocabulary"
+            ) from error
+    if model.chat_template is not None:
+        values[_TEMPLATE] = model.chat_template
+    ends, lost = gguf_vocabulary.end_fields(config.eos, named)
     if lost:
         warn(
             f"llama.cpp will not stop at {lost}: a GGUF file names three end tokens, and "
             f"{model.source} has {len(config.eos)}"
         )
     bos = {} if config.bos is None else {"bos_token_id": config.bos}
-    for name, value in (bos | vocabulary | ends).items():
+    for name, value in (bos | named | ends).items():
         values[f"tokenizer.ggml.{name}"] = value
     return none | {name: field(name, value) for name, value in values.items()}
 

@@ -58,13 +58,19 @@ def _sentence_files(model: Model) -> dict[str, Any]:
 
 def write(folder: pathlib.Path, files: dict[str, Any], model: Model) -> None:
     """Writes `files` of `json_files` into a folder, the model's tokenizer and its chat template."""
-    for name, content in files.items():
+    for name, text in texts(model, files).items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def texts(model: Model, files: dict[str, Any]) -> dict[str, str]:
+    """{name: text} of `files` of `json_files`, the model's tokenizer and its chat template."""
+    contents = {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
     if model.tokenizer is not None:
-        (folder / TOKENIZER).write_text(model.tokenizer.to_str(), encoding="utf-8")
+        contents[TOKENIZER] = model.tokenizer.to_str()
     if model.chat_template is not None:
-        (folder / CHAT_TEMPLATE).write_text(model.chat_template, encoding="utf-8")
+        contents[CHAT_TEMPLATE] = model.chat_template
+    return contents
 
 
 def _config(model: Model) -> dict[str, Any]:

@@ -51,18 +51,23 @@ class Written:
 
 
 def parameters(
-    model: Model, params: Any, weight_maps: dict[str, WeightMap] | None = None
+    model: Model,
+    params: Any,
+    weight_maps: dict[str, WeightMap] | None = None,
+    *,
+    shapes: bool = False,
 ) -> Iterator[tuple[str, WeightMap, Any]]:
     """The path, the weight map and the leaf of each parameter.
 
-    `weight_maps` are by default those of a Hugging Face checkpoint. A stack whose layers are
+    `weight_maps` are by default those of a Hugging Face checkpoint. `shapes`: the params may be
+    abstract. A stack whose layers are
     encoded differently yields several, one for each run of layers.
 
     Raises:
         ValueError: `params` are not those of the model, or are shapes.
     """
     weight_maps = weight_maps or family(model.config).weights(model.config)
-    for path, leaf in leaves(model, params, weight_maps).items():
+    for path, leaf in leaves(model, params, weight_maps, shapes=shapes).items():
         weight_map = weight_maps[path]
         ends = leaf.ends if is_encoded(leaf) else ()
         if not ends:
@@ -72,8 +77,12 @@ def parameters(
             yield path_of_layers(path, start, stop), run, leaf.layers(start, stop)
 
 
-def leaves(model: Model, params: Any, weight_maps: dict[str, WeightMap]) -> dict[str, Any]:
+def leaves(
+    model: Model, params: Any, weight_maps: dict[str, WeightMap], *, shapes: bool = False
+) -> dict[str, Any]:
     """The leaf of each parameter by its path, in the order of `weight_maps`.
+
+    `shapes`: the params may be abstract.
 
     Raises:
         ValueError: `params` are not those of the model, or are shapes.
@@ -85,7 +94,7 @@ def leaves(model: Model, params: Any, weight_maps: dict[str, WeightMap]) -> dict
         raise ValueError(f"{unmatched}: the params are not those of {model.source}")
     for path, weight_map in weight_maps.items():
         leaf = by_path[path]
-        if isinstance(leaf, jax.ShapeDtypeStruct):
+        if isinstance(leaf, jax.ShapeDtypeStruct) and not shapes:
             raise ValueError(f"{path}: {model.source} has shapes only, expected weights")
         if tuple(leaf.shape) != weight_map.shape:
             raise ValueError(f"{path} has shape {tuple(leaf.shape)}, expected {weight_map.shape}")

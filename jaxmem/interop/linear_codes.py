@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -93,7 +94,7 @@ def coded_tensors(
     firsts = [_first_layer(x, weight_map) for x, weight_map in zip(leaves, weight_maps)]
     if not all(map(is_encoded, firsts)):
         return None
-    inners = [layer_codes.unwrap(x) for x in firsts]
+    inners = [jax.eval_shape(layer_codes.unwrap, x) for x in firsts]
     if not all(isinstance(x, IntArray) and x.scale.dtype != jnp.float32 for x in inners):
         return None
     rounds = {_rounds_inputs(x) for x in firsts}
@@ -119,7 +120,7 @@ def _first_layer(leaf: Any, weight_map: WeightMap) -> Any:
     if not is_encoded(leaf) or len(leaf.stack) < axes:
         return None
     for _ in range(axes):
-        leaf = layer_codes.layer(leaf, 0)
+        leaf = jax.eval_shape(lambda x: layer_codes.layer(x, 0), leaf)  # also of shapes
     return leaf
 
 

@@ -172,25 +172,26 @@ def test_a_saved_model_is_exported_with_the_vocabulary_of_its_tokenizer(tmp_path
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>", "<end>"])
     model = random(llama.Config(**SIZES | dict(vocab=260, layers=1), bos=257, eos=(258, 259)))
-    Model(model.config, model.tensors, tokenizer, "random").save(tmp_path / "saved")
+    options = {"chat_template": "{{ messages }}"}
+    Model(model.config, model.tensors, tokenizer, "random", **options).save(tmp_path / "saved")
     to_gguf(tmp_path / "w.gguf", load(tmp_path / "saved"))
     fields = gguf_format.gguf(tmp_path / "w.gguf").fields
     assert fields["tokenizer.ggml.model"] == "gpt2" and fields["tokenizer.ggml.pre"] == "gpt-2"
     assert fields["tokenizer.ggml.tokens"][256:] == ["he", "<s>", "</s>", "<end>"]
     assert fields["tokenizer.ggml.token_type"][256:] == [1, 3, 3, 3]
     assert fields["tokenizer.ggml.merges"] == ["h e"]
+    assert fields["tokenizer.chat_template"] == "{{ messages }}"
     assert load(tmp_path / "w.gguf").config.eos == (258, 259)
     assert tokenizers.from_gguf(gguf_format.gguf(tmp_path / "w.gguf")).encode("he").ids == [256]
 
 
-def test_a_tokenizer_that_llama_cpp_lacks_is_kept_as_text_with_a_warning(tmp_path):
+def test_a_tokenizer_that_llama_cpp_lacks_is_refused_or_kept_as_text(tmp_path):
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a"))
     model = random(llama.Config(**SIZES | dict(layers=1), eos=(1, 2, 3, 4, 5)))
     model = Model(model.config, model.tensors, tokenizer, "random")
-    with pytest.warns(UserWarning) as warned:
+    with pytest.raises(ValueError, match=r"cannot be written for llama\.cpp: its model is W"):
         to_gguf(tmp_path / "w.gguf", model)
-    messages = sorted(str(warning.message) for warning in warned)
-    assert "will not stop at [4, 5]: a GGUF file names three end tokens" in messages[0]
-    assert "tokenizer of random cannot be written for llama.cpp: its model is Word" in messages[1]
+    with pytest.warns(UserWarning, match=r"will not stop at \[4, 5\]: a GGUF file names three end"):
+        to_gguf(tmp_path / "w.gguf", model, tokenizer=False)
     assert gguf_format.gguf(tmp_path / "w.gguf").fields["tokenizer.ggml.model"] == "none"
     assert load(tmp_path / "w.gguf").tokenizer.encode("b").ids == [1]
