@@ -15,6 +15,7 @@ from ..compression.fit import Fitted, check_dense, fit
 from ..compression.fit_calibrated import TURNS
 from ..compression.fit_options import FitOptions
 from ..compression.fit_structures import INTEGERS, STRUCTURES, Technique
+from ..compression.fit_target import Target
 from ..core.paths import is_whole
 from ..models import Model, rotate
 from ..models.model import RECORD
@@ -40,6 +41,9 @@ class Fit(options.SourceOptions):
     """The most that the weights may take: 100MB, 95MiB, 1.5GB or a number of bytes."""
     out: Annotated[str, arg(metavar="DIR")]
     """A directory to write; it appears whole or not at all."""
+    target: Annotated[Target | None, arg(name="for")] = None
+    """A file format that holds the result exactly: --bytes is then the size of the whole file that
+    `jaxmem export` writes of DIR."""
     among: tuple[Technique, ...] = INTEGERS
     """What one budget chooses among: int (codes of 2 to 8 bits), sparsity and n:m (with codes for
     the weights that stay), rank (low rank, alone and beside codes), and, with --calibrate, fewer
@@ -100,6 +104,8 @@ class Fit(options.SourceOptions):
             "limit_bytes": self.nbytes,
             "calibration": fitted.done or None,
             "out": str(out),
+            "target": self.target,
+            "target_bytes": fitted.file_nbytes,
             "file_bytes": sum(file.stat().st_size for file in out.iterdir()),
         }
         output.say(summary(figures))
@@ -116,7 +122,7 @@ class Fit(options.SourceOptions):
         if set(self.among) & set(STRUCTURES) and not self.calibrate:
             names = ", ".join(STRUCTURES)
             raise ValueError(f"{names} are removed by what a text needs of them: give --calibrate")
-        return FitOptions(among=self.among, tune_steps=steps)  # `run` rotates
+        return FitOptions(among=self.among, tune_steps=steps, target=self.target)  # `run` rotates
 
 
 def check_free(path: pathlib.Path, force: bool) -> None:
@@ -179,9 +185,11 @@ def sizes(model: Model, encoded: Any) -> dict:
 
 def summary(figures: dict) -> str:
     """One line with the bytes of a fit and where it was written."""
+    target, size = figures["target"], figures["target_bytes"]
+    exported = f"{size:,} bytes exported as {target}; " if target else ""
     return (
         f"{figures['weights']:,} weights in {figures['bytes']:,} bytes "
         f"of {figures['limit_bytes']:,}, {figures['bits_per_weight']:.2f} bits each "
-        f"({figures['dense_bytes']:,} bytes dense); "
+        f"({figures['dense_bytes']:,} bytes dense); {exported}"
         f"written to {figures['out']}, {figures['file_bytes']:,} bytes"
     )

@@ -31,7 +31,11 @@ LOOKUP_SENSITIVITY = 1 / 8  # of a table that is only looked up: .12 and .21 in 
 
 
 class Unreachable(ValueError):
-    """No choice among the candidates is as small as the limit."""
+    """No choice among the candidates is as small as the limit; `least` is the smallest size."""
+
+    def __init__(self, message: str, least: int):
+        super().__init__(message)
+        self.least = least
 
 
 _MAPPINGS = dict.fromkeys(("uses", "stats", "sensitivity", "known"), OPTIONAL_MAPPING)
@@ -106,7 +110,8 @@ def budget(
     dense = count_bytes([shape_of(leaf) for path, leaf in leaves.items() if path not in chosen])
     least = dense + sum(min(cell) for by_cell in sizes.values() for cell in by_cell)
     if least > nbytes:
-        raise Unreachable(f"{nbytes} bytes cannot hold it; the smallest reachable size is {least}")
+        message = f"{nbytes} bytes cannot hold it; the smallest reachable size is {least}"
+        raise Unreachable(message, least)
     options = {"uses": uses, "stats": stats, "known": known, "white": sensitivity is not None}
     by_codec = errors(params, candidates, **options)
     relative = {p: np.stack([by_codec[p][c] for c in codecs], -1) for p, codecs in chosen.items()}

@@ -22,15 +22,21 @@ from ..models.flax_model import FlaxModel
 from ..models.model import Model, check_in_vocabulary
 from ..models.rotation import rotate
 from ..models.text_models import vocabulary
-from ..solvers import Search
 from .budgeting import budget
 from .candidates import techniques
 from .encoding import encode
-from .fit_calibrated import fit_by_integers, gptq_batches, text_rows, tune_scales
+from .fit_calibrated import (
+    fit_by_integers,
+    gptq_batches,
+    search_ranges,
+    text_rows,
+    tune_scales,
+)
 from .fit_in_one_pass import CALIBRATION, are_batches, calibration_batches, fit_in_one_pass
 from .fit_integers import plan_integers
 from .fit_options import FitOptions
 from .fit_structures import INTEGERS, STRUCTURES, fit_by_techniques
+from .fit_target import file_nbytes, target_forms
 from .plan import Plan
 from .progress import Progress, stage
 from .reporting import Report, report
@@ -47,7 +53,8 @@ class Fitted:
     (lifted function, encoded params) of a bare function. `params` are the encoded params, `plan`
     says the codec of each, `report` the bytes and errors of each. `done` records the work as plain
     data: the tokens that were read, the steps of tuning, the KL divergences that were compared;
-    it is empty where no data was given.
+    it is empty where no data was given. `file_nbytes` is the size of the file that an export to the
+    `target` of the options writes; None without one.
     """
 
     model: Any
@@ -55,6 +62,7 @@ class Fitted:
     params: Any
     report: Report
     done: dict
+    file_nbytes: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +123,8 @@ def fit(
             `(apply, params, *shapes)`: they tell without data how each weight is used; where
             neither they nor data are given, each weight is taken to be summed over its second last
             axis, as linen and NNX kernels are.
-        nbytes: the most bytes that the encoded params may take.
+        nbytes: the most bytes that the encoded params may take; with a `target` in the options, the
+            whole file that an export writes.
         calibrate: token ids (tokens,) of a text of the kind that a language `Model` will read, at
             least one window of 1,024 (or the model's context); for a bare function an iterable of
             batches, each a tuple. Batches are solved in one pass, with a Gram matrix for each
@@ -129,7 +138,7 @@ def fit(
         ValueError: no choice is as small as `nbytes` (the message gives the smallest size); weights
             that are encoded, abstract or not finite; structures to remove without data or from a
             bare function; ids that are too few or not those of a language model; `logits` without
-            batches.
+            batches; a `target` that cannot hold the model.
         TypeError: `model` is neither; ids for a bare function.
 
     Example:
@@ -161,6 +170,8 @@ def _fit_model(model, nbytes, calibrate, options, progress) -> Fitted:
         raise ValueError(f"{', '.join(sorted(structures))}: removed by a text; give calibrate=ids")
     ids = None if calibrate is None else calibration_ids(model, calibrate, options.windows)
     model = rotate(model) if options.rotate else model
+    if options.target is not None:
+        return _fit_for_target(model, nbytes, ids, options, progress)
     record: dict = {}
     if ids is None:
         ways = uses(model.apply, model.tensors, *example_inputs(model))
@@ -175,6 +186,23 @@ def _fit_model(model, nbytes, calibrate, options, progress) -> Fitted:
     dense = abstract(model.tensors) if ids is None else model.params
     fitted = dataclasses.replace(model, tensors=encoded)
     return Fitted(fitted, plan, encoded, report(dense, encoded), record)
+
+
+def _fit_for_target(model, nbytes, ids, options, progress) -> Fitted:
+    """A model in the forms of a file format; `nbytes` is the size of the whole file."""
+    ways = uses(model.apply, model.tensors, *example_inputs(model))
+    forms, record = target_forms(model, options.target, ways, nbytes), {}
+    with forms.whole_file(nbytes) as limit:
+        if ids is None:
+            candidates = options.among, ways, progress, forms.candidates
+            plan, encoded = _without_data(model.tensors, limit, *candidates)
+        else:
+            rest = options.tune_steps, progress, forms.candidates
+            plan, encoded, record = fit_by_integers(model, limit, ids, *rest)
+    dense = abstract(model.tensors) if ids is None else model.params
+    fitted = dataclasses.replace(model, tensors=encoded)
+    size = file_nbytes(model, encoded, options.target)
+    return Fitted(fitted, plan, encoded, report(dense, encoded), record, size)
 
 
 def _fit_function(apply, params, shapes, nbytes, calibrate, options, progress) -> Fitted:
@@ -207,6 +235,9 @@ def _encode(apply, params, shapes, nbytes, batches, options, progress) -> tuple[
     """(the plan that fits `nbytes`, the encoded params, a record), for any function."""
     check_dense(params, "params")
     structures = set(options.among) & set(STRUCTURES)
+    if options.target is not None:
+        what = f"target {options.target!r}"
+        raise ValueError(f"{what}: wants a Model that jm.models.load gives, and no batches")
     if structures or options.rotate:
         what = ", ".join(sorted(structures)) or "rotate"
         raise ValueError(f"{what}: wants a Model that jm.models.load gives, and no batches")
@@ -217,13 +248,12 @@ def _encode(apply, params, shapes, nbytes, batches, options, progress) -> tuple[
 
 
 def _without_data(
-    params: Any, nbytes: int, among: tuple, ways: Mapping | None, progress
+    params: Any, nbytes: int, among: tuple, ways: Mapping | None, progress, candidates=None
 ) -> tuple[Plan, Any]:
     """(the plan that fits `nbytes`, the params encoded by it), each range searched."""
     with stage(progress, f"planning {nbytes:,} bytes"):
         if among == INTEGERS:
-            plan = plan_integers(params, nbytes, uses=ways)
-            plan = Plan({path: Search(codec) for path, codec in plan.items()}, plan.axes)
+            plan = search_ranges(plan_integers(params, nbytes, candidates, uses=ways))
         else:
             candidates = techniques(params, among, uses=ways)
             plan = budget(params, nbytes=nbytes, candidates=candidates, uses=ways)

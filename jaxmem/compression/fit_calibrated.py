@@ -10,6 +10,7 @@ import numpy as np
 
 from ..calibration.fisher import fisher
 from ..calibration.statistics import Moments, stats
+from ..codecs.scaled import Scaled
 from ..core.byte_counts import nbytes
 from ..core.leaf import decode, is_encoded
 from ..core.usage import uses
@@ -56,8 +57,17 @@ def error_costs(model: Model, ids: np.ndarray) -> dict[str, np.ndarray]:
 
 def solve_by_gptq(plan: Plan, ways: Mapping, turns: int = TURNS) -> Plan:
     """The plan with each range searched, and GPTQ for each weight that is only multiplied."""
-    solver = lambda path, codec: codec if looked_up(path, ways) else GPTQ(codec, turns=turns)
-    return Plan({path: solver(path, Search(codec)) for path, codec in plan.items()}, plan.axes)
+    by_gptq = lambda path, codec: isinstance(codec, Search) and not looked_up(path, ways)
+    solver = lambda path, codec: GPTQ(codec, turns=turns) if by_gptq(path, codec) else codec
+    return Plan(
+        {path: solver(path, codec) for path, codec in search_ranges(plan).items()}, plan.axes
+    )
+
+
+def search_ranges(plan: Plan) -> Plan:
+    """The plan with the range of each codec that has one searched."""
+    search = lambda codec: Search(codec) if isinstance(codec, Scaled) else codec
+    return Plan({path: search(codec) for path, codec in plan.items()}, plan.axes)
 
 
 def looked_up(path: str, ways: Mapping) -> bool:
@@ -66,12 +76,18 @@ def looked_up(path: str, ways: Mapping) -> bool:
 
 
 def fit_by_integers(
-    model: Model, nbytes: int, ids: np.ndarray, steps: int, progress: Progress | None = None
+    model: Model,
+    nbytes: int,
+    ids: np.ndarray,
+    steps: int,
+    progress: Progress | None = None,
+    candidates: Mapping[str, tuple] | None = None,
 ) -> tuple[Plan, Any, dict]:
     """(the plan of integers that fits `nbytes`, the tensors encoded by it on a text, a record).
 
     Two plans are made: one weighs an error by its Fisher information, one by the weight's role.
-    The one with less KL to the dense model is used. `steps` of scale tuning follow.
+    The one with less KL to the dense model is used. `steps` of scale tuning follow. With
+    `candidates`, {regex: codecs}, the plans are made of these.
     """
     with stage(progress, "calibrating: moments of the weights' inputs"):
         moments = input_moments(model, ids)
@@ -82,6 +98,7 @@ def fit_by_integers(
     with stage(progress, f"planning {nbytes:,} bytes"):
         for name, sensitivity in {"by Fisher information": costs, "by role": None}.items():
             options = {"uses": ways, "stats": moments, "sensitivity": sensitivity}
+            options |= {"candidates": candidates}
             plans[name] = plan_integers(model.tensors, nbytes, **options)
     name, divergences = _least_divergent(model, plans, ways, ids, progress)
     plan = solve_by_gptq(plans[name], ways)

@@ -1,5 +1,6 @@
 """The plan of integers that fits a number of bytes, by `budget`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..codecs import Int
@@ -10,12 +11,18 @@ from .plan import Plan
 TWO_BITS = tuple(Int(2, group=group, symmetric=False) for group in (32, 64))
 
 
-def plan_integers(params: Any, nbytes: int, **options: Any) -> Plan:
+def plan_integers(
+    params: Any, nbytes: int, candidates: Mapping[str, tuple] | None = None, **options: Any
+) -> Plan:
     """The plan that `budget` makes of 3 to 8 bits; of 2 bits too where 3 take too many bytes.
+
+    With `candidates`, {regex: codecs}, the plan is made of these.
 
     2 bits are not offered otherwise: an embedding in 2 bits does more harm than its error says.
     `options` are those of `budget`: `uses`, `stats`, `sensitivity`.
     """
+    if candidates is not None:
+        return budget(params, nbytes=nbytes, candidates=candidates, **options)
     try:
         return budget(params, nbytes=nbytes, **options)
     except Unreachable:

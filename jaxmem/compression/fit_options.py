@@ -5,6 +5,7 @@ import dataclasses
 from ..core.arguments import NAMES, check_fields
 from .candidates import KINDS
 from .fit_structures import INTEGERS, STRUCTURES, Technique
+from .fit_target import TARGETS, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +22,15 @@ class FitOptions:
         logits: what runs on batches gives logits (..., classes), such as a bare function that
             classifies or an encoder-decoder: bits then go by what an error costs in them, and
             scales are tuned, as for a text.
+        target: a file format that holds the result exactly, "gguf" or "compressed-tensors": the
+            budget chooses among its forms, and `nbytes` is the size of the whole file.
         windows: the most windows (of 1,024 tokens, or the model's context) of `calibrate` that are
             read; None reads what each method takes.
 
     Raises:
         ValueError: `among` names no form for the weights that stay, or an unknown technique;
-            `tune_steps` is negative; `windows` is less than 1.
+            `tune_steps` is negative; `windows` is less than 1; `target` is unknown, or given with
+            another `among` than ("int",).
 
     Example:
         >>> import jaxmem as jm
@@ -39,6 +43,7 @@ class FitOptions:
     tune_steps: int = 64
     logits: bool = False
     windows: int | None = None
+    target: Target | None = None
 
     def __post_init__(self):
         check_fields(self, among=NAMES)
@@ -54,3 +59,10 @@ class FitOptions:
             raise ValueError(f"tune_steps is {self.tune_steps}, expected at least 0")
         if self.windows is not None and self.windows < 1:
             raise ValueError(f"windows is {self.windows}, expected at least 1")
+        if self.target not in (None, *TARGETS):
+            raise ValueError(f"target is {self.target!r}, expected {' or '.join(TARGETS)}")
+        if self.target is not None and self.among != INTEGERS:
+            raise ValueError(
+                f"target {self.target!r} chooses among the forms of its files, and among is "
+                f"{self.among}; leave one of them out"
+            )

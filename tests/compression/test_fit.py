@@ -92,6 +92,8 @@ def test_windows_limit_the_text_that_is_read(llama):
         ({"among": "int"}, "FitOptions takes a collection of names as its among, got 'int'"),
         ({"tune_steps": -1}, "tune_steps is -1, expected at least 0"),
         ({"windows": 0}, "windows is 0, expected at least 1"),
+        ({"target": "onnx"}, "target is 'onnx', expected gguf or compressed-tensors"),
+        ({"target": "gguf", "among": ("int", "n:m")}, "leave one of them out"),
     ],
 )
 def test_options_that_cannot_be_are_refused(change, message):
@@ -114,6 +116,7 @@ BARE = (lambda params, x: x @ params["w"], {"w": jnp.ones((32, 32))})
         (BARE, {"options": jm.FitOptions(rotate=True)}, "rotate: wants a Model"),
         (BARE, {"options": jm.FitOptions(logits=True)}, "logits is True without batches"),
         (BARE, {"options": WIDTH}, "width: wants a Model"),
+        (BARE, {"options": jm.FitOptions(target="gguf")}, "target 'gguf': wants a Model"),
         ((BARE[0], jm.encode(BARE[1], {"w": jm.Int(8)})), {}, "expected a model with dense"),
         ("llama", {"options": jm.FitOptions(among=("int", "layers"))}, "give calibrate=ids"),
         ("llama", {"calibrate": [(IDS[None],)], "options": WIDTH}, "width: wants a Model that"),
