@@ -41,7 +41,8 @@ if jax.__version__.startswith("0.10."):  # a context takes half the time of lowe
     mlir.make_ir_context = Reused()
 
 collect_ignore = ["docs/_build", "docs/conf.py"]  # the second is for Sphinx
-collect_ignore_glob = ["tests/reference/make_*.py"]  # they write fixtures with other libraries
+# They run in other libraries: some write fixtures, one is a client.
+collect_ignore_glob = ["tests/reference/make_*.py", "tests/clients/*_logits.py"]
 SHARED = pathlib.Path(__file__).parent / "../shared/data"
 
 
