@@ -20,6 +20,8 @@ from jax.sharding import PartitionSpec as P
 import jaxmem as jm
 from jaxmem.interop.orbax import Handler, Restore, Save
 
+pytestmark = pytest.mark.client
+
 DTYPES = ["bool", "int2", "int4", "int8", "int32", "uint2", "uint4", "uint8", "uint32"]
 DTYPES += ["float4_e2m1fn", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"]
 DTYPES += ["float16", "bfloat16", "float32"]

@@ -11,6 +11,8 @@ from cheap_jit import jit
 import jaxmem as jm
 from jaxmem.interop import from_qwix, to_qwix
 
+pytestmark = pytest.mark.client
+
 CODECS = [jm.Int(4), jm.Int(4, group=16), jm.Int(4, group=16, symmetric=False), jm.Int(3, group=8)]
 CODECS += [jm.Int(8), jm.Int(8, group=32, symmetric=False), jm.Int(2, symmetric=False), jm.Int(6)]
 FORMS = {"kernel": ((64, 24), (-2,)), "stack": ((3, 64, 24), (-2,)), "table": ((24, 64), (-1,))}
