@@ -12,7 +12,13 @@ import numpy as np
 from ..core.lazy import Lazy
 from .fp8 import fp8_matrix
 from .quantization_config import Scheme, check_computed, scheme_of, schemes
-from .quantized_matrix import IntegerMatrix, QuantizedMatrix, unpacked
+from .quantized_matrix import (
+    IntegerMatrix,
+    QuantizedMatrix,
+    check_tensor,
+    group_order,
+    unpacked,
+)
 
 
 def read(
@@ -29,8 +35,6 @@ def read(
     dense, matrices = {}, {}
     for name, tensor in tensors.items():
         stem, _, suffix = name.rpartition(".")
-        if suffix == "weight_g_idx":
-            raise ValueError(f"{stem} has its columns in an order of their own, which is not read")
         if suffix == "weight_packed" or (suffix == "weight" and f"{stem}.weight_scale" in tensors):
             matrices[stem] = _matrix(tensors, stem, scheme_of(stem, among))
         elif not suffix.startswith("weight_"):
@@ -78,8 +82,19 @@ def _integers(tensors: dict[str, Lazy], stem: str, scheme: Scheme) -> IntegerMat
         zero_points = lambda: _unsigned(zeros.load(), bits, stem)
         if packed is not None:
             zero_points = lambda: unpacked(zeros.load().T, bits, shape[0]).T
-    group, inputs = -(-shape[1] // groups), scheme.rounds_inputs
-    return IntegerMatrix(stem, shape, bits, group, codes, scale.load, zero_points, dynamic=inputs)
+    group, place = -(-shape[1] // groups), _order(tensors, stem, shape[1], groups)
+    ordered = codes if place is None else lambda: np.ascontiguousarray(codes()[:, place])
+    options = {"order": place, "dynamic": scheme.rounds_inputs}
+    return IntegerMatrix(stem, shape, bits, group, ordered, scale.load, zero_points, **options)
+
+
+def _order(tensors: dict[str, Lazy], stem: str, k: int, groups: int) -> np.ndarray | None:
+    """The inputs (k,) in the order of their groups; None if they are so, or without groups."""
+    name = f"{stem}.weight_g_idx"
+    if name not in tensors:
+        return None
+    g_idx = check_tensor(tensors, name, (k,), "int32", "int64").load()
+    return None if (g_idx == -1).all() else group_order(g_idx, -(-k // groups), name)
 
 
 def _packed_shape(tensors: dict[str, Lazy], stem: str) -> tuple[int, ...]:

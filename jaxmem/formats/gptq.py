@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.lazy import Lazy
 from ..io.json_fields import JsonFields
-from .quantized_matrix import FLOATS, WORDS, IntegerMatrix, check_tensor, unpacked
+from .quantized_matrix import FLOATS, WORDS, IntegerMatrix, check_tensor, group_order, unpacked
 
 ENDS = ("qweight", "qzeros", "scales", "g_idx")
 _BITS = (2, 3, 4, 8)
@@ -70,10 +70,7 @@ def _gptq_matrix(
     zero = check_tensor(tensors, f"{stem}.qzeros", (groups, -(-n * bits // 32)), *WORDS)
     if f"{stem}.g_idx" in tensors:
         g_idx = check_tensor(tensors, f"{stem}.g_idx", (k,), *WORDS, "int64").load()
-        order = np.argsort(g_idx, kind="stable")
-        if not np.array_equal(g_idx[order], np.arange(k) // group):
-            raise ValueError(f"{stem}.g_idx has groups of other sizes than {group} inputs")
-        order = None if np.array_equal(order, np.arange(k)) else order
+        order = group_order(g_idx, group, f"{stem}.g_idx")
     place = slice(None) if order is None else order
     codes = lambda: np.ascontiguousarray(unpacked(words.load().T, bits, k)[:, place])
 

@@ -121,6 +121,23 @@ def unpacked(words: np.ndarray, bits: int, length: int) -> np.ndarray:
     return data[:, :length]
 
 
+def group_order(g_idx: np.ndarray, group: int, name: str) -> np.ndarray | None:
+    """The inputs (k,) in the order of their groups, which `g_idx` (k,) says; None if they are so.
+
+    Raises:
+        ValueError: a group has another size than `group`; the message begins with `name`.
+
+    Example:
+        >>> import numpy as np
+        >>> group_order(np.array([1, 0, 0, 1]), 2, "up_proj.g_idx")
+        array([1, 2, 0, 3])
+    """
+    order, places = np.argsort(g_idx, kind="stable"), np.arange(len(g_idx))
+    if not np.array_equal(g_idx[order], places // group):
+        raise ValueError(f"{name} has groups of other sizes than {group} inputs")
+    return None if np.array_equal(order, places) else order
+
+
 def check_tensor(tensors: dict[str, Lazy], name: str, shape: tuple[int, ...], *dtypes: str) -> Lazy:
     """The tensor of this name, which has this shape and one of these dtypes.
 

@@ -20,7 +20,7 @@ from jaxmem.formats.safetensors import safetensors as opened
 
 FOLDER = pathlib.Path(__file__).parents[1] / "reference"
 NAMES = sorted(path.name for path in (FOLDER / "quantized").iterdir())
-FAMILIES = ["phi3", "gpt_neox", "mixtral"]
+FAMILIES = ["gpt_neox", "mixtral"]
 
 
 def stored_bytes(folder):
