@@ -18,8 +18,9 @@ from ..core.jaxpr_rewrites import without_dead_code
 from ..core.leaf import decode, is_encoded
 from ..core.lifting import lift
 from ..core.paths import arrays_only, paths
-from ..core.usage import Watched, uses
+from ..core.usage import PRODUCTS, Watched, uses
 from .batches import tuples
+from .convolution_windows import ConvolutionWindows
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +61,7 @@ def stats(
     "gram" takes k² numbers per weight, "diag" takes k. The vectors run over the weight's summed
     axes in order, as in the matrix (n, k) of `Fold`. If a weight is multiplied more than once per
     call, its moments cover all these uses, and its absmax is the sum of the uses' absmax, an upper
-    bound.
+    bound. What the kernel of a convolution multiplies are windows, those of all groups together.
 
     Raises:
         ValueError: there is no batch, or `moments` is unknown; the inputs of a weight hold NaN or
@@ -98,7 +99,7 @@ def product_axes(fn: Callable, params: Any, batch: tuple) -> dict[str, tuple[int
     Only such weights have moments.
     """
     uses_of = uses(fn, params, *batch)
-    axes_of = {p: {u.axes for u in us if u.op == "dot_general"} for p, us in uses_of.items()}
+    axes_of = {p: {u.axes for u in us if u.op in PRODUCTS} for p, us in uses_of.items()}
     return {path: next(iter(axes)) for path, axes in axes_of.items() if len(axes) == 1}
 
 
@@ -191,8 +192,20 @@ class _Tapped(Watched):
         if batch and tuple(x.shape[b] for b in batch) != stack:
             return NotImplemented
         y = lax.dot_general(x, self.w, dims, precision, preferred_element_type)
-        layout = (len(batch), len(free), (*batch, *free, *order), self.moments)
-        return _tap(y, x, self.probe, layout)
+        vectors = _Vectors(len(batch), len(free), (*batch, *free, *order))
+        return _tap(y, x, self.probe, vectors, self.moments)
+
+    def convolve(self, x, dimension_numbers, **kwargs):
+        axes = self.axes(dimension_numbers.rhs_spec[1:])  # the inputs of a group, and the window
+        if tuple(sorted(axes)) != self.summed or kwargs["batch_group_count"] != 1:
+            return NotImplemented
+        numbers = {"dimension_numbers": dimension_numbers}
+        y = lax.conv_general_dilated_p.bind(x, self.w, **numbers, **kwargs)
+        order = tuple(axes.index(a) for a in self.summed)
+        names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+        options = tuple((name, kwargs[name]) for name in names)
+        windows = ConvolutionWindows(self.w.shape, dimension_numbers, order, options)
+        return _tap(y, x, self.probe, windows, self.moments)
 
     def take(self, rows):
         return NotImplemented
@@ -201,26 +214,41 @@ class _Tapped(Watched):
         return self  # the statistics of frozen weights are cotangents, too
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _tap(y: Array, x: Array, probe: Moments, layout: tuple) -> Array:
-    """y, with the moments of the rows of `x` as the cotangent of `probe`.
+@dataclasses.dataclass(frozen=True)
+class _Vectors:
+    """A hashable function of what a product multiplies, which gives its vectors as rows.
 
-    `layout` is (number of batch axes, number of free axes, order, "gram" or "diag"). Transposed to
-    `order`, x has its batch axes first, then its free axes, then its summed axes.
+    Transposed to `order`, an array has `batch` axes first, then `free` ones, then its summed axes.
+    """
+
+    batch: int
+    free: int
+    order: tuple[int, ...]
+
+    def __call__(self, x: Array) -> Array:
+        """The vectors (*batch, rows, k)."""
+        rows = x.transpose(self.order)
+        summed = self.batch + self.free
+        free, k = rows.shape[self.batch : summed], rows.shape[summed:]
+        return rows.reshape(*rows.shape[: self.batch], math.prod(free), math.prod(k))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _tap(y: Array, x: Array, probe: Moments, rows_of: Callable, moments: str) -> Array:
+    """y, with the moments of `rows_of(x)` (*batch, rows, k) as the cotangent of `probe`.
+
+    `moments` is "gram" or "diag".
     """
     return y
 
 
-def _tap_fwd(y, x, probe, layout):
+def _tap_fwd(y, x, probe, rows_of, moments):
     return y, (x, probe)  # x is kept unchanged: weights with the same input keep it once
 
 
-def _tap_bwd(layout, residuals, ct):
+def _tap_bwd(rows_of, moments, residuals, ct):
     x, probe = residuals
-    batch, free, order, moments = layout
-    rows = x.transpose(order).astype(jnp.float32)
-    stack, total = rows.shape[:batch], math.prod(rows.shape[batch : batch + free])
-    rows = rows.reshape(*stack, total, probe.mean.shape[-1])  # (*batch, rows, k)
+    rows = rows_of(x.astype(jnp.float32))
     second = rows.mT @ rows if moments == "gram" else (rows * rows).sum(-2)
     count = (rows != 0).any(-1).sum(-1, dtype=jnp.float32)
     seen = Moments(second, rows.sum(-2), jnp.abs(rows).max(-2, initial=0.0), count)

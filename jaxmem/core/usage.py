@@ -14,7 +14,7 @@ from .lifting import lift
 from .paths import arrays_only, is_whole, paths
 from .usual_axes import usual_axes
 
-_PRODUCTS = ("dot_general", "conv_general_dilated")
+PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 class Use(NamedTuple):
@@ -62,7 +62,7 @@ def uses(fn: Callable, params: Any, *args: Any) -> dict[str, list[Use]]:
 
     jax.eval_shape(run, shapes, args)
     # a product or a look-up has two notes: the one by `Watched` has more detail
-    detailed = (*_PRODUCTS, "gather")
+    detailed = (*PRODUCTS, "gather")
     return {
         path: list(dict.fromkeys(use for use in notes if use.inputs or use.op not in detailed))
         for path, notes in by_path.items()
@@ -158,7 +158,7 @@ def summed_axes(
     if path not in (uses or {}):
         return (planned or {}).get(path) or usual_axes(path, leaves or {})
     weight_uses = (uses or {}).get(path, ())
-    products = [use.axes for use in weight_uses if use.op in _PRODUCTS]
+    products = [use.axes for use in weight_uses if use.op in PRODUCTS]
     if products:
         return products[0]
     return (-1,) if any(use.op == "gather" for use in weight_uses) else (-2,)

@@ -8,16 +8,16 @@ from jax import lax
 
 import jaxmem as jm
 
+NHWC, OIHW = ("NHWC", "HWIO", "NHWC"), ("NHWC", "OIHW", "NHWC")
 X = jax.random.normal(jax.random.key(0), (1, 6, 6, 4))
 
 
 def convolved(params, x):
     """Two layers of convolutions over their stack, and one whose kernel is (out, in, window)."""
-    nhwc, oihw = ("NHWC", "HWIO", "NHWC"), ("NHWC", "OIHW", "NHWC")
-    layer = lambda x, w: (lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=nhwc), 0)
+    layer = lambda x, w: (lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC), 0)
     x = lax.scan(layer, x, params["stack"])[0]
     return lax.conv_general_dilated(
-        x, params["grouped"], (2, 2), "VALID", dimension_numbers=oihw, feature_group_count=2
+        x, params["grouped"], (2, 2), "VALID", dimension_numbers=OIHW, feature_group_count=2
     )
 
 
@@ -43,6 +43,20 @@ def test_it_is_encoded_as_rows_of_windows(params):
     assert scales == {"stack": 2 * 4, "grouped": 6}  # one for each output
     output = jm.lift(convolved)(encoded, X)
     np.testing.assert_allclose(output, convolved(jm.decode(encoded), X), rtol=1e-5, atol=1e-5)
+
+
+def test_its_statistics_tell_the_squares_of_the_outputs_of_any_kernel(params):
+    found = jm.stats(convolved, params, [(X,)])
+    squares = lambda m, d: float(m.count * jnp.einsum("nk,kl,nl", d, m.second, d))
+    first = jax.tree.map(lambda m: m[0], found["stack"])  # of the layer that reads X
+    kernel = jax.random.normal(jax.random.key(3), (3, 3, 4, 4))
+    y = lax.conv_general_dilated(X, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
+    rows = kernel.transpose(3, 0, 1, 2).reshape(4, -1)
+    np.testing.assert_allclose(squares(first, rows), (y**2).sum(), rtol=1e-4)
+    kernel = jnp.tile(kernel.reshape(8, 2, 3, 3)[:1], (6, 1, 1, 1))  # alike in both groups
+    y = convolved(params | {"grouped": kernel}, X)
+    got = squares(found["grouped"], kernel.reshape(6, -1)) / 2  # an output has one group's windows
+    np.testing.assert_allclose(got, (y**2).sum(), rtol=1e-4)
 
 
 def test_without_uses_the_bias_of_a_convolution_tells_its_axes():
