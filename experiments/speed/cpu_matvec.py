@@ -43,6 +43,7 @@ CODECS = {
     "int3 g64": jm.Int(3, group=64),
     "nf4 g64": jm.Codebook("nf4", group=64),
     "fp8 e4m3": jm.Float("e4m3"),
+    "half of blocks, int4": jm.Chain((jm.Blocks(0.5), jm.Int(4))),
 }
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.arguments import INTEGER, Kind, check_fields
+from ..core.matrix_leaf import MatrixLeaf
+from ..cpu_kernels.integer_rows import integer_rows_product
 from ..kernels.block_sparse_matmul import block_sparse_product, supports
 from ..kernels.dispatch import at_most, differentiated_by, on_one_device
 from ..kernels.tiled_matmul import decoded_product
@@ -152,8 +154,14 @@ def _rows_of_a_strip(values: Array, places: Array) -> int:
 
 def _plain_product(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by XLA, in the way that is cheaper for so many rows of x."""
-    product = _gathered if at_most(x.shape[0], leaf.outputs) else decoded_product
-    return product(x, leaf, precision=precision)
+    if not at_most(x.shape[0], leaf.outputs):
+        return decoded_product(x, leaf, precision=precision)
+    gathered = functools.partial(_gathered, precision=precision)
+    integers = leaf.values.as_int_array() if isinstance(leaf.values, MatrixLeaf) else None
+    if integers is None or leaf.outputs % 8 or not leaf.places.size:
+        return gathered(x, leaf)
+    by_strips = functools.partial(_by_strips, precision=precision)
+    return lax.platform_dependent(x, leaf, cpu=by_strips, default=gathered)
 
 
 @differentiated_by(_plain_product)
@@ -171,12 +179,29 @@ def _matmul(x, leaf, *, precision):
     return on_one_device(kernel, plain, x, leaf)
 
 
-def _gathered(x, leaf, precision):
-    """x (m, k) . rows^T: (m, n) f32; each strip multiplies the blocks of x that it reads."""
+def _blocks_of_strips(x, leaf):
+    """The blocks of x (m, k) that each strip multiplies: (m, strips, kept · inputs)."""
     strips, kept = leaf.places.shape
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % leaf.inputs)))
     x = x.reshape(x.shape[0], leaf.blocks, leaf.inputs)
-    read = x[:, leaf.places].reshape(x.shape[0], strips, kept * leaf.inputs)
+    return x[:, leaf.places].reshape(x.shape[0], strips, kept * leaf.inputs)
+
+
+def _by_strips(x, leaf, precision):
+    """`_gathered` of values in packed integers, which a CPU multiplies without decoding them."""
+    decoded = lambda x, rows: jnp.matmul(
+        x, rows.rows().T.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32
+    )
+    product = functools.partial(integer_rows_product, otherwise=decoded)
+    rows = leaf.values.as_int_array().split_rows(len(leaf.places))
+    y = jax.vmap(product, (1, 0), 1)(_blocks_of_strips(x, leaf), rows)
+    return lax.collapse(y, 1)[:, : leaf.fold.n]
+
+
+def _gathered(x, leaf, precision):
+    """x (m, k) . rows^T: (m, n) f32; each strip multiplies the blocks of x that it reads."""
+    strips, kept = leaf.places.shape
+    read = _blocks_of_strips(x, leaf)
     values = decoded_values(leaf.values) if leaf.values.dtype != x.dtype else leaf.values
     values = values if isinstance(values, Array) else decoded_values(values)
     values = values.astype(x.dtype).reshape(strips, leaf.outputs, kept * leaf.inputs)

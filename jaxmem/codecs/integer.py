@@ -215,6 +215,15 @@ class IntArray(MatrixLeaf):
         scale = lax.dynamic_slice_in_dim(self.scale, start, size, 1)
         return dataclasses.replace(self, codes=codes, scale=scale, zero=zero)
 
+    def split_rows(self, parts: int) -> "IntArray":
+        """The rows of an unstacked leaf as a stack (parts, n / parts, k): 8 divides n / parts."""
+        cut = lambda a: a.reshape(parts, -1, a.shape[-1])
+        along = lambda a: jnp.moveaxis(a.reshape(len(a), parts, -1), 1, 0)
+        codes, zero = tuple(map(cut, self.codes)), self.zero and tuple(map(along, self.zero))
+        fold = Fold((self.fold.n // parts,), (self.fold.k,), (-2, -1))
+        changed = dict(codes=codes, scale=along(self.scale), zero=zero, fold=fold)
+        return dataclasses.replace(self, **changed)
+
     def cut(self, fold):
         group = min(self.group, fold.k) or 1
         groups = -(-fold.k // group)

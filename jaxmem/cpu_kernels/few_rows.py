@@ -6,22 +6,27 @@ from typing import Any
 from jax import Array
 
 from ..kernels.dispatch import at_most, on_one_device
-from .library import is_native
+from .library import is_native, native
 
 
 def few_rows_product(
     call: Callable[[Array, Any], Array],
-    most_rows: int,
+    most_rows: dict[str, float],
     x: Array,
     leaf: Any,
     otherwise: Callable[[Array, Any], Array],
 ) -> Array:
-    """`call(x, leaf)`, which calls the library, for x (m, k) of at most `most_rows` rows.
+    """`call(x, leaf)`, which calls the library, for x (m, k) of few rows.
 
-    Where there is no library, for more rows, and in programs of several devices, the result is
-    `otherwise(x, leaf)`, which is also what is differentiated.
+    `most_rows` has the most rows by instruction set (see `Native`); sets that it lacks count as
+    "avx2". Where there is no library, for more rows, and in programs of several devices, the
+    result is `otherwise(x, leaf)`, which is also what is differentiated.
     """
-    if not at_most(x.shape[0], most_rows) or 0 in (*x.shape, leaf.fold.n):
+    if not at_most(x.shape[0], max(most_rows.values())) or 0 in (*x.shape, leaf.fold.n):
         return otherwise(x, leaf)
-    kernel = lambda x, leaf: call(x, leaf) if is_native() else otherwise(x, leaf)
+
+    def kernel(x, leaf):
+        most = most_rows.get(native().instruction_set, most_rows["avx2"])
+        return call(x, leaf) if is_native() and x.shape[0] <= most else otherwise(x, leaf)
+
     return on_one_device(kernel, otherwise, x, leaf, platform="cpu")

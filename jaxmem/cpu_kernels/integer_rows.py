@@ -1,5 +1,6 @@
-"""integer_rows_product: few rows of x times packed integers, by the compiled library on a CPU."""
+"""integer_rows_product: rows of x times packed integers, by the compiled library on a CPU."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ from jax import Array
 from .few_rows import few_rows_product
 
 # Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
-FEW_ROWS = 2
+ONE_GROUP_ROWS = {"avx512-vnni": math.inf, "avx2": 32}  # with one scale a row
+GROUP_ROWS = {"avx512-vnni": 8, "avx2": 4}
 
 
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
@@ -24,7 +26,8 @@ def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], 
 
     `otherwise(x, leaf)` is the product elsewhere (see `few_rows_product`).
     """
-    return few_rows_product(_call, FEW_ROWS, x, leaf, otherwise)
+    most_rows = ONE_GROUP_ROWS if leaf.scale.shape[-2] == 1 else GROUP_ROWS
+    return few_rows_product(_call, most_rows, x, leaf, otherwise)
 
 
 def _call(x, leaf):

@@ -12,6 +12,7 @@
 namespace jaxmem {
 
 constexpr int64_t kPartWeights = 1 << 18;  // weights that are worth a thread
+constexpr int64_t kInputRows = 32;         // rows of x whose fixed point stays in a core's second cache
 
 // Calls run(first, last) for parts of n rows of k weights each, which threads share.
 template <typename Run>
@@ -26,10 +27,12 @@ void for_rows(ffi::ThreadPool& pool, int64_t n, int64_t k, const Run& run) {
 
 template <int kBits>
 void multiply(ffi::ThreadPool& pool, const IntegerRows& weight, const float* x, int64_t m, float* y) {
-  const Inputs<kBits> inputs(x, m, weight);
-  for_rows(pool, weight.n, weight.k, [&](int64_t first, int64_t last) {
-    integer_product(weight, inputs, first, last, y);
-  });
+  for (int64_t i = 0; i < m; i += kInputRows) {
+    const Inputs<kBits> inputs(x + i * weight.k, std::min(kInputRows, m - i), weight);
+    for_rows(pool, weight.n, weight.k, [&](int64_t first, int64_t last) {
+      integer_product(weight, inputs, first, last, y + i * weight.n);
+    });
+  }
 }
 
 // y = x · rows^T. `fields` are the fields of the codes, then those of the zero points, if there are.
@@ -61,7 +64,7 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
   for (size_t a = 0; a + 2 < rank; ++a) batch *= sizes[a];
   if (one_weight) m *= batch, batch = std::min<int64_t>(batch, 1);
   const int64_t n = sizes[rank - 1], k = x_sizes[rank - 1];
-  for (int64_t i = 0; i < batch; ++i) {
+  parallel_for(pool, pool.num_threads(), batch, [&](int64_t i) {
     IntegerRows weight{{n, k, group, scales.at(i, sizes), half_scale}, static_cast<int>(bits)};
     for (size_t f = 0; f < packed.size(); ++f) {
       (f < count ? weight.fields[f] : weight.zeros[f - count]) = packed[f].at(i, sizes);
@@ -69,7 +72,7 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
     const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
     with_bits(weight.bits, [&](auto b) { multiply<decltype(b)::value>(pool, weight, rows, m, out); });
-  }
+  });
   return ffi::Error::Success();
 }
 

@@ -11,7 +11,7 @@ from jax import Array
 from .few_rows import few_rows_product
 
 # Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
-FEW_ROWS = 8
+FEW_ROWS = {"avx2": 8}
 
 
 def scaled_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:

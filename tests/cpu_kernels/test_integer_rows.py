@@ -39,7 +39,7 @@ def assert_is_the_product(y, x, leaf):
 
 @pytest.mark.parametrize(  # the library's own test has more shapes
     "bits, m, n, k, group, symmetric",
-    [(8, 1, 13, 70, None, True), (5, 2, 9, 96, 40, False), (3, 1, 1, 1, None, True)],
+    [(8, 1, 13, 70, None, True), (5, 2, 9, 96, 40, False), (3, 33, 1, 1, None, True)],
     ids=["a row", "a short last group", "one weight"],
 )
 def test_the_compiled_product_is_that_with_the_decoded_weight(bits, m, n, k, group, symmetric):
@@ -47,9 +47,11 @@ def test_the_compiled_product_is_that_with_the_decoded_weight(bits, m, n, k, gro
     assert_is_the_product(product(x, leaf), x, leaf)
 
 
-@pytest.mark.parametrize("rows, is_compiled", [(1, True), (2, True), (3, False)])
-def test_a_matmul_of_few_rows_calls_the_library(rows, is_compiled):
-    run = jax.jit(jm.lift(jnp.matmul)).lower(random_x(rows, 32), random_leaf(4, 8, 32))
+@pytest.mark.parametrize(
+    "rows, group, is_compiled", [(4, 16, True), (9, 16, False), (32, 32, True)]
+)
+def test_a_matmul_of_few_rows_calls_the_library(rows, group, is_compiled):
+    run = jax.jit(jm.lift(jnp.matmul)).lower(random_x(rows, 32), random_leaf(4, 8, 32, group))
     assert ("jaxmem_integer_rows" in run.as_text()) == is_compiled
 
 
@@ -130,3 +132,20 @@ def test_a_sharded_product_is_left_to_xla_and_shard_map_calls_the_library():
 def test_threads_share_a_large_product():
     leaf, x = random_leaf(4, 2048, 600, 128, False), random_x(1, 600)
     assert_is_the_product(product(x, leaf), x, leaf)
+
+
+@pytest.mark.parametrize(
+    ("codec", "rows", "is_compiled"),
+    [
+        (jm.Int(4, group=10, symmetric=False), 2, True),  # groups cross the borders of blocks
+        (jm.Int(8), 1, True),
+        (jm.Int(8), 17, False),  # more rows of x than of a block
+    ],
+)
+def test_kept_blocks_of_integers_are_multiplied_as_they_are_stored(codec, rows, is_compiled):
+    w, x = random_x(70, 40), random_x(rows, 70)  # neither 16 outputs nor 16 inputs divide it
+    leaf = jm.Chain((jm.Blocks(0.4, block=(16, 16)), codec)).encode(w)
+    run = jax.jit(jm.lift(jnp.matmul))
+    expected = jnp.matmul(x, jm.decode(leaf), precision="highest")
+    np.testing.assert_allclose(run(x, leaf), expected, rtol=1e-4, atol=1e-4)
+    assert ("jaxmem_integer_rows" in run.lower(x, leaf).as_text()) == is_compiled
