@@ -91,10 +91,9 @@ def statistics(name):
     return jm.stats(model.apply, model.params, [(ids,)])
 
 
-@pytest.mark.parametrize("name", ["bloom", "deepseek_v3"])
-def test_statistics_reach_every_kernel(name):
-    uses = encoded(name)[3]
-    assert {path for path in uses if path.endswith("kernel")} <= set(statistics(name))
+def test_statistics_reach_every_kernel():
+    uses = encoded("deepseek_v3")[3]
+    assert {path for path in uses if path.endswith("kernel")} <= set(statistics("deepseek_v3"))
 
 
 # Weights of latents, and of experts, of which some see no token.

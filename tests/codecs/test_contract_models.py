@@ -94,7 +94,8 @@ def runs_on(name, codec):
     fn, params = model(name)
     plan = jm.choose(params, {".*(kernel|embedding)": codec})
     fed = jm.stats(fn, params, [(IDS,)]) if needs_stats(codec) else None
-    enc = jm.encode(params, plan, jm.uses(fn, params, IDS), fed)
+    uses = jm.uses(fn, params, IDS)
+    enc = jit(lambda params, fed: jm.encode(params, plan, uses, fed))(params, fed)
     assert len(plan) == 3 and jm.nbytes(enc) < jm.nbytes(params)
     assert_lifts(fn, enc, IDS)
 

@@ -20,20 +20,26 @@ product = functools.partial(integer_rows_product, otherwise=decoded)
 
 
 def random_leaf(bits, n, k, group=None, symmetric=True, stack=()):
-    w = jax.random.normal(jax.random.key(bits), (*stack, k, n))
-    return jm.Int(bits, group=group, symmetric=symmetric).encode(w)
+    w = np.random.default_rng(bits).standard_normal((*stack, k, n), np.float32)
+    return jm.Int(bits, group=group, symmetric=symmetric).encode(jnp.asarray(w))
 
 
 def random_x(*shape):
-    return jax.random.normal(jax.random.key(9), shape)
+    return jnp.asarray(np.random.default_rng(9).standard_normal(shape, np.float32))
+
+
+@jax.jit
+def rows_and_codes(leaf):
+    """The decoded rows in f32, and what the codes of a leaf with a zero point add to the bound."""
+    return leaf.rows(), 2.0**leaf.bits * leaf.scales().mT.max(-1) if leaf.zero is not None else 0.0
 
 
 def assert_is_the_product(y, x, leaf):
     """The bound that `integer_rows_product` states, and 2^-20 for its sums in f32."""
-    size = jnp.abs(x).max(-1, keepdims=True, initial=0)
-    codes = 2.0**leaf.bits * leaf.scales().mT.max(-1) if leaf.zero is not None else 0.0
-    largest = (jnp.abs(leaf.rows()).sum(-1) + codes * x.shape[-1])[None]
-    difference = jnp.abs(y - jnp.matmul(x, leaf.rows().T, precision="highest"))
+    x, (rows, codes) = np.asarray(x, np.float32), jax.device_get(rows_and_codes(leaf))
+    size = np.abs(x).max(-1, keepdims=True, initial=0)
+    largest = (np.abs(rows).sum(-1) + codes * x.shape[-1])[None]
+    difference = np.abs(np.asarray(y) - x @ rows.T)
     assert (difference <= size * largest * 2.0**-20).all()
 
 

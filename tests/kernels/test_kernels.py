@@ -35,7 +35,7 @@ def by_kernel(x, leaf):
 def test_the_grouped_kernel_is_the_product_with_the_decoded_weight(bits, group, k, n, symmetric):
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(k, n), (8, k)]))
     leaf = jm.Int(bits, group=group, symmetric=symmetric).encode(w)
-    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=3e-4)
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ jm.decode(leaf), rtol=1e-5, atol=3e-4)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_kernel_reads_every_format_that_is_packed(codec):
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(192, 264), (8, 192)]))
     leaf = codec.encode(w)
     leaf = jm.at_bits(leaf, 4) if isinstance(codec, jm.Planes) else leaf
-    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=3e-4)
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ jm.decode(leaf), rtol=1e-5, atol=3e-4)
 
 
 @pytest.mark.slow
@@ -65,14 +65,14 @@ def test_the_grouped_kernel_splits_long_rows_and_many_inputs():
     k = 2 * MAX_BLOCK_COLUMNS
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(k, 32), (130, k)]))
     leaf = jm.Int(4, group=512).encode(w)
-    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=1e-2)
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ jm.decode(leaf), rtol=1e-5, atol=1e-2)
 
 
 def test_scales_below_the_least_normal_half_are_read_right():
     leaf = jm.Int(4, group=128).encode(jnp.full((128, 256), 1e-4) * jnp.arange(256.0)[None])
     assert 0 < leaf.scale[0, 1] < jnp.finfo(jnp.float16).tiny
     x = jnp.ones((8, 128))
-    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5)
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ jm.decode(leaf), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_nm_kernel_is_the_product_with_the_decoded_weight(pattern, values):
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(1120, 264), (9, 1120)]))
     leaf = jm.Chain((pattern, *values)).encode(w)  # 280 groups: the last lanes are short
     by_kernel = jit(lambda x, leaf: nm_product(x, **leaf.on_chip(), interpret=True))
-    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ jm.decode(leaf), rtol=1e-5, atol=1e-3)
 
 
 def test_the_block_sparse_kernel_is_the_product_with_the_decoded_weight():
@@ -97,7 +97,7 @@ def test_the_block_sparse_kernel_is_the_product_with_the_decoded_weight():
     by_kernel = jit(
         lambda x, a: block_sparse_product(x, a.values, a.places, 128, 300, interpret=True)
     )
-    np.testing.assert_allclose(by_kernel(x, leaf), x @ leaf.decode(), rtol=1e-5, atol=3e-4)
+    np.testing.assert_allclose(by_kernel(x, leaf), x @ jm.decode(leaf), rtol=1e-5, atol=3e-4)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def inputs(k, rows=100, seed=1):
 
 def loss(codec, w, x):
     """‖x · (w − ŵ)‖² relative to ‖x · w‖²."""
-    error = w - codec.encode(w, stats=moments(x)).decode()
+    error = w - jm.decode(codec.encode(w, stats=moments(x)))
     return float(((x @ error) ** 2).sum() / ((x @ w) ** 2).sum())
 
 
@@ -59,7 +59,7 @@ def test_a_weight_too_large_for_its_scales_is_never_clipped(solver, inner):
     w, stats = weight(2, 32, 24), moments(inputs(32), 2)
     near, far = (solver(inner).encode(w * size, stats=stats) for size in (1.0, 2.0**40))
     if isinstance(inner, jm.Float):  # its scales are floats
-        np.testing.assert_allclose(far.decode() / 2.0**40, near.decode(), rtol=1e-5)
+        np.testing.assert_allclose(jm.decode(far) / 2.0**40, jm.decode(near), rtol=1e-5)
     else:  # `jm.encode` refuses it
         assert not jnp.isfinite(far.scale).all()
 
@@ -75,7 +75,7 @@ def test_any_statistic_gives_a_finite_leaf_that_is_no_worse_than_a_guess(solver,
         "few rows": inputs(24, rows=3),
         "huge": inputs(24) * 1e6,
     }[x]
-    got = solver(inner).encode(w, stats=moments(x)).decode()
+    got = jm.decode(solver(inner).encode(w, stats=moments(x)))
     assert jnp.isfinite(got).all()
     assert jnp.abs(got - w).max() <= jnp.abs(w).max()
 
@@ -84,10 +84,10 @@ def test_any_statistic_gives_a_finite_leaf_that_is_no_worse_than_a_guess(solver,
 def test_any_axes_may_be_summed(solver):
     codec, x = solver(jm.Int(4, group=8)), inputs(24)
     w = weight(24, 3, 8)
-    decoded = codec.encode(w, (0,), moments(x)).decode()
+    decoded = jm.decode(codec.encode(w, (0,), moments(x)))
     transposed = codec.encode(w.transpose(1, 0, 2), (1,), moments(x, 3))
     assert decoded.shape == w.shape
-    np.testing.assert_allclose(decoded.transpose(1, 0, 2), transposed.decode(), atol=1e-5)
+    np.testing.assert_allclose(decoded.transpose(1, 0, 2), jm.decode(transposed), atol=1e-5)
 
 
 @each_solver
@@ -95,7 +95,7 @@ def test_any_axes_may_be_summed(solver):
 def test_small_and_empty_weights_are_encoded(solver, shape):
     stats = moments(jnp.ones((3, shape[-2])), *shape[:-2])
     leaf = solver(jm.Int(3, group=2)).encode(jnp.ones(shape), stats=stats)
-    np.testing.assert_allclose(leaf.decode(), jnp.ones(shape), rtol=1e-3)
+    np.testing.assert_allclose(jm.decode(leaf), jnp.ones(shape), rtol=1e-3)
 
 
 @each_solver
@@ -106,7 +106,7 @@ def test_a_solver_is_written_to_and_read_from_a_plan(solver):
     stats = {"a/kernel": moments(inputs(24))}
     leaf = jm.encode(params, plan, stats=stats)["a"]["kernel"]
     same = plan["a/kernel"].encode(params["a"]["kernel"], stats=stats["a/kernel"])
-    np.testing.assert_allclose(leaf.decode(), same.decode(), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(jm.decode(leaf), jm.decode(same), rtol=1e-3, atol=1e-3)
 
 
 @each_solver
@@ -151,7 +151,7 @@ def test_after_many_turns_no_single_code_can_be_improved():
     gram += 0.01 * np.diag(gram).mean() * np.eye(24)
     leaf = codec.encode(w, stats=moments(x))
     least = lambda v: np.einsum("kn,kl,ln->n", v - w, gram, v - w)
-    rounded, step = np.asarray(leaf.decode()), np.repeat(np.asarray(leaf.scales()), 8, 0)
+    rounded, step = np.asarray(jm.decode(leaf)), np.repeat(np.asarray(leaf.scales()), 8, 0)
     for j in range(24):
         for by in (-1, 1):
             other = rounded.copy()
@@ -163,7 +163,7 @@ def test_after_many_turns_no_single_code_can_be_improved():
 @pytest.mark.parametrize("act_order", [False, True])
 def test_gptq_equals_the_textbook_loop_in_float64(act_order):
     w, x, codec = weight(24, 6), inputs(24), jm.Int(3, group=10, symmetric=False)
-    rounded = jm.GPTQ(codec, act_order=act_order).encode(w, stats=moments(x)).decode()
+    rounded = jm.decode(jm.GPTQ(codec, act_order=act_order).encode(w, stats=moments(x)))
     gram = np.asarray(x, np.float64).T @ np.asarray(x, np.float64) / len(x)
     order = np.argsort(-np.diag(gram)) if act_order else np.arange(24)
     gram = gram[order][:, order] + 0.01 * np.diag(gram).mean() * np.eye(24)
@@ -201,8 +201,8 @@ def test_search_has_less_weighted_error_than_its_codec():
     w, x = weight(48, 24), inputs(48) * jnp.linspace(0.01, 10, 48)[None]
     energy = (x * x).mean(0)[:, None]
     for inner in INNER[:2]:
-        plain, blind = inner.encode(w).decode(), jm.Search(inner).encode(w).decode()
-        seeing = jm.Search(inner).encode(w, stats=moments(x)).decode()
+        plain, blind = jm.decode(inner.encode(w)), jm.decode(jm.Search(inner).encode(w))
+        seeing = jm.decode(jm.Search(inner).encode(w, stats=moments(x)))
         square = lambda got, by=1.0: float((by * (w - got) ** 2).sum())
         assert square(blind) < square(plain)
         assert square(seeing, energy) < square(blind, energy) < square(plain, energy)
@@ -218,7 +218,7 @@ def test_search_finds_nearly_the_best_range_of_a_full_grid():
             scale, zero = codec.range(low * a, high * b)
             grid_error = ((w - codec.snap(w, scale[None], zero[None])) ** 2).sum(0)
             best = np.minimum(best, grid_error)
-    error = ((w - jm.Search(codec).encode(w).decode()) ** 2).sum(0)
+    error = ((w - jm.decode(jm.Search(codec).encode(w))) ** 2).sum(0)
     assert error.sum() < 1.01 * best.sum()
 
 
