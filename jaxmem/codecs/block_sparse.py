@@ -180,11 +180,11 @@ def _matmul(x, leaf, *, precision):
 
 
 def _blocks_of_strips(x, leaf):
-    """The blocks of x (m, k) that each strip multiplies: (m, strips, kept · inputs)."""
-    strips, kept = leaf.places.shape
+    """The blocks of x (m, k) that each strip multiplies: (strips, m, kept · inputs)."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % leaf.inputs)))
-    x = x.reshape(x.shape[0], leaf.blocks, leaf.inputs)
-    return x[:, leaf.places].reshape(x.shape[0], strips, kept * leaf.inputs)
+    x = x.reshape(x.shape[0], leaf.blocks, leaf.inputs).swapaxes(0, 1)
+    blocks = x[leaf.places]  # (strips, kept, m, inputs): a CPU copies whole rows
+    return lax.collapse(blocks.swapaxes(1, 2), 2)
 
 
 def _by_strips(x, leaf, precision):
@@ -194,7 +194,7 @@ def _by_strips(x, leaf, precision):
     )
     product = functools.partial(integer_rows_product, otherwise=decoded)
     rows = leaf.values.as_int_array().split_rows(len(leaf.places))
-    y = jax.vmap(product, (1, 0), 1)(_blocks_of_strips(x, leaf), rows)
+    y = jax.vmap(product, out_axes=1)(_blocks_of_strips(x, leaf), rows)
     return lax.collapse(y, 1)[:, : leaf.fold.n]
 
 
@@ -205,6 +205,6 @@ def _gathered(x, leaf, precision):
     values = decoded_values(leaf.values) if leaf.values.dtype != x.dtype else leaf.values
     values = values if isinstance(values, Array) else decoded_values(values)
     values = values.astype(x.dtype).reshape(strips, leaf.outputs, kept * leaf.inputs)
-    dims = (((2,), (2,)), ((1,), (0,)))
+    dims = (((2,), (2,)), ((0,), (0,)))
     y = lax.dot_general(read, values, dims, precision, preferred_element_type=jnp.float32)
     return lax.collapse(jnp.moveaxis(y, 0, 1), 1)[:, : leaf.fold.n]

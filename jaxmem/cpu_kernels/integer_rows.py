@@ -12,8 +12,8 @@ from jax import Array
 from .few_rows import few_rows_product
 
 # Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
-ONE_GROUP_ROWS = {"avx512-vnni": math.inf, "avx2": 32}  # with one scale a row
-GROUP_ROWS = {"avx512-vnni": 8, "avx2": 4}
+ONE_GROUP_ROWS = {"avx512-vnni": math.inf, "avx2": 32, "baseline": 2}  # with one scale a row
+GROUP_ROWS = {"avx512-vnni": 8, "avx2": 4, "baseline": 2}
 
 
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
