@@ -233,7 +233,8 @@ def tokenizer(model: Model, architecture: str, *, vocabulary: bool = True) -> di
             f"{model.source} has {len(config.eos)}"
         )
     bos = {} if config.bos is None else {"bos_token_id": config.bos}
-    for name, value in (bos | named | ends).items():
+    special = gguf_vocabulary.special_fields(model)
+    for name, value in (bos | special | named | ends).items():
         values[f"tokenizer.ggml.{name}"] = value
     return none | {name: field(name, value) for name, value in values.items()}
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats import gguf_end_tokens, tokenizers
 from ..formats.gguf import Gguf
+from ..models.model import Model
+from ..models.tokenizer_files import TOKENIZER_CONFIG
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,6 +53,17 @@ def end_fields(eos: tuple[int, ...], vocabulary: dict[str, Any]) -> tuple[dict[s
     ordered = ids[:1] + sorted(ids[1:], key=lambda i: i in known)
     named = dict(zip(("eos_token_id", "eot_token_id", "eom_token_id"), ordered))
     return named, [i for i in ordered[3:] if i not in known]
+
+
+def special_fields(model: Model) -> dict[str, int]:
+    """The fields of the unknown and padding tokens that tokenizer_config.json names."""
+    config, fields = model.hf_files.get(TOKENIZER_CONFIG, {}), {}
+    for name, field in {"unk_token": "unknown_token_id", "pad_token": "padding_token_id"}.items():
+        token = config.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        found = model.tokenizer.token_to_id(text) if model.tokenizer and text else None
+        fields |= {} if found is None else {field: found}
+    return fields
 
 
 def _tokens(tokenizer: "Tokenizer", spec: dict, vocab: int) -> tuple[list[str], list[int]]:

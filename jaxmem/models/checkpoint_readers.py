@@ -102,7 +102,10 @@ def read_gguf(path: pathlib.Path) -> Checkpoint:
     tensors = gguf_models.tensors(file, weight_maps)
     leaf = functools.partial(quantized_weights.from_gguf, file)
     coded, template = dict(zip(tensors, tensors)), gguf_models.chat_template(file)
-    return Checkpoint(config, path, tensors, tokenizer, coded, leaf, template, weight_maps)
+    said = gguf_models.tokenizer_config(file)
+    hf_files = {tokenizer_files.TOKENIZER_CONFIG: said} if said else {}
+    parts = config, path, tensors, tokenizer, coded, leaf, template, weight_maps
+    return Checkpoint(*parts, hf_files=hf_files)
 
 
 def read_onnx(path: pathlib.Path) -> Checkpoint:

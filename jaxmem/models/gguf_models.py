@@ -15,6 +15,9 @@ from ..formats.gguf import Gguf
 from .checkpoint_tensors import bare_name
 from .model import family
 
+# Names of special tokens in a tokenizer_config.json, and in a GGUF file.
+_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+
 
 def config_and_weights(file: Gguf) -> tuple[Any, dict[str, WeightMap]]:
     """The configuration of a model, and the tensors of the file that each parameter is read from.
@@ -52,3 +55,16 @@ def chat_template(file: Gguf) -> str | None:
     """The chat template of the file, or None without one."""
     template = file.fields.get("tokenizer.chat_template")
     return template if isinstance(template, str) else None
+
+
+def tokenizer_config(file: Gguf) -> dict[str, Any]:
+    """The special tokens of the file by their names in a tokenizer_config.json; {} without any.
+
+    A GGUF file that is written of the model has their ids again.
+    """
+    tokens, config = file.fields.get("tokenizer.ggml.tokens"), {}
+    for name, field in _SPECIAL.items():
+        i = file.fields.get(f"tokenizer.ggml.{field}_token_id")
+        if isinstance(tokens, list) and isinstance(i, int) and 0 <= i < len(tokens):
+            config[f"{name}_token"] = tokens[i]
+    return {"tokenizer_class": "PreTrainedTokenizerFast"} | config if config else {}

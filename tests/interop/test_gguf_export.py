@@ -172,7 +172,8 @@ def test_a_saved_model_is_exported_with_the_vocabulary_of_its_tokenizer(tmp_path
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>", "<end>"])
     model = random(llama.Config(**SIZES | dict(vocab=260, layers=1), bos=257, eos=(258, 259)))
-    options = {"chat_template": "{{ messages }}"}
+    said = {"tokenizer_config.json": {"pad_token": "<s>", "unk_token": {"content": "<end>"}}}
+    options = {"chat_template": "{{ messages }}", "hf_files": said}
     Model(model.config, model.tensors, tokenizer, "random", **options).save(tmp_path / "saved")
     to_gguf(tmp_path / "w.gguf", load(tmp_path / "saved"))
     fields = gguf_format.gguf(tmp_path / "w.gguf").fields
@@ -181,7 +182,13 @@ def test_a_saved_model_is_exported_with_the_vocabulary_of_its_tokenizer(tmp_path
     assert fields["tokenizer.ggml.token_type"][256:] == [1, 3, 3, 3]
     assert fields["tokenizer.ggml.merges"] == ["h e"]
     assert fields["tokenizer.chat_template"] == "{{ messages }}"
-    assert load(tmp_path / "w.gguf").config.eos == (258, 259)
+    assert fields["tokenizer.ggml.padding_token_id"] == 257
+    assert fields["tokenizer.ggml.unknown_token_id"] == 259
+    again = load(tmp_path / "w.gguf")
+    assert again.config.eos == (258, 259)
+    again.save(tmp_path / "again")  # what the file says of special tokens stays
+    to_gguf(tmp_path / "x.gguf", load(tmp_path / "again"))
+    assert gguf_format.gguf(tmp_path / "x.gguf").fields == fields
     assert tokenizers.from_gguf(gguf_format.gguf(tmp_path / "w.gguf")).encode("he").ids == [256]
 
 
