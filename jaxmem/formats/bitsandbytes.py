@@ -106,7 +106,9 @@ def _of_4_bits(tensors: dict[str, Lazy], stem: str, kind: str) -> FourBitMatrix:
     if len(shape) != 2 or min(shape) < 1 or shape[1] % block:
         state.refuse("shape", f"rows, and columns that are a multiple of blocks of {block}")
     parts = {p: tensors[f"{stem}.weight.{p}"] for p in _PARTS if f"{stem}.weight.{p}" in tensors}
-    codes, blocks = tensors[f"{stem}.weight"], shape[0] * shape[1] // block
+    codes, blocks = tensors.get(f"{stem}.weight"), shape[0] * shape[1] // block
+    if codes is None:
+        raise ValueError(f"{stem}.weight is missing")
     if np.dtype(codes.dtype).itemsize * math.prod(codes.shape) * 2 != math.prod(shape):
         raise ValueError(f"{stem}.weight has other codes than for a shape of {shape}")
     expected = {"absmax": (blocks,), "quant_map": (16,)}

@@ -16,7 +16,8 @@ from .hf_config import CLASSES, config_json
 
 # These fields say where a checkpoint is from and how it was stored. `auto_map` names code beside
 # it, which is not written.
-_SOURCE_FIELDS = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype", "dtype")
+_SOURCE_FIELDS = ("_name_or_path", "auto_map", "quantization_config", "quantization")
+_SOURCE_FIELDS += ("torch_dtype", "dtype")
 _PROCESSORS = (PREPROCESSOR, PROCESSOR)
 _FIELDS_OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
 

@@ -72,7 +72,7 @@ def from_peft(path: str | os.PathLike, model: Model) -> dict[str, dict[str, Arra
     factors = {}
     for module, (a, b) in modules.items():
         rank = a.shape[0]
-        alpha = next((x for key, x in alphas.items() if re.match(key, module)), None)
+        alpha = next((x for key, x in alphas.items() if f".{module}".endswith(f".{key}")), None)
         alpha = fields.number("lora_alpha", 8.0) if alpha is None else alpha
         scale = alpha / (math.sqrt(rank) if fields.boolean("use_rslora", False) else rank)
         factors[bare_name(f"{module}.weight")] = a, b * np.float32(scale)
@@ -89,7 +89,7 @@ def from_peft(path: str | os.PathLike, model: Model) -> dict[str, dict[str, Arra
 
 
 def _checked(fields: JsonFields) -> dict[str, float]:
-    """{regular expression of modules: alpha}; fields that are not computed are refused."""
+    """{end of the names of modules: alpha}; fields that are not computed are refused."""
     if fields.text("peft_type") != "LORA":
         fields.refuse("peft_type", "'LORA'")
     fields.ignore(*_KNOWN)
@@ -100,7 +100,10 @@ def _checked(fields: JsonFields) -> dict[str, float]:
         fields.refuse("init_lora_weights", "values that leave the base model as it is")
     fields.ignore("init_lora_weights", "lora_alpha", "use_rslora")
     patterns = fields.object("alpha_pattern")
-    alphas = {rf"(.*\.)?({key})$": patterns.number(key) for key in patterns.data}
+    for key in patterns.data:
+        if not re.fullmatch(r"[\w.]+", key):
+            patterns.refuse(key, "an alpha for the end of a module's name, not for a pattern")
+    alphas = {key: patterns.number(key) for key in patterns.data}
     fields.refuse_unread()
     return alphas
 

@@ -27,7 +27,8 @@ def read_tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
     path = folder / TOKENIZER
     if not path.is_file():
         try:
-            return read_vocabulary(folder)
+            tokenizer = read_vocabulary(folder)
+            return tokenizer and _checked(tokenizer, folder)
         except ValueError as error:
             warn(f"{error}. The model is loaded without a tokenizer")
             return None
@@ -84,7 +85,7 @@ def read_gguf_tokenizer(file: gguf.Gguf, folder: pathlib.Path) -> "Tokenizer | N
 
 
 def _built(text: str, path: pathlib.Path) -> "Tokenizer":
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -93,6 +94,15 @@ def _built(text: str, path: pathlib.Path) -> "Tokenizer":
         raise
     except BaseException as error:  # Exception, and what a panic of its Rust code raises
         raise ValueError(f"{path} is no tokenizer: {error}") from error
+    tokenizer.no_padding()  # some files say 128 tokens, whatever the text; the caller decides
+    tokenizer.no_truncation()
+    return _checked(tokenizer, path)
+
+
+def _checked(tokenizer: "Tokenizer", path: pathlib.Path) -> "Tokenizer":
+    """The tokenizer, if it can encode an unknown word, and none of its ids is too large."""
+    from tokenizers import models
+
     if isinstance(tokenizer.model, models.WordPiece):
         unknown = tokenizer.model.unk_token
         if tokenizer.model.token_to_id(unknown) is None:
@@ -103,6 +113,4 @@ def _built(text: str, path: pathlib.Path) -> "Tokenizer":
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest > MOST_TOKENS:  # the library would make a list of so many tokens to write them
         raise ValueError(f"{path}: a token has the id {largest}, expected at most {MOST_TOKENS}")
-    tokenizer.no_padding()  # some files say 128 tokens, whatever the text; the caller decides
-    tokenizer.no_truncation()
     return tokenizer

@@ -44,6 +44,19 @@ def read_vocabulary(folder: pathlib.Path) -> "Tokenizer | None":
     ranks = next(iter(sorted(folder.glob("*.tiktoken"))), None)
     if not (model or ranks or has("vocab.json", "merges.txt") or has("vocab.txt")):
         return None
+    try:
+        return _tokenizer(folder, model, ranks)
+    except ValueError:
+        raise
+    except Exception as error:  # the one class that the package tokenizers raises, and others
+        raise ValueError(f"{folder} has a vocabulary that cannot be read: {error!r}") from error
+
+
+def _tokenizer(
+    folder: pathlib.Path, model: pathlib.Path | None, ranks: pathlib.Path | None
+) -> "Tokenizer":
+    """The tokenizer of a folder, which has a SentencePiece `model`, `ranks` of tiktoken, or both
+    files of BPE, or else vocab.txt."""
     said = _object(folder / "tokenizer_config.json")
     fields = JsonFields(said, f"{folder / 'tokenizer_config.json'}: ")
     name = fields.text("tokenizer_class", None) or _CLASSES.get(
@@ -55,7 +68,7 @@ def read_vocabulary(folder: pathlib.Path) -> "Tokenizer | None":
     elif model:
         tokenizer = from_sentencepiece(model)
         _of(kind, _ENDS, folder)
-    elif has("vocab.json", "merges.txt"):
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         prefix = fields.boolean("add_prefix_space", False)
         tokenizer = _byte_level(folder, _of(kind, _SPLITS, folder), prefix)
     else:

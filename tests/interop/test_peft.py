@@ -33,6 +33,7 @@ def test_a_model_with_an_adapter_has_the_logits_of_peft(name):
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"use_dora": True}, "use_dora is True"),
         ({"bias": "all"}, "bias is 'all'"),
+        ({"alpha_pattern": {"^(a+)+$": 2}}, "not for a pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ({"init_lora_weights": "pissa_niter_4"}, "leave the base model as it is"),
     ],

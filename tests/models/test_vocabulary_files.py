@@ -36,6 +36,7 @@ def test_ids_become_the_text_again(name):
         ("llama", "tokenizer_config.json", b'{"tokenizer_class": "XLMRoberta"}', "of 'XLMRoberta'"),
         ("llama", "tokenizer.model", b"\x0a\xff\xff", "is no SentencePiece model"),
         ("tiktoken", "tokenizer.model", b"IQ== 0\nI= 1\n", "is no file of tiktoken"),
+        ("gpt2", "merges.txt", b"x y\n", "a vocabulary that cannot be read"),
         ("gpt2", "added_tokens.json", b'{"<x>": 9999}', "the token '<x>' has the id 320, its file"),
     ],
 )
