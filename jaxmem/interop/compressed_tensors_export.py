@@ -39,7 +39,8 @@ def to_compressed_tensors(
     Raises:
         ValueError: `path` exists; no config.json describes the model; `params` are not those of the
             model, or are shapes; they hold codes of a module that is no linear layer in
-            transformers: the Conv1D of a GPT-2, or all experts in one tensor.
+            transformers: the Conv1D of a GPT-2, all experts in one tensor, or what transformers
+            loads into other tensors (Nomic BERT, DINOv2, Llama 4).
 
     Example:
         >>> import pathlib, tempfile, jax, jax.numpy as jnp, numpy as np, jaxmem as jm

@@ -27,6 +27,9 @@ from .linear_codes import CodedTensors, CodeForm, coded_tensors
 _HEADS = ("lm_head", "proj_out", "vocab_projector", "decoder")
 _NOT_HELD = tuple(f"re:.*{x}$" for x in (*_HEADS, r"pooler\.dense", r"contact_head\.regression"))
 _ROUTER = r"re:.*\.router$"
+
+# `tensor_names` of families whose tensors transformers 5 splits, or puts into other modules.
+_SPLIT = ("nomic_bert", "dinov2", "dinov2_gated", "llama4_text")
 # Bytes of a config.json that schemes take: of one group, of so many, and around a layer's name.
 _GROUP_BYTES, _MOST_GROUPS, _NAME_BYTES = 600, 4, 16
 
@@ -171,6 +174,8 @@ def _is_linear(model: Model, weight_maps: dict[str, WeightMap], leaves: dict[str
         refused = "its module in transformers is a Conv1D"
     if "/experts/" in path and rank > 2:
         refused = "all experts are one tensor in transformers"
+    if getattr(model.config, "tensor_names", "") in _SPLIT:
+        refused = f"transformers loads the tensors of a {model.config.tensor_names} into others"
     if refused and has_codes:
         raise ValueError(
             f"{path} has codes, and {refused}, for which compressed-tensors has no form; keep it "

@@ -82,6 +82,11 @@ def test_a_family_s_own_tensors_hold_the_codes_exactly(name, tmp_path):
     [
         ("gpt2", "layers/mlp/up/kernel", "mlp/up/kernel has codes, and its module .* is a Conv1D"),
         ("decoders/gpt_oss", ".*experts/gate/kernel", "experts are one tensor in transformers"),
+        (
+            "encoders/nomic_bert_masked",
+            ".*/mlp/up/kernel",
+            "loads the tensors of a nomic_bert into",
+        ),
     ],
 )
 def test_what_is_no_linear_layer_in_transformers_is_refused(name, path, message, tmp_path):

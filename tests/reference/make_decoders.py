@@ -158,7 +158,8 @@ MODELS = {
     "falcon_new": ("falcon", dict(vocab_size=37, hidden_size=24, num_hidden_layers=2,
         num_attention_heads=6, num_kv_heads=3, new_decoder_architecture=True)),
     "falcon_in_turn": ("falcon", dict(vocab_size=37, hidden_size=24, num_hidden_layers=2,
-        num_attention_heads=3, multi_query=False, parallel_attn=False)),
+        num_attention_heads=3, multi_query=False, parallel_attn=False,
+        alibi=True)),
     "mamba": ("mamba", STATES | dict(time_step_rank=3, use_bias=True)),
     "mamba_untied": ("mamba", STATES | dict(tie_word_embeddings=False, conv_kernel=3,
         use_conv_bias=False, expand=3)),
@@ -200,7 +201,9 @@ def make(kind, options):
         file = pathlib.Path(folder, "model.safetensors")
         shapes = {name: tuple(x.shape) for name, x in load_file(file).items()}
         save_file({n: drawn(n, shape) for n, shape in shapes.items()}, file, {"format": "pt"})
-        eager = dict(attn_implementation="eager", experts_implementation="eager")
+        # With ALiBi, the eager attention of transformers' Falcon adds its terms twice.
+        attention = "sdpa" if options.get("alibi") else "eager"
+        eager = dict(attn_implementation=attention, experts_implementation="eager")
         model = classes.from_pretrained(folder, **eager).eval()
     with torch.no_grad():
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, TOKENS))

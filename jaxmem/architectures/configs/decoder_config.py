@@ -99,6 +99,7 @@ class Config:
     query_growth: float = 0.0  # queries times 1 + this * log(1 + position // original_context)
     growth_unrotated: bool = False  # only in layers without rotary positions, counted from 1
     chunked: bool = False  # local layers see the chunk of `window` tokens that a token is in
+    alibi_scaled: bool = False  # ALiBi's terms are multiplied by the factor of the scores, too
     position_offset: int = 0  # rows before the first position in the table of learned positions
 
     # Attention.
@@ -216,6 +217,7 @@ def _check_choices(c: Config) -> None:
         "qk_norm_bias": (c.qk_norm and c.norm_gain, "qk_norm and norm_gain"),
         "head_bias": (not c.tied, "an untied head"),
         "chunked": (c.local, "local layers"),
+        "alibi_scaled": (c.positions == "alibi", "positions 'alibi'"),
         "growth_unrotated": (c.query_growth, "query_growth"),
         "mlp_scales": (c.gated and len(c.mlp_scales) == 2 and not c.mixture, "2 factors and gates"),
     }

@@ -112,7 +112,7 @@ def _mpt(fields: JsonFields) -> dict:
     fields.ignore("learned_pos_emb", "norm_type", "init_device", "verbose", "init_config")
     attn = fields.object("attn_config")
     attn.expect("alibi", True)
-    attn.expect("alibi_bias_max", 8)
+    attn.expect("alibi_bias_max", 8)  # transformers reads no other, so there is no reference
     for name in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):
         attn.expect(name, False)
     attn.expect("attn_type", "multihead_attention")
@@ -151,7 +151,6 @@ def _opt(fields: JsonFields) -> dict:
 def _falcon(fields: JsonFields) -> dict:
     names = {"ffn": "ffn_hidden_size", "kv_heads": "", "head_dim": "", "eps": "layer_norm_epsilon"}
     config = read_sizes(fields, usual_ffn=True, **names)
-    fields.expect("alibi", False)
     new = fields.boolean("new_decoder_architecture", False)
     one = fields.boolean("multi_query", True) and not new
     kv_heads = fields.integer("num_kv_heads", config["heads"])
@@ -162,9 +161,12 @@ def _falcon(fields: JsonFields) -> dict:
     if norms > (2 if new else 1):
         fields.refuse("num_ln_in_parallel_attn", "1, or 2 with new_decoder_architecture")
     bias = fields.boolean("bias", False)
+    positions = read_rope(fields, config["head_dim"], config["context"])
+    if fields.boolean("alibi", False):
+        positions = {"positions": "alibi", "alibi_scaled": True}
     return (
         config
-        | read_rope(fields, config["head_dim"], config["context"])
+        | positions
         | read_activation(fields, "activation", "gelu")
         | LAYER_NORM
         | _PLAIN_MLP

@@ -117,7 +117,7 @@ def test_a_published_configuration_is_read(name):
 @pytest.mark.parametrize(
     "name, change",
     [
-        ("falcon-7b", {"alibi": True}),
+        ("falcon-7b", {"alibi": 1}),
         ("opt-125m", {"do_layer_norm_before": False}),
         ("opt-125m", {"word_embed_proj_dim": 512}),
         ("bloom-560m", {"apply_residual_connection_post_layernorm": True}),
