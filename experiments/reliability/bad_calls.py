@@ -90,6 +90,7 @@ MAY = {
     ("evolve|gradual|movement|rewind|rigl|straight_through", "uses"): {"dict"},
     ("load", "shardings"): {"none", "function"},
     ("models.from_flax", "options"): {"dict"},  # `Sequential` takes any keyword argument
+    ("models.chat", "max_new_tokens"): {"int"},  # one of its `options`, which have no annotation
     ("models.generate", "prompt"): {"text"},
     ("models.chat(_prompt)?", "messages"): {"text"},
     ("models.chat(_prompt)?", "variables"): {"none", "dict"},

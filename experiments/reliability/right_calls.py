@@ -221,7 +221,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "models.WaveformProcessor": {"rate": 16_000, "normalised": True, "masked": True},
         "models.awq": {"model": model, "stats": model_stats, "codec": jm.Int(4)},
         "models.chat": {"model": chatting, "messages": "w1 w2", "variables": None,
-                        "options": None},
+                        "max_new_tokens": 2},
         "models.chat_prompt": {"model": chatting, "messages": "w1 w2", "variables": None},
         "models.from_flax": {"module": embedding, "params": embedding_params, "context": 16,
                              "eos": (1,), "inputs": (), "cache": None, "options": None},
