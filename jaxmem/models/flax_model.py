@@ -55,7 +55,7 @@ class FlaxModel(Model):
     def _forward(self, params: dict, *args: Any, **kwargs: Any) -> Any:
         return self.run(params, self.state, *args, **kwargs)
 
-    def _check_ids(self, *args: Any) -> None:
+    def _check_ids(self, *args: Any, is_call: bool = True) -> None:
         """A module of any kind may take any input."""
 
     def _write(self, folder: pathlib.Path, params: dict) -> None:

@@ -79,9 +79,10 @@ class Model:
 
         Raises:
             ValueError: there are more tokens than the model has positions; ids that are not traced
-                are outside the vocabulary.
+                are outside the vocabulary; they are no rows of integers.
+            TypeError: the ids are no array.
         """
-        self._check_ids(*args)
+        self._check_ids(*args, is_call="method" not in kwargs)
         forward = self._forward
         if any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded))):
             from ..core.lifting import lift
@@ -93,13 +94,20 @@ class Model:
         """`apply` for dense params."""
         return family(self.config).module(self.config).apply({"params": params}, *args, **kwargs)
 
-    def _check_ids(self, *args: Any) -> None:
-        """Refuses ids outside the vocabulary, which a look-up would clip; traced ids pass."""
+    def _check_ids(self, *args: Any, is_call: bool = True) -> None:
+        """Refuses what are no ids, and those outside the vocabulary, which a look-up would clip.
+
+        Traced ids may have any value. Another method than the call (`is_call`) has other arguments.
+        """
         arrays = args[: 2 if self.config.family == "seq2seq" else 1] if self.config.vocab else ()
         for ids in arrays:
-            other = ids is None or isinstance(ids, dict | jax.core.Tracer | jax.ShapeDtypeStruct)
-            other = other or (getattr(self.config, "mels", 0) and np.ndim(ids) == 3)  # spectrograms
-            if not other and getattr(ids, "is_fully_addressable", True):
+            sound = getattr(self.config, "mels", 0) and np.ndim(ids) == 3  # spectrograms
+            if ids is None or isinstance(ids, dict) or sound:
+                continue
+            if is_call:
+                _check_are_ids(ids)
+            traced = isinstance(ids, jax.core.Tracer | jax.ShapeDtypeStruct)
+            if not traced and getattr(ids, "is_fully_addressable", True):
                 check_in_vocabulary(np.asarray(ids), self.config.vocab)
 
     def chat(self, messages: Any, **options: Any) -> "Generation":
@@ -165,6 +173,18 @@ def check_in_vocabulary(ids: np.ndarray, vocab: int) -> None:
     if ids.size and (ids.min() < 0 or ids.max() >= vocab):
         raise ValueError(
             f"the token ids reach from {ids.min()} to {ids.max()}, expected 0 to below {vocab}"
+        )
+
+
+def _check_are_ids(ids: Any) -> None:
+    """Refuses what is no array (batch, tokens) of integers."""
+    if not hasattr(ids, "dtype"):
+        raise TypeError(
+            f"the ids are a {type(ids).__name__}, expected an array of integers (batch, tokens)"
+        )
+    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(
+            f"the ids are {ids.dtype} of shape {ids.shape}, expected integers (batch, tokens)"
         )
 
 

@@ -101,7 +101,9 @@ def plan(
     on = target(device)
     if on is None and limit is None:
         raise ValueError("the CPU has no limit of its own: give a limit, in bytes")
-    limit = limit or on.device.memory
+    limit = on.device.memory if limit is None else limit
+    if limit == 0:
+        raise ValueError("limit is 0 bytes, expected at least 1")
     name = model if isinstance(model, str) else model.source
     plain = {"remat": Remat("none"), "chunk": max(seq, 1)}
     first = Recipe(name, device, task, batch, seq, **plain)

@@ -149,9 +149,12 @@ def search(
         return {"step": (fn, args, *donated)}
 
     on = target(device)
-    limit = limit or (on.device.memory if on else None)
+    if limit is None and on:
+        limit = on.device.memory
     if limit is None:
         raise ValueError("the CPU has no limit of its own: give a limit, in bytes")
+    if limit == 0:
+        raise ValueError("limit is 0 bytes, expected at least 1")
     rows = prove(((c, None) for c in choices), programs, device, limit, most, timeout)
     searched = Searched(device, limit, tuple(rows))
     if searched.chosen is None:

@@ -152,6 +152,12 @@ def test_ids_outside_the_vocabulary_are_refused_where_they_are_not_traced(ids):
         model("llama2").apply(model("llama2").params, ids)
 
 
+@pytest.mark.parametrize("ids", [[[1, 2]], np.array([1, 2]), jnp.array([[1.0]])])
+def test_a_model_takes_rows_of_ids_alone(ids):
+    with pytest.raises((TypeError, ValueError), match=r"expected .*integers \(batch, tokens\)"):
+        model("llama2").apply(model("llama2").params, ids)
+
+
 @pytest.mark.parametrize(
     "prompt, options, message",
     [

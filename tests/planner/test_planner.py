@@ -74,6 +74,7 @@ def test_a_limit_that_nothing_meets_says_what_would_do():
     [
         (dict(device="tpu v9:1x1"), "unknown device 'tpu v9:1x1'"),
         (dict(limit=None), "the CPU has no limit"),
+        (dict(device="tpu v5e:1x1", limit=0), "limit is 0 bytes"),
         (dict(task="dream"), "unknown task 'dream'"),
         (dict(batch=0), "batch is 0"),
         (dict(device="tpu v5e:2x2", batch=5), "a batch of 5 rows .* on 4 chips"),
