@@ -16,7 +16,7 @@ QUICK = jm.LowRank(2)  # two plain products: quick to compile
 
 @functools.cache
 def leaf(*shape, axes=(-2,), codec=QUICK):
-    return codec.encode(jax.random.normal(jax.random.key(0), shape), axes)
+    return jit(lambda: codec.encode(jax.random.normal(jax.random.key(0), shape), axes))()
 
 
 def assert_lifts(fn, *args, on_decode="error", tol=1e-5):
