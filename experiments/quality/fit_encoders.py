@@ -2,7 +2,7 @@
 
     pip install -e ".[demo]"
     python fit_encoders.py --test stsb_en_dev.csv --models minilm-l6
-    python fit_encoders.py --test stsb_en_dev.csv --models mpnet-base --pairs 300
+    python fit_encoders.py --test stsb_en_dev.csv --models mpnet-base
 
 The figures go into fit_encoders.json: Spearman's correlation with the scores of STS-B, and the mean
 cosine to the dense embeddings. All weights count, the tables of words too. `fit` gets no text. Of
