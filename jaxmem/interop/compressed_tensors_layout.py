@@ -215,7 +215,8 @@ def _quantization(config: Any, runs: list[Run], packed: bool) -> dict:
         elif "embedding" not in path and _rank(run.weight_maps) == 2:
             dense += modules
     if config.family not in ("llama", "decoder"):
-        dense += _NOT_HELD
+        held = [module for modules in members.values() for module in modules]
+        dense += [x for x in _NOT_HELD if not any(re.match(x[3:], module) for module in held)]
     elif getattr(config, "mixture", None):
         dense.append(_ROUTER)
     kind = lambda module: re.sub(r".*\.\d+\.", "", module)

@@ -59,7 +59,7 @@ def test_compressed_tensors_hold_the_codes_exactly(packed, model, tmp_path):
 FAMILIES = {  # a family with q, k and v in one tensor, one of experts, an encoder
     "decoders/phi3": {".*/(q|k|v|gate|up)/kernel": jm.Int(3), ".*/down/kernel": jm.Int(8)},
     "decoders/qwen3_moe": {".*experts/.*/kernel": jm.Int(4, group=4), ".*/q/kernel": jm.Int(4)},
-    "encoders/bert_masked": {"layers/.*/kernel": jm.Int(4, symmetric=False)},
+    "encoders/bert_sequence": {"layers/.*/kernel|head/dense/kernel": jm.Int(4, symmetric=False)},
 }
 
 
@@ -72,6 +72,8 @@ def test_a_family_s_own_tensors_hold_the_codes_exactly(name, tmp_path):
     again = load(tmp_path / "w", encoded=True)
     assert written.decoded == () and again.config == model.config
     assert_stands_for(again.params, enc)
+    ignored = json.loads((tmp_path / "w/config.json").read_text())["quantization_config"]["ignore"]
+    assert r"re:.*pooler\.dense$" not in ignored
     kept = [path for path, kind in written.types.items() if kind.startswith("int")]
     leaves = lambda tree: dict(zip(jm.paths(tree), jax.tree.leaves(tree, is_leaf=jm.is_encoded)))
     assert kept and all(jm.is_encoded(leaves(again.params)[path]) for path in kept)
