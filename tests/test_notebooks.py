@@ -33,7 +33,7 @@ def test_a_notebook_compiles_and_holds_no_output(path):
 def tiny(tmp_path):
     """A folder with a random Llama and a tokenizer that knows every byte."""
     write_single(tmp_path, random_tensors())
-    (tmp_path / "config.json").write_text(json.dumps(HF | {"max_position_embeddings": 2048}))
+    (tmp_path / "config.json").write_text(json.dumps(HF | {"max_position_embeddings": 256}))
     letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
