@@ -68,6 +68,9 @@ class Encoder(nn.Module):
             embed, (x, mask) = None, self._signals(ids, mask, types)
         else:
             check_positions(ids, 0, c.context)
+            for name, x in (("mask has", mask), ("types have", types)):
+                if x is not None and x.shape != ids.shape:
+                    raise ValueError(f"the {name} shape {x.shape}, expected {ids.shape}")
             mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
             embed = Embed(c.vocab, c.embed_width or c.width, name="embed")
             x = constrain(self._embedded(embed(ids), ids, mask, types))

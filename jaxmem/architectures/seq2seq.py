@@ -72,6 +72,8 @@ class Seq2Seq(nn.Module):
         """The keys and values {"k", "v"} of the source, (layers, B, H, S, h) each."""
         x = self.sound(source) if self.config.mels else self.embed(source)
         ids = jnp.zeros(x.shape[:2], jnp.int32) if self.config.mels else source
+        if mask is not None and mask.shape != ids.shape:
+            raise ValueError(f"the mask has shape {mask.shape}, expected {ids.shape}")
         x, _ = self.encoder(ids, x, _allowed(mask, x.shape[1]))
         return self.decoder.source_keys(x)
 

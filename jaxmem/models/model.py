@@ -106,9 +106,11 @@ class Model:
                 continue
             if is_call:
                 _check_are_ids(ids)
-            traced = isinstance(ids, jax.core.Tracer | jax.ShapeDtypeStruct)
-            if not traced and getattr(ids, "is_fully_addressable", True):
+            if _is_known(ids):
                 check_in_vocabulary(np.asarray(ids), self.config.vocab)
+        kinds = getattr(self.config, "types", 0)
+        if kinds and len(args) == 3 and args[2] is not None and _is_known(args[2]):
+            check_in_vocabulary(np.asarray(args[2]), kinds, "segment types")
 
     def chat(self, messages: Any, **options: Any) -> "Generation":
         """Generates the answer to messages: `jm.models.chat(self, messages, **options)`.
@@ -158,8 +160,8 @@ def family(config: Any) -> ModuleType:
     return family_module(config.family)
 
 
-def check_in_vocabulary(ids: np.ndarray, vocab: int) -> None:
-    """Refuses token ids that a model of `vocab` tokens does not have.
+def check_in_vocabulary(ids: np.ndarray, vocab: int, what: str = "token ids") -> None:
+    """Refuses token ids that a model of `vocab` tokens does not have, or other rows of a table.
 
     Raises:
         ValueError: an id is negative, or not below `vocab`.
@@ -172,8 +174,14 @@ def check_in_vocabulary(ids: np.ndarray, vocab: int) -> None:
     """
     if ids.size and (ids.min() < 0 or ids.max() >= vocab):
         raise ValueError(
-            f"the token ids reach from {ids.min()} to {ids.max()}, expected 0 to below {vocab}"
+            f"the {what} reach from {ids.min()} to {ids.max()}, expected 0 to below {vocab}"
         )
+
+
+def _is_known(ids: Any) -> bool:
+    """Whether the values of an array can be read: it is not traced, and all of it is here."""
+    traced = isinstance(ids, jax.core.Tracer | jax.ShapeDtypeStruct)
+    return not traced and getattr(ids, "is_fully_addressable", True)
 
 
 def _check_are_ids(ids: Any) -> None:

@@ -138,6 +138,17 @@ def test_a_configuration_that_cannot_be_is_refused_by_name(change):
         encoder.Config(vocab=64, width=32, ffn=48, layers=2, heads=4, **change)
 
 
+@pytest.mark.parametrize("mask, types, message", [((2, 7), (2, 8), "mask has shape"),
+    ((2, 8), (8,), "types have shape"), ((2, 8), (2, 8), "types reach from 2 to 2")])  # fmt: skip
+def test_a_mask_and_types_that_are_not_of_the_ids_are_refused(mask, types, message):
+    config, params, _, _ = member("bert_masked")
+    model = jm.models.Model(config, params, None, "bert")
+    types = jax.ShapeDtypeStruct(types, jnp.int32) if "shape" in message else np.full(types, 2)
+    ids, mask = jnp.ones((2, 8), jnp.int32), jax.ShapeDtypeStruct(mask, bool)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: model.apply(params, ids, mask, types))
+
+
 def test_types_of_an_encoder_without_segments_are_refused():
     config, _, _, _ = member("distilbert_masked")
     ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
