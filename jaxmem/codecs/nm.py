@@ -11,6 +11,8 @@ from jax import Array, lax
 
 from ..core.arguments import check_fields
 from ..core.leaf import divided_shape
+from ..core.matrix_leaf import MatrixLeaf
+from ..cpu_kernels.integer_rows import kept_rows_product
 from ..kernels.dispatch import differentiated_by, on_one_device
 from ..kernels.nm_matmul import nm_product, supports
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
@@ -124,6 +126,15 @@ class NMArray(SparseArray):
     def matmul(self, x, precision=None):
         return _matmul(x, self, precision=precision)
 
+    def has_kept_integers(self) -> bool:
+        """Whether `kept_rows_product` multiplies this leaf: 2:4 of integers without zero points."""
+        values = self.values.as_int_array() if isinstance(self.values, MatrixLeaf) else None
+        if values is None or (self.n, self.m) != (2, 4) or values.bits not in (4, 8):
+            return False
+        if values.zero is not None:  # the zero points of dropped weights are not summed
+            return False
+        return values.scale.shape[-2] == 1 or values.group % 2 == 0
+
     def on_chip(self) -> dict[str, Any] | None:
         """The arguments of a kernel for an unstacked leaf, or None if no kernel reads the leaf."""
         values = self.values
@@ -153,7 +164,10 @@ def _matmul(x, leaf, *, precision):
     if leaf.on_chip():
         kernel = lambda x, leaf: nm_product(x, **leaf.on_chip(), precision=precision)
         elsewhere = functools.partial(on_one_device, kernel, elsewhere)
-    return lax.platform_dependent(x, leaf, cpu=decoded, default=elsewhere)
+    on_cpu = decoded
+    if leaf.has_kept_integers():
+        on_cpu = functools.partial(kept_rows_product, otherwise=decoded)
+    return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
 
 
 def pattern(mask: Array, n: int) -> Array:

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "columns.h"
+#include "kept_columns.h"
 #include "packing.h"
 #include "scales.h"
 #include "simd.h"
@@ -18,6 +20,11 @@ struct IntegerRows : ScaledMatrix {
   int bits;                  // 2 to 8; codes of 8 bits are signed
   const uint8_t* fields[3];  // each (n · width/8, k)
   const uint8_t* zeros[3];   // each (groups, n · width/8), or null: the middle of the codes' range
+  // If 2 of every 4 columns are kept, there are no zero points, `fields` are (n · width/8, k / 2), and
+  // these are the fields of the patterns, (n · width/8, k / 4); else null.
+  const uint8_t* patterns[2];
+
+  int64_t kept() const { return patterns[0] ? k / 2 : k; }  // columns of `fields`
 };
 
 constexpr int kRowsAtOnce = kLanes == 64 ? 4 : 2;  // as many sums as there are registers for
@@ -82,10 +89,10 @@ void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t
   }
 }
 
-// Sets totals[kRow] to Σ scale · code · x of each of some rows of 8 rows, as lanes to be added. `fields`
-// is where the bytes of the 8 rows begin, `scales` are those of the 8 rows in each group.
-template <int kBits, int... kRow>
-inline void rows_product(const uint8_t* const* fields, int64_t k, const EightFloats* scales,
+// Sets totals[kRow] to Σ scale · code · x of each of some rows of 8 rows, as lanes to be added. `rows`
+// gives the codes of the 8 rows, `scales` are those of the 8 rows in each group.
+template <int kBits, int... kRow, typename Rows>
+inline void rows_product(const Rows& rows, const EightFloats* scales,
                          const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
                          Floats* totals) {
   using Sums = DigitSums<kBits>;
@@ -99,13 +106,13 @@ inline void rows_product(const uint8_t* const* fields, int64_t k, const EightFlo
     for (; i + kLanes <= chunk.count; i += kLanes) {
       const typename Sums::Registers digits(*vector++);
       (products[kRow].add_products(
-           unpack<kBits, kRow, true>(fields, k, chunk.column + i, kLanes), digits), ...);
+           rows.template codes<kRow, true>(chunk.column + i, kLanes), digits), ...);
     }
     if (i < chunk.count) {
       const int few = chunk.count - i;
       const typename Sums::Registers digits(*vector);
       (products[kRow].add_products(
-           unpack<kBits, kRow, false>(fields, k, chunk.column + i, few), digits), ...);
+           rows.template codes<kRow, false>(chunk.column + i, few), digits), ...);
     }
     const EightFloats& scale = scales[chunk.group];
     ((sums[kRow] += products[kRow].lanes() * scale[kRow]), ...);
@@ -114,24 +121,24 @@ inline void rows_product(const uint8_t* const* fields, int64_t k, const EightFlo
 }
 
 // `rows_product` of all 8 rows, kRowsAtOnce at a time.
-template <int kBits>
-inline void eight_rows_product(const uint8_t* const* fields, int64_t k, const EightFloats* scales,
+template <int kBits, typename Rows>
+inline void eight_rows_product(const Rows& rows, const EightFloats* scales,
                                const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
                                Floats* totals) {
   if constexpr (kRowsAtOnce == 4) {
-    rows_product<kBits, 0, 1, 2, 3>(fields, k, scales, chunks, x, totals);
-    rows_product<kBits, 4, 5, 6, 7>(fields, k, scales, chunks, x, totals);
+    rows_product<kBits, 0, 1, 2, 3>(rows, scales, chunks, x, totals);
+    rows_product<kBits, 4, 5, 6, 7>(rows, scales, chunks, x, totals);
   } else {
-    rows_product<kBits, 0, 1>(fields, k, scales, chunks, x, totals);
-    rows_product<kBits, 2, 3>(fields, k, scales, chunks, x, totals);
-    rows_product<kBits, 4, 5>(fields, k, scales, chunks, x, totals);
-    rows_product<kBits, 6, 7>(fields, k, scales, chunks, x, totals);
+    rows_product<kBits, 0, 1>(rows, scales, chunks, x, totals);
+    rows_product<kBits, 2, 3>(rows, scales, chunks, x, totals);
+    rows_product<kBits, 4, 5>(rows, scales, chunks, x, totals);
+    rows_product<kBits, 6, 7>(rows, scales, chunks, x, totals);
   }
 }
 
 // The last rows of a weight, fewer than 8, filled up with zeros.
 struct LastRows {
-  std::vector<uint8_t> fields[3], zeros[3], scale;
+  std::vector<uint8_t> fields[3], zeros[3], patterns[2], scale;
   IntegerRows weight;
 
   LastRows(const IntegerRows& all, int64_t row) : weight(all) {
@@ -139,11 +146,16 @@ struct LastRows {
     for (int f = 0; f < field_count(all.bits); ++f) {
       const int width = field(all.bits, f).width;
       const int64_t first = row * width / 8, bytes = packed_size(all.n, width);
-      fields[f] = padded(all.fields[f], 1, 0, first * all.k, (bytes - first) * all.k, width * all.k);
+      fields[f] = padded_rows(all.fields[f], first, bytes, width, all.kept());
       weight.fields[f] = fields[f].data();
       if (!all.zeros[0]) continue;
       zeros[f] = padded(all.zeros[f], groups, bytes, first, bytes - first, width);
       weight.zeros[f] = zeros[f].data();
+    }
+    for (int f = 0; all.patterns[0] && f < 2; ++f) {
+      const int width = field(3, f).width;
+      patterns[f] = padded_rows(all.patterns[f], row * width / 8, packed_size(all.n, width), width, all.k / 4);
+      weight.patterns[f] = patterns[f].data();
     }
     scale = padded(all.scale, groups, all.n * size, row * size, (all.n - row) * size, kByteRows * size);
     weight.scale = scale.data();
@@ -151,11 +163,17 @@ struct LastRows {
   }
 
  private:
+  // Rows [first, last) of `columns` bytes, filled up to `count` rows.
+  static std::vector<uint8_t> padded_rows(const void* from, int64_t first, int64_t last, int64_t count,
+                                          int64_t columns) {
+    return padded(from, 1, 0, first * columns, (last - first) * columns, count * columns);
+  }
+
   // From each of some rows of `stride` bytes, `count` bytes from `first` on, filled up to `length`.
   static std::vector<uint8_t> padded(const void* from, int64_t rows, int64_t stride, int64_t first,
                                      int64_t count, int64_t length) {
     std::vector<uint8_t> bytes(rows * length);
-    for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t i = 0; count > 0 && i < rows; ++i) {
       std::memcpy(bytes.data() + i * length, static_cast<const uint8_t*>(from) + i * stride + first, count);
     }
     return bytes;
@@ -164,41 +182,56 @@ struct LastRows {
 
 // Calls done(i, row, y) for x's row i and the y of 8 rows of the weight from `row`, for rows
 // [first, last) of the weight; 8 divides their number, kBlockRows divides `first`.
-template <int kBits, typename Done>
+template <int kBits, typename Rows, typename Done>
 void whole_rows_product(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t first,
                         int64_t last, const Done& done) {
-  const int64_t k = weight.k, groups = weight.groups(), m = inputs.rows.size();
+  const int64_t groups = weight.groups(), m = inputs.rows.size();
   Block block;
   block.scales.resize(groups * kBlockVectors);
   for (int64_t row = first; row < last; row += kByteRows) {
     const int v = (row - first) / kByteRows % kBlockVectors;
     if (v == 0) read_groups(weight, inputs, row, std::min<int64_t>(kBlockRows, last - row), &block);
-    const uint8_t* fields[3] = {};
+    Rows rows{};
+    rows.k = weight.k;
     for (int f = 0; f < field_count(kBits); ++f) {
-      fields[f] = weight.fields[f] + row * field(kBits, f).width / 8 * k;
+      rows.fields[f] = weight.fields[f] + row * field(kBits, f).width / 8 * weight.kept();
+    }
+    if constexpr (std::is_same_v<Rows, KeptColumns<kBits>>) {
+      for (int f = 0; f < 2; ++f) {
+        rows.patterns[f] = weight.patterns[f] + row * field(3, f).width / 8 * (weight.k / 4);
+      }
     }
     for (int64_t i = 0; i < m; ++i) {
       const auto& x = inputs.rows[i];
       Floats totals[kByteRows];
-      eight_rows_product<kBits>(fields, k, block.scales.data() + v * groups, inputs.chunks, x, totals);
+      eight_rows_product<kBits>(rows, block.scales.data() + v * groups, inputs.chunks, x, totals);
       done(i, row, (sums_of_lanes(totals) + block.y[i * kBlockVectors + v]) * x.step);
     }
   }
+}
+
+template <int kBits, typename Rows>
+void rows_range_product(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t first,
+                        int64_t last, float* y) {
+  const int64_t n = weight.n, whole = last / kByteRows * kByteRows;
+  whole_rows_product<kBits, Rows>(weight, inputs, first, whole, [&](int64_t i, int64_t row, EightFloats values) {
+    store(y + i * n + row, values);
+  });
+  if (whole == last) return;
+  const LastRows rest(weight, whole);
+  whole_rows_product<kBits, Rows>(rest.weight, inputs, 0, kByteRows, [&](int64_t i, int64_t, EightFloats values) {
+    std::memcpy(y + i * n + whole, &values, (last - whole) * sizeof *y);
+  });
 }
 
 // y (m, n) in rows [first, last) of the weight; kBlockRows divides `first`.
 template <int kBits>
 void integer_product(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t first,
                      int64_t last, float* y) {
-  const int64_t n = weight.n, whole = last / kByteRows * kByteRows;
-  whole_rows_product(weight, inputs, first, whole, [&](int64_t i, int64_t row, EightFloats values) {
-    store(y + i * n + row, values);
-  });
-  if (whole == last) return;
-  const LastRows rest(weight, whole);
-  whole_rows_product(rest.weight, inputs, 0, kByteRows, [&](int64_t i, int64_t, EightFloats values) {
-    std::memcpy(y + i * n + whole, &values, (last - whole) * sizeof *y);
-  });
+  if constexpr (has_kept_columns(kBits)) {
+    if (weight.patterns[0]) return rows_range_product<kBits, KeptColumns<kBits>>(weight, inputs, first, last, y);
+  }
+  rows_range_product<kBits, AllColumns<kBits>>(weight, inputs, first, last, y);
 }
 
 // Calls run(std::integral_constant<int, bits>) for bits from 2 to 8.

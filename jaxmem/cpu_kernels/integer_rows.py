@@ -14,6 +14,7 @@ from .few_rows import few_rows_product
 # Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
 ONE_GROUP_ROWS = {"avx512-vnni": math.inf, "avx2": 32, "baseline": 2}  # with one scale a row
 GROUP_ROWS = {"avx512-vnni": 8, "avx2": 4, "baseline": 2}
+KEPT_ROWS = {"avx2": 8, "baseline": 2}  # with 2 of every 4 weights
 
 
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
@@ -30,10 +31,22 @@ def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], 
     return few_rows_product(_call, most_rows, x, leaf, otherwise)
 
 
-def _call(x, leaf):
-    shape = jax.ShapeDtypeStruct((x.shape[0], leaf.fold.n), jnp.float32)
+def kept_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
+    """x (m, k) times the rows of an unstacked 2:4 `NMArray`: (m, n) f32, as `integer_rows_product`.
+
+    The kept values are packed integers of 4 or 8 bits without zero points, with one scale a row or
+    for an even number of kept values.
+    """
+    call = lambda x, leaf: _call(x, leaf.values.as_int_array(), leaf.codes)
+    return few_rows_product(call, KEPT_ROWS, x, leaf, otherwise)
+
+
+def _call(x, leaf, patterns=()):
+    """The library's product; `patterns` are the bit fields of the patterns if 2:4 are kept."""
+    shape = jax.ShapeDtypeStruct((x.shape[0], leaf.scale.shape[-1]), jnp.float32)
     product = jax.ffi.ffi_call("jaxmem_integer_rows", shape, vmap_method="expand_dims")
     scale = leaf.scale if leaf.scale.dtype == jnp.float16 else leaf.scale.astype(jnp.float32)
-    group = leaf.group if scale.shape[-2] > 1 else x.shape[1]
-    attributes = dict(bits=np.int64(leaf.bits), group=np.int64(group))
-    return product(x.astype(jnp.float32), scale, *leaf.codes, *(leaf.zero or ()), **attributes)
+    group = leaf.group * (2 if patterns else 1) if scale.shape[-2] > 1 else x.shape[1]
+    attributes = dict(bits=np.int64(leaf.bits), group=np.int64(group), is_kept=bool(patterns))
+    fields = *leaf.codes, *(leaf.zero or ()), *patterns
+    return product(x.astype(jnp.float32), scale, *fields, **attributes)

@@ -35,15 +35,16 @@ void multiply(ffi::ThreadPool& pool, const IntegerRows& weight, const float* x, 
   }
 }
 
-// y = x · rows^T. `fields` are the fields of the codes, then those of the zero points, if there are.
+// y = x · rows^T. `fields` are the fields of the codes, then those of the zero points, if there are, then
+// those of the patterns, if 2 of every 4 columns are kept.
 ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale,
                         ffi::RemainingArgs fields, ffi::Result<ffi::AnyBuffer> y, int64_t bits,
-                        int64_t group) {
+                        int64_t group, bool is_kept) {
   const auto sizes = y->dimensions(), x_sizes = x.dimensions();
   const size_t rank = sizes.size();
-  if (bits < 2 || bits > 8 || group < 1) return ffi::Error::InvalidArgument("no such integers");
-  const size_t count = field_count(static_cast<int>(bits));
-  if (fields.size() != count && fields.size() != 2 * count) {
+  if (bits < 2 || bits > 8 || group < 1 || is_kept && !has_kept_columns(bits)) return ffi::Error::InvalidArgument("no such integers");
+  const size_t count = field_count(static_cast<int>(bits)), last = fields.size() - (is_kept ? 2 : 0);
+  if (last != count && (is_kept || last != 2 * count)) {
     return ffi::Error::InvalidArgument("wrong count of fields");
   }
   std::vector<Matrices> packed;
@@ -67,7 +68,8 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
   parallel_for(pool, pool.num_threads(), batch, [&](int64_t i) {
     IntegerRows weight{{n, k, group, scales.at(i, sizes), half_scale}, static_cast<int>(bits)};
     for (size_t f = 0; f < packed.size(); ++f) {
-      (f < count ? weight.fields[f] : weight.zeros[f - count]) = packed[f].at(i, sizes);
+      const uint8_t** to = f < count ? weight.fields : f < last ? weight.zeros - count : weight.patterns - last;
+      to[f] = packed[f].at(i, sizes);
     }
     const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
@@ -120,7 +122,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_integer_rows, jaxmem::integer_rows,
                                   .RemainingArgs()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("bits")
-                                  .Attr<int64_t>("group"));
+                                  .Attr<int64_t>("group")
+                                  .Attr<bool>("is_kept"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_scaled_rows, jaxmem::scaled_rows,
                               ffi::Ffi::Bind()

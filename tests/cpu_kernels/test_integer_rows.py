@@ -153,3 +153,20 @@ def test_kept_blocks_of_integers_are_multiplied_as_they_are_stored(codec, rows, 
     expected = jnp.matmul(x, jm.decode(leaf), precision="highest")
     np.testing.assert_allclose(run(x, leaf), expected, rtol=1e-4, atol=1e-4)
     assert ("jaxmem_integer_rows" in run.lower(x, leaf).as_text()) == is_compiled
+
+
+@pytest.mark.parametrize(
+    ("codec", "rows", "is_compiled"),
+    [
+        (jm.Int(4, group=10), 2, True),
+        (jm.Int(8), 1, True),
+        (jm.Int(4, group=9), 1, False),  # a group begins inside a pattern
+        (jm.Int(4, symmetric=False), 1, False),
+    ],
+)
+def test_two_of_four_integers_are_multiplied_as_they_are_stored(codec, rows, is_compiled):
+    leaf = jm.Chain((jm.NM(2, 4), codec)).encode(random_x(72, 37))
+    x, run = random_x(rows, 72), jax.jit(jm.lift(jnp.matmul))
+    expected = jnp.matmul(x, jm.decode(leaf), precision="highest")
+    np.testing.assert_allclose(run(x, leaf), expected, rtol=1e-4, atol=1e-4)
+    assert ("jaxmem_integer_rows" in run.lower(x, leaf).as_text()) == is_compiled
