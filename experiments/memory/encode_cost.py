@@ -31,6 +31,14 @@ SHAPE = {"float32": (1024, 16384), "bfloat16": (2048, 16384)}  # inputs, outputs
 SHAPES = 40
 LAYERS = 8
 SEED = 0
+
+
+def own_score(matrix: jax.Array, stats: jm.Moments | None) -> jax.Array:
+    """A score that depends on all rows: the share of a weight in its column."""
+    size = jnp.abs(matrix)
+    return size / size.sum(0)[None]
+
+
 ONE = {
     "Int(8)": jm.Int(8),
     "Int(4, group=32)": jm.Int(4, group=32),
@@ -64,6 +72,7 @@ ONE = {
     "HQQ(Int(4, group=64))": jm.HQQ(jm.Int(4, group=64)),
     "Permute(NM(2, 4))": jm.Permute(jm.NM(2, 4)),
     "Prune(Bitmask(0.5), magnitude)": jm.Prune(jm.Bitmask(0.5), pruning_scores.magnitude),
+    "Prune(Bitmask(0.5), your own score)": jm.Prune(jm.Bitmask(0.5), own_score),
     "LowRank(32)": jm.LowRank(32),
     "Sum((Int(4), LowRank(32)))": jm.Sum((jm.Int(4), jm.LowRank(32))),
 }
@@ -75,7 +84,10 @@ DIAGONAL = {  # codecs that are given E[x^2] of the inputs
 }
 GRAM = {  # codecs that are given E[x x^T]
     "GPTQ(Int(4, group=64))": jm.GPTQ(jm.Int(4, group=64)),
+    "GPTQ(Int(4, group=64), turns=2)": jm.GPTQ(jm.Int(4, group=64), turns=2),
+    "GPTQ(KMeans(3))": jm.GPTQ(jm.KMeans(3)),
     "SparseGPT(NM(2, 4))": jm.SparseGPT(jm.NM(2, 4)),
+    "Refit(NM(2, 4))": jm.Refit(jm.NM(2, 4)),
 }
 STACKS = {  # codecs of a stack of 8 layers
     "LowRank(4), 8 layers": jm.LowRank(4),
@@ -83,11 +95,6 @@ STACKS = {  # codecs of a stack of 8 layers
     "Basis(4, groups=2), 8 layers": jm.Basis(4, groups=2),
 }
 CODECS = ONE | DIAGONAL | GRAM | STACKS
-IN_BFLOAT16 = [  # f32 temporaries count twice
-    "Float('nvfp4')",
-    "Coo(0.01)",
-    "GPTQ(Int(4, group=64))",
-]
 NUMPY = ["Int(8)", "Float('nvfp4')"]
 
 
@@ -172,7 +179,7 @@ def main() -> None:
     measured = {(row["what"], row["dtype"]) for row in result["leaves"]}
     names = [*CODECS, *(f"NumPy {name}" for name in NUMPY), "save", "load"]
     programs = [(name, "float32") for name in names]
-    for name, dtype in programs + [(name, "bfloat16") for name in IN_BFLOAT16]:
+    for name, dtype in programs + [(name, "bfloat16") for name in CODECS]:
         if (name, dtype) in measured:
             continue
         command = [sys.executable, __file__, name, dtype]

@@ -7,11 +7,11 @@ from ..core.arguments import check_fields
 from ..core.codec import (
     CODECS,
     common_unit,
-    encode_layer,
     has_independent_rows,
     row_encoder,
     row_unit,
 )
+from ..core.layer_encoding import encode_layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Chain:
 
         return inner._replace(encode=encode, unit=common_unit(inner.unit, unit))
 
-    def encode_by_slices(self, w, axes):
-        leaf = encode_layer(self.codecs[0], w, axes, None)
+    def encode_by_slices(self, w, axes, stats):
+        leaf = encode_layer(self.codecs[0], w, axes, stats)
         for codec in self.codecs[1:]:
             leaf = codec.encode(leaf, axes)
         return leaf

@@ -142,7 +142,7 @@ class Outputs(_Runs):
         places = narrow_indices(places, runs)
         return OutputsArray(values.astype(dtype), fold, jnp.dtype(dtype), places, self.size)
 
-    def encode_by_slices(self, w, axes):
+    def encode_by_slices(self, w, axes, stats):
         n, k = matrix_shape(w, axes)
         runs, kept = self._runs(n)
         fold = Fold.of(w, axes)

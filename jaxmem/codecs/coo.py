@@ -58,7 +58,7 @@ class Coo(DensitySparse):
         row, column = narrow_indices(row, fold.n), narrow_indices(column, fold.k)
         return CooArray(values.astype(dtype), fold, jnp.dtype(dtype), row, column)
 
-    def encode_by_slices(self, w, axes):
+    def encode_by_slices(self, w, axes, stats):
         n, k = matrix_shape(w, axes)
         fold = Fold.of(w, axes)
         kept = self.kept(n * k)

@@ -14,15 +14,16 @@ from ..core.codec import (
     CODECS,
     RowEncoder,
     common_unit,
-    encode_layer,
     has_independent_rows,
     row_encoder,
     row_unit,
 )
 from ..core.fold import Fold
+from ..core.layer_encoding import encode_layer
 from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import dot_general
 from ..core.matrix_leaf import MatrixLeaf
+from ..core.remainder import Remainder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,14 @@ class Sum:
         used = [encoder for encoder in encoders if encoder]
         unit = common_unit(*(encoder.unit for encoder in used))
         return RowEncoder(encode, unit, any(encoder.sequential for encoder in used))
+
+    def encode_by_slices(self, w, axes, stats):
+        """Encodes one part after another; the error of those before is read by rows."""
+        parts = (encode_layer(self.codecs[0], w, axes, stats),)
+        for codec in self.codecs[1:]:
+            error = Remainder(w, parts, axes, jnp.dtype(w.dtype))
+            parts += (encode_layer(codec, error, axes, stats),)
+        return SumArray(parts)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SumArray":
         if is_encoded(w):

@@ -57,10 +57,11 @@ class OptionalMembers:
         `row_unit`.
         """
 
-    def encode_by_slices(self, w: Any, axes: tuple[int, ...]) -> Any:
-        """The leaf of one layer, which is read some rows at a time; without it, `encode` is used.
+    def encode_by_slices(self, w: Any, axes: tuple[int, ...], stats: Any) -> Any:
+        """The leaf of one layer, which is read some rows at a time by `scan_rows`.
 
-        This is for a codec whose leaf has no rows of the matrix, such as `Coo`.
+        This is for a codec whose leaf has no rows of the matrix, such as `Coo`. `w` is an array or
+        a `Remainder`.
         """
 
 
@@ -206,18 +207,6 @@ def row_encoder(codec: Codec, w: Any, axes: tuple[int, ...], stats: Any) -> RowE
     if own is not None:
         return own(w, axes, stats)
     return unit and RowEncoder(lambda rows, start: codec.encode(rows, axes, stats), unit)
-
-
-def encode_layer(codec: Codec, w: Any, axes: tuple[int, ...], stats: Any) -> Any:
-    """The leaf of one layer `w`, by `encode_by_slices` where the codec has it.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxmem as jm
-        >>> encode_layer(jm.Coo(1 / 4), jnp.arange(8.0).reshape(4, 2), (-2,), None).row.tolist()
-        [[0, 1]]
-    """
-    by_slices = getattr(codec, "encode_by_slices", None)
-    return by_slices(w, axes) if by_slices else codec.encode(w, axes, stats)
 
 
 def rounding_codec(codec: Codec) -> RoundingCodec | None:

@@ -39,6 +39,8 @@ def slice_along(w: Any, start: Any, length: int, axis: int) -> Any:
         >>> slice_along(jnp.arange(5.0), 1, 2, 0).tolist()
         [1.0, 2.0]
     """
+    if hasattr(w, "slice_along"):  # a `Remainder`
+        return w.slice_along(start, length, axis)
     w, start = lax.optimization_barrier((w, start))
     return from_bits(lax.dynamic_slice_in_dim(as_bits(w), start, length, axis), w)
 
@@ -66,14 +68,24 @@ def from_bits(bits: Any, like: Any) -> Any:
     return bits if bits.dtype == like.dtype else lax.bitcast_convert_type(bits, like.dtype)
 
 
-def scan_rows(step: Callable[[T, Any, Any], T], state: T, w: Any, axes: tuple[int, ...]) -> T:
+def scan_rows(
+    step: Callable[[T, Any, Any], T],
+    state: T,
+    w: Any,
+    axes: tuple[int, ...],
+    least_blocks: int | None = None,
+) -> T:
     """The last state of `step(state, block, start)` over the blocks of rows of `w`, in order.
+
+    A block starts at a multiple of 8 rows, where a byte of packed codes starts.
 
     Args:
         step: takes the state, some rows of the weight, and the index of the first one.
         state: a tree of arrays.
-        w: one layer of a weight.
+        w: one layer of a weight, an array or a `Remainder`.
         axes: the axes that products sum over.
+        least_blocks: blocks may have a weight's numbers over this, where that is more than
+            `BLOCK_WEIGHTS`: matrix products of larger blocks are faster.
 
     Example:
         >>> w = jnp.arange(12.0).reshape(4, 3)
@@ -83,9 +95,11 @@ def scan_rows(step: Callable[[T, Any, Any], T], state: T, w: Any, axes: tuple[in
     axes = tuple(a - w.ndim if a >= 0 else a for a in axes)
     axis, rows = first_kept_axis(w, axes)
     size = w.shape[axis]
-    length = max(1, BLOCK_WEIGHTS // max(w.size // max(size, 1), 1))
+    weights = max(BLOCK_WEIGHTS, w.size // least_blocks if least_blocks else 0)
+    unit = 8 // math.gcd(rows, 8)
+    length = max(1, weights // max(w.size // max(size, 1) * unit, 1)) * unit
     if length >= size:
-        return step(state, w, 0)
+        return step(state, w.dense() if hasattr(w, "dense") else w, jnp.int32(0))
     block = lambda i, length: (slice_along(w, i, length, axis), i * rows)
     whole = size // length
     state = lax.fori_loop(0, whole, lambda i, s: step(s, *block(i * length, length)), state)

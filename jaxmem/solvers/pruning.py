@@ -5,15 +5,15 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from ..codecs import Chain
 from ..codecs.sparse import Sparse
 from ..core.arguments import FUNCTION, check_fields
-from ..core.codec import CODEC
+from ..core.codec import CODEC, RowEncoder, row_unit
 from ..core.fold import Fold, matrix_shape
 from ..core.row_slices import scan_rows
-from .pruning_scores import ria, wanda
+from .pruning_scores import SCORES_OF_A_ROW, ria, wanda
 from .solver import Solver
 
 
@@ -73,10 +73,29 @@ class Prune(Pruner):
     """
 
     score: Callable[[Array, Any], Array]
-    by_rows: ClassVar[bool] = False  # a score may depend on all rows
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether the score of a row does not depend on other rows."""
+        return self.score in SCORES_OF_A_ROW
 
     def scores(self, matrix, stats):
         return self.score(matrix, stats)
+
+    def row_encoder(self, w, axes, stats):
+        """Encodes some rows; a score of your own is first computed of all of them."""
+        unit = row_unit(self.codec)
+        if self.by_rows or unit is None or not w.size:
+            return super().row_encoder(w, axes, stats)
+        wide = lambda w: Fold.from_weight(w, axes)[0].astype(jnp.float32)
+        scores = self.scores(wide(w), stats)
+
+        def encode(rows, start):
+            fold = Fold.of(rows, axes)
+            of_rows = lax.dynamic_slice_in_dim(scores, start, fold.n, 0)
+            return self.by_scores(of_rows, wide(rows), fold, w.dtype)
+
+        return RowEncoder(encode, unit)
 
 
 @dataclasses.dataclass(frozen=True)

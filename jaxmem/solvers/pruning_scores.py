@@ -79,6 +79,9 @@ def random(seed: int) -> Callable[[Array, Any], Array]:
     return lambda matrix, stats=None: jax.random.uniform(key, matrix.shape)
 
 
+SCORES_OF_A_ROW = (magnitude, wanda)  # do not depend on other rows
+
+
 def _energy(matrix: Array, stats: Moments | None) -> Array:
     """E[x²] (k,); ones without stats, as when only shapes are needed."""
     return jnp.ones(matrix.shape[1]) if stats is None else stats.diag

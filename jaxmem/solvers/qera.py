@@ -17,7 +17,10 @@ from ..codecs.sum import SumArray
 from ..core.arguments import check_fields
 from ..core.codec import CODEC, OPTIONAL_CODEC
 from ..core.fold import Fold, matrix_shape
+from ..core.layer_encoding import encode_layer
 from ..core.leaf import is_encoded
+from ..core.remainder import Remainder
+from ..core.row_slices import scan_rows
 from .solver import Solver
 
 INT8 = Int(8)
@@ -32,8 +35,7 @@ class QERA(Solver):
     weight minus the correction, the correction is found again, and so on: large directions are
     removed before the weight is rounded. The round of least error is kept.
 
-    Needs `stats`. With "diag" moments the correction is optimal for uncorrelated inputs. Takes one
-    layer in f32 and two (k, k) matrices.
+    Needs `stats`. With "diag" moments the correction is optimal for uncorrelated inputs.
 
     Zhang et al., 2024 (QERA); Saha et al., 2024 (CALDERA, the rounds).
 
@@ -72,6 +74,9 @@ class QERA(Solver):
             raise ValueError("QERA wants the stats of what the weight is fed")
         return _encode(self, w, tuple(a - w.ndim if a >= 0 else a for a in axes), stats)
 
+    def encode_by_slices(self, w, axes, stats):
+        return _encode_layer(self, w, axes, stats)
+
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _encode(codec: QERA, w: Array, axes: tuple[int, ...], stats: Moments | None) -> SumArray:
@@ -83,37 +88,44 @@ def _encode(codec: QERA, w: Array, axes: tuple[int, ...], stats: Moments | None)
     return layer((w, stats))
 
 
-def _encode_layer(codec: QERA, w: Array, axes: tuple[int, ...], stats: Moments | None) -> SumArray:
-    """The leaf of one layer `w` of a stack."""
-    wide, low_rank = w.astype(jnp.float32), LowRank(codec.rank)
-    decoded = lambda leaf: leaf.astype(jnp.float32).decode()
+def _encode_layer(codec: QERA, w: Any, axes: tuple[int, ...], stats: Moments | None) -> SumArray:
+    """The leaf of one layer `w` of a stack, an array or a `Remainder`."""
+    dtype, low_rank = jnp.dtype(w.dtype), LowRank(codec.rank)
 
     def one_round(correction):
-        """(leaf, its correction decoded, its error), given the correction of the last round."""
-        base = codec.codec.encode((wide - correction).astype(w.dtype), axes, stats)
-        rest = low_rank.encode(wide - decoded(base), axes, stats).astype(w.dtype)
+        """(leaf, its correction), given the correction of the last round, or None."""
+        smooth = w if correction is None else Remainder(w, (correction,), axes, dtype)
+        base = encode_layer(codec.codec, smooth, axes, stats)
+        error = Remainder(w, (base,), axes, jnp.dtype("float32"))
+        rest = low_rank.encode_by_slices(error, axes, stats).astype(dtype)
         rest = (
             rest.map(codec.factors.encode)
             if codec.factors
-            else rest.map(lambda f, _: f.astype(w.dtype))
+            else rest.map(lambda f, _: f.astype(dtype))
         )
-        leaf = SumArray((base, rest))
-        return leaf, decoded(rest), _output_error(wide - decoded(leaf), axes, stats)
+        return SumArray((base, rest)), rest
 
-    leaf, correction, least = one_round(jnp.zeros_like(wide))
+    leaf, correction = one_round(None)
+    least = _output_error(w, leaf, axes, stats) if codec.rounds > 1 else None
     for _ in range(codec.rounds - 1):
-        other, correction, error = one_round(correction)
+        other, correction = one_round(correction)
+        error = _output_error(w, other, axes, stats)
         better = error < least
         leaf = jax.tree.map(functools.partial(jnp.where, better), other, leaf)
         least = jnp.where(better, error, least)
     return leaf
 
 
-def _output_error(error: Array, axes: tuple[int, ...], stats: Moments | None) -> Array:
-    """E‖x · error‖² over the inputs x of the stats; ‖error‖² without stats."""
-    matrix = Fold.from_weight(error, axes)[0]
-    if stats is None:
-        return jnp.square(matrix).sum()
-    if stats.second.ndim == 1:
-        return (jnp.square(matrix) * stats.second[None]).sum()
-    return ((matrix @ stats.second) * matrix).sum()
+def _output_error(w: Any, leaf: SumArray, axes: tuple[int, ...], stats: Moments | None) -> Array:
+    """E‖x · (w − leaf)‖² over the inputs x of the stats; ‖w − leaf‖² without stats."""
+
+    def add(total, rows, _):
+        matrix = Fold.from_weight(rows, axes)[0]
+        if stats is None:
+            return total + jnp.square(matrix).sum()
+        if stats.second.ndim == 1:
+            return total + (jnp.square(matrix) * stats.second[None]).sum()
+        return total + ((matrix @ stats.second) * matrix).sum()
+
+    error = Remainder(w, leaf.parts, axes, jnp.dtype("float32"))
+    return scan_rows(add, jnp.float32(0), error, axes)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from ..codecs.low_rank import LowRankArray
 from ..codecs.shared_layers import (
@@ -17,6 +17,9 @@ from ..codecs.shared_layers import (
 )
 from ..core.arguments import check_fields
 from ..core.codec import OPTIONAL_CODEC
+from ..core.fold import matrix_shape
+from ..core.row_products import gram_of_columns, times
+from ..core.row_slices import slice_along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,32 +56,39 @@ class Basis:
         check_sharing(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> LowRankArray:
-        matrix, fold, index = stacked_layers(w, axes, self)
+        _, fold, index = stacked_layers(w, axes, self)
         members = layers_by_group(index)
         layers, size = members.shape[1], fold.n * fold.k
         if self.rank >= fold.k or self.rank * (layers * fold.n + fold.k) >= layers * size:
             raise ValueError(
                 f"rank {self.rank} saves nothing on {layers} {fold.k} x {fold.n} layers"
             )
-        matrix = matrix.astype(jnp.float32)
-        tall = matrix[members].reshape(self.groups, layers * fold.n, fold.k)
-        weighted, unweight = tall, lambda v: v
-        if stats is not None:
-            root, inverse = _root(stats, members)
-            weighted, unweight = tall @ root, lambda v: v @ inverse
-        _, vectors = jnp.linalg.eigh(weighted.mT @ weighted)  # (groups, k, k)
+        axes = tuple(a - w.ndim if a >= 0 else a for a in axes)
+        root, inverse = (None, None) if stats is None else _root(stats, members)
+        gram = lax.map(lambda args: _gram(w, axes, *args), (jnp.asarray(members), root))
+        _, vectors = jnp.linalg.eigh(gram)  # (groups, k, k)
         right = vectors[..., : -self.rank - 1 : -1]  # (groups, k, r)
-        u, v = jnp.matmul(weighted, right), unweight(right.mT)
+        v = right.mT if root is None else right.mT @ inverse
+        right = right if root is None else root @ right
+        product = lambda i: times(slice_along(w, i[0], 1, 0)[0], right[i[1]], axes)
+        u = lax.map(product, (jnp.arange(len(index)), jnp.asarray(index)))
         # give each column of u and its row of v the same norm, so that both round equally well
         norm = lambda a, axis: jnp.maximum(jnp.linalg.norm(a, axis=axis, keepdims=True), 1e-30)
-        balance = jnp.sqrt(norm(v, -1).mT / norm(u, -2))
-        u, v = u * balance, v / balance.mT
-        u = u.reshape(-1, fold.n, self.rank)[np.argsort(members.reshape(-1))]
+        length = jnp.sqrt(jnp.square(norm(u, -2))[members].sum(1))  # of all layers of a group
+        balance = jnp.sqrt(norm(v, -1).mT / length)
+        u, v = u * balance[index], v / balance.mT
         u, v = u.astype(w.dtype), v.astype(w.dtype)
         if self.codec is not None:
             u, v = self.codec.encode(u, (-1,)), self.codec.encode(v, (-1,))
         shared = SharedArray(v, jnp.asarray(index), jnp.dtype(w.dtype))
         return LowRankArray(u, shared, fold, jnp.dtype(w.dtype))
+
+
+def _gram(w: Array, axes: tuple[int, ...], layers: Array, root: Array | None) -> Array:
+    """Σ (W S)ᵀ (W S), (k, k), over the matrices W of some layers; S is `root`, or the identity."""
+    add = lambda i, total: total + gram_of_columns(slice_along(w, layers[i], 1, 0)[0], axes, root)
+    k = matrix_shape(w, axes)[-1]
+    return lax.fori_loop(0, len(layers), add, jnp.zeros((k, k)))
 
 
 def _root(stats: Any, members: np.ndarray) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from cheap_jit import jit
 
 import jaxmem as jm
@@ -11,6 +12,9 @@ draw = lambda *shape: jax.random.normal(jax.random.key(sum(shape)), shape)
 X = draw(300, 24) @ (draw(24, 24) * jnp.exp(draw(24))[None])
 W = draw(2, 24, 20)
 FED = jm.stats(lambda p, x: jnp.einsum("bk,lkn->lbn", x, p["w"]), {"w": W}, [(X,)])["w"]
+
+
+LOW_RANK = jit(lambda w: jm.LowRank(8).encode(w).decode())
 
 
 def loss(wrong):
@@ -22,6 +26,17 @@ def test_its_outputs_are_the_nearest_of_the_rank():
     values = [np.linalg.svd(np.asarray(X @ w, "f8"))[1][6:] for w in W]
     np.testing.assert_allclose(loss(got - W), sum((v**2).sum() for v in values), rtol=1e-3)
     assert loss(got - W) < 0.5 * loss(jm.LowRank(6).encode(W).decode() - W)
+
+
+@pytest.mark.parametrize("spectrum", ["halves", "equal, then zeros"])
+@pytest.mark.parametrize("n, k", [(30, 20), (20, 30)])
+def test_it_is_nearest_also_where_the_square_of_the_matrix_loses_numbers(spectrum, n, k):
+    u, v = (np.linalg.qr(np.asarray(draw(size, 20), "f8"))[0] for size in (n, k))
+    values = 0.5 ** np.arange(20) if spectrum == "halves" else (np.arange(20) < 6) * 1.0
+    w = (u * values) @ v.T
+    got = LOW_RANK(jnp.asarray(w.T, jnp.float32))
+    error = np.linalg.norm(np.asarray(got, "f8").T - w)
+    np.testing.assert_allclose(error, np.linalg.norm(values[8:]), atol=2e-6)
 
 
 def test_a_diagonal_is_better_than_nothing():

@@ -9,8 +9,9 @@ from contract_codecs import KINDS, assert_same, weight
 
 import jaxmem as jm
 from jaxmem.compression import encoding, row_blocks
-from jaxmem.core import row_slices
+from jaxmem.core import layer_encoding, row_slices
 from jaxmem.core.codec import has_independent_rows, needs_stats
+from jaxmem.solvers.pruning_scores import magnitude
 
 BY_ROWS = [codec for codec in KINDS if has_independent_rows(codec) and not needs_stats(codec)]
 QUICK = jm.Int | jm.KMeans | jm.Planes | jm.NM | jm.Csr
@@ -38,8 +39,12 @@ FITS = [
     jm.DoubleQuant(jm.Codebook("nf4", group=64)),
     jm.Smooth(jm.Int(8)),
     jm.GPTQ(jm.Int(4, group=64)),
+    jm.Sum((jm.Int(4), jm.LowRank(32))),
 ]
 FITS_SLOWLY = [
+    jm.LowRank(32),
+    jm.QERA(jm.Int(3, group=64), 32),
+    jm.Prune(jm.Bitmask(0.5), magnitude),
     jm.KMeans(3),
     jm.Planes(group=64),
     jm.Bitmask(0.5),
@@ -51,7 +56,11 @@ FITS_SLOWLY = [
     jm.RIA(jm.NM(2, 4)),
     jm.Permute(jm.Refit(jm.SparseGPT(jm.NM(2, 4)))),
 ]
-GRAM_COPIES = {jm.GPTQ: 4, jm.Permute: 6}  # matrices (k, k) that a solver makes of the stats
+GRAM_COPIES = {
+    jm.GPTQ: 4,
+    jm.Permute: 6,
+    jm.QERA: 4,
+}  # matrices (k, k) that a solver makes of the stats
 WHOLE_SEEN_FIRST = [
     jm.Float("nvfp4"),
     jm.Blocks(0.5, block=(16, 8)),
@@ -67,6 +76,7 @@ WHOLE_SEEN_FIRST = [
     jm.Smooth(jm.Int(4)),
     jm.Wanda(jm.NM(2, 4)),
     jm.RIA(jm.NM(2, 4)),
+    jm.Prune(jm.Bitmask(0.5), lambda matrix, stats: abs(matrix) / abs(matrix).max(0)[None]),
     jm.Permute(jm.NM(2, 4), steps=2),
     jm.GPTQ(jm.Int(4, group=16)),
     jm.SparseGPT(jm.NM(2, 4)),
@@ -90,7 +100,7 @@ def moments(k):
 )
 def test_what_needs_all_rows_is_found_first_and_changes_no_code(codec, monkeypatch):
     monkeypatch.setattr(row_slices, "BLOCK_WEIGHTS", 2**10)
-    monkeypatch.setattr(row_blocks, "LEAST_BLOCKS", 4)
+    monkeypatch.setattr(layer_encoding, "LEAST_BLOCKS", 4)
     w = weight(48, 88).astype(jnp.bfloat16)
     stats = moments(48) if needs_stats(codec) else None
     both = lambda w: (
@@ -98,6 +108,23 @@ def test_what_needs_all_rows_is_found_first_and_changes_no_code(codec, monkeypat
         codec.encode(w, stats=stats),
     )
     assert_same(*jit(both)(w))
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        jm.Sum((jm.Int(4), jm.LowRank(4))),
+        pytest.param(jm.QERA(jm.Coo(0.1), 4, factors=None), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_the_error_of_a_part_is_read_by_rows(codec, monkeypatch):
+    monkeypatch.setattr(row_slices, "BLOCK_WEIGHTS", 2**10)
+    w, stats = weight(48, 88), moments(48)
+    blocks = jit(lambda w: row_blocks.encode_in_blocks(codec, w, (-2,), stats).decode())(w)
+    monkeypatch.undo()
+    whole = jit(lambda w: codec.encode(w, stats=stats).decode())(w)
+    assert jnp.abs(blocks - whole).max() < 1e-4
 
 
 def test_blocks_of_many_axes_are_cut_along_the_first(monkeypatch):
