@@ -96,13 +96,14 @@ STACKS = {  # codecs of a stack of 8 layers
 }
 CODECS = ONE | DIAGONAL | GRAM | STACKS
 NUMPY = ["Int(8)", "Float('nvfp4')"]
+UNALIGNED = "NumPy, not at a multiple of 64 bytes: "
 
 
-def weight(*shape: int, dtype: str = "float32") -> np.ndarray:
-    """Random numbers where JAX needs no copy of them, drawn in place."""
+def weight(*shape: int, dtype: str = "float32", shift: int = 0) -> np.ndarray:
+    """Random numbers, drawn in place: where JAX needs no copy of them, or `shift` bytes behind."""
     size = jnp.dtype(dtype).itemsize
-    memory = np.empty(size * math.prod(shape) + 64, np.uint8)
-    start = -memory.ctypes.data % 64
+    memory = np.empty(size * math.prod(shape) + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + shift
     w = memory[start : start + size * math.prod(shape)].view(jnp.dtype(dtype)).reshape(shape)
     rng = np.random.default_rng(SEED)
     for row in w.reshape(shape[0], -1):
@@ -137,12 +138,13 @@ def grown(prepare: Callable[[int], Any], run: Callable[[Any], Any], dtype: str) 
 
 def measure(name: str, dtype: str) -> dict[str, float]:
     """What one process measures."""
-    kind, k, n = name.removeprefix("NumPy "), *SHAPE[dtype]
+    kind, k, n = name.removeprefix(UNALIGNED).removeprefix("NumPy "), *SHAPE[dtype]
     codec = CODECS.get(kind)
     moments_kind = "diag" if kind in DIAGONAL else "gram"
     stats = lambda k: {"w": moments(k, moments_kind)} if kind in DIAGONAL | GRAM else None
     encoded = lambda args: jm.encode({"w": args[0]}, {"w": codec}, stats=args[1])
-    drawn = lambda k: weight(k, n, dtype=dtype)
+    shift = 16 if name.startswith(UNALIGNED) else 0
+    drawn = lambda k: weight(k, n, dtype=dtype, shift=shift)
     layers = lambda w: w.reshape(LAYERS, -1, n) if kind in STACKS else w
     on_device = lambda k: jax.device_put(layers(drawn(k)), may_alias=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +154,7 @@ def measure(name: str, dtype: str) -> dict[str, float]:
         if name == "load":
             subprocess.run([sys.executable, __file__, "write", folder], check=True)
             return grown(lambda k: f"{folder}/{k}.jm", jm.load, dtype)
-    put = drawn if name.startswith("NumPy ") else on_device
+    put = drawn if name != kind else on_device
     row = grown(lambda k: (put(k), stats(k)), encoded, dtype)
     if kind in GRAM:
         row["gram"] = 4 * k * k / (jnp.dtype(dtype).itemsize * k * n)
@@ -177,7 +179,8 @@ def main() -> None:
     if {name: result.get(name) for name in about} != about:
         result = {**about, "leaves": []}
     measured = {(row["what"], row["dtype"]) for row in result["leaves"]}
-    names = [*CODECS, *(f"NumPy {name}" for name in NUMPY), "save", "load"]
+    names = [*CODECS, *(kind + name for kind in ("NumPy ", UNALIGNED) for name in NUMPY)]
+    names += ["save", "load"]
     programs = [(name, "float32") for name in names]
     for name, dtype in programs + [(name, "bfloat16") for name in CODECS]:
         if (name, dtype) in measured:

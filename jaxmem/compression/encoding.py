@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from .. import codecs
 from ..calibration.statistics import Moments
@@ -24,8 +25,9 @@ from ..core.usage import summed_axes
 from .plan_paths import by_layer
 from .row_blocks import encode_in_blocks
 from .shape_classes import encode_in_class, has_class
+from .shared_memory import in_place, without
 
-DENSE_WEIGHTS = 2**23  # weights of a large matrix that are dense at a time
+DENSE_WEIGHTS = 2**21  # weights of a large matrix that are dense at a time
 FEW_WEIGHTS = 2**18  # for so few, a program takes longer to compile than to run
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 if jax.__version_info__ < (0, 11):  # newer ones have no other emitters
@@ -180,7 +182,11 @@ def _encode_concrete(codec, w, axes, stats):
 
 
 def _encode_and_check(codec, axes, w, stats):
-    """The encoded leaf, and whether `w` and the leaf are finite: one program for each shape."""
+    """The encoded leaf, and whether `w` and the leaf are finite: one program for each shape.
+
+    `w` are floats, or the bits of bf16.
+    """
+    w = lax.bitcast_convert_type(w, jnp.bfloat16) if w.dtype == jnp.uint16 else w
     encoded = encode_in_blocks(codec, w, axes, stats)
     return encoded, _is_finite(w), _is_finite(encoded)
 
@@ -237,7 +243,10 @@ def _encode_lazy(codec, leaf: Lazy, axes, stats):
 
 
 def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
-    """Encodes a large matrix some rows at a time, if the codec encodes each row by itself."""
+    """Encodes a large matrix where it is, or some rows at a time if the codec has such rows."""
+    shared = in_place(w) if w.size > DENSE_WEIGHTS and w.dtype == dtype else None
+    if shared is not None:
+        return without(shared, _encode_concrete(codec, shared, axes, stats))
     encode = lambda part: _encode(codec, jnp.asarray(np.asarray(part, dtype)), axes, stats)
     axis, rows = first_kept_axis(w, axes)
     unit = 8 // math.gcd(rows, 8)  # whole bytes of packed codes

@@ -13,7 +13,7 @@ from .codec import Codec, RowEncoder, row_encoder
 from .remainder import Remainder
 from .row_slices import as_bits, first_kept_axis, from_bits, slice_along
 
-LEAST_BLOCKS = 16  # of a sequential codec, which takes up to 12 f32 copies of a block
+LEAST_BLOCKS = 32  # of a sequential codec, which takes up to 20 f32 copies of a block
 
 
 def encode_layer(codec: Codec, w: Any, axes: tuple[int, ...], stats: Any) -> Any:

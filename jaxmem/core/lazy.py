@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..io.aligned_memory import aligned
+
 
 @dataclasses.dataclass(frozen=True)
 class Lazy:
@@ -45,7 +47,7 @@ class Lazy:
         """The whole array, in memory."""
         if not self.stacked:
             return next(self.parts())
-        out = np.empty(self.shape, self.dtype)
+        out = aligned(self.shape, np.dtype(self.dtype))
         for i, part in enumerate(self.parts()):
             out[i] = part
         return out

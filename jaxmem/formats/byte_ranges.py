@@ -7,6 +7,7 @@ import stat
 import numpy as np
 
 from ..core.lazy import Lazy
+from ..io.aligned_memory import aligned
 
 
 def check_regular(path: pathlib.Path) -> None:
@@ -25,8 +26,11 @@ def part(path: pathlib.Path, offset: int, count: int, dtype: np.dtype) -> np.nda
     Raises:
         ValueError: The file has become shorter than it was when it was opened.
     """
-    numbers = np.fromfile(path, dtype, count, offset=offset)
-    if numbers.size != count:
+    numbers = aligned((count,), dtype)
+    with path.open("rb") as file:
+        file.seek(offset)
+        size = file.readinto(numbers.view(np.uint8)) if count else 0
+    if size != numbers.nbytes:
         raise ValueError(f"{path} ends inside a tensor; has it changed since it was opened?")
     return numbers
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.lazy import Lazy
+from ..io.aligned_memory import aligned
 from . import byte_ranges, gguf_header
 from .gguf_header import Header, TensorPlace
 
@@ -136,7 +137,7 @@ def _tensor(place: TensorPlace, shape: tuple[int, ...], name: str) -> np.ndarray
 
     kind = place.kind
     block, block_bytes = GGML_QUANT_SIZES[kind]
-    out = np.empty(math.prod(shape), np.float32)
+    out = aligned((math.prod(shape),), np.dtype("float32"))
     for begin in range(0, out.size, DECODED_NUMBERS):
         chunk = out[begin : begin + DECODED_NUMBERS]
         count = chunk.size // block * block_bytes

@@ -12,7 +12,6 @@ one rename.
 """
 
 import contextlib
-import math
 import os
 import pathlib
 import sys
@@ -23,10 +22,10 @@ import jax
 import numpy as np
 
 from . import lossless, multihost, packed_bytes
+from .aligned_memory import aligned
 from .checkpoint_header import Slot, Span, header, read_header, span_of, span_size, spans_of
 from .manifest import describe, known_classes, rebuild
 
-ALIGNMENT = 64  # bytes
 MOST_CALLS = 8_000  # calls inside each other while a tree is described or rebuilt
 
 
@@ -198,7 +197,7 @@ def _read(file: BinaryIO, slot: Slot, sharding: jax.sharding.Sharding | None) ->
     if sharding is not None:
         indices = sharding.addressable_devices_indices_map(slot.shape).values()
         wanted = [span_of(slot.shape, index) for index in indices]
-    host = _aligned(slot.shape, slot.dtype)  # pages that are never filled take no memory
+    host = aligned(slot.shape, slot.dtype)  # pages that are never filled take no memory
     for part in slot.parts:
         if not any(_overlap(part.span, span) for span in wanted):
             continue
@@ -214,14 +213,6 @@ def _read(file: BinaryIO, slot: Slot, sharding: jax.sharding.Sharding | None) ->
     if sharding is not None:
         return jax.make_array_from_callback(slot.shape, sharding, lambda index: host[index])
     return host if as_numpy else jax.device_put(host, may_alias=True)
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that JAX on a CPU takes as it is: other ones it copies, some twice."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _overlap(one: Span, other: Span) -> bool:

@@ -11,6 +11,7 @@ import jaxmem as jm
 from jaxmem.compression import encoding, row_blocks
 from jaxmem.core import layer_encoding, row_slices
 from jaxmem.core.codec import has_independent_rows, needs_stats
+from jaxmem.io.aligned_memory import aligned
 from jaxmem.solvers.pruning_scores import magnitude
 
 BY_ROWS = [codec for codec in KINDS if has_independent_rows(codec) and not needs_stats(codec)]
@@ -166,8 +167,19 @@ def test_a_program_for_large_weights_of_any_dtype_takes_no_more(codec, dtype):
 
 
 @pytest.mark.parametrize("shape, axes", [((24, 45), (-2,)), ((2, 45, 24), (-1,))])
-def test_a_large_numpy_weight_is_encoded_like_a_jax_array(shape, axes, monkeypatch):
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_large_numpy_weight_is_encoded_like_a_jax_array(shape, axes, shared, monkeypatch):
     monkeypatch.setattr(encoding, "DENSE_WEIGHTS", 2**9)
-    w = np.asarray(weight(*shape))
+    w = aligned(shape, np.dtype("float32")) if shared else np.empty(shape, np.float32)
+    w[...] = weight(*shape)
     plan = jm.Plan({"w": jm.Int(3)}, {"w": axes})
     assert_same(jm.encode({"w": w}, plan), jm.encode({"w": jnp.asarray(w)}, plan))
+
+
+def test_a_leaf_that_keeps_a_numpy_weight_has_a_copy(monkeypatch):
+    monkeypatch.setattr(encoding, "DENSE_WEIGHTS", 2**9)
+    w = aligned((32, 64), np.dtype(jnp.bfloat16))
+    w[...] = 1
+    leaf = jm.encode({"w": w}, {"w": jm.Fake(jm.Int(4))})["w"]
+    w[...] = 2
+    assert leaf.w.dtype == jnp.bfloat16 and (leaf.w == 1).all()

@@ -1,0 +1,47 @@
+"""in_place: a NumPy weight as an array of JAX in the same memory, so that none is copied."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..io.aligned_memory import ALIGNMENT
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def in_place(w: np.ndarray) -> jax.Array | None:
+    """The array as JAX's, in the same memory; None where a CPU cannot read it there.
+
+    It can where the memory is contiguous and begins at a multiple of 64 bytes. bf16 is returned as
+    the integers of its bits. The array must not be written while a program reads it.
+
+    Example:
+        >>> from jaxmem.io.aligned_memory import aligned
+        >>> w = aligned((1024, 1024), np.dtype("float32"))
+        >>> in_place(w).unsafe_buffer_pointer() == w.ctypes.data, in_place(w.T)
+        (True, None)
+    """
+    if jax.devices()[0].platform != "cpu" or w.dtype.name not in DTYPES or not w.size:
+        return None
+    if not w.flags.c_contiguous or w.ctypes.data % ALIGNMENT:
+        return None
+    return jax.device_put(w.view(np.uint16) if w.dtype == jnp.bfloat16 else w, may_alias=True)
+
+
+def without(shared: jax.Array, tree: Any) -> Any:
+    """The tree with a copy of each array that lies where `shared` does.
+
+    A program that returns an argument as it is returns the caller's memory.
+
+    Example:
+        >>> from jaxmem.io.aligned_memory import aligned
+        >>> w = aligned((1024, 1024), np.dtype("float32"))
+        >>> shared = in_place(w)
+        >>> without(shared, [shared])[0].unsafe_buffer_pointer() == w.ctypes.data
+        False
+    """
+    place = shared.unsafe_buffer_pointer()
+    copied = lambda a: jnp.array(a) if a.unsafe_buffer_pointer() == place else a
+    return jax.tree.map(copied, tree)
