@@ -105,6 +105,7 @@ def test_a_codec_knows_no_other_codec(path):
         "integer_matmul",
         "packing",
         "float16_scales",
+        "row_sparse",
         "scaled",
         "sparse",
     }

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.arguments import TREE, takes
+from ..core.codec import PaddedEncoder
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
+from ..core.padded import with_last_column
 from .float16_scales import divisor, float16_above
-from .packing import join_fields, pack, shard_packed, slice_packed, unpack, unpack_rows
+from .packing import cut_packed, join_fields, pack, shard_packed, slice_packed, unpack, unpack_rows
 from .scaled import check_group, packed_matmul
 
 _WIDTHS = (2, 1, 1, 1, 1, 1, 1)  # bits of each plane, from the highest bits down
@@ -64,6 +66,17 @@ class Planes:
             return w.map(self.encode)
         return _encode(self, w, tuple(axes))
 
+    def padded_encoder(self):
+        def cut(leaf, fold):
+            group = min(leaf.group, fold.k) or 1
+            rows = lambda plane, width: cut_packed((plane,), width, fold.n, axis=-2)[0]
+            planes = tuple(rows(*args)[..., : fold.k] for args in zip(leaf.planes, _WIDTHS))
+            scales = lambda a: a[..., : -(-fold.k // group), : fold.n]
+            changed = dict(planes=planes, step=scales(leaf.step), low=scales(leaf.low))
+            return dataclasses.replace(leaf, group=group, fold=fold, **changed)
+
+        return PaddedEncoder(lambda matrix, k: _encode(self, matrix, (-1,), k), cut)
+
 
 @takes(tree=TREE)
 def at_bits(tree: T, bits: int) -> T:
@@ -96,9 +109,13 @@ def at_bits(tree: T, bits: int) -> T:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _encode(codec, w, axes):
-    """The leaf. Compiled: step by step this would hold several f32 copies of the weight."""
+def _encode(codec, w, axes, columns=None):
+    """The leaf. Compiled: step by step this would hold several f32 copies of the weight.
+
+    Of a padded matrix the first `columns`, a traced number, are the weight's.
+    """
     matrix, fold = Fold.from_weight(w, axes)
+    matrix = matrix if columns is None else with_last_column(matrix, columns)
     k = fold.k
     group = min(codec.group or k, k) or 1
     x = matrix.astype(jnp.float32)
@@ -110,7 +127,10 @@ def _encode(codec, w, axes):
     codes = jnp.clip((parts - wide(low)) / wide(divisor(step)), 0, 255).astype(jnp.uint8)
     error = parts - wide(low) - (codes.astype(jnp.float32) + 0.5) * wide(step)
     # Zeros are nearer where float16 has no step that is small enough.
-    zeros_win = jnp.square(error).sum(-1) > jnp.square(parts).sum(-1)
+    count = None if columns is None else jnp.where(columns < group, columns, x.shape[-1] + group)
+    inside = lambda a: a if count is None else jnp.where(_place(a) < count, a, 0.0)
+    total = lambda a: inside(jnp.square(a)).sum(-1)
+    zeros_win = total(error) > total(parts)
     low, step = (jnp.where(zeros_win, 0, a) for a in (low, step))
     codes = lax.collapse(codes, codes.ndim - 2)[..., :k]
     planes, shift = [], 8
@@ -119,6 +139,12 @@ def _encode(codec, w, axes):
         (plane,) = pack(codes >> shift & (1 << width) - 1, width, axis=-2)
         planes.append(plane)
     return PlanesArray(tuple(planes), step.mT, low.mT, group, fold, jnp.dtype(w.dtype))
+
+
+def _place(a):
+    """The column of each number of groups (*stack, n, groups, group)."""
+    groups, group = a.shape[-2:]
+    return jnp.arange(groups * group).reshape((1,) * (a.ndim - 2) + (groups, group))
 
 
 @jax.tree_util.register_dataclass

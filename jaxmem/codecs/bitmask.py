@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .packing import pack
-from .sparse import DensitySparse, RowSparseArray, compressed
+from .row_sparse import RowSparse, RowSparseArray
+from .sparse import compressed
 
 
 @dataclasses.dataclass(frozen=True)
-class Bitmask(DensitySparse):
+class Bitmask(RowSparse):
     """Keeps round(density · k) of the k weights of each output channel, those largest in size.
 
     It takes density + 1/32 of the bytes of f32, or density + 1/16 of bf16. The kept weights are
@@ -54,6 +55,9 @@ class Bitmask(DensitySparse):
         values, _ = compressed(matrix, mask, self.kept(fold.k))
         (bits,) = pack(mask.astype(jnp.uint8), 1, axis=-1)
         return BitmaskArray(values.astype(dtype), fold, jnp.dtype(dtype), bits)
+
+    def cut_places(self, places, k):
+        return places[..., : -(-k // 8)]
 
 
 @jax.tree_util.register_dataclass

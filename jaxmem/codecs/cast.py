@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.arguments import shown
+from ..core.codec import PaddedEncoder
 from ..core.leaf import Encoded, divided_shape, is_encoded
 
 
@@ -47,6 +48,11 @@ class Cast:
         if is_encoded(w):
             return w.map(self.encode)
         return CastArray(jnp.asarray(w).astype(self.dtype), jnp.dtype(w.dtype))
+
+    def padded_encoder(self):
+        shaped = lambda values, fold: fold.unfold(values[..., : fold.n, : fold.k])
+        cut = lambda leaf, fold: dataclasses.replace(leaf, values=shaped(leaf.values, fold))
+        return PaddedEncoder(lambda matrix, _: self.encode(matrix), cut)
 
 
 @jax.tree_util.register_dataclass

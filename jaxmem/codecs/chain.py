@@ -8,10 +8,12 @@ from ..core.codec import (
     CODECS,
     common_unit,
     has_independent_rows,
+    ignores_zeros,
     row_encoder,
     row_unit,
 )
 from ..core.layer_encoding import encode_layer
+from ..core.padded import padded_encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,18 @@ class Chain:
             return leaf
 
         return inner._replace(encode=encode, unit=common_unit(inner.unit, unit))
+
+    def padded_encoder(self):
+        first, *rest = self.codecs
+        inner = padded_encoder(first) if all(map(ignores_zeros, rest)) else None
+
+        def encode(matrix, number):
+            leaf = inner.encode(matrix, number)
+            for codec in rest:
+                leaf = codec.encode(leaf)
+            return leaf
+
+        return inner and inner._replace(encode=encode)
 
     def encode_by_slices(self, w, axes, stats):
         leaf = encode_layer(self.codecs[0], w, axes, stats)

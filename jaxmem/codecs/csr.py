@@ -10,11 +10,12 @@ from jax import Array, lax
 
 from ..kernels.dispatch import at_most
 from ..kernels.tiled_matmul import decoded_product, map_tiles
-from .sparse import DensitySparse, RowSparseArray, compressed, decoded_values, narrow_indices
+from .row_sparse import RowSparse, RowSparseArray
+from .sparse import compressed, decoded_values, index_dtype, narrow_indices
 
 
 @dataclasses.dataclass(frozen=True)
-class Csr(DensitySparse):
+class Csr(RowSparse):
     """Keeps round(density · k) of the k weights of each output channel and their indices.
 
     An index takes one byte up to 256 inputs and two bytes up to 65,536. All rows keep the same
@@ -39,6 +40,9 @@ class Csr(DensitySparse):
         values, columns = compressed(matrix, mask, self.kept(fold.k))
         columns = narrow_indices(columns, fold.k)
         return CsrArray(values.astype(dtype), fold, jnp.dtype(dtype), columns)
+
+    def cut_places(self, places, k):
+        return places[..., : self.kept(k)].astype(index_dtype(k))
 
 
 @jax.tree_util.register_dataclass

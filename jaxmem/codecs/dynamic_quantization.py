@@ -12,6 +12,7 @@ from ..core.arguments import check_fields
 from ..core.codec import CODEC, has_independent_rows, row_encoder
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
+from ..core.padded import padded_encoder
 from ..kernels.dispatch import at_most, differentiated_by
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product, map_tiles
 from .float16_scales import divisor
@@ -67,6 +68,12 @@ class Dynamic:
     def row_encoder(self, w, axes, stats):
         inner = row_encoder(self.codec, w, axes, stats)
         return inner and inner._replace(encode=lambda *rows: self._around(inner.encode(*rows)))
+
+    def padded_encoder(self):
+        inner = padded_encoder(self.codec)
+        encode = lambda matrix, number: self._around(inner.encode(matrix, number))
+        cut = lambda leaf, fold: dataclasses.replace(leaf, inner=inner.cut(leaf.inner, fold))
+        return inner and inner._replace(encode=encode, cut=cut)
 
     def _around(self, inner):
         """The leaf around that of `codec`."""

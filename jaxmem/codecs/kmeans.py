@@ -9,11 +9,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.arguments import check_fields
+from ..core.codec import PaddedEncoder
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
+from ..core.padded import block_of_sums, sum_in_blocks, with_last_column
 from .packing import (
     WIDTHS,
+    cut_packed,
     pack,
     shard_packed,
     shifts,
@@ -65,16 +68,33 @@ class KMeans:
             return w.map(self.encode)
         return _encode(self, w, tuple(axes), stats)
 
-    def spans(self, matrix: Array, stats: Any = None) -> tuple[Array, None]:
-        """The levels that Lloyd's algorithm finds for each group, (*stack, n, groups, 2^bits)."""
+    def padded_encoder(self):
+        def cut(leaf, fold):
+            group = min(leaf.group, fold.k) or 1
+            codes = cut_packed(leaf.codes, self.bits, fold.n, axis=-2)
+            codes = tuple(a[..., : fold.k] for a in codes)
+            levels = leaf.levels[..., : -(-fold.k // group), : fold.n]
+            changed = dict(codes=codes, levels=levels, group=group, fold=fold)
+            return dataclasses.replace(leaf, **changed)
+
+        return PaddedEncoder(lambda matrix, k: _encode(self, matrix, (-1,), None, k), cut)
+
+    def spans(
+        self, matrix: Array, stats: Any = None, columns: Array | None = None
+    ) -> tuple[Array, None]:
+        """The levels that Lloyd's algorithm finds for each group, (*stack, n, groups, 2^bits).
+
+        Columns from `columns` on, if that is given, do not count.
+        """
         k = matrix.shape[-1]
         x = self._groups(matrix)
         mass = jnp.ones((1,) * matrix.ndim) if stats is None else stats.diag[..., None, :]
         mass = jnp.broadcast_to(mass, (*mass.shape[:-1], k))
         group = x.shape[-1]
-        inside = jnp.arange(k + -k % group).reshape((1,) * (x.ndim - 2) + (-1, group)) < k
+        inside = jnp.arange(k + -k % group).reshape((1,) * (x.ndim - 2) + (-1, group))
+        inside = inside < (k if columns is None else columns)
         mass = jnp.where(inside, self._groups(mass), 0.0)
-        return lloyd(x, mass, 2**self.bits), None
+        return lloyd(x, mass, 2**self.bits, block_of_sums(self.group)), None
 
     def round(self, matrix, levels, zero, fold, dtype) -> "KMeansArray":
         """The leaf with the nearest codes, given levels (*stack, n, groups, 2^bits); no zero."""
@@ -97,17 +117,22 @@ class KMeans:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _encode(codec, w, axes, stats):
-    """The leaf. Compiled: step by step this would hold several f32 copies of the weight."""
+def _encode(codec, w, axes, stats, columns=None):
+    """The leaf. Compiled: step by step this would hold several f32 copies of the weight.
+
+    Of a padded matrix the first `columns`, a traced number, are the weight's.
+    """
     matrix, fold = Fold.from_weight(w, axes)
+    matrix = matrix if columns is None else with_last_column(matrix, columns)
     matrix = matrix.astype(jnp.float32)
-    return codec.round(matrix, *codec.spans(matrix, stats), fold, w.dtype)
+    return codec.round(matrix, *codec.spans(matrix, stats, columns), fold, w.dtype)
 
 
-def lloyd(x: Array, mass: Array, count: int) -> Array:
+def lloyd(x: Array, mass: Array, count: int, block: int = 64) -> Array:
     """`count` sorted levels (..., count) for x (..., g), by Lloyd's algorithm.
 
-    They lower the sum of mass · (x − nearest level)² over the last axis; `mass` is (..., g).
+    They lower the sum of mass · (x − nearest level)² over the last axis; `mass` is (..., g). Sums
+    are those of `sum_in_blocks`, so x without mass behind changes nothing.
 
     Example:
         >>> import jax.numpy as jnp
@@ -124,11 +149,12 @@ def lloyd(x: Array, mass: Array, count: int) -> Array:
 
         def centre(i):
             weights = jnp.where(codes == i, mass, 0.0)
-            total = weights.sum(-1)
-            mean = (weights * x).sum(-1) / jnp.where(total > 0, total, 1)
+            total = sum_in_blocks(weights, block)
+            mean = sum_in_blocks(weights * x, block) / jnp.where(total > 0, total, 1)
             return jnp.where(total > 0, mean, jnp.nan)
 
-        centres = jnp.stack([centre(i) for i in range(count)], -1)
+        # one centre after another, so that only its arrays are in memory
+        centres = jnp.moveaxis(lax.map(centre, jnp.arange(count, dtype=jnp.uint8)), 0, -1)
         return jnp.sort(jnp.where(jnp.isnan(centres), levels, centres), -1)
 
     return lax.fori_loop(0, LLOYD_STEPS, step, levels)

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.arguments import check_fields
+from ..core.codec import PaddedEncoder
 from ..core.leaf import divided_shape
 from ..core.matrix_leaf import MatrixLeaf
 from ..cpu_kernels.integer_rows import kept_rows_product
 from ..kernels.dispatch import differentiated_by, on_one_device
 from ..kernels.nm_matmul import nm_product, supports
 from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
-from .packing import WIDTHS, pack, shifts, slice_packed, unpack, unpack_rows
+from .packing import WIDTHS, cut_packed, pack, shifts, slice_packed, unpack, unpack_rows
 from .scaled import select_level
 from .sparse import (
     Count,
@@ -24,6 +25,7 @@ from .sparse import (
     SparseArray,
     codec_count,
     compressed,
+    cut_values,
     decoded_values,
     highest,
     slice_values,
@@ -79,10 +81,26 @@ class NM(Sparse):
         codes = pack(pattern(self._groups(mask), self.n).astype(jnp.uint8), self.bits, axis=-2)
         return NMArray(values.astype(dtype), fold, jnp.dtype(dtype), codes, self.n, self.m)
 
-    def _groups(self, matrix):
-        k = matrix.shape[-1]
+    def padded_encoder(self):
+        def cut(leaf, fold):
+            groups = fold.k // self.m
+            codes = cut_packed(leaf.codes, self.bits, fold.n, axis=-2)
+            codes = tuple(a[..., :groups] for a in codes)
+            values = cut_values(leaf.values, fold.n, groups * self.n)
+            return dataclasses.replace(leaf, values=values, codes=codes, fold=fold)
+
+        number = lambda fold: self._checked(fold.k)
+        encode = lambda matrix, _: self.encode(matrix, (-1,))
+        return PaddedEncoder(encode, cut, number, self.m)
+
+    def _checked(self, k):
+        """The length of rows, which m divides."""
         if k % self.m:
             raise ValueError(f"{self.n}:{self.m} takes rows of a multiple of {self.m}, got {k}")
+        return k
+
+    def _groups(self, matrix):
+        k = self._checked(matrix.shape[-1])
         return matrix.reshape(*matrix.shape[:-1], k // self.m, self.m)
 
 

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,38 +138,6 @@ class SparseArray(MatrixLeaf):
         )
 
 
-class RowSparseArray(SparseArray):
-    """A leaf whose rows keep the same number of weights: values (*stack, n, kept), in order.
-
-    A subclass has one more array, whose rows tell the places of the kept weights, and defines
-    `dense`.
-    """
-
-    places_field: ClassVar[str]  # the name of that array, (*stack, n, ...)
-
-    @abc.abstractmethod
-    def dense(self, values: Array, places: Array) -> Array:
-        """Rows (..., k) in f32 of values (..., kept) f32 at their `places` (..., any)."""
-
-    def rows(self):
-        return self.dense(decoded_values(self.values), self._places)
-
-    def slice_rows(self, start, size):
-        places = lax.dynamic_slice_in_dim(self._places, start, size, 0)
-        values = slice_values(self.values, start, size)
-        return dataclasses.replace(self, values=values, **{self.places_field: places})
-
-    def take_rows(self, index):
-        flat = index.reshape(-1)
-        rows = self.dense(take_values(self.values, flat), self._places[flat])
-        return rows.reshape(*index.shape, self.fold.k)
-
-    def shard_matrix(self, fold, side, parts):
-        return self.shard_rows(fold, side, parts, **{self.places_field: self._places})
-
-    _places = property(lambda self: getattr(self, self.places_field))
-
-
 def highest(scores: Array, count: Array | int) -> Array:
     """A mask of the `count` highest scores of the last axis; of equals the first, and NaN last.
 
@@ -271,6 +239,13 @@ def decoded_values(values: Any) -> Array:
     if isinstance(values, MatrixLeaf):
         return values.rows()
     return (values.decode() if isinstance(values, Encoded) else values).astype(jnp.float32)
+
+
+def cut_values(values: Any, n: int, kept: int) -> Any:
+    """The first `kept` values of the first n rows, of NumPy arrays."""
+    if isinstance(values, MatrixLeaf):
+        return values.cut(dataclasses.replace(values.fold, kept=(n,), summed=(kept,)))
+    return values[..., :n, :kept]
 
 
 def slice_values(values: Any, start: Array, size: int) -> Any:

@@ -18,6 +18,7 @@ from ..core.codec import has_independent_rows, is_codec, needs_stats, ties_layer
 from ..core.fold import matrix_shape
 from ..core.lazy import Lazy, is_lazy
 from ..core.leaf import is_array, is_dense_float, is_encoded
+from ..core.padded import padded_encoder
 from ..core.paths import check_same_tree, is_whole, paths
 from ..core.row_slices import as_bits, first_kept_axis
 from ..core.segmented import Segmented
@@ -25,7 +26,7 @@ from ..core.usage import summed_axes
 from .plan_paths import by_layer
 from .row_blocks import encode_in_blocks
 from .shape_classes import encode_in_class, has_class
-from .shared_memory import in_place, without
+from .shared_memory import copied, in_place, without
 
 DENSE_WEIGHTS = 2**21  # weights of a large matrix that are dense at a time
 FEW_WEIGHTS = 2**18  # for so few, a program takes longer to compile than to run
@@ -181,13 +182,16 @@ def _encode_concrete(codec, w, axes, stats):
     return encoded
 
 
-def _encode_and_check(codec, axes, w, stats):
+def _encode_and_check(codec, axes, w, stats, number=None):
     """The encoded leaf, and whether `w` and the leaf are finite: one program for each shape.
 
-    `w` are floats, or the bits of bf16.
+    `w` are floats or the bits of bf16; `number` is that of a padded matrix's `PaddedEncoder`.
     """
     w = lax.bitcast_convert_type(w, jnp.bfloat16) if w.dtype == jnp.uint16 else w
-    encoded = encode_in_blocks(codec, w, axes, stats)
+    if number is None:
+        encoded = encode_in_blocks(codec, w, axes, stats)
+    else:
+        encoded = padded_encoder(codec).encode(w, number)
     return encoded, _is_finite(w), _is_finite(encoded)
 
 
@@ -247,7 +251,7 @@ def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
     shared = in_place(w) if w.size > DENSE_WEIGHTS and w.dtype == dtype else None
     if shared is not None:
         return without(shared, _encode_concrete(codec, shared, axes, stats))
-    encode = lambda part: _encode(codec, jnp.asarray(np.asarray(part, dtype)), axes, stats)
+    encode = lambda part: _encode(codec, copied(part, dtype), axes, stats)
     axis, rows = first_kept_axis(w, axes)
     unit = 8 // math.gcd(rows, 8)  # whole bytes of packed codes
     if w.size <= DENSE_WEIGHTS or w.shape[axis] <= unit or not has_independent_rows(codec):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..io.aligned_memory import ALIGNMENT
+from ..io.aligned_memory import ALIGNMENT, aligned
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -27,7 +27,21 @@ def in_place(w: np.ndarray) -> jax.Array | None:
         return None
     if not w.flags.c_contiguous or w.ctypes.data % ALIGNMENT:
         return None
-    return jax.device_put(w.view(np.uint16) if w.dtype == jnp.bfloat16 else w, may_alias=True)
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(w.view(np.uint16) if w.dtype == jnp.bfloat16 else w, may_alias=True)
+
+
+def copied(w: np.ndarray, dtype: Any) -> jax.Array:
+    """The array as JAX's, copied once: from other memory than `aligned` JAX may copy it twice.
+
+    Example:
+        >>> copied(np.arange(6.0).reshape(2, 3).T, jnp.float32).tolist()
+        [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    """
+    copy = aligned(w.shape, np.dtype(dtype))
+    copy[...] = w
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(copy, may_alias=True)
 
 
 def without(shared: jax.Array, tree: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from jax import Array
 
 from .arguments import Kind
+from .fold import Fold
 
 
 @runtime_checkable
@@ -57,6 +58,12 @@ class OptionalMembers:
         `row_unit`.
         """
 
+    def padded_encoder(self) -> "PaddedEncoder | None":
+        """What encodes a matrix with zeros behind it, by a program that many shapes share.
+
+        A codec whose `ignores_zeros` is true needs none.
+        """
+
     def encode_by_slices(self, w: Any, axes: tuple[int, ...], stats: Any) -> Any:
         """The leaf of one layer, which is read some rows at a time by `scan_rows`.
 
@@ -75,6 +82,18 @@ class RowEncoder(NamedTuple):
     encode: Callable[[Any, Any], Any]  # (rows of a weight, index of their first row) -> their leaf
     unit: int = 1  # rows that are encoded together
     sequential: bool = False  # whether it settles one input after another: large blocks are faster
+
+
+class PaddedEncoder(NamedTuple):
+    """How a codec encodes a padded matrix.
+
+    Columns are padded to a power of two, and then to a multiple of `unit`.
+    """
+
+    encode: Callable[[Any, Any], Any]  # (matrix (*stack, n, k), the number, traced) -> its leaf
+    cut: Callable[[Any, Fold], Any]  # (that leaf with NumPy arrays, the fold) -> the weight's leaf
+    number: Callable[[Fold], int] = lambda fold: fold.k  # what `encode` must know of the fold
+    unit: int = 1
 
 
 @runtime_checkable

@@ -1,6 +1,7 @@
 """Search: for each group the range [α·low, β·high] of least error Σ E[x²] (w − ŵ)²."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ from jax import Array, lax
 
 from ..calibration.statistics import Moments
 from ..codecs.scaled import grouped
+from ..core.codec import ignores_zeros
+from ..core.padded import block_of_sums, padded_encoder, sum_in_blocks
 from .solver import Solver
 
 COARSE_FACTORS = tuple(1 - 0.1 * i for i in range(8))  # α = β from 1.0 to 0.3, tried first
@@ -40,6 +43,10 @@ class Search(Solver):
         True
     """
 
+    def padded_encoder(self):
+        inner = padded_encoder(self.codec) if ignores_zeros(self.codec) else None
+        return inner and inner._replace(encode=lambda matrix, _: self.encode(matrix, (-1,)))
+
     def spans(self, matrix: Array, stats: Moments | None) -> tuple[Array, Array | None]:
         """The scales and zeros (n, groups) of a matrix (n, k) in f32."""
         if matrix.size == 0:
@@ -63,6 +70,7 @@ def best_range(codec: Any, groups: Array, weight: Array) -> tuple[Array, Array |
     around = [(a, b) for a in FINE_OFFSETS for b in FINE_OFFSETS]
     fixed = jnp.array([(a, a) for a in COARSE_FACTORS] + around)[:, :, None, None]
     coarse, known = len(COARSE_FACTORS), len(fixed)
+    total = functools.partial(sum_in_blocks, block=block_of_sums(codec.group))
 
     def step(i, state):
         """One range tried; the three stages share this body, so that it is compiled once."""
@@ -72,9 +80,9 @@ def best_range(codec: Any, groups: Array, weight: Array) -> tuple[Array, Array |
         tried = jnp.where(i < known, tried, factors * ratio[None])
         scale, zero = codec.range(low * tried[0], high * tried[1])
         near = codec.snap(groups, scale[..., None], zero if zero is None else zero[..., None])
-        error = (weight * jnp.square(groups - near)).sum(-1)
-        square = (weight * near * near).sum(-1)
-        refit = (weight * groups * near).sum(-1) / jnp.where(square > 0, square, 1.0)
+        error = total(weight * jnp.square(groups - near))
+        square = total(weight * near * near)
+        refit = total(weight * groups * near) / jnp.where(square > 0, square, 1.0)
         better = error < least
         factors = jnp.where(better[None], tried, factors)
         ratio = jnp.where(better, jnp.where(square > 0, refit, 1.0), ratio)
