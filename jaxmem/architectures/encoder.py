@@ -12,15 +12,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from ..kv_cache.attention_scores import ScoreTerms, attend, causal
+from ..kv_cache.attention_masks import causal, in_window, token_distances
+from ..kv_cache.attention_scores import ScoreTerms, attend
 from ..parallel.sharding_constraints import constrain
 from .attention.disentangled_attention import disentangled_bias, distance_rows
 from .attention.encoder_positions import (
     distance_buckets,
-    in_window,
     per_layer,
     table_rows,
-    token_distances,
 )
 from .attention.positions import check_positions, rope
 from .configs.encoder_config import Config as Config

@@ -12,14 +12,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ..io.json_fields import JsonFields
-from ..kv_cache.attention_scores import NO_LIMIT
+from ..kv_cache.attention_masks import NO_LIMIT
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import empty, keep_layout
 from ..kv_cache.quantized import BLOCK_TOKENS
 from ..parallel.sharding_constraints import constrain
 from .attention.positions import check_positions
 from .configs.config_sizes import check_family, check_positive, check_types, set_head_dim
-from .families.hf_options import MOST_LAYERS, refuse_unread_options
+from .families.ignored_hf_options import MOST_LAYERS, refuse_unread_options
 from .layers.linear import Embed, Linear, merge_heads, split_heads
 from .layers.norms import LayerNorm
 from .weights.weight_map import WeightMap, stacked_layer_norms, stacked_linears

@@ -8,7 +8,8 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax import Array
 
-from ..kv_cache.attention_scores import attend, causal
+from ..kv_cache.attention_masks import causal
+from ..kv_cache.attention_scores import attend
 from .attention.positions import rope
 from .configs.decoder_config import Config
 from .layers.feed_forward import activate

@@ -13,10 +13,10 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from ..kv_cache.attention_scores import NO_LIMIT, causal
+from ..kv_cache.attention_masks import NO_LIMIT, causal, token_distances
 from ..parallel.sharding_constraints import constrain
 from .attention.cross_attention import CrossAttention, SelfAttention
-from .attention.encoder_positions import distance_buckets, token_distances
+from .attention.encoder_positions import distance_buckets
 from .attention.seq2seq_positions import position_rows, sinusoids
 from .configs.seq2seq_config import Config as Config
 from .layers.feed_forward import MLP

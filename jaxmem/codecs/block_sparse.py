@@ -10,9 +10,9 @@ from jax import Array, lax
 from ..core.arguments import INTEGER, Kind, check_fields
 from ..core.matrix_leaf import MatrixLeaf
 from ..cpu_kernels.integer_rows import integer_rows_product
-from ..kernels.block_sparse_matmul import block_sparse_product, supports
+from ..kernels.decoded_tiles import decoded_product
 from ..kernels.dispatch import at_most, differentiated_by, on_one_device
-from ..kernels.tiled_matmul import decoded_product
+from ..kernels.pallas_block_sparse_matmul import block_sparse_product, supports
 from .sparse import (
     Count,
     DensitySparse,

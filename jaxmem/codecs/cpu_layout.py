@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.fold import Fold
-from ..kernels.tiled_matmul import interleave
+from ..kernels.decoded_tiles import interleave
 from .packing import WIDTHS, centred_parts, slice_packed
 
 # One cache line. Rows whose distance is a power of two would compete for one place in the cache.

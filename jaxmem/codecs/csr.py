@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..kernels.decoded_tiles import decoded_product, map_tiles
 from ..kernels.dispatch import at_most
-from ..kernels.tiled_matmul import decoded_product, map_tiles
 from .row_sparse import RowSparse, RowSparseArray
 from .sparse import compressed, decoded_values, index_dtype, narrow_indices
 

@@ -13,8 +13,8 @@ from ..core.codec import CODEC, has_independent_rows, row_encoder
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.padded import padded_encoder
+from ..kernels.decoded_tiles import UNROLLED_TILES, decoded_product, map_tiles
 from ..kernels.dispatch import at_most, differentiated_by
-from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product, map_tiles
 from .float16_scales import divisor
 from .integer_matmul import integer_product
 from .packing import unpack

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..cpu_kernels.integer_rows import integer_rows_product
+from ..kernels.decoded_tiles import UNROLLED_TILES, cpu_product, decoded_product, map_tiles
 from ..kernels.dispatch import at_most, differentiated_by
-from ..kernels.packed_matmul import packed_product
-from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product, map_tiles
+from ..kernels.pallas_packed_matmul import packed_product
 from .float16_scales import divisor
 from .packing import centred_parts, field_parts, interleave, shifts
 

@@ -15,7 +15,7 @@ from jax import Array, lax
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
-from ..kernels.tiled_matmul import decoded_product
+from ..kernels.decoded_tiles import decoded_product
 from .packing import WIDTHS, slice_packed, unpack, unpack_rows
 
 _SHIFT = 0.125  # of the points of IQ1, upwards or downwards

@@ -14,9 +14,9 @@ from ..core.codec import PaddedEncoder
 from ..core.leaf import divided_shape
 from ..core.matrix_leaf import MatrixLeaf
 from ..cpu_kernels.integer_rows import kept_rows_product
+from ..kernels.decoded_tiles import UNROLLED_TILES, decoded_product
 from ..kernels.dispatch import differentiated_by, on_one_device
-from ..kernels.nm_matmul import nm_product, supports
-from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
+from ..kernels.pallas_nm_matmul import nm_product, supports
 from .packing import WIDTHS, cut_packed, pack, shifts, slice_packed, unpack, unpack_rows
 from .scaled import select_level
 from .sparse import (

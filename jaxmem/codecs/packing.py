@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from ..core.fold import Fold
 from ..core.leaf import divided_shape, is_encoded
-from ..kernels.tiled_matmul import interleave
+from ..kernels.decoded_tiles import interleave
 
 WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 

@@ -18,9 +18,9 @@ from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
 from ..cpu_kernels.scaled_rows import scaled_rows_product
+from ..kernels.decoded_tiles import UNROLLED_TILES, cpu_product, decoded_product
 from ..kernels.dispatch import differentiated_by
-from ..kernels.packed_matmul import packed_product
-from ..kernels.tiled_matmul import UNROLLED_TILES, cpu_product, decoded_product
+from ..kernels.pallas_packed_matmul import packed_product
 from .packing import (
     WIDTHS,
     cut_packed,

@@ -20,7 +20,7 @@ from ..core.arguments import check_fields
 from ..core.fold import Fold
 from ..core.leaf import Encoded, divided_shape, is_encoded
 from ..core.matrix_leaf import MatrixLeaf
-from ..kernels.tiled_matmul import UNROLLED_TILES, decoded_product
+from ..kernels.decoded_tiles import UNROLLED_TILES, decoded_product
 
 Count = Callable[[int, int], "Array | int"]
 PAIRWISE_SIZE = 16  # entries of an axis up to which each is compared with every other

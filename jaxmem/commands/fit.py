@@ -13,9 +13,9 @@ import jaxmem as jm
 
 from ..compression.fit import Fitted, check_dense, fit
 from ..compression.fit_calibrated import TURNS
+from ..compression.fit_file_format import Target
 from ..compression.fit_options import FitOptions
 from ..compression.fit_structures import INTEGERS, STRUCTURES, Technique
-from ..compression.fit_target import Target
 from ..core.paths import is_whole
 from ..models import Model, rotate
 from ..models.model import RECORD

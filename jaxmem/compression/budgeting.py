@@ -21,8 +21,7 @@ from ..core.codec import ties_layers
 from ..core.fold import matrix_shape
 from ..core.paths import check_same_tree, is_whole, path_of_layers, paths
 from ..core.usage import summed_axes
-from .candidates import CANDIDATES
-from .encodable_weights import choices
+from .candidates import CANDIDATES, choices
 from .knapsack import least_loss
 from .layer_errors import Errors, errors, prefixed
 from .plan import Plan

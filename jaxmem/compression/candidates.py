@@ -1,8 +1,8 @@
-"""techniques: candidate codecs of every kind for each weight, {path: codecs}, for one budget."""
+"""The candidate codecs of each weight: `techniques` lists those of every kind for one budget."""
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -10,16 +10,20 @@ import jax
 from ..codecs import NM, Bitmask, Chain, Int, LowRank
 from ..core.arguments import NAMES, OPTIONAL_MAPPING, TREE, takes
 from ..core.byte_counts import nbytes
+from ..core.codec import is_codec
 from ..core.fold import matrix_shape
+from ..core.lazy import is_lazy
 from ..core.leaf import is_dense_float
-from ..core.paths import check_same_tree, is_whole, paths
+from ..core.paths import check_same_tree, is_whole, match, paths
 from ..core.usage import summed_axes
 from ..solvers import GPTQ, QERA, Search, SparseGPT, Wanda
-from .encodable_weights import is_matrix
 
 CANDIDATES = tuple(
     Int(b, group=g, symmetric=False) for b in range(3, 9) for g in (64, 128)
 )  # of `budget`
+# Two bits are offered where three take too many bytes: a table of tokens in 2 bits does more harm
+# than its error says.
+TWO_BITS = tuple(Int(2, group=group, symmetric=False) for group in (32, 64))
 INTEGERS = ((2, 32), (2, 64), (3, 64), (3, 128), (4, 64), (4, 128), (5, 64), (6, 64), (8, 128))
 NM_PATTERNS = ((NM(2, 4), 3), (NM(2, 4), 4))  # and the bits of the values that stay
 UNSTRUCTURED_PATTERNS = ((Bitmask(0.35), 4), (Bitmask(0.5), 4))
@@ -108,3 +112,27 @@ def _is_smaller(codec, shape, axes) -> bool:
         return nbytes(jax.eval_shape(lambda w: codec.encode(w, axes), shape)) < nbytes(shape)
     except ValueError:  # the weight cannot take the codec
         return False
+
+
+def choices(leaves, candidates, uses) -> dict[str, list]:
+    """{path: codecs} of the leaves that may be encoded: matrices, or those that a rule matches."""
+    check_same_tree(leaves, uses=uses)
+    able = {path: leaf for path, leaf in leaves.items() if is_dense_float(leaf)}
+    if isinstance(candidates, Mapping):
+        chosen = {p: c for p, c in match(list(leaves), dict(candidates)).items() if p in able}
+    else:
+        chosen = {p: candidates for p, leaf in able.items() if is_matrix(leaf, p, uses)}
+    for path, codecs in chosen.items():
+        if not isinstance(codecs, Sequence) or not codecs:
+            raise ValueError(f"{path}: the candidates are {codecs!r}, expected a list of codecs")
+        for codec in codecs:
+            if not is_codec(codec):
+                raise TypeError(f"{path}: {codec!r} is no codec, expected one such as Int(4)")
+    return chosen
+
+
+def is_matrix(leaf: Any, path: str, uses: Mapping | None) -> bool:
+    """Whether each layer of a weight has two axes or more, and is multiplied or looked up."""
+    multiplied = {"dot_general", "gather", "conv_general_dilated"}
+    used = uses is None or any(use.op in multiplied for use in uses.get(path, ()))
+    return used and leaf.ndim - (is_lazy(leaf) and leaf.stacked) >= 2

@@ -32,11 +32,11 @@ from .fit_calibrated import (
     text_rows,
     tune_scales,
 )
+from .fit_file_format import file_nbytes, target_forms
 from .fit_in_one_pass import CALIBRATION, are_batches, calibration_batches, fit_in_one_pass
 from .fit_integers import plan_integers
 from .fit_options import FitOptions
 from .fit_structures import INTEGERS, STRUCTURES, fit_by_techniques
-from .fit_target import file_nbytes, target_forms
 from .plan import Plan
 from .progress import Progress, stage
 from .reporting import Report, report

@@ -3,12 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..codecs import Int
 from .budgeting import Unreachable, budget
-from .candidates import CANDIDATES
+from .candidates import CANDIDATES, TWO_BITS
 from .plan import Plan
-
-TWO_BITS = tuple(Int(2, group=group, symmetric=False) for group in (32, 64))
 
 
 def plan_integers(
@@ -18,7 +15,6 @@ def plan_integers(
 
     With `candidates`, {regex: codecs}, the plan is made of these.
 
-    2 bits are not offered otherwise: an embedding in 2 bits does more harm than its error says.
     `options` are those of `budget`: `uses`, `stats`, `sensitivity`.
     """
     if candidates is not None:

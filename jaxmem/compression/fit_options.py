@@ -4,8 +4,8 @@ import dataclasses
 
 from ..core.arguments import NAMES, check_fields
 from .candidates import KINDS
+from .fit_file_format import TARGETS, Target
 from .fit_structures import INTEGERS, STRUCTURES, Technique
-from .fit_target import TARGETS, Target
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,7 @@ from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
 from ..core.paths import check_same_tree, is_whole, paths
 from ..core.usage import summed_axes
-from .candidates import CANDIDATES
-from .encodable_weights import choices
+from .candidates import CANDIDATES, choices
 
 # An error is measured on this many rows of a weight, evenly spaced over its layers. Codecs that
 # take long are measured on fewer rows of a few layers.

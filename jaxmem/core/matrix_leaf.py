@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..kernels.tiled_matmul import decoded_product
+from ..kernels.decoded_tiles import decoded_product
 from .fold import Fold
 from .leaf import Encoded, separate_shared
 

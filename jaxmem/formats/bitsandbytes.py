@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..codecs.codebook import TABLES, CodebookArray
+from ..codecs.double_quantized_scales import DoubleQuantArray
 from ..codecs.packing import pack
-from ..codecs.quantized_scales import DoubleQuantArray
 from ..codecs.scale_tables import NestedScales
 from ..core.lazy import Lazy
 from ..io.json_fields import JsonFields, parse_object

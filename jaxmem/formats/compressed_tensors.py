@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.lazy import Lazy
+from .compressed_tensors_schemes import Scheme, check_computed, scheme_of, schemes
 from .fp8 import fp8_matrix
-from .quantization_config import Scheme, check_computed, scheme_of, schemes
 from .quantized_matrix import (
     IntegerMatrix,
     QuantizedMatrix,

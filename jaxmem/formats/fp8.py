@@ -9,10 +9,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from ..codecs.double_quantized_scales import DoubleQuantArray
 from ..codecs.dynamic_quantization import DynamicArray
 from ..codecs.float_formats import FloatArray
 from ..codecs.packing import pack
-from ..codecs.quantized_scales import DoubleQuantArray
 from ..codecs.scale_tables import row_block_scales
 from ..core.lazy import Lazy
 from ..io.json_fields import JsonFields

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..codecs.codebook import CodebookArray
+from ..codecs.double_quantized_scales import DoubleQuantArray
 from ..codecs.float_formats import FloatArray
 from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack
-from ..codecs.quantized_scales import DoubleQuantArray
 from ..core.fold import Fold
 
 

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Callable
 
 from ..core.lazy import Lazy
-from . import bitsandbytes, compressed_tensors, fp8, gptq, mlx, mxfp4
+from . import bitsandbytes, compressed_tensors, fp8, gptq_awq, mlx, mxfp4
 from .quantized_matrix import QuantizedMatrix, halves
 
 # {quant_method: (its reader, the ends of the names of a matrix's tensors, the end of the name of
 # the tensor that a dense checkpoint has in their place)}
 METHODS: dict[str, tuple[Callable, tuple[str, ...], str]] = {
-    "gptq": (gptq.gptq, gptq.ENDS, ".weight"),
-    "awq": (gptq.awq, gptq.ENDS, ".weight"),
+    "gptq": (gptq_awq.gptq, gptq_awq.ENDS, ".weight"),
+    "awq": (gptq_awq.awq, gptq_awq.ENDS, ".weight"),
     "fp8": (fp8.fp8, fp8.ENDS, ".weight"),
     "fbgemm_fp8": (fp8.fp8, fp8.ENDS, ".weight"),
     "bitsandbytes": (bitsandbytes.bitsandbytes, bitsandbytes.ENDS, ".weight"),

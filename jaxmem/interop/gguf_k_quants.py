@@ -5,9 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..codecs.double_quantized_scales import DoubleQuantArray
 from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
-from ..codecs.quantized_scales import DoubleQuantArray
 from ..solvers.k_quant import FORMS, SUPER_BLOCK
 from . import layer_codes
 

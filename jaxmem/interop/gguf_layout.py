@@ -8,7 +8,7 @@ import numpy as np
 
 from ..architectures.gguf import gguf_decoder
 from ..models.model import Model
-from . import gguf_encoding, gguf_metadata, gguf_tensors, layer_codes
+from . import gguf_block_bytes, gguf_metadata, gguf_tensors, layer_codes
 from .gguf_tensors import Tensor
 
 ALIGNMENT_BYTES = 32  # a tensor begins at a multiple of this
@@ -26,7 +26,7 @@ class Layout:
     def nbytes(self) -> int:
         """Bytes of the whole file."""
         divisors = sum(padded(4 * x.size) for x in self.divisors.values())
-        sizes = (gguf_encoding.nbytes(x.kind, x.shape) for x in self.tensors.values())
+        sizes = (gguf_block_bytes.nbytes(x.kind, x.shape) for x in self.tensors.values())
         return padded(len(self.header)) + divisors + sum(map(padded, sizes))
 
     @property
@@ -46,7 +46,7 @@ class Layout:
         """Whether the file can hold the codes of a leaf, in the place of the parameter `path`."""
         parts = (part for x in self.tensors.values() for part, _ in x.pieces if part.path == path)
         fold = next(parts).fold
-        return fold is not None and gguf_encoding.kind(leaf, fold, half=False)[0] == "Q"
+        return fold is not None and gguf_block_bytes.kind(leaf, fold, half=False)[0] == "Q"
 
     @property
     def types(self) -> dict[str, str]:
@@ -122,6 +122,6 @@ def _header(fields: dict[str, bytes], tensors: dict[str, Tensor]) -> bytes:
         shape, kind = tensor.shape, tensor.kind
         parts += [gguf_metadata.text(name), struct.pack("<I", len(shape))]
         parts += [struct.pack(f"<{len(shape)}Q", *shape[::-1])]
-        parts += [struct.pack("<IQ", gguf_encoding.TYPES[kind], offset)]
-        offset += padded(gguf_encoding.nbytes(kind, shape))
+        parts += [struct.pack("<IQ", gguf_block_bytes.TYPES[kind], offset)]
+        offset += padded(gguf_block_bytes.nbytes(kind, shape))
     return b"".join(parts)

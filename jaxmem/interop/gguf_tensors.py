@@ -15,7 +15,7 @@ import numpy as np
 from ..architectures.weights.weight_map import WeightMap
 from ..core.fold import Fold
 from ..models.quantized_weights import placed
-from . import gguf_encoding, layer_codes
+from . import gguf_block_bytes, layer_codes
 
 _MATRICES = ("kernel", "embedding", "k_up", "v_up")  # the other parameters are written as numbers
 
@@ -125,7 +125,7 @@ def _part(path: str, weight_map: WeightMap, leaf: Any, total: int | None, half: 
     sides = ((total or last, first), (first, last))
     places = (placed(weight_map.fn, *side) for side in sides)
     order, fold = next(x for x in places if x is not None and _shape(x[1]) == (first, last))
-    kind = gguf_encoding.kind(leaf, fold, half)
+    kind = gguf_block_bytes.kind(leaf, fold, half)
     return TensorPart(path, weight_map, leaf, tuple(around), order, fold, kind)
 
 
@@ -137,7 +137,7 @@ def _shape(fold: Fold) -> tuple[int, int]:
 
 def _rows(part: TensorPart, layer: Any, kind: str) -> np.ndarray:
     """The rows of a part's matrix, in the order of the layer, as they are stored."""
-    stored = gguf_encoding.data(layer, kind)
+    stored = gguf_block_bytes.data(layer, kind)
     if part.fold is None:
         rows = stored.reshape(-1, *part.around)
         zeros = np.zeros(part.shape(1 + part.order.max()), stored.dtype)

@@ -11,11 +11,11 @@ import numpy as np
 
 from ..architectures.weights.weight_map import WeightMap
 from ..codecs.cast import CastArray
+from ..codecs.double_quantized_scales import DoubleQuantArray
 from ..codecs.dynamic_quantization import DynamicArray
 from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import unpack
-from ..codecs.quantized_scales import DoubleQuantArray
 from ..core.fold import Fold
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..codecs.double_quantized_scales import DoubleQuantArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack, unpack
-from ..codecs.quantized_scales import DoubleQuantArray
 from ..core.arguments import FLOAT_TYPE, Kind, takes
 from ..core.fold import Fold
 

@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-NO_LIMIT = np.iinfo(np.int32).max  # a window that holds every token
+from .attention_masks import token_distances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +53,7 @@ def attend(
         position: position of the first query, for ALiBi.
 
     Example:
+        >>> from jaxmem.kv_cache.attention_masks import causal
         >>> k = v = jnp.ones((1, 1, 3, 8))
         >>> attend(jnp.ones((1, 2, 3, 8)), k, v, causal(3, 3, 0, 3), 1.0).shape
         (1, 2, 3, 8)
@@ -110,19 +110,6 @@ def attend_by(
     return out.astype(q.dtype).reshape(batch, heads, steps, out.shape[-1])
 
 
-def causal(steps: int, length: int, position: Array | int, window: Array | int) -> Array:
-    """Which keys a query sees, (1, 1, 1, steps, length).
-
-    Query t, at `position + t`, sees key s if 0 <= position + t - s < window.
-
-    Example:
-        >>> causal(2, 4, 1, 2)[0, 0, 0].astype(int).tolist()
-        [[1, 1, 0, 0], [0, 1, 1, 0]]
-    """
-    distance = _distance(steps, length, position)
-    return (distance >= 0) & (distance < window)
-
-
 def _changed(products: Array, terms: ScoreTerms, position: Array | int) -> Array:
     """Scores (B, K, G, T, S) f32 with a soft cap, a bias and ALiBi."""
     if terms.softcap:
@@ -131,16 +118,9 @@ def _changed(products: Array, terms: ScoreTerms, position: Array | int) -> Array
         shape = (len(terms.bias), products.shape[1], -1, *terms.bias.shape[-2:])
         products = products + terms.bias.astype(jnp.float32).reshape(shape)
     if terms.slopes is not None:
-        distance = _distance(*products.shape[-2:], position).astype(jnp.float32)
-        products = products - _by_head(terms.slopes, products) * distance
+        distance = token_distances(*products.shape[-2:], position)[None, None, None]
+        products = products - _by_head(terms.slopes, products) * distance.astype(jnp.float32)
     return products
-
-
-def _distance(steps: int, length: int, position: Array | int) -> Array:
-    """Tokens from key s back from query t, which is at `position + t`: (1, 1, 1, steps, length)."""
-    shape = (1, 1, 1, steps, length)
-    distance = position + lax.broadcasted_iota(jnp.int32, shape, 3)
-    return distance - lax.broadcasted_iota(jnp.int32, shape, 4)
 
 
 def _softmax(products: Array, sinks: Array | None) -> Array:

@@ -8,7 +8,8 @@ import numpy as np
 from jax import Array, lax
 
 from ..core.hadamard import hadamard
-from .attention_scores import PLAIN, ScoreTerms, attend, causal
+from .attention_masks import causal
+from .attention_scores import PLAIN, ScoreTerms, attend
 from .dense import write
 from .quantized import QuantizedCache, write_states
 from .quantized_attention import attend_quantized

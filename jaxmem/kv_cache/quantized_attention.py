@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .attention_scores import PLAIN, ScoreTerms, attend_by, causal
+from .attention_masks import causal
+from .attention_scores import PLAIN, ScoreTerms, attend_by
 from .quantized import BLOCK_TOKENS, QuantizedCache, QuantizedStates
 
 DECODED_BYTES = 2**24  # bytes of keys, or of values, that are decoded at a time

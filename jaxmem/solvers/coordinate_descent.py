@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .optimal_brain_surgeon import BLOCK_INPUTS
+from .inverse_hessian import BLOCK_INPUTS
 
 SCALE_SWEEPS = 8  # times that each scale of a row is refitted
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..codecs import Float
-from ..codecs.quantized_scales import DoubleQuantArray
+from ..codecs.double_quantized_scales import DoubleQuantArray
 from ..codecs.scaled import Scaled
 from ..core.arguments import check_fields
 from ..core.codec import CODEC, RowEncoder, common_unit, row_encoder, row_unit

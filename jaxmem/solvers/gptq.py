@@ -18,7 +18,7 @@ from ..core.arguments import check_fields
 from ..core.codec import CODEC
 from ..core.fold import Fold, matrix_shape
 from .coordinate_descent import refit_scales, round_again, row_losses
-from .optimal_brain_surgeon import by_energy, inverse_factor, sweep
+from .inverse_hessian import by_energy, inverse_factor, sweep
 from .solver import Solver, rounding_codec
 
 

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from ..codecs.double_quantized_scales import DoubleQuantArray
 from ..codecs.float16_scales import divisor
 from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack
-from ..codecs.quantized_scales import DoubleQuantArray
 from ..codecs.scaled import Scaled, grouped, pack_rows, repeat_groups
 from ..core.arguments import check_fields
 from ..core.fold import Fold

@@ -13,7 +13,7 @@ from ..codecs import NM, Bitmask, Csr
 from ..codecs.scaled import Scaled, grouped
 from ..codecs.sparse import Sparse, compressed, highest
 from ..core.fold import Fold, matrix_shape
-from .optimal_brain_surgeon import inverse_factor, sweep
+from .inverse_hessian import inverse_factor, sweep
 from .pruning import Pruner
 from .range_search import LEAST_ENERGY, best_range
 

@@ -12,8 +12,8 @@ from cheap_jit import jit
 import jaxmem as jm
 from jaxmem.codecs.integer import rounded
 from jaxmem.codecs.integer_matmul import _digit_product, _product_then_scale
-from jaxmem.kernels import tiled_matmul
-from jaxmem.kernels.tiled_matmul import cpu_product, decoded_product
+from jaxmem.kernels import decoded_tiles
+from jaxmem.kernels.decoded_tiles import cpu_product, decoded_product
 
 CODECS = [jm.Int(bits, symmetric=s) for bits in range(2, 9) for s in (True, False)]
 GROUPED = [jm.Int(4, group=10), jm.Int(3, group=16, symmetric=False)]
@@ -42,7 +42,7 @@ def test_every_product_is_that_of_the_decoded_weight(codec, name):
 
 @pytest.mark.parametrize("codec", [*CODECS, *GROUPED, jm.Affine(3, group=16)], ids=str)
 def test_tiles_that_do_not_divide_the_rows_are_joined(codec, monkeypatch):
-    monkeypatch.setattr(tiled_matmul, "CPU_TILE_WEIGHTS", 1)
+    monkeypatch.setattr(decoded_tiles, "CPU_TILE_WEIGHTS", 1)
     leaf = jit(codec.encode)(jnp.concatenate([W, W[:, :3]], 1))  # tiles of 32 rows and 11 more
     got = jit(cpu_product)(X, leaf)
     np.testing.assert_allclose(got, X @ jm.decode(leaf), rtol=1e-5, atol=1e-4)

@@ -15,7 +15,7 @@ from jaxmem.architectures import llama
 from jaxmem.core.fold import Fold
 from jaxmem.formats import gguf as gguf_format
 from jaxmem.formats import tokenizers
-from jaxmem.interop import gguf_encoding, to_gguf
+from jaxmem.interop import gguf_block_bytes, to_gguf
 from jaxmem.models.loading import load
 from jaxmem.models.model import Model
 
@@ -36,10 +36,10 @@ FORMS = {
 def test_a_block_type_holds_the_codes_exactly_or_is_not_taken(kind, codec):
     w = np.random.default_rng(0).standard_normal((768, 8)).astype(np.float32)
     leaf = jit(codec.encode)(w)
-    assert gguf_encoding.kind(leaf, Fold((8,), (768,), (-1, -2)), half=False) == kind
-    data = gguf_encoding.data(leaf, kind)
+    assert gguf_block_bytes.kind(leaf, Fold((8,), (768,), (-1, -2)), half=False) == kind
+    data = gguf_block_bytes.data(leaf, kind)
     if kind[0] == "Q":
-        assert data.nbytes == gguf_encoding.nbytes(kind, (8, 768))
+        assert data.nbytes == gguf_block_bytes.nbytes(kind, (8, 768))
         data = gguf.dequantize(data, gguf.GGMLQuantizationType[kind]).T
     np.testing.assert_array_equal(data.astype(np.float32), leaf.decode())
 
@@ -48,10 +48,10 @@ def test_leaves_that_lie_otherwise_are_not_taken_for_blocks():
     leaf = jm.Int(4, group=32).encode(jnp.ones((64, 64)))
     for order in ((-2, -1), (-1, -2)):
         fold = Fold((64,), (64,), order)
-        assert gguf_encoding.kind(leaf, fold, half=False) == (
+        assert gguf_block_bytes.kind(leaf, fold, half=False) == (
             "Q4_0" if order == (-1, -2) else "F32"
         )
-    assert gguf_encoding.kind(leaf, None, half=False) == "F32"
+    assert gguf_block_bytes.kind(leaf, None, half=False) == "F32"
 
 
 MIXED = {

@@ -9,10 +9,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
-from jaxmem.kernels.block_sparse_matmul import block_sparse_product
 from jaxmem.kernels.dispatch import on_one_device
-from jaxmem.kernels.nm_matmul import nm_product
-from jaxmem.kernels.packed_matmul import MAX_BLOCK_COLUMNS, grouped_product, supports
+from jaxmem.kernels.pallas_block_sparse_matmul import block_sparse_product
+from jaxmem.kernels.pallas_nm_matmul import nm_product
+from jaxmem.kernels.pallas_packed_matmul import MAX_BLOCK_COLUMNS, grouped_product, supports
 
 
 def by_kernel(x, leaf):

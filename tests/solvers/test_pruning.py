@@ -10,7 +10,7 @@ from cheap_jit import jit
 
 import jaxmem as jm
 from jaxmem.solvers import pruning_scores
-from jaxmem.solvers.optimal_brain_surgeon import inverse_factor
+from jaxmem.solvers.inverse_hessian import inverse_factor
 from jaxmem.solvers.refit import support
 
 K, N = 160, 24  # inputs (more than a block of the sweep has) and outputs

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
-from .encoder_positions import token_distances
+from ...kv_cache.attention_masks import token_distances
 
 
 def distance_rows(length: int, span: int, farthest: int) -> Array:

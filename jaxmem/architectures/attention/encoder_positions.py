@@ -5,9 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-from ...kv_cache.attention_scores import NO_LIMIT
+from ...kv_cache.attention_masks import NO_LIMIT
 from .positions import rope_frequencies
 
 
@@ -39,11 +39,6 @@ def per_layer(config: Any) -> dict[str, np.ndarray]:
     return values
 
 
-def in_window(length: int, window: Array) -> Array:
-    """Which tokens are at most `window` tokens from each other: (1, 1, 1, length, length)."""
-    return (jnp.abs(token_distances(length, length)) <= window)[None, None, None]
-
-
 def distance_buckets(
     back: Array, buckets: int, farthest: int = 128, *, both_ways: bool = True
 ) -> Array:
@@ -54,6 +49,7 @@ def distance_buckets(
     and further distances share buckets, wider and wider up to `farthest` tokens.
 
     Example:
+        >>> from jaxmem.kv_cache.attention_masks import token_distances
         >>> distance_buckets(token_distances(10, 10), 8)[0].tolist()
         [0, 5, 6, 6, 6, 6, 6, 6, 6, 6]
     """
@@ -63,10 +59,3 @@ def distance_buckets(
     far = jnp.minimum(exact + (growth * (count - exact)).astype(jnp.int32), count - 1)
     rows = jnp.where(away < exact, away, far)
     return rows + jnp.where(back < 0, count, 0) if both_ways else rows
-
-
-def token_distances(queries: int, keys: int, position: Array | int = 0) -> Array:
-    """Tokens from key s back from query t, which is at `position` + t: (queries, keys)."""
-    shape = (queries, keys)
-    at = position + lax.broadcasted_iota(jnp.int32, shape, 0)
-    return at - lax.broadcasted_iota(jnp.int32, shape, 1)

@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ...kv_cache.attention_scores import attend_by, causal
+from ...kv_cache.attention_masks import causal
+from ...kv_cache.attention_scores import attend_by
 from ...kv_cache.dense import keep_layout, write
 from ...kv_cache.quantized import QuantizedCache
 from ..configs.decoder_config import Config

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ...kv_cache.attention_scores import NO_LIMIT
+from ...kv_cache.attention_masks import NO_LIMIT
 from ..configs.decoder_config import Config
 
 
@@ -80,12 +80,6 @@ def grow_queries(q: Array, config: Config, layer: dict, position: Array | int) -
     if config.growth_unrotated:
         factor = jnp.where(layer["rotated"], 1.0, factor)
     return (q.astype(jnp.float32) * factor[None, None, :, None]).astype(q.dtype)
-
-
-def window_in_chunk(chunk: Array, position: Array | int, steps: int) -> Array:
-    """Tokens that each query sees of the chunk it is in, itself included: (1, 1, 1, steps, 1)."""
-    inside = (position + jnp.arange(steps, dtype=jnp.int32)) % chunk
-    return (inside + 1)[None, None, None, :, None]
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

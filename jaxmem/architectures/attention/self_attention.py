@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ...kv_cache.attention_masks import window_in_chunk
 from ...kv_cache.attention_scores import ScoreTerms
 from ...kv_cache.cached_attention import attend_through
 from ...kv_cache.dense import keep_layout
 from ..configs.decoder_config import Config
 from ..layers.linear import Linear, merge_heads, scaled, split_heads
 from ..layers.norms import Norm, unit_mean_square
-from .positions import alibi_slopes, grow_queries, rotate_positions, window_in_chunk
+from .positions import alibi_slopes, grow_queries, rotate_positions
 
 
 class Attention(nn.Module):

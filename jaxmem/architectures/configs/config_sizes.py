@@ -6,7 +6,7 @@ import numbers
 import typing
 from typing import Any
 
-from ..families.hf_options import MOST_LAYERS
+from ..families.ignored_hf_options import MOST_LAYERS
 
 
 def check_types(config: Any) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..families.convolutional_families import from_hf
-from ..families.hf_options import MOST_LAYERS
+from ..families.ignored_hf_options import MOST_LAYERS
 from .config_sizes import check_family, check_sizes, check_types
 from .decoder_config import ACTIVATIONS
 

@@ -5,7 +5,7 @@ from typing import Any
 from ...io.json_fields import JsonFields
 from .encoder_families import read_head, read_labels
 from .hf_fields import encoder_activation
-from .hf_options import refuse_unread_options
+from .ignored_hf_options import refuse_unread_options
 
 
 def from_hf(hf: dict) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from typing import Any
 
 from ...io.json_fields import JsonFields
 from .gpt_families import GPT_FAMILIES
-from .hf_options import refuse_unread_options
 from .hybrid_families import HYBRID_FAMILIES
+from .ignored_hf_options import refuse_unread_options
 from .mixture_families import MIXTURE_FAMILIES
 from .recurrent_families import RECURRENT_FAMILIES
 from .rotary_families import ROTARY_FAMILIES

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...io.json_fields import JsonFields
 from .hf_fields import NAMES, encoder_activation, read_windows
-from .hf_options import MOST_LAYERS, refuse_unread_options
+from .ignored_hf_options import MOST_LAYERS, refuse_unread_options
 from .speech_families import SPEECH_FAMILIES
 from .vision_families import VISION_FAMILIES
 

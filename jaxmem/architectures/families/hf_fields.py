@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...io.json_fields import JsonFields
-from .hf_options import MOST_LAYERS
+from .ignored_hf_options import MOST_LAYERS
 from .rope_scaling import read_rope
 
 _FULL, _LOCAL = "full_attention", "sliding_attention"

@@ -4,7 +4,7 @@ from typing import Any
 
 from ...io.json_fields import JsonFields
 from .hf_fields import LAYER_NORM
-from .hf_options import MOST_LAYERS, UNLIMITED
+from .ignored_hf_options import MOST_LAYERS, UNLIMITED
 
 _UNBOUNDED = ({"__float__": "Infinity"}, float("inf"))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...io.json_fields import JsonFields
 from .hf_fields import encoder_activation
-from .hf_options import MOST_LAYERS, UNLIMITED, refuse_unread_options
+from .ignored_hf_options import MOST_LAYERS, UNLIMITED, refuse_unread_options
 
 CHOSEN = -1  # in a prefix: a token that the model chooses, such as the language of a sound
 _T5_MLPS = {  # feed_forward_proj: (gated, activation)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...io.json_fields import JsonFields
-from .hf_options import refuse_unread_options
+from .ignored_hf_options import refuse_unread_options
 from .vision_families import read_patches, read_tower
 
 # transformers takes these values where a config.json lacks the field.

@@ -4,7 +4,7 @@ from typing import Any
 
 from ...io.json_fields import JsonFields
 from .hf_fields import encoder_activation
-from .hf_options import MOST_LAYERS
+from .ignored_hf_options import MOST_LAYERS
 
 
 def _vit(fields: JsonFields, head: str) -> dict[str, Any]:

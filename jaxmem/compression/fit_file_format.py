@@ -21,7 +21,7 @@ from ..models.model import Model
 from ..solvers import KQuant
 from ..solvers.k_quant import SUPER_BLOCK
 from .budgeting import Unreachable
-from .encodable_weights import is_matrix
+from .candidates import is_matrix
 from .encoding import encode
 
 Target = Literal["gguf", "compressed-tensors"]

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 
 from ..codecs.cast import CastArray
+from ..codecs.double_quantized_scales import DoubleQuantArray
 from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
-from ..codecs.quantized_scales import DoubleQuantArray
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from . import gguf_k_quants

@@ -9,7 +9,7 @@ from exported import IDS
 
 import jaxmem as jm
 from jaxmem.architectures import gpt2
-from jaxmem.compression import fit_target
+from jaxmem.compression import fit_file_format
 from jaxmem.models import load
 
 WRITE = {"gguf": jm.interop.to_gguf, "compressed-tensors": jm.interop.to_compressed_tensors}
@@ -40,13 +40,13 @@ def test_the_file_of_a_fit_has_its_bytes_and_its_weights(target, nbytes, llama, 
 def test_a_format_that_cannot_hold_the_model_is_named(target):
     other = jm.models.Model(gpt2.Config(vocab=64, width=32, layers=2, heads=4), {}, None, "small")
     with pytest.raises(ValueError, match=r"is a gpt2, and a GGUF|family 'gpt2' cannot"):
-        fit_target.target_forms(other, target, {}, 10_000)
+        fit_file_format.target_forms(other, target, {}, 10_000)
 
 
 def test_weights_in_one_tensor_have_one_form(llama, monkeypatch):
     together = [("layers/attn/q/kernel", "layers/attn/k/kernel")]
-    layout = fit_target.gguf_layout.Layout
+    layout = fit_file_format.gguf_layout.Layout
     monkeypatch.setattr(layout, "together", together)
     ways = jm.uses(llama.apply, llama.tensors, jax.ShapeDtypeStruct((1, 8), jnp.int32))
-    forms = fit_target.target_forms(llama, "gguf", ways, 80_000)
+    forms = fit_file_format.target_forms(llama, "gguf", ways, 80_000)
     assert {forms.candidates[path] for path in together[0]} == {(jm.Affine(5, group=32),)}

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .cost_estimate import cost
-from .packed_matmul import BLOCK_ROWS, LANES, from_half_bits
+from .pallas_cost_estimate import cost
+from .pallas_packed_matmul import BLOCK_ROWS, LANES, from_half_bits
 
 X_ELEMENTS = 2**20  # the most elements of x on the chip at a time
 MAX_VALUE_BYTES = 2**22  # the most bytes of the kept values of BLOCK_ROWS rows

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from .cost_estimate import cost
 from .dispatch import on_one_device
+from .pallas_cost_estimate import cost
 
 LANES = 128  # columns unpacked at a time: the width of the chip's registers and of its matrix unit
 BLOCK_ROWS = 256  # rows of the weight in a block: 32 bytes of the narrowest field

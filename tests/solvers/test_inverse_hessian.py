@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.solvers.optimal_brain_surgeon import by_energy, inverse_factor, sweep
+from jaxmem.solvers.inverse_hessian import by_energy, inverse_factor, sweep
 
 
 def gram_of(k, rows=200, seed=0):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .cost_estimate import cost
+from .pallas_cost_estimate import cost
 
 LANES = 128  # columns of a register
 X_ELEMENTS = 2**20  # the most elements of x on the chip at a time
