@@ -30,7 +30,7 @@ def small_files(folder: pathlib.Path) -> dict[str, SmallFile]:
     loaded = lambda path: lambda: _content(jm.models.load(path))
     hf, store, gguf = folder / "hf", folder / "weights.jm", folder / "model.gguf"
     jm.interop.to_compressed_tensors(hf, model)
-    jm.interop.to_gguf(gguf, model)
+    jm.interop.to_gguf(gguf, model, tokenizer=False)  # llama.cpp has none of words
     jm.save(store, jm.encode(model.params, {"layers/mlp/up/kernel": jm.Int(4)}))
     saved, sharded = folder / "saved", folder / "sharded"
     model.save(saved)
