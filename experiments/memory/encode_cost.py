@@ -181,8 +181,9 @@ def main() -> None:
     measured = {(row["what"], row["dtype"]) for row in result["leaves"]}
     names = [*CODECS, *(kind + name for kind in ("NumPy ", UNALIGNED) for name in NUMPY)]
     names += ["save", "load"]
-    programs = [(name, "float32") for name in names]
-    for name, dtype in programs + [(name, "bfloat16") for name in CODECS]:
+    of_bf16 = [*("NumPy " + name for name in NUMPY), *CODECS]
+    programs = [(name, "float32") for name in names] + [(name, "bfloat16") for name in of_bf16]
+    for name, dtype in programs:
         if (name, dtype) in measured:
             continue
         command = [sys.executable, __file__, name, dtype]

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from .. import codecs
 from ..calibration.statistics import Moments
@@ -185,9 +184,8 @@ def _encode_concrete(codec, w, axes, stats):
 def _encode_and_check(codec, axes, w, stats, number=None):
     """The encoded leaf, and whether `w` and the leaf are finite: one program for each shape.
 
-    `w` are floats or the bits of bf16; `number` is that of a padded matrix's `PaddedEncoder`.
+    `number` is that of a padded matrix's `PaddedEncoder`.
     """
-    w = lax.bitcast_convert_type(w, jnp.bfloat16) if w.dtype == jnp.uint16 else w
     if number is None:
         encoded = encode_in_blocks(codec, w, axes, stats)
     else:

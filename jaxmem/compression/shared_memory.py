@@ -14,8 +14,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 def in_place(w: np.ndarray) -> jax.Array | None:
     """The array as JAX's, in the same memory; None where a CPU cannot read it there.
 
-    It can where the memory is contiguous and begins at a multiple of 64 bytes. bf16 is returned as
-    the integers of its bits. The array must not be written while a program reads it.
+    It can where the memory is contiguous and begins at a multiple of 64 bytes. The array must not
+    be written while a program reads it.
 
     Example:
         >>> from jaxmem.io.aligned_memory import aligned
@@ -28,7 +28,7 @@ def in_place(w: np.ndarray) -> jax.Array | None:
     if not w.flags.c_contiguous or w.ctypes.data % ALIGNMENT:
         return None
     with jax.ensure_compile_time_eval():
-        return jax.device_put(w.view(np.uint16) if w.dtype == jnp.bfloat16 else w, may_alias=True)
+        return jax.device_put(w, may_alias=True)
 
 
 def copied(w: np.ndarray, dtype: Any) -> jax.Array:

@@ -9,6 +9,7 @@ from contract_codecs import KINDS, assert_same, weight
 
 import jaxmem as jm
 from jaxmem.compression import encoding, row_blocks
+from jaxmem.compression.shared_memory import in_place
 from jaxmem.core import layer_encoding, row_slices
 from jaxmem.core.codec import has_independent_rows, needs_stats
 from jaxmem.io.aligned_memory import aligned
@@ -180,6 +181,7 @@ def test_a_leaf_that_keeps_a_numpy_weight_has_a_copy(monkeypatch):
     monkeypatch.setattr(encoding, "DENSE_WEIGHTS", 2**9)
     w = aligned((32, 64), np.dtype(jnp.bfloat16))
     w[...] = 1
+    assert in_place(w).dtype == jnp.bfloat16  # bits as integers would be copied to f32 at once
     leaf = jm.encode({"w": w}, {"w": jm.Fake(jm.Int(4))})["w"]
     w[...] = 2
     assert leaf.w.dtype == jnp.bfloat16 and (leaf.w == 1).all()
