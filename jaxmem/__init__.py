@@ -99,7 +99,7 @@ from .planner.planned import Planned as Planned
 from .planner.planner import plan as plan
 from .planner.recipe import Recipe as Recipe
 from .planner.search import search as search
-from .planner.step import build as build
+from .planner.train_and_serve_steps import build as build
 from .solvers import GPTQ as GPTQ
 from .solvers import HQQ as HQQ
 from .solvers import QERA as QERA
@@ -125,11 +125,11 @@ from .train.dynamic_sparsity import evolve as evolve
 from .train.dynamic_sparsity import rigl as rigl
 from .train.gradual_pruning import gradual as gradual
 from .train.learned_rounding import learn_rounding as learn_rounding
-from .train.losses import divergence as divergence
-from .train.losses import relative as relative
 from .train.lottery_ticket import rewind as rewind
 from .train.movement_pruning import movement as movement
 from .train.movement_pruning import straight_through as straight_through
+from .train.output_losses import divergence as divergence
+from .train.output_losses import relative as relative
 from .train.remat_policy import Remat as Remat
 from .train.remat_policy import remat as remat
 from .train.scale_tuning import tune as tune

@@ -21,7 +21,7 @@ import jaxmem as jm
 from jaxmem.compiler.residuals import residuals
 from jaxmem.io.atomic import write_whole
 from jaxmem.planner.estimates import HOST
-from jaxmem.planner.step import Built
+from jaxmem.planner.train_and_serve_steps import Built
 
 DEVICES = ("tpu v5p:1x1x1", "gpu h100")
 POLICIES = {

@@ -20,7 +20,7 @@ from ..core.leaf import decode
 from ..core.paths import is_whole
 from ..core.segmented import Segmented
 from ..core.usage import uses
-from ..train import learnable_int, learned_rounding, losses
+from ..train import learnable_int, learned_rounding, output_losses
 from .encoding import encode, joined
 from .plan_paths import by_layer, layers_of
 from .scan_cut import ScanCut
@@ -118,7 +118,7 @@ def encode_by_block(
                 carry.put(cut.run_block(layer, rest, i, carry.get(), batch))
             if passes:
                 options = learned_rounding.Options(
-                    cut.block, losses.relative, learning_rate, passes * len(batches)
+                    cut.block, output_losses.relative, learning_rate, passes * len(batches)
                 )
                 targets = lambda: (carry.get() for carry in exact)
                 encoded = _train_codes(options, layer, encoded, inputs, targets)

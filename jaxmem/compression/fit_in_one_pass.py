@@ -12,7 +12,7 @@ from ..core.arguments import BATCHES, Kind
 from ..core.leaf import decode
 from ..core.usage import uses
 from ..solvers import Search
-from ..train.losses import divergence
+from ..train.output_losses import divergence
 from ..train.scale_tuning import tune
 from .budgeting import budget
 from .candidates import techniques

@@ -19,7 +19,7 @@ from jax import Array
 from ..core.arguments import OPTIONAL_TREE, Kind, takes
 from ..core.byte_counts import nbytes
 from ..parallel.sharding_constraints import whole
-from ..train.losses import kl_divergence
+from ..train.output_losses import kl_divergence
 from .confidence import Estimate
 from .result import Evaluation
 

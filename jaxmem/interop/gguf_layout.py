@@ -9,7 +9,9 @@ import numpy as np
 from ..architectures.gguf import gguf_decoder
 from ..models.model import Model
 from . import gguf_block_bytes, gguf_metadata, gguf_tensors, layer_codes
+from .gguf_field_bytes import field, text
 from .gguf_tensors import Tensor
+from .gguf_tokenizer import tokenizer_fields
 
 ALIGNMENT_BYTES = 32  # a tensor begins at a multiple of this
 
@@ -98,8 +100,8 @@ def layout(
     weight_maps = gguf_decoder.weights(model.config, metadata.architecture)
     parameters = layer_codes.parameters(model, params, weight_maps, shapes=shapes)
     tensors = gguf_tensors.tensors(parameters, half)
-    fields = {name: gguf_metadata.field(name, value) for name, value in metadata.fields.items()}
-    fields |= gguf_metadata.tokenizer(model, metadata.architecture, vocabulary=tokenizer)
+    fields = {name: field(name, value) for name, value in metadata.fields.items()}
+    fields |= tokenizer_fields(model, metadata.architecture, vocabulary=tokenizer)
     divisors = {name: Tensor(x.shape, "F32", []) for name, x in metadata.divisors.items()}
     return Layout(_header(fields, divisors | tensors), metadata.divisors, tensors)
 
@@ -120,7 +122,7 @@ def _header(fields: dict[str, bytes], tensors: dict[str, Tensor]) -> bytes:
     offset = 0
     for name, tensor in tensors.items():
         shape, kind = tensor.shape, tensor.kind
-        parts += [gguf_metadata.text(name), struct.pack("<I", len(shape))]
+        parts += [text(name), struct.pack("<I", len(shape))]
         parts += [struct.pack(f"<{len(shape)}Q", *shape[::-1])]
         parts += [struct.pack("<IQ", gguf_block_bytes.TYPES[kind], offset)]
         offset += padded(gguf_block_bytes.nbytes(kind, shape))

@@ -1,12 +1,11 @@
 """The metadata of a decoder's GGUF file: its architecture, fields, divisors of rotary frequencies.
 
-The tokenizer's fields are here too. A configuration is written as the first architecture that reads
+A configuration is written as the first architecture that reads
 as the same configuration.
 """
 
 import dataclasses
 import pathlib
-import struct
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,8 @@ from ..architectures.gguf.gguf_architectures import ARCHITECTURES, Architecture
 from ..architectures.gguf.gguf_mixture import write_latent, write_mixture
 from ..architectures.gguf.gguf_rope import write_rope
 from ..core.lazy import Lazy
-from ..core.warning import warn
 from ..formats import gguf
-from ..models.model import Model
-from . import gguf_vocabulary
 
-_U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9  # types of a field
-_TEXT, _MODEL = "tokenizer.huggingface.json", "tokenizer.ggml.model"
-_TEMPLATE = "tokenizer.chat_template"
 _ALIKE = ("rope_scaling", "rope_factors", "rope_long_factors", "local_theta", "local_scaled")
 _FAR = 100  # differences: those of an architecture whose fields cannot say a configuration
 _LONG = 2**30  # tokens: beyond every length at which frequencies change
@@ -198,76 +191,3 @@ def _same_positions(config: Any, read: Any) -> bool:
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-5, atol=0):
             return False
     return True
-
-
-def tokenizer(model: Model, architecture: str, *, vocabulary: bool = True) -> dict[str, bytes]:
-    """The encoded fields of the tokenizer, copied if the model was read from a GGUF file.
-
-    The fields of a model without a tokenizer, or without `vocabulary`, say that there is none, and
-    have the model's special tokens and the text of its tokenizer.json.
-
-    Raises:
-        ValueError: llama.cpp has no tokenizer that does what the model's does.
-    """
-    none = {_MODEL: field(_MODEL, "none")}
-    source = pathlib.Path(model.source)
-    if source.suffix == ".gguf" and source.is_file() and vocabulary:
-        return none | gguf.encoded_fields(source, "tokenizer.")
-    values, named, config = {}, {}, model.config
-    if model.tokenizer is not None:
-        values[_TEXT] = model.tokenizer.to_str()
-    if model.tokenizer is not None and vocabulary:
-        try:
-            named = gguf_vocabulary.fields(model.tokenizer, config.vocab, architecture)
-        except ValueError as error:
-            raise ValueError(
-                f"the tokenizer of {model.source} cannot be written for llama.cpp: {error}; "
-                "tokenizer=False (--no-tokenizer) writes the file without a vocabulary"
-            ) from error
-    if model.chat_template is not None:
-        values[_TEMPLATE] = model.chat_template
-    ends, lost = gguf_vocabulary.end_fields(config.eos, named)
-    if lost:
-        warn(
-            f"llama.cpp will not stop at {lost}: a GGUF file names three end tokens, and "
-            f"{model.source} has {len(config.eos)}"
-        )
-    bos = {} if config.bos is None else {"bos_token_id": config.bos}
-    special = gguf_vocabulary.special_fields(model)
-    for name, value in (bos | special | named | ends).items():
-        values[f"tokenizer.ggml.{name}"] = value
-    return none | {name: field(name, value) for name, value in values.items()}
-
-
-def field(name: str, value: Any) -> bytes:
-    """A field encoded for the header: its name, type and value."""
-    return text(name) + _value(value)
-
-
-def text(string: str) -> bytes:
-    """A string encoded for the header: its length in bytes as u64, then UTF-8."""
-    data = string.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _value(value: Any) -> bytes:
-    """A value encoded for the header: the number of its type, then its bytes."""
-    if isinstance(value, str):
-        return struct.pack("<I", _STRING) + text(value)
-    if isinstance(value, bool):
-        return struct.pack("<I?", _BOOL, value)
-    if isinstance(value, list):
-        return struct.pack("<I", _ARRAY) + _array(value)
-    kind, form = (_F32, "f") if isinstance(value, float) else (_U32, "I")
-    return struct.pack(f"<I{form}", kind, value)
-
-
-def _array(values: list) -> bytes:
-    """An array of strings, bools, floats or integers: the type of an entry, the count, the data."""
-    first = values[0] if values else ""
-    if isinstance(first, str):
-        return struct.pack("<IQ", _STRING, len(values)) + b"".join(map(text, values))
-    if isinstance(first, bool):
-        return struct.pack(f"<IQ{len(values)}?", _BOOL, len(values), *values)
-    kind, form = (_F32, "f") if isinstance(first, float) else (_I32, "i")
-    return struct.pack(f"<IQ{len(values)}{form}", kind, len(values), *values)

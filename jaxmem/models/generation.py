@@ -14,7 +14,7 @@ from ..architectures.families.seq2seq_families import CHOSEN
 from ..core.arguments import takes
 from ..kv_cache.quantized import KVCache
 from .beam_search import BeamSearch, search_beams
-from .decode_loop import MOST_STEPS, State
+from .device_decode_loop import MOST_STEPS, State
 from .flax_model import FlaxModel
 from .model import Model
 from .next_token_logits import Reader, reader

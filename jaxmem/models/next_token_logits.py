@@ -14,7 +14,7 @@ from ..core.leaf import is_encoded
 from ..kv_cache.quantized import BLOCK_TOKENS, KVCache
 from ..parallel import layouts
 from ..parallel.sharding import shard, shardings
-from .decode_loop import Forward, State, decode
+from .device_decode_loop import Forward, State, decode
 from .flax_model import FlaxModel
 from .model import Model
 from .output_tokens import banned_tokens, without

@@ -7,7 +7,7 @@ from typing import Any
 from ..compiler.devices import Device
 from ..core.byte_counts import device_bytes, nbytes
 from ..train.remat_policy import Remat
-from .model_counts import (
+from .product_counts import (
     attended_numbers,
     attention_share,
     product_numbers,
@@ -16,7 +16,7 @@ from .model_counts import (
 )
 from .recipe import Recipe
 from .search_space import REMATS
-from .step import Built
+from .train_and_serve_steps import Built
 
 HOST = 16e9  # bytes a second between a chip and its host: PCIe 3 x16
 CERTAIN_SHARE = 0.8  # of the formula for activations: no compiler has done with less
@@ -30,7 +30,7 @@ def arithmetic(
     Args:
         recipe: with a remat policy of `REMATS`.
         config: the configuration of the recipe's model, a decoder.
-        build: gives what `planner.step.build` does.
+        build: gives what `planner.train_and_serve_steps.build` does.
         chip: memory bandwidth, flops and links of one chip.
     """
     axes = recipe.axes

@@ -25,7 +25,7 @@ from .recipe_lists import recipe_lists
 from .search import SLACK, Candidate, prove
 from .search_space import ENCODINGS, REMATS, STATES
 from .search_space import meshes as meshes_to_try
-from .step import Built, build
+from .train_and_serve_steps import Built, build
 
 _MESHES = Kind(
     "a list of sizes of axes, such as [{'fsdp': 8}], or None",

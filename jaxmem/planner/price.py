@@ -53,8 +53,10 @@ def noise_of(codec: Any) -> float:
 @functools.cache
 def _state_noise(state: str) -> float:
     """The same relative squared error for an optimizer's state, one of `STATES`."""
-    if state == "float32":
-        return 0.0
     x = jax.random.normal(jax.random.key(0), (2**8, 2**8), jnp.float32)
-    rounded = stochastic_round(x, 1) if state == "bfloat16" else encode_int8(x, 1).decode()
+    rounded = {
+        "float32": lambda: x,
+        "bfloat16": lambda: stochastic_round(x, 1),
+        "int8": lambda: encode_int8(x, 1).decode(),
+    }[state]()
     return float(((rounded.astype(jnp.float32) - x) ** 2).mean() / (x**2).mean())

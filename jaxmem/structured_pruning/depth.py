@@ -15,7 +15,7 @@ from ..core.fold import Fold
 from ..core.paths import check_same_tree, paths
 from ..models.model import Model, family
 from ..solvers.pruning_scores import magnitude
-from ..train.losses import divergence
+from ..train.output_losses import divergence
 from .smaller_model import check_layers, smaller_model
 
 

@@ -8,13 +8,13 @@ from .gradient_accumulation import accumulate as accumulate
 from .gradual_pruning import gradual as gradual
 from .gradual_pruning import polynomial as polynomial
 from .learned_rounding import learn_rounding as learn_rounding
-from .losses import divergence as divergence
-from .losses import kl_divergence as kl_divergence
-from .losses import relative as relative
-from .losses import squared as squared
 from .lottery_ticket import rewind as rewind
 from .movement_pruning import movement as movement
 from .movement_pruning import straight_through as straight_through
+from .output_losses import divergence as divergence
+from .output_losses import kl_divergence as kl_divergence
+from .output_losses import relative as relative
+from .output_losses import squared as squared
 from .remat_policy import Remat as Remat
 from .remat_policy import remat as remat
 from .scale_tuning import tune as tune

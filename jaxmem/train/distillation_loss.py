@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.arguments import takes
-from .losses import divergence
+from .output_losses import divergence
 
 
 @takes()

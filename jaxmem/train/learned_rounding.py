@@ -14,7 +14,7 @@ from ..core.arguments import AT_LEAST_0, BATCHES, TREE, shown, takes
 from ..core.lifting import lift
 from .cosine_adam import cosine_adam
 from .learnable_int import encode_trained, merge_trainable, split_trainable
-from .losses import squared
+from .output_losses import squared
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from ..core.leaf import Encoded, is_encoded
 from ..core.lifting import lift
 from ..core.segmented import Segmented
 from .cosine_adam import cosine_adam
-from .losses import divergence
+from .output_losses import divergence
 
 T = TypeVar("T")
 

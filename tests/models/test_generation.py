@@ -14,7 +14,7 @@ import jaxmem as jm
 from jaxmem.architectures import bert, gpt2, llama
 from jaxmem.kv_cache.quantized import KVCache
 from jaxmem.models import BeamSearch, Model
-from jaxmem.models.decode_loop import decode
+from jaxmem.models.device_decode_loop import decode
 from jaxmem.models.generation import generate
 from jaxmem.models.next_token_logits import logits_after
 from jaxmem.models.sampling import Sampling, pick

@@ -14,7 +14,7 @@ import jaxmem as jm
 from jaxmem.architectures import bert, gpt2
 from jaxmem.architectures.decoder import module
 from jaxmem.models import Model
-from jaxmem.planner.model_counts import token_weights
+from jaxmem.planner.product_counts import token_weights
 
 SMALL = dict(chunk=4, rank=2, prompt=4)
 

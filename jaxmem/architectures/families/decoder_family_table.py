@@ -6,9 +6,9 @@ from ...io.json_fields import JsonFields
 from .gpt_families import GPT_FAMILIES
 from .hybrid_families import HYBRID_FAMILIES
 from .ignored_hf_options import refuse_unread_options
+from .llama_like_families import ROTARY_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
 from .recurrent_families import RECURRENT_FAMILIES
-from .rotary_families import ROTARY_FAMILIES
 
 FAMILIES = ROTARY_FAMILIES | GPT_FAMILIES | MIXTURE_FAMILIES | RECURRENT_FAMILIES
 FAMILIES |= HYBRID_FAMILIES

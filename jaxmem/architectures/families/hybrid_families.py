@@ -211,7 +211,7 @@ def _qwen3_next(fields: JsonFields) -> dict[str, Any]:
 
 
 _TIED = {"tie_word_embeddings": True}
-# The entries are those of `ROTARY_FAMILIES` in rotary_families.py.
+# The entries are those of `ROTARY_FAMILIES` in llama_like_families.py.
 HYBRID_FAMILIES = {
     "jamba": (_jamba, {"max_position_embeddings": 262_144}),
     "falcon_h1": (_falcon_h1, {"max_position_embeddings": 8192, "rms_norm_eps": 1e-5}),

@@ -108,7 +108,7 @@ def step_range(fields: JsonFields) -> tuple[float, ...]:
     return limits
 
 
-RECURRENT_FAMILIES = {  # the entries are those of `ROTARY_FAMILIES` in rotary_families.py
+RECURRENT_FAMILIES = {  # the entries are those of `ROTARY_FAMILIES` in llama_like_families.py
     "mamba": (_mamba, {"tie_word_embeddings": True}),
     "mamba2": (_mamba2, {}),
     "rwkv": (_rwkv, {}),

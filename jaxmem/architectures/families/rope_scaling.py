@@ -121,9 +121,19 @@ def yarn(
     magnitude = scaling.number("attention_factor", None, above=0)
     scales = [scaling.number(name, 0.0) for name in ("mscale", "mscale_all_dim")]
     if magnitude is None:
-        length = lambda scale: 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-        magnitude = length(scales[0]) / length(scales[1]) if all(scales) else length(1.0)
+        first, second = (yarn_length(factor, scale) for scale in scales)
+        magnitude = first / second if all(scales) else yarn_length(factor)
     return {"rope_factors": tuple(map(float, divisors)), "rope_magnitude": magnitude}
+
+
+def yarn_length(factor: float, scale: float = 1.0) -> float:
+    """What YaRN multiplies queries and keys by for a text that is `factor` times as long.
+
+    Example:
+        >>> round(yarn_length(4.0), 4), yarn_length(0.5)
+        (1.1386, 1.0)
+    """
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def _longrope(scaling: JsonFields, context: int, original: int) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from ...io.json_fields import JsonFields
+from ..families.rope_scaling import yarn_length
 from .gguf_architectures import Architecture
-from .gguf_rope import yarn_length
 
 _GATES = {1: "softmax", 2: "sigmoid"}  # expert_gating_func
 _OF_FFN = (

@@ -4,14 +4,13 @@ A file has the base, the number of rotated channels and one scaling: linear, YaR
 2023) or LongRoPE (Ding et al., 2024). Llama 3.1's scaling is a tensor of divisors.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 
 from ...formats.gguf import Gguf
 from ...io.json_fields import JsonFields
-from ..families.rope_scaling import yarn
+from ..families.rope_scaling import yarn, yarn_length
 from .gguf_architectures import Architecture
 
 FACTORS = "rope_freqs.weight"
@@ -95,16 +94,6 @@ def llama3_factors(head_dim: int, theta: float, scaling: tuple[float, ...]) -> n
     f = 1 / theta ** (np.arange(0, head_dim, 2) / head_dim)
     keep = np.clip((original * f / (2 * np.pi) - low) / (high - low), 0, 1)
     return (1 / (keep + (1 - keep) / factor)).astype(np.float32)
-
-
-def yarn_length(factor: float, scale: float = 1.0) -> float:
-    """What YaRN multiplies queries and keys by for a text that is `factor` times as long.
-
-    Example:
-        >>> round(yarn_length(4.0), 4), yarn_length(0.5)
-        (1.1386, 1.0)
-    """
-    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def _scaling(kind: str, factor: float) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from jax import Array
 from ..configs.decoder_config import Config
 from .linear import Linear, scaled
 
+# By the names in `ACTIVATIONS` of configs/decoder_config.py; families/hf_fields.py has the names of
+# config.json for them.
 _FUNCTIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),

@@ -1,4 +1,4 @@
-"""Which experts a token goes to, and with which weights: route(scores) -> (weights, experts)."""
+"""Which experts a token goes to, and with which weights: what `Experts` of experts.py asks."""
 
 import jax
 import jax.numpy as jnp

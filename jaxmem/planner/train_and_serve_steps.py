@@ -1,4 +1,7 @@
-"""build: the step function that a Recipe stands for, with its abstract arguments."""
+"""build: the step that a Recipe stands for, which trains (all weights or LoRA) or serves.
+
+Its abstract arguments (weights, optimizer state, cache of keys and values) are what plans count.
+"""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer as the fields that llama.cpp builds its own tokenizer from.
+"""All fields of a GGUF file's tokenizer: vocabulary, special tokens, chat template.
 
 llama.cpp has its own code for each kind of tokenizer, and a file only names the kind. A tokenizer
 is therefore written only if the one that its fields describe does the same.
@@ -8,18 +8,63 @@ import json
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from ..formats import gguf_end_tokens, tokenizers
+from ..core.warning import warn
+from ..formats import gguf, gguf_end_tokens, tokenizers
 from ..formats.gguf import Gguf
 from ..models.model import Model
 from ..models.tokenizer_files import TOKENIZER_CONFIG
+from . import gguf_field_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_TEXT, _MODEL = "tokenizer.huggingface.json", "tokenizer.ggml.model"
+_TEMPLATE = "tokenizer.chat_template"
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # types of a token
 _PRES = ("gpt-2", "smollm", "llama-bpe", "qwen2", "default")  # one name for each way to split text
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _SPACE = "▁"
+
+
+def tokenizer_fields(
+    model: Model, architecture: str, *, vocabulary: bool = True
+) -> dict[str, bytes]:
+    """The encoded fields of the tokenizer, copied if the model was read from a GGUF file.
+
+    The fields of a model without a tokenizer, or without `vocabulary`, say that there is none, and
+    have the model's special tokens and the text of its tokenizer.json.
+
+    Raises:
+        ValueError: llama.cpp has no tokenizer that does what the model's does.
+    """
+    none = {_MODEL: gguf_field_bytes.field(_MODEL, "none")}
+    source = pathlib.Path(model.source)
+    if source.suffix == ".gguf" and source.is_file() and vocabulary:
+        return none | gguf.encoded_fields(source, "tokenizer.")
+    values, named, config = {}, {}, model.config
+    if model.tokenizer is not None:
+        values[_TEXT] = model.tokenizer.to_str()
+    if model.tokenizer is not None and vocabulary:
+        try:
+            named = fields(model.tokenizer, config.vocab, architecture)
+        except ValueError as error:
+            raise ValueError(
+                f"the tokenizer of {model.source} cannot be written for llama.cpp: {error}; "
+                "tokenizer=False (--no-tokenizer) writes the file without a vocabulary"
+            ) from error
+    if model.chat_template is not None:
+        values[_TEMPLATE] = model.chat_template
+    ends, lost = end_fields(config.eos, named)
+    if lost:
+        warn(
+            f"llama.cpp will not stop at {lost}: a GGUF file names three end tokens, and "
+            f"{model.source} has {len(config.eos)}"
+        )
+    bos = {} if config.bos is None else {"bos_token_id": config.bos}
+    special = special_fields(model)
+    for name, value in (bos | special | named | ends).items():
+        values[f"tokenizer.ggml.{name}"] = value
+    return none | {name: gguf_field_bytes.field(name, value) for name, value in values.items()}
 
 
 def fields(tokenizer: "Tokenizer", vocab: int, architecture: str) -> dict[str, Any]:

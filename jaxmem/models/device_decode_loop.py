@@ -1,4 +1,4 @@
-"""Tokens generated several at a time by one program, which Python does not wait for in between."""
+"""Tokens generated several at a time by one program; generation.py runs it, and has the text."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What a config.json says of each family of decoders, in the words of Config."""
+"""Decoders with rotary positions, such as Llama: their config.json in the words of Config."""
 
 from typing import Any
 

@@ -17,7 +17,7 @@ from tokenizers import (
 
 from jaxmem.formats import tokenizers
 from jaxmem.formats.gguf import Gguf
-from jaxmem.interop import gguf_vocabulary
+from jaxmem.interop import gguf_tokenizer
 
 TEXT = "In 1984  he'd paid 12345 kr. for it,\n\n\tnaïve, 東京 hehe hell o<|x|> \r\n"
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -61,7 +61,7 @@ TOKENIZERS = {
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_fields_describe_a_tokenizer_that_gives_the_same_ids(name):
     tokenizer, arch = TOKENIZERS[name](), "gemma3" if name == "gemma" else "llama"
-    fields = gguf_vocabulary.fields(tokenizer, 300, arch)
+    fields = gguf_tokenizer.fields(tokenizer, 300, arch)
     again = described(arch, **fields)
     assert again.encode(TEXT).ids == tokenizer.encode(TEXT).ids
     assert len(fields["tokens"]) == 300 and fields["tokens"][299] == "[PAD299]"
@@ -75,7 +75,7 @@ def test_the_fields_describe_a_tokenizer_that_gives_the_same_ids(name):
 def test_a_published_llama_s_tokenizer_is_written_with_scores_in_the_order_of_its_merges():
     tokenizer = pieces(user=1)
     tokenizer.normalizer, tokenizer.pre_tokenizer = None, pre_tokenizers.Metaspace(split=False)
-    fields = gguf_vocabulary.fields(tokenizer, len(PIECES), "llama")
+    fields = gguf_tokenizer.fields(tokenizer, len(PIECES), "llama")
     scores = dict(zip(fields["tokens"], fields["scores"]))
     assert sorted(PIECES[-5:], key=scores.get, reverse=True) == ["he", "▁h", "▁he", "ll", "▁▁"]
     assert fields["add_space_prefix"] and fields["add_bos_token"] and fields["bos_token_id"] == 1
@@ -150,7 +150,7 @@ UNKNOWN = {
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(name):
     build, message = UNKNOWN[name]
     with pytest.raises(ValueError, match=message):
-        gguf_vocabulary.fields(build(), 263 if name.startswith("more") else 300, "llama")
+        gguf_tokenizer.fields(build(), 263 if name.startswith("more") else 300, "llama")
 
 
 @pytest.mark.parametrize(
@@ -165,4 +165,4 @@ def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(name):
 )
 def test_three_end_tokens_are_named_and_others_known_by_their_text_or_lost(eos, named, lost):
     vocabulary = {"tokens": ["<|im_end|>", *"abcdefgh"]}
-    assert gguf_vocabulary.end_fields(eos, vocabulary) == (named, lost)
+    assert gguf_tokenizer.end_fields(eos, vocabulary) == (named, lost)
