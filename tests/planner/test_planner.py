@@ -47,6 +47,18 @@ def test_what_is_planned_is_what_the_compiler_says_of_the_recipe_built_again(tas
         assert recipe.micro > 1 or recipe.remat.kind != "none"
 
 
+def test_adapters_are_planned_beside_encoded_weights_and_built_again():
+    config = llama.Config(**SIZES | dict(layers=1, heads=2, kv_heads=1))
+    model = Model(config, llama.module(config), None, "one layer")
+    options = dict(device="cpu", task="lora", batch=1, seq=32, limit=MIB, most=1)
+    planned = jm.plan(model, encodings=[jm.Int(8)], states=["float32"], **options)
+    recipe = planned.recipe
+    assert (recipe.task, recipe.encoding, recipe.state) == ("lora", jm.Int(8), "float32")
+    assert all(row.bound <= row.peak for row in planned.rows)
+    step, arguments = jm.build(recipe, model=model).programs["step"]
+    assert jm.memory(step, *arguments).peak == planned.chosen.peak < planned.baseline.peak
+
+
 @pytest.mark.slow
 def test_a_state_of_eight_bits_is_planned_where_it_is_asked_for():
     planned = PLAN(task="train", limit=6 * MIB, states=["int8"])
