@@ -8,11 +8,14 @@ import inspect
 import operator
 import pathlib
 import re
+import sys
 
 import pytest
 
 import jaxmem as jm
 from jaxmem import cli
+from jaxmem.core.pictures import new_figure
+from jaxmem.formats import chat_template, onnx_graph
 
 
 def test_the_version_is_that_of_the_installed_package(capsys):
@@ -29,6 +32,22 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 def test_type_checkers_read_the_annotations():
     assert (pathlib.Path(jm.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "call"),
+    [
+        ("h5py", "hdf5", jm.interop.read_params),
+        ("onnx", "onnx", onnx_graph.onnx_weights),
+        ("jinja2", "demo", lambda path: chat_template.render("", [{}])),
+        ("matplotlib.figure", "demo", lambda path: new_figure(1, 1)),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(package, extra, call, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "w.h5").touch()
+    with pytest.raises(ImportError, match=rf'{package.split(".")[0]}: pip .*"jaxmem\[{extra}\]"'):
+        call(tmp_path / "w.h5")
 
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").rglob("*.py"))

@@ -106,7 +106,7 @@ def rows(kind: str, data: np.ndarray) -> Rows | FloatRows:
     return read(data.reshape(len(data), -1, size))
 
 
-def _fields(b: np.ndarray, *sizes: int) -> list[np.ndarray]:
+def block_fields(b: np.ndarray, *sizes: int) -> list[np.ndarray]:
     """Splits the bytes of blocks (n, blocks, bytes) into consecutive fields of `sizes` bytes."""
     return np.split(b, np.cumsum(sizes)[:-1], axis=-1)
 
@@ -134,39 +134,39 @@ def _fifth(b: np.ndarray) -> np.ndarray:
 
 
 def _q4_0(b):
-    d, qs = _fields(b, 2, 16)
+    d, qs = block_fields(b, 2, 16)
     return Rows(_planes(qs, 4, 16), 4, 32, Scales(_half(d)))
 
 
 def _q4_1(b):
-    d, m, qs = _fields(b, 2, 2, 16)
+    d, m, qs = block_fields(b, 2, 2, 16)
     return Rows(_planes(qs, 4, 16), 4, 32, Scales(_half(d)), Scales(_half(m)))
 
 
 def _q5_0(b):
-    d, qh, qs = _fields(b, 2, 4, 16)
+    d, qh, qs = block_fields(b, 2, 4, 16)
     return Rows(_planes(qs, 4, 16) | _fifth(qh), 5, 32, Scales(_half(d)))
 
 
 def _q5_1(b):
-    d, m, qh, qs = _fields(b, 2, 2, 4, 16)
+    d, m, qh, qs = block_fields(b, 2, 2, 4, 16)
     return Rows(_planes(qs, 4, 16) | _fifth(qh), 5, 32, Scales(_half(d)), Scales(_half(m)))
 
 
 def _q8_0(b):
-    d, qs = _fields(b, 2, 32)
+    d, qs = block_fields(b, 2, 32)
     return Rows(qs.reshape(len(b), -1) ^ 128, 8, 32, Scales(_half(d)))
 
 
 def _q2_k(b):
-    packed, qs, d, m = _fields(b, 16, 64, 2, 2)
+    packed, qs, d, m = block_fields(b, 16, 64, 2, 2)
     integers = lambda a: a.reshape(len(b), -1).astype(np.int16)
     low = Scales(-_half(m), integers(packed >> 4), 4)
     return Rows(_planes(qs, 2, 32), 2, 16, Scales(_half(d), integers(packed & 15), 4), low)
 
 
 def _q3_k(b):
-    high, qs, packed, d = _fields(b, 32, 64, 12, 2)
+    high, qs, packed, d = block_fields(b, 32, 64, 12, 2)
     high_bits = _planes(packed[..., 8:], 2, 4)
     scale_codes = (_planes(packed[..., :8], 4, 8) | high_bits << 4).astype(np.int16) - 32
     codes = _planes(qs, 2, 32) | _planes(high, 1, 32) << 2
@@ -175,56 +175,56 @@ def _q3_k(b):
 
 def _six_bits(packed: np.ndarray) -> list[np.ndarray]:
     """The eight scales and eight minima of a super-block of Q4_K or Q5_K."""
-    first, second, third = _fields(packed, 4, 4, 4)
+    first, second, third = block_fields(packed, 4, 4, 4)
     scales = np.concatenate([first & 63, third & 15 | first >> 2 & 48], -1)
     minima = np.concatenate([second & 63, third >> 4 | second >> 2 & 48], -1)
     return [a.reshape(len(packed), -1).astype(np.int16) for a in (scales, minima)]
 
 
 def _q4_k(b):
-    d, m, packed, qs = _fields(b, 2, 2, 12, 128)
+    d, m, packed, qs = block_fields(b, 2, 2, 12, 128)
     scale, low = _six_bits(packed)
     scales = Scales(_half(d), scale, 6), Scales(-_half(m), low, 6)
     return Rows(_planes(qs, 4, 32), 4, 32, *scales)
 
 
 def _q5_k(b):
-    d, m, packed, high, qs = _fields(b, 2, 2, 12, 32, 128)
+    d, m, packed, high, qs = block_fields(b, 2, 2, 12, 32, 128)
     scale, low = _six_bits(packed)
     scales = Scales(_half(d), scale, 6), Scales(-_half(m), low, 6)
     return Rows(_planes(qs, 4, 32) | _planes(high, 1, 32) << 4, 5, 32, *scales)
 
 
 def _q6_k(b):
-    qs, high, sc, d = _fields(b, 128, 64, 16, 2)
+    qs, high, sc, d = block_fields(b, 128, 64, 16, 2)
     scale_codes = np.ascontiguousarray(sc).view(np.int8).reshape(len(b), -1).astype(np.int16)
     codes = _planes(qs, 4, 64) | _planes(high, 2, 32) << 4
     return Rows(codes, 6, 16, Scales(_half(d), scale_codes, 8, 128))
 
 
 def _iq4_nl(b):
-    d, qs = _fields(b, 2, 16)
+    d, qs = block_fields(b, 2, 16)
     return Rows(_planes(qs, 4, 16), 4, 32, Scales(_half(d)), levels="iq4")
 
 
 def _iq4_xs(b):
-    d, high, packed, qs = _fields(b, 2, 2, 4, 128)
+    d, high, packed, qs = block_fields(b, 2, 2, 4, 128)
     scale_codes = (_planes(packed, 4, 1) | _planes(high, 2, 1) << 4).astype(np.int16) - 32
     return Rows(_planes(qs, 4, 16), 4, 32, Scales(_half(d), scale_codes, 6, 32), levels="iq4")
 
 
 def _tq2_0(b):
-    qs, d = _fields(b, 64, 2)
+    qs, d = block_fields(b, 64, 2)
     return Rows(_planes(qs, 2, 32), 2, 256, Scales(_half(d)), zero=1)
 
 
 def _mxfp4(b):
-    e, qs = _fields(b, 1, 16)
+    e, qs = block_fields(b, 1, 16)
     return FloatRows(_planes(qs, 4, 16), 32, e[..., 0], "mxfp4")
 
 
 def _nvfp4(b):
-    scale, qs = _fields(b, 4, 32)
+    scale, qs = block_fields(b, 4, 32)
     scale = scale.reshape(len(b), -1) & 127  # without a sign, and NaN is 0
     return FloatRows(_planes(qs, 4, 8), 16, np.where(scale == 127, 0, scale), "nvfp4")
 

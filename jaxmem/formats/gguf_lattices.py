@@ -15,6 +15,7 @@ from ..codecs.lattice import LatticeArray
 from ..codecs.packing import pack
 from ..codecs.scale_tables import OddScales
 from ..core.fold import Fold
+from .gguf_blocks import block_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +73,6 @@ def _points(kind: str) -> np.ndarray:
     return table.grid.reshape(table.grid_shape).astype(np.int8)
 
 
-def _fields(b: np.ndarray, *sizes: int) -> list[np.ndarray]:
-    """Splits the bytes of blocks (n, blocks, bytes) into consecutive fields of `sizes` bytes."""
-    return np.split(b, np.cumsum(sizes)[:-1], axis=-1)
-
-
 def _words(b: np.ndarray, dtype: str) -> np.ndarray:
     """Numbers of several bytes: (n, all of them in a row)."""
     return np.ascontiguousarray(b).view(dtype).reshape(len(b), -1)
@@ -92,7 +88,7 @@ _SIGNS = (0, 7, 14, 21)  # places of four times seven signs in a word, whose las
 
 
 def _iq2_xxs(b):
-    d, qs = _fields(b, 2, 64)
+    d, qs = block_fields(b, 2, 64)
     words = _words(qs, "<u4").reshape(len(b), -1, 2)
     return dict(
         index=_words(words[..., 0].copy(), "u1").astype(np.uint16),
@@ -103,7 +99,7 @@ def _iq2_xxs(b):
 
 
 def _iq2_xs(b):
-    d, qs, scales = _fields(b, 2, 64, 8)
+    d, qs, scales = block_fields(b, 2, 64, 8)
     words = _words(qs, "<u2")
     return dict(
         index=words & 511, high_bits=1,
@@ -114,7 +110,7 @@ def _iq2_xs(b):
 
 
 def _iq2_s(b):
-    d, qs, signs, qh, scales = _fields(b, 2, 32, 32, 8, 8)
+    d, qs, signs, qh, scales = block_fields(b, 2, 32, 32, 8, 8)
     return dict(
         index=_high(qs, _parts(_words(qh, "u1"), (0, 2, 4, 6), 3)), high_bits=2,
         signs=_words(signs, "u1"), sign_bits=8,
@@ -124,7 +120,7 @@ def _iq2_s(b):
 
 
 def _iq3_xxs(b):
-    d, qs, scales = _fields(b, 2, 64, 32)
+    d, qs, scales = block_fields(b, 2, 64, 32)
     words = _words(scales, "<u4")
     return dict(
         index=_words(qs, "u1").astype(np.uint16),
@@ -135,7 +131,7 @@ def _iq3_xxs(b):
 
 
 def _iq3_s(b):
-    d, qs, qh, signs, scales = _fields(b, 2, 64, 8, 32, 4)
+    d, qs, qh, signs, scales = block_fields(b, 2, 64, 8, 32, 4)
     return dict(
         index=_high(qs, _parts(_words(qh, "u1"), tuple(range(8)), 1)), high_bits=1,
         signs=_words(signs, "u1"), sign_bits=8,
@@ -145,7 +141,7 @@ def _iq3_s(b):
 
 
 def _iq1_s(b):
-    d, qs, qh = _fields(b, 2, 32, 16)
+    d, qs, qh = block_fields(b, 2, 32, 16)
     words = _words(qh, "<u2")
     return dict(
         index=_high(qs, _parts(words, (0, 3, 6, 9), 7)), high_bits=3,
@@ -156,7 +152,7 @@ def _iq1_s(b):
 
 
 def _iq1_m(b):
-    qs, qh, scales = _fields(b, 32, 16, 8)
+    qs, qh, scales = block_fields(b, 32, 16, 8)
     halves = _words(qh, "u1")
     words = _words(scales, "<u2").reshape(len(b), -1, 4)
     d = (words >> 12 << np.array([0, 4, 8, 12], np.uint16)).sum(-1, dtype=np.uint16)

@@ -96,9 +96,9 @@ def data(leaf: Any, kind: str) -> np.ndarray:
     if kind.endswith("_K"):
         return gguf_k_quants.data(leaf)
     leaf = unwrap(leaf)
-    parts = [_half(repeat_groups(leaf, leaf.scale, BLOCK))]
+    parts = [gguf_k_quants.half(repeat_groups(leaf, leaf.scale, BLOCK))]
     if isinstance(leaf, AffineArray):
-        parts.append(_half(repeat_groups(leaf, leaf.low, BLOCK)))
+        parts.append(gguf_k_quants.half(repeat_groups(leaf, leaf.low, BLOCK)))
         codes = matrix(leaf)
     else:
         codes = numbers(leaf) - np.int16(_RANGES[kind][0])
@@ -117,8 +117,3 @@ def _has_block_scales(leaf: IntArray | AffineArray) -> bool:
     """Whether every 32 columns of a row have one f16 scale."""
     divides = leaf.scale.shape[-2] == 1 or leaf.group % BLOCK == 0
     return divides and leaf.fold.k % BLOCK == 0 and leaf.scale.dtype == jnp.float16
-
-
-def _half(numbers: np.ndarray) -> np.ndarray:
-    """f16 numbers (rows, blocks) as bytes (rows, blocks, 2)."""
-    return np.ascontiguousarray(numbers.astype("<f2"))[..., None].view(np.uint8)

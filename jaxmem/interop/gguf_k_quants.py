@@ -41,10 +41,10 @@ def data(leaf: DoubleQuantArray) -> np.ndarray:
     codes = codes.reshape(len(codes), -1, SUPER_BLOCK)
     scale, unit = _scales(inner.scale)
     if not FORMS[leaf.bits].has_low:
-        blocks = (_q3_k if leaf.bits == 3 else _q6_k)(codes, scale, _half(unit))
+        blocks = (_q3_k if leaf.bits == 3 else _q6_k)(codes, scale, half(unit))
     else:
         low, low_unit = _scales(inner.low)
-        units = _half(unit), _half(-low_unit)  # a file has minus the smallest weight
+        units = half(unit), half(-low_unit)  # a file has minus the smallest weight
         blocks = {2: _q2_k, 4: _q4_k, 5: _q5_k}[leaf.bits](codes, scale, low, *units)
     return np.concatenate(blocks, -1).reshape(len(codes), -1)
 
@@ -55,7 +55,7 @@ def _scales(leaf: Any) -> tuple[np.ndarray, np.ndarray]:
     return codes.reshape(len(codes), -1, leaf.group), np.asarray(leaf.scale).T
 
 
-def _half(numbers: np.ndarray) -> np.ndarray:
+def half(numbers: np.ndarray) -> np.ndarray:
     """f16 numbers (n, blocks) as bytes (n, blocks, 2)."""
     return np.ascontiguousarray(numbers.astype("<f2"))[..., None].view(np.uint8)
 
