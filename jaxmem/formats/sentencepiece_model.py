@@ -28,6 +28,8 @@ def from_sentencepiece(path: pathlib.Path) -> "Tokenizer":
     """
     try:
         return _built(path.read_bytes())
+    except ImportError:
+        raise
     except Exception as error:  # the one class that the package tokenizers raises
         raise ValueError(f"{path} is no SentencePiece model that is read: {error!r}") from error
 

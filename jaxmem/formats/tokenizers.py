@@ -66,6 +66,8 @@ def from_gguf(file: Gguf) -> "Tokenizer":
         fields["types"] = _types(fields)
         tokenizer = builders[kind](fields)
         _add_special_tokens(tokenizer, fields)
+    except ImportError:
+        raise
     except Exception as error:  # the one class that the package tokenizers raises
         raise ValueError(f"{file.path} has a tokenizer that cannot be built: {error!r}") from error
     return tokenizer

@@ -38,6 +38,7 @@ def read_vocabulary(folder: pathlib.Path) -> "Tokenizer | None":
 
     Raises:
         ValueError: a file is damaged, or the tokenizer is of a class that is not made here.
+        ImportError: the `tokenizers` package is missing.
     """
     has = lambda *names: all((folder / name).is_file() for name in names)
     model = next((folder / name for name in SENTENCEPIECE if has(name)), None)
@@ -46,7 +47,7 @@ def read_vocabulary(folder: pathlib.Path) -> "Tokenizer | None":
         return None
     try:
         return _tokenizer(folder, model, ranks)
-    except ValueError:
+    except (ImportError, ValueError):
         raise
     except Exception as error:  # the one class that the package tokenizers raises, and others
         raise ValueError(f"{folder} has a vocabulary that cannot be read: {error!r}") from error

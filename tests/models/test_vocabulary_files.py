@@ -6,6 +6,7 @@ tests/reference/make_tokenizers.py writes the files, and says which library made
 import json
 import pathlib
 import shutil
+import sys
 
 import pytest
 
@@ -45,3 +46,10 @@ def test_what_makes_no_tokenizer_is_a_warning_and_none(name, file, data, message
     (path / file).write_bytes(data)
     with pytest.warns(UserWarning, match=f"{message}.*The model is loaded without a tokenizer"):
         assert read_tokenizer(path) is None
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "tiktoken", "wordpiece"])
+def test_a_missing_package_is_no_damaged_vocabulary(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ModuleNotFoundError, match="tokenizers"):
+        read_tokenizer(FOLDER / name)
