@@ -47,13 +47,17 @@ def render(template: str, variables: Sequence[Mapping[str, Any]]) -> list[str]:
         raise ValueError(
             f"the chat template has {len(template)} characters, expected at most {MOST_TEMPLATE}"
         )
-    asked = {"template": template, "variables": list(variables)}
+    asked: dict[str, Any] = {"template": template, "variables": list(variables)}
     asked |= {"bytes": MOST_BYTES, "seconds": MOST_SECONDS, "characters": MOST_TEXT}
-    command = [sys.executable, "-I", "-X", "utf8", str(_WORKER)]
+    try:
+        text = json.dumps(asked)
+    except TypeError as error:
+        raise TypeError(f"a chat template takes values of JSON alone: {error}") from error
+    command = [sys.executable, "-I", "-X", "utf8", str(_WORKER), json.dumps(sys.path)]
     try:
         done = subprocess.run(
             command,
-            input=json.dumps(asked).encode(),
+            input=text.encode(),
             capture_output=True,
             timeout=6 * MOST_SECONDS,
             check=False,

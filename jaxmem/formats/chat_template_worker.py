@@ -9,6 +9,10 @@ import datetime
 import json
 import sys
 
+if __name__ == "__main__":
+    # An isolated Python finds no package of the user or of PYTHONPATH, and jinja2 may be one.
+    sys.path += [folder for folder in json.loads(sys.argv[1]) if folder]
+
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment

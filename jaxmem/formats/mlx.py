@@ -16,7 +16,8 @@ def mlx(tensors: dict[str, Lazy], config: dict) -> dict[str, IntegerMatrix]:
     """The matrices of an MLX checkpoint by the names of their modules.
 
     Raises:
-        ValueError: a mode that is not affine, or tensors that do not belong together.
+        ValueError: a mode that is not affine, experts in one tensor, or tensors that do not belong
+            together.
     """
     stems = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
     result = {}
@@ -34,6 +35,8 @@ def mlx(tensors: dict[str, Lazy], config: dict) -> dict[str, IntegerMatrix]:
 def _matrix(tensors: dict[str, Lazy], stem: str, bits: int, group: int) -> IntegerMatrix:
     """The matrix of one module; the shapes and types of its tensors are checked."""
     shape = tuple(tensors[f"{stem}.scales"].shape)
+    if len(shape) == 3:
+        raise ValueError(f"{stem} has all experts in one tensor, which is not read from MLX")
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"{stem}.scales has shape {shape}, expected two axes")
     n, k = shape[0], shape[1] * group

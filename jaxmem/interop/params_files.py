@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -55,13 +57,20 @@ def _msgpack(path: pathlib.Path) -> Any:
 def _npz(path: pathlib.Path) -> Any:
     """The arrays of an npz."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return _nested({name: file[name] for name in file.files}, "/")
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise ValueError("it is one array, an npy")
+            with file:
+                arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is no npz of plain arrays: {error}; objects of Python are pickles, which can "
             "run any code when they are read"
         ) from error
+    for name, array in arrays.items():
+        _check_numbers(path, name, array.dtype)
+    return _nested(arrays, "/")
 
 
 def _hdf5(path: pathlib.Path) -> Any:
@@ -74,8 +83,9 @@ def _hdf5(path: pathlib.Path) -> Any:
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            if item.dtype.kind not in "biufcV" or item.dtype.names or item.external:
-                raise ValueError(f"{path}: {name} is of {item.dtype}, expected numbers in the file")
+            _check_numbers(path, name, item.dtype)
+            if item.external or item.is_virtual:
+                raise ValueError(f"{path}: {name} lies in another file, expected it in this one")
             found[name] = item[()]
 
     try:
@@ -120,6 +130,15 @@ _READERS: dict[str, Callable[[pathlib.Path], Any]] = {
     ".hdf5": _hdf5,
     ".safetensors": _safetensors,
 }
+
+
+def _check_numbers(path: pathlib.Path, name: str, dtype: np.dtype) -> None:
+    """Refuses an array of texts, dates or records, and bytes whose type the file does not name."""
+    if dtype.kind not in "biufc":
+        raise ValueError(
+            f"{path}: {name} is of {dtype}, expected numbers; this format has no bfloat16 and no "
+            "float8, which .safetensors and .msgpack have"
+        )
 
 
 def _nested(arrays: dict[str, np.ndarray], separator: str) -> dict[str, Any]:

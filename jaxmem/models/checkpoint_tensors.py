@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,6 +36,12 @@ _HARMLESS = re.compile(
     r"|((cls\.)?predictions\.|lm_head\.|)decoder\.(weight|bias)|(generator_lm_head|vocab_projector)\.weight"
     r"|(de|en)coder\.embed_positions\.weights?"
 )
+# {what the names of tensors match: what they say of a checkpoint that lacks others}
+_OTHER_FORMS = {
+    r".*\.switch_mlp\..*": "experts in one tensor, as MLX writes them, are not read",
+    r".*(\.qweight|_blocks)": "these are codes, and config.json must say in quantization_config "
+    "what they stand for, as quantize_config.json does in older checkpoints",
+}
 _LAYER = re.compile(r"(?:(?:(?:de|en)coder\.)?layers?|h|blocks)\.(\d+)\.")
 
 
@@ -77,7 +84,7 @@ def assemble(
         for name in weight_map.names:
             in_file = names.get(bare_name(name), [])
             if len(in_file) != 1:
-                raise ValueError(f"{source} {_miscounted(name, in_file)}")
+                raise ValueError(f"{source} {_miscounted(name, in_file, tensors)}")
             tensor = tensors[in_file[0]]
             _check_numbers(in_file[0], tensors, source)
             shape = weight_map.fn(np.broadcast_to(np.float32(0), tensor.shape)).shape
@@ -199,10 +206,13 @@ def nested(leaves: dict[str, Any]) -> dict:
     return tree
 
 
-def _miscounted(name: str, in_file: list[str]) -> str:
+def _miscounted(name: str, in_file: list[str], tensors: Iterable[str]) -> str:
     """What is wrong with the number of tensors that have a name."""
     if in_file:
         return f"has {' and '.join(in_file)}, which are both read as {name}; remove all but one"
+    for pattern, advice in _OTHER_FORMS.items():
+        if other := next((x for x in tensors if re.fullmatch(pattern, x)), None):
+            return f"has no tensor {name}, and has {other}: {advice}"
     head = "; if the embedding is the head, its config.json must set tie_word_embeddings to true"
     return f"has no tensor {name}{head if bare_name(name) == _HEAD else ''}"
 

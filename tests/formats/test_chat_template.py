@@ -1,5 +1,9 @@
 """Chat templates: what published ones write, and what a hostile one cannot do."""
 
+import importlib.util
+import pathlib
+import sys
+
 import pytest
 
 from jaxmem.formats import chat_template
@@ -59,3 +63,21 @@ def test_a_template_that_fails_or_would_not_end_is_one_error(template, message, 
     monkeypatch.setattr(chat_template, "MOST_SECONDS", 1)
     with pytest.raises(ValueError, match=message):
         render(template, [{"messages": TURNS[1:], "eos_token": ""}])
+
+
+def test_jinja_is_found_where_this_process_finds_it(tmp_path, monkeypatch):
+    for name in ("jinja2", "markupsafe"):
+        found = pathlib.Path(importlib.util.find_spec(name).origin).parent
+        (tmp_path / name).symlink_to(found)
+    (tmp_path / "pyvenv.cfg").write_text(f"home = {sys.base_exec_prefix}/bin\n")
+    bare = tmp_path / "bin" / "python"  # of an environment without packages, as users may have
+    bare.parent.mkdir()
+    bare.symlink_to(pathlib.Path(sys.executable).resolve())
+    monkeypatch.setattr(sys, "executable", str(bare))
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path)])
+    assert render("{{ x }}", [{"x": 1}]) == ["1"]
+
+
+def test_values_of_other_types_than_json_s_are_refused():
+    with pytest.raises(TypeError, match="values of JSON alone: Object of type set"):
+        render("{{ x }}", [{"x": {1}}])

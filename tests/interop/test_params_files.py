@@ -76,12 +76,39 @@ def texts(path):
         file["a"] = ["text"]
 
 
+def elsewhere(path):
+    with h5py.File(path.with_name("x.h5"), "w") as file:
+        file["x"] = np.ones(3)
+    layout = h5py.VirtualLayout((3,), "f8")
+    layout[:] = h5py.VirtualSource(path.with_name("x.h5"), "x", (3,))
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("a", layout)
+
+
+def cut(path):
+    np.savez_compressed(path, a=np.ones(99))
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def one_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+
+
+BFLOAT16 = jnp.ones(2, jnp.bfloat16)
+
+
 @pytest.mark.parametrize(
     "name, write, message",
     [
         ("w.npz", pickled, "can run any code"),
         ("w.npz", lambda path: path.write_bytes(b"PK"), "no npz of plain arrays"),
         ("w.npz", lambda path: np.savez(path, **{"a": 1, "a/b": 2}), "a level above another"),
+        ("w.npz", lambda path: np.savez(path, a=BFLOAT16), r"a is of \|V2, .*no bfloat16"),
+        ("w.npz", lambda path: np.savez(path, a=["text"]), "a is of <U4, expected numbers"),
+        ("w.npz", cut, "no npz of plain arrays"),
+        ("w.npz", one_array, "it is one array, an npy"),
+        ("w.h5", elsewhere, "a lies in another file"),
         ("w.h5", texts, "a is of object"),
         ("w.h5", lambda path: path.write_bytes(b"x"), "no whole HDF5 file"),
         ("w.msgpack", lambda path: path.write_bytes(b"\xc1"), "no msgpack of flax"),

@@ -48,6 +48,8 @@ def test_a_name_is_read_without_its_prefixes_and_in_today_s_words(name, bare):
     "tensors, message",
     [
         ({}, r"x has no tensor a\.weight"),
+        ({"a.qweight": ones(3)}, r"has no tensor a\.weight, and has a\.qweight: these are codes"),
+        ({"b.switch_mlp.c": ones(3)}, r"and has b\.switch_mlp\.c: experts in one tensor, as MLX"),
         ({"a.weight": ones(3), "model.a.weight": ones(3)}, r"a\.weight and model\.a\.weight"),
         ({"a.weight": ones(3), "a.gamma": ones(3)}, r"a\.weight and a\.gamma"),
         ({"a.weight": ones(3, dtype=np.int8)}, "a.weight holds int8, expected floating-point"),
