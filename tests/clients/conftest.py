@@ -1,6 +1,7 @@
 """Programs that open what we export, in the folder of JAXMEM_CLIENTS, which .ci/run fills.
 
 It holds node_modules with node-llama-cpp, and venv with torch, transformers and compressed-tensors.
+What could not be installed is not there, and the tests that want it are skipped.
 """
 
 import os
@@ -22,15 +23,16 @@ def clients():
 @pytest.fixture(scope="session")
 def llama_cpp(clients):
     """The folder whose node_modules has llama.cpp."""
-    if not (clients / "node_modules/node-llama-cpp").is_dir() or not shutil.which("node"):
-        pytest.skip(f"wants node, and node-llama-cpp in {clients}/node_modules")
+    built = clients.glob("node_modules/@node-llama-cpp/*/bins/*/llama-addon.node")
+    if not any(built) or not shutil.which("node"):
+        pytest.skip(f"wants node, and node-llama-cpp with its programs in {clients}/node_modules")
     return clients
 
 
 @pytest.fixture(scope="session")
 def torch_python(clients):
     """The Python that has torch, transformers and compressed-tensors."""
-    python = clients / "venv/bin/python"
-    if not python.exists():
-        pytest.skip(f"wants torch and transformers in {clients}/venv")
-    return python
+    for package in ("torch", "transformers", "compressed_tensors"):
+        if not any(clients.glob(f"venv/lib/python*/site-packages/{package}")):
+            pytest.skip(f"wants {package} in {clients}/venv")
+    return clients / "venv/bin/python"
