@@ -8,17 +8,15 @@ The model is smollm2-135m, rotated: the same function, with weights off the grid
 is read from. The first half of TEXT calibrates: E[x²] of 8 windows of 1,024 tokens for llama.cpp's
 importance matrix, and the 3 windows that `fit` reads, where it reads a text. The second half
 measures. Each row is a whole file, vocabulary included; its KL to the dense model is that of the
-weights in it, which jaxmem reads and runs for both. A file of 110 MB is opened by llama.cpp;
-its row has the 32 most likely tokens that llama.cpp and jaxmem write.
+weights in it, which jaxmem reads and runs for both. gguf_greedy.py opens the file of 110 MB in
+llama.cpp.
 """
 
 import argparse
 import ctypes
-import dataclasses
 import json
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 
@@ -32,9 +30,7 @@ from jaxmem.models.model import Model
 
 COMMAND = "python experiments/quality/fit_for_gguf.py"
 FILE_TYPES = {"Q4_K_M": 15, "Q6_K": 18, "Q5_K_M": 17}  # llama.cpp's numbers of them
-IMPORTANCE_WINDOWS, FIT_WINDOWS, SMALL, TOKENS = 8, 3, 110_000_000, 32
-PROMPT = "The capital of France is"
-GREEDY = pathlib.Path(__file__).parents[2] / "tests" / "clients" / "llama_cpp_greedy.mjs"
+IMPORTANCE_WINDOWS, FIT_WINDOWS, SMALL = 8, 3, 110_000_000
 
 
 class Importance(ctypes.Structure):
@@ -81,17 +77,6 @@ def quantize(clients: pathlib.Path, source: str, out: str, name: str, matrix: di
     arguments = [ctypes.c_char_p(source.encode()), ctypes.c_char_p(out.encode())]
     if lib.llama_model_quantize(*arguments, ctypes.byref(params)):
         raise ValueError(f"llama.cpp cannot make {name} of {source}")
-
-
-def greedy(clients: pathlib.Path, path: pathlib.Path, ids: list[int]) -> dict:
-    """The tokens that llama.cpp, and jaxmem with the weights of the same file, write after ids."""
-    run = ["node", str(GREEDY), str(clients), str(path), json.dumps(ids), str(TOKENS)]
-    theirs = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
-    model = models.load(path)
-    endless = dataclasses.replace(model, config=dataclasses.replace(model.config, eos=()))
-    generation = models.generate(endless, np.array([ids]), max_new_tokens=TOKENS)
-    ours = [int(i) for i in generation.ids[0]]
-    return {"llama.cpp": theirs, "jaxmem": ours, "text": model.tokenizer.decode(theirs)}
 
 
 class Table:
@@ -155,7 +140,7 @@ def main() -> None:
             for text in (None, calibration):
                 row = f"fit {name}" if text is not None else f"fit {name}, without a text"
                 if row not in table.rows() and re.fullmatch(args.rows, row):
-                    ours(table, args.clients, text, pathlib.Path(folder), row, limit)
+                    ours(table, text, pathlib.Path(folder), row, limit)
 
 
 def theirs(table: Table, clients: pathlib.Path, ids: np.ndarray, folder: pathlib.Path) -> None:
@@ -171,14 +156,7 @@ def theirs(table: Table, clients: pathlib.Path, ids: np.ndarray, folder: pathlib
     dense.unlink(missing_ok=True)
 
 
-def ours(
-    table: Table,
-    clients: pathlib.Path,
-    ids: np.ndarray | None,
-    folder: pathlib.Path,
-    name: str,
-    limit: int,
-) -> None:
+def ours(table: Table, ids: np.ndarray | None, folder: pathlib.Path, name: str, limit: int) -> None:
     """The row of one fit into `limit` bytes, calibrated on `ids` (tokens,) if there are any."""
     file = folder / "ours.gguf"
     windows = None if ids is None else FIT_WINDOWS
@@ -188,9 +166,6 @@ def ours(
     written = jm.interop.to_gguf(file, fitted.model)
     more = {"fit_bytes": fitted.file_nbytes, "decoded": written.decoded}
     more |= {"plan": str(fitted.plan).splitlines(), "calibration": fitted.done}
-    if limit == SMALL:
-        prompt = table.model.tokenizer.encode(PROMPT, add_special_tokens=False).ids
-        more |= {"greedy": greedy(clients, file, prompt)}
     table.add(name, file, **more)
 
 
