@@ -69,7 +69,7 @@ DECODERS = {
     "gptj": GPT | dict(rotary_dim=4),
     "granite": GROUPED,
     "granitemoe": GROUPED | EXPERTS,
-    "internlm2_like_helium": ("helium", HEADS),
+    "helium": HEADS,
     "jamba": GROUPED | dict(num_hidden_layers=4, attn_layer_period=3, attn_layer_offset=1,
                             num_experts=4, num_experts_per_tok=2, mamba_d_state=8, mamba_dt_rank=4),
     "lfm2": GROUPED | dict(layer_types=["conv", FULL], block_multiple_of=8),

@@ -17,7 +17,8 @@ class FitOptions:
             (with codes for the weights that stay), "rank" (low rank, alone and beside codes); and
             structures to remove, which make a smaller model and need `calibrate`: "neurons",
             "heads", "width", "layers".
-        rotate: turn the residual stream first: the same function, its outliers spread. Llamas.
+        rotate: turn the residual stream first: the same function, its outliers spread. It takes the
+            decoders that `jm.models.rotate` takes.
         tune_steps: steps of scale tuning on the dense model's logits, each a backward pass.
         logits: what runs on batches gives logits (..., classes), such as a bare function that
             classifies or an encoder-decoder: bits then go by what an error costs in them, and

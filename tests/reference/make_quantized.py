@@ -57,6 +57,7 @@ def write(name, model, tensors, config, reference=None):
     folder.mkdir(parents=True, exist_ok=True)
     said = model.config.to_dict() | config
     plain = tf.PretrainedConfig().to_dict()
+    said.pop("_name_or_path", None)  # a temporary folder
     said = {k: v for k, v in said.items() if plain.get(k, "none") != v and "dtype" not in k}
     (folder / "config.json").write_text(json.dumps(said, indent=1) + "\n")
     tensors = {n: t.bfloat16() if n.endswith("embed_tokens.weight") and t.is_floating_point() else t
