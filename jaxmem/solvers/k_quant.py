@@ -116,7 +116,7 @@ def _unsigned(values: Array, form: Form, sign: int = 1) -> AffineArray:
     top = 2**form.scale_bits - 1
     unit = (_super_blocks(values, form).max(-1) / top).astype(jnp.float16)
     codes = jnp.clip(jnp.round(values / _spread(unit, values, form)), 0, top)
-    fields, metadata = _packed(codes, unit, form)
+    fields, metadata = _packed(codes, form)
     return AffineArray(fields, sign * unit.mT, *metadata)
 
 
@@ -126,7 +126,7 @@ def _signed(values: Array, form: Form) -> IntArray:
     largest = jnp.take_along_axis(parts, jnp.abs(parts).argmax(-1)[..., None], -1)[..., 0]
     unit = (largest / -half).astype(jnp.float16)
     codes = jnp.clip(jnp.round(values / _spread(unit, values, form)), -half, half - 1)
-    fields, (*metadata, dtype) = _packed(codes + half, unit, form)
+    fields, (*metadata, dtype) = _packed(codes + half, form)
     return IntArray(fields, unit.mT, None, *metadata, dtype)
 
 
@@ -140,7 +140,7 @@ def _spread(unit: Array, values: Array, form: Form) -> Array:
     return divisor(repeat_groups(unit, SUPER_BLOCK // form.group, values.shape[-1]))
 
 
-def _packed(codes: Array, unit: Array, form: Form) -> tuple[Any, tuple]:
+def _packed(codes: Array, form: Form) -> tuple[Any, tuple]:
     """(the bit fields of codes (*stack, n, groups), bits, group, fold and dtype of their leaf)."""
     *_, n, groups = codes.shape
     fields = pack(codes.astype(jnp.uint8), form.scale_bits, -2)
