@@ -122,6 +122,8 @@ def _modules(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         shapes = {part: w.shape for part, w in pair.items()}
         if set(pair) != {"A", "B"} or shapes["A"][0] != shapes["B"][1]:
             raise ValueError(f"{folder / _WEIGHTS}: {module} has {shapes}, expected A and B")
+    if not parts:
+        raise ValueError(f"{folder / _WEIGHTS} holds no adapter")
     return {module: (pair["A"], pair["B"]) for module, pair in parts.items()}
 
 

@@ -1,6 +1,7 @@
 """Compiled programs on disk, so that the next process need not compile them again."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import jax
@@ -16,18 +17,20 @@ LEAST_SECONDS = 0.05  # a program that compiles faster is not kept
 def kept_programs() -> Iterator[None]:
     """Within the block, JAX keeps compiled programs in the folder "programs" of the cache.
 
-    Nothing changes where JAX has a folder for them already (JAX_COMPILATION_CACHE_DIR).
+    Nothing changes where JAX has a folder for them already (JAX_COMPILATION_CACHE_DIR), or where
+    the folder of the cache cannot be made or written.
 
     Example:
         >>> with kept_programs():
         ...     jax.config.jax_compilation_cache_dir.endswith("programs")
         True
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    folder = _writable_folder() if jax.config.jax_compilation_cache_dir is None else None
+    if folder is None:
         yield
         return
     options = {
-        "jax_compilation_cache_dir": str(cache_dir("programs")),
+        "jax_compilation_cache_dir": folder,
         "jax_compilation_cache_max_size": MOST_BYTES,
         "jax_persistent_cache_min_compile_time_secs": LEAST_SECONDS,
         "jax_persistent_cache_min_entry_size_bytes": 0,
@@ -39,6 +42,15 @@ def kept_programs() -> Iterator[None]:
         yield
     finally:
         _set(before)
+
+
+def _writable_folder() -> str | None:
+    """The folder of programs; None on a read-only disk, where commands run without it."""
+    try:
+        folder = cache_dir("programs")
+    except OSError:
+        return None
+    return str(folder) if os.access(folder, os.W_OK) else None
 
 
 def _set(options: dict) -> None:

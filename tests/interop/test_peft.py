@@ -53,6 +53,7 @@ WEIGHTS = {f"{MODULE}.lora_A.weight": np.ones((2, 48), np.float32),
 @pytest.mark.parametrize(
     "weights, message",
     [
+        ({}, "holds no adapter"),
         ({f"{MODULE}.lora_embedding_A": np.ones((2, 2), np.float32)}, "no matrix A or B"),
         ({f"{MODULE}.lora_B.weight": np.ones((96, 3), np.float32)}, "expected A and B"),
         ({f"{MODULE}.lora_B.weight": np.ones((90, 2), np.float32)}, "no choice of the outputs"),

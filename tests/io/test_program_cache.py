@@ -38,3 +38,10 @@ def test_a_folder_of_the_user_stays(tmp_path, monkeypatch):
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
     assert not (tmp_path / "programs").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_gone_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXMEM_CACHE", str(tmp_path / "file"))
+    with program_cache.kept_programs():
+        assert jax.config.jax_compilation_cache_dir is None
