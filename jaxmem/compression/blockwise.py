@@ -21,7 +21,8 @@ from ..core.paths import is_whole
 from ..core.segmented import Segmented
 from ..core.usage import uses
 from ..train import learnable_int, learned_rounding, output_losses
-from .encoding import encode, joined
+from .encoding import encode
+from .joined_pieces import joined
 from .plan_paths import by_layer, layers_of
 from .scan_cut import ScanCut
 

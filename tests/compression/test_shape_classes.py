@@ -49,10 +49,10 @@ def test_a_padded_weight_that_its_codec_cannot_take_is_refused_as_it_is():
 
 
 def test_weights_of_many_shapes_are_encoded_by_one_program():
-    codec, before = jm.Int(6), encoding._quickly_compiled._cache_size()
+    codec, before = jm.Int(6), encoding._compiled_to_share._cache_size()
     params = {f"w{i}": np.ones((65 + i, 72 + 8 * i), np.float32) for i in range(8)}
     encoded = jm.encode(params, dict.fromkeys(params, codec))
-    assert encoding._quickly_compiled._cache_size() == before + 1
+    assert encoding._compiled_to_share._cache_size() == before + 1
     assert all(encoded[name].shape == w.shape for name, w in params.items())
 
 
