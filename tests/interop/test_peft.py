@@ -53,7 +53,6 @@ WEIGHTS = {f"{MODULE}.lora_A.weight": np.ones((2, 48), np.float32),
 @pytest.mark.parametrize(
     "weights, message",
     [
-        ({}, "holds no adapter"),
         ({f"{MODULE}.lora_embedding_A": np.ones((2, 2), np.float32)}, "no matrix A or B"),
         ({f"{MODULE}.lora_B.weight": np.ones((96, 3), np.float32)}, "expected A and B"),
         ({f"{MODULE}.lora_B.weight": np.ones((90, 2), np.float32)}, "no choice of the outputs"),
@@ -69,4 +68,11 @@ def test_tensors_that_adapt_no_linear_are_refused(weights, message, tmp_path):
     else:
         (tmp_path / "adapter_model.bin").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=message):
+        from_peft(tmp_path, base("phi3"))
+
+
+def test_a_file_without_tensors_holds_no_adapter(tmp_path):
+    shutil.copy(FOLDER / "adapters" / "phi3" / "adapter_config.json", tmp_path)
+    safetensors.numpy.save_file({}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="holds no adapter"):
         from_peft(tmp_path, base("phi3"))
