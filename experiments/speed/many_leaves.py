@@ -27,6 +27,12 @@ CODECS = (
     jm.Int(4, group=64, symmetric=False),
     jm.Codebook("nf4", group=64),
     jm.Float("e4m3"),
+    jm.Planes(),
+    jm.NM(2, 4),
+    jm.Bitmask(0.5),
+    jm.Csr(0.1),
+    jm.Search(jm.Int(4, group=32)),
+    jm.KMeans(2),
 )
 
 
