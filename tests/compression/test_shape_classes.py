@@ -13,7 +13,7 @@ PADDED = [codec for codec in CODECS if padded_encoder(codec)]
 QUICK = jm.Int | jm.KMeans | jm.Bitmask | jm.Chain
 
 
-@pytest.mark.parametrize(
+each_codec = pytest.mark.parametrize(
     "codec",
     [
         pytest.param(c, marks=[] if c in KINDS and isinstance(c, QUICK) else pytest.mark.slow)
@@ -21,9 +21,20 @@ QUICK = jm.Int | jm.KMeans | jm.Bitmask | jm.Chain
     ],
     ids=str,
 )
+
+
+@each_codec
 def test_a_padded_weight_has_the_leaf_of_a_program_of_its_own(codec):
     w = weight(2, 24, 37)
     assert_same(jm.encode({"w": w}, {"w": codec})["w"], encoder(codec)(w))
+
+
+@each_codec
+def test_a_shared_program_has_the_same_bits_if_it_is_optimized(codec, monkeypatch):
+    params = {"w": weight(2, 24, 37)}
+    quick = jm.encode(params, {"w": codec})
+    monkeypatch.setattr(encoding, "OPTIMIZED_WEIGHTS", 0)
+    assert_same(jm.encode(params, {"w": codec}), quick)
 
 
 @pytest.mark.parametrize(
