@@ -6,14 +6,16 @@
 
 The model is smollm2-135m, rotated: the same function, with weights off the grid of the file that it
 is read from. The first half of TEXT calibrates: E[x²] of 8 windows of 1,024 tokens for llama.cpp's
-importance matrix, and the 3 windows that `fit` reads, where it reads a text. The second half
-measures. Each row is a whole file, vocabulary included; its KL to the dense model is that of the
-weights in it, which jaxmem reads and runs for both. gguf_greedy.py opens the file of 110 MB in
-llama.cpp.
+importance matrix, and the 3 windows that `fit` reads, where it reads a text. A row "weighted" has
+the plan by Fisher information and ranges weighted by the same E[x²]: what `fit` makes of a text,
+without GPTQ. The second half of TEXT measures. Each row is a whole file, vocabulary included; its
+KL to the dense model is that of the weights in it, which jaxmem reads and runs for both.
+gguf_greedy.py opens the file of 110 MB in llama.cpp.
 """
 
 import argparse
 import ctypes
+import dataclasses
 import json
 import pathlib
 import re
@@ -26,6 +28,10 @@ import numpy as np
 import jaxmem as jm
 from jaxmem import models
 from jaxmem.architectures.gguf import gguf_decoder
+from jaxmem.compression.fit_calibrated import error_costs, input_moments, search_ranges
+from jaxmem.compression.fit_file_format import target_forms
+from jaxmem.compression.fit_integers import plan_integers
+from jaxmem.models.example_inputs import example_inputs
 from jaxmem.models.model import Model
 
 COMMAND = "python experiments/quality/fit_for_gguf.py"
@@ -141,6 +147,9 @@ def main() -> None:
                 row = f"fit {name}" if text is not None else f"fit {name}, without a text"
                 if row not in table.rows() and re.fullmatch(args.rows, row):
                     ours(table, text, pathlib.Path(folder), row, limit)
+            row = f"weighted {name}"
+            if row not in table.rows() and re.fullmatch(args.rows, row):
+                weighted(table, calibration, pathlib.Path(folder), row, limit)
 
 
 def theirs(table: Table, clients: pathlib.Path, ids: np.ndarray, folder: pathlib.Path) -> None:
@@ -167,6 +176,25 @@ def ours(table: Table, ids: np.ndarray | None, folder: pathlib.Path, name: str, 
     more = {"fit_bytes": fitted.file_nbytes, "decoded": written.decoded}
     more |= {"plan": str(fitted.plan).splitlines(), "calibration": fitted.done}
     table.add(name, file, **more)
+
+
+def weighted(table: Table, ids: np.ndarray, folder: pathlib.Path, name: str, limit: int) -> None:
+    """The row of a plan as `fit` makes one, with ranges weighted by E[x²], and without GPTQ.
+
+    `ids` (tokens,) calibrate: bits go by what an error costs, by its Fisher information.
+    """
+    model, file = table.model, folder / "ours.gguf"
+    ways = jm.uses(model.apply, model.tensors, *example_inputs(model))
+    forms = target_forms(model, "gguf", ways, limit)
+    moments = input_moments(model, ids, windows=IMPORTANCE_WINDOWS)
+    options = {"uses": ways, "stats": moments, "sensitivity": error_costs(model, ids)}
+    with forms.whole_file(limit) as nbytes:
+        plan = plan_integers(model.tensors, nbytes, forms.candidates, **options)
+    plan = search_ranges(plan)
+    moments = {path: moment for path, moment in moments.items() if path in plan}
+    encoded = jm.encode(model.tensors, plan, uses=ways, stats=moments)
+    written = jm.interop.to_gguf(file, dataclasses.replace(model, tensors=encoded))
+    table.add(name, file, decoded=written.decoded, plan=str(plan).splitlines())
 
 
 if __name__ == "__main__":
