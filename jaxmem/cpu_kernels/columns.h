@@ -14,9 +14,9 @@
 
 namespace jaxmem {
 
-// Columns that are summed in integers; none of them crosses the border of a group.
+// Columns that are summed in integers: of one group, or of two groups that fill a vector together.
 struct Chunk {
-  int64_t column, group;  // where it begins, and the group it is in
+  int64_t column, group;  // where it begins, and the first group it is in
   int count;              // its columns
   int64_t vector;         // the first of its vectors of x; the last one is filled up with zeros
 };
@@ -24,12 +24,16 @@ struct Chunk {
 // The vectors of bytes that so many columns fill.
 constexpr int vectors_of(int columns) { return (columns + kLanes - 1) / kLanes; }
 
+// Whether a vector takes two groups, one in each half of its lanes.
+inline bool are_paired(int64_t group) { return 2 * group == kLanes; }
+
 // The chunks of k columns in groups of `group`, each of at most `most` columns.
 inline std::vector<Chunk> chunks_of(int64_t k, int64_t group, int most) {
   std::vector<Chunk> chunks;
   int64_t vector = 0;
-  for (int64_t start = 0; start < k; start += group) {
-    const int64_t end = std::min(k, start + group);
+  const int64_t step = are_paired(group) ? kLanes : group;
+  for (int64_t start = 0; start < k; start += step) {
+    const int64_t end = std::min(k, start + step);
     for (int64_t column = start; column < end; column += most) {
       const int count = static_cast<int>(std::min<int64_t>(most, end - column));
       chunks.push_back({column, start / group, count, vector});
@@ -75,8 +79,9 @@ struct FixedPoint {
   std::vector<Sums> starts;       // where the sums of each chunk start
   std::vector<float> group_sums;  // Σ x of each group, as it is in fixed point
 
-  FixedPoint(const float* x, int64_t k, int64_t groups, const std::vector<Chunk>& chunks)
-      : starts(chunks.size()), group_sums(groups) {
+  FixedPoint(const float* x, int64_t k, int64_t group_columns, const std::vector<Chunk>& chunks)
+      : starts(chunks.size()), group_sums(k ? (k + group_columns - 1) / group_columns : 0) {
+    const bool paired = are_paired(group_columns);
     const int exponent = exponent_of_step(x, k);
     if (!chunks.empty()) vectors.resize(chunks.back().vector + vectors_of(chunks.back().count));
     step = std::numeric_limits<float>::quiet_NaN();
@@ -86,7 +91,7 @@ struct FixedPoint {
     const float unit = std::ldexp(1.0f, -exponent / 2), rest = std::ldexp(1.0f, -exponent - -exponent / 2);
     for (size_t c = 0; c < chunks.size(); ++c) {
       const auto& [column, group, count, vector] = chunks[c];
-      Ints sum = {};
+      Ints sums[2] = {};  // of both groups, if there are two
       Sums middles;
       for (int i = 0; i < count; i += kLanes) {
         auto& digits = vectors[vector + i / kLanes];
@@ -95,12 +100,15 @@ struct FixedPoint {
           std::memcpy(&numbers, x + column + i + j, std::min(kWords, count - i - j) * sizeof *x);
           const Ints values = nearest(numbers * unit * rest);
           digits.set(j, values);
-          sum += values;
+          sums[paired && j >= kLanes / 2] += values;
         }
         middles.add_products(Bytes{} + middle_code(kBits), typename Sums::Registers(digits));
       }
       starts[c].subtract(middles);
-      group_sums[group] += sum_of_lanes(__builtin_convertvector(sum, Floats));
+      group_sums[group] += sum_of_lanes(__builtin_convertvector(sums[0], Floats));
+      if (paired && count > kLanes / 2) {
+        group_sums[group + 1] = sum_of_lanes(__builtin_convertvector(sums[1], Floats));
+      }
     }
   }
 };

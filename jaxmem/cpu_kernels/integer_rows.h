@@ -43,7 +43,7 @@ struct Inputs {
 
   Inputs(const float* x, int64_t m, const IntegerRows& weight)
       : chunks(chunks_of(weight.k, weight.group, DigitSums<kBits>::kMostVectors * kLanes)) {
-    for (int64_t i = 0; i < m; ++i) rows.emplace_back(x + i * weight.k, weight.k, weight.groups(), chunks);
+    for (int64_t i = 0; i < m; ++i) rows.emplace_back(x + i * weight.k, weight.k, weight.group, chunks);
   }
 };
 
@@ -89,14 +89,21 @@ void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t
   }
 }
 
+// The first half of one vector, and the last half of another one.
+inline Floats joined_halves(Floats first, Floats last) {
+  for (int i = kWords / 2; i < kWords; ++i) first[i] = last[i];
+  return first;
+}
+
 // Sets totals[kRow] to Σ scale · code · x of each of some rows of 8 rows, as lanes to be added. `rows`
-// gives the codes of the 8 rows, `scales` are those of the 8 rows in each group.
-template <int kBits, int... kRow, typename Rows>
+// gives the codes of the 8 rows, `scales` are those of the 8 rows in each group; `kPaired` says whether
+// a chunk is of two groups.
+template <int kBits, bool kPaired, int... kRow, typename Rows>
 inline void rows_product(const Rows& rows, const EightFloats* scales,
                          const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
                          Floats* totals) {
   using Sums = DigitSums<kBits>;
-  Floats sums[kByteRows] = {};
+  Floats sums[kByteRows] = {}, last_sums[kByteRows] = {};  // the second ones with the next group's scale
   for (size_t c = 0; c < chunks.size(); ++c) {
     const Chunk& chunk = chunks[c];
     const auto* vector = x.vectors.data() + chunk.vector;
@@ -116,23 +123,27 @@ inline void rows_product(const Rows& rows, const EightFloats* scales,
     }
     const EightFloats& scale = scales[chunk.group];
     ((sums[kRow] += products[kRow].lanes() * scale[kRow]), ...);
+    if constexpr (kPaired) {
+      const EightFloats& next = scales[chunk.group + (chunk.count > kLanes / 2)];
+      ((last_sums[kRow] += products[kRow].lanes() * next[kRow]), ...);
+    }
   }
-  ((totals[kRow] = sums[kRow]), ...);
+  ((totals[kRow] = kPaired ? joined_halves(sums[kRow], last_sums[kRow]) : sums[kRow]), ...);
 }
 
 // `rows_product` of all 8 rows, kRowsAtOnce at a time.
-template <int kBits, typename Rows>
+template <int kBits, bool kPaired, typename Rows>
 inline void eight_rows_product(const Rows& rows, const EightFloats* scales,
                                const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
                                Floats* totals) {
   if constexpr (kRowsAtOnce == 4) {
-    rows_product<kBits, 0, 1, 2, 3>(rows, scales, chunks, x, totals);
-    rows_product<kBits, 4, 5, 6, 7>(rows, scales, chunks, x, totals);
+    rows_product<kBits, kPaired, 0, 1, 2, 3>(rows, scales, chunks, x, totals);
+    rows_product<kBits, kPaired, 4, 5, 6, 7>(rows, scales, chunks, x, totals);
   } else {
-    rows_product<kBits, 0, 1>(rows, scales, chunks, x, totals);
-    rows_product<kBits, 2, 3>(rows, scales, chunks, x, totals);
-    rows_product<kBits, 4, 5>(rows, scales, chunks, x, totals);
-    rows_product<kBits, 6, 7>(rows, scales, chunks, x, totals);
+    rows_product<kBits, kPaired, 0, 1>(rows, scales, chunks, x, totals);
+    rows_product<kBits, kPaired, 2, 3>(rows, scales, chunks, x, totals);
+    rows_product<kBits, kPaired, 4, 5>(rows, scales, chunks, x, totals);
+    rows_product<kBits, kPaired, 6, 7>(rows, scales, chunks, x, totals);
   }
 }
 
@@ -204,7 +215,12 @@ void whole_rows_product(const IntegerRows& weight, const Inputs<kBits>& inputs, 
     for (int64_t i = 0; i < m; ++i) {
       const auto& x = inputs.rows[i];
       Floats totals[kByteRows];
-      eight_rows_product<kBits>(rows, block.scales.data() + v * groups, inputs.chunks, x, totals);
+      const EightFloats* scales = block.scales.data() + v * groups;
+      if (are_paired(weight.group)) {
+        eight_rows_product<kBits, true>(rows, scales, inputs.chunks, x, totals);
+      } else {
+        eight_rows_product<kBits, false>(rows, scales, inputs.chunks, x, totals);
+      }
       done(i, row, (sums_of_lanes(totals) + block.y[i * kBlockVectors + v]) * x.step);
     }
   }
