@@ -49,7 +49,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class CompressedTensorsLayout:
     """The JSON files by name, and the runs of parameters with the tensors that they make.
 
     `texts` has the bytes of the tokenizer and of the chat template, `tensors` the shape and the
@@ -112,7 +112,9 @@ class Layout:
         return coded_tensors([run.weight_maps[path]], [leaf], packed=True) is not None
 
 
-def layout(model: Model, params: Any, *, packed: bool, shapes: bool = False) -> Layout:
+def layout(
+    model: Model, params: Any, *, packed: bool, shapes: bool = False
+) -> CompressedTensorsLayout:
     """The layout of the checkpoint of `model` with `params` (None: its own).
 
     Args:
@@ -130,7 +132,7 @@ def layout(model: Model, params: Any, *, packed: bool, shapes: bool = False) -> 
         json_files[CONFIG]["torch_dtype"] = "float16"  # the dtype of the scales
         json_files[CONFIG]["quantization_config"] = _quantization(model.config, runs, packed)
     tensors = dict(itertools.chain.from_iterable(_tensors(model.config, run) for run in runs))
-    return Layout(model, json_files, runs, tensors)
+    return CompressedTensorsLayout(model, json_files, runs, tensors)
 
 
 def _runs(model: Model, params: Any, packed: bool, shapes: bool) -> Iterator[Run]:

@@ -17,7 +17,7 @@ ALIGNMENT_BYTES = 32  # a tensor begins at a multiple of this
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class GgufLayout:
     """The header, and after it the divisors of rotary frequencies f32 and the tensors, by name."""
 
     header: bytes
@@ -78,7 +78,7 @@ class Layout:
 
 def layout(
     model: Model, params: Any, *, half: bool, tokenizer: bool = True, shapes: bool = False
-) -> Layout:
+) -> GgufLayout:
     """The layout of the file of `model` with `params` (None: its own).
 
     Args:
@@ -103,7 +103,7 @@ def layout(
     fields = {name: field(name, value) for name, value in metadata.fields.items()}
     fields |= tokenizer_fields(model, metadata.architecture, vocabulary=tokenizer)
     divisors = {name: Tensor(x.shape, "F32", []) for name, x in metadata.divisors.items()}
-    return Layout(_header(fields, divisors | tensors), metadata.divisors, tensors)
+    return GgufLayout(_header(fields, divisors | tensors), metadata.divisors, tensors)
 
 
 def padded(nbytes: int) -> int:

@@ -45,7 +45,7 @@ def test_a_format_that_cannot_hold_the_model_is_named(target):
 
 def test_weights_in_one_tensor_have_one_form(llama, monkeypatch):
     together = [("layers/attn/q/kernel", "layers/attn/k/kernel")]
-    layout = fit_file_format.gguf_layout.Layout
+    layout = fit_file_format.gguf_layout.GgufLayout
     monkeypatch.setattr(layout, "together", together)
     ways = jm.uses(llama.apply, llama.tensors, jax.ShapeDtypeStruct((1, 8), jnp.int32))
     forms = fit_file_format.target_forms(llama, "gguf", ways, 80_000)
