@@ -113,9 +113,17 @@ def _create_locked(temporary: pathlib.Path, directory: bool) -> int:
                 raise
             continue
         fcntl.flock(handle, fcntl.LOCK_EX)
-        if temporary.exists():
+        if _is_at(handle, temporary):
             return handle
         os.close(handle)
+
+
+def _is_at(handle: int, path: pathlib.Path) -> bool:
+    """Whether `path` still names the file or directory that a handle was opened of."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _remove_leftovers(path: pathlib.Path) -> None:
@@ -130,7 +138,8 @@ def _remove_leftovers(path: pathlib.Path) -> None:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(leftover)
+            if _is_at(handle, leftover):  # else its writer has made another one of this name
+                _remove(leftover)
         except OSError:  # its writer is at work, or the file system has no locks
             pass
         finally:
