@@ -54,8 +54,7 @@ class Generate(SourceOptions):
         if not self.raw and (self.chat or self.system is not None or model.chat_template):
             found = self._chat(model, output)
         else:
-            output.say(self.prompt, end="")
-            generated = self._generate(generate, model, self.prompt, output)
+            generated = self._generate(generate, model, self.prompt, output, shown=self.prompt)
             found = {"prompt": self.prompt, **_fields(generated)}
         return {"source": model.source, **found, **places}
 
@@ -82,9 +81,20 @@ class Generate(SourceOptions):
             raise ValueError("the input has no line, expected a message in each")
         return {"prompt": messages[-2]["content"], "messages": messages, **found}
 
-    def _generate(self, run, model: Model, prompt: str | list, output: Output) -> Generation:
-        """`run` with the options of the command; shows the text as it comes."""
+    def _generate(
+        self, run, model: Model, prompt: str | list, output: Output, shown: str = ""
+    ) -> Generation:
+        """`run` with the options of the command; shows the text as it comes, after `shown`.
+
+        An error before the first token leaves nothing on the output.
+        """
         bits, rotate = self.cache_bits, self.cache_rotated
+        parts = [shown]  # of the text, not shown yet
+
+        def stream(text: str) -> None:
+            output.say("".join((*parts, text)), end="")
+            parts.clear()
+
         generated = run(
             model,
             prompt,
@@ -95,9 +105,9 @@ class Generate(SourceOptions):
             min_p=self.min_p,
             seed=self.seed,
             cache=None if bits is None else KVCache(bits, rotate=rotate),
-            stream=lambda text: output.say(text, end=""),
+            stream=stream,
         )
-        output.say("")
+        output.say("".join(parts))
         return generated
 
 

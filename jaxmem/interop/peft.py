@@ -31,6 +31,15 @@ _KNOWN = ("auto_mapping", "base_model_name_or_path", "revision", "task_type", "i
 _KNOWN += ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "r")
 _KNOWN += ("rank_pattern", "lora_dropout", "peft_version", "fan_in_fan_out", "megatron_core")
 _KNOWN += ("megatron_config", "runtime_config", "eva_config", "qalora_group_size")
+_ONLY_PAIRS = {  # fields that, set, add to a model what low-rank pairs of linears do not hold
+    "modules_to_save": "no modules that were trained whole",
+    "trainable_token_indices": "no rows of the embedding that were trained",
+    "target_parameters": "no parameters beside the weights of linears",
+    "layer_replication": "the layers of the base model, each once",
+    "alora_invocation_tokens": "an adapter that every token goes through",
+    "lora_bias": "no biases of the pairs",
+    "use_qalora": "a lora_A of the module's inputs, not of their groups",
+}
 
 
 @takes()
@@ -95,6 +104,9 @@ def _checked(fields: JsonFields) -> dict[str, float]:
     fields.ignore(*_KNOWN)
     fields.expect("bias", "none")
     fields.expect("use_dora", False)
+    for name, expected in _ONLY_PAIRS.items():
+        if fields.data.get(name):
+            fields.refuse(name, expected, ": an adapter here is low-rank pairs of linears")
     start = fields.data.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         fields.refuse("init_lora_weights", "values that leave the base model as it is")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..codecs.double_quantized_scales import DoubleQuantArray
-from ..codecs.float16_scales import divisor
+from ..codecs.float16_scales import divisor, float16_nearest
 from ..codecs.float_offset import AffineArray
 from ..codecs.integer import IntArray
 from ..codecs.packing import pack
@@ -47,6 +47,7 @@ class KQuant(Scaled):
     (llama.cpp).
 
     Error: no bound for one group, since its scale is rounded to a multiple of the super-block's.
+    A unit below 6e-8, float16's smallest number, becomes that number: weights of 1e-7 are not lost.
 
     Raises:
         ValueError: `bits` is outside 2 to 6.
@@ -114,8 +115,10 @@ class KQuant(Scaled):
 def _unsigned(values: Array, form: Form, sign: int = 1) -> AffineArray:
     """`sign` · values (*stack, n, groups), which are at least 0, as unsigned codes."""
     top = 2**form.scale_bits - 1
-    unit = (_super_blocks(values, form).max(-1) / top).astype(jnp.float16)
+    unit = float16_nearest(_super_blocks(values, form).max(-1), float(top))
     codes = jnp.clip(jnp.round(values / _spread(unit, values, form)), 0, top)
+    if sign > 0:
+        codes = jnp.where(values > 0, codes.clip(1), codes)  # with 0 all weights would be equal
     fields, metadata = _packed(codes, form)
     return AffineArray(fields, sign * unit.mT, *metadata)
 
@@ -124,8 +127,10 @@ def _signed(values: Array, form: Form) -> IntArray:
     """Values (*stack, n, groups) as signed codes: the largest of a super-block is the lowest."""
     half, parts = 2 ** (form.scale_bits - 1), _super_blocks(values, form)
     largest = jnp.take_along_axis(parts, jnp.abs(parts).argmax(-1)[..., None], -1)[..., 0]
-    unit = (largest / -half).astype(jnp.float16)
-    codes = jnp.clip(jnp.round(values / _spread(unit, values, form)), -half, half - 1)
+    unit = jnp.sign(-largest).astype(jnp.float16) * float16_nearest(jnp.abs(largest), float(half))
+    exact = values / _spread(unit, values, form)
+    away = jnp.sign(exact) * jnp.abs(jnp.round(exact)).clip(1)  # a scale of 0 would lose a group
+    codes = jnp.clip(away, -half, half - 1)
     fields, (*metadata, dtype) = _packed(codes + half, form)
     return IntArray(fields, unit.mT, None, *metadata, dtype)
 

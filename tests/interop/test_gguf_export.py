@@ -44,6 +44,16 @@ def test_a_block_type_holds_the_codes_exactly_or_is_not_taken(kind, codec):
     np.testing.assert_array_equal(data.astype(np.float32), leaf.decode())
 
 
+@pytest.mark.parametrize(
+    "codec", [codec for k, row in FORMS.items() if k[0] == "Q" for codec in row[:1]]
+)
+def test_weights_near_the_end_of_float16_are_no_zeros(codec):
+    w = np.random.default_rng(0).standard_normal((768, 8)).astype(np.float32) * np.float32(1e-6)
+    plain, tiny = (jit(lambda w: codec.encode(w).decode() - w)(x) for x in (w * 1e6, w))
+    norm = np.linalg.norm
+    assert norm(tiny) / norm(w) < norm(plain) / norm(w * 1e6) + 0.08  # all lost: 1
+
+
 def test_leaves_that_lie_otherwise_are_not_taken_for_blocks():
     leaf = jm.Int(4, group=32).encode(jnp.ones((64, 64)))
     for order in ((-2, -1), (-1, -2)):

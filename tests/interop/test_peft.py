@@ -34,7 +34,8 @@ def test_a_model_with_an_adapter_has_the_logits_of_peft(name):
         ({"use_dora": True}, "use_dora is True"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"alpha_pattern": {"^(a+)+$": 2}}, "not for a pattern"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head.\], expected no mod"),
+        ({"trainable_token_indices": [3]}, r"trainable_token_indices is \[3\], expected no rows"),
         ({"init_lora_weights": "pissa_niter_4"}, "leave the base model as it is"),
     ],
 )
