@@ -132,7 +132,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
                    "offload": False, "micro": 1, "chunk": 8, "rank": 4, "prompt": 4,
                    "shared": True, "mesh": {"fsdp": 2}},
         "Refit": {"codec": jm.Bitmask(0.5), "steps": 2, "damping": 0.01},
-        "Remat": {"kind": "named", "names": ("attn_out",)},
+        "Remat": {"kind": "named", "names": ("attn_out",), "held": "int8"},
         "Search": solver,
         "Shared": {"groups": 2, "order": "sequence", "codec": int8},
         "Smallest": {"codecs": (jm.Int(4), int8)},

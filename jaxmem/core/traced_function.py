@@ -69,8 +69,7 @@ class Traced:
     @functools.cached_property
     def _inlined(self) -> Any:
         """The closed jaxpr with the operations of each `jit` in its place."""
-        run = lambda *args: _WithoutCalls("allow").run(self.closed.jaxpr, self.closed.consts, *args)
-        return jax.make_jaxpr(run)(*map(_on_device, self.leaves))
+        return inlined(self.closed)
 
     def run_around_scans(self, wrap: Callable, scan: Callable = lax.scan) -> Any:
         """The result with the body of each outermost scan wrapped, as in `around_scans`."""
@@ -83,6 +82,18 @@ class Traced:
         """The result with each segment, of `layers` or of groups of them, wrapped."""
         jaxpr, consts = self._inlined.jaxpr, self._inlined.consts
         return self.structure.unflatten(run_segments(jaxpr, consts, self.leaves, segments, wrap))
+
+
+def inlined(closed: Any) -> Any:
+    """A closed jaxpr with the operations of each `jit` in its place.
+
+    Example:
+        >>> inner = jax.jit(lambda x: x + 1)
+        >>> [eqn.primitive.name for eqn in inlined(jax.make_jaxpr(inner)(1.0)).jaxpr.eqns]
+        ['add']
+    """
+    run = lambda *args: _WithoutCalls("allow").run(closed.jaxpr, closed.consts, *args)
+    return jax.make_jaxpr(run)(*closed.in_avals)
 
 
 class _WithoutCalls(JaxprReplay):

@@ -13,6 +13,8 @@ from ..core import arguments
 from ..core.arguments import check_fields, takes
 from ..core.repeated_layers import Segment
 from ..core.traced_function import Traced
+from .held_residuals import hold
+from .residual_codec import HELD
 
 NAMES = ("attn_out", "mlp_out")  # tensors that the models here tag by `checkpoint_name`
 _KINDS = ("none", "full", "dots", "dots_no_batch", "named", "offload", "nested")
@@ -20,7 +22,7 @@ _KINDS = ("none", "full", "dots", "dots_no_batch", "named", "offload", "nested")
 
 @dataclasses.dataclass(frozen=True)
 class Remat:
-    """Which tensors of each layer are kept for the backward pass; the others are computed again.
+    """Which tensors of each layer are kept for the backward pass, and how; others are recomputed.
 
     - none: all tensors that the backward pass needs; nothing is computed again.
     - full: the layer's input (Chen et al., 2016).
@@ -31,16 +33,33 @@ class Remat:
     - nested: the inputs of about √layers groups of layers; in the backward pass of a group, the
       inputs of its layers.
 
+    `held` says how the kept tensors of a scan over layers wait for the backward pass:
+
+    - None: as they are.
+    - int8: floats as 8-bit codes with an f32 scale for each of up to 128 numbers of a row, rounded
+      stochastically: about .52 of the bytes of bfloat16. Booleans take a bit.
+    - int4: likewise 4 bits, and 64 numbers: about .28. Its noise is large where layers are computed
+      again from rounded tensors, so use it with "none".
+    - host: in host memory. Only compiles for a TPU or GPU show this.
+
+    With "none", all that reads a rounded tensor is linear, so gradients are unbiased; where layers
+    are computed again from rounded tensors, they are so to first order. Tensors that exp, a
+    comparison or the like reads stay exact, and so do rows shorter than 16. Weights are never
+    rounded. Chen et al., 2021 (ActNN) round so.
+
     Raises:
-        ValueError: `kind` is unknown; `names` is empty for named or offload, or given for others.
+        ValueError: `kind` or `held` is unknown; `names` is empty for named or offload, or given for
+            others; `held` is given for offload or nested.
 
     Example:
         >>> Remat("named", ("attn_out",))
-        Remat(kind='named', names=('attn_out',))
+        Remat(kind='named', names=('attn_out',), held=None)
     """
 
     kind: str = "full"
     names: tuple[str, ...] = ()
+    _: dataclasses.KW_ONLY
+    held: str | None = None
 
     def __post_init__(self):
         check_fields(self, names=arguments.NAMES)
@@ -49,6 +68,13 @@ class Remat:
             raise ValueError(f"unknown remat {self.kind!r}; expected one of {', '.join(_KINDS)}")
         if bool(self.names) != (self.kind in ("named", "offload")):
             raise ValueError(f"remat {self.kind!r} with names {self.names}: names go with named")
+        if self.held is not None and self.held not in HELD:
+            raise ValueError(f"held is {self.held!r}, expected one of {', '.join(HELD)}, or None")
+        if self.held and self.kind in ("offload", "nested"):
+            raise ValueError(
+                f"remat {self.kind!r} with held {self.held!r}: expected none, full, dots, "
+                "dots_no_batch or named"
+            )
 
     @property
     def policy(self) -> Callable | None:
@@ -89,11 +115,15 @@ def remat(fn: Callable, policy: Remat) -> Callable:
     Raises:
         ValueError: when `fn` is called: no layers are found, or a name of the policy is on no
             tensor.
+        NotImplementedError: when `fn` is called: the policy has `held`, and no scan is over layers.
     """
-    if policy.kind == "none":
+    if policy.kind == "none" and policy.held is None:
         return fn
     checkpoint = functools.partial(jax.checkpoint, policy=policy.policy)
     in_scan = functools.partial(checkpoint, prevent_cse=False)
+    if policy.held:
+        keeping = (lambda fn: fn) if policy.kind == "none" else in_scan
+        in_scan = functools.partial(hold, held=policy.held, checkpoint=keeping)
     replacement = (_nested,) if policy.kind == "nested" else ()
 
     @functools.wraps(fn)
@@ -105,6 +135,12 @@ def remat(fn: Callable, policy: Remat) -> Callable:
             raise ValueError(f"no tensor has the name {missing.pop()!r}, expected one of: {tags}")
         if traced.scans_weights or (traced.has_scan and not traced.layers):
             return traced.run_around_scans(in_scan, *replacement)
+        if policy.held:
+            name = getattr(fn, "__name__", fn)
+            raise NotImplementedError(
+                f"remat with held {policy.held!r} of {name}: expected a scan over layers, whose "
+                "body the encoding goes round; layers of a Python loop keep arrays"
+            )
         if not traced.layers:
             raise ValueError(
                 f"remat {policy.kind!r} found no layers in {getattr(fn, '__name__', fn)}: expected "
