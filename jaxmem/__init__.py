@@ -1,6 +1,7 @@
 """Fit any language model into the memory you have, and prove it before you rent the machine."""
 
 from . import adapters as adapters
+from . import data as data
 from . import interop as interop
 from . import models as models
 from . import optimizers as optimizers

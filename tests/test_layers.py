@@ -12,6 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 WINGS = [  # a wing imports only wings above it
     "kernels",
     "io",
+    "data",
     "cpu_kernels",
     "core",
     "codecs",

@@ -39,6 +39,7 @@ def test_type_checkers_read_the_annotations():
     [
         ("h5py", "hdf5", jm.interop.read_params),
         ("onnx", "onnx", onnx_graph.onnx_weights),
+        ("zstandard", "data", lambda path: jm.data.write(path, [], method="zstd")),
         ("jinja2", "demo", lambda path: chat_template.render("", [{}])),
         ("matplotlib.figure", "demo", lambda path: new_figure(1, 1)),
     ],
@@ -51,7 +52,7 @@ def test_a_missing_package_is_named_with_its_extra(package, extra, call, tmp_pat
 
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").rglob("*.py"))
-NAMESPACES = ["solvers", "layouts", "interop", "models", "optimizers", "adapters", "train"]
+NAMESPACES = ["solvers", "layouts", "interop", "models", "optimizers", "adapters", "train", "data"]
 REFERENCE = pathlib.Path(__file__).parents[1] / "docs" / "reference"
 
 

@@ -86,6 +86,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     w, rows = uniform(4, 8, 8), uniform(6, 8)
     compiled = jm.memory(layers, w, rows)
     jm.save(folder / "saved", params)
+    jm.data.write(folder / "w.tokens", np.arange(9))
     placed = jm.shardings(params, mesh, {"w": spec})
     logits, labels = uniform(3, 8), jnp.arange(3)
     solver = {"codec": jm.Int(4)}
@@ -148,6 +149,20 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
                   "mesh": None, "optimizer": sgd},
         "choose": {"params": params, "rules": plan, "uses": uses},
         "constrain": {"x": x},
+        "data.Batches": {"rows": jm.data.PackedRows([[1, 2], [3, 4]], 2), "batch": 2, "seed": 0,
+                         "shuffle": False, "shard": (0, 1)},
+        "data.Documents": {"ids": np.arange(5), "lengths": [2, 3], "mask": np.ones(5, bool)},
+        "data.PackedRows": {"documents": [[1, 2], [3, 4, 5]], "width": 4, "longer": "split",
+                            "seed": 0},
+        "data.Packing": {"width": 4, "sequence": np.zeros(1, int), "start": np.zeros(1, int),
+                         "size": np.ones(1, int), "row_starts": np.arange(2)},
+        "data.Tokens": {"path": folder / "w.tokens"},
+        "data.lzw_decode": {"codes": [1, 2], "alphabet": 4, "most": 16, "longest": 9},
+        "data.lzw_encode": {"symbols": [1, 2], "alphabet": 4, "most": 16},
+        "data.lzw_nbytes": {"codes": 36, "most": 512},
+        "data.pack": {"lengths": [3, 9], "width": 4, "longer": "split"},
+        "data.write": {"path": folder / "x.tokens", "ids": np.arange(9), "block": 4,
+                       "method": "deflate"},
         "decode": {"tree": encoded},
         "distillation": {"student": logits, "teacher": logits, "labels": labels, "alpha": 0.5,
                          "temperature": 1.0},

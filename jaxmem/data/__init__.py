@@ -1,0 +1,12 @@
+"""Data of a training run: token stores, documents, packed rows, and an order that resumes."""
+
+from .best_fit import Packing as Packing
+from .best_fit import pack as pack
+from .documents import Documents as Documents
+from .lzw import lzw_decode as lzw_decode
+from .lzw import lzw_encode as lzw_encode
+from .lzw import lzw_nbytes as lzw_nbytes
+from .packed_rows import Batches as Batches
+from .packed_rows import PackedRows as PackedRows
+from .token_store import Tokens as Tokens
+from .token_store import write as write
