@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..codecs.integer import IntArray
 from ..core.arguments import takes
+from .split_leaf import Split
 
 
 @takes()
@@ -35,6 +37,18 @@ def update_in_float32(
 
 
 def to_float32(tree: Any) -> Any:
-    """The tree with its floats in f32; integers stay."""
-    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.tree.map(lambda x: x.astype(jnp.float32) if is_float(x) else x, tree)
+    """The tree with its floats in f32, and `Split` and `Int` weights decoded; integers stay."""
+
+    def one(x):
+        if isinstance(x, Split):
+            return x.joined()
+        if is_trained_whole(x):
+            return x.decode().astype(jnp.float32)
+        return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(one, tree, is_leaf=is_trained_whole)
+
+
+def is_trained_whole(x: Any) -> bool:
+    """Whether `x` is an encoded weight whose gradient and update are those of one array."""
+    return isinstance(x, Split | IntArray)

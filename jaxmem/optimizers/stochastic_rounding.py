@@ -1,18 +1,16 @@
 """stochastic_round: f32 to bfloat16 with E[round(x)] = x (Gupta et al., 2015)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.arguments import INTEGER, OPTIONAL_TREE, Kind, shown, takes
+from ..core.arguments import INTEGER, Kind, takes
 
 SEEDS_PER_STEP = 7919  # seeds between two training steps: one for each array of an optimizer state
 PARAM_SEEDS_PER_STEP = 104_729  # likewise, for each array of the params
 
 _ARRAY = Kind("an array", lambda x: hasattr(x, "shape") and hasattr(x, "dtype"))
-_SEED = Kind(
+SEED = Kind(
     "an int, or an array of one",
     lambda x: (
         INTEGER.accepts(x)
@@ -21,7 +19,7 @@ _SEED = Kind(
 )
 
 
-@takes(x=_ARRAY, seed=_SEED)
+@takes(x=_ARRAY, seed=SEED)
 def stochastic_round(x: Array, seed: Array | int) -> Array:
     """`x` in bfloat16, rounded up with a probability equal to its distance from the value below.
 
@@ -56,34 +54,3 @@ def hashed_bits(shape: tuple[int, ...], seed: Array | int) -> Array:
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons, 2018
         h = (h ^ (h >> shift)) * jnp.uint32(factor)
     return h ^ (h >> 16)
-
-
-@takes(params=OPTIONAL_TREE, step=_SEED)
-def apply_rounded(params: Any, updates: Any, step: Array | int) -> Any:
-    """`params + updates`, each in the dtype of the param; bfloat16 sums are rounded stochastically.
-
-    An update far below one step between neighbours of bfloat16 thus still counts, on average.
-    `step`, the number of the training step, seeds the random bits.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> params, updates = {"w": jnp.ones(10_000, jnp.bfloat16)}, {"w": jnp.full(10_000, 1e-3)}
-        >>> mean = lambda tree: float(tree["w"].astype(jnp.float32).mean())
-        >>> mean({"w": params["w"] + updates["w"].astype(jnp.bfloat16)})  # rounded to nearest
-        1.0
-        >>> abs(mean(apply_rounded(params, updates, step=1)) - 1.001) < 1e-4
-        True
-    """
-    leaves, tree = jax.tree.flatten(params)
-    if jax.tree.structure(updates) != tree:
-        raise ValueError(
-            f"updates are {shown(updates)}, expected a tree of the structure of the params"
-        )
-    new = []
-    for i, (param, update) in enumerate(zip(leaves, tree.flatten_up_to(updates))):
-        total = param.astype(jnp.float32) + update.astype(jnp.float32)
-        if param.dtype == jnp.bfloat16:
-            new.append(stochastic_round(total, step * PARAM_SEEDS_PER_STEP + i))
-        else:
-            new.append(total.astype(param.dtype))
-    return tree.unflatten(new)

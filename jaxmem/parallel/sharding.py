@@ -15,6 +15,8 @@ from ..core.leaf import is_array, is_encoded
 from ..core.paths import is_whole, match, paths
 from .sharded_array import placed
 
+MOST_FIELDS = 3  # names below a parameter's in a state: moments, mu, codes
+
 
 @takes(tree=TREE, mesh=MESH, rules=SPECS)
 def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, P]) -> Any:
@@ -79,10 +81,13 @@ def shard(tree: Any, shardings: Any) -> Any:
 def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
     """The shardings of an optimizer's state: each array lies with the parameter it belongs to.
 
-    An array belongs to the parameter whose path ends the array's own path. It has the parameter's
-    sharding if it has its shape, and is replicated otherwise. Parts of an encoded state (codes and
-    scales of `jm.optimizers.in_int8`), whose path has one name more, are divided along those axes
-    of the parameter's sharding that divide them.
+    An array belongs to the parameter whose path ends the array's own path, or that path without
+    the names of fields of an optimizer's own state, such as codes and scales of
+    `jm.optimizers.in_int8`. It has the parameter's sharding if it has its shape; if it has as many
+    axes, those that the devices divide are divided; otherwise it is replicated.
+
+    Where params are encoded as a whole (`jm.optimizers.split_weights`, `Int(8)` weights in
+    training), pass their shapes, `jax.eval_shape(jm.decode, params)`, and the shardings of these.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmem as jm
@@ -108,7 +113,10 @@ def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
             if alike(weight, x):
                 return where
             return follow(mesh, x, where.spec if not is_encoded(weight) else P(), path)[0]
-        part, where = _parameter(path.rpartition("/")[0], known)
+        names = path.split("/")
+        parents = ["/".join(names[:n]) for n in range(len(names), 0, -1)]
+        pairs = (_parameter(parent, known) for parent in parents[: MOST_FIELDS + 1])
+        part, where = next((pair for pair in pairs if pair[0] is not None), (None, None))
         if part is None or is_encoded(part) or part.ndim != x.ndim:
             return replicated(x, path)
         return follow(mesh, x, _dividing(where.spec, x.shape, mesh), path)[0]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..codecs import Int
-from ..optimizers.int8_state import encode_int8
+from ..optimizers.companded_codes import encode_companded
 from ..optimizers.stochastic_rounding import stochastic_round
 from .recipe import Recipe
 
@@ -57,6 +57,6 @@ def _state_noise(state: str) -> float:
     rounded = {
         "float32": lambda: x,
         "bfloat16": lambda: stochastic_round(x, 1),
-        "int8": lambda: encode_int8(x, 1).decode(),
+        "int8": lambda: encode_companded(x, 1).decode(),
     }[state]()
     return float(((rounded.astype(jnp.float32) - x) ** 2).mean() / (x**2).mean())

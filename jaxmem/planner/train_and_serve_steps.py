@@ -22,7 +22,7 @@ from ..core.usage import uses
 from ..models import KVCache, Model, load
 from ..models.model import family
 from ..offload.optimizer_state import on_host, streamed
-from ..optimizers.stochastic_rounding import apply_rounded
+from ..optimizers.rounded_updates import apply_rounded
 from ..parallel.sharding_constraints import constrain
 from ..train.chunked_cross_entropy import next_token_loss
 from ..train.gradient_accumulation import accumulate
