@@ -163,6 +163,7 @@ class IntArray(MatrixLeaf):
 
     batch_shape = property(lambda self: self.scale.shape[:-2])
     read_as_stored = property(lambda self: self.bits == 8 and self.scale.shape[-2] == 1)
+    reads_in_stack = True
 
     def as_int_array(self) -> "IntArray":
         return self
@@ -260,3 +261,6 @@ class IntArray(MatrixLeaf):
 
     def matmul(self, x, precision=None):
         return matmul(x, self, precision=precision)
+
+    def layer_matmul(self, x, layer, precision=None):
+        return matmul(x, layer, precision=precision)

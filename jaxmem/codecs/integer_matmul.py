@@ -29,7 +29,12 @@ _LAST_AXES = (((1,), (1,)), ((), ()))  # both operands are summed over their las
 )  # layers of one shape are traced and lowered once
 @differentiated_by(decoded_product)
 def matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
-    """x (m, k) . rows^T of an unstacked `IntArray`: (m, n) f32, by what is fast on the platform."""
+    """x (m, k) . rows^T of an unstacked `IntArray`: (m, n) f32, by what is fast on the platform.
+
+    The leaf may be a `StackLayer` of a stack of them.
+    """
+    if leaf.in_stack()[1] is not None:
+        return _matmul_in_stack(x, leaf, precision)
     (m, k), (groups, n) = x.shape, leaf.scale.shape[-2:]
     decoded = functools.partial(cpu_product, precision=precision)
     in_xla = _digit_product if groups == 1 and at_most(m, DIGIT_ROWS) and k else decoded
@@ -42,6 +47,13 @@ def matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
         otherwise = scaled_after if groups == 1 and at_most(m * n, INTERLEAVED_SUMS) else tiles
         elsewhere = functools.partial(packed_product, otherwise=otherwise, precision=precision)
     return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
+
+
+def _matmul_in_stack(x, leaf, precision):
+    """`matmul` of a `StackLayer`: the library reads the layer where it lies, others slice it."""
+    sliced = lambda x, leaf: matmul(x, leaf.unwrapped(), precision=precision)
+    on_cpu = functools.partial(integer_rows_product, otherwise=sliced)
+    return lax.platform_dependent(x, leaf, cpu=on_cpu, default=sliced)
 
 
 def _weighted_parts(leaf):

@@ -60,6 +60,20 @@ def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
         Array([1., 1., 1., 1.], dtype=float32)
     """
 
+    return _lifted(fn, JaxprReplay(on_decode))
+
+
+def lift_inference(fn: Callable) -> Callable:
+    """`lift` for a function that is not differentiated with respect to weights.
+
+    Its scans over layers copy no layer that a compiled product reads (see `StackLayer`).
+    """
+    return _lifted(fn, JaxprReplay("allow", in_stack=True))
+
+
+def _lifted(fn: Callable, replay: JaxprReplay) -> Callable:
+    """`lift`, with the replay that runs the jaxpr."""
+
     @functools.wraps(fn)
     def lifted(*args, **kwargs):
         # 1. Leaves and arrays are traced; other arguments stay as they are.
@@ -84,7 +98,7 @@ def lift(fn: Callable, *, on_decode: OnDecode = "allow") -> Callable:
             for x, path, t in zip(leaves, names, traced)
             if t
         ]
-        outs = JaxprReplay(on_decode).run(jaxpr.jaxpr, jaxpr.consts, *inputs)
+        outs = replay.run(jaxpr.jaxpr, jaxpr.consts, *inputs)
         return jax.tree.structure(out).unflatten([without_name(v) for v in outs])
 
     return lifted

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class MatrixLeaf(Encoded):
     fold: Fold
     dtype: Any
     splits_sums = True  # whether a product is the sum of the products of shards of columns
+    reads_in_stack: ClassVar[bool] = False  # whether `layer_matmul` reads a layer in its stack
 
     @abc.abstractmethod
     def rows(self) -> Array:
@@ -57,6 +58,14 @@ class MatrixLeaf(Encoded):
     def matmul(self, x: Array, precision=None) -> Array:
         """x (m, k) times the rows of an unstacked leaf: (m, n) in f32."""
         return decoded_product(x, self, precision)
+
+    def layer_matmul(self, x: Array, layer: Any, precision=None) -> Array:
+        """x (m, k) times the rows of a `StackLayer` of this stack: (m, n) in f32."""
+        return layer.unwrapped().matmul(x, precision)
+
+    def in_stack(self) -> tuple["MatrixLeaf", Array | None]:
+        """(the leaf that holds the arrays, which layer of it this leaf is; None if it is all)."""
+        return self, None
 
     def as_int_array(self) -> "MatrixLeaf | None":
         """This leaf as the leaf of `Int`, for products of integers; None if it is no such leaf."""

@@ -20,6 +20,7 @@ from .leaf import Encoded, decode, is_encoded, separate_shared
 from .loop_carries import filled, moving, passed_through, scan_arity
 from .primitive_rules import RULES
 from .products_before_scan import scan_products_first
+from .stack_layer import layers_in_stack
 from .traced_mesh import stand_in
 
 OnDecode = Literal["allow", "error"] | Callable[[str, str], None]
@@ -52,6 +53,7 @@ class JaxprReplay:
     on_decode: OnDecode
     wrap: Callable | None = None  # body of a scan -> the body to run in its place
     scan: Callable = lax.scan  # runs the wrapped bodies
+    in_stack: bool = False  # whether a body's products read layers in their stacks
 
     def run(self, jaxpr: Any, consts: Any, *args: Any) -> list:
         """The outputs of a jaxpr, each an array or a `NamedLeaf`."""
@@ -182,8 +184,10 @@ def _run_scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
     # 3. What is sliced is the arrays of a leaf that have the axis of layers. Where no array has it,
     # the leaf says what to slice, or is decoded.
     unstacked = lambda x: isinstance(x, NamedLeaf) and not x.leaf.stack
+    in_place = lambda x: layers_in_stack(without_name(x)) if replay.in_stack else None
     pairs = [
-        x.leaf.moved_layers() if unstacked(x) else separate_shared(without_name(x)) for x in xs
+        x.leaf.moved_layers() if unstacked(x) else in_place(x) or separate_shared(without_name(x))
+        for x in xs
     ]
     decodes = [pair is NotImplemented for pair in pairs]
     xs = [replay.as_arrays("scan", [x])[0] if d else x for x, d in zip(xs, decodes)]
@@ -193,7 +197,8 @@ def _run_scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
 
     # 4. Scan over those arrays, and over the carries that change.
     wrap, run_scan = replay.wrap or (lambda body: body), replay.scan
-    replay = JaxprReplay(replay.on_decode)  # scans inside the body are not wrapped
+    # scans inside the body are not wrapped
+    replay = JaxprReplay(replay.on_decode, in_stack=replay.in_stack)
 
     @wrap
     def body(state, arrays):

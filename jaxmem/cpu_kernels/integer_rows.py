@@ -20,6 +20,8 @@ KEPT_ROWS = {"avx2": 8, "baseline": 2}  # with 2 of every 4 weights
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
     """x (m, k) times the rows of an unstacked `IntArray`: (m, n) f32.
 
+    The leaf may be a `StackLayer` of a stack of them, of which no layer is copied.
+
     The library rounds each row of x to fixed point, in steps of a power of two of at most
     max |x| · 2^-19.9. All sums of a group, or of some hundred columns of it, are exact. So |error|
     ≤ max |x| · 2^-20.9 · Σ |w|, plus the rounding of f32 sums over the groups. A row with an
@@ -27,7 +29,8 @@ def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], 
 
     `otherwise(x, leaf)` is the product elsewhere (see `few_rows_product`).
     """
-    most_rows = ONE_GROUP_ROWS if leaf.scale.shape[-2] == 1 else GROUP_ROWS
+    one_group = leaf.in_stack()[0].scale.shape[-2] == 1
+    most_rows = ONE_GROUP_ROWS if one_group else GROUP_ROWS
     return few_rows_product(_call, most_rows, x, leaf, otherwise)
 
 
@@ -43,10 +46,13 @@ def kept_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Arr
 
 def _call(x, leaf, patterns=()):
     """The library's product; `patterns` are the bit fields of the patterns if 2:4 are kept."""
+    leaf, layer = leaf.in_stack()
     shape = jax.ShapeDtypeStruct((x.shape[0], leaf.scale.shape[-1]), jnp.float32)
     product = jax.ffi.ffi_call("jaxmem_integer_rows", shape, vmap_method="expand_dims")
     scale = leaf.scale if leaf.scale.dtype == jnp.float16 else leaf.scale.astype(jnp.float32)
     group = leaf.group * (2 if patterns else 1) if scale.shape[-2] > 1 else x.shape[1]
     attributes = dict(bits=np.int64(leaf.bits), group=np.int64(group), is_kept=bool(patterns))
     fields = *leaf.codes, *(leaf.zero or ()), *patterns
-    return product(x.astype(jnp.float32), scale, *fields, **attributes)
+    layers = () if layer is None else (layer.reshape(1, 1),)
+    attributes |= dict(in_stack=bool(layers))
+    return product(x.astype(jnp.float32), scale, *fields, *layers, **attributes)

@@ -36,14 +36,16 @@ void multiply(ffi::ThreadPool& pool, const IntegerRows& weight, const float* x, 
 }
 
 // y = x · rows^T. `fields` are the fields of the codes, then those of the zero points, if there are, then
-// those of the patterns, if 2 of every 4 columns are kept.
+// those of the patterns, if 2 of every 4 columns are kept. If scales and fields are stacks of layers, the
+// last of `fields` is the layer, (1, 1) int32.
 ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale,
                         ffi::RemainingArgs fields, ffi::Result<ffi::AnyBuffer> y, int64_t bits,
-                        int64_t group, bool is_kept) {
+                        int64_t group, bool is_kept, bool in_stack) {
   const auto sizes = y->dimensions(), x_sizes = x.dimensions();
   const size_t rank = sizes.size();
   if (bits < 2 || bits > 8 || group < 1 || is_kept && !has_kept_columns(bits)) return ffi::Error::InvalidArgument("no such integers");
-  const size_t count = field_count(static_cast<int>(bits)), last = fields.size() - (is_kept ? 2 : 0);
+  const size_t size = fields.size() - (in_stack ? 1 : 0);
+  const size_t count = field_count(static_cast<int>(bits)), last = size - (is_kept ? 2 : 0);
   if (last != count && (is_kept || last != 2 * count)) {
     return ffi::Error::InvalidArgument("wrong count of fields");
   }
@@ -51,13 +53,13 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
   for (size_t f = 0; f < fields.size(); ++f) {
     const auto field = fields.get<ffi::AnyBuffer>(f);
     if (field.has_error()) return field.error();
-    packed.emplace_back(*field);
+    packed.emplace_back(*field, in_stack && f < size);
   }
   const bool half_scale = scale.element_type() == ffi::F16;
   if (!half_scale && scale.element_type() != ffi::F32) {
     return ffi::Error::InvalidArgument("scales are float16 or float32");
   }
-  const Matrices inputs(x), scales(scale);
+  const Matrices inputs(x), scales(scale, in_stack);
   bool one_weight = scales.is_single();
   for (const Matrices& field : packed) one_weight = one_weight && field.is_single();
 
@@ -66,10 +68,11 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
   if (one_weight) m *= batch, batch = std::min<int64_t>(batch, 1);
   const int64_t n = sizes[rank - 1], k = x_sizes[rank - 1];
   parallel_for(pool, pool.num_threads(), batch, [&](int64_t i) {
-    IntegerRows weight{{n, k, group, scales.at(i, sizes), half_scale}, static_cast<int>(bits)};
-    for (size_t f = 0; f < packed.size(); ++f) {
+    const int64_t layer = in_stack ? *reinterpret_cast<const int32_t*>(packed[size].at(i, sizes)) : 0;
+    IntegerRows weight{{n, k, group, scales.at(i, sizes, layer), half_scale}, static_cast<int>(bits)};
+    for (size_t f = 0; f < size; ++f) {
       const uint8_t** to = f < count ? weight.fields : f < last ? weight.zeros - count : weight.patterns - last;
-      to[f] = packed[f].at(i, sizes);
+      to[f] = packed[f].at(i, sizes, layer);
     }
     const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
@@ -123,7 +126,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_integer_rows, jaxmem::integer_rows,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("bits")
                                   .Attr<int64_t>("group")
-                                  .Attr<bool>("is_kept"));
+                                  .Attr<bool>("is_kept")
+                                  .Attr<bool>("in_stack"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_scaled_rows, jaxmem::scaled_rows,
                               ffi::Ffi::Bind()

@@ -15,6 +15,7 @@ import numpy as np
 from ..architectures.family_modules import family_module
 from ..core import lazy
 from ..core.leaf import is_encoded
+from ..kv_cache.quantized import QuantizedCache
 from .processor_files import Processor
 
 if TYPE_CHECKING:
@@ -85,9 +86,10 @@ class Model:
         self._check_ids(*args, is_call="method" not in kwargs)
         forward = self._forward
         if any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded))):
-            from ..core.lifting import lift
+            from ..core.lifting import lift, lift_inference
 
-            forward = lift(forward)
+            has_cache = any(isinstance(x, dict | QuantizedCache) for x in (*args, *kwargs.values()))
+            forward = lift_inference(forward) if has_cache else lift(forward)
         return forward(params, *args, **kwargs)
 
     def _forward(self, params: dict, *args: Any, **kwargs: Any) -> Any:

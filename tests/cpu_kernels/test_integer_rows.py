@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
+from jaxmem.core.lifting import lift_inference
 from jaxmem.cpu_kernels.integer_rows import integer_rows_product
 
 pytestmark = pytest.mark.skipif(jm.native().instruction_set is None, reason=jm.native().reason)
@@ -57,6 +59,16 @@ def test_the_compiled_product_is_that_with_the_decoded_weight(bits, m, n, k, gro
 def test_a_matmul_of_few_rows_calls_the_library(rows, group, is_compiled):
     run = jax.jit(jm.lift(jnp.matmul)).lower(random_x(rows, 32), random_leaf(4, 8, 32, group))
     assert ("jaxmem_integer_rows" in run.as_text()) == is_compiled
+
+
+@pytest.mark.parametrize("stacks", [1, 2], ids=["a stack", "two stacks under vmap"])
+def test_a_layer_is_read_in_its_stack(stacks):
+    leaf = random_leaf(4, 32, 32, 16, stack=(stacks, 3))
+    scan = lambda w, x: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+    run, x = jax.jit(jax.vmap(lift_inference(scan), (0, None))), random_x(2, 32)
+    assert "in_stack = true" in run.lower(leaf, x).as_text()
+    expected = jnp.stack([scan(jm.decode(leaf)[i], x) for i in range(stacks)])
+    np.testing.assert_allclose(run(leaf, x), expected, 1e-4, 1e-4)
 
 
 def test_an_exported_program_calls_no_library_that_another_machine_lacks():

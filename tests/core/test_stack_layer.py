@@ -1,0 +1,46 @@
+"""A layer that is read in its stack does what the sliced layer does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxmem as jm
+from jaxmem.core.lifting import lift_inference
+
+ROWS = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16), np.float32))
+STACK = np.random.default_rng(1).standard_normal((3, 16, 16), np.float32)
+ids = jnp.array([5, 0])
+BODIES = {
+    "a product": lambda x, w: jnp.tanh(x @ w),
+    "a transposed product": lambda x, w: jnp.tanh(x @ w.T),
+    "heads": lambda x, w: jnp.einsum("bk,khd->bhd", x, w.reshape(16, 4, 4)).reshape(2, 16),
+    "a look-up": lambda x, w: x + w[ids],
+    "its values": lambda x, w: x + jnp.sin(w)[:2],
+}
+CODECS = [jm.Int(4, group=8), jm.Int(8), jm.Int(3, group=8, symmetric=False), jm.Bitmask(0.5)]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=["int4", "int8", "zero points", "bitmask"])
+def test_a_scan_over_layers_in_their_stack_is_that_over_slices(codec):
+    stack = codec.encode(jnp.asarray(STACK))
+
+    def run(lifted):
+        scan = lambda body: lambda w, x: lax.scan(lambda x, w: (body(x, w), None), x, w)[0]
+        return jax.jit(lambda w, x: [lifted(scan(body))(w, x) for body in BODIES.values()])
+
+    for y, expected in zip(run(lift_inference)(stack, ROWS), run(jm.lift)(stack, ROWS)):
+        np.testing.assert_allclose(y, expected, 2e-5, 2e-5)
+
+
+def test_gradients_through_a_layer_in_its_stack_are_those_through_the_slice():
+    scan = lambda w, x: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
+    stack = jm.Int(4, group=8).encode(jnp.asarray(STACK))
+    grads = [
+        jax.jit(jax.grad(lift(scan), argnums=(0, 1), allow_int=True))(stack, ROWS)
+        for lift in (lift_inference, jm.lift)
+    ]
+    (w, x), (expected_w, expected_x) = grads
+    np.testing.assert_allclose(w.scale, expected_w.scale, 2e-3, 2e-3)
+    np.testing.assert_allclose(x, expected_x, 1e-5, 1e-5)
