@@ -131,19 +131,48 @@ inline void rows_product(const Rows& rows, const EightFloats* scales,
   ((totals[kRow] = kPaired ? joined_halves(sums[kRow], last_sums[kRow]) : sums[kRow]), ...);
 }
 
+// `rows_product` where each of `groups` groups is one whole vector.
+template <int kBits, int... kRow, typename Rows>
+inline void whole_vectors_product(const Rows& rows, const EightFloats* scales, int64_t groups,
+                                  const FixedPoint<kBits>& x, Floats* totals) {
+  using Sums = DigitSums<kBits>;
+  Floats sums[kByteRows] = {};
+  const auto* vector = x.vectors.data();
+  const Sums* start = x.starts.data();
+  for (int64_t g = 0; g < groups; ++g) {
+    const float* scale = reinterpret_cast<const float*>(scales + g);
+    const typename Sums::Registers digits(vector[g]);
+    Sums products[kByteRows];
+    ((products[kRow] = start[g]), ...);
+    (products[kRow].add_products(rows.template codes<kRow, true>(g * kLanes, kLanes), digits), ...);
+    ((sums[kRow] += products[kRow].lanes() * scale[kRow]), ...);
+  }
+  ((totals[kRow] = sums[kRow]), ...);
+}
+
 // `rows_product` of all 8 rows, kRowsAtOnce at a time.
-template <int kBits, bool kPaired, typename Rows>
-inline void eight_rows_product(const Rows& rows, const EightFloats* scales,
+template <int kBits, typename Rows>
+inline void eight_rows_product(const Rows& rows, const EightFloats* scales, int64_t group,
                                const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
                                Floats* totals) {
-  if constexpr (kRowsAtOnce == 4) {
-    rows_product<kBits, kPaired, 0, 1, 2, 3>(rows, scales, chunks, x, totals);
-    rows_product<kBits, kPaired, 4, 5, 6, 7>(rows, scales, chunks, x, totals);
+  const auto some = [&](auto... row) {
+    if (group == kLanes && rows.k % kLanes == 0) {
+      whole_vectors_product<kBits, decltype(row)::value...>(rows, scales, rows.k / kLanes, x, totals);
+    } else if (are_paired(group)) {
+      rows_product<kBits, true, decltype(row)::value...>(rows, scales, chunks, x, totals);
+    } else {
+      rows_product<kBits, false, decltype(row)::value...>(rows, scales, chunks, x, totals);
+    }
+  };
+  using std::integral_constant;
+  if constexpr (kRowsAtOnce == 4 || kBits == 8) {
+    some(integral_constant<int, 0>{}, integral_constant<int, 1>{}, integral_constant<int, 2>{}, integral_constant<int, 3>{});
+    some(integral_constant<int, 4>{}, integral_constant<int, 5>{}, integral_constant<int, 6>{}, integral_constant<int, 7>{});
   } else {
-    rows_product<kBits, kPaired, 0, 1>(rows, scales, chunks, x, totals);
-    rows_product<kBits, kPaired, 2, 3>(rows, scales, chunks, x, totals);
-    rows_product<kBits, kPaired, 4, 5>(rows, scales, chunks, x, totals);
-    rows_product<kBits, kPaired, 6, 7>(rows, scales, chunks, x, totals);
+    some(integral_constant<int, 0>{}, integral_constant<int, 1>{});
+    some(integral_constant<int, 2>{}, integral_constant<int, 3>{});
+    some(integral_constant<int, 4>{}, integral_constant<int, 5>{});
+    some(integral_constant<int, 6>{}, integral_constant<int, 7>{});
   }
 }
 
@@ -216,11 +245,7 @@ void whole_rows_product(const IntegerRows& weight, const Inputs<kBits>& inputs, 
       const auto& x = inputs.rows[i];
       Floats totals[kByteRows];
       const EightFloats* scales = block.scales.data() + v * groups;
-      if (are_paired(weight.group)) {
-        eight_rows_product<kBits, true>(rows, scales, inputs.chunks, x, totals);
-      } else {
-        eight_rows_product<kBits, false>(rows, scales, inputs.chunks, x, totals);
-      }
+      eight_rows_product<kBits>(rows, scales, weight.group, inputs.chunks, x, totals);
       done(i, row, (sums_of_lanes(totals) + block.y[i * kBlockVectors + v]) * x.step);
     }
   }
