@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <string>
 
+#include "attended_row.h"
 #include "integer_rows.h"
 #include "matrices.h"
 #include "parallel.h"
@@ -115,7 +116,45 @@ ffi::Error scaled_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer sc
   return ffi::Error::Success();
 }
 
+// Attention of q (batch, heads, 1, width) over a layer of keys and values (layers, batch, heads of keys,
+// length, width). `places` are the layer, the position of q, and the tokens that it sees.
+ffi::Error attended_row(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> keys,
+                        ffi::Buffer<ffi::F32> values, ffi::Buffer<ffi::S32> places,
+                        ffi::ResultBuffer<ffi::F32> y, float scale) {
+  const auto sizes = q.dimensions(), stack = keys.dimensions();
+  if (sizes.size() != 4 || sizes[2] != 1 || stack.size() != 5 ||
+      !std::equal(stack.begin(), stack.end(), values.dimensions().begin(), values.dimensions().end()) ||
+      stack[1] != sizes[0] || stack[4] != sizes[3] || stack[2] == 0 || sizes[1] % stack[2] ||
+      places.element_count() != 3) {
+    return ffi::Error::InvalidArgument("wrong shapes of queries, keys and values");
+  }
+  const int64_t layers = stack[0], shared = stack[2], length = stack[3], width = stack[4];
+  const int64_t heads = sizes[1] / shared, count = sizes[0] * shared;
+  if (layers == 0 || length == 0) return ffi::Error::InvalidArgument("no keys");
+  const int32_t* place = places.typed_data();
+  const int64_t layer = std::clamp<int64_t>(place[0], 0, layers - 1);
+  const int64_t last = std::clamp<int64_t>(place[1], 0, length - 1) + 1;
+  const int64_t first = std::max<int64_t>(0, last - std::max<int64_t>(1, place[2]));
+  const int64_t work = (last - first) * width * heads * count;
+  parallel_for(pool, work > kPartWeights ? pool.num_threads() : 1, count, [&](int64_t i) {
+    const int64_t start = (layer * count + i) * length * width, row = i * heads * width;
+    attend_row(q.typed_data() + row, heads, keys.typed_data() + start, values.typed_data() + start, first,
+               last, width, scale, y->typed_data() + row);
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace jaxmem
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_attended_row, jaxmem::attended_row,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("scale"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_integer_rows, jaxmem::integer_rows,
                               ffi::Ffi::Bind()

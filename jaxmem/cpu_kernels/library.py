@@ -23,7 +23,8 @@ from ..io.disk_cache import cache_dir
 
 SOURCES = pathlib.Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
-FUNCTIONS = ("jaxmem_integer_rows", "jaxmem_scaled_rows")  # what XLA calls
+# What XLA calls.
+FUNCTIONS = ("jaxmem_attended_row", "jaxmem_integer_rows", "jaxmem_scaled_rows")
 OPTIONS = ("-std=c++17", "-O2", "-w", "-fPIC", "-shared", "-fno-math-errno")
 COMPILE_SECONDS = 300
 # Instruction sets that JAXMEM_NATIVE may name, of an x86 processor, and the compiler's options.

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "attended_row.h"
 #include "integer_rows.h"
 #include "scaled_rows.h"
 
@@ -147,6 +148,32 @@ inline bool scaled_is_right(int exponent_bits, int64_t m, int64_t n, int64_t k, 
   return true;
 }
 
+// Whether attention of random queries is that of a plain loop.
+inline bool attention_is_right(int64_t heads, int64_t width, int64_t first, int64_t last, std::mt19937& random) {
+  const auto numbers = [&](int64_t count) {
+    std::vector<float> values(count);
+    for (float& value : values) value = static_cast<float>(random() % 2001) / 1000 - 1;
+    return values;
+  };
+  const auto q = numbers(heads * width), keys = numbers(last * width), values = numbers(last * width);
+  std::vector<float> y(heads * width, NAN);
+  attend_row(q.data(), heads, keys.data(), values.data(), first, last, width, 0.5f, y.data());
+  for (int64_t h = 0; h < heads; ++h) {
+    std::vector<double> sums(width);
+    double total = 0;
+    for (int64_t s = first; s < last; ++s) {
+      double score = 0;
+      for (int64_t i = 0; i < width; ++i) score += q[h * width + i] * static_cast<double>(keys[s * width + i]);
+      total += std::exp(0.5 * score);
+      for (int64_t i = 0; i < width; ++i) sums[i] += std::exp(0.5 * score) * values[s * width + i];
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      if (!(std::fabs(y[h * width + i] - sums[i] / total) <= 1e-5)) return false;
+    }
+  }
+  return true;
+}
+
 inline std::string self_test() {
   std::mt19937 random(0);
   const struct { int64_t m, n, k, group; } shapes[] = {
@@ -174,6 +201,14 @@ inline std::string self_test() {
                ", " + std::to_string(k) + ") times (" + std::to_string(k) + ", " +
                std::to_string(n) + ") in groups of " + std::to_string(group);
       }
+    }
+  }
+  const struct { int64_t heads, width, first, last; } attended[] = {
+      {1, 1, 0, 1}, {3, 64, 0, 9}, {2, 20, 3, 7}, {1, 33, 5, 6}, {9, 8, 0, 40},
+  };
+  for (const auto& [heads, width, first, last] : attended) {
+    if (!attention_is_right(heads, width, first, last, random)) {
+      return "attention of " + std::to_string(heads) + " heads of " + std::to_string(width);
     }
   }
   return "";

@@ -8,9 +8,10 @@ import numpy as np
 from jax import Array, lax
 
 from ..core.hadamard import hadamard
+from ..cpu_kernels.attended_row import attended_row
 from .attention_masks import causal
 from .attention_scores import PLAIN, ScoreTerms, attend
-from .dense import write
+from .dense import layer_of, write
 from .quantized import QuantizedCache, write_states
 from .quantized_attention import attend_quantized
 
@@ -47,11 +48,11 @@ def attend_through(
             (then `position` is one, too), or more than the cache is long.
     """
     if not isinstance(cache, QuantizedCache):
-        if cache is not None:
-            cache, k, v = write(cache, layer, position, k, v)
-        start = 0 if cache is None else position
-        allowed = causal(q.shape[2], k.shape[2], start, window)
-        return cache, attend(q, k, v, allowed, scale, terms, start)
+        if cache is None:
+            allowed = causal(q.shape[2], k.shape[2], 0, window)
+            return None, attend(q, k, v, allowed, scale, terms, 0)
+        cache, *_ = write(cache, layer, position, k, v)
+        return cache, _attend_dense(cache, layer, position, q, window, scale, terms)
 
     rotation = hadamard(k.shape[-1]) if cache.options.rotate else None
     q, k, v = (_rotated(x, rotation) for x in (q, k, v))
@@ -62,6 +63,31 @@ def attend_through(
     )
     y = attend_quantized(cache, layer, position, q, window, scale, terms)
     return cache, _rotated(y, None if rotation is None else rotation.T)
+
+
+def _attend_dense(
+    cache: dict,
+    layer: Array,
+    position: Array | int,
+    q: Array,
+    window: Array | int,
+    scale: float,
+    terms: ScoreTerms,
+) -> Array:
+    """Attention of q (B, H, T, h), at `position`, over a layer of a dense cache."""
+    steps = q.shape[2]
+
+    def attended(q, keys, values, layer, position, window):
+        keys, values = (layer_of(states, layer, q.dtype) for states in (keys, values))
+        allowed = causal(steps, keys.shape[2], position, window)
+        return attend(q, keys, values, allowed, scale, terms, position)
+
+    args = q, cache["k"], cache["v"], layer, position, window
+    all_f32 = {x.dtype for x in args[:3]} == {jnp.dtype(jnp.float32)}
+    plain = not terms.softcap and terms.bias is terms.slopes is terms.sinks is None
+    if steps == 1 and plain and all_f32 and not jnp.ndim(window):
+        return attended_row(*args, scale=scale, otherwise=attended)
+    return attended(*args)
 
 
 def _rotated(x: Array, rotation: np.ndarray | None) -> Array:

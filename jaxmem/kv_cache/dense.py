@@ -65,6 +65,15 @@ def write(
         raise ValueError(f"{k.shape[2]} steps for a cache of length {length}{where}")
     start = (layer, 0, 0, position, 0)
     put = lambda old, new: lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
-    layer_of = lambda states: lax.dynamic_index_in_dim(states, layer, 0, keepdims=False)
     cache = cache | {"k": put(cache["k"], k), "v": put(cache["v"], v)}
-    return cache, layer_of(cache["k"]).astype(k.dtype), layer_of(cache["v"]).astype(v.dtype)
+    return cache, layer_of(cache["k"], layer, k.dtype), layer_of(cache["v"], layer, v.dtype)
+
+
+def layer_of(states: Array, layer: Array, dtype: DTypeLike) -> Array:
+    """The keys or values (B, K, S, h) of a layer, of `states` (layers, B, K, S, h).
+
+    Example:
+        >>> layer_of(empty(2, 1, 4, 16, 8)["k"], jnp.int32(1), jnp.float32).shape
+        (1, 4, 16, 8)
+    """
+    return lax.dynamic_index_in_dim(states, layer, 0, keepdims=False).astype(dtype)
