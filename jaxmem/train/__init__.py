@@ -1,6 +1,8 @@
 """Training: losses, transformations of a training step, and optimizers that prune as they train."""
 
 from .chunked_cross_entropy import next_token_loss as next_token_loss
+from .chunked_logits import Logits as Logits
+from .chunked_logits import chunked as chunked
 from .distillation_loss import distillation as distillation
 from .dynamic_sparsity import evolve as evolve
 from .dynamic_sparsity import rigl as rigl
@@ -15,6 +17,10 @@ from .output_losses import divergence as divergence
 from .output_losses import kl_divergence as kl_divergence
 from .output_losses import relative as relative
 from .output_losses import squared as squared
+from .preference_losses import odds_ratio as odds_ratio
+from .preference_losses import preference as preference
 from .remat_policy import Remat as Remat
 from .remat_policy import remat as remat
 from .scale_tuning import tune as tune
+from .token_losses import cross_entropy as cross_entropy
+from .token_losses import teacher_divergence as teacher_divergence

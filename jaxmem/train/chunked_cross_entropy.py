@@ -1,26 +1,17 @@
 """next_token_loss: mean of −log softmax(x · head)[next id], with few logits in memory at a time."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from ..core.arguments import IDS, POSITIVE, Kind, takes
-from ..core.lifting import dot_general
-
-_HIDDEN = Kind(
-    "hidden states (rows, tokens, width)", lambda x: hasattr(x, "shape") and len(x.shape) == 3
-)
-
-_HEAD = Kind(
-    "an array or an encoded leaf of two axes", lambda x: hasattr(x, "shape") and len(x.shape) == 2
-)
+from ..core.arguments import IDS, POSITIVE, takes
+from .chunked_logits import HEAD, HIDDEN, MASK, Logits, chunked
+from .token_losses import cross_entropy
 
 
-@takes(x=_HIDDEN, head=_HEAD, ids=IDS, chunk=POSITIVE)
+@takes(x=HIDDEN, head=HEAD, ids=IDS, mask=MASK, chunk=POSITIVE)
 def next_token_loss(
     x: Array,
     head: Any,
@@ -28,15 +19,26 @@ def next_token_loss(
     *,
     axis: int = 0,
     chunk: int = 512,
+    mask: Array | None = None,
+    smoothing: float = 0.0,
+    z: float = 0.0,
     logits: Callable[[Array], Array] = lambda products: products,
 ) -> Array:
     """The mean cross entropy of predicting each next id, in nats, in f32.
 
-    Shapes: hidden states x (B, T, D); `head` (D, V), or (V, D) with `axis=1`, dense or encoded; ids
-    (B, T) int32. Logits are computed for `chunk` positions at a time, which takes B · chunk · V · 4
-    bytes, and computed again in the backward pass. All logits would take B · T · V · 4 bytes, and
-    their gradient as many. `logits` makes them of the products (B, chunk, V) in f32: by a bias, a
-    factor or a soft cap, where a model has one; the loss has gradients for what it closes over.
+    Args:
+        x: hidden states (B, T, D).
+        head: (D, V), or (V, D) with `axis=1`, dense or encoded.
+        ids: (B, T) int32.
+        axis: the axis of `head` that has D.
+        chunk: positions of each row whose logits exist at a time, see `chunked`.
+        mask: (B, T), which ids are to be predicted, such as those of an answer. The mean is over
+            them, and 0 if there are none; chunks without any are not computed. By default all ids
+            but the first of each row.
+        smoothing: label smoothing, see `cross_entropy`.
+        z: the weight of the squared log of the softmax's sum, see `cross_entropy`.
+        logits: makes logits of the products (B, chunk, V) in f32: by a bias, a factor or a soft
+            cap, where a model has one; the loss has gradients for what it closes over.
 
     Raises:
         ValueError: `chunk` does not divide T, or `head` does not take vectors of D.
@@ -47,28 +49,13 @@ def next_token_loss(
         >>> float(next_token_loss(x, head, jnp.zeros((1, 8), jnp.int32), chunk=4)).__round__(4)
         2.7726
     """
-    batch, steps, width = x.shape
-    if head.shape[axis] != width:
-        raise ValueError(f"head has shape {head.shape}, expected {width} on its axis {axis}")
-    chunk = min(chunk, steps)
-    if steps % chunk:
-        raise ValueError(f"a chunk of {chunk} positions does not divide the {steps} of each row")
-    targets = jnp.roll(ids, -1, axis=1)
+    output = Logits(x, head, axis=axis, finish=logits)
+    loss = cross_entropy(smoothing=smoothing, z=z)
     # the last position of a row has no next id
-    counted = jnp.broadcast_to(jnp.arange(steps)[None] < steps - 1, ids.shape)
-    # (B, T, ...) as (chunks, B, chunk, ...)
-    chunks = lambda a: jnp.moveaxis(a.reshape(batch, steps // chunk, chunk, *a.shape[2:]), 1, 0)
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def add(total, inputs):
-        x, targets, counted = inputs
-        dims = (((2,), (axis,)), ((), ()))
-        scores = logits(dot_general(x, head, dims, preferred_element_type=jnp.float32))
-        chosen = jnp.take_along_axis(scores, targets[..., None], -1)[..., 0]
-        loss = jax.nn.logsumexp(scores, axis=-1) - chosen
-        return total + jnp.where(counted, loss, 0.0).sum(), None
-
-    total, _ = lax.scan(
-        add, jnp.zeros((), jnp.float32), (chunks(x), chunks(targets), chunks(counted))
+    has_next = jnp.broadcast_to(jnp.arange(ids.shape[1])[None] < ids.shape[1] - 1, ids.shape)
+    counted = has_next if mask is None else has_next & jnp.roll(mask, -1, axis=1)
+    values = chunked(
+        loss, output, jnp.roll(ids, -1, axis=1), mask=None if mask is None else counted, chunk=chunk
     )
-    return total / (batch * (steps - 1))
+    count = jnp.maximum(counted.sum(dtype=jnp.float32), 1.0)
+    return jnp.where(counted, values, 0.0).sum() / count
