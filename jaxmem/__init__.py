@@ -2,6 +2,7 @@
 
 from . import adapters as adapters
 from . import data as data
+from . import evaluation as evaluation
 from . import interop as interop
 from . import models as models
 from . import optimizers as optimizers

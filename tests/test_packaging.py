@@ -53,6 +53,7 @@ def test_a_missing_package_is_named_with_its_extra(package, extra, call, tmp_pat
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").rglob("*.py"))
 NAMESPACES = ["solvers", "layouts", "interop", "models", "optimizers", "adapters", "train", "data"]
+NAMESPACES += ["evaluation"]
 REFERENCE = pathlib.Path(__file__).parents[1] / "docs" / "reference"
 
 

@@ -35,12 +35,14 @@ import jaxmem as jm
 
 SECONDS = 60  # for one call, on a machine that does other work too
 NAMESPACES = ("solvers", "layouts", "interop", "models", "optimizers", "adapters", "train")
+NAMESPACES += ("evaluation",)
 
 # What functions return is only read, or has no constructor that users call.
 NOT_CALLED = {
     "Breakdown", "Codec", "CompileError", "Donations", "Encoded", "Evaluation", "Fitted",
     "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Use",
-    "models.Model",
+    "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
+    "evaluation.TaskScores", "models.Model",
 }  # fmt: skip
 
 
@@ -71,6 +73,7 @@ MAY = {
     ("*", "seed|step|begin|axis|to"): {"negative"},
     ("*", "x|target|found|student|teacher|labels|alpha|temperature|ids"): {"array"},
     ("is_encoded", ".*"): set(WRONG),
+    ("evaluation.Task", "prompt|delimiter|until"): {"text"},
     ("(train\\.)?(squared|relative)", ".*"): {"int", "negative", "nan", "array"},
     ("Basis|Shared|QERA|Recipe", "codec|factors|encoding"): {"none"},
     ("Prune|least_worth|together", "score"): {"function"},

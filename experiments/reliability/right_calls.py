@@ -73,10 +73,10 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     sizes = {"vocab": 64, "width": 32, "ffn": 48, "layers": 2, "heads": 4, "kv_heads": 2}
     model = blank_model(llama, **sizes, head_dim=8)
     words = tokenizers.models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0")
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    chatting = dataclasses.replace(
-        model, tokenizer=tokenizers.Tokenizer(words), chat_template=template
-    )
+    chatting = dataclasses.replace(model, tokenizer=tokenizer, chat_template=template)
     gpt = blank_model(gpt2, vocab=64, width=32, layers=3, heads=4)
     ids = jnp.arange(30).reshape(1, 30)
     model_stats, gpt_stats = (jm.stats(m.apply, m.params, [(ids,)]) for m in (model, gpt))
@@ -96,6 +96,13 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     inner = {"inner": sgd, "plan": sparse}
     tree = {"tree": params}
     layout = {"config": model.config, "mesh": mesh}
+    answers = [
+        {"item": i, "score": 1.0, "answer": 0, "right": 0, "logprobs": [0.0, -1.0], "group": "a"}
+        for i in range(5)
+    ]
+    item = {"text": "w1 w2", "answer": 0}
+    task = jm.evaluation.Task("mood", "choice", (item,), "{text}", ("w3", "w4"))
+    jm.evaluation.write_task(folder / "task.jsonl", task)
     calls = {
         "Affine": {"bits": 4, "group": 16},
         "Basis": {"rank": 4, "groups": 1, "order": "sequence", "codec": int8},
@@ -179,6 +186,16 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "evaluate": {"apply": model.apply, "params": model.params, "ids": np.arange(40) % 64,
                      "reference": (model.apply, model.params), "window": 8, "windows": 1,
                      "batch": 1, "progress": None},
+        "evaluation.Task": {"name": "mood", "kind": "choice", "items": (item,), "prompt": "{text}",
+                            "choices": ("w3", "w4"), "metric": "acc_norm", "group": "text",
+                            "delimiter": " ", "max_new_tokens": 4, "until": (".",)},
+        "evaluation.answer_flips": {"before": answers, "after": answers},
+        "evaluation.calibration_of": {"items": answers, "bins": 5},
+        "evaluation.group_gaps": {"before": answers, "after": answers, "least": 2},
+        "evaluation.published_tasks": {"folder": folder},
+        "evaluation.read_task": {"path": folder / "task.jsonl"},
+        "evaluation.score_task": {"task": task, "model": chatting, "progress": None},
+        "evaluation.write_task": {"path": folder / "new.jsonl", "task": task},
         "evolve": {**inner, "every": 1, "end": 10, "share": 0.3, "seed": 0, "uses": uses},
         "export": {"tree": encoded},
         "fewer": {"model": gpt, "kinds": ["layers"], "stats": gpt_stats, "ids": ids},

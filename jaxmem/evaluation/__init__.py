@@ -1,0 +1,14 @@
+"""How good a model still is: tasks scored item by item, and what compression changed in them."""
+
+from .confidence_calibration import ConfidenceCalibration as ConfidenceCalibration
+from .confidence_calibration import calibration_of as calibration_of
+from .group_fairness import GroupGaps as GroupGaps
+from .group_fairness import group_gaps as group_gaps
+from .paired_answers import Flips as Flips
+from .paired_answers import answer_flips as answer_flips
+from .published_sets import published_tasks as published_tasks
+from .task import Task as Task
+from .task_files import read_task as read_task
+from .task_files import write_task as write_task
+from .task_scores import TaskScores as TaskScores
+from .task_scores import score_task as score_task
