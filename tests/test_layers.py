@@ -12,9 +12,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 WINGS = [  # a wing imports only wings above it
     "kernels",
     "io",
-    "data",
     "cpu_kernels",
     "core",
+    "data",
     "codecs",
     "optimizers",
     "compiler",

@@ -35,14 +35,14 @@ import jaxmem as jm
 
 SECONDS = 60  # for one call, on a machine that does other work too
 NAMESPACES = ("solvers", "layouts", "interop", "models", "optimizers", "adapters", "train")
-NAMESPACES += ("evaluation",)
+NAMESPACES += ("evaluation", "data")
 
 # What functions return is only read, or has no constructor that users call.
 NOT_CALLED = {
     "Breakdown", "Codec", "CompileError", "Donations", "Encoded", "Evaluation", "Fitted",
     "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Use",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
-    "evaluation.TaskScores", "models.Model",
+    "evaluation.TaskScores", "data.Packing", "models.Model",
 }  # fmt: skip
 
 
@@ -82,6 +82,10 @@ MAY = {
      "fn|loss|keep|policy"): {"function"},
     ("train.accumulate", "loss"): {"function"},
     ("save|interop.*", "path"): {"text"},
+    ("data.*", "path|files|folder"): {"text", "none"},
+    ("data.(lzw_)?.*", "symbols|codes|lengths|mask|rows"): {"array"},
+    ("data.write", "ids"): {"list"},
+    ("data.(read|.*)", "chat|encode"): {"function", "none"},
     ("save", "tree"): {"int", "negative", "nan", "none", "text", "function"},
     ("decode|nbytes", "tree"): {"none"},  # a tree without leaves
     ("constrain", "x"): {"int", "negative", "nan"},

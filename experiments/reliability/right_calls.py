@@ -30,6 +30,13 @@ def adapter(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def text_file(folder: pathlib.Path) -> pathlib.Path:
+    """A file with a text."""
+    path = folder / "text.txt"
+    path.write_text("w1 w2 w3")
+    return path
+
+
 def uniform(*shape: int) -> jax.Array:
     return jax.random.uniform(jax.random.key(0), shape, minval=-1.0)
 
@@ -161,13 +168,14 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "data.Documents": {"ids": np.arange(5), "lengths": [2, 3], "mask": np.ones(5, bool)},
         "data.PackedRows": {"documents": [[1, 2], [3, 4, 5]], "width": 4, "longer": "split",
                             "seed": 0},
-        "data.Packing": {"width": 4, "sequence": np.zeros(1, int), "start": np.zeros(1, int),
-                         "size": np.ones(1, int), "row_starts": np.arange(2)},
         "data.Tokens": {"path": folder / "w.tokens"},
         "data.lzw_decode": {"codes": [1, 2], "alphabet": 4, "most": 16, "longest": 9},
         "data.lzw_encode": {"symbols": [1, 2], "alphabet": 4, "most": 16},
         "data.lzw_nbytes": {"codes": 36, "most": 512},
         "data.pack": {"lengths": [3, 9], "width": 4, "longer": "split"},
+        "data.read": {"files": text_file(folder), "encode": lambda text: list(text.encode()),
+                      "begin": [1], "end": [2], "chat": None, "separator": None,
+                      "folder": folder / "corpus"},
         "data.write": {"path": folder / "x.tokens", "ids": np.arange(9), "block": 4,
                        "method": "deflate"},
         "decode": {"tree": encoded},
@@ -255,6 +263,11 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "models.chat": {"model": chatting, "messages": "w1 w2", "variables": None,
                         "max_new_tokens": 2},
         "models.chat_prompt": {"model": chatting, "messages": "w1 w2", "variables": None},
+        "models.documents": {"model": chatting, "files": text_file(folder), "separator": None,
+                             "folder": folder / "corpus"},
+        "models.packed_batches": {"model": chatting, "files": text_file(folder), "width": 8,
+                                  "batch": 1, "longer": "split", "seed": 0, "shard": (0, 1),
+                                  "separator": None, "folder": folder / "corpus"},
         "models.from_flax": {"module": embedding, "params": embedding_params, "context": 16,
                              "eos": (1,), "inputs": (), "cache": None, "options": None},
         "models.generate": {"model": model, "prompt": [1, 2, 3], "max_new_tokens": 2,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from ..kv_cache.packed_texts import Packed, packed, token_positions
 from ..kv_cache.quantized import BLOCK_TOKENS, QuantizedCache
 from ..parallel.sharding_constraints import constrain
 from .attention.latent_attention import LatentAttention
@@ -22,6 +23,7 @@ from .attention.self_attention import Attention
 from .configs.decoder_config import Config as Config
 from .configs.segments import feed_forward_kind, has_attention, has_recurrence
 from .configs.segments import layer_kinds as layer_kinds
+from .configs.segments import segments as layer_segments
 from .configs.segments import segments as segments
 from .layers.experts import Experts
 from .layers.feed_forward import MLP
@@ -65,13 +67,32 @@ class Decoder(nn.Module):
 
     With a `cache` from `config.cache`, the first id is at `position` and the result is
     (logits, cache).
+
+    With `segments` (B, T) a row is several texts, and no token sees another text: its logits are
+    those of its text alone. `positions` (B, T) count a text's tokens from 0; if they are None, a
+    text begins where the number in `segments` changes.
     """
 
     config: Config
 
     @nn.compact
-    def __call__(self, ids: Array, cache: Any = None, position: Array | int = 0):
+    def __call__(
+        self,
+        ids: Array,
+        cache: Any = None,
+        position: Array | int | Packed = 0,
+        *,
+        segments: Array | None = None,
+        positions: Array | None = None,
+    ):
         c = self.config
+        if segments is not None:
+            _check_texts(c, ids, cache)
+            position = packed(ids, segments, positions)
+        elif positions is not None:
+            raise ValueError(
+                "positions are given without segments, which say what texts they are of"
+            )
         embed = Embed(c.vocab, c.width, name="embed")
         x = embed(ids)
         x = x * jnp.asarray(c.embed_scale, x.dtype)
@@ -81,7 +102,7 @@ class Decoder(nn.Module):
             x = Norm(c, c.norm_bias, name="embed_norm")(x)
         x = constrain(x)
         values = per_layer(c, ids.shape[1] if cache is None else _cache_length(cache))
-        for segment in segments(c):
+        for segment in layer_segments(c):
             layers = nn.scan(
                 Block,
                 variable_axes={"params": 0},
@@ -99,13 +120,13 @@ class Decoder(nn.Module):
         return logits if cache is None else (logits, cache)
 
     def _learned_positions(self, ids: Array, cache: Any, position: Array | int) -> Array:
-        """The vectors (1, T, width) of the positions of `ids` in a learned table."""
+        """The vectors (1 or B, T, width) of the positions of `ids` in a learned table."""
         c = self.config
         in_blocks = isinstance(cache, QuantizedCache)  # prompts fill whole blocks
         block = BLOCK_TOKENS if in_blocks else 1
         check_positions(ids, position, -(-c.context // block) * block)
-        steps = c.position_offset + position + jnp.arange(ids.shape[1], dtype=jnp.int32)
-        return Embed(c.context + c.position_offset, c.width, name="positions")(steps)[None]
+        steps = c.position_offset + token_positions(position, ids.shape[1])
+        return Embed(c.context + c.position_offset, c.width, name="positions")(steps)
 
 
 class Block(nn.Module):
@@ -183,6 +204,28 @@ def scaled_logits(logits: Array, config: Config) -> Array:
     if config.logit_softcap:
         logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
     return logits
+
+
+def _check_texts(config: Config, ids: Array, cache: Any) -> None:
+    """Refuses rows of several texts where a model would mix them.
+
+    Raises:
+        ValueError: there is a cache.
+        NotImplementedError: a layer has a state, or frequencies depend on the length of a text.
+    """
+    if cache is not None:
+        raise ValueError("segments are given with a cache, which holds one text a row")
+    if config.recurrence is not None:
+        raise NotImplementedError(
+            f"segments are not kept apart by layers with a state ({config.recurrence.kind}): "
+            "give one text a row"
+        )
+    by_length = config.rope_dynamic or config.rope_long_factors
+    if by_length and ids.shape[1] > config.original_context:
+        raise NotImplementedError(
+            f"rows of {ids.shape[1]} tokens have the rotary frequencies of a text so long; with "
+            f"segments this model takes at most {config.original_context}"
+        )
 
 
 def _cache_length(cache: Any) -> int:

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.attention_masks import causal, in_window, token_distances
 from ..kv_cache.attention_scores import ScoreTerms, attend
+from ..kv_cache.packed_texts import Packed, packed
 from ..parallel.sharding_constraints import constrain
 from .attention.disentangled_attention import disentangled_bias, distance_rows
 from .attention.encoder_positions import (
@@ -56,13 +57,32 @@ class Encoder(nn.Module):
     `types` (B, T) are the segments that tokens are of, the first one if it is None. With a head
     the result is its logits in f32: (B, labels) for "sequence", else (B, T, labels or vocab); for
     "vector" it is (B, d).
+
+    With `segments` and `positions` (B, T) a row is several texts, as in a `Decoder`; without a mask
+    the tokens of segment 0 are padding.
     """
 
     config: Config
 
     @nn.compact
-    def __call__(self, ids: Array, mask: Array | None = None, types: Array | None = None) -> Array:
-        c = self.config
+    def __call__(
+        self,
+        ids: Array,
+        mask: Array | None = None,
+        types: Array | None = None,
+        *,
+        segments: Array | None = None,
+        positions: Array | None = None,
+    ) -> Array:
+        c, texts = self.config, None
+        if segments is not None:
+            _check_texts(c)
+            texts = packed(ids, segments, positions)
+            mask = segments > 0 if mask is None else mask
+        elif positions is not None:
+            raise ValueError(
+                "positions are given without segments, which say what texts they are of"
+            )
         if c.reads != "text":
             embed, (x, mask) = None, self._signals(ids, mask, types)
         else:
@@ -72,7 +92,7 @@ class Encoder(nn.Module):
                     raise ValueError(f"the {name} shape {x.shape}, expected {ids.shape}")
             mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
             embed = Embed(c.vocab, c.embed_width or c.width, name="embed")
-            x = constrain(self._embedded(embed(ids), ids, mask, types))
+            x = constrain(self._embedded(embed(ids), ids, mask, types, texts))
         bias = None
         if c.buckets:
             table = Embed(c.buckets, c.heads, name="distances")
@@ -82,18 +102,20 @@ class Encoder(nn.Module):
             table = Embed(2 * c.span, c.width, name="distances")(jnp.arange(2 * c.span)[None])
             bias = LayerNorm(c.eps, c.norm_bias, name="distances_norm")(table)
         values = per_layer(c)
+        allowed = mask[:, None, None, None]
+        allowed = allowed if texts is None else allowed & texts.same_text()
         for run in runs(c):
             layers = nn.scan(
                 Block,
                 variable_axes={} if c.shared else {"params": 0},
                 variable_broadcast="params" if c.shared else False,
                 split_rngs={"params": not c.shared},
-                in_axes=(0, nn.broadcast, nn.broadcast),
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=run.length,
             )
             rows = slice(run.start, run.start + run.length)
             of_run = jax.tree.map(lambda a: a[rows], values)  # noqa: B023
-            x, _ = layers(c, run.kind, name=run.name)(x, of_run, mask[:, None, None, None], bias)
+            x, _ = layers(c, run.kind, name=run.name)(x, of_run, allowed, bias, texts)
         x = LayerNorm(c.eps, c.norm_bias, name="final_norm")(x) if c.pre_norms else x
         if c.head == "vector":
             return Pool(c, name="pool")(x, mask, ids)
@@ -113,13 +135,16 @@ class Encoder(nn.Module):
         x = LayerNorm(c.eps, c.norm_bias, name="embed_norm")(x) if c.embed_norm else x
         return constrain(x), mask
 
-    def _embedded(self, x: Array, ids: Array, mask: Array, types: Array | None) -> Array:
+    def _embedded(
+        self, x: Array, ids: Array, mask: Array, types: Array | None, texts: Packed | None
+    ) -> Array:
         """The vectors of tokens x with those of their positions and segment types."""
         c = self.config
         if c.mask_scale is not None:
             x = _without_masked(x, ids == c.mask_scale, mask)
         if c.positions == "learned":
-            x = x + Embed(c.position_rows, x.shape[-1], name="positions")(table_rows(ids, c.pad))
+            rows = table_rows(ids, c.pad, texts)
+            x = x + Embed(c.position_rows, x.shape[-1], name="positions")(rows)
         if c.types:
             types = jnp.zeros((1, 1), jnp.int32) if types is None else types
             x = x + Embed(c.types, x.shape[-1], name="types")(types)
@@ -139,12 +164,14 @@ class Block(nn.Module):
     kind: str = "layer"
 
     @nn.compact
-    def __call__(self, x: Array, layer: dict, allowed: Array, bias: Array | None):
+    def __call__(
+        self, x: Array, layer: dict, allowed: Array, bias: Array | None, texts: Packed | None
+    ):
         c = self.config
         norm = lambda name, y: LayerNorm(c.eps, c.norm_bias, name=name)(y)
         read = norm("attn_norm", x) if c.pre_norms and self.kind != "bare" else x
         added = lambda name, y: y * self._scale(name, y) if c.layer_scale else y
-        y = added("attn_scale", Attention(c, name="attn")(read, layer, allowed, bias))
+        y = added("attn_scale", Attention(c, name="attn")(read, layer, allowed, bias, texts))
         x = x + checkpoint_name(y, "attn_out")
         x = x if c.pre_norms else norm("attn_norm", x)
         read = norm("mlp_norm", x) if c.pre_norms else x
@@ -167,7 +194,9 @@ class Attention(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, layer: dict, allowed: Array, bias: Array | None) -> Array:
+    def __call__(
+        self, x: Array, layer: dict, allowed: Array, bias: Array | None, texts: Packed | None
+    ) -> Array:
         c = self.config
         linears = {name: Linear(c.heads * c.head_dim, c.qkv_bias, name=name) for name in "qkv"}
         q, k, v = (split_heads(linear(x), c.heads) for linear in linears.values())
@@ -178,13 +207,30 @@ class Attention(nn.Module):
             scale = (3 * c.head_dim) ** -0.5  # a score is a sum of three products
             bias = scale * disentangled_bias(q, k, far_q, far_k, rows)
         if c.positions == "rotary":
-            q, k = (rope(y, layer["frequencies"], 0) for y in (q, k))
+            q, k = (rope(y, layer["frequencies"], texts or 0) for y in (q, k))
         if c.local:
             allowed = allowed & in_window(x.shape[1], layer["window"])
         if c.causal:
             allowed = allowed & causal(x.shape[1], x.shape[1], 0, x.shape[1])
         y = attend(q, k, v, allowed, scale, ScoreTerms(bias=bias))
         return Linear(c.width, c.out_bias, name="out")(merge_heads(y))
+
+
+def _check_texts(config: Config) -> None:
+    """Refuses rows of several texts where an encoder would mix them.
+
+    Raises:
+        NotImplementedError: the input is no text, one result is of a row, or vectors are scaled by
+            a row's share of masked tokens.
+    """
+    mixing = {
+        f"reads {config.reads}": config.reads != "text",
+        f"has one {config.head} a row": config.head in ("sequence", "vector"),
+        "scales vectors by a row's share of masked tokens": config.mask_scale is not None,
+    }
+    for words, is_so in mixing.items():
+        if is_so:
+            raise NotImplementedError(f"segments are given, and this encoder {words}")
 
 
 def _without_masked(x: Array, masked: Array, mask: Array) -> Array:

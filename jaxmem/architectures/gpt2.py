@@ -15,6 +15,7 @@ from ..io.json_fields import JsonFields
 from ..kv_cache.attention_masks import NO_LIMIT
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import empty, keep_layout
+from ..kv_cache.packed_texts import Packed, packed, token_positions
 from ..kv_cache.quantized import BLOCK_TOKENS
 from ..parallel.sharding_constraints import constrain
 from .attention.positions import check_positions
@@ -119,20 +120,36 @@ class GPT2(nn.Module):
     """Maps ids (B, T) to logits (B, T, vocab) in f32 (Radford et al., 2019).
 
     With a `cache` from `config.cache`, the first id is at `position` and the result is
-    (logits, cache).
+    (logits, cache). `segments` and `positions` are those of a `Decoder`.
     """
 
     config: Config
 
     @nn.compact
-    def __call__(self, ids: Array, cache: dict | None = None, position: Array | int = 0):
+    def __call__(
+        self,
+        ids: Array,
+        cache: dict | None = None,
+        position: Array | int | Packed = 0,
+        *,
+        segments: Array | None = None,
+        positions: Array | None = None,
+    ):
         c = self.config
+        if segments is not None:
+            if cache is not None:
+                raise ValueError("segments are given with a cache, which holds one text a row")
+            position = packed(ids, segments, positions)
+        elif positions is not None:
+            raise ValueError(
+                "positions are given without segments, which say what texts they are of"
+            )
         in_blocks = cache is not None and not isinstance(cache, dict)  # prompts fill whole blocks
         block = BLOCK_TOKENS if in_blocks else 1
         check_positions(ids, position, -(-c.context // block) * block)
         embed = Embed(c.vocab, c.width, name="embed")
-        steps = position + jnp.arange(ids.shape[1], dtype=jnp.int32)
-        x = constrain(embed(ids) + Embed(c.context, c.width, name="positions")(steps)[None])
+        steps = token_positions(position, ids.shape[1])
+        x = constrain(embed(ids) + Embed(c.context, c.width, name="positions")(steps))
         layers = nn.scan(
             Block,
             variable_axes={"params": 0},

@@ -234,6 +234,7 @@ def takes(**kinds: Kind) -> Callable[[F], F]:
 
     def decorate(fn: F) -> F:
         parameters = inspect.signature(fn).parameters
+        title = fn.__name__ if fn.__name__ != "__init__" else fn.__qualname__.split(".")[-2]
         parameters = {n: p for n, p in parameters.items() if p.kind in _NAMED}
         positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         checks = {n: kinds.get(n) or kind_of(p.annotation) for n, p in parameters.items()}
@@ -246,14 +247,12 @@ def takes(**kinds: Kind) -> Callable[[F], F]:
                 # After a walk that ran out of calls, no more of them are left (JAX, Python 3.11).
                 if kind in (TREE, OPTIONAL_TREE) and levels(value) >= sys.getrecursionlimit():
                     raise ValueError(
-                        f"{fn.__name__}: {name} is a tree of {levels(value):,} levels, expected "
+                        f"{title}: {name} is a tree of {levels(value):,} levels, expected "
                         f"fewer than Python's limit of {sys.getrecursionlimit():,} calls"
                     )
                 is_default = kind and value is parameters[name].default
                 if kind and not is_default and not kind.accepts(value):
-                    raise TypeError(
-                        f"{fn.__name__}: {name} is {shown(value)}, expected {kind.expected}"
-                    )
+                    raise TypeError(f"{title}: {name} is {shown(value)}, expected {kind.expected}")
             return fn(*args, **kwargs)
 
         return checked

@@ -8,5 +8,6 @@ from .lzw import lzw_encode as lzw_encode
 from .lzw import lzw_nbytes as lzw_nbytes
 from .packed_rows import Batches as Batches
 from .packed_rows import PackedRows as PackedRows
+from .text_reader import read as read
 from .token_store import Tokens as Tokens
 from .token_store import write as write

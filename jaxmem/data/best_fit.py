@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..core.arguments import ITERABLE, takes
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packing:
@@ -36,6 +38,7 @@ class Packing:
         return list(zip(*(x[at].tolist() for x in (self.sequence, self.start, self.size))))
 
 
+@takes(lengths=ITERABLE)
 def pack(lengths: Sequence[int] | np.ndarray, width: int, *, longer: str = "refuse") -> Packing:
     """Packs sequences into rows of `width` tokens by best fit, longest first.
 

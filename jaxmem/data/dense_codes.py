@@ -98,6 +98,7 @@ class Decoder:
         if len(ends) != count or (codes and goes_on[-1]):
             raise ValueError(f"it is damaged: a block holds {len(ends)} ids, expected {count}")
         pairs = np.ndarray((len(codes),), "<u2", data, MOST_BYTES - 2, (1,))
+        pairs = np.ascontiguousarray(pairs)  # `take` would copy all of them each time
         three = goes_on[1:-2] & goes_on[2:-1]
         out = np.empty(count, np.int32)
         for at in range(0, count, _CACHED):

@@ -7,10 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arguments import Kind, takes
 from ..io.atomic import replacing
 from .token_store import Tokens, write
 
 _IDS, _MASK, _LENGTHS = "ids.tokens", "mask.tokens", "lengths.npy"
+
+
+def _are_integers(x: Any) -> bool:
+    """Whether `x` is a sequence of integers, perhaps an empty one."""
+    if not isinstance(x, Sequence) and not hasattr(x, "dtype"):
+        return False
+    array = np.asarray(x) if not isinstance(x, str) else np.empty(())
+    return array.ndim == 1 and (not array.size or np.issubdtype(array.dtype, np.integer))
+
+
+_TOKENS = Kind("an array (n,) or Tokens", lambda x: hasattr(x, "dtype") or isinstance(x, Tokens))
+_COUNTS = Kind("integers (n,)", _are_integers)
 
 
 class Documents(Sequence):
@@ -34,13 +47,17 @@ class Documents(Sequence):
         ([2, 3, 4], [2, 3])
     """
 
+    @takes(ids=_TOKENS, lengths=_COUNTS, mask=_TOKENS)
     def __init__(self, ids: Any, lengths: Any, mask: Any = None):
-        self.ids, self.mask = ids, mask
-        self.lengths = np.asarray(lengths, np.int64)
+        flags = mask if mask is None or isinstance(mask, Tokens) else _flags(mask)
+        self.ids, self.mask = ids, flags
+        self.lengths = np.asarray(lengths).astype(np.int64)
         self._ends = np.cumsum(self.lengths)
         total = int(self._ends[-1]) if len(self.lengths) else 0
         if self.lengths.ndim != 1 or (self.lengths < 1).any():
-            raise ValueError("a document is empty, expected at least one token in each")
+            raise ValueError(
+                "lengths have a document without tokens, expected at least one in each"
+            )
         for name, x in (("ids", ids), ("mask", mask)):
             if x is not None and len(x) != total:
                 raise ValueError(f"documents have {total} tokens, and {name} {len(x)}")
@@ -71,7 +88,7 @@ class Documents(Sequence):
         with replacing(pathlib.Path(folder), replace_directory=True) as temporary:
             write(temporary / _IDS, self.ids, method=method)
             if self.mask is not None:
-                mask = self.mask if isinstance(self.mask, Tokens) else np.asarray(self.mask, "u1")
+                mask = self.mask if isinstance(self.mask, Tokens) else self.mask.view(np.uint8)
                 write(temporary / _MASK, mask, method=method)
             np.save(temporary / _LENGTHS, self.lengths, allow_pickle=False)
 
@@ -93,6 +110,11 @@ class Documents(Sequence):
             return cls(Tokens(folder / _IDS), lengths, mask)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
+
+
+def _flags(mask: Any) -> np.ndarray:
+    """The mask as an array of bool, which is not copied if it is one."""
+    return np.asarray(mask).astype(bool, copy=False)
 
 
 def from_arrays(

@@ -8,7 +8,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..core.arguments import takes
 
+
+@takes()
 def lzw_encode(symbols: Iterable[int], alphabet: int, *, most: int = 1 << 16) -> np.ndarray:
     """The codes (n,) i32 of symbols, such as bytes or token ids.
 
@@ -56,6 +59,7 @@ def lzw_encode(symbols: Iterable[int], alphabet: int, *, most: int = 1 << 16) ->
     return np.array(codes if prefix < 0 else [*codes, prefix], np.int32)
 
 
+@takes()
 def lzw_decode(
     codes: Iterable[int], alphabet: int, *, most: int = 1 << 16, longest: int = 1 << 28
 ) -> np.ndarray:
@@ -81,6 +85,7 @@ def lzw_decode(
     return np.array(out, np.int32)
 
 
+@takes()
 def lzw_nbytes(codes: int, most: int) -> float:
     """The bytes of a number of codes, each in as many bits as `most` codes take.
 

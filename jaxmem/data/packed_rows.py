@@ -6,9 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arguments import POSITIVE, Kind, takes
 from .best_fit import Packing, pack
 from .documents import Documents, from_arrays
 
+_SEQUENCE = Kind(
+    "a sequence, with a length and items",
+    lambda x: hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, str | dict),
+)
+_SHARD = Kind(
+    "a pair of integers, such as (0, 1)",
+    lambda x: isinstance(x, tuple) and len(x) == 2 and all(isinstance(n, int) for n in x),
+)
 FIELDS = ("ids", "segments", "positions", "mask")
 
 
@@ -39,6 +48,7 @@ class PackedRows(Sequence):
         ([0, 1, 1, 0, 1, 0, 0, 0], 0.375)
     """
 
+    @takes(documents=_SEQUENCE, width=POSITIVE)
     def __init__(self, documents: Any, width: int, *, longer: str = "refuse", seed: int = 0):
         self.documents = documents if isinstance(documents, Documents) else _read(documents)
         order = np.random.default_rng(seed).permutation(len(self.documents))
@@ -116,6 +126,7 @@ class Batches:
         True
     """
 
+    @takes(rows=_SEQUENCE, batch=POSITIVE, shard=_SHARD)
     def __init__(
         self,
         rows: Sequence[dict[str, np.ndarray]],

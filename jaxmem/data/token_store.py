@@ -13,11 +13,12 @@ import pathlib
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..core.arguments import POSITIVE, Kind, takes
 from ..io.atomic import replacing
 from . import block_compression, dense_codes
 from .block_compression import Compressor
@@ -27,10 +28,20 @@ MAGIC, VERSION = b"JMTOKENS", 1
 HEAD = struct.Struct("<8sHHIQIIII")
 MOST_VOCABULARY = 1 << 24
 MOST_BLOCK = 1 << 22  # ids: a reader holds one block, and 12 bytes of each of its ids
+FILE = Kind("a path", lambda x: isinstance(x, str | os.PathLike))
+IDS = Kind(
+    "token ids, or an iterable of arrays of them",
+    lambda x: (
+        hasattr(x, "dtype")
+        or isinstance(x, Tokens)
+        or (isinstance(x, Iterable) and not isinstance(x, str | bytes | Mapping))
+    ),
+)
 _CHUNK = 1 << 20  # ids that a writer looks at together
 _PLACE = np.dtype([("size", "<u4"), ("crc", "<u4")])
 
 
+@takes(path=FILE, ids=IDS, block=POSITIVE)
 def write(
     path: str | os.PathLike,
     ids: np.ndarray | Iterable[np.ndarray],
@@ -71,7 +82,7 @@ def write(
         >>> 1.9 < 2 * len(ids) / size
         True
     """
-    if not isinstance(block, int) or not 0 < block <= MOST_BLOCK:
+    if block > MOST_BLOCK:
         raise ValueError(f"block is {block!r}, expected 1 to {MOST_BLOCK} ids")
     Compressor(method)  # an unknown method, or a missing package, is said first
     path = pathlib.Path(path)
@@ -96,6 +107,7 @@ class Tokens:
         OSError: the file cannot be read.
     """
 
+    @takes(path=FILE)
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         with self._named(), self.path.open("rb") as file:
@@ -231,8 +243,6 @@ def _at_once(ids: Any, folder: pathlib.Path) -> Iterator[np.ndarray | Tokens]:
     if isinstance(ids, Tokens) or hasattr(ids, "dtype"):
         yield ids
         return
-    if not hasattr(ids, "__iter__"):
-        raise TypeError(f"ids are {type(ids).__name__}, expected integers or arrays of them")
     with tempfile.TemporaryFile(dir=folder) as file:
         for part in ids:
             _checked(np.asarray(part).reshape(-1)).astype("<u4").tofile(file)

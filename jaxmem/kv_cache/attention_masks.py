@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .packed_texts import Packed, token_positions
+
 NO_LIMIT = np.iinfo(np.int32).max  # a window that holds every token
 
 
@@ -20,15 +22,24 @@ def causal(steps: int, length: int, position: Array | int, window: Array | int) 
     return (distance >= 0) & (distance < window)
 
 
+def causal_in_texts(position: Packed, window: Array | int) -> Array:
+    """`causal` in rows of several texts: tokens see those of their own text, (B, 1, 1, T, T)."""
+    length = position.segments.shape[1]
+    return causal(length, length, 0, window) & position.same_text()
+
+
 def in_window(length: int, window: Array) -> Array:
     """Which tokens are at most `window` tokens from each other: (1, 1, 1, length, length)."""
     return (jnp.abs(token_distances(length, length)) <= window)[None, None, None]
 
 
-def window_in_chunk(chunk: Array, position: Array | int, steps: int) -> Array:
-    """Tokens that each query sees of the chunk it is in, itself included: (1, 1, 1, steps, 1)."""
-    inside = (position + jnp.arange(steps, dtype=jnp.int32)) % chunk
-    return (inside + 1)[None, None, None, :, None]
+def window_in_chunk(chunk: Array, position: Array | int | Packed, steps: int) -> Array:
+    """Tokens that each query sees of the chunk it is in, itself included: (1, 1, 1, steps, 1).
+
+    Of `Packed` rows (B, 1, 1, steps, 1).
+    """
+    inside = token_positions(position, steps) % chunk
+    return (inside + 1)[:, None, None, :, None]
 
 
 def token_distances(queries: int, keys: int, position: Array | int = 0) -> Array:

@@ -9,9 +9,10 @@ from jax import Array, lax
 
 from ..core.hadamard import hadamard
 from ..cpu_kernels.attended_row import attended_row
-from .attention_masks import causal
+from .attention_masks import causal, causal_in_texts
 from .attention_scores import PLAIN, ScoreTerms, attend
 from .dense import layer_of, write
+from .packed_texts import Packed
 from .quantized import QuantizedCache, write_states
 from .quantized_attention import attend_quantized
 
@@ -19,7 +20,7 @@ from .quantized_attention import attend_quantized
 def attend_through(
     cache: Any,
     layer: Array,
-    position: Array | int,
+    position: Array | int | Packed,
     q: Array,
     k: Array,
     v: Array,
@@ -32,7 +33,8 @@ def attend_through(
     Args:
         cache: a dense cache, a `QuantizedCache`, or None for attention among the given tokens.
         layer: which layer of the cache, an integer.
-        position: position of the first given token.
+        position: position of the first given token; or, without a cache, where the tokens of
+            several texts in a row are.
         q: queries (B, H, T, h).
         k: keys (B, K, T, h), K dividing H.
         v: values (B, K, T, h).
@@ -47,6 +49,8 @@ def attend_through(
         ValueError: a `QuantizedCache` and a T that is neither 1 nor a multiple of `BLOCK_TOKENS`
             (then `position` is one, too), or more than the cache is long.
     """
+    if isinstance(position, Packed):
+        return None, attend(q, k, v, causal_in_texts(position, window), scale, terms)
     if not isinstance(cache, QuantizedCache):
         if cache is None:
             allowed = causal(q.shape[2], k.shape[2], 0, window)

@@ -45,7 +45,7 @@ def chat_prompt(
     messages = [_message(m) for m in _as_list(messages)]
     if not messages:
         raise ValueError("there are no messages, expected at least one")
-    names = {"messages": messages, "add_generation_prompt": True, **_special_tokens(model)}
+    names = {"messages": messages, "add_generation_prompt": True, **special_tokens(model)}
     try:
         return chat_template.render(model.chat_template, [names | dict(variables or {})])[0]
     except ValueError as error:
@@ -115,7 +115,7 @@ def _message(message: Any) -> dict[str, Any]:
     return dict(message)
 
 
-def _special_tokens(model: Model) -> dict[str, str]:
+def special_tokens(model: Model) -> dict[str, str]:
     """The special tokens by the names that templates have for them, such as `bos_token`."""
     if model.tokenizer is None:
         return {}

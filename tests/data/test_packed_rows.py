@@ -106,7 +106,7 @@ def test_documents_come_back_from_a_folder_and_pack_the_same(tmp_path):
 def test_lengths_that_do_not_sum_to_the_tokens_are_refused():
     with pytest.raises(ValueError, match="5 tokens, and ids 4"):
         jm.data.Documents(np.arange(4), [2, 3])
-    with pytest.raises(ValueError, match="a document is empty"):
+    with pytest.raises(ValueError, match="a document without tokens"):
         jm.data.Documents(np.arange(4), [4, 0])
 
 

@@ -71,7 +71,8 @@ def test_a_store_takes_fewer_bytes_than_uint16_and_is_pickled_as_its_path(tmp_pa
         ([1 << 24], {}, ValueError, "expected 0 to 16777215"),
         ([0.5], {}, TypeError, "expected integers"),
         ([[1, 2]], {}, ValueError, "one axis"),
-        ([1], {"block": 0}, ValueError, "block is 0"),
+        ([1], {"block": 0}, TypeError, "block is 0, expected an int of at least 1"),
+        ([1], {"block": 1 << 23}, ValueError, "block is 8388608"),
         ([1], {"method": "gzip"}, ValueError, "expected deflate or zstd"),
     ],
 )

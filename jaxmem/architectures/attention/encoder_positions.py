@@ -8,14 +8,20 @@ import numpy as np
 from jax import Array
 
 from ...kv_cache.attention_masks import NO_LIMIT
+from ...kv_cache.packed_texts import Packed
 from .positions import rope_frequencies
 
 
-def table_rows(ids: Array, pad: int | None) -> Array:
+def table_rows(ids: Array, pad: int | None, texts: Packed | None = None) -> Array:
     """The row of each token in the table of positions: (1, T), or (B, T) with `pad`.
 
-    The id `pad` has row `pad`, and other tokens count from `pad` + 1.
+    The id `pad` has row `pad`, and other tokens count from `pad` + 1. In rows of several texts
+    they count in each text.
     """
+    if texts is not None:
+        first = 0 if pad is None else pad + 1
+        rows = texts.positions + first
+        return rows if pad is None else jnp.where(ids == pad, pad, rows)
     if pad is None:
         return jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
     real = (ids != pad).astype(jnp.int32)

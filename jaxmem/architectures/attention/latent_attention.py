@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ...kv_cache.attention_masks import causal
+from ...kv_cache.attention_masks import causal, causal_in_texts
 from ...kv_cache.attention_scores import attend_by
 from ...kv_cache.dense import keep_layout, write
+from ...kv_cache.packed_texts import Packed
 from ...kv_cache.quantized import QuantizedCache
 from ..configs.decoder_config import Config
 from ..layers.linear import Linear, merge_heads, split_heads
@@ -55,7 +56,10 @@ class LatentAttention(nn.Module):
         v_up = self.param("v_up", init, (c.heads, sizes.kv_rank, sizes.value_dim))
         rows = jnp.concatenate([_of_heads(q_nope, k_up), q_rope], axis=-1)
         start = 0 if cache is None else position
-        allowed = causal(x.shape[1], latent.shape[2], start, layer["window"])
+        if isinstance(position, Packed):
+            allowed = causal_in_texts(position, layer["window"])
+        else:
+            allowed = causal(x.shape[1], latent.shape[2], start, layer["window"])
         y = _attend(rows, latent, k_rope, allowed, c.query_scale or c.head_dim**-0.5)
         y = merge_heads(_of_heads(y, v_up))
         return Linear(c.width, c.out_bias, name="out")(y), cache

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from ...kv_cache.attention_masks import NO_LIMIT
+from ...kv_cache.packed_texts import Packed, token_positions
 from ..configs.decoder_config import Config
 
 
@@ -52,7 +53,9 @@ def per_layer(config: Config, length: Any = 0) -> dict[str, np.ndarray]:
     return values
 
 
-def rotate_positions(x: Array, config: Config, layer: dict, position: Array | int) -> Array:
+def rotate_positions(
+    x: Array, config: Config, layer: dict, position: Array | int | Packed
+) -> Array:
     """Queries or keys x (B, heads, T, h) with rotary positions; `layer` is a slice of `per_layer`.
 
     Only the first `rotary_dim` channels of a head are rotated.
@@ -68,18 +71,18 @@ def rotate_positions(x: Array, config: Config, layer: dict, position: Array | in
     return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
 
 
-def grow_queries(q: Array, config: Config, layer: dict, position: Array | int) -> Array:
+def grow_queries(q: Array, config: Config, layer: dict, position: Array | int | Packed) -> Array:
     """Queries q (B, heads, T, h) times 1 + growth * log(1 + position // original_context).
 
     With `growth_unrotated` positions count from 1, and queries of rotated layers stay.
     """
-    first = position + 1 if config.growth_unrotated else position
-    steps = first + jnp.arange(q.shape[2], dtype=jnp.int32)
+    steps = token_positions(position, q.shape[2])
+    steps = steps + 1 if config.growth_unrotated else steps
     lengths = (steps // config.original_context).astype(jnp.float32)
     factor = 1 + config.query_growth * jnp.log1p(lengths)
     if config.growth_unrotated:
         factor = jnp.where(layer["rotated"], 1.0, factor)
-    return (q.astype(jnp.float32) * factor[None, None, :, None]).astype(q.dtype)
+    return (q.astype(jnp.float32) * factor[:, None, :, None]).astype(q.dtype)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
@@ -99,15 +102,17 @@ def alibi_slopes(heads: int) -> np.ndarray:
     return (2.0 ** -np.concatenate([exponents, between])).astype(np.float32)
 
 
-def rope(x: Array, frequencies: Array, position: Array | int, interleaved: bool = False) -> Array:
+def rope(
+    x: Array, frequencies: Array, position: Array | int | Packed, interleaved: bool = False
+) -> Array:
     """Rotary positions (Su et al., 2021): rotates pairs in each head of x (B, heads, T, h).
 
     Channel i and channel i + h / 2 are a pair, or with `interleaved` channels 2i and 2i + 1. Its
     angle is position * frequencies[i], in radians; `position` is that of the first of the T tokens,
-    and `frequencies` is (h / 2,).
+    or where the tokens of several texts are, and `frequencies` is (h / 2,).
     """
-    steps = position + jnp.arange(x.shape[2], dtype=jnp.int32)
-    angle = steps.astype(jnp.float32)[None, None, :, None] * frequencies[None, None, None, :]
+    steps = token_positions(position, x.shape[2])
+    angle = steps.astype(jnp.float32)[:, None, :, None] * frequencies[None, None, None, :]
     if interleaved:
         return _rope_interleaved(x, angle)
     cos, sin = jnp.cos(angle), jnp.sin(angle)

@@ -1,0 +1,58 @@
+"""Packed: several texts in a row, each of which attends to itself alone."""
+
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+
+@flax.struct.dataclass
+class Packed:
+    """Where the tokens of rows are, in place of the position of a row's first token.
+
+    Tokens of one text have one number in `segments`, and stand one after the other; `positions`
+    count from 0 in each text. Padding is a text, too: nothing else attends to it.
+    """
+
+    segments: Array  # (B, T) int32
+    positions: Array  # (B, T) int32
+
+    def same_text(self) -> Array:
+        """Which tokens are of one text: (B, 1, 1, T, T)."""
+        return (self.segments[:, :, None] == self.segments[:, None, :])[:, None, None]
+
+
+def packed(ids: Array, segments: Array, positions: Array | None = None) -> Packed:
+    """`Packed` of rows of ids (B, T); without `positions` each text's are counted from its start.
+
+    Raises:
+        ValueError: `segments` or `positions` have another shape than `ids`.
+        TypeError: they are no integers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> packed(jnp.zeros((1, 5), int), jnp.array([[1, 1, 1, 2, 2]])).positions.tolist()
+        [[0, 1, 2, 0, 1]]
+    """
+    arrays = {"segments": segments} | ({} if positions is None else {"positions": positions})
+    for name, x in arrays.items():
+        if np.shape(x) != np.shape(ids):
+            raise ValueError(f"{name} have the shape {np.shape(x)}, expected {np.shape(ids)}")
+        if not jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer):
+            raise TypeError(f"{name} are of type {jnp.asarray(x).dtype}, expected integers")
+    segments = jnp.asarray(segments, jnp.int32)
+    if positions is None:
+        count = lax.broadcasted_iota(jnp.int32, segments.shape, 1)
+        before = jnp.pad(segments, ((0, 0), (1, 0)), mode="edge")[:, :-1]
+        starts = lax.cummax(jnp.where(segments != before, count, 0), axis=1)
+        return Packed(segments, count - starts)
+    return Packed(segments, jnp.asarray(positions, jnp.int32))
+
+
+def token_positions(position: Any, steps: int) -> Array:
+    """The position of each of `steps` tokens: (1, steps), or (B, steps) of `Packed` rows."""
+    if isinstance(position, Packed):
+        return position.positions
+    return (position + jnp.arange(steps, dtype=jnp.int32))[None]
