@@ -8,10 +8,12 @@ An array of P interleaved parts has the elements j, P + j, 2 P + j, ... in part 
 field holds one element of each of its 8/w parts, so parts are unpacked without moving a byte.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ..core.fold import Fold
@@ -49,13 +51,25 @@ def pack(codes: Array, bits: int, axis: int) -> tuple[Array, ...]:
     for width, shift in shifts(bits):
         per_byte = 8 // width
         short = -codes.shape[at] % per_byte
-        field = jnp.pad(codes, [(0, short if a == at else 0) for a in range(codes.ndim)])
+        padding = [(0, short if a == at else 0, 0) for a in range(codes.ndim)]
+        field = lax.pad(codes, np.uint8(0), padding) if short else codes
         count = field.shape[at] // per_byte
         field = field.reshape(*codes.shape[:at], count, per_byte, *codes.shape[at + 1 :])
-        parts = (lax.index_in_dim(field, j, at + 1, keepdims=False) for j in range(per_byte))
-        mask = (1 << width) - 1
-        fields.append(sum((part >> shift & mask) << j * width for j, part in enumerate(parts)))
+        places = (_place(field, j, at + 1, width, shift) for j in range(per_byte))
+        fields.append(functools.reduce(lax.bitwise_or, places))
     return tuple(fields)
+
+
+def _place(field: Array, j: int, axis: int, width: int, shift: int) -> Array:
+    """`width` bits of the codes at `j` of an axis, from bit `shift` on, where a byte has them.
+
+    Its functions are `lax`'s: they take a tenth of the time of operators to trace.
+    """
+    bits = lax.index_in_dim(field, j, axis, keepdims=False)
+    if shift:
+        bits = lax.shift_right_logical(bits, np.uint8(shift))
+    bits = lax.bitwise_and(bits, np.uint8((1 << width) - 1))
+    return lax.shift_left(bits, np.uint8(j * width)) if j else bits
 
 
 def shard_packed(

@@ -4,7 +4,6 @@ A multiple-choice knapsack, solved by HiGHS.
 """
 
 import collections
-import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from ..core.usage import summed_axes
 from .candidates import CANDIDATES, choices
 from .knapsack import least_loss
 from .layer_errors import Errors, errors, prefixed
+from .leaf_shapes import abstract_leaf
 from .plan import Plan
 
 LOOKUP_SENSITIVITY = 1 / 8  # of a table that is only looked up: .12 and .21 in two models
@@ -145,13 +145,8 @@ def _cells(leaf, axes, codecs, runs) -> list[tuple]:
 
 def _sizes(shape, axes, codecs) -> list[int]:
     """Bytes of a weight of this shape by each codec."""
-    return [_size(codec, tuple(axes), shape.shape, jnp.dtype(shape.dtype)) for codec in codecs]
-
-
-@functools.lru_cache(maxsize=2**14)  # thousands of leaves have a few shapes
-def _size(codec, axes, shape, dtype) -> int:
-    encode = lambda w: codec.encode(w, axes)
-    return count_bytes(jax.eval_shape(encode, jax.ShapeDtypeStruct(shape, dtype)))
+    rest = tuple(axes), shape.shape, jnp.dtype(shape.dtype)
+    return [count_bytes(abstract_leaf(codec, *rest)) for codec in codecs]
 
 
 def _by_role(errors, uses) -> dict[str, np.ndarray]:

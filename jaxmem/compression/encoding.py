@@ -22,6 +22,7 @@ from ..core.row_slices import as_bits, first_kept_axis
 from ..core.segmented import Segmented
 from ..core.usage import summed_axes
 from .joined_pieces import joined
+from .leaf_shapes import abstract_leaf
 from .plan_paths import by_layer
 from .row_blocks import encode_in_blocks
 from .shape_classes import encode_in_class, has_class
@@ -276,5 +277,7 @@ def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
 
 def _abstract(codec, w, axes, stats):
     """The shapes of the encoded leaf."""
+    if stats is None:
+        return abstract_leaf(codec, tuple(axes), tuple(w.shape), jnp.dtype(w.dtype))
     shape = jax.ShapeDtypeStruct(w.shape, w.dtype)
     return jax.eval_shape(lambda w: codec.encode(w, axes, stats), shape)

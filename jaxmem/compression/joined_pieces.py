@@ -6,6 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+SMALL = 2**18  # bytes of an array that NumPy joins: a program takes longer to trace
 
 
 def joined(whole: Any, pieces: Iterable[Any]) -> Any:
@@ -19,7 +22,7 @@ def joined(whole: Any, pieces: Iterable[Any]) -> Any:
         [3.0, 3.0, 0.0, 0.0]
     """
     shapes, tree = jax.tree.flatten(whole)
-    arrays = [jnp.zeros(s.shape, s.dtype) for s in shapes]
+    arrays = [(np if is_small(s) else jnp).zeros(s.shape, s.dtype) for s in shapes]
     filled = [0] * len(arrays)
     for piece in pieces:
         for j, part in enumerate(jax.tree.leaves(piece)):
@@ -28,9 +31,24 @@ def joined(whole: Any, pieces: Iterable[Any]) -> Any:
                 arrays[j] = part
                 continue
             [at] = differ
-            arrays[j] = _place(arrays[j], part, filled[j], at)
-            filled[j] += part.shape[at]
-    return jax.tree.unflatten(tree, arrays)
+            end = filled[j] + part.shape[at]
+            if isinstance(arrays[j], np.ndarray):
+                arrays[j][(slice(None),) * at + (slice(filled[j], end),)] = part
+            else:
+                arrays[j] = _place(arrays[j], part, filled[j], at)
+            filled[j] = end
+    put = lambda array: jax.device_put(array) if isinstance(array, np.ndarray) else array
+    return jax.tree.unflatten(tree, map(put, arrays))
+
+
+def is_small(shape: Any) -> bool:
+    """Whether the bytes of an array are so few that NumPy handles it faster than a program.
+
+    Example:
+        >>> is_small(jnp.ones((8, 8))), is_small(jax.ShapeDtypeStruct((512, 512), jnp.float32))
+        (True, False)
+    """
+    return shape.size * jnp.dtype(shape.dtype).itemsize <= SMALL
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)

@@ -22,6 +22,7 @@ from ..core.leaf import is_encoded
 from ..core.paths import check_same_tree, is_whole, paths
 from ..core.usage import summed_axes
 from .candidates import CANDIDATES, choices
+from .joined_pieces import is_small
 
 # An error is measured on this many rows of a weight, evenly spaced over its layers. Codecs that
 # take long are measured on fewer rows of a few layers.
@@ -121,8 +122,10 @@ def _errors(leaf, axes, stack, codecs, moments, white) -> np.ndarray:
                 continue
             group, rows = tuple(codecs[i] for i in indices), _rows(layer, axes, count)
             share = min(n, count or n) / max(n, 1) or 1.0
-            if moments is None or abstract:
-                energy = _energy(rows, layer_moments, white) / share
+            if moments is None and isinstance(rows, np.ndarray):
+                energy = np.square(rows, dtype=np.float64).sum() / share
+            elif moments is None or abstract:
+                energy = float(_energy(rows, layer_moments, white)) / share
             elif energy is None:  # from all rows, since a few of them may be most of it
                 energy = _energy(_rows(layer, axes, None), layer_moments, white)
             lost = np.asarray(_lost(rows, layer_moments, group), np.float64) / share
@@ -188,7 +191,7 @@ def _layers(leaf, depth: int) -> Iterator[tuple]:
         yield at, jax.ShapeDtypeStruct(whole.shape[depth:], whole.dtype) if abstract else whole[at]
 
 
-def _rows(layer, axes, count) -> Array:
+def _rows(layer, axes, count) -> np.ndarray | Array:
     """`count` rows of a layer's matrix (n, k), or all for None, in f32; fewer if n is less."""
     if isinstance(layer, jax.ShapeDtypeStruct):
         n, k = matrix_shape(layer, axes)
@@ -199,7 +202,20 @@ def _rows(layer, axes, count) -> Array:
         n = layer.shape[side]
         if count and n > count:  # on the host, so that not the whole layer goes to the device
             layer = np.take(layer, np.arange(count) * n // count, side)
+        if count and is_small(layer):  # without a program
+            matrix = np.asarray(layer if side == 0 else layer.T, np.float32)
+            return np.pad(matrix, ((0, _padding(min(n, count), count)), (0, 0)))
     return _take_spaced_rows(layer, axes, count)
+
+
+def _padding(n: int, count: int) -> int:
+    """Rows of zeros after n: few shapes for all weights of equal k, so that few programs compile.
+
+    Example:
+        >>> _padding(172, 1024), _padding(8, 1024), _padding(100, 100)
+        (84, 56, 0)
+    """
+    return min(max(1 << max(n - 1, 0).bit_length(), LEAST_ROWS_OF_A_LAYER), count) - n
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -208,9 +224,8 @@ def _take_spaced_rows(layer, axes, count) -> Array:
     n = matrix.shape[0]
     if count is None:
         return matrix
-    if n < count:  # few shapes for all weights of equal k, so that a codec seldom compiles again
-        power = 1 << max(n - 1, 0).bit_length()
-        return jnp.pad(matrix, ((0, min(power, count) - n), (0, 0)))
+    if n < count:
+        return jnp.pad(matrix, ((0, _padding(n, count)), (0, 0)))
     return matrix[np.arange(count) * n // count]
 
 

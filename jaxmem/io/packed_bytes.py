@@ -54,10 +54,18 @@ def _parts(piece: np.ndarray | jax.Array) -> Iterator[np.ndarray]:
     for start in range(0, rows, step):
         if isinstance(piece, np.ndarray):
             yield piece[start : start + step] if piece.ndim else piece
+        elif rows <= step and _is_read_in_place(piece):
+            yield np.asarray(piece)
         elif rows <= step:
             yield np.asarray(piece.copy())  # without the copy, JAX would cache the bytes on `piece`
         else:  # one program for all starts, unlike piece[a:b]
             yield np.asarray(lax.dynamic_slice_in_dim(piece, start, min(step, rows - start)))
+
+
+def _is_read_in_place(piece: jax.Array) -> bool:
+    """Whether NumPy sees the memory of an array: a CPU's, with whole bytes for each number."""
+    on_cpu = all(device.platform == "cpu" for device in piece.devices())
+    return on_cpu and len(piece.devices()) == 1 and _stored_bits(piece.dtype) >= 8
 
 
 def read_into(file: BinaryIO, piece: np.ndarray, size: int) -> int:
