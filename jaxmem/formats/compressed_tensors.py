@@ -4,14 +4,16 @@
 along a row, the first code in the low bits; zero points are packed along a column.
 `int-quantized`: codes are int8. Weights are (code − zero point) · scale, one scale for the matrix,
 for each row, or for each group of `group_size` columns. `float-quantized`: codes are e4m3.
+`nvfp4-pack-quantized`: codes are e2m1, as the module nvfp4 says.
 """
 
 import jax.numpy as jnp
 import numpy as np
 
 from ..core.lazy import Lazy
-from .compressed_tensors_schemes import Scheme, check_computed, scheme_of, schemes
+from .compressed_tensors_schemes import Scheme, check_computed, is_nvfp4, scheme_of, schemes
 from .fp8 import fp8_matrix
+from .nvfp4 import nvfp4_matrix
 from .quantized_matrix import (
     IntegerMatrix,
     QuantizedMatrix,
@@ -43,8 +45,10 @@ def read(
 
 
 def _matrix(tensors: dict[str, Lazy], stem: str, scheme: Scheme) -> QuantizedMatrix:
-    """The quantized weight of a module, of integers or of floats of 8 bits."""
+    """The quantized weight of a module, of integers or of floats of 8 or 4 bits."""
     check_computed(scheme, stem)
+    if is_nvfp4(scheme):
+        return nvfp4_matrix(tensors, stem)
     if scheme.type == "int":
         return _integers(tensors, stem, scheme)
     name = f"{stem}.weight_scale"

@@ -10,6 +10,7 @@ import re
 from ..io.json_fields import JsonFields
 
 FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized")
+FORMATS += ("nvfp4-pack-quantized",)
 _MIXED = "mixed-precision"  # every group then has a format of its own
 _STRATEGIES = ("tensor", "channel", "group")
 _LONGEST_PATTERN = 1_000  # characters
@@ -132,11 +133,13 @@ def check_computed(scheme: Scheme, module: str) -> None:
     """Refuses a scheme of weights that is not read here.
 
     Raises:
-        ValueError: the weights are no integers of 4 or 8 bits and no floats of 8, or have scales of
-            another kind.
+        ValueError: the weights are no integers of 4 or 8 bits and no floats of 8 or NVFP4, or have
+            scales of another kind.
     """
+    if is_nvfp4(scheme):
+        return
     if (scheme.type, scheme.bits) not in (("int", 4), ("int", 8), ("float", 8)):
-        expected = "expected int 4 or 8, or float 8"
+        expected = "expected int 4 or 8, float 8, or float 4 as nvfp4-pack-quantized"
         raise ValueError(f"{module} is of {scheme.bits} bits of {scheme.type}, {expected}")
     if scheme.strategy not in (None, *_STRATEGIES) and scheme.block is None:
         raise ValueError(
@@ -146,6 +149,13 @@ def check_computed(scheme: Scheme, module: str) -> None:
         raise ValueError(
             f"{module} is stored as {scheme.format!r}, expected one of {', '.join(FORMATS)}"
         )
+
+
+def is_nvfp4(scheme: Scheme) -> bool:
+    """Whether weights are e2m1 in groups of 16 with scales of e4m3, and inputs as they are."""
+    has_groups = scheme.strategy == "tensor_group" and scheme.group_size == 16
+    is_float = (scheme.type, scheme.bits, scheme.rounds_inputs) == ("float", 4, False)
+    return is_float and has_groups and scheme.format == "nvfp4-pack-quantized"
 
 
 def _rank(target: str, module: str) -> int | None:

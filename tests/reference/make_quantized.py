@@ -3,8 +3,9 @@
 Wants `pip install torch transformers safetensors bitsandbytes accelerate compressed-tensors
 "mlx[cpu]"` (made with torch 2.13, transformers 5.24, bitsandbytes 0.49, compressed-tensors 0.20,
 mlx 0.32); the tests do not. bitsandbytes, compressed-tensors, fp8 and mxfp4 are computed by
-transformers from the files; MLX decodes its own. GPTQ and AWQ have no code for a CPU: the script
-packs and decodes them bit by bit, as the kernels of GPTQModel and AutoAWQ define it.
+transformers from the files; MLX decodes its own, compressed-tensors the codes of NVFP4. GPTQ and
+AWQ have no code for a CPU: the script packs and decodes them bit by bit, as the kernels of
+GPTQModel and AutoAWQ define it.
 """
 
 import json
@@ -16,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 import torch
 import transformers as tf
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from safetensors.torch import load_file, save_file
 
 FOLDER = pathlib.Path(__file__).with_name("quantized")
@@ -193,6 +195,33 @@ def fp8_channels():
     write("fp8_channels", model, tensors | others(model, modules), dict(quantization_config=config))
 
 
+def nvfp4():
+    """NVFP4A16 of llm-compressor; transformers would decode it in bfloat16."""
+    model, tensors = llama(2), {}
+    modules = linears(model)
+    levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    for stem, module in modules.items():
+        w = module.weight.detach().reshape(len(module.weight), -1, 16)
+        whole = 448 * 6 / w.abs().max()
+        scale = (w.abs().amax(-1) / 6 * whole).to(torch.float8_e4m3fn)
+        ratio = w / (scale.float() / whole)[..., None]
+        codes = (ratio.abs()[..., None] - levels).abs().argmin(-1) + 8 * (ratio < 0)
+        codes = codes.reshape(len(w), -1).to(torch.uint8)
+        tensors[f"{stem}.weight_packed"] = codes[:, ::2] | codes[:, 1::2] << 4
+        tensors[f"{stem}.weight_scale"] = scale
+        tensors[f"{stem}.weight_global_scale"] = whole.reshape(1)
+        packed = tensors[f"{stem}.weight_packed"]
+        values = unpack_fp4_from_uint8(packed, *codes.shape, torch.float32)
+        module.weight.data = values * (scale.float() / whole).repeat_interleave(16, 1)
+    weights = dict(num_bits=4, type="float", strategy="tensor_group", group_size=16,
+                   symmetric=True, dynamic=False)  # fmt: skip
+    group = dict(targets=["Linear"], weights=weights, format="nvfp4-pack-quantized")
+    config = dict(quant_method="compressed-tensors", format="nvfp4-pack-quantized",
+                  ignore=["lm_head"], quantization_status="compressed",
+                  config_groups=dict(group_0=group))  # fmt: skip
+    write("nvfp4", model, tensors | others(model, modules), dict(quantization_config=config), model)
+
+
 def bitsandbytes(name, layers, **options):
     """What transformers and bitsandbytes write themselves."""
     with tempfile.TemporaryDirectory() as folder:
@@ -250,6 +279,7 @@ def main():
     awq()
     fp8_blocks()
     fp8_channels()
+    nvfp4()
     bitsandbytes("bitsandbytes_nf4", 1, load_in_4bit=True, bnb_4bit_quant_type="nf4",
                  bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
     bitsandbytes("bitsandbytes_fp4", 1, load_in_4bit=True, bnb_4bit_quant_type="fp4",
