@@ -63,8 +63,7 @@ def argument_dependencies(fn: Callable, *args: Any) -> list[frozenset[int]]:
         >>> argument_dependencies(lambda x, y, z: {"a": x * y, "b": 2.0}, 1.0, 2.0, 3.0)
         [frozenset({0, 1}), frozenset()]
     """
-    leaves, tree = jax.tree.flatten(args)
-    jaxpr = jax.make_jaxpr(lambda *leaves: fn(*tree.unflatten(leaves)))(*leaves).jaxpr
+    jaxpr = Traced.of(fn, *args).inlined.jaxpr
     sources = {v: frozenset([i]) for i, v in enumerate(jaxpr.invars)}
     read = lambda v: frozenset() if isinstance(v, jex.Literal) else sources.get(v, frozenset())
     for eqn in jaxpr.eqns:

@@ -53,7 +53,7 @@ class Traced:
     @property
     def has_scan(self) -> bool:
         """Whether there is a scan that `run_around_scans` wraps, which is in nothing but `jit`s."""
-        return any(eqn.primitive.name == "scan" for eqn in self._inlined.jaxpr.eqns)
+        return any(eqn.primitive.name == "scan" for eqn in self.inlined.jaxpr.eqns)
 
     @property
     def scans_weights(self) -> bool:
@@ -64,10 +64,10 @@ class Traced:
     @functools.cached_property
     def layers(self) -> list[Segment]:
         """The layers of a Python loop, in the jaxpr without calls; see `repeated_layers`."""
-        return repeated_layers(self._inlined.jaxpr)
+        return repeated_layers(self.inlined.jaxpr)
 
     @functools.cached_property
-    def _inlined(self) -> Any:
+    def inlined(self) -> Any:
         """The closed jaxpr with the operations of each `jit` in its place."""
         return inlined(self.closed)
 
@@ -80,7 +80,7 @@ class Traced:
 
     def run_segments(self, segments: list[Segment], wrap: Callable) -> Any:
         """The result with each segment, of `layers` or of groups of them, wrapped."""
-        jaxpr, consts = self._inlined.jaxpr, self._inlined.consts
+        jaxpr, consts = self.inlined.jaxpr, self.inlined.consts
         return self.structure.unflatten(run_segments(jaxpr, consts, self.leaves, segments, wrap))
 
 

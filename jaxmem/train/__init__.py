@@ -7,6 +7,8 @@ from .distillation_loss import distillation as distillation
 from .dynamic_sparsity import evolve as evolve
 from .dynamic_sparsity import rigl as rigl
 from .gradient_accumulation import accumulate as accumulate
+from .gradient_release import released as released
+from .gradient_release import train_state as train_state
 from .gradual_pruning import gradual as gradual
 from .gradual_pruning import polynomial as polynomial
 from .learned_rounding import learn_rounding as learn_rounding

@@ -32,11 +32,7 @@ def accumulate(loss: Callable, count: int) -> Callable:
         return jax.value_and_grad(loss)
 
     def accumulated(params: Any, batch: Any) -> tuple[Array, Any]:
-        rows = {len(x) for x in jax.tree.leaves(batch)}
-        if any(n % count for n in rows):
-            raise ValueError(f"{count} micro-batches of {sorted(rows)} rows, expected a divisor")
-        # row i goes to micro-batch i mod count, so that no row of a sharded batch moves
-        split = lambda x: jnp.moveaxis(x.reshape(len(x) // count, count, *x.shape[1:]), 1, 0)
+        rows = micro_batches(batch, count)
 
         def add(total, micro_batch):
             new = jax.value_and_grad(loss)(params, micro_batch)
@@ -44,7 +40,26 @@ def accumulate(loss: Callable, count: int) -> Callable:
 
         zero = lambda x: jnp.zeros(x.shape, x.dtype)
         start = jnp.zeros((), jnp.float32), jax.tree.map(zero, params)
-        (value, gradient), _ = lax.scan(add, start, jax.tree.map(split, batch))
+        (value, gradient), _ = lax.scan(add, start, rows)
         return value / count, jax.tree.map(lambda g: g / jnp.asarray(count, g.dtype), gradient)
 
     return accumulated
+
+
+def micro_batches(batch: Any, count: int) -> Any:
+    """The batch with a first axis of `count` micro-batches before that of rows.
+
+    Row i goes to micro-batch i mod count, so that no row of a sharded batch moves.
+
+    Raises:
+        ValueError: `count` does not divide the number of rows.
+
+    Example:
+        >>> micro_batches(jnp.arange(6), 2).tolist()
+        [[0, 2, 4], [1, 3, 5]]
+    """
+    rows = {len(x) for x in jax.tree.leaves(batch)}
+    if any(n % count for n in rows):
+        raise ValueError(f"{count} micro-batches of {sorted(rows)} rows, expected a divisor")
+    split = lambda x: jnp.moveaxis(x.reshape(len(x) // count, count, *x.shape[1:]), 1, 0)
+    return jax.tree.map(split, batch)

@@ -1,0 +1,199 @@
+"""released: a layer's gradient is spent as soon as it is known (Lv et al., 2023, LOMO).
+
+Layers are the outer loop of the backward pass and micro-batches the inner one, so that a step can
+add up micro-batches and clip, and still holds the gradient of one layer.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from ..core.arguments import FUNCTION, POSITIVE, TREE, Kind, takes
+from ..core.layer_program import LayerScan
+from ..core.leaf import decode
+from .gradient_accumulation import micro_batches
+from .layer_gradients import LayerGradients, Slopes
+from .stack_entries import entry
+from .traced_step import Progress, TracedStep, sum_of_squares
+
+_CLIP = Kind(
+    "a number above 0, or None",
+    lambda x: x is None or (isinstance(x, int | float) and not isinstance(x, bool) and x > 0),
+)
+
+
+@takes(params=TREE)
+def train_state(params: Any, optimizer: optax.GradientTransformation) -> dict:
+    """The state before the first step: {"params", "opt", "step"}.
+
+    `params` may hold encoded leaves; the optimizer's state is that of the arrays they stand for,
+    and lies in memory as they would: `jm.state_shardings` gives its shardings.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> state = train_state({"w": jnp.ones((4, 4))}, optax.adam(1e-3))
+        >>> state["opt"][0].mu["w"].shape, int(state["step"])
+        ((4, 4), 0)
+    """
+    # Compiled, so that what the optimizer does not read is never decoded.
+    opt = jax.jit(lambda params: optimizer.init(decode(params)))(params)
+    return {"params": params, "opt": opt, "step": jnp.zeros((), jnp.int32)}
+
+
+@takes(loss=FUNCTION, micro=POSITIVE, clip=_CLIP)
+def released(
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    *,
+    micro: int = 1,
+    clip: float | None = None,
+) -> Callable:
+    """A training step whose backward pass updates each layer as soon as its gradient is known.
+
+    The step is a function (state, batch) -> (state, loss), of a state of `train_state`; jit it with
+    `donate_argnums=0`, so that stacks are updated in their own memory. It gives what
+    `jax.value_and_grad` and `optimizer` give, to rounding, and holds the inputs of all layers and
+    the gradient of one of them. The model does not change: the loss is traced, and its layers are
+    the scans that take slices of the params. Arrays that no such scan slices (embedding, head,
+    norms) are updated whole, as soon as their gradient is known.
+
+    Updates of bfloat16 params are rounded stochastically (see `jm.optimizers.apply_rounded`).
+    Stacks of `Int(8)` or `jm.optimizers.split_weights` are decoded one layer at a time, and encoded
+    again with stochastic rounding; the optimizer sees arrays.
+
+    Args:
+        loss: `loss(params, batch)`, a mean over the rows of the batch; of dense params.
+        optimizer: treats each array of the params by itself, as Adam does; it is given one layer
+            of a stack at a time.
+        micro: micro-batches, whose gradients are added up for each layer. The first axis of every
+            array in a batch counts rows.
+        clip: the largest norm of the whole gradient, which is scaled down to it. The norm is exact,
+            and takes a second backward pass, before any layer is updated.
+
+    Raises:
+        ValueError: when the step is called: no scan takes slices of the params; a stack is also
+            read outside its scan, or changed before it; or the update of one array reads the
+            gradient of another.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> def loss(params, x):
+        ...     x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["layers"])
+        ...     return (x**2).mean()
+        >>> optimizer = optax.adam(1e-2)
+        >>> state = train_state({"layers": jnp.ones((3, 8, 8)) / 8}, optimizer)
+        >>> step = jax.jit(released(loss, optimizer, micro=2), donate_argnums=0)
+        >>> losses = []
+        >>> for _ in range(5):
+        ...     state, value = step(state, jnp.ones((4, 8)))
+        ...     losses.append(float(value))
+        >>> losses[-1] < losses[0]
+        True
+    """
+
+    def step(state: dict, batch: Any) -> tuple[dict, Array]:
+        run = TracedStep.of(loss, optimizer, state, micro_batches(batch, micro))
+        crossing, inputs = run.forward()
+        factor = None
+        if clip is not None:
+            progress = _backward(run, crossing, inputs, run.start(), spends=False)
+            norm = jnp.sqrt(progress.squares)
+            factor = jnp.where(norm > clip, clip / norm, 1.0)
+        end = _backward(run, crossing, inputs, run.start(factor), spends=True)
+        return run.new_state(end), end.loss
+
+    return step
+
+
+def _backward(
+    step: TracedStep, crossing: list, inputs: dict, progress: Progress, *, spends: bool
+) -> Progress:
+    """Progress after a backward pass, which updates params if it `spends` gradients.
+
+    `crossing` and `inputs` are those of `TracedStep.forward`.
+    """
+    program = step.program
+    slopes: Slopes = {}  # gradients by what pieces hand on
+    whole: dict[int, Array] = {}  # and by params that pieces read whole
+    ends: dict[int, list[int]] = {}  # piece -> the params whose gradients are known after it
+    for param in range(len(program.params)):
+        if param not in program.stacked:
+            last = program.first_reader.get(param, len(program.pieces) - 1)
+            ends.setdefault(last, []).append(param)
+    for i, piece in reversed(list(enumerate(program.pieces))):
+        if isinstance(piece, LayerScan):
+            layers = LayerGradients(step, piece, crossing, inputs[i], slopes, spends)
+            progress, found, by_param = layers.run(progress)
+        else:
+            progress, found, by_param = _straight_back(step, piece, crossing, progress, slopes)
+        slopes = {v: x for v, x in slopes.items() if v not in piece.writes}
+        for total, new in ((slopes, found), (whole, by_param)):
+            total |= {k: total[k] + x if k in total else x for k, x in new.items()}
+        if i in ends:
+            progress = _spend(step, progress, ends[i], whole, spends)
+            # The gradient of a head is not kept while layers run.
+            progress, kept = lax.optimization_barrier((progress, list(slopes.values())))
+            slopes = dict(zip(slopes, kept))
+    return progress
+
+
+def _straight_back(
+    step: TracedStep, piece: Any, crossing: list, progress: Progress, slopes: Slopes
+) -> tuple[Progress, Slopes, dict[int, Array]]:
+    """What `LayerGradients.run` gives, for a piece between scans; the last one gives the loss."""
+    program, index = step.program, step.index
+    is_last = piece is program.pieces[-1]
+    outputs = [program.result] if is_last else [v for v in piece.writes if v in slopes]
+    if not outputs:
+        return progress, {}, {}
+    reads = [v for v in piece.reads if v in program.active]
+    of_params, of_pieces = [v for v in reads if v in index], [v for v in reads if v not in index]
+
+    def add(total, m):
+        values = step.values(piece, progress.params, m, entry(crossing, m))
+
+        def run(chosen):
+            known = values | dict(zip(reads, chosen))
+            known |= piece.run(known)
+            return [known[v] for v in outputs]
+
+        out, pull = jax.vjp(run, [values[v] for v in reads])
+        mean = [jnp.full((), 1 / step.micro, x.dtype) for x in out] if is_last else None
+        found = dict(zip(reads, *pull(mean or entry([slopes[v] for v in outputs], m))))
+        loss = out[0].astype(jnp.float32) / step.micro if is_last else jnp.float32(0)
+        sums = [x + found[v] for x, v in zip(total[1], of_params)]
+        return (total[0] + loss, sums), [found[v] for v in of_pieces]
+
+    zeros = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in of_params]
+    (loss, sums), found = step.over_micro_batches(add, (progress.loss, zeros))
+    progress = dataclasses.replace(progress, loss=loss)
+    return progress, dict(zip(of_pieces, found)), dict(zip([index[v] for v in of_params], sums))
+
+
+def _spend(
+    step: TracedStep, progress: Progress, indices: list[int], whole: dict, spends: bool
+) -> Progress:
+    """Progress after the update of params that are no stacks; takes their gradients of `whole`."""
+    shapes = [step.program.params[i].aval for i in indices]
+    grads = [whole.pop(i, None) for i in indices]
+    grads = [jnp.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(grads, shapes)]
+    squares = progress.squares + sum_of_squares(grads)
+    if not spends:
+        return dataclasses.replace(progress, squares=squares)
+    places = step.update.of_params(indices)
+    state = {j: progress.opt[j] for j in places}
+    params = [progress.params[i] for i in indices]
+    new, new_state, shared = step.updated(indices, params, grads, state, progress.factor, 0)
+    by_param, by_place = dict(zip(indices, new)), dict(zip(places, new_state))
+    return dataclasses.replace(
+        progress,
+        params=[by_param.get(i, x) for i, x in enumerate(progress.params)],
+        opt=[by_place.get(j, x) for j, x in enumerate(progress.opt)],
+        shared=shared,
+        squares=squares,
+    )
