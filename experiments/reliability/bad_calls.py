@@ -42,7 +42,7 @@ NOT_CALLED = {
     "Breakdown", "Codec", "CompileError", "Donations", "Encoded", "Evaluation", "Fitted",
     "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Use",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
-    "evaluation.TaskScores", "data.Packing", "models.Model",
+    "evaluation.TaskScores", "data.Packing", "models.Model", "train.ScaledState",
 }  # fmt: skip
 
 

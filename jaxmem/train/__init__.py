@@ -12,6 +12,9 @@ from .gradient_release import train_state as train_state
 from .gradual_pruning import gradual as gradual
 from .gradual_pruning import polynomial as polynomial
 from .learned_rounding import learn_rounding as learn_rounding
+from .loss_scale import ScaledState as ScaledState
+from .loss_scale import scale_of as scale_of
+from .loss_scale import scaled as scaled
 from .lottery_ticket import rewind as rewind
 from .movement_pruning import movement as movement
 from .movement_pruning import straight_through as straight_through
@@ -19,6 +22,8 @@ from .output_losses import divergence as divergence
 from .output_losses import kl_divergence as kl_divergence
 from .output_losses import relative as relative
 from .output_losses import squared as squared
+from .precision import Precision as Precision
+from .precision import in_precision as in_precision
 from .preference_losses import odds_ratio as odds_ratio
 from .preference_losses import preference as preference
 from .remat_policy import Remat as Remat
