@@ -8,11 +8,13 @@ It writes reliability.json: for each part its size, how many outcomes were of wh
 (`outcomes.py` says what the classes mean), and each bad one. A part is written when it ends, and
 the parts that did not run stay as they are in the file. "wrong calls" and "transformations" go on
 where they were stopped: a file beside this script keeps their outcomes until the part has ended.
+After fewer "transformations" than the size says, with the same seed and jax, only the rest runs.
 "wrong calls" needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
 import argparse
 import json
+import math
 import pathlib
 import re
 from collections.abc import Callable
@@ -32,6 +34,7 @@ class Part(NamedTuple):
     short: int | str
     draws: bool = True
     resumes: bool = False
+    adds: bool = False  # what a smaller size ran is the beginning of what a larger one runs
 
 
 PARTS = {
@@ -39,7 +42,7 @@ PARTS = {
     "kills": Part(kills.run, 100, 4),
     "interrupts": Part(interrupts.run, 100, 5),
     "wrong calls": Part(bad_calls.run, ".*", "[A-Z].*", draws=False, resumes=True),
-    "transformations": Part(transformations.run, 360, 12, resumes=True),
+    "transformations": Part(transformations.run, 360, 12, resumes=True, adds=True),
 }
 JSON = pathlib.Path(__file__).with_suffix(".json")
 
@@ -57,10 +60,13 @@ def main() -> None:
         size = type(usual)(options.size or usual)
         log = JSON.with_name(f"{name}.jsonl")
         resumed = {"log": log} if part.resumes else {}
-        result = part.run(size, *([options.seed] if part.draws else []), **resumed)
         setting = {"jax": jax.__version__, "backend": jax.default_backend(), "size": size}
         setting |= {"seed": options.seed} if part.draws else {}
         parts = json.loads(JSON.read_text()) if JSON.exists() else {}
+        earlier = parts.get(name, {}).get("setting", {"size": math.inf})
+        if part.adds and earlier["size"] < size and earlier | {"size": size} == setting:
+            resumed["before"] = parts[name]
+        result = part.run(size, *([options.seed] if part.draws else []), **resumed)
         parts[name] = {"setting": setting} | result
         JSON.write_text(json.dumps(parts, indent=1) + "\n")
         log.unlink(missing_ok=True)

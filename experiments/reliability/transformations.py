@@ -78,19 +78,23 @@ def run(
     seed: int = 0,
     *,
     log: pathlib.Path | None = None,
+    before: dict[str, Any] | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Counts of outcomes of `combinations` pairs of codec and transformation, drawn at random.
 
-    Pairs whose outcome stands in the file `log` do not run again.
+    Pairs whose outcome stands in the file `log` do not run again, nor those that `before` counts:
+    what an earlier call with fewer combinations and the same seed returned.
     """
     pairs = list(itertools.product(range(len(CODECS)), TRANSFORMATIONS))
     random.Random(seed).shuffle(pairs)
-    rng, counts, bad = np.random.default_rng(seed), collections.Counter(), []
+    rng = np.random.default_rng(seed)
+    counts = collections.Counter(before["counts"] if before else {})
+    bad = list(before["bad"]) if before else []
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32) / 8
     params, x = {"layers": draw(2, 32, 32), "table": draw(64, 32)}, draw(3, 32)
     uses = jm.uses(network, params, x)
-    for number, name in pairs[:combinations]:
+    for number, name in pairs[sum(counts.values()) : combinations]:
         codec, transformation = CODECS[number], TRANSFORMATIONS[name]
 
         def attempt(codec=codec, transformation=transformation) -> str:
