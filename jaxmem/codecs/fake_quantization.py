@@ -20,6 +20,7 @@ from ..core.codec import (
 )
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import Encoded, divided_shape, is_encoded
+from ..core.strided_weight import StridedWeight
 from ..kernels.dispatch import differentiated_by
 from .float16_scales import divisor
 from .scaled import group_limits, grouped, repeat_groups
@@ -75,6 +76,7 @@ class Fake:
         unit = row_unit(self.codec)
         if not self.learn or unit is None:
             return None
+        w = w.dense() if isinstance(w, StridedWeight) else w
         grown = lambda rows: _start(self.codec, rows, axes)
         leaf = lambda rows, start: FakeArray(w, grown(rows), self.codec, axes, jnp.dtype(w.dtype))
         return RowEncoder(leaf, unit)

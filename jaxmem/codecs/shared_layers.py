@@ -57,7 +57,11 @@ class Shared:
         check_sharing(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "SharedArray":
-        _, fold, index = stacked_layers(w, axes, self)
+        return self.encode_by_slices(w, axes, stats)
+
+    def encode_by_slices(self, w, axes, stats):
+        """Encodes a stack, of which one layer is read at a time."""
+        fold, index = stacked_layers(w, axes, self)
         members = layers_by_group(index)
         gather = lambda a: a.astype(jnp.float32)[members]  # (groups, layers of a group, ...)
         total = functools.partial(_total, w, axes, members)
@@ -168,8 +172,8 @@ def check_sharing(codec: Any) -> None:
         raise ValueError(f'an order is "sequence" or "cycle", got {codec.order!r}')
 
 
-def stacked_layers(w: Any, axes: tuple[int, ...], codec: Any) -> tuple[Array, Fold, np.ndarray]:
-    """(matrices (layers, n, k), their fold, the group (layers,) of each layer) of a stacked weight.
+def stacked_layers(w: Any, axes: tuple[int, ...], codec: Any) -> tuple[Fold, np.ndarray]:
+    """(the fold of a layer, the group (layers,) of each layer) of a stacked weight.
 
     Raises:
         TypeError: the weight is encoded.
@@ -177,15 +181,15 @@ def stacked_layers(w: Any, axes: tuple[int, ...], codec: Any) -> tuple[Array, Fo
     """
     if is_encoded(w):
         raise TypeError(f"{type(codec).__name__} takes a dense weight: in a Chain it is first")
-    matrix, fold = Fold.from_weight(w, axes)
-    if matrix.ndim != 3:
+    *stack, _, _ = matrix_shape(w, axes)
+    if len(stack) != 1:
         raise ValueError(f"expected a stack of layers to tie, got a weight of shape {w.shape}")
-    layers, groups = len(matrix), codec.groups
+    layers, groups = stack[0], codec.groups
     if layers % groups or groups >= layers or layers > 256:
         raise ValueError(f"{groups} groups of {layers} layers, expected a divisor below {layers}")
     index = np.arange(layers)
     index = index % groups if codec.order == "cycle" else index // (layers // groups)
-    return matrix, fold, index.astype(np.uint8)
+    return Fold.of(w, axes), index.astype(np.uint8)
 
 
 def _total(w, axes, members, factors=None, product=None):

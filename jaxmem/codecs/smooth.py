@@ -11,6 +11,7 @@ from ..core.arguments import check_fields
 from ..core.codec import CODEC, row_encoder
 from ..core.fold import Fold, matrix_shape
 from ..core.leaf import divided_shape, is_encoded
+from ..core.mapped_rows import MappedRows
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.row_slices import scan_rows
 
@@ -61,7 +62,8 @@ class Smooth:
         step = lambda most, rows, _: jnp.maximum(most, _largest(rows, axes))
         largest = scan_rows(step, jnp.zeros(matrix_shape(w, axes)[-1]), w, axes)
         s, inner_stats = self._scales_and_stats(largest, stats)
-        inner = row_encoder(self.codec, _scaled(w, axes, s), axes, inner_stats)
+        scaled = MappedRows(w, lambda rows: _scaled(rows, axes, s))
+        inner = row_encoder(self.codec, scaled, axes, inner_stats)
         encode = lambda rows, start: self._around(inner.encode(_scaled(rows, axes, s), start), s)
         return inner and inner._replace(encode=encode)
 

@@ -18,15 +18,16 @@ from ..core.lazy import Lazy, is_lazy
 from ..core.leaf import is_array, is_dense_float, is_encoded
 from ..core.padded import padded_encoder
 from ..core.paths import check_same_tree, is_whole, paths
-from ..core.row_slices import as_bits, first_kept_axis
+from ..core.row_slices import as_bits, first_kept_axis, scan_rows
 from ..core.segmented import Segmented
+from ..core.strided_weight import StridedWeight
 from ..core.usage import summed_axes
 from .joined_pieces import joined
 from .leaf_shapes import abstract_leaf
 from .plan_paths import by_layer
 from .row_blocks import encode_in_blocks
 from .shape_classes import encode_in_class, has_class
-from .shared_memory import copied, in_place, without
+from .shared_memory import copied, in_place, strided, without
 
 DENSE_WEIGHTS = 2**21  # weights of a large matrix that are dense at a time
 FEW_WEIGHTS = 2**18  # for so few, a program takes longer to compile than to run
@@ -215,7 +216,8 @@ def _run_shared(codec, axes, padded, stats, number):
 
 def _is_small_on_cpu(w) -> bool:
     """Whether a program for this weight may be compiled on its own, for a CPU, with own options."""
-    if w.size > FEW_WEIGHTS or isinstance(jnp.zeros(()), jax.core.Tracer):  # inside another program
+    inside_another = isinstance(jnp.zeros(()), jax.core.Tracer)
+    if w.size > FEW_WEIGHTS or inside_another or isinstance(w, StridedWeight):
         return False
     device = jax.devices()[0] if isinstance(w, np.ndarray) else next(iter(w.devices()))
     return device.platform == "cpu"
@@ -223,15 +225,19 @@ def _is_small_on_cpu(w) -> bool:
 
 def _is_finite(tree):
     """Whether all floats of a tree are finite, as an array of one bool."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, StridedWeight))
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.array([_all_finite(x) for x in floats]).all()
 
 
 def _all_finite(x):
-    """Whether an array has neither NaN nor infinity.
+    """Whether an array or a `StridedWeight` has neither NaN nor infinity.
 
     bf16 is read as bits: the compiler of a CPU would convert all of it to f32.
     """
+    if isinstance(x, StridedWeight):
+        of_rows = lambda finite, rows, _: finite & _all_finite(rows)
+        return scan_rows(of_rows, jnp.bool(True), x, tuple(range(1 - x.ndim, 0)))
     if x.dtype != jnp.bfloat16:
         return jnp.isfinite(x).all()
     exponent = jnp.uint16(0x7F80)
@@ -259,13 +265,16 @@ def _encode_lazy(codec, leaf: Lazy, axes, stats):
 
 
 def _encode_rows(codec, w: np.ndarray, dtype, axes, stats):
-    """Encodes a large matrix where it is, or some rows at a time if the codec has such rows."""
+    """Encodes a large matrix where it is, or some rows at a time if each is encoded alone."""
     shared = in_place(w) if w.size > DENSE_WEIGHTS and w.dtype == dtype else None
     if shared is not None:
         return without(shared, _encode_concrete(codec, shared, axes, stats))
     encode = lambda part: _encode(codec, copied(part, dtype), axes, stats)
     axis, rows = first_kept_axis(w, axes)
     unit = 8 // math.gcd(rows, 8)  # whole bytes of packed codes
+    if w.size > DENSE_WEIGHTS and not has_independent_rows(codec) and w.dtype == dtype:
+        in_memory = strided(w)
+        return encode(w) if in_memory is None else _encode_concrete(codec, in_memory, axes, stats)
     if w.size <= DENSE_WEIGHTS or w.shape[axis] <= unit or not has_independent_rows(codec):
         return encode(w)
     step = max(1, DENSE_WEIGHTS // (w.size // w.shape[axis] * unit)) * unit

@@ -16,6 +16,7 @@ from ..core.codec import Codec, ties_layers
 from ..core.fold import matrix_shape
 from ..core.layer_encoding import encode_layer
 from ..core.row_slices import as_bits, from_bits, slice_along
+from ..core.strided_weight import StridedWeight
 
 
 def encode_in_blocks(codec: Codec, w: Any, axes: tuple[int, ...], stats: Any) -> Any:
@@ -36,6 +37,11 @@ def encode_in_blocks(codec: Codec, w: Any, axes: tuple[int, ...], stats: Any) ->
         codec = codec.smallest(w, axes, stats)
     rounds_numbers = isinstance(codec, Cast)  # each by itself, with no temporaries
     if w.size <= row_slices.BLOCK_WEIGHTS or ties_layers(codec) or rounds_numbers:
+        if isinstance(w, StridedWeight):
+            by_slices = getattr(codec, "encode_by_slices", None)
+            if ties_layers(codec) and by_slices:
+                return by_slices(w, axes, stats)
+            w = w.dense()
         return codec.encode(w, axes, stats)
     axes = tuple(a - w.ndim if a >= 0 else a for a in axes)
     if len(matrix_shape(w, axes)) > 2:

@@ -1,4 +1,4 @@
-"""in_place: a NumPy weight as an array of JAX in the same memory, so that none is copied."""
+"""A NumPy weight as an array of JAX in the same memory, so that none is copied."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.strided_weight import StridedWeight
 from ..io.aligned_memory import ALIGNMENT, aligned
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -29,6 +30,39 @@ def in_place(w: np.ndarray) -> jax.Array | None:
         return None
     with jax.ensure_compile_time_eval():
         return jax.device_put(w, may_alias=True)
+
+
+def strided(w: np.ndarray) -> StridedWeight | None:
+    """The array where it is, for codecs that read some rows at a time; None if a CPU cannot.
+
+    It may be transposed, sliced, and begin at any number of its dtype.
+
+    Example:
+        >>> w = np.arange(40, dtype=np.float32)[3:33].reshape(5, 6).T
+        >>> bool((strided(w).dense() == w).all()), strided(np.arange(9.0))
+        (True, None)
+    """
+    if jax.devices()[0].platform != "cpu" or w.dtype.name not in DTYPES or not w.size:
+        return None
+    size = w.dtype.itemsize
+    if w.ctypes.data % size or any(stride % size for stride in w.strides):
+        return None
+    upwards = w[tuple(slice(None, None, -1 if stride < 0 else 1) for stride in w.strides)]
+    steps = [stride // size for stride in w.strides]
+    span = 1 + sum((n - 1) * abs(step) for n, step in zip(w.shape, steps))
+    if span >= 2**31:  # an index has 32 bits
+        return None
+    memory = np.lib.stride_tricks.as_strided(upwards, (span,), (size,)).view(f"u{size}")
+    before = min(-memory.ctypes.data % ALIGNMENT // size, span)  # numbers that are not aligned
+    head = np.zeros(ALIGNMENT // size, memory.dtype)
+    head[len(head) - before :] = memory[:before]
+    backwards = sum((n - 1) * -step for n, step in zip(w.shape, steps) if step < 0)
+    first = np.int32(len(head) - before + backwards)
+    with jax.ensure_compile_time_eval():
+        flat = jax.device_put(memory[before:], may_alias=True)
+        return StridedWeight(
+            jnp.asarray(head), flat, jnp.asarray(first), w.shape, tuple(steps), w.dtype
+        )
 
 
 def copied(w: np.ndarray, dtype: Any) -> jax.Array:

@@ -67,8 +67,8 @@ class OptionalMembers:
     def encode_by_slices(self, w: Any, axes: tuple[int, ...], stats: Any) -> Any:
         """The leaf of one layer, which is read some rows at a time by `scan_rows`.
 
-        This is for a codec whose leaf has no rows of the matrix, such as `Coo`. `w` is an array or
-        a `Remainder`.
+        This is for a codec whose leaf has no rows of the matrix, such as `Coo`, and for one that
+        ties the layers of a stack `w`. `w` is an array, a `Remainder` or a `StridedWeight`.
         """
 
 

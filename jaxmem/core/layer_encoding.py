@@ -12,12 +12,15 @@ from . import row_slices
 from .codec import Codec, RowEncoder, row_encoder
 from .remainder import Remainder
 from .row_slices import as_bits, first_kept_axis, from_bits, slice_along
+from .strided_weight import StridedWeight
 
 LEAST_BLOCKS = 32  # of a sequential codec, which takes up to 20 f32 copies of a block
 
 
 def encode_layer(codec: Codec, w: Any, axes: tuple[int, ...], stats: Any) -> Any:
-    """The leaf of one layer `w`, an array or a `Remainder`, as `codec.encode` makes it.
+    """The leaf of one layer, as `codec.encode` makes it.
+
+    `w` is an array, a `Remainder` or a `StridedWeight`.
 
     It is encoded some rows at a time by a codec with a `row_encoder`, and read some rows at a time
     by one with `encode_by_slices`. Other codecs encode all of it at once.
@@ -32,7 +35,8 @@ def encode_layer(codec: Codec, w: Any, axes: tuple[int, ...], stats: Any) -> Any
         if by_slices:
             return by_slices(w, axes, stats)
         w = w.dense()
-    encode = lambda w: codec.encode(w, axes, stats)
+    of_array = lambda w: codec.encode(w, axes, stats)
+    encode = lambda w: of_array(w.dense() if isinstance(w, StridedWeight) else w)
     if not w.size:
         return encode(w)
     if (encoder := row_encoder(codec, w, axes, stats)) is not None:

@@ -14,7 +14,9 @@ from ..codecs.permuted import PermutedArray
 from ..codecs.sparse import index_dtype
 from ..core.arguments import check_fields
 from ..core.codec import CODEC, needs_stats
-from ..core.fold import Fold
+from ..core.fold import Fold, matrix_shape
+from ..core.mapped_rows import MappedRows
+from ..core.row_slices import first_kept_axis, slice_along
 from .solver import Solver
 
 SCORED_ROWS = 128  # rows of a matrix, evenly spaced, from which the order is chosen
@@ -74,17 +76,19 @@ class Permute(Solver):
 
     def row_solver(self, w, axes, stats):
         """`solve` of some rows, given the order, and what the solver inside computes of it."""
-        matrix, _ = Fold.from_weight(w, axes)
-        n, k = matrix.shape
-        energy = jnp.ones(k) if stats is None else stats.diag
-        sample = matrix[jnp.arange(min(SCORED_ROWS, n)) * n // min(SCORED_ROWS, n)]
-        sample = sample.astype(jnp.float32)
+        sample = _sample(w, axes).astype(jnp.float32)
+        energy = jnp.ones(sample.shape[1]) if stats is None else stats.diag
         saliency = sample * sample * energy[None]
         order = best_order(saliency, self.pattern.n, self.pattern.m, self.steps)
         stats = None if stats is None else reordered(stats, order)
         inner = None
+
+        def permuted(rows):
+            matrix, fold = Fold.from_weight(rows, axes)
+            return fold.unfold(matrix[:, order])
+
         if isinstance(self.codec, Solver):
-            inner = self.codec.row_solver(matrix[:, order], (-1,), stats)
+            inner = self.codec.row_solver(MappedRows(w, permuted), axes, stats)
         return functools.partial(self._solve, inner=inner, order=order, stats=stats)
 
     def _solve(self, matrix, fold, dtype, inner, order, stats):
@@ -96,6 +100,21 @@ class Permute(Solver):
             leaf = self.codec.encode(matrix.astype(dtype), (-1,), stats)
             leaf = dataclasses.replace(leaf, fold=fold)
         return PermutedArray(leaf, order.astype(index_dtype(fold.k)))
+
+
+def _sample(w: Any, axes: tuple[int, ...]) -> Array:
+    """At most `SCORED_ROWS` rows (rows, k) of one layer `w`, evenly spaced."""
+    n = matrix_shape(w, axes)[-2]
+    index = jnp.arange(min(SCORED_ROWS, n)) * n // min(SCORED_ROWS, n)
+    if not hasattr(w, "slice_along"):
+        return Fold.from_weight(w, axes)[0][index]
+    axis, rows = first_kept_axis(w, axes)
+
+    def row(i):
+        matrix, _ = Fold.from_weight(slice_along(w, i // rows, 1, axis), axes)
+        return matrix[i % rows]
+
+    return lax.map(row, index)
 
 
 def reordered(stats: Moments, order: Array) -> Moments:

@@ -12,6 +12,7 @@ from ..codecs.sparse import Sparse
 from ..core.arguments import FUNCTION, check_fields
 from ..core.codec import CODEC, RowEncoder, row_unit
 from ..core.fold import Fold, matrix_shape
+from ..core.row_replay import RowReplay
 from ..core.row_slices import scan_rows
 from .pruning_scores import SCORES_OF_A_ROW, ria, wanda
 from .solver import Solver
@@ -83,17 +84,26 @@ class Prune(Pruner):
         return self.score(matrix, stats)
 
     def row_encoder(self, w, axes, stats):
-        """Encodes some rows; a score of your own is first computed of all of them."""
+        """Encodes some rows; of a score of your own its sums over all rows are computed first.
+
+        A score that needs other rows in another way is computed of all of them.
+        """
         unit = row_unit(self.codec)
         if self.by_rows or unit is None or not w.size:
             return super().row_encoder(w, axes, stats)
-        wide = lambda w: Fold.from_weight(w, axes)[0].astype(jnp.float32)
-        scores = self.scores(wide(w), stats)
+        axes = tuple(a - w.ndim if a >= 0 else a for a in axes)
+        replay = RowReplay.of(lambda matrix: self.scores(matrix, stats), w, axes)
+        matrix = lambda w: Fold.from_weight(w, axes)[0].astype(jnp.float32)
+        if replay is None:
+            scores = self.scores(matrix(w.dense() if hasattr(w, "dense") else w), stats)
+            count = lambda rows: Fold.of(rows, axes).n
+            of_rows = lambda rows, at: lax.dynamic_slice_in_dim(scores, at, count(rows), 0)
+        else:
+            of_rows = replay.rows
 
         def encode(rows, start):
-            fold = Fold.of(rows, axes)
-            of_rows = lax.dynamic_slice_in_dim(scores, start, fold.n, 0)
-            return self.by_scores(of_rows, wide(rows), fold, w.dtype)
+            scores = of_rows(rows, start)
+            return self.by_scores(scores, matrix(rows), Fold.of(rows, axes), w.dtype)
 
         return RowEncoder(encode, unit)
 

@@ -56,7 +56,11 @@ class Basis:
         check_sharing(self)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> LowRankArray:
-        _, fold, index = stacked_layers(w, axes, self)
+        return self.encode_by_slices(w, axes, stats)
+
+    def encode_by_slices(self, w, axes, stats):
+        """Encodes a stack, of which one layer is read at a time."""
+        fold, index = stacked_layers(w, axes, self)
         members = layers_by_group(index)
         layers, size = members.shape[1], fold.n * fold.k
         if self.rank >= fold.k or self.rank * (layers * fold.n + fold.k) >= layers * size:

@@ -11,7 +11,7 @@ from contract_codecs import KINDS, assert_same, weight
 
 import jaxmem as jm
 from jaxmem.compression import encoding, row_blocks
-from jaxmem.compression.shared_memory import in_place
+from jaxmem.compression.shared_memory import in_place, strided
 from jaxmem.core import layer_encoding, row_slices
 from jaxmem.core.codec import has_independent_rows, needs_stats
 from jaxmem.io.aligned_memory import aligned
@@ -186,6 +186,35 @@ def test_a_large_numpy_weight_is_encoded_like_a_jax_array(shape, axes, shared, m
     w[...] = weight(*shape)
     plan = jm.Plan({"w": jm.Int(3)}, {"w": axes})
     assert_same(jm.encode({"w": w}, plan), jm.encode({"w": jnp.asarray(w)}, plan))
+
+
+@pytest.mark.parametrize("codec", [jm.Float("nvfp4"), jm.Coo(0.1)], ids=name_of)
+def test_codes_do_not_depend_on_where_the_memory_of_a_numpy_weight_begins(codec, monkeypatch):
+    monkeypatch.setattr(row_slices, "BLOCK_WEIGHTS", 2**9)
+    monkeypatch.setattr(encoding, "DENSE_WEIGHTS", 2**9)
+    monkeypatch.setattr(encoding, "copied", None)  # none is made
+    memory = np.zeros(3 + 48 * 90, np.float32)
+    for w in (memory[3:].reshape(48, 90)[:, 1:-1], memory[3:].reshape(90, 48).T[::-1, 2:]):
+        w[...] = weight(*w.shape)
+        assert_same(
+            jm.encode({"w": w}, {"w": codec}), jm.encode({"w": weight(48, 88)}, {"w": codec})
+        )
+
+
+@pytest.mark.parametrize("codec", [*map(jm.Smooth, (jm.Int(4), jm.Float("nvfp4")))], ids=name_of)
+def test_smoothing_reads_a_numpy_weight_by_rows(codec, monkeypatch):
+    monkeypatch.setattr(row_slices, "BLOCK_WEIGHTS", 2**9)
+    w = np.zeros(3 + 48 * 88, np.float32)[3:].reshape(48, 88)
+    w[...] = weight(48, 88)
+    encode = jit(lambda w: row_blocks.encode_in_blocks(codec, w, (-2,), moments(48)))
+    assert_same(encode(strided(w)), encode(weight(48, 88)))
+
+
+def test_a_layer_of_a_shared_stack_is_read_from_numpy(monkeypatch):
+    w = np.zeros(3 + 4 * 24 * 40, np.float32)[3:].reshape(4, 24, 40)
+    w[...] = weight(4, 24, 40)
+    encode = jit(lambda w: row_blocks.encode_in_blocks(jm.Shared(2), w, (-2,), None))
+    assert_same(encode(strided(w)), encode(weight(4, 24, 40)))
 
 
 def test_a_leaf_that_keeps_a_numpy_weight_has_a_copy(monkeypatch):
