@@ -12,6 +12,7 @@ from jax import Array
 from ..architectures.layers.encoder_head import mean_of_tokens
 from ..core.arguments import check_fields, takes
 from ..io.json_fields import JsonFields, read_object
+from .sentence_dense import DenseVector
 
 MODES = {  # Pooling.mode: the field of 1_Pooling/config.json that switches it on
     "mean": "pooling_mode_mean_tokens",
@@ -21,7 +22,8 @@ MODES = {  # Pooling.mode: the field of 1_Pooling/config.json that switches it o
 }
 CONFIG = "config.json"  # of each module, in its folder
 MODULES, SIZES = "modules.json", "sentence_bert_config.json"
-PARTS = ("Transformer", "Pooling", "Normalize")
+PARTS = ("Transformer", "Pooling", "Normalize")  # those without weights beside the model's
+DENSE = "Dense"
 _MOST_TOKENS = 2**20
 
 
@@ -31,7 +33,8 @@ class Pooling:
 
     `mode` is "mean" of the real tokens, "first" token, "max" of each number over the tokens, or
     "mean_sqrt_len", the sum over the square root of the number of tokens. With `normalized` the
-    vector has length 1. Texts are cut at `length` tokens; 0 for the model's own limit.
+    vector has length 1. Texts are cut at `length` tokens; 0 for the model's own limit. `dense`
+    changes the vector before it is normalized.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,6 +50,7 @@ class Pooling:
     mode: str = "mean"
     normalized: bool = True
     length: int = 0
+    dense: DenseVector | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -69,6 +73,7 @@ class Pooling:
                 vectors = mean_of_tokens(hidden, mask) * jnp.sqrt(count)
             case _:
                 vectors = mean_of_tokens(hidden, mask)
+        vectors = vectors if self.dense is None else self.dense(vectors)
         if not self.normalized:
             return vectors
         return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
@@ -78,7 +83,8 @@ class Pooling:
 def read_pooling(folder: str | os.PathLike) -> Pooling:
     """The pooling that `modules.json` in a folder of sentence-transformers names.
 
-    `1_Pooling/config.json` says the mode, and `sentence_bert_config.json` the length of a text.
+    `1_Pooling/config.json` says the mode, and `sentence_bert_config.json` the length of a text. A
+    layer such as `2_Dense` is read from its `model.safetensors`.
 
     Raises:
         ValueError: a file is missing or malformed, or names a module or a mode that is not
@@ -95,13 +101,13 @@ def read_pooling(folder: str | os.PathLike) -> Pooling:
         ...     config = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True}
         ...     _ = (folder / "1_Pooling/config.json").write_text(json.dumps(config))
         ...     read_pooling(folder)
-        Pooling(mode='first', normalized=False, length=0)
+        Pooling(mode='first', normalized=False, length=0, dense=None)
     """
     folder = pathlib.Path(folder)
     files = sentence_files(folder)
     if MODULES not in files:
         raise ValueError(f"{folder / MODULES} is missing")
-    return pooling_of(files, folder)
+    return pooling_of(files, folder, folder)
 
 
 def sentence_files(folder: pathlib.Path) -> dict[str, Any]:
@@ -123,8 +129,10 @@ def sentence_files(folder: pathlib.Path) -> dict[str, Any]:
     return {MODULES: modules} | objects
 
 
-def pooling_of(files: dict[str, Any], source: Any) -> Pooling:
+def pooling_of(files: dict[str, Any], source: Any, folder: pathlib.Path | None = None) -> Pooling:
     """The pooling that the files of `sentence_files` say; that of `Pooling()` if there are none.
+
+    A dense layer's weights are read from the `folder` of the files.
 
     Raises:
         ValueError: they name a module or a mode that is not computed here, or lack one.
@@ -132,11 +140,13 @@ def pooling_of(files: dict[str, Any], source: Any) -> Pooling:
     if MODULES not in files:
         return Pooling()
     kinds = {entry["type"].rpartition(".")[2]: entry["path"] for entry in files[MODULES]}
-    others = [kind for kind in kinds if kind not in PARTS]
-    if others or len(kinds) != len(files[MODULES]):
+    order = [*PARTS[:2], DENSE, PARTS[2]]
+    if [kind for kind in order if kind in kinds] != [
+        entry["type"].rpartition(".")[2] for entry in files[MODULES]
+    ]:
         raise ValueError(
-            f"{source}: {MODULES} names {', '.join(kinds)}, expected {', '.join(PARTS)}, each at "
-            "most once"
+            f"{source}: {MODULES} names {', '.join(kinds)}, expected {', '.join(order)}, each at "
+            "most once and in this order"
         )
     if list(kinds)[:2] != ["Transformer", "Pooling"]:
         raise ValueError(f"{source}: {MODULES} has {', '.join(kinds)}, expected {PARTS[:2]}")
@@ -146,7 +156,15 @@ def pooling_of(files: dict[str, Any], source: Any) -> Pooling:
     sizes = JsonFields(files.get(SIZES, {}), f"{source}: {SIZES}: ")
     length = sizes.integer("max_seq_length", None, most=_MOST_TOKENS) or 0
     sizes.expect("do_lower_case", False)
-    return Pooling(_mode(files[name], f"{source}: {name}"), "Normalize" in kinds, length)
+    if DENSE in kinds and folder is None:
+        raise ValueError(
+            f"{source}: {MODULES} names {DENSE}, whose weights a model does not hold: give "
+            "pooling=jm.models.read_pooling(folder)"
+        )
+    if DENSE in kinds and f"{kinds[DENSE]}/{CONFIG}" not in files:
+        raise ValueError(f"{source}: {kinds[DENSE]}/{CONFIG} is missing")
+    dense = DenseVector.read(folder / kinds[DENSE]) if DENSE in kinds and folder else None
+    return Pooling(_mode(files[name], f"{source}: {name}"), PARTS[2] in kinds, length, dense)
 
 
 def _inside(place: str) -> bool:
