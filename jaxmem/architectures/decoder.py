@@ -93,8 +93,10 @@ class Decoder(nn.Module):
             raise ValueError(
                 "positions are given without segments, which say what texts they are of"
             )
-        embed = Embed(c.vocab, c.width, name="embed")
+        embed = Embed(c.vocab, c.embed_width or c.width, name="embed")
         x = embed(ids)
+        if c.embed_width:
+            x = Linear(c.width, name="embed_in")(x)
         x = x * jnp.asarray(c.embed_scale, x.dtype)
         if c.positions == "learned":
             x = x + self._learned_positions(ids, cache, position)
@@ -114,7 +116,9 @@ class Decoder(nn.Module):
             inputs = jax.tree.map(lambda a: a[rows], values)  # noqa: B023
             block = layers(c, segment.kind, name=segment.name)
             (x, cache), _ = block((x, cache), inputs, position)
-        x = Norm(c, c.norm_bias, name="final_norm")(x)
+        x = Norm(c, c.norm_bias, name="final_norm")(x) if c.final_norm else x
+        if c.embed_width:
+            x = Linear(c.embed_width, name="embed_out")(x)
         head = Linear(c.vocab, c.head_bias, name="head") if not c.tied else None
         logits = scaled_logits(embed.logits(x) if head is None else head(x, jnp.float32), c)
         return logits if cache is None else (logits, cache)
@@ -152,6 +156,7 @@ class Block(nn.Module):
         y = norm("attn_post_norm", y) if c.post_norms else y
         y = checkpoint_name(scaled(y, c.residual_scale), "attn_out")
         stream = x if c.parallel else x + y
+        stream = norm("attn_norm", stream) if c.sum_norms else stream
         if feed_forward_kind(self.kind) == "alone":
             return (constrain(stream), cache), None
         if not c.shared_norm:
@@ -164,7 +169,9 @@ class Block(nn.Module):
         z = norm("mlp_post_norm", z) if c.post_norms else z
         z = checkpoint_name(scaled(z, c.residual_scale), "mlp_out")
         stream = stream + y if c.parallel else stream
-        return (constrain(stream + z), cache), None
+        x = stream + z
+        x = norm("mlp_norm", x) if c.sum_norms else x
+        return (constrain(x), cache), None
 
 
 def mixers(config: Config, kind: str) -> list[nn.Module]:

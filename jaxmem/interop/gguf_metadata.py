@@ -83,7 +83,7 @@ def fields(config: Any, name: str, arch: Architecture) -> dict[str, Any]:
     if c.positions == "rotary":
         values |= write_rope(c, arch)[0]
     if c.positions == "alibi":
-        values["attention.max_alibi_bias"] = 8.0
+        values["attention.max_alibi_bias"] = float(c.alibi_max)
     if c.latent:
         values |= write_latent(c)
     if name in ("gptneox", "stablelm"):

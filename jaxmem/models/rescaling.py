@@ -111,7 +111,7 @@ def _links_of_a_decoder(c: Any) -> Iterator[ChannelLink]:
             yield gain(f"{at}mlp_norm", norms["mlp_norm"])
         if feed_forward_kind(segment.kind) == "dense" and c.gated:
             yield ChannelLink(both("mlp/up", c.mlp_bias), (f"{at}mlp/down/kernel",), c.ffn)
-    if not c.tied and c.norm_gain:
+    if not c.tied and c.norm_gain and c.final_norm and not c.embed_width:
         yield gain("final_norm", ("head/kernel",))
 
 

@@ -114,6 +114,8 @@ def _in_the_way(config: Any) -> str:
         "pre_norms": c.pre_norms,
         "post_norms": not c.post_norms,
         "embed_norm": not c.embed_norm,
+        "embed_width": not c.embed_width,
+        "final_norm": c.final_norm,
         "recurrence": not c.recurrence,
     }
     fields = ", ".join(f"{name} = {getattr(c, name)}" for name in passed if not passed[name])

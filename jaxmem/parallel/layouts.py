@@ -171,7 +171,7 @@ def _input_rules(c: Any, over: Callable[[int], Any]) -> Rules:
     rows, embed_width = over(c.vocab), getattr(c, "embed_width", 0) or c.width
     rules = {".*embed/embedding": P(rows) if rows else P(None, over(embed_width))}
     if not getattr(c, "tied", True):
-        rules[".*head/kernel"] = P(None, rows) if rows else P(over(c.width))
+        rules[".*head/kernel"] = P(None, rows) if rows else P(over(embed_width))
     if getattr(c, "positions", "learned") == "learned":
         usual = c.context + getattr(c, "position_offset", 0)
         rules[".*positions/embedding"] = P(over(getattr(c, "position_rows", usual)))

@@ -12,15 +12,16 @@ from ..models.model import family
 
 
 def hidden(config, params, ids, *cache):
-    """The input of the model's head (B, T, width); with a cache, (that input, the new cache)."""
+    """The input (B, T, k) of the model's head; with a cache, (that input, the new cache)."""
     net = family(config).module(config)
-    last = lambda module, method: module.name == "final_norm" and method == "__call__"
+    name = "embed_out" if getattr(config, "embed_width", 0) else "final_norm"
+    last = lambda module, method: module.name == name and method == "__call__"
     options = {"capture_intermediates": last, "mutable": ["intermediates"]}
 
     def run(params, ids, *cache):
         # XLA does not compute the logits, because nothing uses them.
         out, captured = net.apply({"params": params}, ids, *cache, **options)
-        x = captured["intermediates"]["final_norm"]["__call__"][0]
+        x = captured["intermediates"][name]["__call__"][0]
         return (x, out[1]) if cache else x
 
     encoded = any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded)))

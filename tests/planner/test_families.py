@@ -33,7 +33,7 @@ def compiled(step, *args):
 
 
 # A soft cap, a factor of the logits, a bias of the head, and two segments of layers.
-@pytest.mark.parametrize("name", ["gemma2", "cohere", "phi", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["gemma2", "cohere", "phi", "deepseek_v3", "opt_projected"])
 def test_the_loss_of_a_step_is_the_cross_entropy_of_the_model_s_logits(name):
     _, params, file, _ = member(name)
     ids = jnp.asarray(file["ids"], jnp.int32)[:, :8]

@@ -85,11 +85,11 @@ def grow_queries(q: Array, config: Config, layer: dict, position: Array | int | 
     return (q.astype(jnp.float32) * factor[:, None, :, None]).astype(q.dtype)
 
 
-def alibi_slopes(heads: int) -> np.ndarray:
+def alibi_slopes(heads: int, most: float = 8.0) -> np.ndarray:
     """What ALiBi takes from a score for each token of distance: (heads,) f32 (Press et al., 2022).
 
     The slopes of 2^n heads are 2^(-8/2^n), 2^(-16/2^n), ... Further heads have the odd terms of
-    the series for twice as many heads.
+    the series for twice as many heads. `most` is in place of 8, the largest exponent.
 
     Example:
         >>> from jaxmem.architectures.attention.positions import alibi_slopes
@@ -97,8 +97,8 @@ def alibi_slopes(heads: int) -> np.ndarray:
         [0.0625, 0.00390625, 0.25]
     """
     whole = 2 ** int(math.log2(heads))
-    exponents = 8 / whole * np.arange(1, whole + 1)
-    between = 4 / whole * np.arange(1, 2 * (heads - whole), 2)
+    exponents = most / whole * np.arange(1, whole + 1)
+    between = most / 2 / whole * np.arange(1, 2 * (heads - whole), 2)
     return (2.0 ** -np.concatenate([exponents, between])).astype(np.float32)
 
 

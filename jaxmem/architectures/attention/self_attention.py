@@ -54,7 +54,7 @@ class Attention(nn.Module):
         if c.query_growth:
             q = grow_queries(q, c, layer, position)
         scale = c.query_scale or c.head_dim**-0.5
-        slopes = alibi_slopes(c.heads) if c.positions == "alibi" else None
+        slopes = alibi_slopes(c.heads, c.alibi_max) if c.positions == "alibi" else None
         slopes = slopes * scale if c.alibi_scaled else slopes
         sinks = self.param("sinks", nn.initializers.zeros, (c.heads,)) if c.sinks else None
         terms = ScoreTerms(softcap=c.attention_softcap, slopes=slopes, sinks=sinks)

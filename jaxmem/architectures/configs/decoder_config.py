@@ -78,7 +78,9 @@ class Config:
     norm_gain: bool = True
     norm_bias: bool = False
     pre_norms: bool = True  # a norm before attention and one before the MLP
+    sum_norms: bool = False  # the norm before each is after its sum with x: it changes x
     embed_norm: bool = False  # a norm of the embedding
+    final_norm: bool = True  # a norm after all layers
     parallel: bool = False  # attention and MLP read the same x, and both are added to it
     shared_norm: bool = False  # with `parallel`: the norm before attention is the MLP's, too
     # "head"; "heads": a head, with its own gain; "all" heads together; "rotated": a head without a
@@ -99,6 +101,7 @@ class Config:
     query_growth: float = 0.0  # queries times 1 + this * log(1 + position // original_context)
     growth_unrotated: bool = False  # only in layers without rotary positions, counted from 1
     chunked: bool = False  # local layers see the chunk of `window` tokens that a token is in
+    alibi_max: float = 8.0  # the largest exponent of ALiBi's slopes
     alibi_scaled: bool = False  # ALiBi's terms are multiplied by the factor of the scores, too
     position_offset: int = 0  # rows before the first position in the table of learned positions
 
@@ -123,6 +126,8 @@ class Config:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float = 0.0  # logits become cap * tanh(logit / cap)
+    # The width of embedding and head, where matrices lead from it to `width` and back; else 0.
+    embed_width: int = 0
 
     # Layers with a state in place of attention, or beside it; a dict of its fields will do.
     recurrence: Recurrence | None = None
@@ -213,10 +218,12 @@ def _check_choices(c: Config) -> None:
         )
     needs = {
         "shared_norm": (c.parallel and c.pre_norms, "parallel and pre_norms"),
+        "sum_norms": (not (c.pre_norms or c.post_norms or c.parallel), "other norms"),
         "norm_bias": (c.norm_gain, "norm_gain"),
         "qk_norm_bias": (c.qk_norm and c.norm_gain, "qk_norm and norm_gain"),
         "head_bias": (not c.tied, "an untied head"),
         "chunked": (c.local, "local layers"),
+        "alibi_max": (c.alibi_max == 8 or (c.alibi_max > 0 and c.positions == "alibi"), "ALiBi"),
         "alibi_scaled": (c.positions == "alibi", "positions 'alibi'"),
         "growth_unrotated": (c.query_growth, "query_growth"),
         "mlp_scales": (c.gated and len(c.mlp_scales) == 2 and not c.mixture, "2 factors and gates"),

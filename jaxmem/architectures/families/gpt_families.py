@@ -112,7 +112,6 @@ def _mpt(fields: JsonFields) -> dict:
     fields.ignore("learned_pos_emb", "norm_type", "init_device", "verbose", "init_config")
     attn = fields.object("attn_config")
     attn.expect("alibi", True)
-    attn.expect("alibi_bias_max", 8)  # transformers reads no other, so there is no reference
     for name in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):
         attn.expect(name, False)
     attn.expect("attn_type", "multihead_attention")
@@ -120,6 +119,7 @@ def _mpt(fields: JsonFields) -> dict:
     return config | LAYER_NORM | _PLAIN_MLP | {
         "norm_bias": False,
         "positions": "alibi",
+        "alibi_max": float(attn.number("alibi_bias_max", 8, above=0)),
         "activation": "gelu",
         "clip_qkv": attn.number("clip_qkv", None, above=0) or 0.0,
         "query_scale": attn.number("softmax_scale", None, above=0),
@@ -132,9 +132,13 @@ _MPT_ATTENTION += ("attn_uses_sequence_id", "softmax_scale")
 
 def _opt(fields: JsonFields) -> dict:
     config = read_sizes(fields, ffn="ffn_dim", kv_heads="", head_dim="", eps="layer_norm_eps")
-    fields.expect("do_layer_norm_before", True)
-    fields.expect("_remove_final_layer_norm", False)
-    fields.expect("word_embed_proj_dim", config["width"])
+    before = fields.boolean("do_layer_norm_before", True)
+    norms = {} if before else {"pre_norms": False, "sum_norms": True}
+    final = before and not fields.boolean("_remove_final_layer_norm", False)
+    embed = fields.integer("word_embed_proj_dim", config["width"])
+    embed = 0 if embed == config["width"] else embed
+    if not (final or embed):
+        fields.refuse("word_embed_proj_dim", "another width where there is no final norm")
     fields.ignore("layerdrop", "init_std")
     bias = fields.boolean("enable_bias", True)
     gain = fields.boolean("layer_norm_elementwise_affine", True)
@@ -143,6 +147,8 @@ def _opt(fields: JsonFields) -> dict:
         | read_activation(fields, "activation_function", "relu")
         | _PLAIN_MLP
         | {"norm": "layer", "norm_gain": gain, "norm_bias": gain}
+        | norms
+        | {"final_norm": final, "embed_width": embed}
         | {"qkv_bias": bias, "out_bias": bias, "mlp_bias": bias}
         | {"positions": "learned", "position_offset": 2}
     )

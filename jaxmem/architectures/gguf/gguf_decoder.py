@@ -74,7 +74,7 @@ def config(file: Gguf) -> Config:
         if "latent" in values:
             values |= {"rotary_dim": rotated, "rope_magnitude": read_latent_magnitude(fields)}
     if values.get("positions") == "alibi":
-        fields.expect("attention.max_alibi_bias", 8.0)
+        values["alibi_max"] = fields.number("attention.max_alibi_bias", 8.0, above=0)
     values |= _scales(fields, arch, values) | _growth(fields, name, values)
     values |= _windows(fields, arch, values)
     fields.refuse_unread(_HARMLESS)

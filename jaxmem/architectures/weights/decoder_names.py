@@ -148,6 +148,7 @@ NAMES = {
     "opt": _LLAMA
     | {"layer": "model.decoder.layers.{}.", "embed": "model.decoder.embed_tokens"}
     | {"positions": "model.decoder.embed_positions", "final_norm": "model.decoder.final_layer_norm"}
+    | {"embed_in": "model.decoder.project_in", "embed_out": "model.decoder.project_out"}
     | {"attn_norm": "self_attn_layer_norm", "mlp_norm": "final_layer_norm"}
     | {"attn/out": "self_attn.out_proj", "mlp/up": "fc1", "mlp/down": "fc2"},
     **GGUF_NAMES,

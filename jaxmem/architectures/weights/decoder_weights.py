@@ -27,12 +27,21 @@ def weights(config: Any) -> dict[str, WeightMap]:
         (2, 32, 16)
     """
     c, names = config, _names(config)
-    maps = {"embed/embedding": WeightMap((f"{names['embed']}.weight",), (c.vocab, c.width))}
+    width = c.embed_width or c.width
+    maps = {"embed/embedding": WeightMap((f"{names['embed']}.weight",), (c.vocab, width))}
+    if c.embed_width and "embed_in" not in names:
+        raise ValueError(
+            f"embed_width is {c.embed_width}, for which the tensors of {c.tensor_names!r} have no "
+            "names"
+        )
+    for path, sizes in {"embed_in": (width, c.width), "embed_out": (c.width, width)}.items():
+        if c.embed_width:
+            maps[f"{path}/kernel"] = WeightMap((f"{names[path]}.weight",), sizes, np.transpose)
     if c.positions == "learned":
         rows = c.context + c.position_offset
         table = (f"{names['positions']}.weight",)
         maps["positions/embedding"] = WeightMap(table, (rows, c.width))
-    for path in ("embed_norm",) * c.embed_norm + ("final_norm",):
+    for path in ("embed_norm",) * c.embed_norm + ("final_norm",) * c.final_norm:
         for part, tensor in norm_parts(c, c.norm_bias):
             maps[f"{path}/{part}"] = WeightMap((f"{names[path]}.{tensor}",), (c.width,))
     for segment in segments(c):
@@ -41,7 +50,7 @@ def weights(config: Any) -> dict[str, WeightMap]:
             maps[name] = weight_map.layers(segment.start, segment.length)
     if not c.tied:
         head = (f"{names['head']}.weight",)
-        maps["head/kernel"] = WeightMap(head, (c.width, c.vocab), np.transpose)
+        maps["head/kernel"] = WeightMap(head, (width, c.vocab), np.transpose)
         if c.head_bias:
             maps["head/bias"] = WeightMap((f"{names['head']}.bias",), (c.vocab,))
     return maps
@@ -119,8 +128,8 @@ def _feed_forward(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
 
 def _layer_norms(c: Any, names: dict[str, str], has_mlp: bool) -> dict[str, WeightMap]:
     """The norms of a layer, which may have no feed-forward part."""
-    second = c.pre_norms and has_mlp and not c.shared_norm
-    paths = ["attn_norm"] * c.pre_norms + ["mlp_norm"] * second
+    first = c.pre_norms or c.sum_norms
+    paths = ["attn_norm"] * first + ["mlp_norm"] * (first and has_mlp and not c.shared_norm)
     paths += ["attn_post_norm", "mlp_post_norm"] * c.post_norms
     maps: dict[str, WeightMap] = {}
     for path in paths:

@@ -1,7 +1,9 @@
 """Published config.json files of decoders, in the words of transformers 4, are read."""
 
+import numpy as np
 import pytest
 
+from jaxmem.architectures.attention.positions import alibi_slopes
 from jaxmem.architectures.decoder import Config
 
 PUBLISHED = {
@@ -95,6 +97,23 @@ PUBLISHED = {
         ),
         dict(position_offset=2, activation="relu", norm_bias=True, tied=True),
     ),
+    "opt-350m": (
+        dict(
+            model_type="opt", hidden_size=1024, ffn_dim=4096, num_attention_heads=16,
+            num_hidden_layers=24, vocab_size=50272, max_position_embeddings=2048,
+            word_embed_proj_dim=512, do_layer_norm_before=False, prefix="</s>",
+        ),
+        dict(embed_width=512, final_norm=False, sum_norms=True, pre_norms=False, tied=True),
+    ),
+    "mpt-7b-storywriter": (
+        dict(
+            model_type="mpt", d_model=4096, n_heads=32, n_layers=32, max_seq_len=65536,
+            vocab_size=50432, expansion_ratio=4, no_bias=True, logit_scale=None,
+            attn_config=dict(alibi=True, alibi_bias_max=16, clip_qkv=6, attn_impl="torch",
+                attn_type="multihead_attention", qk_ln=False, softmax_scale=None),
+        ),
+        dict(positions="alibi", alibi_max=16.0, clip_qkv=6.0, norm_bias=False),
+    ),
     "falcon-7b": (
         dict(
             model_type="falcon", hidden_size=4544, num_attention_heads=71, num_hidden_layers=32,
@@ -114,12 +133,19 @@ def test_a_published_configuration_is_read(name):
     assert config.family == "decoder"
 
 
+@pytest.mark.parametrize("heads", [4, 6])
+def test_the_largest_exponent_of_alibi_is_that_of_mpt(heads):
+    whole = 8 if heads == 6 else heads  # as llm-foundry's gen_slopes has it (MosaicML, 2023)
+    series = 2.0 ** -(16 * np.arange(1, whole + 1) / whole)
+    want = series if heads == 4 else np.concatenate([series[1::2], series[::2]])[:heads]
+    np.testing.assert_allclose(alibi_slopes(heads, 16.0), want, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "name, change",
     [
         ("falcon-7b", {"alibi": 1}),
-        ("opt-125m", {"do_layer_norm_before": False}),
-        ("opt-125m", {"word_embed_proj_dim": 512}),
+        ("opt-125m", {"word_embed_proj_dim": 768, "do_layer_norm_before": False}),
         ("bloom-560m", {"apply_residual_connection_post_layernorm": True}),
         ("gpt-j-6b", {"scale_attn_weights": False}),
         ("command-r7b", {"use_parallel_block": False}),

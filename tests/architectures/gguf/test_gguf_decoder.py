@@ -193,12 +193,16 @@ LATENT = MIXED | {
             "key_length_mla is 4, expected mo",
         ),
         ("granite", {"rope__scaling__finetuned": False}, "finetuned is False, expected True"),
-        ("mpt", {"attention__max_alibi_bias": 4.0}, "max_alibi_bias is 4.0, expected 8.0"),
+        ("mpt", {"attention__max_alibi_bias": -1.0}, "max_alibi_bias is -1.0, expected a finite"),
     ],
 )
 def test_a_field_of_an_architecture_that_cannot_be_right_is_named(arch, fields, message):
     with pytest.raises(ValueError, match=rf"some\.gguf: {arch}\.\S*{message}"):
         gguf_decoder.config(described(arch, **fields))
+
+
+def test_the_largest_exponent_of_alibi_is_read():
+    assert gguf_decoder.config(described("mpt", attention__max_alibi_bias=4.0)).alibi_max == 4
 
 
 def test_one_tensor_holds_queries_keys_and_values_or_each_has_its_own():
