@@ -8,20 +8,24 @@ import jax
 from .arguments import OPTIONAL_TREE, takes
 from .leaf import is_array, is_encoded, is_random_key
 
+NO_NUMBERS = tuple("OSUmM")  # kinds of NumPy's dtypes of which JAX has no arrays
+
 
 @takes(tree=OPTIONAL_TREE)
 def nbytes(tree: Any) -> int:
     """The bytes that the arrays of `tree` take on a device; arrays may be concrete or abstract.
 
     They are counted in bits, since `.nbytes` of an array of int4 counts a whole byte an element.
-    A typed random key takes the bytes of its data; ints, strings and functions take none.
+    A typed random key takes the bytes of its data; ints, functions, and strings and dates, also in
+    arrays of NumPy, take none.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
         >>> jm.nbytes(jax.ShapeDtypeStruct((8, 8), jnp.int4))
         32
     """
-    arrays = [_numbers(x) for x in jax.tree.leaves(tree) if is_array(x)]
+    counted = lambda x: is_array(x) and getattr(x.dtype, "kind", "") not in NO_NUMBERS
+    arrays = [_numbers(x) for x in jax.tree.leaves(tree) if counted(x)]
     bits = (math.prod(x.shape) * jax.dtypes.itemsize_bits(x.dtype) for x in arrays)
     return sum(-(-b // 8) for b in bits)
 

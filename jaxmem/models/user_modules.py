@@ -67,8 +67,9 @@ def from_flax(
     Args:
         module: a linen module, or an NNX module.
         params: the variables of a linen module, or its params alone; for an NNX module its params
-            as a tree, or None for those in the module; or the path of a saved directory, which
-            then also gives the tokenizer, `context`, `eos` and `inputs`, if these are not given.
+            as a tree, its whole `nnx.state`, or None for those in the module; or the path of a
+            saved directory, which then also gives the tokenizer, `context`, `eos` and `inputs`, if
+            these are not given.
         tokenizer: a `tokenizers.Tokenizer`, or None.
         context: the most tokens that the module takes; texts are cut and generated up to this.
         eos: ids of the tokens that end a text.
@@ -208,7 +209,14 @@ def _nnx(module: nnx.Module, params: Any, state: Any, options: dict) -> tuple:
     graph, own_params, own_state = nnx.split(module, nnx.Param, ...)
     params_like, state_like = jax.tree.structure(own_params), jax.tree.structure(own_state)
     plain = lambda tree: nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree
-    own_params, own_state, params = plain(own_params), plain(own_state), plain(params)
+    own_params, own_state = plain(own_params), plain(own_state)
+    if isinstance(params, nnx.State):
+        only_params, others = nnx.split_state(params, nnx.Param, ...)
+        if own_state and set(paths(plain(others))) == set(paths(own_state)):  # the whole state
+            params, others = only_params, plain(others)
+            _check_shapes(own_state, others, type(module).__name__)
+            state = others if state is None else state
+    params = plain(params)
     params = own_params if params is None else params
     _check_shapes(own_params, params, type(module).__name__)
 

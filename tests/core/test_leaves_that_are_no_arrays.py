@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import linen as nn
@@ -35,6 +36,7 @@ def model(params, x):
 def test_ints_strings_and_functions_take_no_bytes_and_a_key_those_of_its_data():
     assert jm.nbytes(TREE) == 32 * 8 * 4 + 3 * 4 + 8
     assert jm.nbytes(jax.eval_shape(lambda: jax.random.key(0))) == 8
+    assert jm.nbytes([np.array(["a"]), np.array([b"b"]), np.array(["2026"], "datetime64[Y]")]) == 0
 
 
 def test_encode_and_decode_leave_them_as_they_are():

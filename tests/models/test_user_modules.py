@@ -224,6 +224,14 @@ def test_variables_without_a_collection_that_is_read_are_refused_with_the_cure(v
         generate(model, PROMPT, max_new_tokens=1)
 
 
+def test_the_whole_state_of_an_nnx_module_has_its_batch_statistics():
+    trained = Nnx(nnx.Rngs(0))
+    trained.norm.mean[...] += 1.0
+    ids = jnp.zeros((1, 4), jnp.int32)
+    models = from_flax(trained), from_flax(Nnx(nnx.Rngs(1)), nnx.state(trained))
+    np.testing.assert_array_equal(*[m.apply(m.params, ids) for m in models])
+
+
 def test_an_nnx_module_that_decodes_into_itself_is_refused_with_the_cure():
     attention = nnx.MultiHeadAttention(num_heads=4, in_features=D, decode=True, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"has decode=True, .* give it decode=False"):

@@ -109,7 +109,8 @@ def _mpt(fields: JsonFields) -> dict:
     fields.expect("no_bias", True)
     fields.expect("embedding_fraction", 1.0)
     fields.expect("logit_scale", None)
-    fields.ignore("learned_pos_emb", "norm_type", "init_device", "verbose", "init_config")
+    fields.expect("norm_type", "low_precision_layernorm", "layernorm")  # not an RMS norm
+    fields.ignore("learned_pos_emb", "init_device", "verbose", "init_config")
     attn = fields.object("attn_config")
     attn.expect("alibi", True)
     for name in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):

@@ -146,6 +146,7 @@ def test_the_largest_exponent_of_alibi_is_that_of_mpt(heads):
     [
         ("falcon-7b", {"alibi": 1}),
         ("opt-125m", {"word_embed_proj_dim": 768, "do_layer_norm_before": False}),
+        ("mpt-7b-storywriter", {"norm_type": "low_precision_rmsnorm"}),
         ("bloom-560m", {"apply_residual_connection_post_layernorm": True}),
         ("gpt-j-6b", {"scale_attn_weights": False}),
         ("command-r7b", {"use_parallel_block": False}),
