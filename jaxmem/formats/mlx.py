@@ -1,8 +1,14 @@
 """MLX: scale · code + bias, codes packed along the inputs of a module, as mlx-lm writes them.
 
 `weight` (n, k · bits / 32) has words of 32 bits, `scales` and `biases` are (n, k / group_size).
+The experts of a layer are one tensor of each, with the expert as the first axis, in `switch_mlp`.
 config.json says bits and group_size in `quantization`, and in it those of single modules.
 """
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
 
 from ..core.lazy import Lazy
 from ..io.json_fields import JsonFields
@@ -10,16 +16,18 @@ from .quantized_matrix import FLOATS, IntegerMatrix, check_tensor, unpacked
 
 ENDS = ("weight", "scales", "biases")
 _BITS = (2, 3, 4, 5, 6, 8)
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
 def mlx(tensors: dict[str, Lazy], config: dict) -> dict[str, IntegerMatrix]:
     """The matrices of an MLX checkpoint by the names of their modules.
 
     Raises:
-        ValueError: a mode that is not affine, experts in one tensor, or tensors that do not belong
-            together.
+        ValueError: a mode that is not affine, or tensors that do not belong together.
     """
     stems = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
+    # Of a stack each expert is read by itself: the parts of one stack stay in memory for that.
+    load = functools.lru_cache(maxsize=len(ENDS))(lambda name: tensors[name].load())
     result = {}
     for stem in stems:
         own = config.get(stem)
@@ -28,21 +36,58 @@ def mlx(tensors: dict[str, Lazy], config: dict) -> dict[str, IntegerMatrix]:
         fields.expect("mode", "affine")
         if bits not in _BITS:
             fields.refuse("bits", f"one of {', '.join(map(str, _BITS))}")
-        result[stem] = _matrix(tensors, stem, bits, group)
+        stack, shape = _checked(tensors, stem, bits, group)
+        if not stack:
+            read = {end: tensors[f"{stem}.{end}"].load for end in ENDS}
+            result[stem] = _matrix(stem, shape, bits, group, read)
+            continue
+        for i in range(*stack):
+            part = lambda end, stem=stem, i=i: load(f"{stem}.{end}")[i]
+            read = {end: functools.partial(part, end) for end in ENDS}
+            result[_expert(stem, i)] = _matrix(stem, shape, bits, group, read)
     return result
 
 
-def _matrix(tensors: dict[str, Lazy], stem: str, bits: int, group: int) -> IntegerMatrix:
-    """The matrix of one module; the shapes and types of its tensors are checked."""
+def _expert(stem: str, i: int) -> str:
+    """The module of one expert, as transformers names it.
+
+    Example:
+        >>> _expert("layers.0.block_sparse_moe.switch_mlp.up_proj", 2)
+        'layers.0.block_sparse_moe.experts.2.w3'
+        >>> _expert("layers.0.mlp.switch_mlp.up_proj", 2)
+        'layers.0.mlp.experts.2.up_proj'
+    """
+    block, _, part = stem.rpartition(".switch_mlp.")
+    if not block or part not in _MIXTRAL:
+        raise ValueError(f"{stem} has three axes, and is no projection of experts in a switch_mlp")
+    part = _MIXTRAL[part] if block.endswith("block_sparse_moe") else part
+    return f"{block}.experts.{i}.{part}"
+
+
+def _checked(
+    tensors: dict[str, Lazy], stem: str, bits: int, group: int
+) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """((experts,) or (), (n, k)) of a module; the shapes and types of its tensors are checked."""
     shape = tuple(tensors[f"{stem}.scales"].shape)
-    if len(shape) == 3:
-        raise ValueError(f"{stem} has all experts in one tensor, which is not read from MLX")
-    if len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"{stem}.scales has shape {shape}, expected two axes")
-    n, k = shape[0], shape[1] * group
-    words = check_tensor(tensors, f"{stem}.weight", (n, k * bits // 32), "uint32")
-    scales, biases = (
-        check_tensor(tensors, f"{stem}.{end}", shape, *FLOATS) for end in ("scales", "biases")
-    )
-    codes = lambda: unpacked(words.load(), bits, k)
-    return IntegerMatrix(stem, (n, k), bits, group, codes, scales.load, low=biases.load)
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"{stem}.scales has shape {shape}, expected two axes, or three of experts")
+    *stack, n, groups = shape
+    if stack:
+        _expert(stem, 0)  # raises if experts have no such module
+    k = groups * group
+    check_tensor(tensors, f"{stem}.weight", (*stack, n, k * bits // 32), "uint32")
+    for end in ("scales", "biases"):
+        check_tensor(tensors, f"{stem}.{end}", shape, *FLOATS)
+    return tuple(stack), (n, k)
+
+
+def _matrix(
+    stem: str,
+    shape: tuple[int, int],
+    bits: int,
+    group: int,
+    read: dict[str, Callable[[], np.ndarray]],
+) -> IntegerMatrix:
+    """The matrix (n, k) of one module; `read` has what loads each of its `ENDS`."""
+    codes = lambda: unpacked(read["weight"](), bits, shape[1])
+    return IntegerMatrix(stem, shape, bits, group, codes, read["scales"], low=read["biases"])

@@ -58,7 +58,7 @@ def read(
         reader, ends, end = METHODS[name]
         matrices = reader(tensors, config)
         joint = "" if name == "mxfp4" else "."
-        parts = {f"{stem}{joint}{part}" for stem in matrices for part in ends}
+        parts = {f"{matrix.name}{joint}{part}" for matrix in matrices.values() for part in ends}
         dense = {name: tensor for name, tensor in tensors.items() if name not in parts}
     turn = lambda matrix: dataclasses.replace(matrix, turned=matrix.turned or turned)
     coded = {f"{stem}{end}": turn(matrix) for stem, matrix in matrices.items()}

@@ -35,7 +35,7 @@ INT8 = dict(weight=np.zeros((4, 8), np.int8), SCB=np.ones(4, np.float32))
         ("fp8", {"fmt": "e5m2"}, {}, "fmt is 'e5m2'"),
         ("mlx", {"mode": "mxfp4"}, MLX, "mode is 'mxfp4'"),
         ("mlx", {"bits": 8, "group_size": 64}, MLX, "a.weight has shape"),
-        ("mlx", {}, MLX | {"scales": np.ones((2, 4, 1), np.float32)}, "experts in one tensor"),
+        ("mlx", {}, MLX | {"scales": np.ones((2, 4, 1), np.float32)}, "in a switch_mlp"),
         ("bitsandbytes", {}, INT8 | {"weight_format": np.array(1, np.uint8)}, "weight_format is 1"),
         ("bitsandbytes", {}, INT8 | {"SCB": np.ones(3, np.float32)}, "a.SCB has shape"),
         ("mxfp4", {}, {"x_blocks": np.zeros((1, 2, 3), np.uint8)}, "experts, rows, blocks, 16"),

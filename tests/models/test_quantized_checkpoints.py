@@ -3,6 +3,7 @@
 tests/reference/make_quantized.py writes the files, and says which library computed the logits.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -67,3 +68,46 @@ def test_fused_and_stacked_linears_keep_their_codes_in_families(name, tmp_path):
     model, dense = jm.models.load(path, encoded=True), jm.models.load(path)
     jax.tree.map(np.testing.assert_array_equal, jm.decode(model.params), jm.decode(dense.params))
     assert jm.nbytes(model.params) == pytest.approx(stored_bytes(path), 0.02)
+
+
+def mlx_stacks(name, rng):
+    """config.json, tensors and their numbers by transformers' names: MLX stacks the experts."""
+    file = np.load(FOLDER / "decoders" / f"{name}.npz")
+    shapes = json.loads(str(file["shapes"]))
+    dense, experts, tensors = {}, {}, {}
+    for path, shape in shapes.items():
+        dense[path] = drawn(path, shape)
+        block, is_expert, rest = path.partition(".experts.")
+        if is_expert:
+            number, part = rest.removesuffix(".weight").split(".")
+            part = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}.get(part, part)
+            experts.setdefault(f"{block}.switch_mlp.{part}", {})[int(number)] = path
+        else:
+            tensors[path] = dense[path]
+    for stem, by_number in experts.items():
+        n, k = shapes[by_number[0]]
+        words = rng.integers(0, 2**32, (len(by_number), n, k // 4), np.uint32)
+        scales, biases = rng.random((2, len(by_number), n, k // 4)).astype(np.float16)
+        tensors |= {f"{stem}.weight": words, f"{stem}.scales": scales, f"{stem}.biases": biases}
+        codes = words[..., None] >> np.arange(0, 32, 8, dtype=np.uint32) & 255
+        wide = [a.astype(np.float32)[..., None] for a in (scales, biases)]
+        numbers = (codes * wide[0] + wide[1]).reshape(-1, n, k)
+        dense |= {path: numbers[i] for i, path in by_number.items()}
+    return json.loads(str(file["config"])), tensors, dense
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_in_the_stacks_of_mlx_keep_their_codes(name, tmp_path):
+    hf, tensors, dense = mlx_stacks(name, np.random.default_rng(0))
+    for folder, arrays, more in (
+        ("mlx", tensors, {"quantization": {"bits": 8, "group_size": 4}}),
+        ("dense", dense, {}),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps(hf | more))
+        safetensors.numpy.save_file(arrays, tmp_path / folder / "model.safetensors")
+    model = jm.models.load(tmp_path / "mlx", encoded=True)
+    want = jm.models.load(tmp_path / "dense").params
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(close, jm.decode(model.params), want)
+    assert jm.nbytes(model.params) == pytest.approx(stored_bytes(tmp_path / "mlx"), 0.02)
