@@ -81,6 +81,8 @@ from .core.usage import Use as Use
 from .core.usage import uses as uses
 from .cpu_kernels.library import Native as Native
 from .cpu_kernels.library import native as native
+from .evaluation.card_result import Card as Card
+from .evaluation.model_card import card as card
 from .evaluation.perplexity_kl import evaluate as evaluate
 from .evaluation.result import Evaluation as Evaluation
 from .io.checkpoint import load as load

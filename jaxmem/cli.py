@@ -1,4 +1,4 @@
-"""The library from a shell: `jaxmem demo | inspect | fit | eval | plan | generate | export`."""
+"""The library from a shell: `jaxmem demo | inspect | fit | eval | card | plan | generate | ...`."""
 
 import contextlib
 import json

@@ -39,7 +39,7 @@ NAMESPACES += ("evaluation", "data")
 
 # What functions return is only read, or has no constructor that users call.
 NOT_CALLED = {
-    "Breakdown", "Codec", "CompileError", "Donations", "Encoded", "Evaluation", "Fitted",
+    "Breakdown", "Card", "Codec", "CompileError", "Donations", "Encoded", "Evaluation", "Fitted",
     "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Use",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.TaskScores", "data.Packing", "models.Model", "train.ScaledState",

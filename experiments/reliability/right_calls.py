@@ -16,6 +16,7 @@ from flax import linen
 
 import jaxmem as jm
 from jaxmem.architectures import gpt2, llama
+from jaxmem.evaluation.item_files import write_items
 
 
 def adapter(folder: pathlib.Path) -> pathlib.Path:
@@ -110,6 +111,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     item = {"text": "w1 w2", "answer": 0}
     task = jm.evaluation.Task("mood", "choice", (item,), "{text}", ("w3", "w4"))
     jm.evaluation.write_task(folder / "task.jsonl", task)
+    write_items(folder / "old/items/model/mood.jsonl", {"key": "weights task"}, answers)
     calls = {
         "Affine": {"bits": 4, "group": 16},
         "Basis": {"rank": 4, "groups": 1, "order": "sequence", "codec": int8},
@@ -194,11 +196,14 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "evaluate": {"apply": model.apply, "params": model.params, "ids": np.arange(40) % 64,
                      "reference": (model.apply, model.params), "window": 8, "windows": 1,
                      "batch": 1, "progress": None},
+        "card": {"model": chatting, "reference": chatting, "suite": "quick", "data": [task],
+                 "text": None, "out": folder / "card", "progress": None},
         "evaluation.Task": {"name": "mood", "kind": "choice", "items": (item,), "prompt": "{text}",
                             "choices": ("w3", "w4"), "metric": "acc_norm", "group": "text",
                             "delimiter": " ", "max_new_tokens": 4, "until": (".",)},
         "evaluation.answer_flips": {"before": answers, "after": answers},
         "evaluation.calibration_of": {"items": answers, "bins": 5},
+        "evaluation.compare_cards": {"first": folder / "old", "second": folder / "old"},
         "evaluation.group_gaps": {"before": answers, "after": answers, "least": 2},
         "evaluation.published_tasks": {"folder": folder},
         "evaluation.read_task": {"path": folder / "task.jsonl"},

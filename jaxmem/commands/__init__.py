@@ -4,6 +4,7 @@ from typing import Annotated
 
 from tyro.conf import subcommand
 
+from .card import MakeCard
 from .demo import Demo
 from .eval import Eval
 from .export import Export
@@ -18,6 +19,7 @@ Command = (
     | Annotated[Inspect, subcommand("inspect")]
     | Annotated[Fit, subcommand("fit")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[MakeCard, subcommand("card")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Export, subcommand("export")]

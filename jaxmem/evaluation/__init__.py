@@ -1,5 +1,6 @@
 """How good a model still is: tasks scored item by item, and what compression changed in them."""
 
+from .card_comparison import compare_cards as compare_cards
 from .confidence_calibration import ConfidenceCalibration as ConfidenceCalibration
 from .confidence_calibration import calibration_of as calibration_of
 from .group_fairness import GroupGaps as GroupGaps

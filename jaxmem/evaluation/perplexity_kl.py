@@ -68,7 +68,7 @@ def evaluate(
         >>> print(evaluate(unigram, jnp.zeros(4), [0, 1, 2, 3] * 8, window=8).perplexity)
         4  [4, 4]
     """
-    text = _windows(ids, window, windows)
+    text = windows_of(ids, window, windows)
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1")
     count = len(text)
@@ -101,7 +101,7 @@ def evaluate(
     return Evaluation(
         tokens=count * (window - 1),
         resident=nbytes(params),
-        peak=_peak(forward),
+        peak=peak_of(forward),
         seconds_per_token=float(np.median(seconds[1:])) if len(seconds) > 1 else None,
         kl_by_window=tuple(map(float, means["kl"])) if "kl" in means else None,
         **estimates,
@@ -110,9 +110,15 @@ def evaluate(
 
 @jax.jit
 def _score(logits: Array, dense: Array | None, ids: Array) -> dict[str, Array]:
-    """Means over each window, (batch,); a few positions at a time, so that logits are not copied.
+    """Means over each window, (batch,)."""
+    return whole(jax.tree.map(lambda x: x.mean(axis=1), token_scores(logits, dense, ids)))
 
-    `logits` and `dense` are (batch, window, vocab), `ids` (batch, window).
+
+def token_scores(logits: Array, dense: Array | None, ids: Array) -> dict[str, Array]:
+    """The scores of each prediction, (batch, window - 1), by the names that `Evaluation` has.
+
+    `logits` and `dense` are (batch, window, vocab), `ids` (batch, window). A few positions are
+    scored at a time, so that logits are not copied.
     """
     if dense is not None and dense.shape != logits.shape:
         raise ValueError(f"the reference has logits {dense.shape}, the model {logits.shape}")
@@ -132,7 +138,7 @@ def _score(logits: Array, dense: Array | None, ids: Array) -> dict[str, Array]:
     rows = (*jax.tree.map(flat, (logits, dense)), jnp.roll(ids, -1, axis=1).reshape(-1))
     scores = jax.lax.map(position, rows, batch_size=16)
     # After the last token of a window there is nothing to predict.
-    return whole(jax.tree.map(lambda x: x.reshape(ids.shape)[:, :-1].mean(axis=1), scores))
+    return jax.tree.map(lambda x: x.reshape(ids.shape)[:, :-1], scores)
 
 
 def _vocabulary(logits: Any, rows: tuple[int, int]) -> int:
@@ -145,7 +151,7 @@ def _vocabulary(logits: Any, rows: tuple[int, int]) -> int:
     return shape[2]
 
 
-def _windows(ids: Any, window: int, windows: int | None) -> np.ndarray:
+def windows_of(ids: Any, window: int, windows: int | None) -> np.ndarray:
     """The text cut into windows, (windows, window)."""
     ids = np.asarray(ids)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
@@ -160,7 +166,7 @@ def _windows(ids: Any, window: int, windows: int | None) -> np.ndarray:
     return ids[: count * window].reshape(count, window)
 
 
-def _peak(compiled: Any) -> int | None:
+def peak_of(compiled: Any) -> int | None:
     """Bytes of a compiled function's arguments, results and temporaries; None if not known."""
     stats = compiled.memory_analysis()
     if stats is None:

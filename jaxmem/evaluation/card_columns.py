@@ -1,0 +1,83 @@
+"""columns_of: a card's columns of one row, from per-item scores and those of the dense row."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .confidence import Estimate, spearman
+from .confidence_calibration import calibration_of
+from .group_fairness import group_gaps
+from .occlusion import attribution_agreement
+from .paired_answers import answer_flips
+from .ranking_scores import overlap
+from .task import Task
+from .task_scores import TaskScores
+from .token_divergence import TokenDivergence
+
+
+def columns_of(
+    tasks: Sequence[Task],
+    dense: Mapping[str, TaskScores],
+    found: Mapping[str, TaskScores],
+    divergence: TokenDivergence | None,
+) -> dict[str, dict[str, Any]]:
+    """{column: {name: value}}; a column that nothing was measured for is left out."""
+    columns: dict[str, dict[str, Any]] = {
+        "time": {}, "loss": {}, "tasks": {}, "calibration": {}, "robustness": {},
+        "attribution": {}, "fairness": {},
+    }  # fmt: skip
+    if divergence is not None:
+        columns["loss"] = divergence.summary()
+        columns["time"] = {"seconds_per_token": divergence.seconds_per_token}
+        columns["time"]["peak"] = divergence.peak
+    for task in tasks:
+        before, after = dense[task.name], found[task.name]
+        noisy = task.name.split(".")[0] in found and "." in task.name
+        columns["robustness" if noisy else "tasks"][task.name] = _compared(task, before, after)
+        if noisy:
+            continue
+        if task.kind in ("choice", "probe") and not task.group:
+            columns["calibration"][task.name] = vars(calibration_of(after.items))
+        if task.group and task.kind == "choice":
+            columns["fairness"][task.name] = _fairness(before, after)
+    if "attribution" in found:
+        columns["attribution"] = _attribution(dense["attribution"], found["attribution"])
+    return {name: column for name, column in columns.items() if column}
+
+
+def _compared(task: Task, before: TaskScores, after: TaskScores) -> dict[str, Any]:
+    """The score with its interval, and what changed against the dense model."""
+    result: dict[str, Any] = {"metric": task.metric, "items": len(after.items)}
+    result["skipped"] = after.skipped
+    scores = [item["score"] for item in after.items]
+    if task.kind == "pairs":
+        targets = [item["target"] for item in after.items]
+        change = [abs(a["score"] - b["score"]) for a, b in zip(before.items, after.items)]
+        return result | {"score": spearman(scores, targets), "cosine_change": Estimate.of(change)}
+    result["score"] = Estimate.of(scores)
+    flips = answer_flips(before.items, after.items)
+    result |= {"changed": flips.changed, "difference": flips.difference}
+    if task.kind in ("choice", "probe"):
+        names = ("right_to_wrong", "wrong_to_right", "p_value", "total_variation")
+        result |= {name: getattr(flips, name) for name in names}
+    if task.kind == "retrieval":
+        pairs = zip(before.items, after.items)
+        result["overlap"] = Estimate.of([overlap(b["answer"], a["answer"]) for a, b in pairs])
+    return result
+
+
+def _fairness(before: TaskScores, after: TaskScores) -> dict[str, Any]:
+    """Groups with five items or more; nothing of them where there are none."""
+    try:
+        gaps = group_gaps(before.items, after.items)
+    except ValueError as error:
+        return {"refused": str(error)}
+    groups = {n: {"score": s, "changed": f.changed} for n, (s, f) in gaps.groups.items()}
+    kept = {name: getattr(gaps, name) for name in ("score", "changed", "worst", "gap", "small")}
+    return kept | {"groups": groups}
+
+
+def _attribution(before: TaskScores, after: TaskScores) -> dict[str, Any]:
+    try:
+        return vars(attribution_agreement(before.items, after.items))
+    except ValueError as error:
+        return {"refused": str(error)}

@@ -1,0 +1,151 @@
+"""A card says what compression changed; a model beside itself differs in nothing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from command_lines import CONTEXT, found, model_folder, run
+
+import jaxmem as jm
+from jaxmem.evaluation import Task, card_rows, compare_cards, write_task
+from jaxmem.evaluation.occlusion import attribution_agreement, occlusion
+from jaxmem.evaluation.text_noise import noisy, noisy_task
+
+ITEMS = tuple(
+    {"text": f"it was the best {i} of times", "answer": i % 2, "kind": "ab"[i % 2]}
+    for i in range(10)
+)
+TASK = Task("mood", "choice", ITEMS, "{text}", ("good", "bad"))
+GROUPS = Task("pairs", "choice", ITEMS, "", ("{text}", "{kind} {text}"), group="kind")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = model_folder(tmp_path_factory.mktemp("card"))
+    (folder / "tasks").mkdir()
+    for task in (TASK, GROUPS):
+        write_task(folder / "tasks" / f"{task.name}.jsonl", task)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def line(folder):
+    options = ("--reference", folder / "model", "--data", folder / "tasks", "--text")
+    return ("card", folder / "small", *options, folder / "a.txt", "--out", folder / "small.card")
+
+
+@pytest.fixture(scope="module")
+def made(line):
+    return found(*line)
+
+
+def test_a_card_has_every_column_beside_the_noise_floor(made, folder):
+    rows = made["rows"]
+    assert list(rows) == ["dense", "dense in bfloat16", "model"]
+    columns = {"space", "time", "loss", "tasks", "calibration", "robustness", "attribution"}
+    assert all(set(row) == columns | {"fairness"} for row in rows.values())
+    assert rows["model"]["space"]["resident"] < rows["dense"]["space"]["resident"] / 2
+    kl = {name: row["loss"]["kl"]["mean"] for name, row in rows.items()}
+    assert kl["dense"] == pytest.approx(0, abs=1e-6)
+    assert kl["dense"] < kl["dense in bfloat16"] and kl["dense"] < kl["model"]
+    assert rows["model"]["loss"]["tokens"] == len((folder / "a.txt").read_text()) // CONTEXT * 95
+    assert set(rows["model"]["robustness"]) == {"mood.typo"}
+    assert set(rows["model"]["fairness"]["pairs"]["groups"]) == {"a", "b"}
+    assert "Mean    KLD" in made["llama_cpp"]
+    assert made["origin"]["command"].startswith("jaxmem")
+
+
+def test_the_dense_row_differs_from_itself_in_nothing(made):
+    row = made["rows"]["dense"]
+    for task in (*row["tasks"].values(), *row["robustness"].values()):
+        assert (task["changed"], task["right_to_wrong"], task["total_variation"]) == (0, 0, 0)
+    assert row["loss"]["perplexity_ratio"]["mean"] == 1 == row["loss"]["same_top"]["mean"]
+    assert row["attribution"]["rank_correlation"]["mean"] == pytest.approx(1)
+    assert row["fairness"]["pairs"]["gap"] == 0
+
+
+def test_a_table_a_model_card_and_a_picture_are_written(made, folder):
+    written = folder / "small.card"
+    assert json.loads((written / "card.json").read_text()) == made
+    assert "| tasks mood score |" in (written / "README.md").read_text()
+    assert (written / "card.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_suite_that_was_stopped_goes_on(made, line, folder, monkeypatch):
+    items, asked = folder / "small.card" / "items", []
+    before = {path: path.read_bytes() for path in items.rglob("*.jsonl")}
+    (items / "model" / "mood.jsonl").unlink()
+
+    def score_task(task, *args, **options):
+        asked.append(task.name)
+        return jm.evaluation.score_task(task, *args, **options)
+
+    monkeypatch.setattr(card_rows, "score_task", score_task)
+    assert found(*line)["rows"] == made["rows"] and asked == ["mood"]
+    assert {path: path.read_bytes() for path in items.rglob("*.jsonl")} == before
+
+
+def test_two_cards_are_compared_in_pairs(made, folder):
+    items = folder / "small.card" / "items"
+    other = folder / "dense.card" / "items" / "model"
+    shutil.copytree(items / "dense", other)  # the dense model, as if it had a card of its own
+    compared = found("card", folder / "dense.card", "--compare", folder / "small.card")
+    assert set(compared) == {"mood", "mood.typo", "pairs", "tokens"}
+    row = made["rows"]["model"]
+    assert compared["mood"]["changed"] == row["tasks"]["mood"]["changed"]
+    assert compared["tokens"]["kl"]["mean"] == pytest.approx(row["loss"]["kl"]["mean"], abs=1e-6)
+    same = compare_cards(folder / "small.card", folder / "small.card")
+    assert same["tokens"]["nll"].mean == same["tokens"]["kl"].mean == same["mood"]["changed"] == 0
+    with pytest.raises(FileNotFoundError, match="no items of a card"):
+        compare_cards(folder / "model", folder / "small.card")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "a card wants the dense model"),
+        (("--reference", "model"), "there is nothing to measure"),
+        (("--reference", "model", "--compare", "x"), "no --reference"),
+    ],
+)
+def test_a_wrong_line_is_said(options, message, folder):
+    options = [folder / "model" if word == "model" else word for word in options]
+    code, _, err = run("card", folder / "small", *options)
+    assert code == 2 and message in err
+
+
+def test_what_a_card_cannot_be_of_is_said(folder):
+    model = jm.models.load(folder / "model")
+    with pytest.raises(ValueError, match="suite is 'slow'"):
+        jm.card(model, model, suite="slow", data=[TASK])
+    with pytest.raises(ValueError, match="expected another name for each"):
+        jm.card(model, model, data=[TASK, TASK])
+    with pytest.raises(ValueError, match=r"llama-8b .* expected the same vocabulary|no tokenizer"):
+        jm.card(model, jm.models.load("llama-8b"), data=[TASK])
+    with pytest.raises(TypeError, match="data is 3, expected a folder"):
+        jm.card(model, model, data=3)
+
+
+@pytest.mark.parametrize("kind", ["typo", "keyboard", "case"])
+def test_noise_changes_its_share_of_letters_and_nothing_else(kind):
+    text = "the quick brown fox jumps over the lazy dog " * 50
+    changed = noisy(text, kind, rate=0.1)
+    assert changed == noisy(text, kind, rate=0.1) and noisy(text, kind, rate=0.0) == text
+    assert [c.isspace() for c in changed] == [c.isspace() for c in text]
+    share = np.mean([a != b for a, b in zip(text, changed)])
+    assert 0.05 < share < 0.2
+    task = noisy_task(TASK, kind, rate=1.0)
+    assert task.name == f"mood.{kind}" and task.items[0]["text"] != ITEMS[0]["text"]
+    assert task.choices == TASK.choices
+
+
+def test_the_word_that_counts_is_worth_most():
+    worth = occlusion("a b c d", lambda texts: np.array([float("c" in t) for t in texts]))
+    assert worth.tolist() == [0, 0, 1, 0]
+    items = [{"item": 0, "worth": [0.0, 1.0, 3.0, 2.0]}]
+    other = [{"item": 0, "worth": [0.0, 1.0, 2.0, 3.0]}]
+    found = attribution_agreement(items, other)
+    assert found.rank_correlation.mean == pytest.approx(0.8) and found.same_top_word == 0
+    with pytest.raises(ValueError, match="of 1 texts none"):
+        attribution_agreement([{"item": 0, "worth": [1.0]}], [{"item": 0, "worth": [1.0]}])
