@@ -206,7 +206,8 @@ def test_smoothing_reads_a_numpy_weight_by_rows(codec, monkeypatch):
     monkeypatch.setattr(row_slices, "BLOCK_WEIGHTS", 2**9)
     w = np.zeros(3 + 48 * 88, np.float32)[3:].reshape(48, 88)
     w[...] = weight(48, 88)
-    encode = jit(lambda w: row_blocks.encode_in_blocks(codec, w, (-2,), moments(48)))
+    stats = moments(48)
+    encode = jit(lambda w: row_blocks.encode_in_blocks(codec, w, (-2,), stats))
     assert_same(encode(strided(w)), encode(weight(48, 88)))
 
 
