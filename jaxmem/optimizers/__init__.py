@@ -8,7 +8,6 @@ from .int8_state import in_int8 as in_int8
 from .projected_moments import apollo as apollo
 from .rounded_updates import apply_rounded as apply_rounded
 from .shared_second_moments import adam_mini as adam_mini
-from .split_leaf import Split as Split
 from .split_leaf import joined_weights as joined_weights
 from .split_leaf import split_weights as split_weights
 from .stochastic_rounding import stochastic_round as stochastic_round
