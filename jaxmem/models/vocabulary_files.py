@@ -22,12 +22,15 @@ _SPECIAL += ("mask_token", "additional_special_tokens", "extra_special_tokens")
 # {class: llama.cpp's name for its split of text}
 _SPLITS = {"GPT2": "gpt-2", "Roberta": "gpt-2", "Bart": "gpt-2", "Qwen2": "qwen2"}
 _TIKTOKEN = {"QWen": "qwen2", "Llama": "llama-bpe", "PreTrained": "llama-bpe"}
+_CLIP_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 _BERTS = ("Bert", "DistilBert", "Electra")
 # {class of a SentencePiece vocabulary: whether BOS and EOS are put around a text}
 _ENDS = {"Llama": (True, False), "Gemma": (True, False), "T5": (False, True)}
 _CLASSES = {"gpt2": "GPT2", "qwen2": "Qwen2", "qwen3": "Qwen2", "bert": "Bert", "t5": "T5"}
 _CLASSES |= {"llama": "Llama", "mistral": "Llama", "mixtral": "Llama", "gemma": "Gemma"}
-_CLASSES |= {"gemma2": "Gemma", "roberta": "Roberta", "bart": "Bart", "mt5": "T5"}
+_CLASSES |= {"clip": "CLIP", "gemma2": "Gemma", "roberta": "Roberta", "bart": "Bart", "mt5": "T5"}
 
 
 def read_vocabulary(folder: pathlib.Path) -> "Tokenizer | None":
@@ -69,6 +72,8 @@ def _tokenizer(
     elif model:
         tokenizer = from_sentencepiece(model)
         _of(kind, _ENDS, folder)
+    elif kind == "CLIP" and (folder / "vocab.json").is_file():
+        tokenizer = _clip(folder)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         prefix = fields.boolean("add_prefix_space", False)
         tokenizer = _byte_level(folder, _of(kind, _SPLITS, folder), prefix)
@@ -102,9 +107,31 @@ def _of(kind: str, classes: dict[str, Any], folder: pathlib.Path) -> Any:
 
 def _byte_level(folder: pathlib.Path, pre: str, prefix: bool) -> "Tokenizer":
     """Byte-level BPE of vocab.json and merges.txt."""
+    vocabulary = read_object(folder / "vocab.json")
+    return tokenizers.byte_level(vocabulary, _merges(folder), pre, prefix=prefix)
+
+
+def _merges(folder: pathlib.Path) -> list[tuple[str, ...]]:
+    """The pairs of merges.txt."""
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    return tokenizers.byte_level(read_object(folder / "vocab.json"), merges, pre, prefix=prefix)
+    return [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+
+
+def _clip(folder: pathlib.Path) -> "Tokenizer":
+    """BPE of bytes in lower case, with the end of a word in its tokens, as CLIP has it."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocabulary = read_object(folder / "vocab.json")
+    options = {"end_of_word_suffix": "</w>", "unk_token": "<|endoftext|>"}
+    tokenizer = Tokenizer(models.BPE(vocabulary, _merges(folder), **options))
+    space = normalizers.Replace(Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), space, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), "removed", invert=True)
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, by_bytes])
+    parts = [decoders.ByteLevel(), decoders.Replace("</w>", " "), decoders.Strip(" ", 0, 1)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    return tokenizer
 
 
 def _wordpiece(folder: pathlib.Path, fields: JsonFields) -> "Tokenizer":
@@ -159,8 +186,9 @@ def _ends(fields: JsonFields, said: dict[str, Any], kind: str) -> tuple[list[str
         names = ("[CLS]", "[SEP]") if kind in _BERTS else ("<s>", "</s>")
         first, last = (said.get(n) or d for n, d in zip(("cls_token", "sep_token"), names))
         return [_text(first)], [_text(last)]
-    has_bos, has_eos = _ENDS.get(kind, (False, False))
+    has_bos, has_eos = _ENDS.get(kind, (kind == "CLIP",) * 2)
     defaults = {"Gemma": ("<bos>", "<eos>"), "GPT2": ("<|endoftext|>",) * 2}
+    defaults["CLIP"] = "<|startoftext|>", "<|endoftext|>"
     bos, eos = defaults.get(kind, ("<s>", "</s>"))
     before = (
         [_text(said.get("bos_token") or bos)] if fields.boolean("add_bos_token", has_bos) else []

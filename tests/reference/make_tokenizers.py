@@ -58,6 +58,19 @@ def bpe(name, special, **config):
     by_transformers(path)
 
 
+def clip():
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=200, show_progress=False, end_of_word_suffix="</w>",
+                                  special_tokens=["<|startoftext|>", "<|endoftext|>"])  # fmt: skip
+    tokenizer.train_from_iterator([t.lower() for t in CORPUS], trainer)
+    path = folder("clip", tokenizer_class="CLIPTokenizer")
+    tokenizer.model.save(str(path))
+    by_transformers(path)
+
+
 def wordpiece():
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -110,6 +123,7 @@ def main():
     bpe("gpt2", [end], tokenizer_class="GPT2Tokenizer", eos_token=end, bos_token=end, unk_token=end)
     bpe("qwen2", [end], tokenizer_class="Qwen2Tokenizer", eos_token=end, pad_token=end)
     bpe("roberta", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], tokenizer_class="RobertaTokenizer")
+    clip()
     wordpiece()
     bpe_options = dict(model_type="bpe", vocab_size=330, byte_fallback=True,
                        normalization_rule_name="identity",
