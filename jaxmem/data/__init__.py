@@ -3,6 +3,7 @@
 from .best_fit import Packing as Packing
 from .best_fit import pack as pack
 from .documents import Documents as Documents
+from .loss_difference import difference_sampling as difference_sampling
 from .lzw import lzw_decode as lzw_decode
 from .lzw import lzw_encode as lzw_encode
 from .lzw import lzw_nbytes as lzw_nbytes

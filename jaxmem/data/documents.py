@@ -79,6 +79,19 @@ class Documents(Sequence):
         mask = None if self.mask is None else self.mask[first : first + size]
         return {"ids": ids, "mask": np.ones(size, bool) if mask is None else np.asarray(mask, bool)}
 
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Documents":
+        """The documents at `indices`, in memory and in this order.
+
+        Example:
+            >>> import numpy as np
+            >>> import jaxmem as jm
+            >>> jm.data.Documents(np.arange(6), [2, 3, 1]).take([2, 0]).ids.tolist()
+            [5, 0, 1]
+        """
+        items = [self[int(i)] for i in indices]
+        masks = None if self.mask is None else [item["mask"] for item in items]
+        return from_arrays([item["ids"] for item in items], masks)
+
     def save(self, folder: str | os.PathLike, *, method: str = "deflate") -> None:
         """Writes token stores to a folder that `Documents.open` reads; it appears whole or not.
 

@@ -5,6 +5,7 @@ from .confidence_calibration import ConfidenceCalibration as ConfidenceCalibrati
 from .confidence_calibration import calibration_of as calibration_of
 from .group_fairness import GroupGaps as GroupGaps
 from .group_fairness import group_gaps as group_gaps
+from .packed_losses import document_losses as document_losses
 from .paired_answers import Flips as Flips
 from .paired_answers import answer_flips as answer_flips
 from .published_sets import published_tasks as published_tasks

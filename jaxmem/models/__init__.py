@@ -20,6 +20,7 @@ from .rotation import rotate as rotate
 from .rotation import rotate_heads as rotate_heads
 from .sentence_pooling import Pooling as Pooling
 from .sentence_pooling import read_pooling as read_pooling
+from .teacher_texts import generated_documents as generated_documents
 from .training_texts import documents as documents
 from .training_texts import packed_batches as packed_batches
 from .user_modules import from_flax as from_flax
