@@ -85,7 +85,9 @@ MAY = {
     ("data.*", "path|files|folder"): {"text", "none"},
     ("data.(lzw_)?.*", "symbols|codes|lengths|mask|rows"): {"array"},
     ("data.write", "ids"): {"list"},
-    ("data.(read|.*)", "chat|encode"): {"function", "none"},
+    ("data.read", "chat|encode|separator"): {"function", "none", "text"},
+    ("data.Documents", "mask"): {"none", "array"},
+    ("models.(documents|packed_batches)", "files|folder|separator"): {"text", "none"},
     ("save", "tree"): {"int", "negative", "nan", "none", "text", "function"},
     ("decode|nbytes", "tree"): {"none"},  # a tree without leaves
     ("constrain", "x"): {"int", "negative", "nan"},

@@ -48,6 +48,14 @@ def _is_count(x: Any) -> bool:
     return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) and x >= 0
 
 
+def _is_row(x: Any, kind: type) -> bool:
+    """Whether `x` is an array or a sequence (n,) of numbers of a kind; an empty one is."""
+    if isinstance(x, str) or not (isinstance(x, Sequence) or hasattr(x, "dtype")):
+        return False
+    row = np.asarray(x)
+    return row.ndim == 1 and (not row.size or np.issubdtype(row.dtype, kind))
+
+
 def _is_float_type_or_none(x: Any) -> bool:
     """Whether `x` names a type of floats, or is None. Arrays are no types, though NumPy has one."""
     if x is None or hasattr(x, "shape"):
@@ -111,6 +119,8 @@ INTEGERS = Kind(
     "a tuple of ints",
     lambda x: isinstance(x, tuple | list) and all(map(INTEGER.accepts, x)),
 )
+ROW_OF_INTEGERS = Kind("integers (n,)", lambda x: _is_row(x, np.integer))
+ROW_OF_NUMBERS = Kind("numbers (n,)", lambda x: _is_row(x, np.number))
 ARGNUMS = Kind("an int or a tuple of ints", lambda x: INTEGER.accepts(x) or INTEGERS.accepts(x))
 AT_LEAST_0 = Kind(
     "a number of at least 0",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.arguments import ITERABLE, takes
+from ..core.arguments import ROW_OF_INTEGERS, takes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Packing:
         return list(zip(*(x[at].tolist() for x in (self.sequence, self.start, self.size))))
 
 
-@takes(lengths=ITERABLE)
+@takes(lengths=ROW_OF_INTEGERS)
 def pack(lengths: Sequence[int] | np.ndarray, width: int, *, longer: str = "refuse") -> Packing:
     """Packs sequences into rows of `width` tokens by best fit, longest first.
 

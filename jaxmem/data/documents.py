@@ -7,23 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core.arguments import Kind, takes
+from ..core.arguments import ROW_OF_INTEGERS, Kind, shown, takes
 from ..io.atomic import replacing
 from .token_store import Tokens, write
 
 _IDS, _MASK, _LENGTHS = "ids.tokens", "mask.tokens", "lengths.npy"
 
 
-def _are_integers(x: Any) -> bool:
-    """Whether `x` is a sequence of integers, perhaps an empty one."""
-    if not isinstance(x, Sequence) and not hasattr(x, "dtype"):
-        return False
-    array = np.asarray(x) if not isinstance(x, str) else np.empty(())
-    return array.ndim == 1 and (not array.size or np.issubdtype(array.dtype, np.integer))
-
-
 _TOKENS = Kind("an array (n,) or Tokens", lambda x: hasattr(x, "dtype") or isinstance(x, Tokens))
-_COUNTS = Kind("integers (n,)", _are_integers)
 
 
 class Documents(Sequence):
@@ -47,7 +38,7 @@ class Documents(Sequence):
         ([2, 3, 4], [2, 3])
     """
 
-    @takes(ids=_TOKENS, lengths=_COUNTS, mask=_TOKENS)
+    @takes(ids=_TOKENS, lengths=ROW_OF_INTEGERS, mask=_TOKENS)
     def __init__(self, ids: Any, lengths: Any, mask: Any = None):
         flags = mask if mask is None or isinstance(mask, Tokens) else _flags(mask)
         self.ids, self.mask = ids, flags
@@ -137,8 +128,13 @@ def from_arrays(
 
     Raises:
         ValueError: a document is empty, or its mask has another length.
+        TypeError: a document is no integers (n,).
     """
-    arrays = [np.asarray(x, np.int32).reshape(-1) for x in ids]
+    ids = list(ids)
+    for i, x in enumerate(ids):
+        if not ROW_OF_INTEGERS.accepts(x):
+            raise TypeError(f"documents have {shown(x)} as number {i}, expected token ids (n,)")
+    arrays = [np.asarray(x, np.int32) for x in ids]
     lengths = [len(x) for x in arrays]
     flat = np.concatenate([np.empty(0, np.int32), *arrays])
     if masks is None:

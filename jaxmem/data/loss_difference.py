@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.arguments import AT_LEAST_0, ITERABLE, takes
+from ..core.arguments import AT_LEAST_0, ROW_OF_NUMBERS, takes
 
 
-@takes(small=ITERABLE, large=ITERABLE, keep=AT_LEAST_0)
+@takes(small=ROW_OF_NUMBERS, large=ROW_OF_NUMBERS, keep=AT_LEAST_0)
 def difference_sampling(
     small: Sequence[float] | np.ndarray, large: Sequence[float] | np.ndarray, keep: float
 ) -> np.ndarray:

@@ -5,13 +5,26 @@ textbook's method beside `write`, which makes smaller files and reads them at an
 """
 
 from collections.abc import Iterable
+from numbers import Integral
 
 import numpy as np
 
-from ..core.arguments import takes
+from ..core.arguments import AT_LEAST_0, POSITIVE, Kind, takes
+
+_SYMBOLS = Kind(
+    "an iterable of integers",
+    lambda x: (
+        hasattr(x, "dtype")
+        or (
+            isinstance(x, Iterable)
+            and not isinstance(x, str | dict)
+            and not (isinstance(x, list | tuple) and not all(isinstance(s, Integral) for s in x))
+        )
+    ),
+)
 
 
-@takes()
+@takes(symbols=_SYMBOLS, alphabet=POSITIVE, most=POSITIVE)
 def lzw_encode(symbols: Iterable[int], alphabet: int, *, most: int = 1 << 16) -> np.ndarray:
     """The codes (n,) i32 of symbols, such as bytes or token ids.
 
@@ -59,7 +72,7 @@ def lzw_encode(symbols: Iterable[int], alphabet: int, *, most: int = 1 << 16) ->
     return np.array(codes if prefix < 0 else [*codes, prefix], np.int32)
 
 
-@takes()
+@takes(codes=_SYMBOLS, alphabet=POSITIVE, most=POSITIVE)
 def lzw_decode(
     codes: Iterable[int], alphabet: int, *, most: int = 1 << 16, longest: int = 1 << 28
 ) -> np.ndarray:
@@ -85,7 +98,7 @@ def lzw_decode(
     return np.array(out, np.int32)
 
 
-@takes()
+@takes(codes=AT_LEAST_0, most=POSITIVE)
 def lzw_nbytes(codes: int, most: int) -> float:
     """The bytes of a number of codes, each in as many bits as `most` codes take.
 

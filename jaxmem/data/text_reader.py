@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.arguments import FUNCTION, Kind, shown, takes
+from ..core.arguments import FUNCTION, ROW_OF_INTEGERS, Kind, shown, takes
 from .documents import Documents, from_arrays
 
 Chat = Callable[[list[list[dict]], list[bool]], list[str]]
@@ -37,7 +37,14 @@ class _Text:
     bare: bool = True  # whether no chat template has written what stands around it
 
 
-@takes(files=PATHS, encode=FUNCTION, chat=_CHAT, folder=FOLDER)
+@takes(
+    files=PATHS,
+    encode=FUNCTION,
+    begin=ROW_OF_INTEGERS,
+    end=ROW_OF_INTEGERS,
+    chat=_CHAT,
+    folder=FOLDER,
+)
 def read(
     files: str | os.PathLike | Sequence[str | os.PathLike],
     encode: Callable[[str], Sequence[int]],
