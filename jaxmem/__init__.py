@@ -8,6 +8,7 @@ from . import models as models
 from . import optimizers as optimizers
 from . import solvers as solvers
 from . import train as train
+from . import training as training
 from .calibration.activation_ranges import static as static
 from .calibration.fisher import fisher as fisher
 from .calibration.fisher import gradients as gradients

@@ -1,4 +1,4 @@
-"""The library from a shell: `jaxmem demo | inspect | fit | eval | card | plan | generate | ...`."""
+"""The library from a shell: `jaxmem COMMAND`, one for each module of `commands`."""
 
 import contextlib
 import json

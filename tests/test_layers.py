@@ -33,6 +33,7 @@ WINGS = [  # a wing imports only wings above it
     "structured_pruning",
     "compression",
     "planner",
+    "training",
     "commands",
 ]
 ROOMS = [  # of architectures: a room imports only rooms above it, and no module beside the rooms

@@ -42,6 +42,7 @@ def test_type_checkers_read_the_annotations():
         ("zstandard", "data", lambda path: jm.data.write(path, [], method="zstd")),
         ("jinja2", "demo", lambda path: chat_template.render("", [{}])),
         ("matplotlib.figure", "demo", lambda path: new_figure(1, 1)),
+        ("tensorboardX", "tracking", lambda path: jm.training.TensorBoard(path.parent)),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(package, extra, call, tmp_path, monkeypatch):
@@ -52,8 +53,18 @@ def test_a_missing_package_is_named_with_its_extra(package, extra, call, tmp_pat
 
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").rglob("*.py"))
-NAMESPACES = ["solvers", "layouts", "interop", "models", "optimizers", "adapters", "train", "data"]
-NAMESPACES += ["evaluation"]
+NAMESPACES = [
+    "solvers",
+    "layouts",
+    "interop",
+    "models",
+    "optimizers",
+    "adapters",
+    "train",
+    "data",
+    "evaluation",
+    "training",
+]
 REFERENCE = pathlib.Path(__file__).parents[1] / "docs" / "reference"
 
 

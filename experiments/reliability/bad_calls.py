@@ -34,8 +34,18 @@ from right_calls import right_calls
 import jaxmem as jm
 
 SECONDS = 60  # for one call, on a machine that does other work too
-NAMESPACES = ("solvers", "layouts", "interop", "models", "optimizers", "adapters", "train")
-NAMESPACES += ("evaluation", "data")
+NAMESPACES = (
+    "solvers",
+    "layouts",
+    "interop",
+    "models",
+    "optimizers",
+    "adapters",
+    "train",
+    "data",
+    "evaluation",
+    "training",
+)
 
 # What functions return is only read, or has no constructor that users call.
 NOT_CALLED = {
@@ -43,6 +53,7 @@ NOT_CALLED = {
     "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Use",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.TaskScores", "data.Packing", "models.Model", "train.ScaledState",
+    "training.ScalarWriter", "training.Trained",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from .generate import Generate
 from .inspect import Inspect
 from .output import Output as Output
 from .plan import Plan
+from .train import Train
 
 Command = (
     Annotated[Demo, subcommand("demo")]
@@ -21,6 +22,7 @@ Command = (
     | Annotated[Eval, subcommand("eval")]
     | Annotated[MakeCard, subcommand("card")]
     | Annotated[Plan, subcommand("plan")]
+    | Annotated[Train, subcommand("train")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Export, subcommand("export")]
 )

@@ -11,21 +11,24 @@ from ..core.lifting import dot_general, lift
 from ..models.model import family
 
 
-def hidden(config, params, ids, *cache):
-    """The input (B, T, k) of the model's head; with a cache, (that input, the new cache)."""
+def hidden(config, params, ids, *cache, **where):
+    """The input of the model's head (B, T, k); with a cache, (that input, the new cache).
+
+    `where` are the segments and positions of ids that are several texts in a row.
+    """
     net = family(config).module(config)
     name = "embed_out" if getattr(config, "embed_width", 0) else "final_norm"
     last = lambda module, method: module.name == name and method == "__call__"
     options = {"capture_intermediates": last, "mutable": ["intermediates"]}
 
-    def run(params, ids, *cache):
+    def run(params, ids, *cache, **where):
         # XLA does not compute the logits, because nothing uses them.
-        out, captured = net.apply({"params": params}, ids, *cache, **options)
+        out, captured = net.apply({"params": params}, ids, *cache, **where, **options)
         x = captured["intermediates"][name]["__call__"][0]
         return (x, out[1]) if cache else x
 
     encoded = any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded)))
-    return (lift(run) if encoded else run)(params, ids, *cache)
+    return (lift(run) if encoded else run)(params, ids, *cache, **where)
 
 
 def head_matrix(config, params):

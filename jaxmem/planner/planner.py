@@ -48,6 +48,7 @@ def plan(
     encodings: Sequence[Any] = ENCODINGS,
     states: Sequence[str] = tuple(STATES),
     meshes: Sequence[Mapping[str, int]] | None = None,
+    packed: bool = False,
     most: int = 2,
     timeout: float = 600.0,
     tell: Callable[[Candidate], None] = lambda row: None,
@@ -75,6 +76,7 @@ def plan(
         meshes: sizes of mesh axes to try, such as `{"fsdp": 4, "tensor": 2}`; by default
             combinations of `fsdp` and `tensor` to train, of `data` and `tensor` to serve, and of
             `data` and `expert` to serve a mixture of experts.
+        packed: whether rows to train hold several texts each (see `Recipe`).
         most: the number of kinds that must fit.
         timeout: seconds for one compile.
         tell: called with each candidate that was estimated or compiled.
@@ -106,7 +108,7 @@ def plan(
         raise ValueError("limit is 0 bytes, expected at least 1")
     name = model if isinstance(model, str) else model.source
     plain = {"remat": Remat("none"), "chunk": max(seq, 1)}
-    first = Recipe(name, device, task, batch, seq, **plain)
+    first = Recipe(name, device, task, batch, seq, packed=packed, **plain)
     model = load(model) if isinstance(model, str) else model
     check_model(model, first)
     built = functools.lru_cache(maxsize=64)(lambda recipe: build(recipe, model=model))
@@ -183,8 +185,11 @@ def kept(recipe: Recipe, *, model: Model | None = None) -> dict[str, int]:
     sizes = {}
     for policy in (cost.policy for cost in REMATS.values()):
         built = build(dataclasses.replace(recipe, remat=policy), model=model)
-        state, *rest, ids = built.arguments
-        rows = jax.ShapeDtypeStruct((recipe.batch // recipe.micro, recipe.seq), ids.dtype)
+        state, *rest, batch = built.arguments
+        count = recipe.batch // recipe.micro
+        rows = jax.tree.map(
+            lambda x, count=count: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), batch
+        )
         sizes[policy.kind] = residuals(built.loss, state["params"], *rest, rows)
     return sizes
 

@@ -35,6 +35,8 @@ class Recipe:
         offload: whether the optimizer's state is in host memory, and is updated layer by layer.
         micro: micro-batches, of which one is in memory at a time.
         chunk: positions whose logits exist at a time.
+        packed: rows hold several texts, none of which sees another, as `jm.data.Batches` gives
+            them, and predict what their masks say; otherwise a row is one text, to train.
         rank: the rank of LoRA pairs.
         prompt: tokens of a row's prompt that are read at a time, to serve.
         shared: whether weights are divided over `fsdp`, as `jm.layouts.fsdp_tensor` says. If not,
@@ -73,6 +75,7 @@ class Recipe:
     prompt: int = 64
     shared: bool = True
     mesh: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
+    packed: bool = False
 
     def __post_init__(self):
         check_fields(self, encoding=OPTIONAL_CODEC)
@@ -88,6 +91,8 @@ class Recipe:
             raise ValueError(f"{self.micro} micro-batches of a batch of {self.batch}")
         if self.state not in STATES:
             raise ValueError(f"state is {self.state!r}, expected one of {', '.join(STATES)}")
+        if self.task == "serve" and self.packed:
+            raise ValueError("packed is True, but rows to serve are one text each")
         if self.task == "train" and self.encoding is not None:
             raise ValueError(f"training moves every weight, and {self.encoding} cannot move: lora?")
         if self.mesh is not None:
@@ -125,6 +130,7 @@ class Recipe:
             parts = [f"{weights}" if self.task == "lora" else "", f"{self.state} state"]
             parts += [f"remat {self.remat.kind}", micro]
             parts += ["state on the host" if self.offload else ""]
+        parts.append("packed" if self.packed else "")
         parts.append(" x ".join(f"{axis} {size}" for axis, size in self.axes.items()))
         parts.append("" if self.shared else "weights not divided over fsdp")
         return ", ".join(filter(None, parts))
@@ -133,8 +139,9 @@ class Recipe:
         """The recipe as JSON text."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["encoding"] = self.encoding and json.loads(Plan({"": self.encoding}).to_json())[""]
-        if self.mesh is None:
-            del fields["mesh"]
+        for name in ("mesh", "packed"):
+            if not fields[name]:
+                del fields[name]
         return json.dumps(fields | {"remat": dataclasses.asdict(self.remat)}, indent=1)
 
     @classmethod

@@ -16,6 +16,8 @@ from ..parallel.sharded_array import placed
 from ..parallel.sharding import shard, shardings, state_shardings
 from .recipe import Recipe
 
+COUNTS = ("step", "skipped")  # the scalars of a train state
+
 
 def step_mesh(recipe: Recipe, mesh: Mesh | AbstractMesh | None = None) -> Mesh | AbstractMesh:
     """`mesh`, once it is known to agree with the recipe; by default the mesh the recipe names.
@@ -66,7 +68,7 @@ class StepLayout:
         return self.put(params, shardings(params, self.mesh, self._rules(self.shared)))
 
     def state_shardings(self, state: dict, *, pairs: bool = False) -> Any:
-        """The shardings of a train state {"params", "opt", "step"}; None on one device.
+        """The shardings of a train state {"params", "opt", "step", ...}; None on one device.
 
         `pairs` says that the params are LoRA pairs of the weights.
         """
@@ -74,10 +76,10 @@ class StepLayout:
             return None
         of_pairs = layouts.adapters if pairs else lambda rules: rules
         lay = lambda shared: shardings(state["params"], self.mesh, of_pairs(self._rules(shared)))
-        return {
+        counts = {name: NamedSharding(self.mesh, P()) for name in state if name in COUNTS}
+        return counts | {
             "params": lay(self.shared),
             "opt": state_shardings(state["opt"], state["params"], lay(True)),
-            "step": NamedSharding(self.mesh, P()),
         }
 
     def cache_shardings(self, cache: Any, batch: int) -> Any:

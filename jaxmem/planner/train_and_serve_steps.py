@@ -21,8 +21,6 @@ from ..core.paths import is_whole, match, paths
 from ..core.usage import uses
 from ..models import KVCache, Model, load
 from ..models.model import family
-from ..offload.optimizer_state import on_host, streamed
-from ..optimizers.rounded_updates import apply_rounded
 from ..parallel.sharding_constraints import constrain
 from ..train.chunked_cross_entropy import next_token_loss
 from ..train.gradient_accumulation import accumulate
@@ -30,8 +28,9 @@ from ..train.remat_policy import remat
 from .model_head import finished, head_matrix, hidden, logits_of
 from .model_limits import check_model
 from .recipe import Recipe
-from .search_space import STATES
 from .step_layout import StepLayout, step_mesh
+from .training_batch import abstract_batch, model_inputs, share_of_mean, with_predictions
+from .weight_update import WeightUpdate
 
 _WEIGHTS = ".*(kernel|embedding)"  # paths of the weights that are encoded
 _PAIRS = r"layers(_\d+)?/.*kernel"  # and of those that have a LoRA pair
@@ -41,10 +40,11 @@ _PAIRS = r"layers(_\d+)?/.*kernel"  # and of those that have a LoRA pair
 class Built:
     """The result of `build`: a step, its abstract arguments, and what makes real ones.
 
-    `step` is jitted. It returns its first argument changed, in the same memory:
+    `step` is jitted. A batch to train is ids (batch, seq), or what `jm.data.Batches` gives if the
+    recipe is `packed`. `step` returns its first argument changed, in the same memory:
 
-        train  step(state, ids) -> (state, loss)
-        lora   step(state, params, ids) -> (state, loss)
+        train  step(state, batch) -> (state, loss)
+        lora   step(state, params, batch) -> (state, loss)
         serve  step(cache, params, ids (batch, 1), position) -> (cache, next ids (batch, 1))
 
     `arguments` are the step's arguments, abstract, each with its sharding. `programs` holds every
@@ -86,6 +86,8 @@ def build(
     model: Model | None = None,
     mesh: Mesh | AbstractMesh | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    clip: float | None = None,
+    skip_nonfinite: bool = False,
 ) -> Built:
     """The step that a recipe stands for. Nothing is allocated.
 
@@ -95,6 +97,9 @@ def build(
         mesh: devices of `jm.mesh`, to run the step on; by default the mesh that the recipe
             names, which is abstract for a TPU or GPU: to compile for.
         optimizer: `optax.adamw(1e-4)` by default; its state has the form `recipe.state`.
+        clip: the most that the global norm of a gradient may be; longer ones are shortened.
+        skip_nonfinite: leave weights and optimizer as they are if the loss or the gradient has a
+            number that is not finite; `state["skipped"]` counts such steps.
 
     Raises:
         ValueError: the model is no decoder, or the recipe asks for what its family cannot do (the
@@ -121,59 +126,62 @@ def build(
             f"a batch of {recipe.batch} rows in {recipe.micro} micro-batches on {layout.mesh.size} "
             f"chips: {rows} rows at a time, expected a multiple of {layout.row_devices}"
         )
-    make = {"train": _train, "lora": _lora, "serve": _serve}[recipe.task]
-    return make(recipe, model, layout, optimizer or optax.adamw(1e-4))
+    if recipe.task == "serve":
+        return _serve(recipe, model, layout)
+    make = {"train": _train, "lora": _lora}[recipe.task]
+    update = WeightUpdate(recipe, layout, optimizer or optax.adamw(1e-4), clip, skip_nonfinite)
+    return make(recipe, model, layout, update)
 
 
-def _train(recipe, model, layout, optimizer):
-    optimizer = STATES[recipe.state](optimizer)
+def _train(recipe, model, layout, update):
     params = _dense(model)
-    state = jax.eval_shape(lambda params: _state(params, optimizer), params)
+    state = jax.eval_shape(update.start, params)
     places = layout.state_shardings(state)
     loss = _loss(recipe, model.config)
 
     def init(params, key=None):
         params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
-        return _hosted(recipe, layout.put(_state(params, optimizer), places)), params
+        return update.hosted(layout.put(update.start(params), places)), params
 
-    def step(state, ids):
-        value, slope = accumulate(loss, recipe.micro)(state["params"], ids)
-        return _apply(recipe, layout, optimizer, state, slope, places), value
+    def step(state, batch):
+        batch = with_predictions(batch, recipe.micro)
+        value, slope = accumulate(loss, recipe.micro)(state["params"], batch)
+        return update(state, value, slope, places), value
 
     step = jax.jit(step, donate_argnums=0)
-    state = _hosted(recipe, layout.put(state, places))
-    arguments = (state, layout.rows((recipe.batch, recipe.seq), jnp.int32))
+    state = update.hosted(layout.put(state, places))
+    arguments = (state, abstract_batch(recipe, layout))
     return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss)
 
 
-def _lora(recipe, model, layout, optimizer):
-    optimizer = STATES[recipe.state](optimizer)
+def _lora(recipe, model, layout, update):
     frozen = _encoded(recipe, model)
     pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, _PAIRS), jax.random.key(0))
-    state = jax.eval_shape(lambda pairs: _state(pairs, optimizer), pairs)
+    state = jax.eval_shape(update.start, pairs)
     places = layout.state_shardings(state, pairs=True)
     loss = _loss(recipe, model.config)
 
     def init(params, key):
         params = _encode(recipe, model, params)
         pairs = adapters(key, params, recipe.rank, _PAIRS)
-        state = layout.put(_state(pairs, optimizer), places)
-        return _hosted(recipe, state), layout.weights(params)
+        state = layout.put(update.start(pairs), places)
+        return update.hosted(state), layout.weights(params)
 
-    loss_of_pairs = lambda pairs, params, ids: loss(attach(params, pairs), ids)
+    loss_of_pairs = lambda pairs, params, batch: loss(attach(params, pairs), batch)
 
-    def step(state, params, ids):
-        of_batch = lambda pairs, ids: loss_of_pairs(pairs, params, ids)
-        value, slope = accumulate(of_batch, recipe.micro)(state["params"], ids)
-        return _apply(recipe, layout, optimizer, state, slope, places), value
+    def step(state, params, batch):
+        of_batch = lambda pairs, batch: loss_of_pairs(pairs, params, batch)
+        batch = with_predictions(batch, recipe.micro)
+        value, slope = accumulate(of_batch, recipe.micro)(state["params"], batch)
+        return update(state, value, slope, places), value
 
     step = jax.jit(step, donate_argnums=0)
-    ids = layout.rows((recipe.batch, recipe.seq), jnp.int32)
-    arguments = (_hosted(recipe, layout.put(state, places)), layout.weights(frozen), ids)
+    batch = abstract_batch(recipe, layout)
+    arguments = (update.hosted(layout.put(state, places)), layout.weights(frozen), batch)
     return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss_of_pairs)
 
 
-def _serve(recipe, model, layout, optimizer):
+def _serve(recipe, model, layout):
     config, bits = model.config, recipe.cache_bits
     params = layout.weights(_encoded(recipe, model))
     sizes = (recipe.batch, recipe.seq, jnp.bfloat16)
@@ -205,47 +213,21 @@ def _serve(recipe, model, layout, optimizer):
     return Built(recipe, step, arguments(1), programs, init)
 
 
-def _state(params, optimizer):
-    """The state before the first step, of the params that are trained."""
-    return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
-
-
-def _hosted(recipe, state):
-    """The state; if the recipe offloads, the optimizer's part is in host memory."""
-    return state | {"opt": on_host(state["opt"])} if recipe.offload else state
-
-
-def _apply(recipe, layout, optimizer, state, slope, places):
-    """The state after one step of the optimizer; `places` are the state's shardings, or None."""
-    count = state["step"] + 1
-
-    def update(params, opt, slope):
-        updates, opt = optimizer.update(slope, opt, params)
-        return apply_rounded(params, updates, count), opt
-
-    # The update of an int8 state makes f32 temporaries; layer by layer they stay small.
-    by_layer = recipe.offload or recipe.state == "int8"
-    change = streamed(update, far=recipe.offload) if by_layer else update
-    with jax.named_scope("optimizer"):
-        params, opt = change(state["params"], state["opt"], slope)
-    state = {"params": params, "opt": opt, "step": count}
-    if places is None:
-        return state
-    if recipe.offload:  # a constraint would bring the optimizer's part to the device
-        return state | {"params": layout.keep(params, places["params"])}
-    return layout.keep(state, places)
-
-
 def _loss(recipe, config):
-    """loss(params, ids), the mean cross entropy of the next ids, with the recipe's remat."""
-    body = remat(lambda params, ids: hidden(config, params, ids), recipe.remat)
+    """loss(params, batch), the mean cross entropy of the next ids, with the recipe's remat."""
+    run = lambda params, ids, where: hidden(config, params, ids, **where)
+    body = remat(run, recipe.remat)
 
-    def loss(params, ids):
+    def loss(params, batch):
         head, axis = head_matrix(config, params)
-        x = constrain(body(params, ids))
+        ids, where, mask = model_inputs(batch)
+        x = constrain(body(params, ids, where))
+        options = {"axis": axis, "chunk": recipe.chunk}
+        options |= {} if mask is None else {"mask": mask}
         logits = lambda products: finished(config, params, products)
         with jax.named_scope("loss"):
-            return next_token_loss(x, head, ids, axis=axis, chunk=recipe.chunk, logits=logits)
+            value = next_token_loss(x, head, ids, **options, logits=logits)
+        return value if mask is None else value * share_of_mean(batch)
 
     return loss
 
@@ -267,9 +249,10 @@ def _encoded(recipe, model):
 
 def _encode(recipe, model, params):
     """The params in bfloat16, or encoded as the recipe says."""
+    narrow = lambda w: w if isinstance(w, jax.ShapeDtypeStruct) else w.astype(jnp.bfloat16)
+    params = jax.tree.map(narrow, params)  # the leaves that the recipe's plan was compiled with
     if recipe.encoding is None:
-        narrow = lambda w: w if isinstance(w, jax.ShapeDtypeStruct) else w.astype(jnp.bfloat16)
-        return jax.tree.map(narrow, params)
+        return params
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     plan = Plan({path: recipe.encoding for path in match(paths(params), {_WEIGHTS: True})})
     net = family(model.config).module(model.config)

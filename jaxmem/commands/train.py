@@ -1,0 +1,197 @@
+"""train: a model trained on texts, by a recipe that the compiler proves to fit."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+import jaxmem as jm
+
+from ..compiler.local_devices import local_device
+from ..compiler.measurement import available_bytes
+from ..io.atomic import write_whole
+from ..models import Model, packed_batches
+from ..models.text_models import context
+from ..planner.recipe import Recipe
+from ..training import TensorBoard, Trained, TrainingOptions, fresh
+from ..training import run as train
+from ..training.training_run import ADAPTERS, MODEL
+from . import options
+from .mesh_option import MeshOption, parse
+from .output import Output
+from .plan import show as show_plan
+from .sizes import Size, show
+
+RATES = {"full": 3e-5, "lora": 2e-4, "pretrain": 1e-3}  # the highest learning rate
+TASKS = {"full": "train", "lora": "lora", "pretrain": "train"}  # the task of the recipe
+WIDTH = 1024  # tokens of a row, unless the model takes fewer
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(options.SourceOptions):
+    """Trains a model on texts, in the memory there is.
+
+    The planner chooses optimizer state, remat, micro-batches and encoding, and the compiler proves
+    that the step fits. A run that was stopped or killed goes on from its last checkpoint when the
+    same line is given again.
+    """
+
+    _: dataclasses.KW_ONLY
+    data: Annotated[tuple[str, ...], arg(metavar="FILES")]
+    """Texts to learn: UTF-8 files, or .jsonl with `text`, `prompt` and `completion`, or
+    `messages`."""
+    out: Annotated[str, arg(metavar="DIR")]
+    """A directory of this run: checkpoints, the loss of each step, and at the end the model."""
+    task: Literal["full", "lora", "pretrain"] = "full"
+    """Train all weights, adapters beside frozen weights, or new random weights."""
+    memory: Size | None = None
+    """The most memory to use on one device: all of an accelerator's, or what is free on a CPU,
+    unless given."""
+    batch: int = 8
+    """Rows of a step, on all devices together."""
+    seq: options.Count = None
+    """Tokens of a row, 1,024 or what the model takes unless given. Texts are packed into rows, and
+    longer ones are split."""
+    steps: options.Count = None
+    """Steps in all; one pass over the data unless given."""
+    learning_rate: Annotated[float | None, arg(metavar="RATE")] = None
+    """The highest one: 3e-5 for full, 2e-4 for lora, 1e-3 for pretrain unless given."""
+    held_out: options.TextFile = None
+    """A text that is not trained on, whose perplexity is measured."""
+    evaluate_every: options.Count = None
+    """Steps between measurements of --held-out; only after the last step unless given."""
+    save_every: options.Count = 100
+    """Steps between checkpoints."""
+    recipe: Annotated[str | None, arg(metavar="FILE")] = None
+    """A recipe that `jaxmem plan --out` wrote, or an earlier run; it is not planned again."""
+    mesh: MeshOption = None
+    seed: int = 0
+    """Draws the order of the rows, and new weights."""
+    track: Annotated[str | None, arg(metavar="DIR")] = None
+    """A directory for event files of TensorBoard."""
+    plot: Annotated[str | None, arg(metavar="FILE")] = None
+    """The PNG file to draw the losses in."""
+
+    def run(self, output: Output) -> dict:
+        """Plans, trains, and shows the losses; the figures are returned as plain data."""
+        writer = TensorBoard(self.track) if self.track else None
+        model = self.load()
+        held_out = self.held_out and options.tokens(model, options.read(self.held_out))
+        model = fresh(model, seed=self.seed) if self.task == "pretrain" else model
+        out, seq = pathlib.Path(self.out), self.seq or min(WIDTH, context(model))
+        if seq > context(model):
+            raise ValueError(
+                f"--seq is {seq}, but {model.source} takes {context(model)} tokens at most"
+            )
+        files = [pathlib.Path(file) for file in self.data]
+        with output.step("reading texts"):
+            batches = packed_batches(model, files, width=seq, batch=self.batch, seed=self.seed)
+        output.say(
+            f"{len(batches.rows.documents):,} texts in {len(batches.rows):,} rows of {seq} tokens, "
+            f"{batches.rows.waste:.1%} of them padding"
+        )
+        recipe, limit = self._recipe(model, seq, output)
+        settings = TrainingOptions(
+            self.steps or batches.steps_per_epoch,
+            learning_rate=self.learning_rate or RATES[self.task],
+            evaluate_every=self.evaluate_every,
+            save_every=self.save_every,
+            seed=self.seed,
+        )
+        with output.counting("training") as counted:
+            shown = _Lines(output, counted)
+            trained = train(
+                model,
+                batches,
+                recipe,
+                out=out,
+                options=settings,
+                held_out=held_out,
+                mesh=parse(self.mesh) if self.mesh else None,
+                limit=limit,
+                writer=writer,
+                progress=shown,
+            )
+        if self.plot:
+            trained.plot().save(self.plot)
+        return self._figures(trained, recipe, out, output)
+
+    def _recipe(self, model: Model, seq: int, output: Output) -> tuple[Recipe, int | None]:
+        """(the recipe of the run, the bytes that its step may take on a device)."""
+        out = pathlib.Path(self.out) / "recipe.json"
+        given = self.recipe or (out if out.exists() else None)
+        if given is not None:
+            recipe = Recipe.from_json(options.read(str(given)))
+            wanted = {"batch": self.batch, "seq": seq, "task": TASKS[self.task], "packed": True}
+            for name, value in wanted.items():
+                if getattr(recipe, name) != value:
+                    raise ValueError(
+                        f"{given} is a recipe with {name} {getattr(recipe, name)}, not {value}"
+                    )
+            return recipe, self.memory
+        device = local_device(parse(self.mesh).size if self.mesh else 1)
+        limit = self.memory or (available_bytes() if device == "cpu" else None)
+        axes = {k: v for k, v in parse(self.mesh).shape.items() if v > 1} if self.mesh else None
+        with output.step("planning"):
+            planned = jm.plan(
+                model,
+                device=device,
+                task=TASKS[self.task],
+                batch=self.batch,
+                seq=seq,
+                limit=limit,
+                meshes=[axes] if axes else None,
+                packed=True,
+                most=1,
+            )
+        show_plan(output, planned)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, (planned.recipe.to_json() + "\n").encode())
+        return planned.recipe, limit
+
+    def _figures(self, trained: Trained, recipe: Recipe, out: pathlib.Path, output: Output) -> dict:
+        """The figures of a run as plain data, which `output` shows as a table."""
+        made = str(out / (ADAPTERS if self.task == "lora" else MODEL))
+        speeds = sorted(row["tokens_per_second"] for row in trained.history)
+        figures = {
+            "steps": len(trained.history),
+            "loss": trained.loss,
+            "perplexity": trained.perplexity,
+            "skipped": trained.skipped,
+            "tokens_per_second": speeds[len(speeds) // 2],
+            "predicted_bytes": trained.predicted,
+            "grown_bytes": trained.grown,
+        }
+        grown = "" if trained.grown is None else f", grew by {show(max(trained.grown, 0))}"
+        rows = [
+            ("steps", figures["steps"]),
+            ("loss, nats a token", f"{trained.loss:.4f}"),
+            ("perplexity, held out", f"{trained.perplexity:.4g}" if self.held_out else "-"),
+            ("steps skipped: not finite", trained.skipped),
+            ("tokens a second", f"{figures['tokens_per_second']:.0f}"),
+            ("memory of a step, predicted", show(trained.predicted) + grown),
+        ]
+        output.table(f"Trained: {trained.model.source}", ("", ""), rows)
+        output.say(f"It is in {made}.")
+        recipe = json.loads(recipe.to_json())
+        return {"source": trained.model.source, "out": made, "recipe": recipe} | figures
+
+
+class _Lines:
+    """Shows a line of progress each tenth of the steps, and moves the bar each step."""
+
+    def __init__(self, output: Output, counted):
+        self._output, self._counted = output, counted
+
+    def __call__(self, step: int, steps: int, numbers: dict) -> None:
+        self._counted(step, steps)
+        if step % max(1, steps // 10) == 0 or step == steps or "held_out_loss" in numbers:
+            more = (
+                f", held out {numbers['held_out_loss']:.4f}" if "held_out_loss" in numbers else ""
+            )
+            self._output.note(
+                f"  step {step:>6}  loss {numbers['loss']:.4f}{more}  "
+                f"{numbers['tokens_per_second']:.0f} tokens/s"
+            )

@@ -1,0 +1,49 @@
+"""The batch of a training step: ids (rows, tokens), or the packed rows of `jm.data.Batches`."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from .recipe import Recipe
+from .step_layout import StepLayout
+
+FIELDS = {"ids": jnp.int32, "segments": jnp.int32, "positions": jnp.int32, "mask": jnp.bool_}
+_PREDICTED = "predicted"
+
+
+def abstract_batch(recipe: Recipe, layout: StepLayout) -> Any:
+    """The shapes of a batch: ids, or with `recipe.packed` a dict of `FIELDS`."""
+    shape = (recipe.batch, recipe.seq)
+    if not recipe.packed:
+        return layout.rows(shape, jnp.int32)
+    return {name: layout.rows(shape, dtype) for name, dtype in FIELDS.items()}
+
+
+def with_predictions(batch: Any, micro: int) -> Any:
+    """A packed batch that knows its predictions, as a mean over micro-batches of unequal ones must.
+
+    Every row gets the mean number of predictions of a micro-batch. Other batches stay as they are.
+    """
+    if not isinstance(batch, dict):
+        return batch
+    mean = jnp.maximum(_predictions(batch), 1.0) / micro
+    return batch | {_PREDICTED: jnp.broadcast_to(mean, batch["ids"].shape[:1])}
+
+
+def share_of_mean(batch: dict) -> Array:
+    """What the mean loss of a micro-batch counts: its predictions over those of a mean one."""
+    return _predictions(batch) / batch[_PREDICTED][0] if _PREDICTED in batch else jnp.ones(())
+
+
+def model_inputs(batch: Any) -> tuple[Array, dict[str, Array], Array | None]:
+    """(ids, what else a model takes, which ids are to be predicted or None for all)."""
+    if not isinstance(batch, dict):
+        return batch, {}, None
+    where = {name: batch[name] for name in ("segments", "positions")}
+    return batch["ids"], where, batch["mask"]
+
+
+def _predictions(batch: dict) -> Array:
+    """The number of ids that are predicted; the first of a row has nothing before it."""
+    return batch["mask"][:, 1:].sum(dtype=jnp.float32)

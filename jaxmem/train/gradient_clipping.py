@@ -1,0 +1,32 @@
+"""g · min(1, most / ‖g‖), with the norm of all arrays of a tree in f32 (Pascanu et al., 2013)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def global_norm(gradient: Any) -> Array:
+    """The square root of the sum of squares of all numbers of a tree, a scalar in f32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(global_norm({"a": jnp.array([3.0]), "b": jnp.array([0.0, 4.0], jnp.bfloat16)}))
+        5.0
+    """
+    squares = [jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(gradient)]
+    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+
+
+def clipped(gradient: Any, norm: Array, most: float) -> Any:
+    """The gradient with a global norm of at most `most`; `norm` is its norm now.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> g = {"a": jnp.array([3.0, 4.0])}
+        >>> clipped(g, global_norm(g), 1.0)["a"].round(4).tolist()
+        [0.5999999642372131, 0.7999999523162842]
+    """
+    factor = jnp.minimum(1.0, most / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient)

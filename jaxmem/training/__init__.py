@@ -1,0 +1,9 @@
+"""A model trained in the memory there is: the loop around the step that a recipe stands for."""
+
+from ..io.scalar_writers import JsonLines as JsonLines
+from ..io.scalar_writers import ScalarWriter as ScalarWriter
+from ..io.scalar_writers import TensorBoard as TensorBoard
+from .fresh_weights import fresh as fresh
+from .trained import Trained as Trained
+from .training_options import TrainingOptions as TrainingOptions
+from .training_run import run as run

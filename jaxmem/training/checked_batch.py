@@ -1,0 +1,55 @@
+"""checked_batch: what an iterator gives, in the form that the step of a recipe takes."""
+
+from typing import Any
+
+import numpy as np
+
+from ..models.model import check_in_vocabulary
+from ..planner.recipe import Recipe
+from ..planner.training_batch import FIELDS
+
+
+def checked_batch(batch: Any, recipe: Recipe, vocab: int) -> Any:
+    """Ids (batch, seq) int32, or with `recipe.packed` a dict of `FIELDS`.
+
+    Raises:
+        ValueError: a shape or a dtype is another one, an id is outside the vocabulary, or a recipe
+            that is not packed would lose what the batch says of its rows.
+
+    Example:
+        >>> recipe = Recipe("tiny", "cpu", "train", 1, 4)
+        >>> checked_batch(np.arange(4)[None], recipe, 8)
+        array([[0, 1, 2, 3]], dtype=int32)
+    """
+    if not recipe.packed:
+        ids = _whole_texts(batch) if isinstance(batch, dict) else batch
+        return _ids(ids, recipe, vocab)
+    if not isinstance(batch, dict) or not set(FIELDS) <= set(batch):
+        raise ValueError(f"a packed recipe takes batches with {', '.join(FIELDS)}")
+    arrays = {name: np.asarray(batch[name]) for name in FIELDS}
+    for name, x in arrays.items():
+        if x.shape != (recipe.batch, recipe.seq):
+            raise ValueError(
+                f"{name} of a batch has shape {x.shape}, expected {(recipe.batch, recipe.seq)}"
+            )
+    typed = {name: x.astype(FIELDS[name]) for name, x in arrays.items()}
+    return typed | {"ids": _ids(arrays["ids"], recipe, vocab)}
+
+
+def _ids(ids: Any, recipe: Recipe, vocab: int) -> np.ndarray:
+    ids, shape = np.asarray(ids), (recipe.batch, recipe.seq)
+    if ids.shape != shape or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"a batch is {ids.dtype} {ids.shape}, expected integers {shape}")
+    check_in_vocabulary(ids, vocab)
+    return ids.astype(np.int32)
+
+
+def _whole_texts(batch: dict) -> Any:
+    """The ids of rows that are one text each, all of it learnt."""
+    one = np.asarray(batch["segments"]) == 1
+    if not (one.all() and np.asarray(batch["mask"])[:, 1:].all()):
+        raise ValueError(
+            "rows hold several texts, padding, or what is not learnt: give a recipe with "
+            "packed=True"
+        )
+    return batch["ids"]

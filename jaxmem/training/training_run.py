@@ -1,0 +1,164 @@
+"""run: a model trained by the step of a recipe, with checkpoints from which it is continued."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ..adapters.lora import attach
+from ..compiler.measurement import growth
+from ..core.arguments import Kind, takes
+from ..core.leaf import is_encoded
+from ..io.checkpoint import save
+from ..io.scalar_writers import JsonLines, ScalarWriter
+from ..models import Model
+from ..parallel.mesh import mesh as make_mesh
+from ..planner.recipe import Recipe
+from ..planner.train_and_serve_steps import Built, build
+from .checked_batch import checked_batch
+from .held_out import HeldOut
+from .run_checkpoints import RunCheckpoints
+from .trained import Trained
+from .training_options import TrainingOptions
+
+CHECKPOINTS, SCALARS, MODEL, ADAPTERS = "checkpoints", "scalars.jsonl", "model", "adapters.jm"
+MOST_SKIPPED = 10  # steps in a row
+
+
+_BATCHES = Kind(
+    "an endless iterator of batches with state() and restore(state), such as jm.data.Batches",
+    lambda x: all(hasattr(x, name) for name in ("__next__", "state", "restore")),
+)
+
+
+@takes(batches=_BATCHES)
+def run(
+    model: Model,
+    batches: Any,
+    recipe: Recipe,
+    *,
+    out: str | os.PathLike,
+    options: TrainingOptions,
+    held_out: Any = None,
+    mesh: Mesh | None = None,
+    limit: int | None = None,
+    writer: ScalarWriter | None = None,
+    progress: Callable[[int, int, dict], None] | None = None,
+) -> Trained:
+    """Trains `model` and writes it below `out`; a run that was killed there is continued.
+
+    `out` gets `checkpoints`, `scalars.jsonl` with the numbers of each step, and at the end `model`,
+    which `jm.models.load` and every command read, or `adapters.jm` for the task "lora".
+
+    Args:
+        model: a decoder with dense weights, such as `jm.models.load` or `jm.training.fresh` gives.
+        batches: `jm.data.Batches`, or another iterator with its methods `state` and `restore`. A
+            batch has `recipe.batch` rows of `recipe.seq` tokens: ids (rows, tokens), or a dict of
+            "ids", "segments", "positions" and "mask". Rows of several texts, with padding, or of
+            which something is not learnt want a recipe that is `packed`.
+        recipe: what the step is, such as `jm.plan` chose; its task is "train" or "lora".
+        out: a directory of this run alone.
+        options: how long and how fast.
+        held_out: token ids (tokens,) of a text whose loss is measured, in rows of `recipe.seq`.
+        mesh: devices to train on; by default those that the recipe names.
+        limit: the most bytes that the compiled step may take on a device.
+        writer: takes the numbers of each step, too.
+        progress: called as `progress(step, steps, numbers)` after each step.
+
+    Raises:
+        ValueError: the recipe serves; a batch has another shape than the recipe, or an id that the
+            model does not know; the step takes more than `limit`; `out` holds another run; the loss
+            was not finite for ten steps in a row.
+    """
+    if recipe.task == "serve":
+        raise ValueError("the recipe is one to serve, expected one to train or of lora")
+    out = pathlib.Path(out)
+    if mesh is None and recipe.axes:
+        mesh = make_mesh(**recipe.axes)
+    built = build(
+        recipe,
+        model=model,
+        mesh=mesh,
+        optimizer=options.optimizer,
+        clip=options.clip,
+        skip_nonfinite=True,
+    )
+    measure = HeldOut(built, held_out, model.config.vocab)
+    state, frozen = built.init(_copied(model.params), jax.random.key(options.seed))
+    frozen = [frozen] if recipe.task == "lora" else []
+    step, predicted = _compiled(built, limit)
+    like = built.arguments[-1]
+    record = {"recipe": json.loads(recipe.to_json()), "model": model.source}
+    record["options"] = dataclasses.asdict(options)
+    with RunCheckpoints(out / CHECKPOINTS, record) as checkpoints:
+        first = checkpoints.latest or 0
+        if first:
+            state, data_state = checkpoints.restore(None if mesh is None else built.shardings[0])
+            batches.restore(data_state)
+        writers = [JsonLines(out / SCALARS, after=first), *([writer] if writer else [])]
+        grown, skipped = None, 0
+        for count in range(first + 1, options.steps + 1):
+            batch = checked_batch(next(batches), recipe, model.config.vocab)
+            batch = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), batch, like)
+            start = time.perf_counter()
+            with growth(batch) as growing:
+                state, loss = step(state, *frozen, batch)
+                loss = float(loss)
+            grown = growing.nbytes if count == first + 1 else grown
+            numbers = {
+                "loss": loss,
+                "learning_rate": float(options.schedule(count - 1)),
+                "tokens_per_second": recipe.batch * recipe.seq / (time.perf_counter() - start),
+            }
+            last = count == options.steps
+            if last or _is_due(count, options.evaluate_every):
+                numbers |= measure(state["params"], *frozen)
+            skipped = 0 if math.isfinite(loss) else skipped + 1
+            if skipped == MOST_SKIPPED:
+                raise ValueError(
+                    f"the loss of steps {count - skipped + 1} to {count} is not finite; lower the "
+                    f"learning rate {options.learning_rate}, or look at the data"
+                )
+            for one in writers:
+                one.write_scalars(count, numbers)
+            if last or _is_due(count, options.save_every):
+                checkpoints.save(count, state, batches.state())
+            if progress:
+                progress(count, options.steps, numbers)
+    trained, history = state["params"], tuple(JsonLines(out / SCALARS).history)
+    if recipe.task == "lora":
+        save(out / ADAPTERS, trained)
+        made = dataclasses.replace(model, tensors=attach(frozen[0], trained))
+        return Trained(made, trained, history, int(state["skipped"]), predicted, grown)
+    made = dataclasses.replace(model, tensors=trained)
+    made.save(out / MODEL)
+    return Trained(made, None, history, int(state["skipped"]), predicted, grown)
+
+
+def _compiled(built: Built, limit: int | None) -> tuple[Callable, int]:
+    """(the step for the devices that are here, bytes that it takes besides its arguments)."""
+    compiled = built.step.lower(*built.arguments).compile()
+    stats = compiled.memory_analysis()
+    taken = stats.output_size_in_bytes + stats.temp_size_in_bytes - stats.alias_size_in_bytes
+    needed = stats.argument_size_in_bytes + taken
+    if limit is not None and needed > limit:
+        raise ValueError(f"the step takes {needed:,} bytes here, more than the limit {limit:,}")
+    return compiled, taken
+
+
+def _copied(params: Any) -> Any:
+    """The params; those in bfloat16 are copied, because a step takes its arguments' memory."""
+    copy = lambda x: jnp.copy(x) if x.dtype == jnp.bfloat16 else x
+    return jax.tree.map(lambda x: x if is_encoded(x) else copy(x), params, is_leaf=is_encoded)
+
+
+def _is_due(count: int, every: int | None) -> bool:
+    return every is not None and count % every == 0

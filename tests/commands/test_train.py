@@ -1,0 +1,47 @@
+"""jaxmem train: from texts to a model that loads, and on from a checkpoint."""
+
+import json
+import math
+
+import pytest
+from command_lines import model_folder, run
+
+import jaxmem as jm
+
+OPTIONS = ("--batch", 2, "--seq", 16, "--learning-rate", 0.01, "--json")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return model_folder(tmp_path_factory.mktemp("train"))
+
+
+def line(folder, *more, steps=6):
+    texts = ("--data", folder / "a.txt", "--out", folder / "run", "--memory", "2GB")
+    return ("train", folder / "model", *texts, "--steps", steps, *OPTIONS, *more)
+
+
+def test_a_text_is_learnt_and_the_same_line_goes_on(folder):
+    code, out, err = run(*line(folder, "--held-out", folder / "a.txt"))
+    assert code == 0, err
+    figures = json.loads(out)
+    rows = [json.loads(row) for row in (folder / "run/scalars.jsonl").read_text().splitlines()]
+    assert len(rows) == figures["steps"] == 6 and rows[5]["loss"] < rows[0]["loss"] - 0.5
+    assert figures["perplexity"] == math.exp(rows[5]["held_out_loss"]) and figures["skipped"] == 0
+    assert jm.models.load(figures["out"]).params["embed"]["embedding"].dtype == "bfloat16"
+    again = json.loads(run(*line(folder, "--held-out", folder / "a.txt"))[1])
+    assert again["loss"] == figures["loss"] and again["recipe"] == figures["recipe"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--seq", 200), "96"),
+        (("--recipe", "no.json"), "no text file no.json"),
+        (("--learning-rate", -1), "learning_rate is -1.0"),
+        (("--data", "none.txt"), "none.txt"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(folder, more, message):
+    code, out, err = run(*line(folder, *more))
+    assert code == 2 and not out and err.count("\n") <= 3 and message in err.splitlines()[-1]
