@@ -92,7 +92,6 @@ class Train(options.SourceOptions):
             f"{len(batches.rows.documents):,} texts in {len(batches.rows):,} rows of {seq} tokens, "
             f"{batches.rows.waste:.1%} of them padding"
         )
-        recipe, limit = self._recipe(model, seq, output)
         settings = TrainingOptions(
             self.steps or batches.steps_per_epoch,
             learning_rate=self.learning_rate or RATES[self.task],
@@ -100,6 +99,7 @@ class Train(options.SourceOptions):
             save_every=self.save_every,
             seed=self.seed,
         )
+        recipe, limit = self._recipe(model, seq, output)
         with output.counting("training") as counted:
             shown = _Lines(output, counted)
             trained = train(
