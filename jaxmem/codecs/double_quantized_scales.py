@@ -4,9 +4,11 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax import lax
 
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeafWrapper
+from ..core.stack_layer import StackLayer
 
 
 @jax.tree_util.register_dataclass
@@ -17,6 +19,7 @@ class DoubleQuantArray(MatrixLeafWrapper):
     inner: Any
 
     bits = property(lambda self: self.inner.bits)
+    reads_in_stack = property(lambda self: self.inner.reads_in_stack)
     low = property(lambda self: getattr(self.unwrapped(), "low", None))
 
     def unwrapped(self):
@@ -24,6 +27,15 @@ class DoubleQuantArray(MatrixLeafWrapper):
         return dataclasses.replace(
             self.inner, **{name: part.decode() for name, part in parts.items() if is_encoded(part)}
         )
+
+    def layer_matmul(self, x, layer, precision=None):
+        # The scales of this layer alone are decoded. They are a stack of one layer, and an index
+        # beyond the end of a stack is that of its last layer.
+        cut = lambda a: lax.dynamic_slice_in_dim(a, layer.index, 1, 0)
+        scale = jax.tree.map(cut, self.inner.scale)
+        stack = dataclasses.replace(self, inner=dataclasses.replace(self.inner, scale=scale))
+        stack = stack.unwrapped()
+        return stack.layer_matmul(x, StackLayer(stack, layer.index), precision)
 
     def moved_layers(self):
         return self.unwrapped().moved_layers()

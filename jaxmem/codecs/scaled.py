@@ -105,6 +105,10 @@ class ScaledArray(MatrixLeaf):
     batch_shape = property(lambda self: self.scale.shape[:-2])
     exponent_bits = property(lambda self: 0)  # of a float of 8 bits
 
+    @property
+    def reads_in_stack(self) -> bool:
+        return _is_compiled(self)
+
     @abc.abstractmethod
     def values(self, codes: Array) -> Array:
         """The f32 values of unpacked codes (int8, as of `unpack`)."""
@@ -163,6 +167,9 @@ class ScaledArray(MatrixLeaf):
             return _scaled_matmul(x, self, precision=precision)
         return packed_matmul(x, self, precision=precision)
 
+    def layer_matmul(self, x, layer, precision=None):
+        return _matmul_in_stack(x, layer, precision=precision)
+
 
 @functools.partial(
     jax.jit, static_argnames="precision"
@@ -187,14 +194,26 @@ def _scaled_matmul(x, leaf, *, precision):
     return lax.platform_dependent(x, leaf, cpu=decoded, default=scaled_after)
 
 
+@functools.partial(jax.jit, static_argnames="precision")
+@differentiated_by(decoded_product)
+def _matmul_in_stack(x, leaf, *, precision):
+    """`packed_matmul` of a `StackLayer`: the library reads it where it lies, others slice it."""
+    sliced = lambda x, leaf: leaf.unwrapped().matmul(x, precision)
+    on_cpu = functools.partial(scaled_rows_product, otherwise=sliced)
+    return lax.platform_dependent(x, leaf, cpu=on_cpu, default=sliced)
+
+
 def _on_cpu(leaf, precision):
-    """The product of x with a leaf on a CPU: compiled for 4-bit levels and 8-bit floats."""
+    """The product of x with a leaf on a CPU."""
     decoded = functools.partial(cpu_product, precision=precision)
-    if not isinstance(leaf, ScaledArray) or getattr(leaf, "low", None) is not None:
-        return decoded
-    if leaf.bits != 4 and not leaf.exponent_bits:
+    if not isinstance(leaf, ScaledArray) or not _is_compiled(leaf):
         return decoded
     return functools.partial(scaled_rows_product, otherwise=decoded)
+
+
+def _is_compiled(leaf):
+    """Whether the library has a product: for 4-bit levels and 8-bit floats."""
+    return getattr(leaf, "low", None) is None and (leaf.bits == 4 or leaf.exponent_bits > 0)
 
 
 def _product_then_scale(x, leaf, precision):

@@ -233,6 +233,9 @@ class MatrixLeafWrapper(MatrixLeaf):
         slices, layer = moved
         return slices, lambda part: dataclasses.replace(self, inner=layer(part))
 
+    def with_fold(self, fold):
+        return dataclasses.replace(self, inner=self.inner.with_fold(fold))
+
     def astype(self, dtype):
         return dataclasses.replace(self, inner=self.inner.astype(dtype))
 

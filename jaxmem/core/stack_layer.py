@@ -54,9 +54,6 @@ class StackLayer(MatrixLeafWrapper):
         fold = self.fold.regrouped(self.shape, shape)
         return fold if fold is NotImplemented else self.with_fold(fold)
 
-    def with_fold(self, fold):
-        return dataclasses.replace(self, inner=self.inner.with_fold(fold))
-
 
 def layers_in_stack(leaf: Any) -> tuple[Array, Callable[[Array], StackLayer]] | None:
     """(the indices of layers, for a scan; a function from an index to a layer that is not sliced).

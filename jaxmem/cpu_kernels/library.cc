@@ -82,9 +82,10 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
   return ffi::Error::Success();
 }
 
-// y = x · rows^T. `levels` are the values of 16 codes of 4 bits; none for floats of 8 bits.
+// y = x · rows^T. `levels` are the values of 16 codes of 4 bits; none for floats of 8 bits. If there is a
+// `layers`, scales and codes are stacks of layers, and it is the layer, (1, 1) int32.
 ffi::Error scaled_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale,
-                       ffi::AnyBuffer codes, ffi::Result<ffi::AnyBuffer> y,
+                       ffi::AnyBuffer codes, ffi::RemainingArgs layers, ffi::Result<ffi::AnyBuffer> y,
                        ffi::Span<const float> levels, int64_t exponent_bits, int64_t group,
                        float unit) {
   const auto sizes = y->dimensions(), x_sizes = x.dimensions();
@@ -97,14 +98,19 @@ ffi::Error scaled_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer sc
   if (!half_scale && scale.element_type() != ffi::F32) {
     return ffi::Error::InvalidArgument("scales are float16 or float32");
   }
-  const Matrices inputs(x), scales(scale), packed(codes);
+  const bool in_stack = layers.size() > 0;
+  const auto layer_operand = layers.get<ffi::AnyBuffer>(0);
+  if (in_stack && layer_operand.has_error()) return layer_operand.error();
+  const Matrices inputs(x), scales(scale, in_stack), packed(codes, in_stack);
+  const Matrices places(in_stack ? *layer_operand : x);
   int64_t batch = 1, m = sizes[rank - 2];
   for (size_t a = 0; a + 2 < rank; ++a) batch *= sizes[a];
-  if (scales.is_single() && packed.is_single()) m *= batch, batch = std::min<int64_t>(batch, 1);
+  if (scales.is_single() && packed.is_single() && (!in_stack || places.is_single())) m *= batch, batch = std::min<int64_t>(batch, 1);
   const int64_t n = sizes[rank - 1], k = x_sizes[rank - 1];
   for (int64_t i = 0; i < batch; ++i) {
-    const ScaledRows weight{{n, k, group, scales.at(i, sizes), half_scale}, unit, has_levels ? 4 : 8,
-                            static_cast<int>(exponent_bits), levels.begin(), packed.at(i, sizes)};
+    const int64_t layer = in_stack ? *reinterpret_cast<const int32_t*>(places.at(i, sizes)) : 0;
+    const ScaledRows weight{{n, k, group, scales.at(i, sizes, layer), half_scale}, unit, has_levels ? 4 : 8,
+                            static_cast<int>(exponent_bits), levels.begin(), packed.at(i, sizes, layer)};
     const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
     with_inputs(weight, rows, m, [&](const auto& x) {
@@ -174,6 +180,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_scaled_rows, jaxmem::scaled_rows,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .RemainingArgs()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<ffi::Span<const float>>("levels")
                                   .Attr<int64_t>("exponent_bits")

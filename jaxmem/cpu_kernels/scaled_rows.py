@@ -18,7 +18,8 @@ def scaled_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], A
     """x (m, k) times the rows of an unstacked `ScaledArray` of 4 or 8 bits: (m, n) f32.
 
     The library decodes weights in registers, and multiplies and adds in f32. So do the products of
-    XLA with decoded weights, in another order.
+    XLA with decoded weights, in another order. The leaf may be a `StackLayer` of a stack of them,
+    of which no layer is copied.
 
     `otherwise(x, leaf)` is the product elsewhere (see `few_rows_product`).
     """
@@ -26,12 +27,15 @@ def scaled_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], A
 
 
 def _call(x, leaf):
+    whole, (leaf, layer) = leaf, leaf.in_stack()
     shape = jax.ShapeDtypeStruct((x.shape[0], leaf.fold.n), jnp.float32)
     product = jax.ffi.ffi_call("jaxmem_scaled_rows", shape, vmap_method="expand_dims")
     if leaf.scale.dtype == jnp.float16:
         scale, unit = leaf.scale, leaf.on_chip().get("unit", 1.0)
-    else:
+    elif layer is None:
         scale, unit = leaf.scales(), 1.0
+    else:  # a stack of one layer
+        scale, unit = whole.unwrapped().scales()[None], 1.0
     levels = []
     if leaf.bits == 4:
         with jax.ensure_compile_time_eval():
@@ -42,4 +46,5 @@ def _call(x, leaf):
         group=np.int64(leaf.group if scale.shape[-2] > 1 else x.shape[1]),
         unit=np.float32(unit),
     )
-    return product(x.astype(jnp.float32), scale, *leaf.codes, **attributes)
+    layers = () if layer is None else (layer.reshape(1, 1),)
+    return product(x.astype(jnp.float32), scale, *leaf.codes, *layers, **attributes)

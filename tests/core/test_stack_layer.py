@@ -19,10 +19,19 @@ BODIES = {
     "a look-up": lambda x, w: x + w[ids],
     "its values": lambda x, w: x + jnp.sin(w)[:2],
 }
-CODECS = [jm.Int(4, group=8), jm.Int(8), jm.Int(3, group=8, symmetric=False), jm.Bitmask(0.5)]
+CODECS = {
+    "int4": jm.Int(4, group=8),
+    "int8": jm.Int(8),
+    "zero points": jm.Int(3, group=8, symmetric=False),
+    "quantized scales": jm.DoubleQuant(jm.Int(4, group=8)),
+    "nf4": jm.Codebook("nf4", group=8),
+    "mxfp4": jm.Float("mxfp4"),
+    "fp8": jm.Float("e4m3"),
+    "bitmask": jm.Bitmask(0.5),
+}
 
 
-@pytest.mark.parametrize("codec", CODECS, ids=["int4", "int8", "zero points", "bitmask"])
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys())
 def test_a_scan_over_layers_in_their_stack_is_that_over_slices(codec):
     stack = codec.encode(jnp.asarray(STACK))
 
