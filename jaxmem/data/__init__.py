@@ -11,4 +11,4 @@ from .packed_rows import Batches as Batches
 from .packed_rows import PackedRows as PackedRows
 from .text_reader import read as read
 from .token_store import Tokens as Tokens
-from .token_store import write as write
+from .token_writer import write as write

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..core.arguments import ROW_OF_INTEGERS, Kind, shown, takes
 from ..io.atomic import replacing
-from .token_store import Tokens, write
+from .token_store import Tokens
+from .token_writer import write
 
 _IDS, _MASK, _LENGTHS = "ids.tokens", "mask.tokens", "lengths.npy"
 
