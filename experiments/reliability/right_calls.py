@@ -295,7 +295,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "optimizers.adam_mini": {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.99, "eps": 1e-8,
                                  "heads": {"w": 2}, "uses": uses},
         "optimizers.apollo": {"learning_rate": 1e-2, "rank": 1, "scaled": "matrix", "alpha": 128,
-                              "period": 100, "dense": ".*embed.*", "b1": 0.9, "b2": 0.99,
+                              "period": 100, "dense": "w", "b1": 0.9, "b2": 0.99,
                               "eps": 1e-8, "seed": 1, "uses": uses},
         "optimizers.apply_rounded": {"params": params, "updates": params, "step": 1},
         "optimizers.in_bfloat16": {"optimizer": sgd},

@@ -10,7 +10,7 @@ from jax import Array
 
 from ..core.arguments import takes
 from ..core.paths import match
-from .per_weight import AdamRule, WeightState, per_weight
+from .per_weight import AdamRule, WeightState, descent, per_weight
 from .weight_roles import head_paths, weight_roles
 
 LEAST_RMS = 1e-8  # as in the authors' code
@@ -97,6 +97,4 @@ def scale_sgd(
         square = jnp.mean(gradient**2, state.axes, keepdims=True)
         return gradient / jnp.maximum(jnp.sqrt(square), LEAST_RMS), state
 
-    return optax.chain(
-        per_weight(init_states, update_state), optax.scale_by_learning_rate(learning_rate)
-    )
+    return optax.chain(per_weight(init_states, update_state), descent(learning_rate))

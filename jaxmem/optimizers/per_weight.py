@@ -5,6 +5,7 @@ Adam's moments of one weight are here too: the optimizers of few states keep the
 
 import dataclasses
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import jax
@@ -42,6 +43,13 @@ class AdamRule:
     b2: float = 0.999
     eps: float = 1e-8
 
+    def __post_init__(self):
+        for name, value in (("b1", self.b1), ("b2", self.b2)):
+            if not 0 <= value < 1:
+                raise ValueError(f"Adam's {name} is {value}, expected a number in [0, 1)")
+        if not self.eps >= 0:
+            raise ValueError(f"Adam's eps is {self.eps}, expected a number of at least 0")
+
     def init(self, w: Any) -> AdamMoments:
         """The moments before the first step."""
         return AdamMoments(jnp.zeros(w.shape, jnp.float32), jnp.zeros(w.shape, jnp.float32))
@@ -57,6 +65,22 @@ class AdamRule:
         count = count.astype(jnp.float32)
         unbiased = nu / (1 - self.b2**count)
         return mu / (1 - self.b1**count) / (jnp.sqrt(unbiased) + self.eps)
+
+
+def descent(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """The directions times minus the learning rate, a number of at least 0 or a schedule.
+
+    Raises:
+        ValueError: the number is below 0 or NaN.
+
+    Example:
+        >>> descent(-1.0)
+        Traceback (most recent call last):
+        ValueError: learning_rate is -1.0, expected a number of at least 0 or a schedule
+    """
+    if isinstance(rate, Real) and not rate >= 0:
+        raise ValueError(f"learning_rate is {rate}, expected a number of at least 0 or a schedule")
+    return optax.scale_by_learning_rate(rate)
 
 
 def per_weight(

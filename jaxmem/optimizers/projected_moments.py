@@ -17,9 +17,11 @@ from jax import Array
 
 from ..core.arguments import POSITIVE, shown, takes
 from ..core.fold import Fold
-from .per_weight import AdamMoments, AdamRule, WeightState, per_weight
+from ..core.paths import match
+from .per_weight import AdamMoments, AdamRule, WeightState, descent, per_weight
 from .weight_roles import weight_roles
 
+DENSE = re.compile(r".*(embed|wte|wpe|head).*")  # of what takes Adam by default
 GROWTH = 1.01  # an update is at most so many times as long as the last one of its matrix
 
 
@@ -42,7 +44,7 @@ def apollo(
     scaled: Literal["channel", "matrix"] = "channel",
     alpha: float = 1.0,
     period: int = 200,
-    dense: str = r".*(embed|wte|wpe|head).*",
+    dense: str | None = None,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -62,13 +64,13 @@ def apollo(
         scaled: whether each channel of the longer side has a rate, or the whole matrix one.
         alpha: the update is multiplied by √alpha.
         period: steps until P is drawn anew.
-        dense: a regex of the paths that take Adam; "" for none.
+        dense: a regex of the paths that take Adam; None for embeddings and heads, by name.
         b1, b2, eps: as Adam's.
         seed: of all P.
         uses: what `jm.uses` returns; without it, names tell matrices from stacks of vectors.
 
     Raises:
-        ValueError: `scaled` or `alpha` is none of the above.
+        ValueError: an argument is none of the above, or `dense` matches no weight.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -81,11 +83,11 @@ def apollo(
         raise ValueError(f"apollo: scaled is {shown(scaled)}, expected 'channel' or 'matrix'")
     if not alpha > 0:
         raise ValueError(f"apollo: alpha is {alpha}, expected a number above 0")
-    adam, takes_adam = AdamRule(b1, b2, eps), re.compile(dense)
+    adam = AdamRule(b1, b2, eps)
 
     def init_states(params):
         def state(index, path, role):
-            if not role.axes or takes_adam.fullmatch(path):
+            if not role.axes or path in whole:
                 return adam.init(role)
             weight = jax.ShapeDtypeStruct(role.shape, jnp.float32)
             matrix = jax.eval_shape(lambda w: Fold.from_weight(w, role.axes)[0], weight)
@@ -94,6 +96,8 @@ def apollo(
             return ProjectedMoments(adam.init(low), norm, role.axes, index)
 
         roles = weight_roles(params, uses)
+        by_name = [path for path in roles if DENSE.fullmatch(path.lower())]
+        whole = by_name if dense is None else match(list(roles), {dense: True})
         return {path: state(i, path, role) for i, (path, role) in enumerate(roles.items())}
 
     def update_state(state, gradient, count):
@@ -115,9 +119,7 @@ def apollo(
         state = dataclasses.replace(state, moments=moments, norm=norm * shrink)
         return math.sqrt(alpha) * fold.unfold(update * shrink), state
 
-    return optax.chain(
-        per_weight(init_states, update_state), optax.scale_by_learning_rate(learning_rate)
-    )
+    return optax.chain(per_weight(init_states, update_state), descent(learning_rate))
 
 
 def _projects_inputs(matrix: Array) -> bool:

@@ -13,7 +13,7 @@ from jax import Array
 
 from ..core.arguments import takes
 from ..core.paths import match
-from .per_weight import AdamRule, WeightState, per_weight
+from .per_weight import AdamRule, WeightState, descent, per_weight
 from .weight_roles import weight_roles
 
 
@@ -95,6 +95,4 @@ def adam_mini(
         direction = adam.direction(mu, jnp.repeat(nu, wide, -1), count)
         return direction, dataclasses.replace(state, mu=mu, nu=nu)
 
-    return optax.chain(
-        per_weight(init_states, update_state), optax.scale_by_learning_rate(learning_rate)
-    )
+    return optax.chain(per_weight(init_states, update_state), descent(learning_rate))

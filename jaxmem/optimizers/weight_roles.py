@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ..core.leaf import is_encoded
-from ..core.paths import paths
+from ..core.paths import check_same_tree, paths
 from ..core.usage import PRODUCTS, summed_axes
 
 _VECTOR = re.compile(r"scale|bias|gain|gamma|beta|.*norm.*")  # last names of vectors, also stacked
@@ -30,7 +30,8 @@ def weight_roles(params: Any, uses: Mapping | None) -> dict[str, Role]:
     of a stack of layers are vectors.
 
     Raises:
-        ValueError: the shapes leave open what an array of three axes or more is: pass `uses`.
+        ValueError: the shapes leave open what an array of three axes or more is: pass `uses`; or
+            `uses` is of another tree.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,6 +40,7 @@ def weight_roles(params: Any, uses: Mapping | None) -> dict[str, Role]:
         [(), (-2,)]
     """
     names = paths(params)
+    check_same_tree(names, uses=uses)
     leaves = dict(zip(names, jax.tree.leaves(params, is_leaf=is_encoded)))
 
     def role(path):

@@ -58,7 +58,7 @@ def test_adam_mini_has_a_moment_for_a_head_an_output_and_a_token():
 
 
 def test_apollo_of_full_rank_and_matrices_goes_as_far_as_adam():
-    g, slow = {"up": {"kernel": DRAW(6, 40)}}, dict(scaled="matrix", dense="")
+    g, slow = {"up": {"kernel": DRAW(6, 40)}}, dict(scaled="matrix")
     optimizer = apollo(1.0, rank=6, **slow)
     updates, _ = optimizer.update(g, optimizer.init(g))
     length = float(jnp.linalg.norm(updates["up"]["kernel"]))
@@ -76,6 +76,11 @@ def test_apollo_of_full_rank_and_matrices_goes_as_far_as_adam():
         (lambda: scale_sgd(1e-3, momentum=1.0), "momentum is 1.0, expected a number in"),
         (lambda: apollo(1e-2, scaled="row"), "scaled is 'row', expected 'channel' or 'matrix'"),
         (lambda: apollo(1e-2, alpha=0.0), "alpha is 0.0, expected a number above 0"),
+        (lambda: adam_mini(float("nan")), "learning_rate is nan, expected a number of at least 0"),
+        (lambda: adam_mini(1e-3, b2=1.0), "Adam's b2 is 1.0, expected a number in"),
+        (lambda: scale_sgd(1e-3, eps=-1.0), "Adam's eps is -1.0, expected a number of at least 0"),
+        (lambda: apollo(1e-2, dense="x").init({"w": DRAW(4, 4)}), "'x' matches no leaf"),
+        (lambda: apollo(1e-2, uses={"x": []}).init({"w": DRAW(4, 4)}), "of another tree"),
         (lambda: scale_sgd(1e-3, head="x").init({"w": DRAW(4, 4)}), "'x' matches no leaf"),
         (
             lambda: adam_mini(1e-3, heads={"w": 3}).init({"w": DRAW(4, 4)}),
