@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ..core.arguments import Kind, takes
 from ..core.byte_counts import nbytes
+from ..core.leaf import is_encoded
 from ..models.example_inputs import WINDOW_TOKENS
 from ..models.example_inputs import window as window_of
 from ..models.model import Model
@@ -85,8 +86,9 @@ def card(
         progress: `progress(what, done, parts)` is called now and then.
 
     Raises:
-        ValueError: the suite is none of the two; the vocabularies differ; a model has no tokenizer;
-            there is no task and no text that the model can be asked.
+        ValueError: the suite is none of the two; the vocabularies differ; the reference is
+            encoded; a model has no tokenizer; there is no task and no text that the model can be
+            asked.
         TypeError: an argument has another type.
 
     Example:
@@ -109,6 +111,8 @@ def card(
     if suite not in SUITES:
         raise ValueError(f"suite is {suite!r}, expected one of {', '.join(SUITES)}")
     size, predicts = SUITES[suite], hasattr(model.config, "cache")
+    if any(map(is_encoded, jax.tree.leaves(reference.tensors, is_leaf=is_encoded))):
+        raise ValueError(f"the reference {reference.source} is encoded, expected a dense model")
     if predicts != hasattr(reference.config, "cache"):
         raise ValueError(f"of {model.source} and {reference.source} one is an encoder")
     for one in (model, reference):

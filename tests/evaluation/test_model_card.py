@@ -123,6 +123,8 @@ def test_what_a_card_cannot_be_of_is_said(folder):
         jm.card(model, model, data=[TASK, TASK])
     with pytest.raises(ValueError, match=r"llama-8b .* expected the same vocabulary|no tokenizer"):
         jm.card(model, jm.models.load("llama-8b"), data=[TASK])
+    with pytest.raises(ValueError, match=r"small.* is encoded, expected a dense model"):
+        jm.card(model, jm.models.load(folder / "small"), data=[TASK])
     with pytest.raises(TypeError, match="data is 3, expected a folder"):
         jm.card(model, model, data=3)
 
