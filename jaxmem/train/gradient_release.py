@@ -60,7 +60,8 @@ def released(
     `jax.value_and_grad` and `optimizer` give, to rounding, and holds the inputs of all layers and
     the gradient of one of them. The model does not change: the loss is traced, and its layers are
     the scans that take slices of the params. Arrays that no such scan slices (embedding, head,
-    norms) are updated whole, as soon as their gradient is known.
+    norms) are updated whole, as soon as their gradient is known; where micro-batches add it up,
+    a large one is in memory twice.
 
     Updates of bfloat16 params are rounded stochastically (see `jm.optimizers.apply_rounded`).
     Stacks of `Int(8)` or `jm.optimizers.split_weights` are decoded one layer at a time, and encoded
