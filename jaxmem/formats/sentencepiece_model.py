@@ -19,22 +19,25 @@ _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of the file
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # types on the wire
 
 
-def from_sentencepiece(path: pathlib.Path) -> "Tokenizer":
+def from_sentencepiece(path: pathlib.Path, *, fairseq: bool = False) -> "Tokenizer":
     """The tokenizer of a SentencePiece model of BPE or Unigram; it adds no token to a text.
+
+    With `fairseq` the ids are those of XLM-RoBERTa: <s>, <pad>, </s> and <unk> come first, then the
+    file's pieces but for its first three, and <mask> is last.
 
     Raises:
         ValueError: the file is damaged, or its model is of another type.
         ImportError: the `tokenizers` package is missing.
     """
     try:
-        return _built(path.read_bytes())
+        return _built(path.read_bytes(), fairseq)
     except ImportError:
         raise
     except Exception as error:  # the one class that the package tokenizers raises
         raise ValueError(f"{path} is no SentencePiece model that is read: {error!r}") from error
 
 
-def _built(data: bytes) -> "Tokenizer":
+def _built(data: bytes, fairseq: bool) -> "Tokenizer":
     """The tokenizer of the file whose bytes are `data`."""
     tokens, scores, types = [], [], []
     trainer, normalizer = {}, {}
@@ -48,6 +51,9 @@ def _built(data: bytes) -> "Tokenizer":
             trainer = dict(_message(value))
         elif field == _NORMALIZER:
             normalizer = dict(_message(value))
+    if fairseq:
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", *tokens[3:], "<mask>"]
+        scores, types = [0.0] * 4 + scores[3:] + [0.0], [3, 3, 3, 2, *types[3:], 3]
     kind = trainer.get(3, _UNIGRAM)
     if kind not in (_UNIGRAM, _BPE):
         raise ValueError(f"its model is of type {kind}, expected 1 (Unigram) or 2 (BPE)")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILES = ("vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
-SENTENCEPIECE = ("tokenizer.model", "spiece.model")
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _SPECIAL += ("mask_token", "additional_special_tokens", "extra_special_tokens")
 # {class: llama.cpp's name for its split of text}
@@ -28,9 +28,17 @@ _CLIP_WORDS = (
 _BERTS = ("Bert", "DistilBert", "Electra")
 # {class of a SentencePiece vocabulary: whether BOS and EOS are put around a text}
 _ENDS = {"Llama": (True, False), "Gemma": (True, False), "T5": (False, True)}
+_ENDS |= {"XLMRoberta": (True, True)}
 _CLASSES = {"gpt2": "GPT2", "qwen2": "Qwen2", "qwen3": "Qwen2", "bert": "Bert", "t5": "T5"}
 _CLASSES |= {"llama": "Llama", "mistral": "Llama", "mixtral": "Llama", "gemma": "Gemma"}
-_CLASSES |= {"clip": "CLIP", "gemma2": "Gemma", "roberta": "Roberta", "bart": "Bart", "mt5": "T5"}
+_CLASSES |= {
+    "clip": "CLIP",
+    "xlm-roberta": "XLMRoberta",
+    "gemma2": "Gemma",
+    "roberta": "Roberta",
+    "bart": "Bart",
+    "mt5": "T5",
+}
 
 
 def read_vocabulary(folder: pathlib.Path) -> "Tokenizer | None":
@@ -70,7 +78,7 @@ def _tokenizer(
     if ranks or (model and is_tiktoken(model)):
         tokenizer = from_tiktoken(ranks or model, _of(kind, _TIKTOKEN, folder))
     elif model:
-        tokenizer = from_sentencepiece(model)
+        tokenizer = from_sentencepiece(model, fairseq=kind == "XLMRoberta")
         _of(kind, _ENDS, folder)
     elif kind == "CLIP" and (folder / "vocab.json").is_file():
         tokenizer = _clip(folder)

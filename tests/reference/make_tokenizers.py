@@ -93,7 +93,19 @@ def pieces(name, file, before, after, options, **config):
     path = folder(name, **config)
     (path / file).write_bytes(out.getvalue())
     model = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
-    write_ids(path, lambda text: [*before, *model.encode(text), *after])
+    own = fairseq if name == "xlm_roberta" else list
+    write_ids(path, lambda text: [*before, *own(model.encode(text)), *after])
+
+
+def fairseq(ids):
+    """XLM-RoBERTa's numbers of SentencePiece's, whose <unk> is 0."""
+    return [i + 1 if i else 3 for i in ids]
+
+
+def xlm_roberta():
+    options = dict(model_type="unigram", vocab_size=53, normalization_rule_name="identity")
+    pieces("xlm_roberta", "sentencepiece.bpe.model", [0], [2], options,
+           tokenizer_class="XLMRobertaTokenizer")  # fmt: skip
 
 
 def ranks():
@@ -132,6 +144,7 @@ def main():
     unigram = dict(model_type="unigram", vocab_size=54, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
                    normalization_rule_name="identity")  # fmt: skip
     pieces("t5", "spiece.model", [], [1], unigram, tokenizer_class="T5Tokenizer", extra_ids=0)
+    xlm_roberta()
     ranks()
 
 
