@@ -168,6 +168,8 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "data.Batches": {"rows": jm.data.PackedRows([[1, 2], [3, 4]], 2), "batch": 2, "seed": 0,
                          "shuffle": False, "shard": (0, 1)},
         "data.Documents": {"ids": np.arange(5), "lengths": [2, 3], "mask": np.ones(5, bool)},
+        "data.MaskedBatches": {"batches": jm.data.Batches(jm.data.PackedRows([[1] * 8], 8), 1),
+                               "mask_id": 3, "vocab": 32, "never": [0], "seed": 0},
         "data.PackedRows": {"documents": [[1, 2], [3, 4, 5]], "width": 4, "longer": "split",
                             "seed": 0},
         "data.Tokens": {"path": folder / "w.tokens"},

@@ -1,6 +1,7 @@
 """train: a model trained on texts, by a recipe that the compiler proves to fit."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Annotated, Literal
@@ -11,10 +12,13 @@ import jaxmem as jm
 
 from ..compiler.local_devices import local_device
 from ..compiler.measurement import available_bytes
+from ..data import Batches, MaskedBatches
 from ..io.atomic import write_whole
 from ..models import Model, packed_batches
 from ..models.text_models import context
+from ..planner.model_limits import predicts_hidden_tokens
 from ..planner.recipe import Recipe
+from ..planner.search_space import micro_batches
 from ..training import TensorBoard, Trained, TrainingOptions, fresh
 from ..training import run as train
 from ..training.training_run import ADAPTERS, MODEL
@@ -26,6 +30,7 @@ from .sizes import Size, show
 
 RATES = {"full": 3e-5, "lora": 2e-4, "pretrain": 1e-3}  # the highest learning rate
 TASKS = {"full": "train", "lora": "lora", "pretrain": "train"}  # the task of the recipe
+MASKS = ("[MASK]", "<mask>")  # what encoders call the token that hides another
 WIDTH = 1024  # tokens of a row, unless the model takes fewer
 
 
@@ -88,6 +93,8 @@ class Train(options.SourceOptions):
         files = [pathlib.Path(file) for file in self.data]
         with output.step("reading texts"):
             batches = packed_batches(model, files, width=seq, batch=self.batch, seed=self.seed)
+        if predicts_hidden_tokens(model.config):
+            batches = hidden_in_part(model, batches, self.seed)
         output.say(
             f"{len(batches.rows.documents):,} texts in {len(batches.rows):,} rows of {seq} tokens, "
             f"{batches.rows.waste:.1%} of them padding"
@@ -131,9 +138,13 @@ class Train(options.SourceOptions):
                         f"{given} is a recipe with {name} {getattr(recipe, name)}, not {value}"
                     )
             return recipe, self.memory
-        device = local_device(parse(self.mesh).size if self.mesh else 1)
+        mesh = parse(self.mesh) if self.mesh else None
+        device = local_device(mesh.size if mesh else 1)
         limit = self.memory or (available_bytes() if device == "cpu" else None)
-        axes = {k: v for k, v in parse(self.mesh).shape.items() if v > 1} if self.mesh else None
+        axes = {k: v for k, v in mesh.shape.items() if v > 1} if mesh else None
+        if predicts_hidden_tokens(model.config):
+            with output.step("planning"):
+                return self._searched(model, device, seq, limit), limit
         with output.step("planning"):
             planned = jm.plan(
                 model,
@@ -150,6 +161,19 @@ class Train(options.SourceOptions):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, (planned.recipe.to_json() + "\n").encode())
         return planned.recipe, limit
+
+    def _searched(self, model: Model, device: str, seq: int, limit: int | None) -> Recipe:
+        """The first recipe to train an encoder that is proved to fit: fewer micro-batches first."""
+        first = Recipe(model.source, device, TASKS[self.task], self.batch, seq, packed=True)
+        change = functools.partial(dataclasses.replace, first)
+
+        def step(**knobs):
+            built = jm.build(change(**knobs), model=model)
+            return built.step, built.arguments
+
+        remats = [jm.Remat("none"), jm.Remat("full")]
+        knobs = {"micro": micro_batches(self.batch), "remat": remats}
+        return change(**jm.search(step, knobs, device=device, limit=limit).chosen.knobs)
 
     def _figures(self, trained: Trained, recipe: Recipe, out: pathlib.Path, output: Output) -> dict:
         """The figures of a run as plain data, which `output` shows as a table."""
@@ -177,6 +201,22 @@ class Train(options.SourceOptions):
         output.say(f"It is in {made}.")
         recipe = json.loads(recipe.to_json())
         return {"source": trained.model.source, "out": made, "recipe": recipe} | figures
+
+
+def hidden_in_part(model: Model, batches: Batches, seed: int) -> MaskedBatches:
+    """Batches for an encoder, whose tokens are hidden in part by its tokenizer's mask token.
+
+    Raises:
+        ValueError: the tokenizer has no such token.
+    """
+    ids = [model.tokenizer.token_to_id(text) for text in MASKS]
+    mask_id = next((i for i in ids if i is not None), None)
+    if mask_id is None:
+        raise ValueError(f"the tokenizer of {model.source} has none of {', '.join(MASKS)}")
+    special = [
+        i for i, token in model.tokenizer.get_added_tokens_decoder().items() if token.special
+    ]
+    return MaskedBatches(batches, mask_id, model.config.vocab, never=special, seed=seed)
 
 
 class _Lines:

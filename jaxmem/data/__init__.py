@@ -7,6 +7,7 @@ from .loss_difference import difference_sampling as difference_sampling
 from .lzw import lzw_decode as lzw_decode
 from .lzw import lzw_encode as lzw_encode
 from .lzw import lzw_nbytes as lzw_nbytes
+from .masked_tokens import MaskedBatches as MaskedBatches
 from .packed_rows import Batches as Batches
 from .packed_rows import PackedRows as PackedRows
 from .text_reader import read as read

@@ -27,11 +27,17 @@ def expert_count(config: Any) -> int:
     return mixture.experts if mixture else 1
 
 
+def predicts_hidden_tokens(config: Any) -> bool:
+    """Whether a model is an encoder with the head of a masked language model."""
+    return getattr(config, "head", None) == "masked_lm"
+
+
 def check_model(model: Model, recipe: Recipe) -> None:
     """Refuses a model that the planner does not know, and a recipe that its family cannot follow.
 
     Raises:
-        ValueError: the model is no decoder; its latents or recurrent states would be cached in
+        ValueError: the model is no decoder, and no encoder to train that predicts hidden tokens in
+            packed rows; its latents or recurrent states would be cached in
             fewer bits; the mesh axis `expert` does not divide its experts; rows are longer than
             its table of positions.
 
@@ -43,6 +49,10 @@ def check_model(model: Model, recipe: Recipe) -> None:
         ValueError: the mesh has expert=2, but there are no experts in llama-1b, shapes only
     """
     config, source = model.config, model.source
+    if predicts_hidden_tokens(config) and recipe.task != "serve":
+        if not recipe.packed:
+            raise ValueError(f"{source} predicts hidden tokens: give the recipe packed=True")
+        return
     if config.family not in FAMILIES:
         known = " or ".join(FAMILIES)
         raise ValueError(f"{source} is of family {config.family!r}, expected a decoder ({known})")

@@ -17,7 +17,7 @@ from ..core.arguments import AT_LEAST_0, NAMES, OPTIONAL_BYTES, POSITIVE, Kind, 
 from ..models import Model, load
 from ..train.remat_policy import Remat
 from .estimates import arithmetic
-from .model_limits import cache_bits, check_model, expert_count
+from .model_limits import cache_bits, check_model, expert_count, predicts_hidden_tokens
 from .planned import Planned
 from .price import noise, price
 from .recipe import Recipe
@@ -110,6 +110,10 @@ def plan(
     plain = {"remat": Remat("none"), "chunk": max(seq, 1)}
     first = Recipe(name, device, task, batch, seq, packed=packed, **plain)
     model = load(model) if isinstance(model, str) else model
+    if predicts_hidden_tokens(model.config):
+        raise ValueError(
+            f"{name} is an encoder, whose steps are not estimated; try recipes with jm.search"
+        )
     check_model(model, first)
     built = functools.lru_cache(maxsize=64)(lambda recipe: build(recipe, model=model))
     chip = on.device if on else Device(limit, 1e12, 1e11, 1e10)  # peaks of a CPU are guessed

@@ -21,15 +21,13 @@ from ..core.paths import is_whole, match, paths
 from ..core.usage import uses
 from ..models import KVCache, Model, load
 from ..models.model import family
-from ..parallel.sharding_constraints import constrain
-from ..train.chunked_cross_entropy import next_token_loss
 from ..train.gradient_accumulation import accumulate
-from ..train.remat_policy import remat
-from .model_head import finished, head_matrix, hidden, logits_of
+from .model_head import hidden, logits_of
 from .model_limits import check_model
 from .recipe import Recipe
 from .step_layout import StepLayout, step_mesh
-from .training_batch import abstract_batch, model_inputs, share_of_mean, with_predictions
+from .step_losses import step_loss
+from .training_batch import abstract_batch, fields, with_predictions
 from .weight_update import WeightUpdate
 
 _WEIGHTS = ".*(kernel|embedding)"  # paths of the weights that are encoded
@@ -93,7 +91,8 @@ def build(
 
     Args:
         recipe: its values choose the step, see `Recipe`.
-        model: used instead of loading `recipe.model`; a decoder of any family.
+        model: used instead of loading `recipe.model`; a decoder of any family, or to train an
+            encoder with the head of a masked language model.
         mesh: devices of `jm.mesh`, to run the step on; by default the mesh that the recipe
             names, which is abstract for a TPU or GPU: to compile for.
         optimizer: `optax.adamw(1e-4)` by default; its state has the form `recipe.state`.
@@ -137,7 +136,7 @@ def _train(recipe, model, layout, update):
     params = _dense(model)
     state = jax.eval_shape(update.start, params)
     places = layout.state_shardings(state)
-    loss = _loss(recipe, model.config)
+    loss = step_loss(recipe, model)
 
     def init(params, key=None):
         params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
@@ -150,7 +149,7 @@ def _train(recipe, model, layout, update):
 
     step = jax.jit(step, donate_argnums=0)
     state = update.hosted(layout.put(state, places))
-    arguments = (state, abstract_batch(recipe, layout))
+    arguments = (state, abstract_batch(recipe, layout, fields(model.config)))
     return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss)
 
 
@@ -159,7 +158,7 @@ def _lora(recipe, model, layout, update):
     pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, _PAIRS), jax.random.key(0))
     state = jax.eval_shape(update.start, pairs)
     places = layout.state_shardings(state, pairs=True)
-    loss = _loss(recipe, model.config)
+    loss = step_loss(recipe, model)
 
     def init(params, key):
         params = _encode(recipe, model, params)
@@ -176,7 +175,7 @@ def _lora(recipe, model, layout, update):
         return update(state, value, slope, places), value
 
     step = jax.jit(step, donate_argnums=0)
-    batch = abstract_batch(recipe, layout)
+    batch = abstract_batch(recipe, layout, fields(model.config))
     arguments = (update.hosted(layout.put(state, places)), layout.weights(frozen), batch)
     return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss_of_pairs)
 
@@ -211,25 +210,6 @@ def _serve(recipe, model, layout):
         return layout.put(empty(), places), layout.weights(_encode(recipe, model, params))
 
     return Built(recipe, step, arguments(1), programs, init)
-
-
-def _loss(recipe, config):
-    """loss(params, batch), the mean cross entropy of the next ids, with the recipe's remat."""
-    run = lambda params, ids, where: hidden(config, params, ids, **where)
-    body = remat(run, recipe.remat)
-
-    def loss(params, batch):
-        head, axis = head_matrix(config, params)
-        ids, where, mask = model_inputs(batch)
-        x = constrain(body(params, ids, where))
-        options = {"axis": axis, "chunk": recipe.chunk}
-        options |= {} if mask is None else {"mask": mask}
-        logits = lambda products: finished(config, params, products)
-        with jax.named_scope("loss"):
-            value = next_token_loss(x, head, ids, **options, logits=logits)
-        return value if mask is None else value * share_of_mean(batch)
-
-    return loss
 
 
 def _dense(model):

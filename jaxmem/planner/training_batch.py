@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from .model_limits import predicts_hidden_tokens
 from .recipe import Recipe
 from .step_layout import StepLayout
 
@@ -12,12 +13,17 @@ FIELDS = {"ids": jnp.int32, "segments": jnp.int32, "positions": jnp.int32, "mask
 _PREDICTED = "predicted"
 
 
-def abstract_batch(recipe: Recipe, layout: StepLayout) -> Any:
-    """The shapes of a batch: ids, or with `recipe.packed` a dict of `FIELDS`."""
+def fields(config: Any) -> dict[str, Any]:
+    """The arrays of a packed batch and their dtypes, for a model of `config`."""
+    return FIELDS | ({"targets": jnp.int32} if predicts_hidden_tokens(config) else {})
+
+
+def abstract_batch(recipe: Recipe, layout: StepLayout, names: dict[str, Any]) -> Any:
+    """The shapes of a batch: ids, or with `recipe.packed` a dict of the fields `names`."""
     shape = (recipe.batch, recipe.seq)
     if not recipe.packed:
         return layout.rows(shape, jnp.int32)
-    return {name: layout.rows(shape, dtype) for name, dtype in FIELDS.items()}
+    return {name: layout.rows(shape, dtype) for name, dtype in names.items()}
 
 
 def with_predictions(batch: Any, micro: int) -> Any:
@@ -45,5 +51,6 @@ def model_inputs(batch: Any) -> tuple[Array, dict[str, Array], Array | None]:
 
 
 def _predictions(batch: dict) -> Array:
-    """The number of ids that are predicted; the first of a row has nothing before it."""
-    return batch["mask"][:, 1:].sum(dtype=jnp.float32)
+    """The number of ids that are predicted; without targets the first of a row is none."""
+    mask = batch["mask"] if "targets" in batch else batch["mask"][:, 1:]
+    return mask.sum(dtype=jnp.float32)

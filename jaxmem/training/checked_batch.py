@@ -6,34 +6,40 @@ import numpy as np
 
 from ..models.model import check_in_vocabulary
 from ..planner.recipe import Recipe
-from ..planner.training_batch import FIELDS
+from ..planner.training_batch import fields
 
 
-def checked_batch(batch: Any, recipe: Recipe, vocab: int) -> Any:
-    """Ids (batch, seq) int32, or with `recipe.packed` a dict of `FIELDS`.
+def checked_batch(batch: Any, recipe: Recipe, config: Any) -> Any:
+    """Ids (batch, seq) int32, or with `recipe.packed` a dict of the fields that `config` takes.
 
     Raises:
         ValueError: a shape or a dtype is another one, an id is outside the vocabulary, or a recipe
             that is not packed would lose what the batch says of its rows.
 
     Example:
+        >>> from jaxmem.architectures import llama
         >>> recipe = Recipe("tiny", "cpu", "train", 1, 4)
-        >>> checked_batch(np.arange(4)[None], recipe, 8)
+        >>> config = llama.Config(8, width=8, ffn=8, layers=1, heads=1, kv_heads=1, head_dim=8)
+        >>> checked_batch(np.arange(4)[None], recipe, config)
         array([[0, 1, 2, 3]], dtype=int32)
     """
     if not recipe.packed:
         ids = _whole_texts(batch) if isinstance(batch, dict) else batch
-        return _ids(ids, recipe, vocab)
-    if not isinstance(batch, dict) or not set(FIELDS) <= set(batch):
-        raise ValueError(f"a packed recipe takes batches with {', '.join(FIELDS)}")
-    arrays = {name: np.asarray(batch[name]) for name in FIELDS}
+        return _ids(ids, recipe, config.vocab)
+    names = fields(config)
+    if not isinstance(batch, dict) or not set(names) <= set(batch):
+        cure = "; see jm.data.MaskedBatches" if "targets" in names else ""
+        raise ValueError(f"a packed recipe takes batches with {', '.join(names)}{cure}")
+    arrays = {name: np.asarray(batch[name]) for name in names}
     for name, x in arrays.items():
         if x.shape != (recipe.batch, recipe.seq):
             raise ValueError(
                 f"{name} of a batch has shape {x.shape}, expected {(recipe.batch, recipe.seq)}"
             )
-    typed = {name: x.astype(FIELDS[name]) for name, x in arrays.items()}
-    return typed | {"ids": _ids(arrays["ids"], recipe, vocab)}
+    typed = {name: x.astype(names[name]) for name, x in arrays.items()}
+    if "targets" in typed:
+        check_in_vocabulary(typed["targets"], config.vocab, "targets")
+    return typed | {"ids": _ids(arrays["ids"], recipe, config.vocab)}
 
 
 def _ids(ids: Any, recipe: Recipe, vocab: int) -> np.ndarray:

@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..models import Model
 from ..models.model import check_in_vocabulary
+from ..planner.model_limits import predicts_hidden_tokens
 from ..planner.train_and_serve_steps import Built
 
 
@@ -13,13 +15,16 @@ class HeldOut:
     """Measures the mean loss of a text, cut into rows as long as those of training.
 
     Raises:
-        ValueError: the text is shorter than one micro-batch, or has ids the model does not know.
+        ValueError: the text is shorter than one micro-batch, or has ids the model does not know;
+            the model predicts hidden tokens.
     """
 
-    def __init__(self, built: Built, ids: Any, vocab: int):
+    def __init__(self, built: Built, ids: Any, model: Model):
         self._loss, self._batches = jax.jit(built.loss), None
         if ids is None:
             return
+        if predicts_hidden_tokens(model.config):
+            raise ValueError(f"{model.source} predicts hidden tokens; leave the held-out text out")
         recipe = built.recipe
         rows, ids = recipe.batch // recipe.micro, np.asarray(ids)
         count = len(ids) // (rows * recipe.seq)
@@ -28,7 +33,7 @@ class HeldOut:
                 f"the held-out text has {ids.size} tokens, expected at least {rows} rows of "
                 f"{recipe.seq}"
             )
-        check_in_vocabulary(ids, vocab)
+        check_in_vocabulary(ids, model.config.vocab)
         batches = ids[: count * rows * recipe.seq].astype(np.int32)
         batches = batches.reshape(count, rows, recipe.seq)
         self._batches = [_one_text_a_row(x) if recipe.packed else x for x in batches]

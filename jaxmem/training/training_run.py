@@ -59,7 +59,8 @@ def run(
     which `jm.models.load` and every command read, or `adapters.jm` for the task "lora".
 
     Args:
-        model: a decoder with dense weights, such as `jm.models.load` or `jm.training.fresh` gives.
+        model: a decoder with dense weights, such as `jm.models.load` or `jm.training.fresh` gives;
+            or an encoder with the head of a masked language model, on `jm.data.MaskedBatches`.
         batches: `jm.data.Batches`, or another iterator with its methods `state` and `restore`. A
             batch has `recipe.batch` rows of `recipe.seq` tokens: ids (rows, tokens), or a dict of
             "ids", "segments", "positions" and "mask". Rows of several texts, with padding, or of
@@ -91,7 +92,7 @@ def run(
         clip=options.clip,
         skip_nonfinite=True,
     )
-    measure = HeldOut(built, held_out, model.config.vocab)
+    measure = HeldOut(built, held_out, model)
     state, frozen = built.init(_copied(model.params), jax.random.key(options.seed))
     frozen = [frozen] if recipe.task == "lora" else []
     step, predicted = _compiled(built, limit)
@@ -106,7 +107,7 @@ def run(
         writers = [JsonLines(out / SCALARS, after=first), *([writer] if writer else [])]
         grown, skipped = None, 0
         for count in range(first + 1, options.steps + 1):
-            batch = checked_batch(next(batches), recipe, model.config.vocab)
+            batch = checked_batch(next(batches), recipe, model.config)
             batch = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), batch, like)
             start = time.perf_counter()
             with growth(batch) as growing:

@@ -1,0 +1,59 @@
+"""step_loss: the mean cross entropy of the next ids, or of the hidden ones of an encoder."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ..models import Model
+from ..parallel.sharding_constraints import constrain
+from ..train.chunked_cross_entropy import next_token_loss
+from ..train.remat_policy import remat
+from ..train.token_losses import cross_entropy
+from .model_head import finished, head_matrix, hidden
+from .model_limits import predicts_hidden_tokens
+from .recipe import Recipe
+from .training_batch import model_inputs, share_of_mean
+
+
+def step_loss(recipe: Recipe, model: Model) -> Callable:
+    """loss(params, batch), the mean over what a batch predicts, with the recipe's remat.
+
+    Logits of a decoder exist `recipe.chunk` positions at a time; an encoder's head makes all
+    logits of a micro-batch.
+    """
+    make = _of_hidden if predicts_hidden_tokens(model.config) else _of_next
+    return make(recipe, model)
+
+
+def _of_next(recipe: Recipe, model: Model) -> Callable:
+    config = model.config
+    run = lambda params, ids, where: hidden(config, params, ids, **where)
+    body = remat(run, recipe.remat)
+
+    def loss(params, batch):
+        head, axis = head_matrix(config, params)
+        ids, where, mask = model_inputs(batch)
+        x = constrain(body(params, ids, where))
+        options = {"axis": axis, "chunk": recipe.chunk}
+        options |= {} if mask is None else {"mask": mask}
+        logits = lambda products: finished(config, params, products)
+        with jax.named_scope("loss"):
+            value = next_token_loss(x, head, ids, **options, logits=logits)
+        return value if mask is None else value * share_of_mean(batch)
+
+    return loss
+
+
+def _of_hidden(recipe: Recipe, model: Model) -> Callable:
+    run = lambda params, ids, where: model.apply(params, ids, **where)
+    body = remat(run, recipe.remat)
+
+    def loss(params, batch):
+        ids, where, mask = model_inputs(batch)
+        logits = body(params, ids, where)
+        with jax.named_scope("loss"):
+            values = jnp.where(mask, cross_entropy()(logits, batch["targets"]), 0.0)
+        return values.sum() / jnp.maximum(mask.sum(dtype=jnp.float32), 1.0) * share_of_mean(batch)
+
+    return loss
