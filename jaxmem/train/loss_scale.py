@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from ..core.arguments import Kind, takes
+from ..core.arguments import TREE, Kind, takes
 
 _OPTIMIZER = Kind(
     "an optax optimizer, such as optax.adam(1e-3)",
@@ -97,6 +97,7 @@ def scaled(
     return optax.GradientTransformation(init, update)
 
 
+@takes(state=TREE)
 def scale_of(state: Any) -> Array:
     """The scale, f32, that the loss is multiplied by before it is differentiated.
 
