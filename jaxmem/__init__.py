@@ -62,6 +62,8 @@ from .compression.iterative import iterated as iterated
 from .compression.layer_errors import errors as errors
 from .compression.plan import Plan as Plan
 from .compression.plan import choose as choose
+from .compression.product_speeds import Speeds as Speeds
+from .compression.product_speeds import speeds as speeds
 from .compression.reporting import Report as Report
 from .compression.reporting import report as report
 from .compression.sparsity_distribution import erdos_renyi as erdos_renyi

@@ -334,6 +334,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "shard": {**tree, "shardings": placed},
         "shardings": {**tree, "mesh": mesh, "rules": {"w": spec}},
         "sparse": density,
+        "speeds": {"device": "tpu v5e:1x1"},
         "split": {**tree, "keep": lambda path: True},
         "state_shardings": {"state": sgd.init(params), "params": params, "shardings": placed},
         "static": {"tree": {"w": jm.Dynamic(int8).encode(params["w"])}, "fn": apply,
