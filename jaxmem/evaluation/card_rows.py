@@ -4,6 +4,7 @@ import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from ..models.continuation_scores import ContinuationScorer
@@ -53,6 +54,7 @@ class AskedModel:
         self.row, self.model, self.probes, self.places = row, model, probes, places
         self.hash = places.hashes[row] = weights_sha256(model.params)
         self.scorer = self.embed = None
+        self.forward = jax.jit(model.apply)
         if hasattr(model.config, "cache"):
             self.scorer = ContinuationScorer(model)
         else:
@@ -94,7 +96,7 @@ class AskedModel:
         return self.places.kept(self.row, "attribution", key, measure)
 
     def divergence(
-        self, reference: Model, text: str, window: int, windows: int | None
+        self, reference: "AskedModel", text: str, window: int, windows: int | None
     ) -> TokenDivergence:
         """Of the text's first `windows` windows, or as many as it has."""
         ids = self.model.tokenizer.encode(text, add_special_tokens=False).ids
@@ -110,10 +112,11 @@ class AskedModel:
             return TokenDivergence(**arrays, **header["measured"])
         result = token_divergence(
             self.model,
-            reference,
+            reference.model,
             ids,
             window=window,
             windows=windows,
+            programs=(self.forward, reference.forward),
             progress=self.places.tell(f"{self.row}: text"),
         )
         if path:

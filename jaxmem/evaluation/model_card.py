@@ -135,15 +135,16 @@ def card(
     items: dict[str, dict[str, TaskScores]] = {}
     divergence: dict[str, TokenDivergence] = {}
     probes: dict[str, Probe] = {}
+    rows_asked = {name: AskedModel(name, one, probes, places) for name, one in models.items()}
     for name, one in models.items():
-        asked = AskedModel(name, one, probes, places)
+        asked = rows_asked[name]
         items[name] = {task.name: asked.scores(task) for task in tasks}
         for task in explained[:1]:
             dense = items[DENSE][task.name]
             items[name]["attribution"] = asked.worth(task, dense, size.explained)
         if predicts and text is not None:
             window = min(size.window or WINDOW_TOKENS, window_of(one))
-            divergence[name] = asked.divergence(reference, text, window, size.windows)
+            divergence[name] = asked.divergence(rows_asked[DENSE], text, window, size.windows)
     rows = {}
     for name, one in models.items():
         columns = columns_of(tasks, items[DENSE], items[name], divergence.get(name))

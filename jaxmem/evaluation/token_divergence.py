@@ -19,6 +19,8 @@ from ..models.text_models import reads_source, vocabulary
 from .confidence import Estimate
 from .perplexity_kl import peak_of, token_scores, windows_of
 
+_SCORE = jax.jit(token_scores)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenDivergence:
@@ -90,6 +92,7 @@ def token_divergence(
     params: Any = None,
     window: int | None = None,
     windows: int | None = None,
+    programs: tuple[Any, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenDivergence:
     """The distance of a model from a dense `reference` on a text of token ids (tokens,).
@@ -101,6 +104,7 @@ def token_divergence(
         params: the model's weights, dense or encoded; None for `model.params`.
         window: tokens in a window; None for 1,024, or the context if it is less.
         windows: how many from the start of the text; None for all.
+        programs: `jax.jit` of both models' `apply`, which so need not compile again.
         progress: `progress(done, windows)` is called after each window.
 
     Raises:
@@ -111,16 +115,15 @@ def token_divergence(
         raise ValueError(f"{model.source} is an encoder-decoder: jaxmem eval compares those")
     text = windows_of(ids, window or window_of(model), windows).astype(np.int32)
     params = model.params if params is None else params
-    score = jax.jit(token_scores)
-    forward = jax.jit(model.apply).lower(params, text[:1]).compile()
-    dense = jax.jit(reference.apply)
+    forward, dense = programs or (jax.jit(model.apply), jax.jit(reference.apply))
+    forward = forward.lower(params, text[:1]).compile()
     found, seconds = [], []
     for number, row in enumerate(text):
         target = jax.block_until_ready(dense(reference.params, row[None]))
         start = time.perf_counter()
         logits = jax.block_until_ready(forward(params, row[None]))
         seconds.append((time.perf_counter() - start) / len(row))
-        found.append(jax.device_get(score(logits, target, row[None])))
+        found.append(jax.device_get(_SCORE(logits, target, row[None])))
         del logits, target
         if progress:
             progress(number + 1, len(text))

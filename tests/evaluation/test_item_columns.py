@@ -16,9 +16,8 @@ from jaxmem.evaluation.text_overlap import text_score
 def items(seed, n=200, choices=4, noise=1.0):
     """Scored items of a model whose logits are those of seed 0, with noise."""
     logits = np.random.default_rng(0).normal(size=(n, choices)) * 2
-    right = np.array(
-        [np.random.default_rng(i).choice(choices, p=p) for i, p in enumerate(soft(logits))]
-    )
+    drawn = np.random.default_rng(1).random((n, 1))
+    right = (soft(logits).cumsum(1) < drawn).sum(1)
     logits = logits + noise * (seed > 0) * np.random.default_rng(seed).normal(size=logits.shape)
     return [
         {"item": i, "logprobs": x.tolist(), "right": int(r), "answer": int(x.argmax()),
@@ -59,8 +58,9 @@ def test_mcnemar_is_the_exact_binomial_test(a, b):
 
 def test_a_calibrated_model_has_a_small_error_and_a_louder_one_is_cooled_back():
     n = 3000
-    found = calibration_of(items(0, n))
-    loud = calibration_of([x | {"logprobs": [2 * v for v in x["logprobs"]]} for x in items(0, n)])
+    scored = items(0, n)
+    found = calibration_of(scored)
+    loud = calibration_of([x | {"logprobs": [2 * v for v in x["logprobs"]]} for x in scored])
     assert found.ece < 0.03 < loud.ece and found.brier < loud.brier
     assert found.temperature == pytest.approx(1, abs=0.1)
     assert loud.temperature == pytest.approx(2 * found.temperature, rel=1e-3)
