@@ -2,6 +2,7 @@
 
 import gc
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import threading
@@ -41,6 +42,8 @@ if jax.__version__.startswith("0.10."):  # a context takes half the time of lowe
     mlir.make_ir_context = Reused()
 
 collect_ignore = ["docs/_build", "docs/conf.py"]  # the second is for Sphinx
+if importlib.util.find_spec("lm_eval") is None:  # the harness, which no other module wants
+    collect_ignore.append("jaxmem/interop/lm_eval.py")
 # They run in other libraries: some write fixtures, one is a client.
 collect_ignore_glob = ["tests/reference/make_*.py", "tests/clients/*_logits.py"]
 SHARED = pathlib.Path(__file__).parent / "../shared/data"

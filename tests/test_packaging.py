@@ -15,6 +15,7 @@ import pytest
 import jaxmem as jm
 from jaxmem import cli
 from jaxmem.core.pictures import new_figure
+from jaxmem.evaluation.text_overlap import text_score
 from jaxmem.formats import chat_template, onnx_graph
 
 
@@ -42,6 +43,8 @@ def test_type_checkers_read_the_annotations():
         ("zstandard", "data", lambda path: jm.data.write(path, [], method="zstd")),
         ("jinja2", "demo", lambda path: chat_template.render("", [{}])),
         ("matplotlib.figure", "demo", lambda path: new_figure(1, 1)),
+        ("sacrebleu", "eval", lambda path: text_score("chrf", "a", ["a"])),
+        ("jiwer", "eval", lambda path: text_score("wer", "a", ["a"])),
         ("tensorboardX", "tracking", lambda path: jm.training.TensorBoard(path.parent)),
     ],
 )
