@@ -52,8 +52,8 @@ NOT_CALLED = {
     "Breakdown", "Card", "Codec", "CompileError", "Donations", "Encoded", "Evaluation", "Fitted",
     "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Use",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
-    "evaluation.TaskScores", "data.Packing", "models.Model", "train.ScaledState",
-    "training.ScalarWriter", "training.Trained",
+    "evaluation.Membership", "evaluation.TaskScores", "data.Packing", "models.Model",
+    "train.ScaledState", "training.ScalarWriter", "training.Trained",
 }  # fmt: skip
 
 

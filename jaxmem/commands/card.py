@@ -34,6 +34,10 @@ class MakeCard(options.SourceOptions):
     """A folder with tasks: published sets, and JSONL files of your own."""
     text: options.TextFile = None
     """UTF-8 text for perplexity and KL divergence."""
+    seen: options.TextFile = None
+    """UTF-8 text that the dense model was trained on; how well a model tells it from --unseen."""
+    unseen: options.TextFile = None
+    """UTF-8 text of the same kind that it was not trained on."""
     out: Annotated[str | None, arg(metavar="FOLDER")] = None
     """Where the card and its items are written; a suite that was stopped goes on."""
 
@@ -43,7 +47,8 @@ class MakeCard(options.SourceOptions):
             return self._compare(output)
         if self.reference is None:
             raise ValueError("a card wants the dense model: give --reference, or --compare a card")
-        text = None if self.text is None else options.read(self.text)
+        files = {"text": self.text, "seen": self.seen, "unseen": self.unseen}
+        texts = {name: options.read(path) for name, path in files.items() if path is not None}
         out = None if self.out is None else check_out(self.out, makes_parents=True)
         model, reference = self.load(), load(self.reference, dtype=self.dtype)
         with output.stages() as progress:
@@ -52,7 +57,7 @@ class MakeCard(options.SourceOptions):
                 reference,
                 suite=self.suite,
                 data=self.data if self.data is not None else (),
-                text=text,
+                **texts,
                 out=out,
                 progress=progress,
             )

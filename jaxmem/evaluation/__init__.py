@@ -3,8 +3,11 @@
 from .card_comparison import compare_cards as compare_cards
 from .confidence_calibration import ConfidenceCalibration as ConfidenceCalibration
 from .confidence_calibration import calibration_of as calibration_of
+from .flipped_bits import flip_bits as flip_bits
 from .group_fairness import GroupGaps as GroupGaps
 from .group_fairness import group_gaps as group_gaps
+from .membership_attack import Membership as Membership
+from .membership_attack import membership as membership
 from .packed_losses import document_losses as document_losses
 from .paired_answers import Flips as Flips
 from .paired_answers import answer_flips as answer_flips

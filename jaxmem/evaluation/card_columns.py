@@ -13,6 +13,11 @@ from .task import Task
 from .task_scores import TaskScores
 from .token_divergence import TokenDivergence
 
+COLUMNS = (
+    "space", "time", "loss", "tasks", "calibration", "robustness", "attribution", "fairness",
+    "privacy",
+)  # fmt: skip
+
 
 def columns_of(
     tasks: Sequence[Task],
@@ -21,14 +26,10 @@ def columns_of(
     divergence: TokenDivergence | None,
 ) -> dict[str, dict[str, Any]]:
     """{column: {name: value}}; a column that nothing was measured for is left out."""
-    columns: dict[str, dict[str, Any]] = {
-        "time": {}, "loss": {}, "tasks": {}, "calibration": {}, "robustness": {},
-        "attribution": {}, "fairness": {},
-    }  # fmt: skip
+    columns: dict[str, dict[str, Any]] = {name: {} for name in COLUMNS}
     if divergence is not None:
         columns["loss"] = divergence.summary()
         columns["time"] = {"seconds_per_token": divergence.seconds_per_token}
-        columns["time"]["peak"] = divergence.peak
     for task in tasks:
         before, after = dense[task.name], found[task.name]
         noisy = task.name.split(".")[0] in found and "." in task.name

@@ -26,15 +26,16 @@ def compare_cards(first: str | os.PathLike, second: str | os.PathLike) -> dict[s
         if not folder.is_dir():
             raise FileNotFoundError(f"no items of a card in {folder.parent.parent}")
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folders[0].glob("*.jsonl")):
-        pair = [read_items(folder / path.name) for folder in folders]
-        if pair[1] is None or path.stem == "attribution":
+    tokens = folders[0] / "columns" / "tokens.jsonl"
+    for path in [*sorted(folders[0].glob("*.jsonl")), *filter(pathlib.Path.is_file, [tokens])]:
+        pair = [read_items(folder / path.relative_to(folders[0])) for folder in folders]
+        if pair[1] is None:
             continue
         (one, before), (other, after) = pair
         task = [header["key"].split(" ")[1:] for header in (one, other)]
         if task[0] != task[1]:
             raise ValueError(f"{path.stem} of {first} and of {second} is not the same task")
-        if path.stem == "tokens":
+        if path == tokens:
             found["tokens"] = _losses(before, after)
         else:
             found[path.stem] = vars(answer_flips(before, after))

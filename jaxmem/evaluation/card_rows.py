@@ -2,11 +2,14 @@
 
 import hashlib
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from ..core.lazy import is_lazy
 from ..models.continuation_scores import ContinuationScorer
 from ..models.model import Model
 from .card_result import DENSE
@@ -52,6 +55,7 @@ class AskedModel:
 
     def __init__(self, row: str, model: Model, probes: dict[str, Probe], places: Places):
         self.row, self.model, self.probes, self.places = row, model, probes, places
+        self.load_seconds = _load_seconds(model)
         self.hash = places.hashes[row] = weights_sha256(model.params)
         self.scorer = self.embed = None
         self.forward = jax.jit(model.apply)
@@ -76,6 +80,14 @@ class AskedModel:
         )
         return self.places.kept(self.row, task.name, f"{self.hash} {task.sha256}", measure)
 
+    def ids(self, text: str) -> np.ndarray:
+        """The token ids of a text (tokens,), without special ones."""
+        return np.array(self.model.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def column(self, name: str, of: Any, measure: Callable[[], TaskScores]) -> TaskScores:
+        """What is measured beside tasks, of this model's weights and of `of`; or what is kept."""
+        return self.places.kept(self.row, f"columns/{name}", f"{self.hash} {of}", measure)
+
     def worth(self, task: Task, dense: TaskScores, count: int) -> TaskScores:
         """What each word of a text is worth to the answer that the dense model gave."""
         field = next(n for n in fields_of(task.prompt) if isinstance(task.items[0][n], str))
@@ -92,24 +104,23 @@ class AskedModel:
             return TaskScores("attribution", tuple(found))
 
         answers = [item["answer"] for item in dense.items[:count]]
-        key = f"{self.hash} {task.sha256} {answers}"
-        return self.places.kept(self.row, "attribution", key, measure)
+        return self.column("occlusion", f"{task.sha256} {answers}", measure)
 
     def divergence(
         self, reference: "AskedModel", text: str, window: int, windows: int | None
     ) -> TokenDivergence:
         """Of the text's first `windows` windows, or as many as it has."""
-        ids = self.model.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self.ids(text)
         windows = max(1, min(windows or len(ids), len(ids) // window))
         digest = hashlib.sha256(text.encode()).hexdigest()
         dense = self.places.hashes[DENSE]
         key = f"{self.hash} {dense} {digest} {window} {windows}"
-        path = self.places.path(self.row, "tokens")
+        path = self.places.path(self.row, "columns/tokens")
         found = read_items(path, key) if path else None
         if found:
             header, lines = found
             arrays = {name: np.array([line[name] for line in lines]) for name in _TOKEN_FIELDS}
-            return TokenDivergence(**arrays, **header["measured"])
+            return TokenDivergence(**arrays, window=window, **header["measured"])
         result = token_divergence(
             self.model,
             reference.model,
@@ -140,3 +151,13 @@ class AskedModel:
             scores = iter(self.scorer(requests))
             logprobs = [np.array([next(scores).logprob for _ in range(n)]) for n in counts]
         return np.array([x[answer] - np.delete(x, answer).max() for x in logprobs])
+
+
+def _load_seconds(model: Model) -> float | None:
+    """The seconds in which the weights are read from their file; None if they are in memory."""
+    leaves = jax.tree.leaves(model.tensors, is_leaf=is_lazy)
+    if "params" in vars(model) or not any(map(is_lazy, leaves)):
+        return None
+    start = time.perf_counter()
+    jax.block_until_ready(model.params)
+    return time.perf_counter() - start

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from ..core.arguments import Kind, takes
-from ..core.byte_counts import nbytes
 from ..core.leaf import is_encoded
 from ..models.example_inputs import WINDOW_TOKENS
 from ..models.example_inputs import window as window_of
 from ..models.model import Model
-from .card_columns import columns_of
+from .card_columns import COLUMNS, columns_of
+from .card_measures import bit_flips_of, membership_of, seconds_of
 from .card_result import DENSE, FLOOR, MODEL, Card
 from .card_rows import AskedModel, Places
-from .origin import forms, versions
+from .model_bytes import space_of
+from .origin import forms, plan_of, source_of, versions
 from .probe import Probe
 from .prompt_template import fields_of
 from .published_sets import published_tasks
@@ -49,11 +50,13 @@ class Suite:
     windows: int | None
     noise: tuple[str, ...]
     explained: int
+    texts: int | None
+    flip_rates: tuple[float, ...]
 
 
 SUITES = {
-    "quick": Suite(32, 256, 8, ("typo",), 4),
-    "full": Suite(None, None, 32, KINDS, 32),
+    "quick": Suite(32, 256, 8, ("typo",), 4, 64, (1e-5, 1e-3)),
+    "full": Suite(None, None, 32, KINDS, 32, None, (1e-6, 1e-5, 1e-4, 1e-3)),
 }
 
 
@@ -65,10 +68,12 @@ def card(
     suite: str = "quick",
     data: Any = (),
     text: str | None = None,
+    seen: str | None = None,
+    unseen: str | None = None,
     out: str | os.PathLike | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Card:
-    """Bytes, seconds, loss, tasks, calibration, robustness, attribution and fairness of a model.
+    """Bytes, seconds, loss, tasks, calibration, robustness, attribution, fairness, privacy, origin.
 
     Three rows are measured: the dense reference, the reference in bfloat16, which is the noise
     floor, and the model. Each is compared with the dense one in pairs of items.
@@ -80,15 +85,18 @@ def card(
         data: the tasks; or a folder with published sets (`jm.evaluation.published_tasks`) and
             `*.jsonl` files of tasks, of which those are taken that the model can answer. The quick
             suite takes some of the published ones.
-        text: what perplexity and KL divergence are measured on; of models that predict text.
+        text: what perplexity, KL divergence, seconds and the harm of flipped bits are measured on;
+            of models that predict text.
+        seen: text that the reference was trained on, for the privacy column; with `unseen`.
+        unseen: text of the same kind that it was not trained on.
         out: a folder where the items are kept. What is there of the same weights and tasks is not
             measured again, so that a suite that was stopped goes on.
         progress: `progress(what, done, parts)` is called now and then.
 
     Raises:
         ValueError: the suite is none of the two; the vocabularies differ; the reference is
-            encoded; a model has no tokenizer; there is no task and no text that the model can be
-            asked.
+            encoded; a model has no tokenizer; of `seen` and `unseen` one is missing; there is no
+            task and no text that the model can be asked.
         TypeError: an argument has another type.
 
     Example:
@@ -111,15 +119,7 @@ def card(
     if suite not in SUITES:
         raise ValueError(f"suite is {suite!r}, expected one of {', '.join(SUITES)}")
     size, predicts = SUITES[suite], hasattr(model.config, "cache")
-    if any(map(is_encoded, jax.tree.leaves(reference.tensors, is_leaf=is_encoded))):
-        raise ValueError(f"the reference {reference.source} is encoded, expected a dense model")
-    if predicts != hasattr(reference.config, "cache"):
-        raise ValueError(f"of {model.source} and {reference.source} one is an encoder")
-    for one in (model, reference):
-        if one.tokenizer is None:
-            raise ValueError(f"{one.source} has no tokenizer, which a card takes")
-    if predicts:
-        same_vocabulary(model, reference)
+    _check_models(model, reference, seen, unseen)
     tasks = [task.sample(size.items) for task in _tasks(data, suite, predicts)]
     if not tasks and (text is None or not predicts):
         raise ValueError("there is nothing to measure: give data with tasks, or a text")
@@ -127,40 +127,76 @@ def card(
     tasks += [noisy_task(task, kind) for task, kind in noisy]
     explained = [task for task in _with_prompts(tasks, "quick") if "." not in task.name]
     places = Places(pathlib.Path(out) if out is not None else None, progress)
-    models = {
-        DENSE: reference,
-        FLOOR: dataclasses.replace(reference, tensors=_in_bfloat16(reference.params)),
-        MODEL: model,
-    }
     items: dict[str, dict[str, TaskScores]] = {}
     divergence: dict[str, TokenDivergence] = {}
     probes: dict[str, Probe] = {}
-    rows_asked = {name: AskedModel(name, one, probes, places) for name, one in models.items()}
-    for name, one in models.items():
-        asked = rows_asked[name]
+    rows_asked = {DENSE: AskedModel(DENSE, reference, probes, places)}
+    floor = dataclasses.replace(reference, tensors=_in_bfloat16(reference.params))
+    for name, one in ((FLOOR, floor), (MODEL, model)):
+        rows_asked[name] = AskedModel(name, one, probes, places)
+    more: dict[str, dict[str, dict]] = {}
+    for name, asked in rows_asked.items():
+        more[name] = {"space": space_of(asked.model, with_file=name != FLOOR)}
         items[name] = {task.name: asked.scores(task) for task in tasks}
         for task in explained[:1]:
             dense = items[DENSE][task.name]
             items[name]["attribution"] = asked.worth(task, dense, size.explained)
         if predicts and text is not None:
-            window = min(size.window or WINDOW_TOKENS, window_of(one))
+            window = min(size.window or WINDOW_TOKENS, window_of(asked.model))
             divergence[name] = asked.divergence(rows_asked[DENSE], text, window, size.windows)
+            for column, values in _of_text(asked, text, window, size, divergence[name]).items():
+                more[name][column] = {**more[name].get(column, {}), **values}
+        if seen is not None and unseen is not None:
+            more[name]["privacy"] = vars(membership_of(asked, seen, unseen, size.texts))
     rows = {}
-    for name, one in models.items():
+    for name in rows_asked:
         columns = columns_of(tasks, items[DENSE], items[name], divergence.get(name))
-        rows[name] = {"space": {"resident": nbytes(one.params)}, **columns}
+        joined = {key: {**columns.get(key, {}), **more[name].get(key, {})} for key in COLUMNS}
+        rows[name] = {key: column for key, column in joined.items() if column}
     origin = {
         "model": model.source,
         "reference": reference.source,
         "suite": suite,
-        "weights_sha256": {name: places.hashes[name] for name in models if name in places.hashes},
+        "weights_sha256": dict(places.hashes),
+        "sources": {name: source_of(rows_asked[name].model.source) for name in (DENSE, MODEL)},
         "forms": forms(model.params),
+        "plan": plan_of(model.params),
         "text_sha256": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
         "tasks_sha256": {task.name: task.sha256 for task in tasks},
         "versions": versions(),
     }
     block = divergence[MODEL].block() if divergence else ""
     return Card(origin=origin, rows=rows, llama_cpp=block)
+
+
+def _of_text(
+    asked: AskedModel, text: str, window: int, size: Suite, divergence: TokenDivergence
+) -> dict[str, dict[str, Any]]:
+    """The columns that a text gives beside the loss; bfloat16 is slow where it is emulated."""
+    ids = asked.ids(text)
+    found: dict[str, dict[str, Any]] = {
+        "robustness": {"bit_flips": bit_flips_of(asked, ids, window, size.flip_rates)},
+        "space": {} if divergence.peak is None else {"peak": divergence.peak},
+    }
+    if asked.row != FLOOR and asked.model.config.cache is not None:
+        found["time"] = seconds_of(asked, ids)
+    return found
+
+
+def _check_models(model: Model, reference: Model, seen: str | None, unseen: str | None) -> None:
+    """Refuses models that cannot be compared, and texts that say nothing of them."""
+    if any(map(is_encoded, jax.tree.leaves(reference.tensors, is_leaf=is_encoded))):
+        raise ValueError(f"the reference {reference.source} is encoded, expected a dense model")
+    predicts = hasattr(model.config, "cache")
+    if predicts != hasattr(reference.config, "cache"):
+        raise ValueError(f"of {model.source} and {reference.source} one is an encoder")
+    for one in (model, reference):
+        if one.tokenizer is None:
+            raise ValueError(f"{one.source} has no tokenizer, which a card takes")
+    if predicts:
+        same_vocabulary(model, reference)
+    if (seen is None) != (unseen is None) or (seen is not None and not predicts):
+        raise ValueError("privacy wants seen and unseen texts, and a model that predicts text")
 
 
 def _tasks(data: Any, suite: str, predicts: bool) -> list[Task]:

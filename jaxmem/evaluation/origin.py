@@ -1,15 +1,19 @@
-"""Where a card's numbers come from: hashes of weights and texts, forms of the weights, versions."""
+"""Where a card's numbers come from: hashes of weights, files and texts, the licence, versions."""
 
 import hashlib
 import importlib.metadata
+import pathlib
 import platform
+import re
 from collections import Counter
 from typing import Any
 
 import jax
 import numpy as np
 
+from ..core.byte_counts import nbytes
 from ..core.leaf import is_encoded
+from ..core.paths import leaf_paths
 
 
 def weights_sha256(params: Any) -> str:
@@ -37,6 +41,64 @@ def forms(params: Any) -> dict[str, int]:
     """
     leaves = jax.tree.leaves(params, is_leaf=is_encoded)
     return dict(Counter(type(x).__name__ if is_encoded(x) else str(x.dtype) for x in leaves))
+
+
+def source_files(source: str) -> list[pathlib.Path]:
+    """The files that a model was loaded from, by what `Model.source` says; none if none is there.
+
+    Of a folder these are the files in it, without those in folders of it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "params.jm").write_text("weights")
+        >>> [path.name for path in source_files(f"{folder}, made from a model")], source_files("a")
+        (['params.jm'], [])
+    """
+    path = pathlib.Path(source.split(", made from ", maxsplit=1)[0])
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    return [path] if path.is_file() else []
+
+
+def source_of(source: str) -> dict[str, Any]:
+    """{"source", "licence", "files": {name: sha256}} of a model, by what `Model.source` says.
+
+    The licence and the sha256 of a model that is known by name are in its source. A folder's
+    licence is that in the head of its README.md, as Hugging Face has it. None if it is not said.
+
+    Example:
+        >>> source_of("a==1, sha256 3f, licence MIT")["licence"]
+        'MIT'
+    """
+    files = source_files(source)
+    said = re.search(r", licence (.*)$", source)
+    licence = said and said[1]
+    for path in files:
+        if licence is None and path.name == "README.md":
+            said = re.search(r"^license:[ ]*(\S.*)$", path.read_text("utf-8", "replace"), re.M)
+            licence = said and said[1].strip()
+    digests = {}
+    for path in files:
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"source": source, "licence": licence, "files": digests}
+
+
+def plan_of(params: Any) -> dict[str, str]:
+    """{path of an encoded weight: its form and bits}, which is what a plan made of the weights.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> plan_of({"w": jm.Int(8).encode(jnp.ones((64, 8))), "b": jnp.ones(8)})
+        {'w': 'IntArray, 8.25 bits'}
+    """
+    found = {}
+    for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params, is_leaf=is_encoded)):
+        if is_encoded(leaf):
+            bits = 8 * nbytes(leaf) / max(leaf.size, 1)
+            found[path] = f"{type(leaf).__name__}, {bits:.2f} bits"
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ from ..models.model import Model
 from ..models.text_models import reads_source, vocabulary
 from .confidence import Estimate
 from .perplexity_kl import peak_of, token_scores, windows_of
+from .position_divergence import kl_by_position
 
 _SCORE = jax.jit(token_scores)
 
@@ -26,6 +27,7 @@ _SCORE = jax.jit(token_scores)
 class TokenDivergence:
     """`nll`, `dense_nll` and `kl` in nats and `same_top`, (tokens,); sizes in bytes.
 
+    A text's windows of `window` tokens stand one after the other, without their first tokens.
     `seconds_per_token` is the median of forward passes of windows, `peak` of the compiled one.
     """
 
@@ -33,6 +35,7 @@ class TokenDivergence:
     dense_nll: np.ndarray
     kl: np.ndarray
     same_top: np.ndarray
+    window: int
     seconds_per_token: float | None = None
     peak: int | None = None
 
@@ -46,6 +49,7 @@ class TokenDivergence:
             "dense_perplexity": Estimate.of(self.dense_nll).exp(),
             "perplexity_ratio": Estimate.of(change).exp(),
             "kl": Estimate.of(self.kl),
+            "kl_by_position": kl_by_position(self.kl, self.window),
             "kl_quantiles": _quantiles(self.kl, (0, 1, 5, 10, 50, 99, 99.9, 100)),
             "delta_p": Estimate.of(delta),
             "delta_p_rms": float(np.sqrt((delta**2).mean())),
@@ -133,6 +137,7 @@ def token_divergence(
         dense_nll=joined["dense_perplexity"],
         kl=joined["kl"],
         same_top=joined["agreement"],
+        window=text.shape[1],
         seconds_per_token=float(np.median(seconds[1:])) if len(seconds) > 1 else None,
         peak=peak_of(forward),
     )

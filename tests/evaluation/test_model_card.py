@@ -14,10 +14,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import jaxmem as jm
 from jaxmem.architectures import llama
 from jaxmem.evaluation import Task, card_rows, compare_cards, write_task
+from jaxmem.evaluation.card_columns import COLUMNS
 from jaxmem.evaluation.occlusion import attribution_agreement, occlusion
 from jaxmem.evaluation.text_noise import noisy, noisy_task
 
-CONTEXT = 12
+CONTEXT = 9
 WORDS = ["?", "good", "bad", "a", "film", "and", "so", "the", "story", "was"]
 ITEMS = tuple(
     {
@@ -52,14 +53,17 @@ def folder(tmp_path_factory):
     (folder / "tasks").mkdir()
     for task in (TASK, GROUPS):
         write_task(folder / "tasks" / f"{task.name}.jsonl", task)
-    (folder / "a.txt").write_text(" ".join(WORDS[1 + i * i % 9] for i in range(3 * CONTEXT)))
+    (folder / "a.txt").write_text(" ".join(WORDS[1 + i * i % 9] for i in range(4 * CONTEXT)))
+    (folder / "b.txt").write_text("the film was so good and bad a story " * 5)
     return folder
 
 
 @pytest.fixture(scope="module")
 def line(folder):
-    options = ("--reference", folder / "model", "--data", folder / "tasks", "--text")
-    return ("card", folder / "small", *options, folder / "a.txt", "--out", folder / "small.card")
+    places = {"reference": "model", "data": "tasks", "text": "a.txt", "out": "small.card"}
+    places |= {"seen": "a.txt", "unseen": "b.txt"}
+    options = (word for name, place in places.items() for word in (f"--{name}", folder / place))
+    return ("card", folder / "small", *options)
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +74,32 @@ def made(line):
 def test_a_card_has_every_column_beside_the_noise_floor(made, folder):
     rows = made["rows"]
     assert list(rows) == ["dense", "dense in bfloat16", "model"]
-    columns = {"space", "time", "loss", "tasks", "calibration", "robustness", "attribution"}
-    assert all(set(row) == columns | {"fairness"} for row in rows.values())
-    assert rows["model"]["space"]["resident"] < rows["dense"]["space"]["resident"] / 2
+    assert all(set(row) == set(COLUMNS) for row in rows.values())
+    space = rows["model"]["space"]
+    assert space["resident"] < rows["dense"]["space"]["resident"]
+    assert space["file"] == sum(x.stat().st_size for x in (folder / "small").iterdir())
+    assert space["cache_per_token"] == 2 * 16 * 4
+    assert rows["dense in bfloat16"]["space"]["cache_per_token"] == 2 * 16 * 2
+    assert {"first_token", "token"} < set(rows["model"]["time"])
+    privacy = rows["model"]["privacy"]
+    assert privacy["seen"] == 4 and 0 <= privacy["auc"]["mean"] <= 1
     kl = {name: row["loss"]["kl"]["mean"] for name, row in rows.items()}
     assert kl["dense"] == pytest.approx(0, abs=1e-6)
     assert kl["dense"] < kl["dense in bfloat16"] and kl["dense"] < kl["model"]
-    assert rows["model"]["loss"]["tokens"] == 3 * (CONTEXT - 1)
-    assert set(rows["model"]["robustness"]) == {"mood.typo"}
+    assert rows["model"]["loss"]["tokens"] == 4 * (CONTEXT - 1)
+    assert set(rows["model"]["robustness"]) == {"mood.typo", "bit_flips"}
+    flips = rows["model"]["robustness"]["bit_flips"]
+    assert list(flips) == ["codes", "scales", "weights"]
     assert set(rows["model"]["fairness"]["pairs"]["groups"]) == {"a", "b"}
     assert "Mean    KLD" in made["llama_cpp"]
     assert made["origin"]["command"].startswith("jaxmem")
+    assert "params.jm" in made["origin"]["sources"]["model"]["files"]
+    assert made["origin"]["plan"]["head/kernel"].startswith("Int")
 
 
 def test_the_dense_row_differs_from_itself_in_nothing(made):
     row = made["rows"]["dense"]
-    for task in (*row["tasks"].values(), *row["robustness"].values()):
+    for task in (*row["tasks"].values(), row["robustness"]["mood.typo"]):
         assert (task["changed"], task["right_to_wrong"], task["total_variation"]) == (0, 0, 0)
     assert row["loss"]["perplexity_ratio"]["mean"] == 1 == row["loss"]["same_top"]["mean"]
     assert row["attribution"]["rank_correlation"]["mean"] == pytest.approx(1)
@@ -161,6 +175,8 @@ def test_what_a_card_cannot_be_of_is_said(folder):
         jm.card(model, jm.models.load("llama-8b"), data=[TASK])
     with pytest.raises(ValueError, match=r"small.* is encoded, expected a dense model"):
         jm.card(model, jm.models.load(folder / "small"), data=[TASK])
+    with pytest.raises(ValueError, match="privacy wants seen and unseen texts"):
+        jm.card(model, model, data=[TASK], seen="a film")
     with pytest.raises(TypeError, match="data is 3, expected a folder"):
         jm.card(model, model, data=3)
 
