@@ -7,6 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 
 
+def sum_of_squares(gradient: Any) -> Array:
+    """The sum of the squares of all numbers of a tree, a scalar in f32."""
+    squares = [jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(gradient)]
+    return sum(squares, jnp.zeros((), jnp.float32))
+
+
 def global_norm(gradient: Any) -> Array:
     """The square root of the sum of squares of all numbers of a tree, a scalar in f32.
 
@@ -15,8 +21,12 @@ def global_norm(gradient: Any) -> Array:
         >>> float(global_norm({"a": jnp.array([3.0]), "b": jnp.array([0.0, 4.0], jnp.bfloat16)}))
         5.0
     """
-    squares = [jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(gradient)]
-    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+    return jnp.sqrt(sum_of_squares(gradient))
+
+
+def clip_factor(norm: Array, most: float) -> Array:
+    """What a gradient of this norm is multiplied by, so that its norm is at most `most`."""
+    return jnp.where(norm > most, most / norm, 1.0)
 
 
 def clipped(gradient: Any, norm: Array, most: float) -> Any:
@@ -28,5 +38,5 @@ def clipped(gradient: Any, norm: Array, most: float) -> Any:
         >>> clipped(g, global_norm(g), 1.0)["a"].round(4).tolist()
         [0.5999999642372131, 0.7999999523162842]
     """
-    factor = jnp.minimum(1.0, most / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
+    factor = clip_factor(norm, most)
     return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient)

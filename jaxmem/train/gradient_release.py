@@ -17,9 +17,10 @@ from ..core.arguments import FUNCTION, POSITIVE, TREE, Kind, takes
 from ..core.layer_program import LayerScan
 from ..core.leaf import decode
 from .gradient_accumulation import micro_batches
+from .gradient_clipping import clip_factor, sum_of_squares
 from .layer_gradients import LayerGradients, Slopes
 from .stack_entries import entry
-from .traced_step import Progress, TracedStep, sum_of_squares
+from .traced_step import Progress, TracedStep
 
 _CLIP = Kind(
     "a number above 0, or None",
@@ -103,8 +104,7 @@ def released(
         factor = None
         if clip is not None:
             progress = _backward(run, crossing, inputs, run.start(), spends=False)
-            norm = jnp.sqrt(progress.squares)
-            factor = jnp.where(norm > clip, clip / norm, 1.0)
+            factor = clip_factor(jnp.sqrt(progress.squares), clip)
         end = _backward(run, crossing, inputs, run.start(factor), spends=True)
         return run.new_state(end), end.loss
 

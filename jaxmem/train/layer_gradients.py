@@ -10,8 +10,9 @@ from jax import Array, lax
 
 from ..core.layer_program import LayerScan, is_float
 from ..core.leaf import decode
+from .gradient_clipping import sum_of_squares
 from .stack_entries import entry, with_entry
-from .traced_step import Progress, TracedStep, sum_of_squares
+from .traced_step import Progress, TracedStep
 
 Slopes = dict[Any, Array]  # {variable: the loss's gradient by it (micro-batches, ...)}
 

@@ -152,11 +152,6 @@ class TracedStep:
         return *new[:2], dict(zip(self.shared, new[2]))
 
 
-def sum_of_squares(grads: Sequence[Array]) -> Array:
-    """In f32."""
-    return sum((jnp.vdot(g, g, preferred_element_type=jnp.float32) for g in grads), jnp.float32(0))
-
-
 def _check(program: LayerProgram, leaves: list, names: list[str]) -> None:
     """Refuses params that cannot be updated layer by layer."""
     for v, leaf, name in zip(program.params, leaves, names):
