@@ -13,8 +13,7 @@ import jaxmem as jm
 
 from ..compression.fit import Fitted, check_dense, fit
 from ..compression.fit_calibrated import TURNS
-from ..compression.fit_file_format import Target
-from ..compression.fit_options import FitOptions
+from ..compression.fit_options import FitOptions, Target
 from ..compression.fit_structures import INTEGERS, STRUCTURES, Technique
 from ..core.paths import is_whole
 from ..models import Model, rotate
@@ -43,7 +42,8 @@ class Fit(options.SourceOptions):
     """A directory to write; it appears whole or not at all."""
     target: Annotated[Target | None, arg(name="for")] = None
     """A file format that holds the result exactly: --bytes is then the size of the whole file that
-    `jaxmem export` writes of DIR."""
+    `jaxmem export` writes of DIR. Or what the result runs on, cpu, tpu or gpu: only forms that are
+    multiplied there without writing decoded weights to memory are chosen."""
     among: tuple[Technique, ...] = INTEGERS
     """What one budget chooses among: int (codes of 2 to 8 bits), sparsity and n:m (with codes for
     the weights that stay), rank (low rank, alone and beside codes), and, with --calibrate, fewer
@@ -186,7 +186,7 @@ def sizes(model: Model, encoded: Any) -> dict:
 def summary(figures: dict) -> str:
     """One line with the bytes of a fit and where it was written."""
     target, size = figures["target"], figures["target_bytes"]
-    exported = f"{size:,} bytes exported as {target}; " if target else ""
+    exported = f"{size:,} bytes exported as {target}; " if size else ""
     return (
         f"{figures['weights']:,} weights in {figures['bytes']:,} bytes "
         f"of {figures['limit_bytes']:,}, {figures['bits_per_weight']:.2f} bits each "

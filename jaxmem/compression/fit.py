@@ -32,10 +32,11 @@ from .fit_calibrated import (
     text_rows,
     tune_scales,
 )
-from .fit_file_format import file_nbytes, target_forms
+from .fit_file_format import FILE_TARGETS, file_nbytes, target_forms
 from .fit_in_one_pass import CALIBRATION, are_batches, calibration_batches, fit_in_one_pass
 from .fit_integers import plan_integers
 from .fit_options import FitOptions
+from .fit_platform import fast_integers
 from .fit_structures import INTEGERS, STRUCTURES, fit_by_techniques
 from .plan import Plan
 from .progress import Progress, stage
@@ -54,7 +55,7 @@ class Fitted:
     says the codec of each, `report` the bytes and errors of each. `done` records the work as plain
     data: the tokens that were read, the steps of tuning, the KL divergences that were compared;
     it is empty where no data was given. `file_nbytes` is the size of the file that an export to the
-    `target` of the options writes; None without one.
+    `target` of the options writes; None where that is no file format.
     """
 
     model: Any
@@ -138,7 +139,7 @@ def fit(
         ValueError: no choice is as small as `nbytes` (the message gives the smallest size); weights
             that are encoded, abstract or not finite; structures to remove without data or from a
             bare function; ids that are too few or not those of a language model; `logits` without
-            batches; a `target` that cannot hold the model.
+            batches; a `target` that cannot hold the model, or multiplies none of its weights fast.
         TypeError: `model` is neither; ids for a bare function.
 
     Example:
@@ -170,14 +171,18 @@ def _fit_model(model, nbytes, calibrate, options, progress) -> Fitted:
         raise ValueError(f"{', '.join(sorted(structures))}: removed by a text; give calibrate=ids")
     ids = None if calibrate is None else calibration_ids(model, calibrate, options.windows)
     model = rotate(model) if options.rotate else model
-    if options.target is not None:
+    if options.target in FILE_TARGETS:
         return _fit_for_target(model, nbytes, ids, options, progress)
-    record: dict = {}
-    if ids is None:
+    record, fast = {}, None
+    if ids is None or options.target is not None:
         ways = uses(model.apply, model.tensors, *example_inputs(model))
-        plan, encoded = _without_data(model.tensors, nbytes, options.among, ways, progress)
+    if options.target is not None:
+        fast = fast_integers(model.tensors, nbytes, options.target, ways)
+    if ids is None:
+        plan, encoded = _without_data(model.tensors, nbytes, options.among, ways, progress, fast)
     elif options.among == INTEGERS:
-        plan, encoded, record = fit_by_integers(model, nbytes, ids, options.tune_steps, progress)
+        rest = options.tune_steps, progress, fast
+        plan, encoded, record = fit_by_integers(model, nbytes, ids, *rest)
     else:
         model, plan, encoded, record = fit_by_techniques(
             model, nbytes, options.among, ids, options.tune_steps, progress
@@ -235,7 +240,7 @@ def _encode(apply, params, shapes, nbytes, batches, options, progress) -> tuple[
     """(the plan that fits `nbytes`, the encoded params, a record), for any function."""
     check_dense(params, "params")
     structures = set(options.among) & set(STRUCTURES)
-    if options.target is not None:
+    if options.target in FILE_TARGETS:
         what = f"target {options.target!r}"
         raise ValueError(f"{what}: wants a Model that jm.models.load gives, and no batches")
     if structures or options.rotate:
@@ -243,8 +248,10 @@ def _encode(apply, params, shapes, nbytes, batches, options, progress) -> tuple[
         raise ValueError(f"{what}: wants a Model that jm.models.load gives, and no batches")
     if batches is not None:
         return fit_in_one_pass(apply, params, nbytes, batches, options, progress)
-    ways = uses(apply, params, *shapes) if shapes else None
-    return *_without_data(params, nbytes, options.among, ways, progress), {}
+    ways, fast = uses(apply, params, *shapes) if shapes else None, None
+    if options.target is not None:
+        fast = fast_integers(params, nbytes, options.target, ways)
+    return *_without_data(params, nbytes, options.among, ways, progress, fast), {}
 
 
 def _without_data(

@@ -24,13 +24,13 @@ from .budgeting import Unreachable
 from .candidates import is_matrix
 from .encoding import encode
 
-Target = Literal["gguf", "compressed-tensors"]
-TARGETS: tuple[Target, ...] = get_args(Target)
+FileTarget = Literal["gguf", "compressed-tensors"]
+FILE_TARGETS: tuple[FileTarget, ...] = get_args(FileTarget)
 
 # The forms of each format that one budget chooses among. An embedding of compressed-tensors is not
 # quantized, but may be of 16 bits; its integers have no zero points, as in W4A16 and W8A16, since
 # transformers does not open packed ones with them.
-FORMS: Mapping[Target, tuple[Any, ...]] = {
+FORMS: Mapping[FileTarget, tuple[Any, ...]] = {
     "gguf": (
         *map(KQuant, (2, 3, 4, 5, 6)),
         *(Int(bits, group=32) for bits in (4, 5, 8)),
@@ -53,7 +53,7 @@ class TargetForms:
     header, the vocabulary and other texts, and what norms take more in f32.
     """
 
-    target: Target
+    target: FileTarget
     candidates: dict[str, tuple]
     overhead: int
 
@@ -74,7 +74,7 @@ class TargetForms:
             ) from error
 
 
-def target_forms(model: Model, target: Target, ways: Mapping, nbytes: int) -> TargetForms:
+def target_forms(model: Model, target: FileTarget, ways: Mapping, nbytes: int) -> TargetForms:
     """The forms of the model's matrices that a file for `target` holds without decoding them.
 
     Matrices that the format stores as one tensor, and so in one form, have one candidate: the
@@ -123,7 +123,7 @@ def target_forms(model: Model, target: Target, ways: Mapping, nbytes: int) -> Ta
     )
 
 
-def file_nbytes(model: Model, params: Any, target: Target) -> int:
+def file_nbytes(model: Model, params: Any, target: FileTarget) -> int:
     """Bytes of the file, or the files, that an export of the encoded params writes.
 
     Raises:
@@ -134,7 +134,7 @@ def file_nbytes(model: Model, params: Any, target: Target) -> int:
     return compressed_tensors_layout.layout(model, params, packed=True, shapes=True).nbytes
 
 
-def _layout(model: Model, params: Any, target: Target) -> Any:
+def _layout(model: Model, params: Any, target: FileTarget) -> Any:
     """The layout of a file of abstract params; its vocabulary is left out, to save time."""
     if target == "gguf":
         return gguf_layout.layout(model, params, half=False, tokenizer=False, shapes=True)

@@ -20,6 +20,7 @@ from .encoding import encode
 from .fit_calibrated import solve_by_gptq, tuning_rate
 from .fit_integers import plan_integers
 from .fit_options import FitOptions
+from .fit_platform import fast_integers
 from .fit_structures import INTEGERS
 from .plan import Plan
 from .progress import Progress, stage
@@ -57,9 +58,11 @@ def fit_in_one_pass(
         with stage(progress, "calibrating: what an error costs"):
             costs["by Fisher information"] = fisher(apply, params, batches[:FISHER_BATCHES])
     with stage(progress, f"planning {nbytes:,} bytes"):
-        tables = {"uses": ways, "stats": moments}
+        tables, fast = {"uses": ways, "stats": moments}, None
+        if options.target is not None:
+            fast = fast_integers(params, nbytes, options.target, ways)
         plans = {
-            name: _planned(params, nbytes, options.among, sensitivity=cost, **tables)
+            name: _planned(params, nbytes, options.among, fast, sensitivity=cost, **tables)
             for name, cost in costs.items()
         }
     with stage(progress, "encoding"):
@@ -75,13 +78,15 @@ def fit_in_one_pass(
     return plans[name], tuned, record
 
 
-def _planned(params: Any, nbytes: int, among: tuple, **tables: Any) -> Plan:
+def _planned(
+    params: Any, nbytes: int, among: tuple, integers: Mapping | None, **tables: Any
+) -> Plan:
     """The plan that `budget` makes of `tables`: `uses`, `stats` and `sensitivity`."""
     ways, moments = tables["uses"], tables["stats"]
     if among != INTEGERS:
         candidates = techniques(params, among, uses=ways, stats=moments)
         return budget(params, nbytes=nbytes, candidates=candidates, **tables)
-    integers = plan_integers(params, nbytes, **tables)
+    integers = plan_integers(params, nbytes, integers, **tables)
     multiplied = {path: codec for path, codec in integers.items() if path in moments}
     searched = {path: Search(codec) for path, codec in integers.items()}
     return Plan(searched, integers.axes) | solve_by_gptq(Plan(multiplied), ways)

@@ -1,11 +1,16 @@
 """FitOptions: what a budget chooses among, and how much work `fit` does."""
 
 import dataclasses
+from typing import Literal
 
 from ..core.arguments import NAMES, check_fields
 from .candidates import KINDS
-from .fit_file_format import TARGETS, Target
+from .fit_file_format import FILE_TARGETS, FileTarget
 from .fit_structures import INTEGERS, STRUCTURES, Technique
+from .product_forms import PLATFORMS, Platform
+
+Target = Literal[FileTarget, Platform]
+TARGETS = (*FILE_TARGETS, *PLATFORMS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +29,10 @@ class FitOptions:
             classifies or an encoder-decoder: bits then go by what an error costs in them, and
             scales are tuned, as for a text.
         target: a file format that holds the result exactly, "gguf" or "compressed-tensors": the
-            budget chooses among its forms, and `nbytes` is the size of the whole file.
+            budget chooses among its forms, and `nbytes` is the size of the whole file. Or what the
+            result runs on, "cpu", "tpu" or "gpu": the budget chooses among the integers that are
+            multiplied there without writing decoded weights to memory, and leaves kernels of
+            convolutions dense.
         windows: the most windows (of 1,024 tokens, or the model's context) of `calibrate` that are
             read; None reads what each method takes.
 
@@ -63,7 +71,8 @@ class FitOptions:
         if self.target not in (None, *TARGETS):
             raise ValueError(f"target is {self.target!r}, expected {' or '.join(TARGETS)}")
         if self.target is not None and self.among != INTEGERS:
+            forms = "integers" if self.target in PLATFORMS else "the forms of its files"
             raise ValueError(
-                f"target {self.target!r} chooses among the forms of its files, and among is "
+                f"target {self.target!r} chooses among {forms}, and among is "
                 f"{self.among}; leave one of them out"
             )

@@ -92,7 +92,8 @@ def test_windows_limit_the_text_that_is_read(llama):
         ({"among": "int"}, "FitOptions takes a collection of names as its among, got 'int'"),
         ({"tune_steps": -1}, "tune_steps is -1, expected at least 0"),
         ({"windows": 0}, "windows is 0, expected at least 1"),
-        ({"target": "onnx"}, "target is 'onnx', expected gguf or compressed-tensors"),
+        ({"target": "onnx"}, "target is 'onnx', expected gguf or compressed-tensors or cpu"),
+        ({"target": "cpu", "among": ("int", "n:m")}, "'cpu' chooses among integers, and among is"),
         ({"target": "gguf", "among": ("int", "n:m")}, "leave one of them out"),
     ],
 )
