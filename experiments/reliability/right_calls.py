@@ -213,6 +213,8 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "evaluation.flip_bits": {"tree": encoded, "rate": 0.01, "key": jax.random.key(0),
                                  "parts": ("codes",)},
         "evaluation.group_gaps": {"before": answers, "after": answers, "least": 2},
+        "evaluation.integrated_gradients": {"value": lambda x: (x**2).sum(), "x": jnp.ones(3),
+                                            "baseline": jnp.zeros(3), "steps": 2},
         "evaluation.membership": {"seen": [1.0, 2.0], "unseen": [2.0, 3.0], "false_positives": 0.1},
         "evaluation.published_tasks": {"folder": folder},
         "evaluation.read_task": {"path": folder / "task.jsonl"},

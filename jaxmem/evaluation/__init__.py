@@ -11,6 +11,7 @@ from .membership_attack import membership as membership
 from .packed_losses import document_losses as document_losses
 from .paired_answers import Flips as Flips
 from .paired_answers import answer_flips as answer_flips
+from .path_gradients import integrated_gradients as integrated_gradients
 from .published_sets import published_tasks as published_tasks
 from .task import Task as Task
 from .task_files import read_task as read_task
