@@ -1,11 +1,11 @@
 """read: files of text or JSON lines as documents of token ids, and what of them is learnt."""
 
-import dataclasses
 import functools
 import json
 import os
 import pathlib
 import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from ..core.arguments import FUNCTION, ROW_OF_INTEGERS, Kind, shown, takes
 from .documents import Documents, from_arrays
+from .text_parts import TextParts, encoded
 
 Chat = Callable[[list[list[dict]], list[bool]], list[str]]
-_PIECE = 1 << 20  # characters of a text file that are encoded together, up to the end of a line
 _TOGETHER = 64  # conversations that a template renders at a time
 PATHS = Kind(
     "a path or a list of paths",
@@ -26,15 +26,6 @@ PATHS = Kind(
 )
 FOLDER = Kind("a path or None", lambda x: x is None or isinstance(x, str | os.PathLike))
 _CHAT = Kind("a function or None", lambda x: x is None or callable(x))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Text:
-    """Parts of one document in turn, each (text, whether it is learnt), and where it stands."""
-
-    parts: list[tuple[str, bool]]
-    place: str
-    bare: bool = True  # whether no chat template has written what stands around it
 
 
 @takes(
@@ -94,12 +85,12 @@ def read(
 
     def arrays() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for path in map(pathlib.Path, paths):
-            is_lines = path.suffix in (".jsonl", ".ndjson")
+            is_lines = path.suffix.lower() in (".jsonl", ".ndjson")
             texts = _lines(path, chat) if is_lines else _texts(path, separator)
             count = 0
             for text in texts:
                 count += 1
-                yield _encoded(text, encode, begin, end)
+                yield encoded(text, encode, begin, end)
             if not count:
                 raise ValueError(f"{path} has no text")
 
@@ -109,59 +100,33 @@ def read(
     return _stored(arrays(), pathlib.Path(folder))
 
 
-def _encoded(
-    text: _Text, encode: Callable, begin: Sequence[int], end: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ids and the mask of a text."""
-    first, last = (begin, end) if text.bare else ((), ())
-    pieces = [(first, False)]
-    for part, learnt in text.parts:
-        pieces += [(encode(piece), learnt) for piece in _pieces(part)]
-    pieces.append((last, text.parts[-1][1]))
-    ids = np.concatenate([np.asarray(x, np.int32).reshape(-1) for x, _ in pieces])
-    mask = np.concatenate([np.full(len(x), learnt) for x, learnt in pieces])
-    if not mask[1:].any():
-        raise ValueError(
-            f"{text.place}: nothing is learnt of it: expected tokens after the first that are "
-            "neither a prompt nor another role's than the assistant's"
-        )
-    return ids, mask
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """A long text in pieces of whole lines, as a tokenizer takes much memory for a long one."""
-    at = 0
-    while len(text) - at > _PIECE:
-        stop = text.find("\n", at + _PIECE)
-        stop = len(text) if stop < 0 else stop + 1
-        yield text[at:stop]
-        at = stop
-    if at < len(text):
-        yield text[at:]
-
-
-def _texts(path: pathlib.Path, separator: str | None) -> Iterator[_Text]:
+def _texts(path: pathlib.Path, separator: str | None) -> Iterator[TextParts]:
     """The texts of a text file that are not blank."""
-    try:
-        whole = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+    whole = _decoded(path, path.read_bytes().replace(b"\r\n", b"\n").removeprefix(BOM_UTF8))
     for i, text in enumerate(whole.split(separator) if separator else [whole]):
         if text.strip():
-            yield _Text([(text, True)], f"{path}, text {i + 1}")
+            yield TextParts([(text, True)], f"{path}, text {i + 1}")
 
 
-def _lines(path: pathlib.Path, chat: Chat | None) -> Iterator[_Text]:
+def _decoded(place: Any, text: bytes) -> str:
+    """The text of bytes in UTF-8."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is no UTF-8 text: {error}") from error
+
+
+def _lines(path: pathlib.Path, chat: Chat | None) -> Iterator[TextParts]:
     """The documents of a file of JSON lines."""
     waiting: list[tuple[list[dict], str]] = []  # conversations, which are rendered together
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             place = f"{path}, line {number}"
             if not line.strip():
                 continue
             try:
-                fields = json.loads(line)
-            except ValueError as error:
+                fields = json.loads(_decoded(place, line.removeprefix(BOM_UTF8)))
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"{place} is no JSON: {error}") from error
             if isinstance(fields, Mapping) and "messages" in fields:
                 if chat is None:
@@ -173,7 +138,7 @@ def _lines(path: pathlib.Path, chat: Chat | None) -> Iterator[_Text]:
             else:
                 yield from _conversations(waiting, chat)
                 waiting = []
-                yield _Text(_parts(fields, place), place)
+                yield TextParts(_parts(fields, place), place)
     yield from _conversations(waiting, chat)
 
 
@@ -198,7 +163,7 @@ def _messages(messages: Any, place: str) -> list[dict]:
     return messages
 
 
-def _conversations(waiting: list[tuple[list[dict], str]], chat: Chat | None) -> Iterator[_Text]:
+def _conversations(waiting: list[tuple[list[dict], str]], chat: Chat | None) -> Iterator[TextParts]:
     """Conversations as a template writes them; what an assistant's turn adds is learnt.
 
     Each answer is found as the text that the template writes after the same messages as a prompt.
@@ -225,7 +190,7 @@ def _conversations(waiting: list[tuple[list[dict], str]], chat: Chat | None) -> 
                 )
             parts += [(whole[at : len(before)], False), (after[len(before) :], True)]
             at = len(after)
-        yield _Text([*parts, (whole[at:], False)], place, bare=False)
+        yield TextParts([*parts, (whole[at:], False)], place, bare=False)
 
 
 def _stored(arrays: Iterator[tuple[np.ndarray, np.ndarray]], folder: pathlib.Path) -> Documents:

@@ -56,7 +56,7 @@ def test_a_text_file_is_one_text_or_what_stands_between_separators(tmp_path):
 
 
 def test_a_long_text_is_encoded_in_whole_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxmem.data.text_reader._PIECE", 10)
+    monkeypatch.setattr("jaxmem.data.text_parts._PIECE", 10)
     text = "".join(f"line {i}\n" for i in range(20)) + "end"
     (tmp_path / "a.txt").write_text(text)
     parts = []
@@ -77,6 +77,7 @@ def test_a_long_text_is_encoded_in_whole_lines(tmp_path, monkeypatch):
         ("x.jsonl", {"text": ""}, "line 1: nothing is learnt"),
         ("x.jsonl", {"messages": []}, "line 1 has messages"),
         ("x.jsonl", {"messages": TURNS[:1]}, "no message is the assistant's"),
+        ("x.JSONL", {"text": "\ud800"}, "line 1: it has half of a surrogate pair"),
     ],
 )
 def test_what_has_nothing_to_learn_is_named_with_its_line(tmp_path, name, row, message):
@@ -96,11 +97,24 @@ def test_messages_without_a_template_and_a_template_that_changes_turns_are_refus
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
-    (tmp_path / "x.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"x\.txt is no UTF-8 text"):
-        jm.data.read(tmp_path / "x.txt", encode)
+    for name, place in (("x.txt", r"x\.txt"), ("x.jsonl", r"x\.jsonl, line 1")):
+        (tmp_path / name).write_bytes(b"\xff\xfe")
+        with pytest.raises(ValueError, match=f"{place} is no UTF-8 text"):
+            jm.data.read(tmp_path / name, encode)
     with pytest.raises(ValueError, match="files are empty"):
         jm.data.read([], encode)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_text(tmp_path):
+    for name, text in (("a.txt", "ab"), ("a.jsonl", '{"text": "ab"}')):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert learnt(jm.data.read(tmp_path / name, encode))[0][0] == b"ab"
+
+
+def test_a_completion_has_the_tokens_that_follow_its_prompt(tmp_path):
+    spaced = lambda text: encode(" " + text)  # as SentencePiece does
+    path = lines(tmp_path / "x.jsonl", {"prompt": "a b", "completion": "cd"})
+    assert learnt(jm.data.read(path, spaced)) == [(b" a bcd", b"cd")]
 
 
 def test_a_text_longer_than_the_context_is_refused_or_split(tmp_path):
