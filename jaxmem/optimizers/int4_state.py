@@ -94,14 +94,16 @@ def encode_int4(x: Array, seed: Array | int) -> Nibbles:
 
 
 def group_size(n: int) -> int:
-    """The largest even size of at most 128 that divides n; 128 if all such sizes are below 32.
+    """The largest even size of at most 128 that divides n, or, if all such sizes are below 32, 128.
+
+    A row of fewer numbers is one group, made even.
 
     Example:
-        >>> [group_size(n) for n in (4096, 576, 1025)]
-        [128, 96, 128]
+        >>> [group_size(n) for n in (4096, 576, 1025, 97, 8)]
+        [128, 96, 128, 98, 8]
     """
     sizes = [size for size in range(LARGEST_GROUP, 31, -2) if n % size == 0]
-    return sizes[0] if sizes else LARGEST_GROUP
+    return sizes[0] if sizes else min(LARGEST_GROUP, n + n % 2)
 
 
 @takes()

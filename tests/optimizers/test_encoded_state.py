@@ -9,6 +9,7 @@ import optax
 import pytest
 from cheap_jit import jit
 
+import jaxmem as jm
 from jaxmem.optimizers import in_int8
 from jaxmem.optimizers.companded_codes import encode_companded
 from jaxmem.optimizers.int4_state import encode_int4
@@ -47,6 +48,11 @@ def test_zeros_and_nan_stay(code):
     decoded = jit(lambda x: ENCODE[code](x, 0).decode())(special)
     np.testing.assert_array_equal(decoded[0], special[0])
     assert jnp.isnan(decoded[1]).any()
+
+
+def test_rows_of_few_numbers_take_few_bytes():
+    state = jax.eval_shape(lambda x: encode_int4(x, 0), jnp.ones((512, 8)))
+    assert jm.nbytes(state) == 512 * (8 // 2 + 2)  # codes, and a scale in bfloat16
 
 
 def test_a_code_that_is_none_is_refused():
