@@ -144,23 +144,25 @@ class Train(options.SourceOptions):
         axes = {k: v for k, v in mesh.shape.items() if v > 1} if mesh else None
         if predicts_hidden_tokens(model.config):
             with output.step("planning"):
-                return self._searched(model, device, seq, limit), limit
-        with output.step("planning"):
-            planned = jm.plan(
-                model,
-                device=device,
-                task=TASKS[self.task],
-                batch=self.batch,
-                seq=seq,
-                limit=limit,
-                meshes=[axes] if axes else None,
-                packed=True,
-                most=1,
-            )
-        show_plan(output, planned)
+                recipe = self._searched(model, device, seq, limit)
+        else:
+            with output.step("planning"):
+                planned = jm.plan(
+                    model,
+                    device=device,
+                    task=TASKS[self.task],
+                    batch=self.batch,
+                    seq=seq,
+                    limit=limit,
+                    meshes=[axes] if axes else None,
+                    packed=True,
+                    most=1,
+                )
+            show_plan(output, planned)
+            recipe = planned.recipe
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, (planned.recipe.to_json() + "\n").encode())
-        return planned.recipe, limit
+        write_whole(out, (recipe.to_json() + "\n").encode())
+        return recipe, limit
 
     def _searched(self, model: Model, device: str, seq: int, limit: int | None) -> Recipe:
         """The first recipe to train an encoder that is proved to fit: fewer micro-batches first."""
@@ -191,8 +193,8 @@ class Train(options.SourceOptions):
         grown = "" if trained.grown is None else f", grew by {show(max(trained.grown, 0))}"
         rows = [
             ("steps", figures["steps"]),
-            ("loss, nats a token", f"{trained.loss:.4f}"),
-            ("perplexity, held out", f"{trained.perplexity:.4g}" if self.held_out else "-"),
+            ("loss, nats a token", _number(trained.loss, ".4f")),
+            ("perplexity, held out", _number(trained.perplexity, ".4g") if self.held_out else "-"),
             ("steps skipped: not finite", trained.skipped),
             ("tokens a second", f"{figures['tokens_per_second']:.0f}"),
             ("memory of a step, predicted", show(trained.predicted) + grown),
@@ -201,6 +203,10 @@ class Train(options.SourceOptions):
         output.say(f"It is in {made}.")
         recipe = json.loads(recipe.to_json())
         return {"source": trained.model.source, "out": made, "recipe": recipe} | figures
+
+
+def _number(x: float | None, form: str) -> str:
+    return "not finite" if x is None else f"{x:{form}}"
 
 
 def hidden_in_part(model: Model, batches: Batches, seed: int) -> MaskedBatches:

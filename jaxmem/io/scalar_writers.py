@@ -5,11 +5,12 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .atomic import write_whole
 
 
+@runtime_checkable
 class ScalarWriter(Protocol):
     """Takes the numbers of a step; for Weights & Biases, MLflow and others write one of your own.
 

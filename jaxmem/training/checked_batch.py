@@ -14,7 +14,8 @@ def checked_batch(batch: Any, recipe: Recipe, config: Any) -> Any:
 
     Raises:
         ValueError: a shape or a dtype is another one, an id is outside the vocabulary, or a recipe
-            that is not packed would lose what the batch says of its rows.
+            that is not packed would lose what the batch says of its rows; or nothing of the batch
+            is to be predicted.
 
     Example:
         >>> from jaxmem.architectures import llama
@@ -32,10 +33,14 @@ def checked_batch(batch: Any, recipe: Recipe, config: Any) -> Any:
         raise ValueError(f"a packed recipe takes batches with {', '.join(names)}{cure}")
     arrays = {name: np.asarray(batch[name]) for name in names}
     for name, x in arrays.items():
-        if x.shape != (recipe.batch, recipe.seq):
+        if x.shape != (recipe.batch, recipe.seq) or x.dtype.kind not in "biu":
             raise ValueError(
-                f"{name} of a batch has shape {x.shape}, expected {(recipe.batch, recipe.seq)}"
+                f"{name} of a batch is {x.dtype} {x.shape}, expected integers or booleans "
+                f"{(recipe.batch, recipe.seq)}"
             )
+    predicted = arrays["mask"] if "targets" in names else arrays["mask"][:, 1:]
+    if not predicted.any():
+        raise ValueError("the mask of a batch hides all tokens, expected one to be predicted")
     typed = {name: x.astype(names[name]) for name, x in arrays.items()}
     if "targets" in typed:
         check_in_vocabulary(typed["targets"], config.vocab, "targets")
@@ -52,6 +57,8 @@ def _ids(ids: Any, recipe: Recipe, vocab: int) -> np.ndarray:
 
 def _whole_texts(batch: dict) -> Any:
     """The ids of rows that are one text each, all of it learnt."""
+    if missing := sorted({"ids", "segments", "mask"} - set(batch)):
+        raise ValueError(f"a batch has no {', '.join(missing)}, as those of jm.data.Batches do")
     one = np.asarray(batch["segments"]) == 1
     if not (one.all() and np.asarray(batch["mask"])[:, 1:].all()):
         raise ValueError(

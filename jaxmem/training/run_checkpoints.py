@@ -1,7 +1,11 @@
 """RunCheckpoints: the numbered checkpoints of a run, from which it is continued after a kill."""
 
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -9,6 +13,25 @@ import orbax.checkpoint as ocp
 from ..interop.orbax import Restore, Save
 
 KEPT = 2  # checkpoints
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of a folder; a process that is killed leaves no lock.
+
+    Raises:
+        ValueError: another run is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run is at work in {folder}, expected one") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 class RunCheckpoints:

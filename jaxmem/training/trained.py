@@ -35,9 +35,9 @@ class Trained:
 
     @property
     def perplexity(self) -> float | None:
-        """Of the held-out text after the last step; None without one."""
+        """Of the held-out text after the last step; None without one, or if it is not finite."""
         held_out = self._held_out()
-        return math.exp(held_out[-1][1]) if held_out else None
+        return math.exp(held_out[-1][1]) if held_out and held_out[-1][1] is not None else None
 
     def plot(self) -> Picture:
         """The loss against the steps, and that of the held-out text.
@@ -50,13 +50,14 @@ class Trained:
         rows = [row for row in self.history if row["loss"] is not None]
         axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label="training")
         if held_out := self._held_out():
-            axes.plot(*zip(*held_out), "o-", label="held out")
+            finite = [(step, loss) for step, loss in held_out if loss is not None]
+            axes.plot([step for step, _ in finite], [x for _, x in finite], "o-", label="held out")
             axes.legend()
         axes.set(xlabel="step", ylabel="loss, nats a token", title=self.model.source)
         return Picture(figure)
 
-    def _held_out(self) -> list[tuple[int, float]]:
-        """(step, loss) of each evaluation of the held-out text."""
+    def _held_out(self) -> list[tuple[int, float | None]]:
+        """(step, loss) of each evaluation of the held-out text; None for what is not finite."""
         name = "held_out_loss"
         return [(row["step"], row[name]) for row in self.history if name in row]
 

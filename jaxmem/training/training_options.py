@@ -15,8 +15,8 @@ class TrainingOptions:
 
     Args:
         steps: steps in all, also those of earlier runs that are continued.
-        learning_rate: the highest one. It rises linearly over a tenth of the steps, and falls as
-            half a cosine to a tenth of itself.
+        learning_rate: the highest one. It rises linearly over a tenth of the steps, from what is
+            not 0, and falls as half a cosine to a tenth of itself.
         weight_decay: what AdamW takes from the weights, times the learning rate.
         clip: the most that the global norm of a gradient may be; None for any.
         evaluate_every: steps between evaluations on the held-out text; None for the end only.
@@ -58,7 +58,8 @@ class TrainingOptions:
         """The learning rate of each step."""
         most, warmup = self.learning_rate, max(1, round(self.steps * WARMUP_SHARE))
         steps = max(warmup + 1, self.steps)
-        return optax.warmup_cosine_decay_schedule(0.0, most, warmup, steps, 0.1 * most)
+        first = most / (warmup + 1)  # a first step at a rate of 0 would learn nothing
+        return optax.warmup_cosine_decay_schedule(first, most, warmup, steps, 0.1 * most)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:

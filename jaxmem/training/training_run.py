@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import time
@@ -25,7 +24,7 @@ from ..planner.recipe import Recipe
 from ..planner.train_and_serve_steps import Built, build
 from .checked_batch import checked_batch
 from .held_out import HeldOut
-from .run_checkpoints import RunCheckpoints
+from .run_checkpoints import RunCheckpoints, locked
 from .trained import Trained
 from .training_options import TrainingOptions
 
@@ -76,8 +75,8 @@ def run(
 
     Raises:
         ValueError: the recipe serves; a batch has another shape than the recipe, or an id that the
-            model does not know; the step takes more than `limit`; `out` holds another run; the loss
-            was not finite for ten steps in a row.
+            model does not know; the step takes more than `limit`; `out` holds another run, or
+            one is at work there; the loss or its gradient was not finite for ten steps in a row.
     """
     if recipe.task == "serve":
         raise ValueError("the recipe is one to serve, expected one to train or of lora")
@@ -99,13 +98,13 @@ def run(
     like = built.arguments[-1]
     record = {"recipe": json.loads(recipe.to_json()), "model": model.source}
     record["options"] = dataclasses.asdict(options)
-    with RunCheckpoints(out / CHECKPOINTS, record) as checkpoints:
+    with locked(out), RunCheckpoints(out / CHECKPOINTS, record) as checkpoints:
         first = checkpoints.latest or 0
         if first:
             state, data_state = checkpoints.restore(None if mesh is None else built.shardings[0])
             batches.restore(data_state)
         writers = [JsonLines(out / SCALARS, after=first), *([writer] if writer else [])]
-        grown, skipped = None, 0
+        grown, in_a_row, skipped = None, 0, int(state["skipped"])
         for count in range(first + 1, options.steps + 1):
             batch = checked_batch(next(batches), recipe, model.config)
             batch = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), batch, like)
@@ -116,17 +115,18 @@ def run(
             grown = growing.nbytes if count == first + 1 else grown
             numbers = {
                 "loss": loss,
-                "learning_rate": float(options.schedule(count - 1)),
+                "learning_rate": float(options.schedule(count - 1 - skipped)),
                 "tokens_per_second": recipe.batch * recipe.seq / (time.perf_counter() - start),
             }
             last = count == options.steps
             if last or _is_due(count, options.evaluate_every):
                 numbers |= measure(state["params"], *frozen)
-            skipped = 0 if math.isfinite(loss) else skipped + 1
-            if skipped == MOST_SKIPPED:
+            before, skipped = skipped, int(state["skipped"])
+            in_a_row = in_a_row + 1 if skipped > before else 0
+            if in_a_row == MOST_SKIPPED:
                 raise ValueError(
-                    f"the loss of steps {count - skipped + 1} to {count} is not finite; lower the "
-                    f"learning rate {options.learning_rate}, or look at the data"
+                    f"the loss or the gradient of steps {count - in_a_row + 1} to {count} is not "
+                    f"finite; lower the learning rate {options.learning_rate}, or look at the data"
                 )
             for one in writers:
                 one.write_scalars(count, numbers)

@@ -33,7 +33,9 @@ def model():
 def trained(model, out, steps=8, recipe=RECIPE, text=TEXT, **options):
     options = {"learning_rate": 0.02, "save_every": 2} | options
     rest = {
-        name: options.pop(name) for name in ("progress", "held_out", "limit") if name in options
+        name: options.pop(name)
+        for name in ("progress", "held_out", "limit", "writer")
+        if name in options
     }
     made = TrainingOptions(steps, **options)
     rows = jm.data.PackedRows([text], 16, longer="split")
@@ -67,10 +69,13 @@ def test_a_run_that_was_stopped_continues_to_the_same_losses(model, tmp_path):
 def test_steps_that_are_not_finite_change_nothing_and_ten_end_the_run(model, tmp_path):
     spoiled = {**model.params, "final_norm": {"scale": jnp.full((16,), jnp.nan)}}
     broken = dataclasses.replace(model, tensors=spoiled)
-    with pytest.raises(ValueError, match="loss of steps 1 to 10 is not finite"):
+    with pytest.raises(ValueError, match="loss or the gradient of steps 1 to 10 is not finite"):
         trained(broken, tmp_path, steps=12, save_every=None)
     rows = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == [None] * 9 and not (tmp_path / "model").exists()
+    last = trained(broken, tmp_path / "short", steps=1, held_out=TEXT[:32])
+    assert last.loss is None and last.perplexity is None and last.skipped == 1
+    assert "not finite" in last._repr_html_()
 
 
 def test_adapters_are_trained_beside_encoded_weights(model, tmp_path):
@@ -99,6 +104,34 @@ def test_adapters_are_trained_beside_encoded_weights(model, tmp_path):
 def test_what_cannot_be_trained_is_refused(model, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         trained(model, tmp_path, **change)
+
+
+def test_a_run_of_one_step_learns(model, tmp_path):
+    class Kept:
+        def write_scalars(self, step, scalars):
+            steps.append((step, scalars["loss"]))
+
+    steps = []
+    made = trained(model, tmp_path, steps=1, writer=Kept())
+    assert steps == [(1, made.loss)]
+    assert (made.model.params["head"]["kernel"] != model.params["head"]["kernel"]).any()
+    assert made.history[0]["learning_rate"] == pytest.approx(0.01)
+
+
+def test_a_second_run_in_a_folder_at_once_is_refused(model, tmp_path):
+    def second(step, steps, numbers):
+        with pytest.raises(ValueError, match="another run is at work in"):
+            trained(model, tmp_path, steps=1)
+
+    trained(model, tmp_path, steps=1, progress=second)
+
+
+def test_a_batch_of_which_nothing_is_predicted_is_refused(model, tmp_path):
+    rows = jm.data.PackedRows([[1]] * 64, 16)
+    recipe = dataclasses.replace(RECIPE, packed=True)
+    options = TrainingOptions(1)
+    with pytest.raises(ValueError, match="the mask of a batch hides all tokens"):
+        run(model, jm.data.Batches(rows, 2), recipe, out=tmp_path, options=options)
 
 
 def test_a_folder_of_another_run_is_refused(model, tmp_path):
