@@ -88,7 +88,7 @@ def test_a_form_that_was_not_measured_counts_as_the_closest_one():
         (jm.Chain((jm.LowRank(4), jm.Int(8))), {"cpu", "tpu", "gpu"}),
         (jm.Bitmask(0.5), set()),
     ],
-    ids=str,
+    ids=lambda x: "-".join(sorted(x)) if isinstance(x, set) else str(x),
 )
 def test_a_platform_is_fast_where_no_decoded_weight_is_written(codec, fast):
     assert {p for p in ("cpu", "tpu", "gpu") if has_fast_product(abstract(codec), p)} == fast
