@@ -93,6 +93,7 @@ MAY = {
      "fn|loss|keep|policy"): {"function"},
     ("train.accumulate", "loss"): {"function"},
     ("save|interop.*", "path"): {"text"},
+    ("card", "out"): {"text"},
     ("data.*", "path|files|folder"): {"text", "none"},
     ("data.(lzw_)?.*", "symbols|codes|lengths|mask|rows"): {"array"},
     ("data.write", "ids"): {"list"},

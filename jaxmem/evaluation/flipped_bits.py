@@ -12,14 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..core.arguments import takes
+from ..core.arguments import NAMES, TREE, Kind, takes
 from ..core.leaf import is_encoded
 
 PARTS = ("codes", "scales", "masks", "weights")
 _CODES = frozenset({"codes", "planes"})
 
 
-@takes()
+_KEY = Kind(
+    "a key, such as jax.random.key(0)",
+    lambda x: hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and not x.shape,
+)
+
+
+@takes(tree=TREE, key=_KEY, parts=NAMES)
 def flip_bits(tree: Any, rate: float, key: Array, *, parts: Sequence[str] = PARTS) -> Any:
     """The tree with each bit of the arrays of `parts` flipped with the probability `rate`.
 
@@ -28,6 +34,7 @@ def flip_bits(tree: Any, rate: float, key: Array, *, parts: Sequence[str] = PART
 
     Raises:
         ValueError: `rate` is not from 0 to 1, or a part is none of `PARTS`.
+        TypeError: an argument has another type; the key is none of `jax.random.key`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -37,7 +44,7 @@ def flip_bits(tree: Any, rate: float, key: Array, *, parts: Sequence[str] = PART
         >>> bool((codes[1] == ~codes[0]).all()), bool((scales[1] == scales[0]).all())
         (True, True)
     """
-    if isinstance(parts, str) or not set(parts) <= set(PARTS):
+    if not set(parts) <= set(PARTS):
         raise ValueError(f"parts is {parts!r}, expected some of {', '.join(PARTS)}")
     if not 0 <= rate <= 1:
         raise ValueError(f"rate is {rate}, expected 0 to 1")
