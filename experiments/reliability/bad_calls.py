@@ -50,7 +50,7 @@ NAMESPACES = (
 # What functions return is only read, or has no constructor that users call.
 NOT_CALLED = {
     "Breakdown", "Card", "Codec", "CompileError", "Donations", "Encoded", "Evaluation", "Fitted",
-    "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Use",
+    "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Speeds", "Use",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.Membership", "evaluation.TaskScores", "data.Packing", "models.Model",
     "train.ScaledState", "training.ScalarWriter", "training.Trained",
