@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..core.arguments import FUNCTION, POSITIVE, takes
+from ..core.arguments import FUNCTION, POSITIVE, TREE, takes
 from ..data.packed_rows import PackedRows
 
 
-@takes(apply=FUNCTION, batch=POSITIVE)
+@takes(apply=FUNCTION, params=TREE, batch=POSITIVE)
 def document_losses(
     apply: Callable, params: Any, rows: PackedRows, *, batch: int = 8
 ) -> np.ndarray:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
-from ..core.arguments import check_fields
+from ..core.arguments import NAMES, check_fields
 from .prompt_template import fields_of, fill
 
 METRICS = {  # of each kind; the first is the default
@@ -78,7 +78,7 @@ class Task:
     until: tuple[str, ...] = ("\n",)
 
     def __post_init__(self):
-        check_fields(self)
+        check_fields(self, until=NAMES)
         if not self.name or not set(self.name) <= _LETTERS:
             raise ValueError(f"the task's name is {self.name!r}, expected letters, digits or _.-")
         if self.kind not in METRICS:

@@ -60,6 +60,12 @@ def test_what_a_task_cannot_be_is_said(change, message):
         Task(**({"items": (SUM,), **CHOICE} | change))
 
 
+@pytest.mark.parametrize("until", [{"end": "."}, ".", 3, (1,)])
+def test_ends_that_are_no_texts_are_refused(until):
+    with pytest.raises(TypeError, match="until"):
+        Task(items=(SUM,), **CHOICE, until=until)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -69,6 +75,7 @@ def test_what_a_task_cannot_be_is_said(change, message):
         ([{"task": CHOICE | {"shots": 3}}, SUM], "no field 'shots'"),
         ([{"task": {"name": "sums"}}, SUM], "kind"),
         ([{"task": CHOICE}, {"document": "a"}, SUM], "line 2: a document has no text"),
+        ([{"task": CHOICE | {"until": {"end": "."}}}, SUM], "until"),
         ([{"task": CHOICE}, [SUM]], "line 2 is a list"),
     ],
 )
