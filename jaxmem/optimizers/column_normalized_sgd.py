@@ -10,7 +10,7 @@ from jax import Array
 
 from ..core.arguments import takes
 from ..core.paths import match
-from .per_weight import AdamRule, WeightState, descent, per_weight
+from .per_weight_state import AdamRule, WeightState, descent, per_weight
 from .weight_roles import head_paths, weight_roles
 
 LEAST_RMS = 1e-8  # as in the authors' code

@@ -18,7 +18,7 @@ from jax import Array
 from ..core.arguments import POSITIVE, shown, takes
 from ..core.fold import Fold
 from ..core.paths import match
-from .per_weight import AdamMoments, AdamRule, WeightState, descent, per_weight
+from .per_weight_state import AdamMoments, AdamRule, WeightState, descent, per_weight
 from .weight_roles import weight_roles
 
 DENSE = re.compile(r".*(embed|wte|wpe|head).*")  # of what takes Adam by default

@@ -13,7 +13,7 @@ from jax import Array
 
 from ..core.arguments import takes
 from ..core.paths import match
-from .per_weight import AdamRule, WeightState, descent, per_weight
+from .per_weight_state import AdamRule, WeightState, descent, per_weight
 from .weight_roles import weight_roles
 
 

@@ -4,6 +4,6 @@ from ..io.scalar_writers import JsonLines as JsonLines
 from ..io.scalar_writers import ScalarWriter as ScalarWriter
 from ..io.scalar_writers import TensorBoard as TensorBoard
 from .fresh_weights import fresh as fresh
-from .trained import Trained as Trained
 from .training_options import TrainingOptions as TrainingOptions
+from .training_result import Trained as Trained
 from .training_run import run as run

@@ -23,10 +23,10 @@ from ..parallel.mesh import mesh as make_mesh
 from ..planner.recipe import Recipe
 from ..planner.train_and_serve_steps import Built, build
 from .checked_batch import checked_batch
-from .held_out import HeldOut
+from .held_out_loss import HeldOut
 from .run_checkpoints import RunCheckpoints, locked
-from .trained import Trained
 from .training_options import TrainingOptions
+from .training_result import Trained
 
 CHECKPOINTS, SCALARS, MODEL, ADAPTERS = "checkpoints", "scalars.jsonl", "model", "adapters.jm"
 MOST_SKIPPED = 10  # steps in a row
