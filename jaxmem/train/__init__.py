@@ -11,6 +11,9 @@ from .gradient_release import released as released
 from .gradient_release import train_state as train_state
 from .gradual_pruning import gradual as gradual
 from .gradual_pruning import polynomial as polynomial
+from .layer_distillation import attention_loss as attention_loss
+from .layer_distillation import hidden_loss as hidden_loss
+from .layer_distillation import relation_loss as relation_loss
 from .learned_rounding import learn_rounding as learn_rounding
 from .loss_scale import ScaledState as ScaledState
 from .loss_scale import scale_of as scale_of
@@ -29,5 +32,6 @@ from .preference_losses import preference as preference
 from .remat_policy import Remat as Remat
 from .remat_policy import remat as remat
 from .scale_tuning import tune as tune
+from .teacher_losses import distilled_cross_entropy as distilled_cross_entropy
+from .teacher_losses import teacher_divergence as teacher_divergence
 from .token_losses import cross_entropy as cross_entropy
-from .token_losses import teacher_divergence as teacher_divergence

@@ -1,25 +1,42 @@
-"""distillation: (1 − α) · CE(labels, s) + α · T² · KL(softmax(t/T) ‖ softmax(s/T))."""
+"""distillation: (1 − α) · CE(labels, s) + α · T² · divergence of softmax(t/T) and softmax(s/T)."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ..core.arguments import takes
-from .output_losses import divergence
+from .teacher_losses import Divergence, distilled_cross_entropy
 
 
 @takes()
 def distillation(
-    student: Array, teacher: Array, labels: Array, *, alpha: float = 0.5, temperature: float = 1.0
+    student: Array,
+    teacher: Array,
+    labels: Array,
+    *,
+    alpha: float = 0.5,
+    temperature: float = 1.0,
+    kind: Divergence = "forward",
+    beta: float = 0.5,
 ) -> Array:
     """The mean loss, in f32, of a student that learns from labels and from a teacher's logits.
 
-    Shapes: student and teacher (..., classes), labels (...) integers. The gradient reaches the
-    student through both terms and never reaches the teacher. The factor T² keeps the size of the
-    second term's gradient as the temperature T grows. Hinton et al., 2015.
+    The gradient reaches the student through both terms and never reaches the teacher. The factor T²
+    keeps the size of the second term's gradient as the temperature T grows. Hinton et al., 2015.
+    For a large vocabulary, `jm.train.distilled_cross_entropy` with `jm.train.chunked` is the same
+    of hidden states, without logits of all tokens.
+
+    Args:
+        student: logits (..., classes).
+        teacher: logits (..., classes).
+        labels: integers (...).
+        alpha: the share of the teacher's term, 0 to 1.
+        temperature: T, what both logits are divided by in the teacher's term.
+        kind: "forward", "reverse" or "jsd", see `jm.train.teacher_divergence`.
+        beta: the share of the teacher in the mixture of "jsd".
 
     Raises:
-        ValueError: `alpha` is outside 0 to 1, or `temperature` is not positive.
+        ValueError: `alpha` is outside 0 to 1, `temperature` is not positive, `kind` or `beta` is
+            none of the above, or student and teacher have not as many classes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -27,12 +44,5 @@ def distillation(
         >>> [round(float(distillation(s, t, jnp.array([0]), alpha=a)), 3) for a in (0.0, 1.0)]
         [0.693, 0.603]
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, expected 0 to 1")
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}, expected more than 0")
-    student = student.astype(jnp.float32)
-    teacher = jax.lax.stop_gradient(teacher).astype(jnp.float32)
-    soft_loss = divergence(teacher / temperature, student / temperature)
-    log_probability = jnp.take_along_axis(jax.nn.log_softmax(student), labels[..., None], -1)
-    return -(1 - alpha) * log_probability.mean() + alpha * temperature**2 * soft_loss
+    loss = distilled_cross_entropy(alpha=alpha, temperature=temperature, kind=kind, beta=beta)
+    return loss(student.astype(jnp.float32), teacher, labels).mean()

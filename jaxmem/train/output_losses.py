@@ -83,4 +83,5 @@ def kl_divergence(target: Array, found: Array) -> Array:
     """
     log_p, log_q = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (target, found))
     p = jnp.exp(log_p)
-    return jnp.where(p > 0, p * (log_p - log_q), 0).sum(-1)
+    # The difference is replaced before the product, so that -inf of both has no gradient of NaN.
+    return (p * jnp.where(p > 0, log_p - log_q, 0)).sum(-1)

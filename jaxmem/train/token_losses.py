@@ -1,4 +1,4 @@
-"""Losses of each token from its logits: cross entropy, smoothed or not, and KL to a teacher."""
+"""cross_entropy: −log softmax(logits)[target] of each token, smoothed or not, with a z-loss."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.arguments import takes
-from .output_losses import kl_divergence
 
 
 @takes()
@@ -37,33 +36,5 @@ def cross_entropy(*, smoothing: float = 0.0, z: float = 0.0) -> Callable[[Array,
         if smoothing:
             target = (1 - smoothing) * target + smoothing * logits.mean(-1)
         return total - target + (z * total**2 if z else 0.0)
-
-    return loss
-
-
-@takes()
-def teacher_divergence(*, temperature: float = 1.0) -> Callable[[Array, Array], Array]:
-    """A function (student's logits, teacher's logits (..., V)) -> T² · KL(teacher ‖ student) (...).
-
-    Both are divided by the temperature T first (Hinton et al., 2015). No gradient reaches the
-    teacher. With `chunked`, neither model's logits are in memory as a whole.
-
-    Raises:
-        ValueError: `temperature` is not positive.
-
-    Example:
-        >>> import jaxmem as jm
-        >>> student = jm.train.Logits(jnp.ones((1, 4, 8)), jnp.ones((8, 32)))
-        >>> head = jm.Int(8).encode(jnp.ones((16, 32)))
-        >>> teacher = jm.train.Logits(jnp.ones((1, 4, 16)), head)
-        >>> jm.train.chunked(teacher_divergence(), (student, teacher), chunk=2).shape
-        (1, 4)
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, expected more than 0")
-
-    def loss(student, teacher):
-        teacher = jax.lax.stop_gradient(teacher) / temperature
-        return temperature**2 * kl_divergence(teacher, student / temperature)
 
     return loss
