@@ -53,10 +53,10 @@ def wing(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imports(path):
-    """The full names that a file imports, anywhere in it."""
+def imports(path, nodes=ast.walk):
+    """The full names that a file imports, anywhere in it or in the nodes of a part."""
     package = ("jaxmem", *path.relative_to(ROOT).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         if isinstance(node, ast.ImportFrom):
@@ -134,3 +134,13 @@ def test_no_module_shares_its_name_with_a_public_function():
         public = {name.rpartition(".") for name in imports(init)}
         public = {name for package, _, name in public if package != home}  # not modules themselves
         assert not public & modules
+
+
+def test_orbax_is_imported_when_it_is_first_used():
+    at_top = {path: set(imports(path, lambda tree: tree.body)) for path in FILES}
+    readers = {path for path, names in at_top.items() if any("orbax." in f"{n}." for n in names)}
+    assert {path.stem for path in readers} == {"orbax", "run_checkpoints"}
+    homes = {f"jaxmem.{path.parent.name}.{path.stem}" for path in readers}
+    for path, names in at_top.items():
+        home = {name.rpartition(".")[0] for name in names}
+        assert path in readers or not homes & (names | home), path

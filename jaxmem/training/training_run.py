@@ -24,7 +24,6 @@ from ..planner.recipe import Recipe
 from ..planner.train_and_serve_steps import Built, build
 from .checked_batch import checked_batch
 from .held_out_loss import HeldOut
-from .run_checkpoints import RunCheckpoints, locked
 from .training_options import TrainingOptions
 from .training_result import Trained
 
@@ -78,6 +77,8 @@ def run(
             model does not know; the step takes more than `limit`; `out` holds another run, or
             one is at work there; the loss or its gradient was not finite for ten steps in a row.
     """
+    from .run_checkpoints import RunCheckpoints, locked  # it imports orbax, which takes a second
+
     if recipe.task == "serve":
         raise ValueError("the recipe is one to serve, expected one to train or of lora")
     out = pathlib.Path(out)
