@@ -24,6 +24,7 @@ from ..planner.recipe import Recipe
 from ..planner.train_and_serve_steps import Built, build
 from .checked_batch import checked_batch
 from .held_out_loss import HeldOut
+from .input_digests import first_batch_sha256, tree_sha256
 from .training_options import TrainingOptions
 from .training_result import Trained
 
@@ -99,6 +100,8 @@ def run(
     like = built.arguments[-1]
     record = {"recipe": json.loads(recipe.to_json()), "model": model.source}
     record["options"] = dataclasses.asdict(options)
+    record["data (sha256 of the first batch)"] = first_batch_sha256(batches)
+    record["weights (sha256)"] = tree_sha256(model.params)
     with locked(out), RunCheckpoints(out / CHECKPOINTS, record) as checkpoints:
         first = checkpoints.latest or 0
         if first:
