@@ -91,11 +91,23 @@ def chat(
         >>> chat(model, "hello", max_new_tokens=2).prompt.tolist()
         [[0, 1, 2]]
     """
+    return generate(model, chat_tokens(model, messages, variables=variables), **options)
+
+
+def chat_tokens(
+    model: Model, messages: Messages, *, variables: Mapping[str, Any] | None = None
+) -> np.ndarray:
+    """The token ids (tokens,) i32 of the prompt that `chat_prompt` makes of the same arguments.
+
+    Raises:
+        ValueError: as `chat_prompt`; the model has no tokenizer.
+        TypeError: as `chat_prompt`.
+    """
     if model.tokenizer is None:
         raise ValueError(f"{model.source} has no tokenizer, which a chat takes")
     text = chat_prompt(model, messages, variables=variables)
     ids = model.tokenizer.encode(text, add_special_tokens=False).ids  # the template writes them
-    return generate(model, np.array(ids, np.int32), **options)
+    return np.array(ids, np.int32)
 
 
 def _as_list(messages: Any) -> list:

@@ -18,6 +18,7 @@ from .device_decode_loop import MOST_STEPS, State
 from .flax_model import FlaxModel
 from .model import Model
 from .next_token_logits import Reader, reader
+from .output_text import output_text
 from .output_tokens import banned_tokens, check_room, forced_tokens, without
 from .prompts import prompt_rows
 from .sampling import Sampling, pick
@@ -183,7 +184,7 @@ def _sampled(
     times, steps = [time.perf_counter() - start], 1
     while True:
         if stream is not None:
-            text = _text(model, ids[0], np.concatenate(new, axis=1)[0])
+            text = output_text(model, ids[0], np.concatenate(new, axis=1)[0])
             if not text.endswith("\ufffd"):
                 stream(text[len(shown) :])
                 shown = text
@@ -255,16 +256,7 @@ def _generation(
     return Generation(
         prompt=prompt,
         ids=new,
-        texts=tuple(_text(model, *row) for row in zip(prompt, new)) if has_text else (),
+        texts=tuple(output_text(model, *row) for row in zip(prompt, new)) if has_text else (),
         first_token_seconds=times[0],
         seconds_per_token=float(np.median(times[2:])) if len(times) > 2 else None,
     )
-
-
-def _text(model: Model, prompt: np.ndarray, new: Sequence[int]) -> str:
-    """The text that new tokens add to that of the prompt; an encoder-decoder's is its own."""
-    new = list(map(int, new))
-    if reads_source(model):
-        return model.tokenizer.decode(new)
-    before = model.tokenizer.decode(prompt.tolist())
-    return model.tokenizer.decode([*prompt.tolist(), *new])[len(before) :]
