@@ -1,0 +1,1 @@
+"""Many prompts answered at once, out of one pool of pages."""
