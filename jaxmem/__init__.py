@@ -90,6 +90,8 @@ from .evaluation.perplexity_kl import evaluate as evaluate
 from .evaluation.result import Evaluation as Evaluation
 from .io.checkpoint import load as load
 from .io.checkpoint import save as save
+from .kv_cache import pages as pages
+from .kv_cache.page_pool import Pages as Pages
 from .offload.streamed_weights import from_host as from_host
 from .offload.streamed_weights import layers_on_host as layers_on_host
 from .parallel import layouts as layouts

@@ -45,6 +45,7 @@ NAMESPACES = (
     "data",
     "evaluation",
     "training",
+    "pages",
 )
 
 # What functions return is only read, or has no constructor that users call.
@@ -53,6 +54,7 @@ NOT_CALLED = {
     "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Speeds", "Use",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.Membership", "evaluation.TaskScores", "data.Packing", "models.Model",
+    "pages.PagePool", "pages.Usage",
     "train.ScaledState", "training.ScalarWriter", "training.Trained",
 }  # fmt: skip
 
@@ -112,6 +114,7 @@ MAY = {
     ("load", "shardings"): {"none", "function"},
     ("models.from_flax", "options"): {"dict"},  # `Sequential` takes any keyword argument
     ("models.chat", "max_new_tokens"): {"int"},  # one of its `options`, which have no annotation
+    ("pages.*", "src|dst|row|tokens|count"): {"int", "negative"},  # `ok` says that it cannot be
     ("models.generate", "prompt"): {"text"},
     ("models.chat(_prompt)?", "messages"): {"text"},
     ("models.chat(_prompt)?", "variables"): {"none", "dict"},

@@ -112,6 +112,9 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     task = jm.evaluation.Task("mood", "choice", (item,), "{text}", ("w3", "w4"))
     jm.evaluation.write_task(folder / "task.jsonl", task)
     write_items(folder / "old/items/model/mood.jsonl", {"key": "weights task"}, answers)
+    pool = jm.Pages(size=8).empty(model.config, pages=9, rows=2, most=4)
+    pool, _ = jm.pages.alloc(pool, jnp.array([20, 0]))
+    pages = {"pool": pool, "ids": jnp.array([1, 2])}
     calls = {
         "Affine": {"bits": 4, "group": 16},
         "Basis": {"rank": 4, "groups": 1, "order": "sequence", "codec": int8},
@@ -138,6 +141,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "LowRank": {"rank": 4},
         "NM": {"n": 2, "m": 4},
         "Outputs": {**density, "size": 1},
+        "Pages": {"bits": None, "size": 8},
         "Permute": {"codec": jm.NM(2, 4), "steps": 4},
         "Plan": {"items": plan, "axes": {"w": (-2,)}},
         "Planes": {"group": 16},
@@ -333,6 +337,18 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "replicated": {"m": compiled, "least": 1},
         "report": {"params": params, "enc": encoded, "uses": uses},
         "rewind": {**inner, "rounds": 1, "steps": 2, "to": 0, "uses": uses},
+        "pages.alloc": {"pool": pool, "tokens": jnp.array([1, 1])},
+        "pages.attach": {**pages, "row": 1, "tokens": 16},
+        "pages.drop": pages,
+        "pages.hold": pages,
+        "pages.put": {**pages, "blob": jm.pages.take(**pages)},
+        "pages.put_row": {"pool": pool, "row": 1, "blob": jm.pages.take_row(pool, 0)},
+        "pages.release": {"pool": pool, "rows": jnp.array([0])},
+        "pages.reserve": {"pool": pool, "count": 2, "most": 3},
+        "pages.share": {"pool": pool, "src": 0, "dst": 1, "tokens": 0},
+        "pages.take": pages,
+        "pages.take_row": {"pool": pool, "row": 0},
+        "pages.usage": {"pool": pool},
         "rigl": {**inner, "every": 1, "end": 10, "share": 0.3, "uses": uses},
         "save": {"path": folder / "out", **tree, "compress": False},
         "search": {"build": small, "knobs": knobs, "device": "cpu", "limit": 2**20, "most": 1,

@@ -14,6 +14,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.packed_texts import Packed, packed, token_positions
+from ..kv_cache.page_pool import PagePool
+from ..kv_cache.paged_rows import advanced, position_in
 from ..kv_cache.quantized import BLOCK_TOKENS, QuantizedCache
 from ..parallel.sharding_constraints import constrain
 from .attention.latent_attention import LatentAttention
@@ -66,7 +68,9 @@ class Decoder(nn.Module):
     """Maps ids (B, T) to logits (B, T, vocab) in f32 (Vaswani et al., 2017; Touvron et al., 2023).
 
     With a `cache` from `config.cache`, the first id is at `position` and the result is
-    (logits, cache).
+    (logits, cache). With a pool of `jm.Pages` it is (logits, pool): each row goes on where it
+    ended, with as many ids as it has room for. `rows` (B,) are the rows of the pool that the ids
+    belong to; None for all of them, in order.
 
     With `segments` (B, T) a row is several texts, and no token sees another text: its logits are
     those of its text alone. `positions` (B, T) count a text's tokens from 0; if they are None, a
@@ -84,6 +88,7 @@ class Decoder(nn.Module):
         *,
         segments: Array | None = None,
         positions: Array | None = None,
+        rows: Array | None = None,
     ):
         c = self.config
         if segments is not None:
@@ -93,6 +98,7 @@ class Decoder(nn.Module):
             raise ValueError(
                 "positions are given without segments, which say what texts they are of"
             )
+        position = position_in(cache, ids, position, rows)
         embed = Embed(c.vocab, c.embed_width or c.width, name="embed")
         x = embed(ids)
         if c.embed_width:
@@ -112,8 +118,8 @@ class Decoder(nn.Module):
                 in_axes=(0, nn.broadcast),
                 length=segment.length,
             )
-            rows = slice(segment.start, segment.start + segment.length)
-            inputs = jax.tree.map(lambda a: a[rows], values)  # noqa: B023
+            part = slice(segment.start, segment.start + segment.length)
+            inputs = jax.tree.map(lambda a: a[part], values)  # noqa: B023
             block = layers(c, segment.kind, name=segment.name)
             (x, cache), _ = block((x, cache), inputs, position)
         x = Norm(c, c.norm_bias, name="final_norm")(x) if c.final_norm else x
@@ -121,6 +127,7 @@ class Decoder(nn.Module):
             x = Linear(c.embed_width, name="embed_out")(x)
         head = Linear(c.vocab, c.head_bias, name="head") if not c.tied else None
         logits = scaled_logits(embed.logits(x) if head is None else head(x, jnp.float32), c)
+        cache = advanced(cache, position) if isinstance(cache, PagePool) else cache
         return logits if cache is None else (logits, cache)
 
     def _learned_positions(self, ids: Array, cache: Any, position: Array | int) -> Array:
@@ -239,4 +246,6 @@ def _cache_length(cache: Any) -> int:
     """The tokens that a cache has room for; 0 if it holds states only, which have no length."""
     if isinstance(cache, QuantizedCache):
         return cache.keys.length
+    if isinstance(cache, PagePool):
+        return cache.limit
     return cache["k"].shape[3] if "k" in cache else 0

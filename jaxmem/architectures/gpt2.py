@@ -16,7 +16,9 @@ from ..kv_cache.attention_masks import NO_LIMIT
 from ..kv_cache.cached_attention import attend_through
 from ..kv_cache.dense import empty, keep_layout
 from ..kv_cache.packed_texts import Packed, packed, token_positions
-from ..kv_cache.quantized import BLOCK_TOKENS
+from ..kv_cache.page_pool import PagePool
+from ..kv_cache.paged_rows import advanced, position_in
+from ..kv_cache.quantized import BLOCK_TOKENS, QuantizedCache
 from ..parallel.sharding_constraints import constrain
 from .attention.positions import check_positions
 from .configs.config_sizes import check_family, check_positive, check_types, set_head_dim
@@ -120,7 +122,7 @@ class GPT2(nn.Module):
     """Maps ids (B, T) to logits (B, T, vocab) in f32 (Radford et al., 2019).
 
     With a `cache` from `config.cache`, the first id is at `position` and the result is
-    (logits, cache). `segments` and `positions` are those of a `Decoder`.
+    (logits, cache). `segments`, `positions`, pools and their `rows` are those of a `Decoder`.
     """
 
     config: Config
@@ -134,6 +136,7 @@ class GPT2(nn.Module):
         *,
         segments: Array | None = None,
         positions: Array | None = None,
+        rows: Array | None = None,
     ):
         c = self.config
         if segments is not None:
@@ -144,7 +147,8 @@ class GPT2(nn.Module):
             raise ValueError(
                 "positions are given without segments, which say what texts they are of"
             )
-        in_blocks = cache is not None and not isinstance(cache, dict)  # prompts fill whole blocks
+        position = position_in(cache, ids, position, rows)
+        in_blocks = isinstance(cache, QuantizedCache)  # prompts fill whole blocks
         block = BLOCK_TOKENS if in_blocks else 1
         check_positions(ids, position, -(-c.context // block) * block)
         embed = Embed(c.vocab, c.width, name="embed")
@@ -161,6 +165,7 @@ class GPT2(nn.Module):
         (x, cache), _ = layers(c, name="layers")((x, cache), index, position)
         x = LayerNorm(c.eps, name="final_norm")(x)
         logits = embed.logits(x) if c.tied else Linear(c.vocab, name="head")(x, jnp.float32)
+        cache = advanced(cache, position) if isinstance(cache, PagePool) else cache
         return logits if cache is None else (logits, cache)
 
 

@@ -102,7 +102,8 @@ def attend_by(
         rows = jnp.broadcast_to(rows, (batch, kv_heads, 2, width))
     products = scores(rows)
     products = products.reshape(batch, kv_heads, -1, steps, products.shape[-1]) * scale
-    products = _changed(products, terms, position)
+    distance = token_distances(*products.shape[-2:], position)[None, None, None]
+    products = changed_scores(products, terms, distance)
     products = jnp.where(allowed, products, jnp.finfo(jnp.float32).min)
     shares = _softmax(products, terms.sinks)
     out = mix(shares.reshape(batch, kv_heads, -1, shares.shape[-1]))
@@ -110,16 +111,24 @@ def attend_by(
     return out.astype(q.dtype).reshape(batch, heads, steps, out.shape[-1])
 
 
-def _changed(products: Array, terms: ScoreTerms, position: Array | int) -> Array:
-    """Scores (B, K, G, T, S) f32 with a soft cap, a bias and ALiBi."""
+def changed_scores(products: Array, terms: ScoreTerms, distance: Array) -> Array:
+    """Scores (B, K, G, T, S) f32 with a soft cap, a bias and ALiBi.
+
+    `distance` (1 or B, 1, 1, T, S) is how many tokens a key is before a query.
+
+    Example:
+        >>> scores = jnp.array([0.0, 1e9]).reshape(1, 1, 1, 1, 2)
+        >>> changed_scores(scores, ScoreTerms(softcap=5.0), jnp.zeros((1, 1, 1, 1, 2))).tolist()
+        [[[[[0.0, 5.0]]]]]
+    """
     if terms.softcap:
         products = terms.softcap * jnp.tanh(products / terms.softcap)
     if terms.bias is not None:
         shape = (len(terms.bias), products.shape[1], -1, *terms.bias.shape[-2:])
         products = products + terms.bias.astype(jnp.float32).reshape(shape)
     if terms.slopes is not None:
-        distance = token_distances(*products.shape[-2:], position)[None, None, None]
-        products = products - _by_head(terms.slopes, products) * distance.astype(jnp.float32)
+        slopes = by_head(terms.slopes, products.shape[1])
+        products = products - slopes * distance.astype(jnp.float32)
     return products
 
 
@@ -127,15 +136,19 @@ def _softmax(products: Array, sinks: Array | None) -> Array:
     """Shares (B, K, G, T, S) of the keys; `sinks` (H,) are scores of a key without a value."""
     if sinks is None:
         return jax.nn.softmax(products, axis=-1)
-    sinks = _by_head(sinks, products)
+    sinks = by_head(sinks, products.shape[1])
     most = lax.stop_gradient(jnp.maximum(products.max(-1, keepdims=True), sinks))
     shares = jnp.exp(products - most)
     return shares / (shares.sum(-1, keepdims=True) + jnp.exp(sinks - most))
 
 
-def _by_head(values: Array, products: Array) -> Array:
+def by_head(values: Array, kv_heads: int) -> Array:
     """Numbers (H,) as f32 (1, K, H/K, 1, 1), which goes with scores (B, K, G, T, S).
 
     G is H/K, or 2 where a single row was doubled.
+
+    Example:
+        >>> by_head(jnp.arange(6), 2).shape
+        (1, 2, 3, 1, 1)
     """
-    return jnp.asarray(values, jnp.float32).reshape(1, products.shape[1], -1, 1, 1)
+    return jnp.asarray(values, jnp.float32).reshape(1, kv_heads, -1, 1, 1)

@@ -1,4 +1,4 @@
-"""Attention through a cache, dense or in few bits: write the new tokens, then attend to all."""
+"""Attention through a cache of any kind: write the new tokens, then attend to all."""
 
 import dataclasses
 from typing import Any
@@ -13,6 +13,9 @@ from .attention_masks import causal, causal_in_texts
 from .attention_scores import PLAIN, ScoreTerms, attend
 from .dense import layer_of, write
 from .packed_texts import Packed
+from .page_writes import write_pages
+from .paged_attention import attend_pages
+from .paged_rows import PagedRows
 from .quantized import QuantizedCache, write_states
 from .quantized_attention import attend_quantized
 
@@ -20,7 +23,7 @@ from .quantized_attention import attend_quantized
 def attend_through(
     cache: Any,
     layer: Array,
-    position: Array | int | Packed,
+    position: Array | int | Packed | PagedRows,
     q: Array,
     k: Array,
     v: Array,
@@ -31,10 +34,11 @@ def attend_through(
     """(the cache with k and v at `position`, attention of q over it).
 
     Args:
-        cache: a dense cache, a `QuantizedCache`, or None for attention among the given tokens.
+        cache: a dense cache, a `QuantizedCache`, a `PagePool`, or None for attention among the
+            given tokens.
         layer: which layer of the cache, an integer.
         position: position of the first given token; or, without a cache, where the tokens of
-            several texts in a row are.
+            several texts in a row are; or the rows of a pool.
         q: queries (B, H, T, h).
         k: keys (B, K, T, h), K dividing H.
         v: values (B, K, T, h).
@@ -51,6 +55,9 @@ def attend_through(
     """
     if isinstance(position, Packed):
         return None, attend(q, k, v, causal_in_texts(position, window), scale, terms)
+    if isinstance(position, PagedRows):
+        cache = write_pages(cache, layer, position, k, v)
+        return cache, attend_pages(cache, layer, position, q, window, scale, terms)
     if not isinstance(cache, QuantizedCache):
         if cache is None:
             allowed = causal(q.shape[2], k.shape[2], 0, window)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .paged_rows import PagedRows
+
 
 @flax.struct.dataclass
 class Packed:
@@ -52,7 +54,9 @@ def packed(ids: Array, segments: Array, positions: Array | None = None) -> Packe
 
 
 def token_positions(position: Any, steps: int) -> Array:
-    """The position of each of `steps` tokens: (1, steps), or (B, steps) of `Packed` rows."""
+    """The position of each of `steps` tokens: (1, steps), or (B, steps) of rows with their own."""
     if isinstance(position, Packed):
         return position.positions
+    if isinstance(position, PagedRows):
+        return position.positions(steps)
     return (position + jnp.arange(steps, dtype=jnp.int32))[None]

@@ -15,6 +15,7 @@ import numpy as np
 from ..architectures.family_modules import family_module
 from ..core import lazy
 from ..core.leaf import is_encoded
+from ..kv_cache.page_pool import PagePool
 from ..kv_cache.quantized import QuantizedCache
 from .processor_files import Processor
 
@@ -69,14 +70,15 @@ class Model:
         """Runs the model with `params`, dense or encoded.
 
         `apply(params, ids)`, with ids (B, T), gives logits (B, T, vocab) in f32; with `cache=` it
-        gives (logits, cache). For an encoder `apply(params, ids, mask)` gives hidden states (B, T,
-        width), or the logits of its head; a third array has the segment types. An encoder of images
-        takes pixels (B, channels, height, width), two towers `apply(params, ids, pixels, mask)`, of
-        which ids or pixels may be None. An encoder of sounds takes samples (B, S), and a mask of
-        those that are no padding. For an encoder-decoder `apply(params, source, ids, mask)`
-        gives the logits (B, T, vocab) of its decoder's ids, with a mask of the source's real
-        tokens; without ids the decoder reads the source, too. A source of sound is spectrograms
-        (B, mels, frames). Works under every JAX transformation.
+        gives (logits, cache), and with a pool of `jm.Pages` (logits, pool). For an encoder
+        `apply(params, ids, mask)` gives hidden states (B, T, width), or the logits of its head; a
+        third array has the segment types. An encoder of images takes pixels (B, channels, height,
+        width), two towers `apply(params, ids, pixels, mask)`, of which ids or pixels may be None.
+        An encoder of sounds takes samples (B, S), and a mask of those that are no padding. For an
+        encoder-decoder `apply(params, source, ids, mask)` gives the logits (B, T, vocab) of its
+        decoder's ids, with a mask of the source's real tokens; without ids the decoder reads the
+        source, too. A source of sound is spectrograms (B, mels, frames). Works under every JAX
+        transformation.
 
         Raises:
             ValueError: there are more tokens than the model has positions; ids that are not traced
@@ -88,7 +90,8 @@ class Model:
         if any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded))):
             from ..core.lifting import lift, lift_inference
 
-            has_cache = any(isinstance(x, dict | QuantizedCache) for x in (*args, *kwargs.values()))
+            kinds = dict | QuantizedCache | PagePool
+            has_cache = any(isinstance(x, kinds) for x in (*args, *kwargs.values()))
             forward = lift_inference(forward) if has_cache else lift(forward)
         return forward(params, *args, **kwargs)
 

@@ -1,0 +1,177 @@
+"""A pool of pages: the logits of a cache of one piece, and rows that do not touch each other."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmem as jm
+from jaxmem.architectures import gpt2, llama
+from jaxmem.models import Model
+
+SIZES = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+WIDE = dict(heads=2, kv_heads=1, head_dim=128, layers=1)  # keys and values in arrays of their own
+CONFIGS = {
+    "llama": llama.Config(**SIZES),
+    "windows": llama.Config(
+        **SIZES, local=(True, False), window=11, attention_softcap=5.0, sinks=True
+    ),
+    "wide": llama.Config(**SIZES | WIDE, positions="alibi", norm="layer"),
+    "gpt2": gpt2.Config(vocab=64, width=32, layers=2, heads=4, context=64),
+}
+IDS = jax.random.randint(jax.random.key(1), (3, 32), 0, 64, jnp.int32)
+SIZE = 8
+
+
+@functools.cache
+def model_of(family):
+    config = CONFIGS[family]
+    module = (gpt2 if family == "gpt2" else llama).module(config)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), IDS)["params"]
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.tree.map(lambda x: jnp.asarray(draw(x.shape, np.float32) * 0.2), shapes)
+    return Model(config, params, None, "random")
+
+
+@functools.cache
+def read_of(family):
+    """Reads a chunk of ids into a pool: each row the tokens that are asked for it."""
+    model = model_of(family)
+
+    @jax.jit
+    def read(params, ids, pool, tokens):
+        pool, ok = jm.pages.alloc(pool, tokens)
+        logits, pool = model.apply(params, ids, pool)
+        return logits, pool, ok
+
+    def checked(pool, ids, tokens, params=model.params):
+        logits, pool, ok = read(params, ids, pool, jnp.asarray(tokens, jnp.int32))
+        assert ok.all()
+        return logits, pool
+
+    return checked
+
+
+def empty(family, pages=20):
+    return jm.Pages(size=SIZE).empty(CONFIGS[family], pages, rows=3, most=6)
+
+
+CASES = [(family, False) for family in CONFIGS] + [(f, True) for f in ("llama", "windows", "gpt2")]
+
+
+@pytest.mark.parametrize("family, encoded", CASES)
+def test_rows_of_any_length_get_the_logits_of_the_whole_text(family, encoded):
+    model, pool, lengths = model_of(family), empty(family), np.array([32, 21, 9])
+    params = model.params
+    if encoded:
+        params = jm.encode(params, jm.choose(params, {".*/kernel": jm.Int(4, group=8)}))
+    want = jax.jit(model.apply)(jm.decode(params), IDS)
+    starts = range(33) if encoded else [0, 1, 9, 17, *range(18, 33)]
+    for start, end in itertools.pairwise(starts):
+        tokens = np.clip(lengths - start, 0, end - start)
+        got, pool = read_of(family)(pool, IDS[:, start:end], tokens, params)
+        for row, count in enumerate(tokens):
+            expected = want[row, start : start + count]
+            np.testing.assert_allclose(got[row, :count], expected, rtol=1e-4, atol=1e-4)
+    assert pool.length.tolist() == lengths.tolist()
+
+
+def in_chunks(pool, chunks, tokens):
+    """The logits of chunks of `IDS` by number, and the pool."""
+    out = []
+    for chunk in chunks:
+        ids = IDS[:, chunk * SIZE : (chunk + 1) * SIZE]
+        logits, pool = read_of("llama")(pool, ids, tokens)
+        out.append(np.asarray(logits))
+    return out, pool
+
+
+def test_a_row_has_the_same_bits_alone_and_among_others_on_dirty_pages():
+    read, ids = read_of("llama"), IDS[:, :SIZE]
+    alone, pool = in_chunks(empty("llama"), (0, 1), [0, SIZE, 0])
+    step, _ = read(pool, ids[:, :1], [0, 1, 0])
+    dirty = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), empty("llama").stores)
+    among = dataclasses.replace(empty("llama"), stores=dirty)
+    _, among = read(among, ids[::-1], [5, 0, SIZE])  # other pages, and longer rows
+    _, among = read(among, ids[::-1], [SIZE, 0, SIZE])
+    full, among = in_chunks(among, (0, 1), [SIZE, SIZE, 3])
+    step_among, _ = read(among, ids[:, :1], [1, 1, 1])
+    for a, b in zip((*alone, step), (*full, step_among)):
+        assert np.array_equal(np.asarray(a[1]), np.asarray(b[1]))
+
+
+def test_a_shared_beginning_gives_the_bits_of_reading_it():
+    cold, pool = in_chunks(empty("llama"), (0, 1, 2), [SIZE, 0, 0])
+    attach, put_row = jax.jit(jm.pages.attach), jax.jit(jm.pages.put_row)
+    # by reference, through the host, and with the whole row swapped out and in
+    blob = jax.device_get(jm.pages.take(pool, pool.table[0, :2]))
+    other, ids, _ = jm.pages.reserve(empty("llama"), 2, most=2)
+    other = jm.pages.drop(attach(jm.pages.put(other, ids, blob), 0, ids, 2 * SIZE)[0], ids)
+    _, half = in_chunks(empty("llama"), (0, 1), [SIZE, 0, 0])
+    swapped = jax.device_get(jm.pages.take_row(half, 0))
+    back, ok = put_row(jm.pages.release(half, jnp.array([0])), 0, swapped)
+    assert ok and back.length.tolist() == [2 * SIZE, 0, 0]
+    shared, ok = jm.pages.share(pool, 0, 1, 2 * SIZE)
+    assert ok and int(shared.top) == int(pool.top)
+    for warm, row in ((other, 0), (back, 0), (shared, 1)):
+        tokens = np.eye(3, dtype=int)[row] * SIZE
+        ids = jnp.broadcast_to(IDS[:1, 2 * SIZE : 3 * SIZE], (3, SIZE))
+        logits, _ = read_of("llama")(warm, ids, tokens)
+        assert np.array_equal(logits[row], cold[2][0])
+
+
+def test_a_part_of_a_page_is_copied_before_it_is_written():
+    _, pool = in_chunks(empty("llama"), (0, 1), [SIZE - 2, 0, 0])  # 12 tokens
+    before = jax.device_get(jm.pages.take(pool, pool.table[0, :2]))
+    pool, ok = jm.pages.share(pool, 0, 1, 11)
+    _, pool = in_chunks(pool, (2,), [0, SIZE, 0])
+    assert ok and pool.table[:2, 0].tolist() == [1, 1] and pool.table[1, 1] != pool.table[0, 1]
+    after = jax.device_get(jm.pages.take(pool, pool.table[0, :2]))
+    assert all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(after)))
+
+
+def test_some_rows_of_a_pool_are_read_alone():
+    model, ids = model_of("llama"), IDS[:2, :SIZE]
+    apply = jax.jit(lambda pool, rows: model.apply(model.params, ids, pool, rows=rows))
+    pool, _ = jm.pages.alloc(empty("llama"), jnp.array([3, 0, SIZE]))
+    logits, pool = apply(pool, jnp.array([2, 0]))
+    want, _ = read_of("llama")(empty("llama"), IDS[jnp.array([1, 2, 0]), :SIZE], [3, 0, SIZE])
+    assert pool.length.tolist() == [3, 0, SIZE]
+    np.testing.assert_allclose(logits[0], want[2], atol=1e-5)
+    np.testing.assert_allclose(logits[1, :3], want[0, :3], atol=1e-5)
+    _, same = apply(pool, jnp.array([-1, 9]))  # no rows
+    assert same.length.tolist() == [3, 0, SIZE]
+
+
+def test_what_cannot_be_is_refused_by_name():
+    model, pool = model_of("llama"), empty("llama")
+    apply = lambda *args, **options: jax.eval_shape(
+        lambda: model.apply(model.params, *args, **options)
+    )
+    wrong = {
+        "8": lambda: jm.Pages(size=12),
+        "at least 1": lambda: jm.Pages().empty(model.config, 0, 1, 1),
+        "`latent`": lambda: jm.Pages().empty(
+            dataclasses.replace(
+                model.config, latent=dict(kv_rank=8, rope_dim=4, nope_dim=4, value_dim=8)
+            ),
+            1,
+            1,
+            1,
+        ),
+        "position": lambda: apply(IDS, pool, 3),
+        "rows are given": lambda: apply(IDS, rows=jnp.arange(3)),
+        "2 rows": lambda: apply(IDS[:2], pool),
+        "4 heads of width 8, and": lambda: apply(IDS, empty("gpt2")),
+        "shape": lambda: jm.pages.alloc(pool, jnp.arange(2)),
+        "the blob holds": lambda: jm.pages.put(
+            pool, jnp.arange(2), jm.pages.take(pool, jnp.arange(3))
+        ),
+    }
+    for words, call in wrong.items():
+        with pytest.raises((ValueError, NotImplementedError), match=words):
+            call()
