@@ -43,6 +43,7 @@ NAMESPACES = (
     "adapters",
     "train",
     "data",
+    "calibration",
     "evaluation",
     "training",
     "pages",

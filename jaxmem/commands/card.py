@@ -38,6 +38,10 @@ class MakeCard(options.SourceOptions):
     """UTF-8 text that the dense model was trained on; how well a model tells it from --unseen."""
     unseen: options.TextFile = None
     """UTF-8 text of the same kind that it was not trained on."""
+    words: options.TextFile = None
+    """A list of words, one a line, that are counted in what the models write after --text."""
+    explain: tuple[Literal["occlusion", "gradients", "shapley", "swaps"], ...] | None = None
+    """What is asked of the words of some texts; by default what the suite has."""
     out: Annotated[str | None, arg(metavar="FOLDER")] = None
     """Where the card and its items are written; a suite that was stopped goes on."""
 
@@ -49,6 +53,8 @@ class MakeCard(options.SourceOptions):
             raise ValueError("a card wants the dense model: give --reference, or --compare a card")
         files = {"text": self.text, "seen": self.seen, "unseen": self.unseen}
         texts = {name: options.read(path) for name, path in files.items() if path is not None}
+        words = None if self.words is None else options.read(self.words).split("\n")
+        words = words and [word.strip() for word in words if word.strip()]
         out = None if self.out is None else check_out(self.out, makes_parents=True)
         model, reference = self.load(), load(self.reference, dtype=self.dtype)
         with output.stages() as progress:
@@ -58,6 +64,8 @@ class MakeCard(options.SourceOptions):
                 suite=self.suite,
                 data=self.data if self.data is not None else (),
                 **texts,
+                words=words,
+                explain=self.explain,
                 out=out,
                 progress=progress,
             )

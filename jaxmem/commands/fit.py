@@ -1,6 +1,7 @@
 """fit: a model in a number of bytes, as a directory that every command and `load` read."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import pathlib
@@ -16,7 +17,11 @@ from ..compression.fit_calibrated import TURNS
 from ..compression.fit_options import FitOptions, Target
 from ..compression.fit_structures import INTEGERS, STRUCTURES, Technique
 from ..core.paths import is_whole
+from ..evaluation import Task, read_task
+from ..evaluation.origin import FIT_RECORD
+from ..io.atomic import write_whole
 from ..models import Model, rotate
+from ..models.example_inputs import window
 from ..models.model import RECORD
 from . import options
 from .eval import as_data, measure
@@ -48,9 +53,13 @@ class Fit(options.SourceOptions):
     """What one budget chooses among: int (codes of 2 to 8 bits), sparsity and n:m (with codes for
     the weights that stay), rank (low rank, alone and beside codes), and, with --calibrate, fewer
     neurons, heads or layers or less width, which make a smaller model."""
-    calibrate: options.TextFile = None
+    calibrate: Annotated[tuple[str, ...], arg(metavar="FILE [FILE ...]")] = ()
     """A text of the kind the model will read: ranges are weighted by it, GPTQ makes later inputs
-    up for what earlier ones lost, and scales are tuned on what the dense model says."""
+    up for what earlier ones lost, and scales are tuned on what the dense model says. Several, such
+    as one for each language, are read by turns, as many tokens of each as the shortest has."""
+    judge: Annotated[str, arg(metavar="kl|task:FILE")] = "kl"
+    """With --calibrate, what makes the last choice among plans: the KL divergence to the dense
+    model, or the score in the task of a FILE that jm.evaluation.write_task wrote."""
     tune: Annotated[int | None, arg(metavar="STEPS")] = None
     """With --calibrate, steps of scale tuning, 64 unless given; each is a backward pass through
     the whole model."""
@@ -70,20 +79,31 @@ class Fit(options.SourceOptions):
         check_free(out, self.force)
         fit_options = self._fit_options()
         mesh = parse(self.mesh) if self.mesh else None
-        texts = {path: options.read(path) for path in (self.text, self.calibrate) if path}
-        if self.text and self.text == self.calibrate:
+        texts = {path: options.read(path) for path in (self.text, *self.calibrate) if path}
+        if self.text and self.text in self.calibrate:
             raise ValueError(f"{self.text} is both --text and --calibrate, expected two texts")
         model = self.load()
         check_dense(model.tensors, model.source)
         if self.text:  # before the work, not after it
             options.tokens(model, texts[self.text], self.windows)
         dense = rotate(model) if self.rotate else model
-        calibrate = self.calibrate and options.tokens(dense, texts[self.calibrate])
+        calibrate, shares = None, {}
+        if self.calibrate:
+            ids = {path: options.tokens(dense, texts[path]) for path in self.calibrate}
+            if len(ids) < len(self.calibrate):
+                raise ValueError(f"--calibrate names a text twice: {', '.join(self.calibrate)}")
+            calibrate = ids[self.calibrate[0]]
+            shares = {self.calibrate[0]: len(calibrate)}
+            if len(ids) > 1:
+                calibrate, shares = jm.calibration.mix_texts(ids, window(dense))
         with output.stages() as progress:
             fitted = fit(
                 dense, self.nbytes, calibrate=calibrate, options=fit_options, progress=progress
             )
         output.say(work_line(fitted))
+        if len(shares) > 1:
+            counts = (f"{path}: {count:,}" for path, count in shares.items())
+            output.say(f"tokens of each text by turns: {', '.join(counts)}")
         report, encoded = fitted.report, fitted.params
         if self.text and not self.calibrate:  # the dense model is held then, too
             report = jm.report(dense.params, encoded)
@@ -98,11 +118,18 @@ class Fit(options.SourceOptions):
             compared = {"windows": self.windows, "reference": dense}
             evaluation = measure(output, small, texts[self.text], **compared)
             output.say(evaluation)
+        calibration = {
+            path: {"sha256": hashlib.sha256(texts[path].encode()).hexdigest(), "tokens": count}
+            for path, count in shares.items()
+        }
         with output.step("saving"):
             fitted.model.save(out, encoded)
+            if calibration:  # which a card's origin reads
+                write_whole(out / FIT_RECORD, json.dumps({"calibration": calibration}).encode())
         figures = sizes(model, encoded) | {
             "limit_bytes": self.nbytes,
             "calibration": fitted.done or None,
+            "calibration_texts": calibration or None,
             "out": str(out),
             "target": self.target,
             "target_bytes": fitted.file_nbytes,
@@ -122,7 +149,26 @@ class Fit(options.SourceOptions):
         if set(self.among) & set(STRUCTURES) and not self.calibrate:
             names = ", ".join(STRUCTURES)
             raise ValueError(f"{names} are removed by what a text needs of them: give --calibrate")
-        return FitOptions(among=self.among, tune_steps=steps, target=self.target)  # `run` rotates
+        if self.judge != "kl" and not self.calibrate:
+            raise ValueError(
+                f"--judge {self.judge} chooses among plans of a text: give --calibrate"
+            )
+        judge = None if self.judge == "kl" else task_of(self.judge)
+        # `run` rotates
+        return FitOptions(among=self.among, tune_steps=steps, target=self.target, judge=judge)
+
+
+def task_of(judge: str) -> Task:
+    """The task of `task:FILE`.
+
+    Raises:
+        ValueError: it is something else, or the file is not of a task.
+        FileNotFoundError: there is no such file.
+    """
+    kind, _, path = judge.partition(":")
+    if kind != "task" or not path:
+        raise ValueError(f"--judge is {judge!r}, expected kl or task:FILE")
+    return read_task(path)
 
 
 def check_free(path: pathlib.Path, force: bool) -> None:
@@ -151,7 +197,10 @@ def work_line(fitted: Fitted) -> str:
     else:
         compared = list(done["plans_kl"].items())
     if compared:
-        named = ", ".join(f"{name}: KL {kl:.4f}" for name, kl in compared)
+        scores = done.get("plans_score", {})
+        scores |= {x["structure"]: x["score"] for x in done.get("structures", ()) if "score" in x}
+        shown = lambda name: f", {done['judge']} {scores[name]:.3f}" if name in scores else ""
+        named = ", ".join(f"{name}: KL {kl:.4f}{shown(name)}" for name, kl in compared)
         chosen = f"bits chosen {done['plan']} " if "plan" in done else ""
         solved = f"{chosen}({named}), {solved}"
     tuned = f", then {done['tuning_steps']} steps of scale tuning" if done["tuning_steps"] else ""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -91,8 +91,8 @@ def read(path: str) -> Text:
     return text
 
 
-def steps(tune: int | None, calibrate: str | None, usual: int) -> int:
-    """Steps of scale tuning on the text `calibrate`: `tune`, or `usual` if it is None.
+def steps(tune: int | None, calibrate: Any, usual: int) -> int:
+    """Steps of scale tuning, if there is a text to `calibrate`: `tune`, or `usual` if it is None.
 
     Raises:
         ValueError: `tune` is negative, or given without `calibrate`.
@@ -103,7 +103,7 @@ def steps(tune: int | None, calibrate: str | None, usual: int) -> int:
     """
     if tune is not None and tune < 0:
         raise ValueError(f"--tune is {tune}, expected at least 0 steps")
-    if tune is not None and calibrate is None:
+    if tune is not None and not calibrate:
         raise ValueError(f"--tune {tune} wants a text to tune on; give --calibrate")
     return usual if tune is None else tune
 

@@ -17,6 +17,7 @@ from ..core.lifting import lift
 from ..core.paths import is_whole
 from ..core.usage import uses
 from ..io.checkpoint import save
+from ..io.scalar_writers import ScalarWriter
 from ..models.example_inputs import example_inputs, window
 from ..models.flax_model import FlaxModel
 from ..models.model import Model, check_in_vocabulary
@@ -110,6 +111,7 @@ def fit(
     calibrate: Any = None,
     options: FitOptions = DEFAULTS,
     progress: Progress | None = None,
+    writer: ScalarWriter | None = None,
 ) -> Fitted:
     """The model in at most `nbytes` bytes, by the plan that loses least.
 
@@ -134,6 +136,8 @@ def fit(
             takes. If your own module does not scan over its layers, a text is solved in one pass.
         options: what the budget chooses among, and how much work is done.
         progress: called as `progress(stage, done, total)` when a stage starts, advances and ends.
+        writer: its `write_scalars(step, {"fit/kl": loss})` is called for the steps of scale
+            tuning on a text, as that of `jm.train` is.
 
     Raises:
         ValueError: no choice is as small as `nbytes` (the message gives the smallest size); weights
@@ -157,14 +161,22 @@ def fit(
     is_model = isinstance(model, Model)
     if options.logits and (calibrate is None or (is_model and not are_batches(calibrate))):
         raise ValueError("logits is True without batches; give calibrate=[(array, ...), ...]")
+    text = is_model and calibrate is not None and not are_batches(calibrate)
+    if options.judge is not None and (not text or model.tokenizer is None):
+        raise ValueError(
+            f"judge is the task {options.judge.name}, which wants a Model with a tokenizer, and "
+            "calibrate=ids of a text"
+        )
+    if writer and not text:
+        raise ValueError("writer takes the steps of tuning on a text; give calibrate=ids")
     if isinstance(model, FlaxModel) or (is_model and are_batches(calibrate)):
-        return _fit_module(model, nbytes, calibrate, options, progress)
+        return _fit_module(model, nbytes, calibrate, options, progress, writer)
     if is_model:
-        return _fit_model(model, nbytes, calibrate, options, progress)
+        return _fit_model(model, nbytes, calibrate, options, progress, writer)
     return _fit_function(*model[:2], model[2:], nbytes, calibrate, options, progress)
 
 
-def _fit_model(model, nbytes, calibrate, options, progress) -> Fitted:
+def _fit_model(model, nbytes, calibrate, options, progress, writer) -> Fitted:
     check_dense(model.tensors, model.source)
     structures = set(options.among) & set(STRUCTURES)
     if structures and calibrate is None:
@@ -172,7 +184,7 @@ def _fit_model(model, nbytes, calibrate, options, progress) -> Fitted:
     ids = None if calibrate is None else calibration_ids(model, calibrate, options.windows)
     model = rotate(model) if options.rotate else model
     if options.target in FILE_TARGETS:
-        return _fit_for_target(model, nbytes, ids, options, progress)
+        return _fit_for_target(model, nbytes, ids, options, progress, writer)
     record, fast = {}, None
     if ids is None or options.target is not None:
         ways = uses(model.apply, model.tensors, *example_inputs(model))
@@ -181,19 +193,18 @@ def _fit_model(model, nbytes, calibrate, options, progress) -> Fitted:
     if ids is None:
         plan, encoded = _without_data(model.tensors, nbytes, options.among, ways, progress, fast)
     elif options.among == INTEGERS:
-        rest = options.tune_steps, progress, fast
+        rest = options.tune_steps, progress, fast, options.judge, writer
         plan, encoded, record = fit_by_integers(model, nbytes, ids, *rest)
     else:
-        model, plan, encoded, record = fit_by_techniques(
-            model, nbytes, options.among, ids, options.tune_steps, progress
-        )
+        rest = options.tune_steps, progress, options.judge, writer
+        model, plan, encoded, record = fit_by_techniques(model, nbytes, options.among, ids, *rest)
     # Errors are reported where the dense model is held anyway: a decoded embedding is large.
     dense = abstract(model.tensors) if ids is None else model.params
     fitted = dataclasses.replace(model, tensors=encoded)
     return Fitted(fitted, plan, encoded, report(dense, encoded), record)
 
 
-def _fit_for_target(model, nbytes, ids, options, progress) -> Fitted:
+def _fit_for_target(model, nbytes, ids, options, progress, writer) -> Fitted:
     """A model in the forms of a file format; `nbytes` is the size of the whole file."""
     ways = uses(model.apply, model.tensors, *example_inputs(model))
     forms, record = target_forms(model, options.target, ways, nbytes), {}
@@ -202,7 +213,7 @@ def _fit_for_target(model, nbytes, ids, options, progress) -> Fitted:
             candidates = options.among, ways, progress, forms.candidates
             plan, encoded = _without_data(model.tensors, limit, *candidates)
         else:
-            rest = options.tune_steps, progress, forms.candidates
+            rest = options.tune_steps, progress, forms.candidates, options.judge, writer
             plan, encoded, record = fit_by_integers(model, limit, ids, *rest)
     dense = abstract(model.tensors) if ids is None else model.params
     fitted = dataclasses.replace(model, tensors=encoded)
@@ -216,24 +227,35 @@ def _fit_function(apply, params, shapes, nbytes, calibrate, options, progress) -
     return Fitted((lift(apply), encoded), plan, encoded, report(params, encoded), record)
 
 
-def _fit_module(model: FlaxModel, nbytes, calibrate, options, progress) -> Fitted:
+def _fit_module(model: FlaxModel, nbytes, calibrate, options, progress, writer) -> Fitted:
     """A module of the user on a text, block by block if it scans over its layers; or batches."""
     is_text = calibrate is not None and not are_batches(calibrate)
     rows = None
     if is_text:
         rows = text_rows(model, calibration_ids(model, calibrate, options.windows))
         if options.among == INTEGERS and scans_layers(model.apply, model.tensors, (rows[:1],)):
-            return _fit_model(model, nbytes, calibrate, options, progress)
+            return _fit_model(model, nbytes, calibrate, options, progress, writer)
+        _refuse_judge(options)
         batches = gptq_batches(rows)
     else:
         batches = calibrate and calibration_batches(calibrate, options.windows)
     run, params, shapes = model.apply, model.params, example_inputs(model)
     plan, encoded, record = _encode(run, params, shapes, nbytes, batches, options, progress)
     if is_text and options.tune_steps:
-        encoded = tune_scales(model, params, encoded, rows, options.tune_steps, progress)
+        steps = options.tune_steps, progress
+        encoded = tune_scales(model, params, encoded, rows, *steps, writer=writer)
         record |= {"tuning_steps": options.tune_steps}
     fitted = dataclasses.replace(model, tensors=encoded)
     return Fitted(fitted, plan, encoded, report(params, encoded), record)
+
+
+def _refuse_judge(options: FitOptions) -> None:
+    """Where one plan is made, as of a module without a scan over layers, there is no choice."""
+    if options.judge is not None:
+        raise ValueError(
+            f"judge is the task {options.judge.name}, and there is one plan to choose: the module "
+            "does not scan over its layers, or chooses among more than integers"
+        )
 
 
 def _encode(apply, params, shapes, nbytes, batches, options, progress) -> tuple[Plan, Any, dict]:

@@ -12,22 +12,23 @@ from ..calibration.fisher import fisher
 from ..calibration.statistics import Moments, stats
 from ..codecs.scaled import Scaled
 from ..core.byte_counts import nbytes
-from ..core.leaf import decode, is_encoded
+from ..core.leaf import is_encoded
 from ..core.usage import uses
-from ..evaluation.perplexity_kl import evaluate
+from ..evaluation.task import Task
+from ..io.scalar_writers import ScalarWriter
 from ..models.example_inputs import example_inputs, window
 from ..models.model import Model
 from ..solvers import GPTQ, Search
 from ..train.scale_tuning import tune
 from .blockwise import encode_by_block
 from .fit_integers import plan_integers
+from .fit_judge import judged, least_harmed
 from .plan import Plan
 from .progress import Progress, stage
 
 MOMENT_WINDOWS = 16  # windows of the text that the moments of the weights' inputs are taken from
 FISHER_ROWS = 4  # rows of ROW_TOKENS that the cost of an error is measured on
 COMPARE_ROWS = 16  # rows of ROW_TOKENS that each plan is encoded on, to compare plans
-COMPARE_WINDOWS = 4  # windows at the end of the text that plans are compared on
 GPTQ_ROWS, ROW_TOKENS, BATCH_ROWS = 128, 512, 4
 TURNS = 4  # times that codes and scales are fitted in turn, after GPTQ
 LEARNING_RATE, REFERENCE_BITS = 1e-3, 4.3125  # of scale tuning, at this many bits a weight
@@ -82,12 +83,15 @@ def fit_by_integers(
     steps: int,
     progress: Progress | None = None,
     candidates: Mapping[str, tuple] | None = None,
+    judge: Task | None = None,
+    writer: ScalarWriter | None = None,
 ) -> tuple[Plan, Any, dict]:
     """(the plan of integers that fits `nbytes`, the tensors encoded by it on a text, a record).
 
     Two plans are made: one weighs an error by its Fisher information, one by the weight's role.
-    The one with less KL to the dense model is used. `steps` of scale tuning follow. With
-    `candidates`, {regex: codecs}, the plans are made of these.
+    The one with less KL to the dense model is used, or the one with the higher score in `judge`.
+    `steps` of scale tuning follow, whose losses `writer` takes. With `candidates`, {regex:
+    codecs}, the plans are made of these.
     """
     with stage(progress, "calibrating: moments of the weights' inputs"):
         moments = input_moments(model, ids)
@@ -100,44 +104,39 @@ def fit_by_integers(
             options = {"uses": ways, "stats": moments, "sensitivity": sensitivity}
             options |= {"candidates": candidates}
             plans[name] = plan_integers(model.tensors, nbytes, **options)
-    name, divergences = _least_divergent(model, plans, ways, ids, progress)
+    name, compared = _least_harmful(model, plans, ways, ids, progress, judge)
     plan = solve_by_gptq(plans[name], ways)
-    encoded, record = encode_and_tune(model, plan, ids, steps, progress)
-    return plan, encoded, record | {"plan": name, "plans_kl": divergences}
+    encoded, record = encode_and_tune(model, plan, ids, steps, progress, writer=writer)
+    record |= {"plan": name, "plans_kl": {name: row["kl"] for name, row in compared.items()}}
+    if judge is not None:
+        scores = {name: row["score"] for name, row in compared.items()}
+        record |= {"judge": judge.name, "plans_score": scores}
+    return plan, encoded, record
 
 
-def _least_divergent(
-    model: Model, plans: Mapping[str, Plan], ways: Mapping, ids: np.ndarray, progress
-) -> tuple[str, dict[str, float]]:
-    """(the name of the plan with the least KL to the dense model, the KL of each plan).
+def _least_harmful(
+    model: Model,
+    plans: Mapping[str, Plan],
+    ways: Mapping,
+    ids: np.ndarray,
+    progress: Progress | None,
+    judge: Task | None,
+) -> tuple[str, dict[str, dict[str, float]]]:
+    """(the name of the plan that harms least, by KL or by the judge; what each was found to do).
 
     Each plan is encoded on some rows of the text by GPTQ, block by block, and evaluated on the
-    text's last windows. Where all plans are equal none is encoded, and no KL is given.
+    text's last windows. Where all plans are equal none is encoded, and nothing is found.
     """
-    divergences: dict[str, float] = {}
     if len({str(plan) for plan in plans.values()}) == 1:
-        return next(iter(plans)), divergences
+        return next(iter(plans)), {}
+    compared = {}
     batches = [(row,) for row in text_rows(model, ids)[:COMPARE_ROWS, None]]
     for name, plan in plans.items():
         with stage(progress, f"comparing plans, {name}") as count:
             solved = solve_by_gptq(plan, ways, turns=0)
             encoded = encode_by_block(model, solved, batches, progress=count)
-            divergences[name] = kl_to_dense(model, model, encoded, ids)
-    return min(divergences, key=divergences.get), divergences
-
-
-def kl_to_dense(dense: Model, model: Model, encoded: Any, ids: np.ndarray) -> float:
-    """KL(dense ‖ `model` with the encoded params), in nats, on the last windows of a text."""
-    length = window(dense)
-    count = min(COMPARE_WINDOWS, len(ids) // length)
-    evaluation = evaluate(
-        model.apply,
-        decode(encoded),
-        ids[len(ids) - count * length :],
-        reference=(dense.apply, dense.params),
-        window=length,
-    )
-    return evaluation.kl.mean
+            compared[name] = judged(model, model, encoded, ids, judge)
+    return list(compared)[least_harmed(list(compared.values()))], compared
 
 
 def encode_and_tune(
@@ -147,6 +146,7 @@ def encode_and_tune(
     steps: int,
     progress: Progress | None = None,
     dense: Model | None = None,
+    writer: ScalarWriter | None = None,
 ) -> tuple[Any, dict]:
     """(the tensors encoded by a plan of solvers, then tuned for `steps`, a record of the work).
 
@@ -157,6 +157,7 @@ def encode_and_tune(
         steps: steps of scale tuning, each on one row of 512 tokens.
         progress: as in `fit`.
         dense: the model whose logits the scales are tuned on, where `model` is a part of it.
+        writer: takes the loss of each step of scale tuning.
     """
     rows = text_rows(model, ids)
     batches = gptq_batches(rows)
@@ -165,7 +166,8 @@ def encode_and_tune(
     if steps:
         target = (dense or model).params
         apply = None if dense is None else dense.apply
-        encoded = tune_scales(model, target, encoded, rows, steps, progress, dense=apply)
+        losses = {"dense": apply, "writer": writer}
+        encoded = tune_scales(model, target, encoded, rows, steps, progress, **losses)
     tokens = sum(batch[0].size for batch in batches)
     record = {"tokens": tokens, "tuning_steps": steps, "tuning_tokens": steps * rows.shape[1]}
     return encoded, record
@@ -180,6 +182,7 @@ def tune_scales(
     progress: Progress | None = None,
     *,
     dense: Callable | None = None,
+    writer: ScalarWriter | None = None,
 ) -> Any:
     """The encoded tensors after `steps` of scale tuning, each on one row of a text.
 
@@ -191,12 +194,18 @@ def tune_scales(
         steps: how many steps, at least 1.
         progress: as in `fit`.
         dense: runs `target`; None: the model does.
+        writer: takes the loss of each step, in nats.
     """
     order = np.random.default_rng(0).permutation(len(rows))
     batches = [(jnp.asarray(rows[order[i % len(rows)]][None]),) for i in range(steps)]
     with stage(progress, "tuning scales") as count:
-        options = {"learning_rate": tuning_rate(encoded), "dense": dense}
-        options |= {"progress": lambda step, loss: count(step, steps)}
+
+        def tell(step: int, loss: Any) -> None:
+            count(step, steps)
+            if writer:
+                writer.write_scalars(step, {"fit/kl": float(loss)})
+
+        options = {"learning_rate": tuning_rate(encoded), "dense": dense, "progress": tell}
         return tune(model.apply, target, encoded, batches, **options)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from ..core.arguments import NAMES, check_fields
+from ..evaluation.task import Task
 from .candidates import KINDS
 from .fit_file_format import FILE_TARGETS, FileTarget
 from .fit_structures import INTEGERS, STRUCTURES, Technique
@@ -33,6 +34,9 @@ class FitOptions:
             result runs on, "cpu", "tpu" or "gpu": the budget chooses among the integers that are
             multiplied there without writing decoded weights to memory, and leaves kernels of
             convolutions dense.
+        judge: the task whose score makes the last choice, between plans that weigh errors
+            otherwise or between structures, which are equal in bytes; None: the KL divergence to
+            the dense model. It wants `calibrate` of a text.
         windows: the most windows (of 1,024 tokens, or the model's context) of `calibrate` that are
             read; None reads what each method takes.
 
@@ -53,6 +57,7 @@ class FitOptions:
     logits: bool = False
     windows: int | None = None
     target: Target | None = None
+    judge: Task | None = None
 
     def __post_init__(self):
         check_fields(self, among=NAMES)

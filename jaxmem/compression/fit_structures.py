@@ -10,6 +10,8 @@ import numpy as np
 
 from ..core.paths import is_whole, paths
 from ..core.usage import uses
+from ..evaluation.task import Task
+from ..io.scalar_writers import ScalarWriter
 from ..models.example_inputs import example_inputs, window
 from ..models.model import Model
 from ..solvers import GPTQ, QERA
@@ -17,7 +19,8 @@ from ..structured_pruning.structures import Structure, fewer
 from .budgeting import Unreachable, budget
 from .candidates import Kind, techniques
 from .encoding import encode
-from .fit_calibrated import TURNS, encode_and_tune, input_moments, kl_to_dense, looked_up
+from .fit_calibrated import TURNS, encode_and_tune, input_moments, looked_up
+from .fit_judge import judged, least_harmed
 from .layer_errors import Errors, errors
 from .plan import Plan
 from .progress import Progress, stage
@@ -47,11 +50,14 @@ def fit_by_techniques(
     ids: np.ndarray,
     steps: int,
     progress: Progress | None = None,
+    judge: Task | None = None,
+    writer: ScalarWriter | None = None,
 ) -> tuple[Model, Plan, Any, dict]:
     """(the model, whole or smaller, its plan, its tensors encoded, a record of the work).
 
     Each structure is planned within the budget and encoded; the one with the least KL to the whole
-    model on the text is used. Holds a Gram matrix for each weight.
+    model on the text is used, or the one with the highest score in `judge`. Holds a Gram matrix for
+    each weight.
 
     Args:
         model: a dense model with one scan over its layers.
@@ -60,6 +66,8 @@ def fit_by_techniques(
         ids: the tokens of a text, (tokens,).
         steps: steps of scale tuning on the whole model's logits.
         progress: as in `fit`.
+        judge: the task that makes the last choice; None: the KL.
+        writer: takes the loss of each step of scale tuning.
 
     Raises:
         Unreachable: no structure fits into so many bytes.
@@ -71,11 +79,13 @@ def fit_by_techniques(
             with stage(progress, f"encoding and comparing, {choice.name}"):
                 ways = {"uses": choice.uses, "stats": choice.stats}
                 encoded = encode(choice.model.tensors, choice.plan, **ways)
-                row["kl"] = kl_to_dense(model, choice.model, encoded, ids)
-    best = choices[min(range(len(rows)), key=lambda i: rows[i].get("kl", 0.0))]
+                row.update(judged(model, choice.model, encoded, ids, judge))
+    best = choices[least_harmed(rows)]
     plan = Plan({path: _with_turns(codec) for path, codec in best.plan.items()}, best.plan.axes)
-    encoded, record = encode_and_tune(best.model, plan, ids, steps, progress, dense=model)
-    return best.model, plan, encoded, record | {"structures": rows}
+    options = {"dense": model, "writer": writer}
+    encoded, record = encode_and_tune(best.model, plan, ids, steps, progress, **options)
+    record |= {"structures": rows} | ({} if judge is None else {"judge": judge.name})
+    return best.model, plan, encoded, record
 
 
 def _choices(model, nbytes, among, ids, progress) -> list[_Choice]:

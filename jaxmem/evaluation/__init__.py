@@ -13,6 +13,7 @@ from .paired_answers import Flips as Flips
 from .paired_answers import answer_flips as answer_flips
 from .path_gradients import integrated_gradients as integrated_gradients
 from .published_sets import published_tasks as published_tasks
+from .shapley_values import kernel_shap as kernel_shap
 from .task import Task as Task
 from .task_files import read_task as read_task
 from .task_files import write_task as write_task

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .card_explanations import EXPLANATIONS, explained_columns
 from .confidence import Estimate, spearman
 from .confidence_calibration import calibration_of
 from .group_fairness import group_gaps
-from .occlusion import attribution_agreement
 from .paired_answers import answer_flips
 from .ranking_scores import overlap
 from .task import Task
@@ -40,8 +40,10 @@ def columns_of(
             columns["calibration"][task.name] = vars(calibration_of(after.items))
         if task.group and task.kind == "choice":
             columns["fairness"][task.name] = _fairness(before, after)
-    if "attribution" in found:
-        columns["attribution"] = _attribution(dense["attribution"], found["attribution"])
+    for kind in EXPLANATIONS:
+        if kind in found:
+            for column, said in explained_columns(dense[kind], found[kind], kind).items():
+                columns[column] |= said
     return {name: column for name, column in columns.items() if column}
 
 
@@ -75,10 +77,3 @@ def _fairness(before: TaskScores, after: TaskScores) -> dict[str, Any]:
     groups = {n: {"score": s, "changed": f.changed} for n, (s, f) in gaps.groups.items()}
     kept = {name: getattr(gaps, name) for name in ("score", "changed", "worst", "gap", "small")}
     return kept | {"groups": groups}
-
-
-def _attribution(before: TaskScores, after: TaskScores) -> dict[str, Any]:
-    try:
-        return vars(attribution_agreement(before.items, after.items))
-    except ValueError as error:
-        return {"refused": str(error)}

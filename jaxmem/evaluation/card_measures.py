@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,12 +11,15 @@ import numpy as np
 from ..models.generation import generate
 from ..models.text_models import context
 from .card_rows import AskedModel
+from .confidence import Estimate
 from .flip_divergence import flip_divergence
 from .flipped_bits import parts_of
 from .membership_attack import Membership, membership
 from .task_scores import TaskScores
+from .unwanted_words import holds_words
 
 _PROMPT_TOKENS, _NEW_TOKENS = 16, 8
+_CONTINUED_TOKENS = 24
 _TEXT_TOKENS = 64  # of a text that is seen or unseen
 
 
@@ -67,6 +71,34 @@ def bit_flips_of(
         row = columns.setdefault(x["part"], {})
         row[f"{x['rate']:g}"] = {"kl": x["kl"], "broken": x["broken"]}
     return columns
+
+
+def continuations_of(
+    asked: AskedModel, dense: AskedModel, text: str, words: Sequence[str], most: int | None
+) -> dict[str, Any]:
+    """The share of texts with one of `words`, and in how many that is not as in the dense model's.
+
+    Prompts of 16 tokens stand at even distances in the text; `most` of them, or 256. Each goes on
+    for 24 tokens, the most probable ones.
+    """
+    ids = asked.ids(text)
+    start = min(_PROMPT_TOKENS, context(asked.model) // 2)
+    count = min(_CONTINUED_TOKENS, context(asked.model) - start)
+    places = np.linspace(0, len(ids) - start, min(most or 256, len(ids) // start), dtype=int)
+    prompts = np.stack([ids[at : at + start] for at in places])
+    digest = hashlib.sha256(prompts.tobytes() + "\n".join(words).encode()).hexdigest()
+
+    def measure() -> TaskScores:
+        texts = generate(asked.model, prompts, max_new_tokens=count).texts
+        scores = [float(holds_words(text, words)) for text in texts]
+        items = [{"item": i, "text": t, "score": s} for i, (t, s) in enumerate(zip(texts, scores))]
+        return TaskScores("continuations", tuple(items))
+
+    asked.continued = asked.column("continuations", digest, measure)
+    scores = [item["score"] for item in asked.continued.items]
+    changed = [a["score"] != s for a, s in zip(dense.continued.items, scores)]
+    share = {"texts": len(scores), "with_words": Estimate.of(scores, 0.0, 1.0)}
+    return {"continuations": share | {"changed": float(np.mean(changed))}}
 
 
 def membership_of(asked: AskedModel, seen: str, unseen: str, most: int | None) -> Membership:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.pictures import Picture, html_table, new_figure
 from ..io.atomic import replacing
+from .attribution_picture import attribution_html, attribution_plot
 from .confidence import Estimate
 
 DENSE, FLOOR, MODEL = "dense", "dense in bfloat16", "model"
@@ -19,17 +20,32 @@ class Card:
     """`rows` has {row: {column: {name: value}}}, with the rows "dense", "dense in bfloat16", "model".
 
     Sizes are in bytes, losses in nats, shares from 0 to 1. `origin` says what was measured, and
-    `llama_cpp` is the block that llama.cpp's `--kl-divergence` prints, of the model.
+    `llama_cpp` is the block that llama.cpp's `--kl-divergence` prints, of the model. `explained` has
+    the words of one text and what they are worth to its answer, in the rows "dense" and "model".
     """  # noqa: E501
 
     origin: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, Mapping[str, Any]]]
     llama_cpp: str = ""
+    explained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """Plain JSON; an interval is an object with `mean`, `low` and `high`."""
         plain = lambda x: dataclasses.asdict(x) if dataclasses.is_dataclass(x) else str(x)
         return json.dumps(dataclasses.asdict(self), indent=1, default=plain, ensure_ascii=False)
+
+    def scalars(self, row: str = MODEL) -> dict[str, float]:
+        """The numbers of a row by path, such as "tasks/piqa/changed", which a writer takes.
+
+        Of an interval it is the mean.
+        """
+        found = {}
+        for path in _paths(self.rows[row]):
+            value = _at(self.rows[row], path)
+            value = value.mean if isinstance(value, Estimate) else value
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found["/".join(path)] = float(value)
+        return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """(heads, rows): one line for each number, one column for each row of the card."""
@@ -100,7 +116,10 @@ class Card:
         return Picture(figure)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes `card.json`, `README.md` and, if a task was asked, `card.png` into a folder."""
+        """Writes `card.json` and `README.md` into a folder; `card.png`, if a task was asked.
+
+        If words were explained, `attribution.html` and `attribution.png` show one text.
+        """
         folder = pathlib.Path(folder)
         for name, text in (("card.json", self.to_json()), ("README.md", self.markdown())):
             with replacing(folder / name) as new:
@@ -108,6 +127,13 @@ class Card:
         if self.rows[MODEL].get("tasks"):
             with replacing(folder / "card.png") as new:
                 self.plot().save(new)
+        if self.explained:
+            one = self.explained
+            shown = one["words"], one["worth"], f"{one['task']}, by {one['kind']}"
+            with replacing(folder / "attribution.html") as new:
+                new.write_text(attribution_html(*shown), encoding="utf-8")
+            with replacing(folder / "attribution.png") as new:
+                attribution_plot(*shown).save(new)
 
 
 def _paths(tree: Mapping[str, Any]) -> list[tuple[str, ...]]:

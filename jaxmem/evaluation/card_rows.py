@@ -15,10 +15,9 @@ from ..models.model import Model
 from .card_result import DENSE
 from .embeddings import sentence_embedder
 from .item_files import read_items, write_items
-from .occlusion import occlusion
 from .origin import weights_sha256
 from .probe import Probe
-from .prompt_template import fields_of, fill
+from .prompt_template import fill
 from .task import Task
 from .task_scores import TaskScores, encoded_pair, fitted_probe, score_task
 from .token_divergence import TokenDivergence, token_divergence
@@ -58,6 +57,7 @@ class AskedModel:
         self.load_seconds = _load_seconds(model)
         self.hash = places.hashes[row] = weights_sha256(model.params)
         self.scorer = self.embed = None
+        self.continued: TaskScores | None = None  # texts that it wrote
         self.forward = jax.jit(model.apply)
         if hasattr(model.config, "cache"):
             self.scorer = ContinuationScorer(model)
@@ -87,24 +87,6 @@ class AskedModel:
     def column(self, name: str, of: Any, measure: Callable[[], TaskScores]) -> TaskScores:
         """What is measured beside tasks, of this model's weights and of `of`; or what is kept."""
         return self.places.kept(self.row, f"columns/{name}", f"{self.hash} {of}", measure)
-
-    def worth(self, task: Task, dense: TaskScores, count: int) -> TaskScores:
-        """What each word of a text is worth to the answer that the dense model gave."""
-        field = next(n for n in fields_of(task.prompt) if isinstance(task.items[0][n], str))
-
-        def measure() -> TaskScores:
-            found = []
-            for scored in dense.items[:count]:
-                item = task.items[scored["item"]]
-                value = lambda texts, item=item, scored=scored: self._value(
-                    task, [{**item, field: text} for text in texts], scored["answer"]
-                )
-                words = occlusion(item[field], value)
-                found.append({"item": scored["item"], "worth": words.tolist()})
-            return TaskScores("attribution", tuple(found))
-
-        answers = [item["answer"] for item in dense.items[:count]]
-        return self.column("occlusion", f"{task.sha256} {answers}", measure)
 
     def divergence(
         self, reference: "AskedModel", text: str, window: int, windows: int | None
@@ -137,7 +119,7 @@ class AskedModel:
             write_items(path, {"key": key, "measured": measured}, lines)
         return result
 
-    def _value(self, task: Task, items: Sequence[Mapping], answer: int) -> np.ndarray:
+    def margins(self, task: Task, items: Sequence[Mapping], answer: int) -> np.ndarray:
         """By how many nats the answer is ahead of the next choice, (items,)."""
         if task.kind == "probe":
             texts = [fill(task.prompt, item) for item in items]

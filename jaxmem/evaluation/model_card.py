@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -10,15 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.arguments import Kind, takes
+from ..core.arguments import NAMES, Kind, takes
 from ..core.leaf import is_encoded
+from ..io.scalar_writers import ScalarWriter
 from ..models.example_inputs import WINDOW_TOKENS
 from ..models.example_inputs import window as window_of
 from ..models.model import Model
 from .card_columns import COLUMNS, columns_of
-from .card_measures import bit_flips_of, membership_of, seconds_of
+from .card_explanations import EXPLANATIONS, explained, one_explained
+from .card_measures import bit_flips_of, continuations_of, membership_of, seconds_of
 from .card_result import DENSE, FLOOR, MODEL, Card
 from .card_rows import AskedModel, Places
+from .card_suites import SUITES, Suite
 from .model_bytes import space_of
 from .origin import forms, plan_of, source_of, versions
 from .probe import Probe
@@ -27,7 +31,7 @@ from .published_sets import published_tasks
 from .task import Task
 from .task_files import read_task
 from .task_scores import TaskScores
-from .text_noise import KINDS, noisy_task
+from .text_noise import noisy_task
 from .token_divergence import TokenDivergence, same_vocabulary
 
 _QUICK = ("arc_easy", "piqa", "sst2", "crows_pairs", "stsb", "sst2_probe")
@@ -38,29 +42,11 @@ _TASKS = Kind(
         or (isinstance(x, list | tuple) and all(isinstance(task, Task) for task in x))
     ),
 )
+_NAMES = Kind("a list of names, or None", lambda x: x is None or NAMES.accepts(x))
 _MODEL = Kind("a Model, such as jm.models.load gives", lambda x: isinstance(x, Model))
 
 
-@dataclasses.dataclass(frozen=True)
-class Suite:
-    """How much a card measures: items of a task (None for all), windows of the text and so on."""
-
-    items: int | None
-    window: int | None
-    windows: int | None
-    noise: tuple[str, ...]
-    explained: int
-    texts: int | None
-    flip_rates: tuple[float, ...]
-
-
-SUITES = {
-    "quick": Suite(32, 256, 8, ("typo",), 4, 64, (1e-5, 1e-3)),
-    "full": Suite(None, None, 32, KINDS, 32, None, (1e-6, 1e-5, 1e-4, 1e-3)),
-}
-
-
-@takes(model=_MODEL, reference=_MODEL, data=_TASKS)
+@takes(model=_MODEL, reference=_MODEL, data=_TASKS, words=_NAMES, explain=_NAMES)
 def card(
     model: Model,
     reference: Model,
@@ -70,8 +56,11 @@ def card(
     text: str | None = None,
     seen: str | None = None,
     unseen: str | None = None,
+    words: Sequence[str] | None = None,
+    explain: Sequence[str] | None = None,
     out: str | os.PathLike | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    writer: ScalarWriter | None = None,
 ) -> Card:
     """Bytes, seconds, loss, tasks, calibration, robustness, attribution, fairness, privacy, origin.
 
@@ -89,14 +78,21 @@ def card(
             of models that predict text.
         seen: text that the reference was trained on, for the privacy column; with `unseen`.
         unseen: text of the same kind that it was not trained on.
+        words: those that a text should not have, such as insults; counted in what the models write
+            after pieces of `text`.
+        explain: what is asked of the words of some texts: "occlusion" (the answer without a word),
+            "gradients" (integrated, from the vector that pads or ends texts), "shapley" (kernel
+            SHAP) and "swaps" (the two words whose swap the model's own gradient expects to harm
+            most). None: of a quick suite "occlusion", of a full one all of them.
         out: a folder where the items are kept. What is there of the same weights and tasks is not
             measured again, so that a suite that was stopped goes on.
         progress: `progress(what, done, parts)` is called now and then.
+        writer: its `write_scalars(0, numbers)` takes the model's row, as that of `jm.train` does.
 
     Raises:
-        ValueError: the suite is none of the two; the vocabularies differ; the reference is
-            encoded; a model has no tokenizer; of `seen` and `unseen` one is missing; there is no
-            task and no text that the model can be asked.
+        ValueError: the suite is none of the two; `explain` names something else; the vocabularies
+            differ; the reference is encoded; a model has no tokenizer; of `seen` and `unseen` one
+            is missing, or of `words` the text; there is nothing that the model can be asked.
         TypeError: an argument has another type.
 
     Example:
@@ -119,13 +115,17 @@ def card(
     if suite not in SUITES:
         raise ValueError(f"suite is {suite!r}, expected one of {', '.join(SUITES)}")
     size, predicts = SUITES[suite], hasattr(model.config, "cache")
-    _check_models(model, reference, seen, unseen)
+    explain = size.explain if explain is None else tuple(explain)
+    if not set(explain) <= set(EXPLANATIONS):
+        raise ValueError(f"explain is {explain}, expected some of {', '.join(EXPLANATIONS)}")
+    _check_models(model, reference)
+    _check_texts(predicts, text, seen, unseen, words)
     tasks = [task.sample(size.items) for task in _tasks(data, suite, predicts)]
     if not tasks and (text is None or not predicts):
         raise ValueError("there is nothing to measure: give data with tasks, or a text")
     noisy = [(task, kind) for task in _with_prompts(tasks, suite) for kind in size.noise]
     tasks += [noisy_task(task, kind) for task, kind in noisy]
-    explained = [task for task in _with_prompts(tasks, "quick") if "." not in task.name]
+    to_explain = [task for task in _with_prompts(tasks, "quick") if "." not in task.name]
     places = Places(pathlib.Path(out) if out is not None else None, progress)
     items: dict[str, dict[str, TaskScores]] = {}
     divergence: dict[str, TokenDivergence] = {}
@@ -138,13 +138,17 @@ def card(
     for name, asked in rows_asked.items():
         more[name] = {"space": space_of(asked.model, with_file=name != FLOOR)}
         items[name] = {task.name: asked.scores(task) for task in tasks}
-        for task in explained[:1]:
+        for task, kind in itertools.product(to_explain[:1], explain):
             dense = items[DENSE][task.name]
-            items[name]["attribution"] = asked.worth(task, dense, size.explained)
+            items[name][kind] = explained(asked, task, dense, size.explained, kind)
         if predicts and text is not None:
             window = min(size.window or WINDOW_TOKENS, window_of(asked.model))
             divergence[name] = asked.divergence(rows_asked[DENSE], text, window, size.windows)
-            for column, values in _of_text(asked, text, window, size, divergence[name]).items():
+            found = _of_text(asked, text, window, size, divergence[name])
+            if words:
+                dense = rows_asked[DENSE]
+                found["fairness"] = continuations_of(asked, dense, text, words, size.items)
+            for column, values in found.items():
                 more[name][column] = {**more[name].get(column, {}), **values}
         if seen is not None and unseen is not None:
             more[name]["privacy"] = vars(membership_of(asked, seen, unseen, size.texts))
@@ -166,7 +170,11 @@ def card(
         "versions": versions(),
     }
     block = divergence[MODEL].block() if divergence else ""
-    return Card(origin=origin, rows=rows, llama_cpp=block)
+    one = one_explained(to_explain[:1], {name: items[name] for name in (DENSE, MODEL)})
+    made = Card(origin=origin, rows=rows, llama_cpp=block, explained=one)
+    if writer:
+        writer.write_scalars(0, made.scalars())
+    return made
 
 
 def _of_text(
@@ -183,8 +191,22 @@ def _of_text(
     return found
 
 
-def _check_models(model: Model, reference: Model, seen: str | None, unseen: str | None) -> None:
-    """Refuses models that cannot be compared, and texts that say nothing of them."""
+def _check_texts(
+    predicts: bool,
+    text: str | None,
+    seen: str | None,
+    unseen: str | None,
+    words: Sequence[str] | None,
+) -> None:
+    """Refuses texts and words that say nothing of a model."""
+    if (seen is None) != (unseen is None) or (seen is not None and not predicts):
+        raise ValueError("privacy wants seen and unseen texts, and a model that predicts text")
+    if words is not None and (text is None or not predicts or not all(words)):
+        raise ValueError("words are counted in what is written after a text: give words and a text")
+
+
+def _check_models(model: Model, reference: Model) -> None:
+    """Refuses models that cannot be compared."""
     if any(map(is_encoded, jax.tree.leaves(reference.tensors, is_leaf=is_encoded))):
         raise ValueError(f"the reference {reference.source} is encoded, expected a dense model")
     predicts = hasattr(model.config, "cache")
@@ -195,8 +217,6 @@ def _check_models(model: Model, reference: Model, seen: str | None, unseen: str 
             raise ValueError(f"{one.source} has no tokenizer, which a card takes")
     if predicts:
         same_vocabulary(model, reference)
-    if (seen is None) != (unseen is None) or (seen is not None and not predicts):
-        raise ValueError("privacy wants seen and unseen texts, and a model that predicts text")
 
 
 def _tasks(data: Any, suite: str, predicts: bool) -> list[Task]:

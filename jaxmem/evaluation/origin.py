@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import pathlib
 import platform
 import re
@@ -14,6 +15,8 @@ import numpy as np
 from ..core.byte_counts import nbytes
 from ..core.leaf import is_encoded
 from ..core.paths import leaf_paths
+
+FIT_RECORD = "fit.json"  # in a folder of `jaxmem fit`: what it was calibrated with
 
 
 def weights_sha256(params: Any) -> str:
@@ -62,10 +65,12 @@ def source_files(source: str) -> list[pathlib.Path]:
 
 
 def source_of(source: str) -> dict[str, Any]:
-    """{"source", "licence", "files": {name: sha256}} of a model, by what `Model.source` says.
+    """{"source", "licence", "calibration", "files"} of a model, by what `Model.source` says.
 
     The licence and the sha256 of a model that is known by name are in its source. A folder's
     licence is that in the head of its README.md, as Hugging Face has it. None if it is not said.
+    `calibration` has the sha256 and the tokens of each text that `jaxmem fit` calibrated with,
+    `files` the sha256 of each file.
 
     Example:
         >>> source_of("a==1, sha256 3f, licence MIT")["licence"]
@@ -82,7 +87,11 @@ def source_of(source: str) -> dict[str, Any]:
     for path in files:
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"source": source, "licence": licence, "files": digests}
+    found = {"source": source, "licence": licence, "files": digests}
+    for path in files:
+        if path.name == FIT_RECORD:
+            found["calibration"] = json.loads(path.read_text("utf-8"))["calibration"]
+    return found
 
 
 def plan_of(params: Any) -> dict[str, str]:

@@ -1,11 +1,15 @@
 """jaxmem fit, demo and eval on a tiny random Llama."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from checkpoints import VOCAB, write_single
 from command_lines import CONTEXT, DENSE, found, model_folder, run, square_tensors, write_config
 
 import jaxmem as jm
+from jaxmem.evaluation import Task, write_task
+from jaxmem.evaluation.origin import source_of
 
 LITTLE = 20_000  # bytes that the model takes only without a layer
 
@@ -18,8 +22,12 @@ def here(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fitted(here):
     """What `fit` found; it wrote the folder `fitted`."""
-    texts = "--text", here / "a.txt", "--calibrate", here / "b.txt", "--windows", 4
-    texts = *texts, "--tune", 2
+    (here / "c.txt").write_text((here / "b.txt").read_text().upper())
+    items = tuple({"text": "it was", "answer": i} for i in (0, 1))
+    task = Task("next", "choice", items, "{text}", ("the", "a worst"))
+    write_task(here / "next.jsonl", task)
+    texts = "--text", here / "a.txt", "--calibrate", here / "b.txt", here / "c.txt"
+    texts = *texts, "--windows", 4, "--tune", 2, "--judge", f"task:{here / 'next.jsonl'}"
     return found("fit", here / "model", "--bytes", "60kB", "--out", here / "fitted", *texts)
 
 
@@ -34,8 +42,13 @@ def test_fit_keeps_to_the_bytes_and_says_so(here, fitted):
     assert fitted["plan"]["layers/mlp/up/kernel"].keys() == {"GPTQ"}
     assert fitted["plan"]["embed/embedding"].keys() == {"Search"}  # it is looked up
     done = fitted["calibration"]
-    assert done["tuning_steps"] == 2
-    assert done["plans_kl"][done["plan"]] == min(done["plans_kl"].values()) > 0
+    assert done["tuning_steps"] == 2 and done["judge"] == "next"
+    rank = lambda plan: (-done["plans_score"][plan], done["plans_kl"][plan])
+    assert done["plan"] == min(done["plans_kl"], key=rank) and done["plans_kl"][done["plan"]] > 0
+    texts = fitted["calibration_texts"]
+    assert [pathlib.Path(path).name for path in texts] == ["b.txt", "c.txt"]
+    assert len({text["tokens"] for text in texts.values()}) == 1
+    assert source_of(str(here / "fitted"))["calibration"] == texts  # which a card shows
 
 
 @pytest.mark.slow

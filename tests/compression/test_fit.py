@@ -13,6 +13,7 @@ from checkpoints import CONTEXT, VOCAB, random_tensors, write_single
 import jaxmem as jm
 from jaxmem.compression.fit import calibration_ids
 from jaxmem.models import load
+from jaxmem.training import JsonLines
 
 MODULE = nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(64)])  # alike, so a codec compiles once
 X = jax.random.normal(jax.random.key(0), (96, 64)) * jnp.linspace(0.05, 2, 64)[None]
@@ -104,6 +105,8 @@ def test_options_that_cannot_be_are_refused(change, message):
 
 
 WIDTH = jm.FitOptions(among=("int", "width"))
+ITEM = {"answer": 0}
+JUDGED = jm.FitOptions(judge=jm.evaluation.Task("a", "choice", (ITEM,), "", ("b", "c")))
 BARE = (lambda params, x: x @ params["w"], {"w": jnp.ones((32, 32))})
 
 
@@ -116,6 +119,9 @@ BARE = (lambda params, x: x @ params["w"], {"w": jnp.ones((32, 32))})
         (BARE, {"options": jm.FitOptions(windows=2)}, "windows is 2, and there is no text"),
         (BARE, {"options": jm.FitOptions(rotate=True)}, "rotate: wants a Model"),
         (BARE, {"options": jm.FitOptions(logits=True)}, "logits is True without batches"),
+        (BARE, {"options": JUDGED}, "judge is the task a, which wants a Model"),
+        (BARE, {"writer": JsonLines("none")}, "writer takes the steps of tuning on a text"),
+        ("llama", {"options": JUDGED}, "calibrate=ids of a text"),
         (BARE, {"options": WIDTH}, "width: wants a Model"),
         (BARE, {"options": jm.FitOptions(target="gguf")}, "target 'gguf': wants a Model"),
         ((BARE[0], jm.encode(BARE[1], {"w": jm.Int(8)})), {}, "expected a model with dense"),

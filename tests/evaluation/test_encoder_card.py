@@ -39,7 +39,7 @@ def test_an_encoder_has_a_card(tmp_path):
         assert "cache_per_token" not in row["space"]
     same, other = card.rows["dense"], card.rows["model"]
     assert same["tasks"]["alike"]["cosine_change"].mean == same["tasks"]["mood"]["changed"] == 0
-    assert same["attribution"]["rank_correlation"].mean == pytest.approx(1)
+    assert same["attribution"]["occlusion"]["rank_correlation"].mean == pytest.approx(1)
     assert other["tasks"]["alike"]["cosine_change"].mean > 1e-3
     assert other["tasks"]["mood"]["total_variation"] > 0
     assert "| tasks alike score |" in card.markdown()

@@ -17,6 +17,7 @@ from jaxmem.evaluation import Task, card_rows, compare_cards, write_task
 from jaxmem.evaluation.card_columns import COLUMNS
 from jaxmem.evaluation.occlusion import attribution_agreement, occlusion
 from jaxmem.evaluation.text_noise import noisy, noisy_task
+from jaxmem.evaluation.unwanted_words import holds_words
 
 CONTEXT = 9
 WORDS = ["?", "good", "bad", "a", "film", "and", "so", "the", "story", "was"]
@@ -61,7 +62,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def line(folder):
     places = {"reference": "model", "data": "tasks", "text": "a.txt", "out": "small.card"}
-    places |= {"seen": "a.txt", "unseen": "b.txt"}
+    places |= {"seen": "a.txt", "unseen": "b.txt", "words": "words.txt"}
+    (folder / "words.txt").write_text("bad\n\nawful\n")
     options = (word for name, place in places.items() for word in (f"--{name}", folder / place))
     return ("card", folder / "small", *options)
 
@@ -91,6 +93,14 @@ def test_a_card_has_every_column_beside_the_noise_floor(made, folder):
     flips = rows["model"]["robustness"]["bit_flips"]
     assert list(flips) == ["codes", "scales", "weights"]
     assert set(rows["model"]["fairness"]["pairs"]["groups"]) == {"a", "b"}
+    continued = {name: row["fairness"]["continuations"] for name, row in rows.items()}
+    assert continued["dense"]["changed"] == 0 and continued["dense"]["texts"] == 9
+    written = (
+        folder / "small.card" / "items" / "dense" / "columns" / "continuations.jsonl"
+    ).read_text()
+    texts = [json.loads(line) for line in written.splitlines()[1:]]
+    shares = [("bad" in x["text"].split()) for x in texts]
+    assert continued["dense"]["with_words"]["mean"] == np.mean(shares)
     assert "Mean    KLD" in made["llama_cpp"]
     assert made["origin"]["command"].startswith("jaxmem")
     assert "params.jm" in made["origin"]["sources"]["model"]["files"]
@@ -102,8 +112,13 @@ def test_the_dense_row_differs_from_itself_in_nothing(made):
     for task in (*row["tasks"].values(), row["robustness"]["mood.typo"]):
         assert (task["changed"], task["right_to_wrong"], task["total_variation"]) == (0, 0, 0)
     assert row["loss"]["perplexity_ratio"]["mean"] == 1 == row["loss"]["same_top"]["mean"]
-    assert row["attribution"]["rank_correlation"]["mean"] == pytest.approx(1)
+    assert row["attribution"]["occlusion"]["rank_correlation"]["mean"] == pytest.approx(1)
     assert row["fairness"]["pairs"]["gap"] == 0
+
+
+def test_a_word_counts_as_a_whole():
+    assert holds_words("so BAD.", ["bad"]) and not holds_words("badly, unbad", ["bad"])
+    assert holds_words("a bad-tempered man", ["bad"]) and not holds_words("bad", [])
 
 
 def test_a_table_a_model_card_and_a_picture_are_written(made, folder):
@@ -175,6 +190,8 @@ def test_what_a_card_cannot_be_of_is_said(folder):
         jm.card(model, jm.models.load("llama-8b"), data=[TASK])
     with pytest.raises(ValueError, match=r"small.* is encoded, expected a dense model"):
         jm.card(model, jm.models.load(folder / "small"), data=[TASK])
+    with pytest.raises(ValueError, match="give words and a text"):
+        jm.card(model, model, data=[TASK], words=["bad"])
     with pytest.raises(ValueError, match="privacy wants seen and unseen texts"):
         jm.card(model, model, data=[TASK], seen="a film")
     with pytest.raises(TypeError, match="data is 3, expected a folder"):

@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 import jaxmem as jm
 from jaxmem.compression.scan_cut import scans_layers
 from jaxmem.models import from_flax, generate, load
+from jaxmem.training import JsonLines
 
 V = D = 64  # weights of one shape, so that a codec compiles once
 IDS = np.random.default_rng(0).integers(0, V, 8 * 16)
@@ -89,7 +90,11 @@ def test_it_generates_what_its_logits_say(model):
 @pytest.mark.parametrize("calibrate", [None, pytest.param(IDS, marks=pytest.mark.slow)])
 def test_it_is_fitted_evaluated_saved_and_read_again(calibrate, model, tmp_path):
     options = jm.FitOptions(tune_steps=1)
-    fitted = jm.fit(model, 12_000, calibrate=calibrate, options=options)
+    writer = JsonLines(tmp_path / "steps.jsonl")
+    with_text = {} if calibrate is None else {"calibrate": calibrate, "writer": writer}
+    fitted = jm.fit(model, 12_000, options=options, **with_text)
+    steps = [step for step in writer.history if step["fit/kl"] >= 0]
+    assert len(steps) == len(writer.history) == (calibrate is not None)
     assert fitted.nbytes <= 12_000 < jm.nbytes(model.params) / 4
     text = {"window": 16, "reference": (model.apply, model.params)}
     result = jm.evaluate(fitted.model.apply, fitted.params, IDS[:32], **text)
