@@ -92,6 +92,9 @@ from .io.checkpoint import load as load
 from .io.checkpoint import save as save
 from .kv_cache import pages as pages
 from .kv_cache.page_pool import Pages as Pages
+from .offload.result_store import Reuse as Reuse
+from .offload.result_store import ReuseStats as ReuseStats
+from .offload.reused_rows import reuse as reuse
 from .offload.streamed_weights import from_host as from_host
 from .offload.streamed_weights import layers_on_host as layers_on_host
 from .parallel import layouts as layouts

@@ -52,7 +52,8 @@ NAMESPACES = (
 # What functions return is only read, or has no constructor that users call.
 NOT_CALLED = {
     "Breakdown", "Card", "Codec", "CompileError", "Donations", "Encoded", "Evaluation", "Fitted",
-    "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "Speeds", "Use",
+    "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "ReuseStats",
+    "Speeds", "Use",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.Membership", "evaluation.TaskScores", "data.Packing", "models.Model",
     "pages.PagePool", "pages.Usage",

@@ -341,6 +341,8 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "remove_width": {"model": model, "width": 16, "stats": model_stats},
         "replicated": {"m": compiled, "least": 1},
         "report": {"params": params, "enc": encoded, "uses": uses},
+        "Reuse": {"memory": 1000, "disk": 10_000, "path": folder / "results", "codec": None},
+        "reuse": {"fn": apply, "results": jm.Reuse(memory=1000), "on": 1, "sizes": (1, 4)},
         "rewind": {**inner, "rounds": 1, "steps": 2, "to": 0, "uses": uses},
         "pages.alloc": {"pool": pool, "tokens": jnp.array([1, 1])},
         "pages.attach": {**pages, "row": 1, "tokens": 16},

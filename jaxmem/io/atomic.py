@@ -13,6 +13,8 @@ import stat
 import sys
 from collections.abc import Iterator
 
+_TEMPORARY = re.compile(r"\.(.*)\.[0-9a-f]{8}\.tmp", re.DOTALL)  # names of `temporary_path`
+
 
 @contextlib.contextmanager
 def replacing(
@@ -21,13 +23,15 @@ def replacing(
     token: str | None = None,
     directory: bool = False,
     replace_directory: bool = False,
+    flushed: bool = True,
 ) -> Iterator[pathlib.Path]:
     """An empty temporary file or directory beside `path`; it becomes `path` when the block ends.
 
-    It is flushed to the disk before it is renamed, and a file keeps the mode of the file that it
-    replaces. When the block raises, `path` is as it was, and what is temporary is removed. A writer
-    locks what it writes, so that the next writer of this path removes what a killed one left, and
-    nothing of a writer that is still at work: of two at once the last one wins, and each is whole.
+    It is flushed to the disk before it is renamed, unless `flushed` is False, and a file keeps the
+    mode of the file that it replaces. When the block raises, `path` is as it was, and what is
+    temporary is removed. A writer locks what it writes, so that the next writer of this path
+    removes what a killed one left, and nothing of a writer that is still at work: of two at once
+    the last one wins, and each is whole.
 
     Args:
         path: where the file or directory appears.
@@ -35,6 +39,8 @@ def replacing(
         directory: the block writes a flat directory of files, and `path` does not exist yet.
         replace_directory: the same, and a directory at `path` is replaced: on Linux and macOS the
             two change places at once, and elsewhere the old one is moved aside first.
+        flushed: False is for many small files whose readers find damage: nothing waits for the
+            disk, and after a power cut, though not after a kill, a file may be cut short.
 
     Raises:
         OSError: `path` is a directory, and `replace_directory` is False; or the disk is full.
@@ -54,14 +60,16 @@ def replacing(
     lock = _create_locked(temporary, directory)
     try:
         yield temporary
-        for part in [*temporary.iterdir(), temporary] if directory else [temporary]:
+        parts = [*temporary.iterdir(), temporary] if directory else [temporary]
+        for part in parts if flushed else ():
             flush(part)
         if replace_directory:
             _put_directory(temporary, path)
         else:
             _keep_mode(temporary, path)
             os.replace(temporary, path)
-        flush(path.parent)
+        if flushed:
+            flush(path.parent)
     except OSError as error:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)  # a full disk does not say where
@@ -128,9 +136,9 @@ def _is_at(handle: int, path: pathlib.Path) -> bool:
 
 def _remove_leftovers(path: pathlib.Path) -> None:
     """Removes what writers of `path` left that are no longer there, since nobody locks it."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
     for leftover in path.parent.iterdir():
-        if not name.fullmatch(leftover.name):
+        match = _TEMPORARY.fullmatch(leftover.name)
+        if not match or match[1] != path.name:
             continue
         try:
             handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
