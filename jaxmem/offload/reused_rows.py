@@ -108,7 +108,7 @@ class _RowProgram:
     def __call__(self, results: Reuse, leaves: list, rows: list[np.ndarray]) -> Any:
         # 1. What identifies each row; a row that comes twice is computed once.
         self.identity = self.identity or self._identified(leaves)
-        prefix = hashlib.blake2b(self.identity)
+        prefix = hashlib.blake2b(self.identity + bytes(self.by_row))
         for x, flag in zip(leaves, self.by_row):
             prefix.update(b"" if flag else _fingerprint(x))
         keys = [_row_key(prefix, rows, i) for i in range(len(rows[0]))]
