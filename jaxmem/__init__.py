@@ -41,6 +41,8 @@ from .codecs import at_bits as at_bits
 from .codecs import export as export
 from .codecs import from_bcoo as from_bcoo
 from .codecs import to_bcoo as to_bcoo
+from .compiler.buffer_allocations import Allocations as Allocations
+from .compiler.buffer_allocations import allocations as allocations
 from .compiler.compile_subprocess import CompileError as CompileError
 from .compiler.donation import Donations as Donations
 from .compiler.donation import donations as donations
@@ -72,6 +74,8 @@ from .compression.sparsity_distribution import together as together
 from .compression.sparsity_distribution import uniform as uniform
 from .core.byte_counts import nbytes as nbytes
 from .core.codec import Codec as Codec
+from .core.known_arguments import Once as Once
+from .core.known_arguments import once as once
 from .core.leaf import Encoded as Encoded
 from .core.leaf import decode as decode
 from .core.leaf import is_encoded as is_encoded
@@ -112,6 +116,9 @@ from .planner.planner import plan as plan
 from .planner.recipe import Recipe as Recipe
 from .planner.search import search as search
 from .planner.train_and_serve_steps import build as build
+from .serving.precision_ladder import Ladder as Ladder
+from .serving.precision_ladder import Rung as Rung
+from .serving.precision_ladder import RungBytes as RungBytes
 from .solvers import GPTQ as GPTQ
 from .solvers import HQQ as HQQ
 from .solvers import QERA as QERA

@@ -51,9 +51,9 @@ NAMESPACES = (
 
 # What functions return is only read, or has no constructor that users call.
 NOT_CALLED = {
-    "Breakdown", "Card", "Codec", "CompileError", "Donations", "Encoded", "Evaluation", "Fitted",
-    "Measured", "Memory", "Moments", "Native", "Placement", "Planned", "Report", "ReuseStats",
-    "Speeds", "Use",
+    "Allocations", "Breakdown", "Card", "Codec", "CompileError", "Donations", "Encoded",
+    "Evaluation", "Fitted", "Measured", "Memory", "Moments", "Native", "Once", "Placement",
+    "Planned", "Report", "ReuseStats", "RungBytes", "Speeds", "Use",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.Membership", "evaluation.TaskScores", "data.Packing", "models.Model",
     "pages.PagePool", "pages.Usage",
@@ -107,7 +107,8 @@ MAY = {
     ("save", "tree"): {"int", "negative", "nan", "none", "text", "function"},
     ("decode|nbytes", "tree"): {"none"},  # a tree without leaves
     ("constrain", "x"): {"int", "negative", "nan"},
-    ("donations|measured|memory", "donate_argnums"): {"negative"},  # counted from the end
+    # counted from the end
+    ("allocations|donations|measured|memory", "donate_argnums"): {"negative"},
     ("evaluate|interop.*", "params"): {"none"},
     ("train.polynomial", "step"): {"array"},
     ("fit", "calibrate"): {"none"},
