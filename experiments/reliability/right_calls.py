@@ -95,6 +95,8 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     compiled = jm.memory(layers, w, rows)
     jm.save(folder / "saved", params)
     jm.data.write(folder / "w.tokens", np.arange(9))
+    kept = jm.train.keep_logits(jm.train.Logits(uniform(1, 8, 4), uniform(4, 16)), 3)
+    jm.data.write_kept(folder / "kept", [kept], vocabulary=16)
     placed = jm.shardings(params, mesh, {"w": spec})
     logits, labels = uniform(3, 8), jnp.arange(3)
     solver = {"codec": jm.Int(4)}
@@ -174,6 +176,10 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "data.Batches": {"rows": jm.data.PackedRows([[1, 2], [3, 4]], 2), "batch": 2, "seed": 0,
                          "shuffle": False, "shard": (0, 1)},
         "data.Documents": {"ids": np.arange(5), "lengths": [2, 3], "mask": np.ones(5, bool)},
+        "data.JoinedRows": {"*args": ([{"a": 1}], [{"b": 2}])},
+        "data.KeptLogits": {"path": folder / "kept"},
+        "data.write_kept": {"path": folder / "x.kept", "kept": [kept], "vocabulary": 16,
+                            "kind": "top", "temperature": 1.0, "seed": 0},
         "data.MaskedBatches": {"batches": jm.data.Batches(jm.data.PackedRows([[1] * 8], 8), 1),
                                "mask_id": 3, "vocab": 32, "never": [0], "seed": 0},
         "data.PackedRows": {"documents": [[1, 2], [3, 4, 5]], "width": 4, "longer": "split",
@@ -397,6 +403,9 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
                              "reference": (-uniform(4), -uniform(4)), "smoothing": 0.0},
         "train.teacher_divergence": {"temperature": 2.0, "kind": "jsd", "beta": 0.3},
         "train.distilled_cross_entropy": {"alpha": 0.5, "temperature": 2.0, "kind": "reverse"},
+        "train.keep_logits": {"teacher": jm.train.Logits(uniform(1, 8, 4), uniform(4, 16)), "k": 3,
+                              "kind": "sampled", "key": jax.random.key(0), "chunk": 4},
+        "train.kept_divergence": {"vocabulary": 16, "kind": "sampled", "temperature": 2.0},
         "train.hidden_loss": {"student": uniform(1, 4, 8), "teacher": uniform(1, 4, 16),
                               "projection": uniform(8, 16)},
         "train.attention_loss": {"student": uniform(1, 2, 4, 4), "teacher": uniform(1, 2, 4, 4)},

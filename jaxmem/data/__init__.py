@@ -3,6 +3,9 @@
 from .best_fit import Packing as Packing
 from .best_fit import pack as pack
 from .documents import Documents as Documents
+from .joined_rows import JoinedRows as JoinedRows
+from .kept_logits import KeptLogits as KeptLogits
+from .kept_logits import write_kept as write_kept
 from .loss_difference import difference_sampling as difference_sampling
 from .lzw import lzw_decode as lzw_decode
 from .lzw import lzw_encode as lzw_encode

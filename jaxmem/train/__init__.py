@@ -11,6 +11,8 @@ from .gradient_release import released as released
 from .gradient_release import train_state as train_state
 from .gradual_pruning import gradual as gradual
 from .gradual_pruning import polynomial as polynomial
+from .kept_teacher import keep_logits as keep_logits
+from .kept_teacher import kept_divergence as kept_divergence
 from .layer_distillation import attention_loss as attention_loss
 from .layer_distillation import hidden_loss as hidden_loss
 from .layer_distillation import relation_loss as relation_loss
