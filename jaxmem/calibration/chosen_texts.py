@@ -30,7 +30,7 @@ def choose_texts(
         texts: windows of token ids, sentences, or anything else that the function takes.
         n: how many are chosen.
         moments: maps a text to E[x xᵀ] (..., k, k) of the inputs of a weight or of several of one
-            size, such as `lambda text: jm.stats(fn, params, [(text,)])[path].second`.
+            size, such as `jax.jit(lambda text: jm.stats(fn, params, [(text,)])[path].second)`.
         disagreement: maps a text to a number, such as the KL of a coarsely rounded model to the
             dense one; the largest are taken.
 
