@@ -6,6 +6,7 @@ from . import evaluation as evaluation
 from . import interop as interop
 from . import models as models
 from . import optimizers as optimizers
+from . import serving as serving
 from . import solvers as solvers
 from . import train as train
 from . import training as training

@@ -61,6 +61,7 @@ NAMESPACES = [
     "layouts",
     "interop",
     "models",
+    "serving",
     "optimizers",
     "adapters",
     "train",

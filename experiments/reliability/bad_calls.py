@@ -47,6 +47,7 @@ NAMESPACES = (
     "evaluation",
     "training",
     "pages",
+    "serving",
 )
 
 # What functions return is only read, or has no constructor that users call.
@@ -56,7 +57,7 @@ NOT_CALLED = {
     "Planned", "Report", "ReuseStats", "RungBytes", "Speeds", "Use",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.Membership", "evaluation.TaskScores", "data.Packing", "models.Model",
-    "pages.PagePool", "pages.Usage",
+    "pages.PagePool", "pages.Usage", "serving.Answer", "serving.Piece", "serving.Refusal",
     "train.ScaledState", "training.ScalarWriter", "training.Trained",
 }  # fmt: skip
 
@@ -119,6 +120,9 @@ MAY = {
     ("models.chat", "max_new_tokens"): {"int"},  # one of its `options`, which have no annotation
     ("pages.*", "src|dst|row|tokens|count"): {"int", "negative"},  # `ok` says that it cannot be
     ("models.generate", "prompt"): {"text"},
+    ("serving.GenerationRequest", "id|prompt|stop"): {"text"},
+    ("serving.read_requests", "path"): {"text"},
+    ("serving.read_requests", "defaults"): {"none"},
     ("models.chat(_prompt)?", "messages"): {"text"},
     ("models.chat(_prompt)?", "variables"): {"none", "dict"},
     ("models.BeamSearch", "length_penalty"): {"negative"},  # in favour of shorter texts

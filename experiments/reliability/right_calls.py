@@ -116,6 +116,8 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     write_items(folder / "old/items/model/mood.jsonl", {"key": "weights task"}, answers)
     pool = jm.Pages(size=8).empty(model.config, pages=9, rows=2, most=4)
     pool, _ = jm.pages.alloc(pool, jnp.array([20, 0]))
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text('{"prompt": "w1 w2"}')
     pages = {"pool": pool, "ids": jnp.array([1, 2])}
     calls = {
         "Affine": {"bits": 4, "group": 16},
@@ -368,6 +370,14 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "pages.take": pages,
         "pages.take_row": {"pool": pool, "row": 0},
         "pages.usage": {"pool": pool},
+        "serving.Engine": {"model": model, "nbytes": 10**6, "rows": 2, "pages": jm.Pages(size=8),
+                           "chunk": 16, "length": 64, "host": 0},
+        "serving.GenerationRequest": {"id": "a", "prompt": "w1 w2", "messages": None, "ids": None,
+                                      "max_new_tokens": 2, "temperature": 0.5, "top_k": 3,
+                                      "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1,
+                                      "seed": 0, "stop": ("w3",), "logprobs": True},
+        "serving.depth_first": {"prompts": [np.array([2, 1]), np.array([1])]},
+        "serving.read_requests": {"path": prompts, "defaults": {"seed": 1}},
         "rigl": {**inner, "every": 1, "end": 10, "share": 0.3, "uses": uses},
         "save": {"path": folder / "out", **tree, "compress": False},
         "search": {"build": small, "knobs": knobs, "device": "cpu", "limit": 2**20, "most": 1,

@@ -1,4 +1,4 @@
-"""generate: a prompt continued or answered, token by token."""
+"""generate: a prompt continued or answered, token by token; or a file of them, all at once."""
 
 import dataclasses
 import sys
@@ -6,11 +6,14 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from ..kv_cache.page_pool import Pages
 from ..models import KVCache, Model, chat, generate
 from ..models.generation import Generation
 from .mesh_option import MeshOption, mesh_line, spread_model
-from .options import Count, SourceOptions
+from .options import Count, SourceOptions, TextFile
 from .output import Output
+from .prompt_batch import PromptBatch
+from .sizes import Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +47,22 @@ class Generate(SourceOptions):
     cache_rotated: bool = False
     """With --cache-bits: rotate heads by a Hadamard matrix first, which spreads outliers."""
     mesh: MeshOption = None
+    prompts: TextFile = None
+    """Answer each line of a file of JSON lines, many at a time: {"prompt": "Hello"}, with fields
+    such as "id", "messages", "max_new_tokens", "seed" and "stop". Wants --memory and --out."""
+    memory: Size | None = None
+    """With --prompts: the most bytes of weights and of keys and values together, such as 2GB."""
+    out: TextFile = None
+    """With --prompts: the file of answers, in the order of the prompts. Run the same line again
+    after an interruption: what is answered is not answered again."""
+    rows: int = 16
+    """With --prompts: the most prompts that are answered at the same time."""
 
     def run(self, output: Output) -> dict:
         """The text and its tokens, which `output` shows as they come."""
         self._check()
+        if self.prompts is not None:
+            return self._answer_file(output)
         model, places = spread_model(self.load(), self.mesh)
         if places:
             output.say(mesh_line(places))
@@ -64,8 +79,36 @@ class Generate(SourceOptions):
             raise ValueError("--cache-rotated turns a cache of --cache-bits, which is not given")
         if self.raw and (self.chat or self.system is not None):
             raise ValueError("--raw goes without --chat and --system, which take a chat template")
-        if self.prompt is None and not self.chat:
+        if self.prompts is not None:
+            others = {"--prompt": self.prompt, "--mesh": self.mesh}
+            if wrong := [name for name, value in others.items() if value is not None]:
+                raise ValueError(f"--prompts goes without {wrong[0]}")
+            if self.memory is None or self.out is None:
+                raise ValueError("--prompts wants --memory SIZE and --out FILE")
+        elif self.memory is not None or self.out is not None:
+            raise ValueError("--memory and --out go with --prompts FILE, which is not given")
+        elif self.prompt is None and not self.chat:
             raise ValueError("--prompt is not given; only --chat reads messages from the input")
+
+    def _answer_file(self, output: Output) -> dict:
+        """Answers the prompts of a file."""
+        if self.cache_rotated:
+            raise ValueError("--cache-rotated goes without --prompts")
+        model = self.load()
+        if (self.chat or self.system is not None) and model.chat_template is None:
+            raise ValueError(f"{model.source} has no chat template, which --chat and --system take")
+        names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+        batch = PromptBatch(
+            prompts=self.prompts,
+            out=self.out,
+            memory=self.memory,
+            rows=self.rows,
+            pages=Pages(self.cache_bits),
+            system=self.system,
+            as_chat=not self.raw and model.chat_template is not None,
+            defaults={name: getattr(self, name) for name in names},
+        )
+        return {"source": model.source, **batch.run(model, output)}
 
     def _chat(self, model: Model, output: Output) -> dict:
         """Answers the prompt, or each line of the input until its end."""

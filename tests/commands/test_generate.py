@@ -40,9 +40,43 @@ def test_each_line_of_the_input_is_a_message(found, monkeypatch):
     assert answer["content"] == chatting().chat(before, max_new_tokens=2).text
 
 
+PROMPTS = """{"prompt": "CD", "id": "a"}
+{"prompt": "E", "heat": 1}
+{"ids": [2, 3], "max_new_tokens": 3, "logprobs": true}
+"""
+
+
+def test_a_file_of_prompts_is_answered_in_order_and_never_twice(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(options, "load", lambda *_, **__: chatting())
+    (tmp_path / "prompts.jsonl").write_text(PROMPTS)
+    out = tmp_path / "answers.jsonl"
+    line = ["generate", "here", "--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(out)]
+    line += ["--memory", "3MB", "--max-new-tokens", "2", "--rows", "2", "--json"]
+
+    def run(*more):
+        assert cli.main([*line, *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = run("--system", "E")
+    assert (found["answered_now"], list(found["refused"])) == (3, ["line 2"])
+    first, second, third = map(json.loads, out.read_text().splitlines())
+    messages = [{"role": "system", "content": "E"}, {"role": "user", "content": "CD"}]
+    assert first["ids"] == chatting().chat(messages, max_new_tokens=2).ids[0].tolist()
+    assert (second["finish"], second["error"]) == ("refused", "heat is no field of a request")
+    assert third["ids"] == generate(chatting(), [2, 3], max_new_tokens=3).ids[0].tolist()
+    assert len(third["logprobs"]) == 3
+    assert run("--system", "E")["answered_now"] == 0
+    assert cli.main(line) == 2
+    assert "line 1 answers none of these requests" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (["--prompts", "a.jsonl"], "--prompts wants --memory SIZE and --out FILE"),
+        (["--prompts", "a", "--prompt", "b"], "--prompts goes without --prompt"),
+        (["--prompt", "CD", "--out", "b"], "--memory and --out go with --prompts FILE"),
+        (["--prompts", "a", "--memory", "1kB", "--out", "b"], "and the weights take"),
         (["--prompt", "CD", "--raw", "--system", "E"], "--raw goes without --chat and --system"),
         ([], "--prompt is not given"),
         (["--chat"], "the input has no line"),

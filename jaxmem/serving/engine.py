@@ -1,0 +1,290 @@
+"""Engine: many requests answered at once, their keys and values in one pool of pages."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from ..core.arguments import takes
+from ..core.byte_counts import nbytes as bytes_of
+from ..core.leaf import is_encoded
+from ..kv_cache.page_pool import PagePool, Pages
+from ..kv_cache.page_usage import Usage, usage
+from ..models.device_decode_loop import MOST_STEPS
+from ..models.model import Model
+from ..models.text_models import context, vocabulary
+from .answer import Answer, Piece
+from .engine_pool import EnginePool
+from .engine_row import EngineRow
+from .generation_request import GenerationRequest
+from .pool_size import pages_within
+from .prompt_order import depth_first
+from .prompt_tokens import prompt_tokens
+from .served_models import check_model
+
+_LEAST_CHUNK = 128  # tokens
+_SPARE = 0.01  # of the pages stay free when a request is admitted, for rows that grow
+
+
+class Engine:
+    """Answers requests, as many at a time as the bytes of their keys and values allow.
+
+    It is driven from outside: `add` puts a request in the queue, each `step` admits requests, reads
+    their prompts and generates up to 32 tokens of every row in one program, and `cancel` takes a
+    request out. Rows join and leave between steps.
+
+    A row's answer is the same, bit for bit, whatever else the engine answers: the programs have
+    one shape, a row sees its own pages only, and draws depend on its own seed. Prompts are read in
+    chunks of one size; an engine of another `chunk` or `rows` may round otherwise.
+
+    A request is admitted when its prompt and one more page fit into the free pages, less 1 % of
+    all. If rows grow until no page is left, the last one admitted leaves: its pages go to the host
+    if `host` bytes have room for them; otherwise it starts again later, and comes to the same
+    tokens.
+
+    Args:
+        model: a decoder with weights, dense or encoded, on one device.
+        nbytes: the most bytes of the pool of keys and values. The weights, and what programs take
+            while they run, come on top.
+        rows: the most requests that generate at the same time.
+        pages: the form of the pages, such as `jm.Pages(4)`.
+        chunk: tokens of a prompt that one program reads, a multiple of the page size; None for the
+            smallest that is at least 128.
+        length: the most tokens of a prompt with its answer; None for the model's context.
+        host: the most bytes of swapped pages in host memory.
+
+    Raises:
+        ValueError: the model predicts no text, has no weights, or is an encoder-decoder; `nbytes`
+            does not hold one page; an option is out of range.
+        NotImplementedError: the model's layers have states, or it is sharded over devices, or is a
+            user's module: what no pool holds.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmem as jm
+        >>> from jaxmem.architectures import llama
+        >>> config = llama.Config(
+        ...     vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8
+        ... )
+        >>> init = jax.jit(llama.module(config).init)
+        >>> params = init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        >>> model = jm.models.Model(config, params, None, "random")
+        >>> engine = jm.serving.Engine(model, nbytes=200_000, rows=2)
+        >>> for i in range(3):
+        ...     engine.add(jm.serving.GenerationRequest(f"r{i}", ids=[1, 2, i], max_new_tokens=4))
+        >>> [(piece.id, len(piece.ids)) for piece in engine]
+        [('r0', 4), ('r1', 4), ('r2', 4)]
+        >>> engine.usage().allocated
+        0
+    """
+
+    @takes()
+    def __init__(
+        self,
+        model: Model,
+        *,
+        nbytes: int | float,
+        rows: int = 16,
+        pages: Pages = Pages(),  # noqa: B008
+        chunk: int | None = None,
+        length: int | None = None,
+        host: int | float = 0,
+    ):
+        vocab = vocabulary(model)
+        check_model(model)
+        if rows < 1:
+            raise ValueError(f"rows is {rows}, expected at least 1")
+        self.length = context(model) if length is None else length
+        if not 1 <= self.length <= context(model):
+            raise ValueError(f"length is {length}, expected at least 1, at most {context(model)}")
+        chunk = -(-_LEAST_CHUNK // pages.size) * pages.size if chunk is None else chunk
+        if chunk < 1 or chunk % pages.size:
+            raise ValueError(f"chunk is {chunk}, expected a positive multiple of {pages.size}")
+        dtype = jax.tree.leaves(model.params, is_leaf=is_encoded)[0].dtype
+        sizes = {"rows": rows, "most": -(-self.length // pages.size), "dtype": dtype}
+        count = pages_within(nbytes, pages, model.config, **sizes)
+        pool = pages.empty(model.config, count, **sizes)
+        self._pool = EnginePool(model, pool, chunk, vocab)
+        self.model, self.host = model, host
+        self._rows: list[EngineRow | None] = [None] * rows
+        self._queue: deque[EngineRow] = deque()
+        self._ids: set[str] = set()
+        self._swapped, self._age = 0, 0  # bytes on the host; rows admitted so far
+
+    @takes()
+    def add(self, request: GenerationRequest) -> None:
+        """Puts a request at the end of the queue.
+
+        Raises:
+            ValueError: a request of this id is at work; its prompt and answer do not fit into the
+                pool, the engine's `length` or the model's context; stop texts without a tokenizer;
+                or as `jm.models.generate` and `jm.models.chat_prompt` refuse a prompt.
+            TypeError: a message is no mapping with a text as its role.
+        """
+        self._add(self._checked(request))
+
+    @takes()
+    def add_sorted(self, requests: Sequence[GenerationRequest]) -> list[Answer]:
+        """Puts requests in the queue so that prompts with a common beginning follow each other.
+
+        A request that `add` would refuse keeps no other one back.
+
+        Returns:
+            An answer with the reason for each request that is refused.
+        """
+        refused, good = [], []
+        for request in requests:
+            try:
+                good.append(self._checked(request))
+                self._ids.add(request.id)
+            except (ValueError, TypeError, NotImplementedError) as error:
+                refused.append(Answer(request.id, finish="refused", error=str(error)))
+        for i in depth_first([row.prompt for row in good]):
+            self._add(good[i])
+        return refused
+
+    @takes()
+    def cancel(self, id: str) -> Answer | None:
+        """Takes a request out, with its pages; its answer so far. None if it is not at work."""
+        for row in self._queue:
+            if row.request.id == id:
+                self._queue.remove(row)
+                self._forget(row)
+                return row.answer(self.model, "cancelled")
+        for slot, row in enumerate(self._rows):
+            if row is not None and row.request.id == id:
+                self._leave([slot])
+                return row.answer(self.model, "cancelled")
+        return None
+
+    def step(self) -> list[Piece]:
+        """Reads the prompts that there is room for, and generates up to 32 tokens of each row.
+
+        Returns:
+            What is new of each answer; none if nothing is at work.
+        """
+        self._admit()
+        counts = self._make_room()
+        if not any(counts):
+            return []
+        pieces, done = [], []
+        for slot, (ids, logprobs) in enumerate(self._pool.decode(self._rows, counts)):
+            row = self._rows[slot]
+            piece = None if row is None else row.extend(self.model, ids, logprobs)
+            if piece is not None:
+                pieces.append(piece)
+                done += [slot] if piece.answer else []
+        self._leave(done)
+        return pieces
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Steps until nothing is at work; yields each piece as it comes."""
+        while self.at_work:
+            yield from self.step()
+
+    @property
+    def at_work(self) -> int:
+        """How many requests wait or generate."""
+        return len(self._queue) + self.generating
+
+    @property
+    def generating(self) -> int:
+        """How many requests have a row of the pool."""
+        return sum(row is not None for row in self._rows)
+
+    @property
+    def pool(self) -> PagePool:
+        """The pool as it is between two steps; the next step takes its memory."""
+        return self._pool.pool
+
+    def usage(self) -> Usage:
+        """Pages and tokens of the pool, as `jm.pages.usage` counts them."""
+        return usage(self.pool)
+
+    def _checked(self, request: GenerationRequest) -> EngineRow:
+        """The request with the tokens of its prompt."""
+        if request.id in self._ids:
+            raise ValueError(f"the id {request.id!r} is that of a request at work")
+        if request.stop and self.model.tokenizer is None:
+            raise ValueError(f"stop wants a tokenizer, which {self.model.source} has not")
+        prompt = prompt_tokens(self.model, request)
+        tokens = len(prompt) + request.max_new_tokens
+        if tokens > self.length:
+            raise ValueError(
+                f"{request.max_new_tokens} tokens after a prompt of {len(prompt)}, expected no "
+                f"more than {self.length} together"
+            )
+        if (pages := self._pool.pages(tokens - 1)) > self.pool.capacity:
+            raise ValueError(
+                f"{request.max_new_tokens} tokens after a prompt of {len(prompt)} take {pages} "
+                f"pages, expected no more than the {self.pool.capacity} of the pool"
+            )
+        return EngineRow(request, prompt)
+
+    def _add(self, row: EngineRow) -> None:
+        self._ids.add(row.request.id)
+        self._queue.append(row)
+
+    def _admit(self) -> None:
+        """Gives rows of the pool to the first requests of the queue, as long as they fit."""
+        for slot, held in enumerate(self._rows):
+            if held is not None or not self._queue:
+                continue
+            row = self._queue[0]
+            need = self._pool.pages(row.tokens_in_pool + 1) + 1
+            alone = self.generating == 0  # then it fits, since `add` took it
+            if not alone and need > self._pool.free - _SPARE * self.pool.capacity:
+                return
+            self._queue.popleft()
+            self._age += 1
+            row.age = self._age
+            self._rows[slot] = row
+            self._pool.begin(slot, row)
+            self._drop_blob(row)
+
+    def _make_room(self) -> list[int]:
+        """How many tokens each row generates next; rows leave until there are pages for them."""
+        pages = self._pool.pages
+        while True:
+            counts = [0 if row is None else min(MOST_STEPS, row.left) for row in self._rows]
+            need = sum(
+                pages(row.tokens_in_pool + count) - pages(row.tokens_in_pool)
+                for row, count in zip(self._rows, counts)
+                if row is not None
+            )
+            if need <= self._pool.free:
+                return counts
+            last = max((s for s, r in enumerate(self._rows) if r), key=lambda s: self._rows[s].age)
+            self._preempt(last)
+
+    def _preempt(self, slot: int) -> None:
+        """Puts a row back to the front of the queue, its pages on the host or given up."""
+        row = self._rows[slot]
+        blob = self._pool.take(slot, row) if self.host else None
+        if blob is not None and self._swapped + bytes_of(blob) <= self.host:
+            row.blob = blob
+            self._swapped += bytes_of(blob)
+        else:
+            row.restart()
+        self._release([slot])
+        self._queue.appendleft(row)
+
+    def _leave(self, slots: list[int]) -> None:
+        """Rows that are answered or cancelled give their pages back."""
+        for slot in slots:
+            self._forget(self._rows[slot])
+        self._release(slots)
+
+    def _release(self, slots: list[int]) -> None:
+        self._pool.release(slots)
+        for slot in slots:
+            self._rows[slot] = None
+
+    def _forget(self, row: EngineRow) -> None:
+        self._ids.discard(row.request.id)
+        self._drop_blob(row)
+
+    def _drop_blob(self, row: EngineRow) -> None:
+        """Gives up what a row has on the host."""
+        if row.blob is not None:
+            self._swapped -= bytes_of(row.blob)
+            row.blob = None

@@ -1,0 +1,43 @@
+"""How many pages a number of bytes holds."""
+
+from typing import Any
+
+import jax
+from jax.typing import DTypeLike
+
+from ..core.byte_counts import nbytes as bytes_of
+from ..kv_cache.page_pool import Pages
+
+
+def pages_within(
+    nbytes: int, how: Pages, config: Any, *, rows: int, most: int, dtype: DTypeLike
+) -> int:
+    """The most pages with which a pool takes no more than `nbytes` bytes.
+
+    Args:
+        nbytes: bytes of the pool: pages, tables and counts.
+        how: the form of its pages.
+        config: the configuration of a decoder.
+        rows: rows of the pool.
+        most: the most pages of a row.
+        dtype: the type of keys and values.
+
+    Raises:
+        ValueError: not even a pool of one page is so small.
+        NotImplementedError: no pool holds what this model keeps.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmem as jm
+        >>> config = jm.models.load("smollm2-135m").config
+        >>> pages_within(256_000_000, Pages(), config, rows=8, most=32, dtype=jnp.bfloat16)
+        172
+    """
+    one, two = (
+        bytes_of(jax.eval_shape(lambda: how.empty(config, n, rows, most, dtype)))  # noqa: B023
+        for n in (1, 2)
+    )
+    if nbytes < one:
+        raise ValueError(
+            f"nbytes is {nbytes}, expected at least {one}: a pool of {rows} rows and one page"
+        )
+    return 1 + int(nbytes - one) // (two - one)

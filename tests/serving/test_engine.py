@@ -1,0 +1,166 @@
+"""Rows of an engine do not see each other, whatever the pool holds, and no page is lost."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+from chat_models import chatting
+
+import jaxmem as jm
+from jaxmem.serving import Engine, GenerationRequest
+
+WIDE = {"rows": 5, "chunk": 16, "pages": jm.Pages(size=8), "length": 120}
+
+
+@functools.cache
+def model():
+    m = chatting()
+    return dataclasses.replace(m, config=dataclasses.replace(m.config, context=128, eos=(7,)))
+
+
+def nbytes(pages):
+    """The bytes of a pool of so many pages."""
+    how, config = WIDE["pages"], model().config
+    return jm.nbytes(how.empty(config, pages, WIDE["rows"], 15))
+
+
+def requests(count, seed=0, **options):
+    """Requests of all kinds, with prompts and answers of many lengths."""
+    rng = np.random.default_rng(seed)
+    ways = [
+        {},
+        {"temperature": 1.0, "seed": 5},
+        {"temperature": 0.7, "top_k": 7, "min_p": 0.01},
+        {"repetition_penalty": 1.5, "logprobs": True},
+    ]
+    lengths = rng.integers(1, (41, 65), (count, 2)).tolist()
+    vocab = model().config.vocab
+    return [
+        GenerationRequest(
+            f"r{i}",
+            ids=rng.integers(0, vocab, prompt),
+            max_new_tokens=answer,
+            **{**ways[i % 4], **options},
+        )
+        for i, (prompt, answer) in enumerate(lengths)
+    ]
+
+
+def answers(engine):
+    """{id: answer} of all that is at work; the pieces of each make its answer."""
+    found, ids, texts = {}, {}, {}
+    for piece in engine:
+        ids[piece.id] = ids.get(piece.id, ()) + piece.ids
+        texts[piece.id] = texts.get(piece.id, "") + piece.text
+        if piece.answer is not None:
+            assert piece.id not in found
+            found[piece.id] = piece.answer
+    assert ids == {id: a.ids for id, a in found.items()}
+    assert texts == {id: a.text for id, a in found.items()}
+    return found
+
+
+@functools.cache
+def alone():
+    """{id: answer} of each request alone in an engine with room for all."""
+    engine, found = Engine(model(), nbytes=nbytes(80), **WIDE), {}
+    for request in requests(12):
+        engine.add(request)
+        found |= answers(engine)
+    return found
+
+
+@pytest.mark.parametrize(("pages", "host"), [(80, 0), (13, 0), (13, 10**9)])
+def test_a_row_is_the_same_in_a_full_engine_as_alone_in_it(pages, host):
+    engine = Engine(model(), nbytes=nbytes(pages), **WIDE, host=host)
+    assert engine.pool.capacity == pages
+    assert engine.add_sorted(requests(12)) == []
+    assert answers(engine) == alone()
+    assert engine.usage().free == pages
+    ends = [a for a in alone().values() if a.finish == "end"]
+    assert 0 < len(ends) < 12 and all(a.ids.index(7) == len(a.ids) - 1 for a in ends)
+
+
+def test_greedy_rows_write_what_generate_writes():
+    engine = Engine(model(), nbytes=nbytes(80), **WIDE)
+    for request in requests(5, seed=3, temperature=0.0, repetition_penalty=1.0):
+        engine.add(request)
+        ids = jm.models.generate(model(), request.ids, max_new_tokens=request.max_new_tokens).ids
+        found = answers(engine)[request.id].ids
+        assert found == tuple(ids[0, : len(found)].tolist())
+
+
+def test_what_is_cancelled_gives_its_pages_back_and_changes_no_other():
+    engine = Engine(model(), nbytes=nbytes(13), **WIDE)
+    engine.add_sorted(requests(12))
+    done, gone = {}, {}
+    while engine.at_work:
+        pieces = engine.step()
+        done |= {p.id: p.answer for p in pieces if p.answer}
+        running = [p.id for p in pieces if not p.answer]
+        waiting = [id for id in alone() if id not in {*done, *gone, *running}]
+        for id in {*running[:1], *waiting[-1:]}:
+            gone[id] = answer = engine.cancel(id)
+            assert answer.finish == "cancelled"
+            assert alone()[id].ids[: len(answer.ids)] == answer.ids
+    assert 0 < sum(bool(a.ids) for a in gone.values()) < len(gone)
+    assert done.keys() | gone.keys() == alone().keys() and not done.keys() & gone.keys()
+    assert all(alone()[id] == answer for id, answer in done.items())
+    assert engine.usage().allocated == 0
+    assert engine.cancel("r1") is None
+
+
+BAD = {
+    "the token ids reach": {"ids": [10**6]},
+    "together": {"ids": [1] * 100, "max_new_tokens": 21},
+    "no more than the 13 of the pool": {"ids": [1] * 90, "max_new_tokens": 30},
+    "has no chat template": {"messages": [{"role": "user", "content": "A"}]},
+}
+
+
+def test_bad_requests_are_refused_by_name_and_good_ones_answered_as_if_alone():
+    plain = dataclasses.replace(model(), chat_template=None)
+    engine = Engine(plain, nbytes=nbytes(13), **WIDE)
+    bad = [GenerationRequest(f"bad {i}", **options) for i, options in enumerate(BAD.values())]
+    good = requests(12)
+    mixed = [*good[:6], *bad, *good[6:], good[0]]
+    refused = engine.add_sorted(mixed)
+    assert [a.id for a in refused] == [*(b.id for b in bad), "r0"]
+    for text, answer in zip([*BAD, "that of a request at work"], refused, strict=True):
+        assert text in answer.error
+        assert answer.finish == "refused"
+    assert answers(engine) == alone()
+
+
+def test_an_answer_ends_before_a_stop_text():
+    request = max(requests(12), key=lambda r: len(alone()[r.id].text))
+    whole = alone()[request.id]
+    stop = whole.text[2:4]
+    engine = Engine(model(), nbytes=nbytes(80), **WIDE)
+    engine.add(dataclasses.replace(request, stop=("nothing like it", stop)))
+    answer = answers(engine)[request.id]
+    at = whole.text.index(stop)
+    assert (answer.text, answer.finish) == (whole.text[:at], "stop")
+    assert answer.ids == whole.ids[: at + 2]  # each token is a letter
+    assert (len(answer.logprobs) if request.logprobs else 0) in (0, at + 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": 0}, "rows is 0"),
+        ({"chunk": 12}, "chunk is 12, expected a positive multiple of 8"),
+        ({"length": 10**9}, "length is 1000000000"),
+        ({"nbytes": 1000}, "nbytes is 1000, expected at least"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(model(), **{"nbytes": nbytes(13), **WIDE, **options})
+
+
+def test_models_that_no_pool_takes_are_refused():
+    shapes = jm.models.load("llama-1b")
+    with pytest.raises(ValueError, match="shapes only"):
+        Engine(shapes, nbytes=10**9)
