@@ -112,6 +112,7 @@ from .parallel.sharding import shard as shard
 from .parallel.sharding import shardings as shardings
 from .parallel.sharding import state_shardings as state_shardings
 from .parallel.sharding_constraints import constrain as constrain
+from .planner.adapter_budget import bits_and_ranks as bits_and_ranks
 from .planner.planned import Planned as Planned
 from .planner.planner import plan as plan
 from .planner.recipe import Recipe as Recipe

@@ -55,6 +55,7 @@ NOT_CALLED = {
     "Allocations", "Breakdown", "Card", "Codec", "CompileError", "Donations", "Encoded",
     "Evaluation", "Fitted", "Measured", "Memory", "Moments", "Native", "Once", "Placement",
     "Planned", "Report", "ReuseStats", "RungBytes", "Speeds", "Use",
+    "adapters.Merged", "adapters.RankState",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.Membership", "evaluation.TaskScores", "data.Packing", "models.Model",
     "pages.PagePool", "pages.Usage", "serving.Answer", "serving.Piece", "serving.Refusal",

@@ -111,8 +111,11 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         for i in range(5)
     ]
     item = {"text": "w1 w2", "answer": 0}
+    queries = ".*attn/q/kernel"
+    query_pairs = jm.adapters.adapters(jax.random.key(0), model.params, 2, queries)
     task = jm.evaluation.Task("mood", "choice", (item,), "{text}", ("w3", "w4"))
     jm.evaluation.write_task(folder / "task.jsonl", task)
+    pairs = jm.adapters.adapters(jax.random.key(0), params, 4, "w")
     write_items(folder / "old/items/model/mood.jsonl", {"key": "weights task"}, answers)
     pool = jm.Pages(size=8).empty(model.config, pages=9, rows=2, most=4)
     pool, _ = jm.pages.alloc(pool, jnp.array([20, 0]))
@@ -250,6 +253,8 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "gradients": {"loss": loss, "params": params, "batches": batches, "uses": uses},
         "gradual": {"plan": sparse, "begin": 0, "end": 10, "every": 1, "power": 3.0, "uses": uses},
         "interop.from_peft": {"path": adapter(folder), "model": model},
+        "interop.to_peft": {"path": folder / "written", "pairs": query_pairs, "model": model,
+                            "alpha": 8.0, "root": True, "base": "tiny"},
         "interop.from_qwix": {"array": jm.interop.to_qwix(encoded["w"]), "dtype": "float32"},
         "interop.read_params": {"path": adapter(folder) / "adapter_model.safetensors"},
         "interop.to_compressed_tensors": {"path": folder / "ct", "model": model,
@@ -335,9 +340,28 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
                                  "b1": 0.9, "b2": 0.99, "eps": 1e-8},
         "optimizers.split_weights": {"params": params},
         "optimizers.stochastic_round": {"x": x, "seed": 1},
+        "adapters.adaptive_rank": {"optimizer": sgd, "rank": 2.0, "begin": 0, "end": 10,
+                                   "every": 2},
+        "adapters.orthogonality": {"pairs": pairs},
+        "adapters.shrink": {"pairs": jm.adapters.triples(jax.random.key(0), params, 4, "w")},
+        "adapters.truncate": {"pairs": pairs, "ranks": {"w": 2}, "stats": stats},
+        "bits_and_ranks": {"params": params, "pairs": pairs, "nbytes": 2000, "codecs": [int8],
+                           "ranks": [0, 2], "stats": stats, "sensitivity": None},
+        "adapters.triples": {"key": jax.random.key(0), "params": params, "rank": 4, "where": "w"},
         "adapters.adapters": {"key": jax.random.key(0), "params": params, "rank": 4, "where": "w"},
-        "adapters.attach": {"params": params,
-                            "pairs": jm.adapters.adapters(jax.random.key(0), params, 4, "w")},
+        "adapters.attach": {"params": params, "pairs": pairs},
+        "adapters.bottlenecks": {"key": jax.random.key(0), "params": params, "width": 2,
+                                 "where": "w"},
+        "adapters.freeze_v": {"pairs": pairs},
+        "adapters.loftq": {"params": params, "codec": int8, "rank": 2, "where": "w", "rounds": 1,
+                           "stats": None},
+        "adapters.merge": {"params": encoded, "pairs": pairs, "codec": None, "stats": stats,
+                           "fn": apply, "batches": batches, "most": 1.0},
+        "adapters.pissa": {"params": params, "rank": 2, "where": "w"},
+        "adapters.qera": {"params": encoded, "dense": params, "rank": 2, "where": "w",
+                          "stats": None},
+        "adapters.with_alpha": {"pairs": pairs, "alpha": 8.0, "root": True},
+        "adapters.with_magnitudes": {"params": params, "pairs": pairs},
         "paths": tree,
         "pipelined": {"fn": layers, "mesh": stages, "micro": 2},
         "placement": {**tree, "mesh": mesh, "rules": {"w": spec}},

@@ -8,6 +8,7 @@ from .gguf_export import to_gguf as to_gguf
 from .hf_export import to_hf as to_hf
 from .params_files import read_params as read_params
 from .peft import from_peft as from_peft
+from .peft_export import to_peft as to_peft
 from .qwix import from_qwix as from_qwix
 from .qwix import to_qwix as to_qwix
 

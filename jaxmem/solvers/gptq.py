@@ -107,11 +107,11 @@ class GPTQ(Solver):
         solved = sweep(matrix.T[order], factor, settle)[0][jnp.argsort(order)].T
         if self.turns:
             leaf_scale = leaf_scale.swapaxes(0, 1)
-            solved, new = self._descend(matrix, solved, leaf_scale, leaf_zero, gram, order)
+            solved, new = self.descend(matrix, solved, leaf_scale, leaf_zero, gram, order)
             scale = new.astype(scale.dtype) if _refits_scales(grid) else scale
         return grid.round(solved, scale, zero, fold, dtype)
 
-    def _descend(
+    def descend(
         self,
         matrix: Array,
         solved: Array,

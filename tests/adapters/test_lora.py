@@ -38,3 +38,14 @@ def test_adapters_of_a_stack_have_its_axis_and_a_wrong_path_is_refused():
     assert attach(params, pairs)["layers"]["kernel"].shape == (3, 32, 24)
     with pytest.raises(ValueError, match="adapters name 'head', which is no weight"):
         attach(params, {"head": pairs["layers/kernel"]})
+
+
+def test_ranks_go_by_regex_and_a_rank_over_the_weights_is_refused():
+    params = {"up": {"kernel": jnp.ones((32, 24))}, "down": {"kernel": jnp.ones((24, 32))}}
+    ranks = {p: x["u"].shape[-1] for p, x in adapters(KEY, params, {"up.*": 4, ".*": 2}).items()}
+    assert ranks == {"up/kernel": 4, "down/kernel": 2}
+    assert list(adapters(KEY, params, {"up.*": 4})) == ["up/kernel"]
+    with pytest.raises(ValueError, match="the rank of down/kernel is 25, expected at most 24"):
+        adapters(KEY, params, 25)
+    with pytest.raises(ValueError, match=r"u of up/kernel has the shape .* adapter of another"):
+        attach(params, {"up/kernel": adapters(KEY, params, 2)["down/kernel"]})

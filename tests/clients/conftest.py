@@ -1,6 +1,7 @@
 """Programs that open what we export, in the folder of JAXMEM_CLIENTS, which .ci/run fills.
 
-It holds node_modules with node-llama-cpp, and venv with torch, transformers and compressed-tensors.
+It holds node_modules with node-llama-cpp, and venv with torch, transformers, compressed-tensors and
+peft.
 What could not be installed is not there, and the tests that want it are skipped.
 """
 

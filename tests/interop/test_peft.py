@@ -31,7 +31,6 @@ def test_a_model_with_an_adapter_has_the_logits_of_peft(name):
     "change, message",
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"use_dora": True}, "use_dora is True"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"alpha_pattern": {"^(a+)+$": 2}}, "not for a pattern"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head.\], expected no mod"),
@@ -44,6 +43,14 @@ def test_an_option_that_is_not_computed_is_refused(change, message, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(said | change))
     with pytest.raises(ValueError, match=f"adapter_config.json: {message}|{message}"):
         from_peft(tmp_path, base("phi3"))
+
+
+def test_dora_without_magnitudes_is_refused(tmp_path):
+    shutil.copytree(FOLDER / "adapters" / "phi3", tmp_path / "a")
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
+    with pytest.raises(ValueError, match="use_dora is True, expected true if the tensors hold mag"):
+        from_peft(tmp_path / "a", base("phi3"))
 
 
 MODULE = "base_model.model.model.layers.0.self_attn.qkv_proj"
