@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -23,6 +23,7 @@ from ..training import TensorBoard, Trained, TrainingOptions, fresh
 from ..training import run as train
 from ..training.training_run import ADAPTERS, MODEL
 from . import options
+from .adapter_files import write_adapters
 from .mesh_option import MeshOption, parse
 from .output import Output
 from .plan import show as show_plan
@@ -31,6 +32,7 @@ from .sizes import Size, show
 RATES = {"full": 3e-5, "lora": 2e-4, "pretrain": 1e-3}  # the highest learning rate
 TASKS = {"full": "train", "lora": "lora", "pretrain": "train"}  # the task of the recipe
 MASKS = ("[MASK]", "<mask>")  # what encoders call the token that hides another
+RANK, RANKS = 16, (64, 32, 16, 8, 4)  # of adapters
 WIDTH = 1024  # tokens of a row, unless the model takes fewer
 
 
@@ -51,6 +53,15 @@ class Train(options.SourceOptions):
     """A directory of this run: checkpoints, the loss of each step, and at the end the model."""
     task: Literal["full", "lora", "pretrain"] = "full"
     """Train all weights, adapters beside frozen weights, or new random weights."""
+    adapter: Literal["lora", "rslora", "dora"] | None = None
+    """What is trained beside the frozen weights for --task lora: pairs (lora unless given), pairs
+    times the root of their rank, or pairs with a magnitude for each output."""
+    rank: int | Literal["auto"] | None = None
+    """The rank of adapters, 16 unless given; auto is the largest of 64, 32, 16, 8 and 4 with which
+    a step fits."""
+    merge: bool = False
+    """Put the adapters into the weights at the end, in the same bytes, and say how far the result
+    is from the model with adapters beside its weights."""
     memory: Size | None = None
     """The most memory to use on one device: all of an accelerator's, or what is free on a CPU,
     unless given."""
@@ -81,6 +92,10 @@ class Train(options.SourceOptions):
 
     def run(self, output: Output) -> dict:
         """Plans, trains, and shows the losses; the figures are returned as plain data."""
+        given = {"--adapter": self.adapter, "--rank": self.rank, "--merge": self.merge}
+        wrong = [name for name, value in given.items() if value]
+        if wrong and self.task != "lora":
+            raise ValueError(f"{wrong[0]} is of adapters, but the task is {self.task}: --task lora")
         writer = TensorBoard(self.track) if self.track else None
         model = self.load()
         held_out = self.held_out and options.tokens(model, options.read(self.held_out))
@@ -123,7 +138,10 @@ class Train(options.SourceOptions):
             )
         if self.plot:
             trained.plot().save(self.plot)
-        return self._figures(trained, recipe, out, output)
+        figures = self._figures(trained, recipe, out, output)
+        if self.task == "lora":
+            figures |= write_adapters(trained, next(batches)["ids"], out, output, self.merge)
+        return figures
 
     def _recipe(self, model: Model, seq: int, output: Output) -> tuple[Recipe, int | None]:
         """(the recipe of the run, the bytes that its step may take on a device)."""
@@ -132,6 +150,8 @@ class Train(options.SourceOptions):
         if given is not None:
             recipe = Recipe.from_json(options.read(str(given)))
             wanted = {"batch": self.batch, "seq": seq, "task": TASKS[self.task], "packed": True}
+            wanted |= {"adapter": self.adapter} if self.adapter else {}
+            wanted |= {} if self.rank in (None, "auto") else {"rank": self.rank}
             for name, value in wanted.items():
                 if getattr(recipe, name) != value:
                     raise ValueError(
@@ -147,16 +167,12 @@ class Train(options.SourceOptions):
                 recipe = self._searched(model, device, seq, limit)
         else:
             with output.step("planning"):
-                planned = jm.plan(
+                planned = self._planned(
                     model,
                     device=device,
-                    task=TASKS[self.task],
-                    batch=self.batch,
                     seq=seq,
                     limit=limit,
                     meshes=[axes] if axes else None,
-                    packed=True,
-                    most=1,
                 )
             show_plan(output, planned)
             recipe = planned.recipe
@@ -164,9 +180,23 @@ class Train(options.SourceOptions):
         write_whole(out, (recipe.to_json() + "\n").encode())
         return recipe, limit
 
+    def _planned(self, model: Model, **options: Any) -> jm.Planned:
+        """The plan; with --rank auto that of the largest rank for which there is one."""
+        options |= {"task": TASKS[self.task], "batch": self.batch, "packed": True, "most": 1}
+        ranks = RANKS if self.rank == "auto" else (self.rank or RANK,)
+        for rank in ranks:
+            try:
+                return jm.plan(model, rank=rank, adapter=self.adapter or "lora", **options)
+            except ValueError:
+                if rank == ranks[-1]:
+                    raise
+        raise AssertionError("unreachable")
+
     def _searched(self, model: Model, device: str, seq: int, limit: int | None) -> Recipe:
         """The first recipe to train an encoder that is proved to fit: fewer micro-batches first."""
-        first = Recipe(model.source, device, TASKS[self.task], self.batch, seq, packed=True)
+        options = {"rank": RANK if self.rank in (None, "auto") else self.rank, "packed": True}
+        options |= {"adapter": self.adapter or "lora"}
+        first = Recipe(model.source, device, TASKS[self.task], self.batch, seq, **options)
         change = functools.partial(dataclasses.replace, first)
 
         def step(**knobs):

@@ -89,17 +89,17 @@ def expert(pattern: str, *, stacked: bool = True) -> Rules:
 
 @arguments.takes(rules=arguments.SPECS)
 def adapters(rules: Rules) -> Rules:
-    """Rules for LoRA pairs: u is divided like the outputs of its weight, v like the inputs.
+    """Rules for LoRA pairs: u and m are divided like the outputs of the weight, v like the inputs.
 
     Example:
         >>> adapters({".*up/kernel": P(None, "tensor", "fsdp")})
-        {'.*up/kernel/u': P(None, 'fsdp'), '.*up/kernel/v': P(None, None, 'tensor')}
+        {'.*up/kernel/[um]': P(None, 'fsdp'), '.*up/kernel/v': P(None, None, 'tensor')}
     """
     out: Rules = {}
     for pattern, spec in rules.items():
         if pattern.endswith("kernel") and len(spec) >= 3:
             *stack, inputs, outputs = spec
-            out[f"{pattern}/u"] = P(*stack, outputs)
+            out[f"{pattern}/[um]"] = P(*stack, outputs)
             out[f"{pattern}/v"] = P(*stack, None, inputs)
     return out
 

@@ -49,6 +49,8 @@ def plan(
     states: Sequence[str] = tuple(STATES),
     meshes: Sequence[Mapping[str, int]] | None = None,
     packed: bool = False,
+    rank: int = 16,
+    adapter: str = "lora",
     most: int = 2,
     timeout: float = 600.0,
     tell: Callable[[Candidate], None] = lambda row: None,
@@ -77,6 +79,8 @@ def plan(
             combinations of `fsdp` and `tensor` to train, of `data` and `tensor` to serve, and of
             `data` and `expert` to serve a mixture of experts.
         packed: whether rows to train hold several texts each (see `Recipe`).
+        rank: of the adapters, for the task "lora".
+        adapter: "lora", "rslora" or "dora".
         most: the number of kinds that must fit.
         timeout: seconds for one compile.
         tell: called with each candidate that was estimated or compiled.
@@ -108,7 +112,9 @@ def plan(
         raise ValueError("limit is 0 bytes, expected at least 1")
     name = model if isinstance(model, str) else model.source
     plain = {"remat": Remat("none"), "chunk": max(seq, 1)}
-    first = Recipe(name, device, task, batch, seq, packed=packed, **plain)
+    first = Recipe(
+        name, device, task, batch, seq, packed=packed, rank=rank, adapter=adapter, **plain
+    )
     model = load(model) if isinstance(model, str) else model
     if predicts_hidden_tokens(model.config):
         raise ValueError(

@@ -15,6 +15,7 @@ from ..train.remat_policy import Remat
 from .search_space import STATES
 
 TASKS = ("train", "lora", "serve")
+ADAPTERS = ("lora", "rslora", "dora")
 MESH_AXES = ("data", "fsdp", "expert", "tensor")  # the axes of `jm.mesh` that a recipe can name
 
 
@@ -38,6 +39,7 @@ class Recipe:
         packed: rows hold several texts, none of which sees another, as `jm.data.Batches` gives
             them, and predict what their masks say; otherwise a row is one text, to train.
         rank: the rank of LoRA pairs.
+        adapter: "lora", "rslora" (the pairs times √rank) or "dora" (with magnitudes).
         prompt: tokens of a row's prompt that are read at a time, to serve.
         shared: whether weights are divided over `fsdp`, as `jm.layouts.fsdp_tensor` says. If not,
             they are laid out as `jm.layouts.tensor` says, and only the optimizer's state and the
@@ -76,6 +78,7 @@ class Recipe:
     shared: bool = True
     mesh: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
     packed: bool = False
+    adapter: str = "lora"
 
     def __post_init__(self):
         check_fields(self, encoding=OPTIONAL_CODEC)
@@ -91,6 +94,10 @@ class Recipe:
             raise ValueError(f"{self.micro} micro-batches of a batch of {self.batch}")
         if self.state not in STATES:
             raise ValueError(f"state is {self.state!r}, expected one of {', '.join(STATES)}")
+        if self.adapter not in ADAPTERS:
+            raise ValueError(f"adapter is {self.adapter!r}, expected one of {', '.join(ADAPTERS)}")
+        if self.task != "lora" and self.adapter != "lora":
+            raise ValueError(f"adapter is {self.adapter!r} for {self.task!r}, expected task 'lora'")
         if self.task == "serve" and self.packed:
             raise ValueError("packed is True, but rows to serve are one text each")
         if self.task == "train" and self.encoding is not None:
@@ -128,6 +135,7 @@ class Recipe:
         else:
             micro = f"{self.micro} micro-batches" if self.micro > 1 else ""
             parts = [f"{weights}" if self.task == "lora" else "", f"{self.state} state"]
+            parts[1:1] = [f"{self.adapter} {self.rank}"] if self.adapter != "lora" else []
             parts += [f"remat {self.remat.kind}", micro]
             parts += ["state on the host" if self.offload else ""]
         parts.append("packed" if self.packed else "")
@@ -142,6 +150,8 @@ class Recipe:
         for name in ("mesh", "packed"):
             if not fields[name]:
                 del fields[name]
+        if self.adapter == "lora":
+            del fields["adapter"]
         return json.dumps(fields | {"remat": dataclasses.asdict(self.remat)}, indent=1)
 
     @classmethod

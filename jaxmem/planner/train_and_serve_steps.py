@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
+from ..adapters.alpha import with_alpha
+from ..adapters.dora import with_magnitudes
 from ..adapters.lora import adapters, attach
 from ..compression.encoding import encode
 from ..compression.plan import Plan
@@ -155,18 +157,21 @@ def _train(recipe, model, layout, update):
 
 def _lora(recipe, model, layout, update):
     frozen = _encoded(recipe, model)
-    pairs = jax.eval_shape(lambda k: adapters(k, frozen, recipe.rank, _PAIRS), jax.random.key(0))
+    pairs = jax.eval_shape(
+        lambda k, params: first_pairs(recipe, k, params), jax.random.key(0), frozen
+    )
     state = jax.eval_shape(update.start, pairs)
     places = layout.state_shardings(state, pairs=True)
     loss = step_loss(recipe, model)
 
     def init(params, key):
         params = _encode(recipe, model, params)
-        pairs = adapters(key, params, recipe.rank, _PAIRS)
+        pairs = first_pairs(recipe, key, params)
         state = layout.put(update.start(pairs), places)
         return update.hosted(state), layout.weights(params)
 
-    loss_of_pairs = lambda pairs, params, batch: loss(attach(params, pairs), batch)
+    def loss_of_pairs(pairs, params, batch):
+        return loss(attach(params, scaled_pairs(recipe, pairs)), batch)
 
     def step(state, params, batch):
         of_batch = lambda pairs, batch: loss_of_pairs(pairs, params, batch)
@@ -178,6 +183,17 @@ def _lora(recipe, model, layout, update):
     batch = abstract_batch(recipe, layout, fields(model.config))
     arguments = (update.hosted(layout.put(state, places)), layout.weights(frozen), batch)
     return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss_of_pairs)
+
+
+def first_pairs(recipe: Recipe, key: jax.Array, params: Any) -> dict[str, dict]:
+    """The pairs of a recipe of the task "lora" before the first step."""
+    pairs = adapters(key, params, recipe.rank, _PAIRS)
+    return with_magnitudes(params, pairs) if recipe.adapter == "dora" else pairs
+
+
+def scaled_pairs(recipe: Recipe, pairs: dict[str, dict]) -> dict[str, dict]:
+    """The pairs as `attach` takes them: those of rsLoRA times √rank, as if alpha were the rank."""
+    return with_alpha(pairs, recipe.rank, root=True) if recipe.adapter == "rslora" else pairs
 
 
 def _serve(recipe, model, layout):

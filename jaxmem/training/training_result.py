@@ -13,16 +13,17 @@ class Trained:
     """What `run` made.
 
     `model` has the trained weights; of the task "lora" it has the frozen ones with the adapters
-    attached, which `adapters` holds alone. `history` has a dict for each step: its number, its loss
-    (in nats a token; None if it was not finite), its learning rate, tokens a second and, where a
-    held-out text was read, the loss of that. `predicted` are the bytes that the compiler said the
-    step takes on a device besides its arguments; `grown` are those by which memory grew in the
-    first step, None if the system does not say. `skipped` counts steps whose loss or gradient was
-    not finite: they changed nothing.
+    attached, which `adapters` holds alone, as `base` does the frozen ones: both are None of other
+    tasks. `history` has a dict for each step: its number, its loss (in nats a token; None if it was
+    not finite), its learning rate, tokens a second and, where a held-out text was read, the loss of
+    that. `predicted` are the bytes that the compiler said the step takes on a device besides its
+    arguments; `grown` are those by which memory grew in the first step, None if the system does not
+    say. `skipped` counts steps whose loss or gradient was not finite: they changed nothing.
     """
 
     model: Model
     adapters: Any
+    base: Any
     history: tuple[dict, ...]
     skipped: int
     predicted: int

@@ -21,7 +21,7 @@ from ..io.scalar_writers import JsonLines, ScalarWriter
 from ..models import Model
 from ..parallel.mesh import mesh as make_mesh
 from ..planner.recipe import Recipe
-from ..planner.train_and_serve_steps import Built, build
+from ..planner.train_and_serve_steps import Built, build, scaled_pairs
 from .checked_batch import checked_batch
 from .held_out_loss import HeldOut
 from .input_digests import first_batch_sha256, tree_sha256
@@ -29,6 +29,7 @@ from .training_options import TrainingOptions
 from .training_result import Trained
 
 CHECKPOINTS, SCALARS, MODEL, ADAPTERS = "checkpoints", "scalars.jsonl", "model", "adapters.jm"
+PEFT = "adapter"  # the folder of an adapter as PEFT reads it
 MOST_SKIPPED = 10  # steps in a row
 
 
@@ -138,14 +139,23 @@ def run(
                 checkpoints.save(count, state, batches.state())
             if progress:
                 progress(count, options.steps, numbers)
-    trained, history = state["params"], tuple(JsonLines(out / SCALARS).history)
+    history = tuple(JsonLines(out / SCALARS).history)
+    counts = history, int(state["skipped"]), predicted, grown
+    return _written(model, recipe, out, state["params"], frozen, counts)
+
+
+def _written(
+    model: Model, recipe: Recipe, out: pathlib.Path, trained: Any, frozen: list, counts: tuple
+) -> Trained:
+    """The result of a run, whose weights or adapters are written below `out`."""
     if recipe.task == "lora":
-        save(out / ADAPTERS, trained)
-        made = dataclasses.replace(model, tensors=attach(frozen[0], trained))
-        return Trained(made, trained, history, int(state["skipped"]), predicted, grown)
+        pairs = scaled_pairs(recipe, trained)
+        save(out / ADAPTERS, pairs)
+        made = dataclasses.replace(model, tensors=attach(frozen[0], pairs))
+        return Trained(made, pairs, frozen[0], *counts)
     made = dataclasses.replace(model, tensors=trained)
     made.save(out / MODEL)
-    return Trained(made, None, history, int(state["skipped"]), predicted, grown)
+    return Trained(made, None, None, *counts)
 
 
 def _compiled(built: Built, limit: int | None) -> tuple[Callable, int]:

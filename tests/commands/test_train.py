@@ -40,8 +40,28 @@ def test_a_text_is_learnt_and_the_same_line_goes_on(folder):
         (("--recipe", "no.json"), "no text file no.json"),
         (("--learning-rate", -1), "learning_rate is -1.0"),
         (("--data", "none.txt"), "none.txt"),
+        (("--rank", 4), "--rank is of adapters, but the task is full: --task lora"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(folder, more, message):
     code, out, err = run(*line(folder, *more))
     assert code == 2 and not out and err.count("\n") <= 3 and message in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("adapter", ["rslora", "dora"])
+def test_adapters_are_trained_written_for_peft_and_merged(folder, adapter):
+    out = folder / adapter
+    texts = ("--data", folder / "a.txt", "--out", out, "--memory", "2GB", "--steps", 4)
+    more = ("--task", "lora", "--adapter", adapter, "--rank", 4, "--merge")
+    code, said, err = run("train", folder / "model", *texts, *OPTIONS, *more)
+    assert code == 0, err
+    figures = json.loads(said)
+    assert figures["recipe"]["rank"] == 4 and figures["recipe"]["adapter"] == adapter
+    dense = jm.models.load(folder / "model")
+    pairs = jm.interop.from_peft(figures["peft"], dense)
+    assert set(pairs) == set(jm.load(out / "adapters.jm"))
+    parts = {"u", "v"} | ({"m"} if adapter == "dora" else set())
+    assert all(set(pair) == parts for pair in pairs.values())
+    merged = figures["merged"]
+    assert merged["kl"] < 0.2 and merged["nbytes"] == merged["nbytes_before"]
+    assert jm.models.load(figures["merged"]["out"]).config == dense.config
