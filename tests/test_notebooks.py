@@ -76,7 +76,15 @@ def it_is_the_same_on_many(names, shown):
     assert f"{names['places'].total.per_device:,}" in shown
 
 
+def it_says_what_changed(names, shown):
+    rows = names["card"].rows
+    assert rows["dense"]["tasks"]["reviews"]["changed"] == 0 < rows["model"]["loss"]["kl"].mean
+    assert "robustness swaps margin_lost" in shown and "attribution.html" in shown
+    assert names["page"].count("<tr>") == 2
+
+
 SHOWN = {
+    "card": it_says_what_changed,
     "quickstart": it_fits,
     "prune_and_retrain": it_is_sparse_and_smaller,
     "one_device_to_many": it_is_the_same_on_many,
