@@ -97,6 +97,10 @@ from .io.checkpoint import load as load
 from .io.checkpoint import save as save
 from .kv_cache import pages as pages
 from .kv_cache.page_pool import Pages as Pages
+from .kv_cache.prefix_cache import Prefixes as Prefixes
+from .kv_cache.prefix_results import PrefixHit as PrefixHit
+from .kv_cache.prefix_results import PrefixMoves as PrefixMoves
+from .kv_cache.prefix_results import PrefixStats as PrefixStats
 from .offload.result_store import Reuse as Reuse
 from .offload.result_store import ReuseStats as ReuseStats
 from .offload.reused_rows import reuse as reuse

@@ -55,6 +55,7 @@ NOT_CALLED = {
     "Allocations", "Breakdown", "Card", "Codec", "CompileError", "Donations", "Encoded",
     "Evaluation", "Fitted", "Measured", "Memory", "Moments", "Native", "Once", "Placement",
     "Planned", "Report", "ReuseStats", "RungBytes", "Speeds", "Use",
+    "PrefixHit", "PrefixMoves", "PrefixStats",
     "adapters.Merged", "adapters.RankState",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.Membership", "evaluation.TaskScores", "data.Packing", "models.Model",
@@ -106,6 +107,8 @@ MAY = {
     ("data.read", "chat|encode|separator"): {"function", "none", "text"},
     ("data.Documents", "mask"): {"none", "array"},
     ("models.(documents|packed_batches)", "files|folder|separator"): {"text", "none"},
+    ("Prefixes", "of"): set(WRONG) - {"list", "dict", "object"},  # any tree may be hashed
+    ("Prefixes", "path|salt"): {"text"},
     ("save", "tree"): {"int", "negative", "nan", "none", "text", "function"},
     ("decode|nbytes", "tree"): {"none"},  # a tree without leaves
     ("constrain", "x"): {"int", "negative", "nan"},

@@ -160,6 +160,8 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
                    "offload": False, "micro": 1, "chunk": 8, "rank": 4, "prompt": 4,
                    "shared": True, "mesh": {"fsdp": 2}},
         "Refit": {"codec": jm.Bitmask(0.5), "steps": 2, "damping": 0.01},
+        "Prefixes": {"device": 8, "host": "1MB", "disk": "1MB", "path": folder / "prefixes",
+                     "policy": "auto", "size": 4, "chunk": 8, "of": params, "salt": "a"},
         "Remat": {"kind": "named", "names": ("attn_out",), "held": "int8"},
         "Search": solver,
         "Shared": {"groups": 2, "order": "sequence", "codec": int8},
