@@ -60,7 +60,7 @@ NOT_CALLED = {
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.Membership", "evaluation.TaskScores", "data.Packing", "models.Model",
     "pages.PagePool", "pages.Usage", "serving.Answer", "serving.Piece", "serving.Refusal",
-    "train.ScaledState", "training.ScalarWriter", "training.Trained",
+    "train.Anchor", "train.ScaledState", "training.ScalarWriter", "training.Trained",
 }  # fmt: skip
 
 

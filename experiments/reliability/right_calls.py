@@ -95,6 +95,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     compiled = jm.memory(layers, w, rows)
     jm.save(folder / "saved", params)
     jm.data.write(folder / "w.tokens", np.arange(9))
+    pairs = jm.adapters.adapters(jax.random.key(0), params, 2, where="w")
     kept = jm.train.keep_logits(jm.train.Logits(uniform(1, 8, 4), uniform(4, 16)), 3)
     jm.data.write_kept(folder / "kept", [kept], vocabulary=16)
     placed = jm.shardings(params, mesh, {"w": spec})
@@ -192,6 +193,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "data.PackedRows": {"documents": [[1, 2], [3, 4, 5]], "width": 4, "longer": "split",
                             "seed": 0},
         "data.Tokens": {"path": folder / "w.tokens"},
+        "data.Reservoir": {"most": 1000, "vocabulary": 64, "seed": 0},
         "data.difference_sampling": {"small": [2.0, 3.0], "large": [1.0, 3.0], "keep": 0.5},
         "data.lzw_decode": {"codes": [1, 2], "alphabet": 4, "most": 16, "longest": 9},
         "data.lzw_encode": {"symbols": [1, 2], "alphabet": 4, "most": 16},
@@ -440,6 +442,10 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
                              "reference": (-uniform(4), -uniform(4)), "smoothing": 0.0},
         "train.teacher_divergence": {"temperature": 2.0, "kind": "jsd", "beta": 0.3},
         "train.distilled_cross_entropy": {"alpha": 0.5, "temperature": 2.0, "kind": "reverse"},
+        "train.tiled_divergence": {
+            "student": jm.train.Logits(uniform(1, 8, 4), uniform(4, 16)),
+            "teacher": jm.train.Logits(uniform(1, 8, 8), uniform(8, 16)), "tile": 8,
+            "kind": "jsd", "beta": 0.3, "temperature": 2.0},
         "train.keep_logits": {"teacher": jm.train.Logits(uniform(1, 8, 4), uniform(4, 16)), "k": 3,
                               "kind": "sampled", "key": jax.random.key(0), "chunk": 4},
         "train.kept_divergence": {"vocabulary": 16, "kind": "sampled", "temperature": 2.0},
@@ -448,6 +454,15 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "train.attention_loss": {"student": uniform(1, 2, 4, 4), "teacher": uniform(1, 2, 4, 4)},
         "train.relation_loss": {"student": uniform(1, 4, 8), "teacher": uniform(1, 4, 16),
                                 "heads": 2, "causal": True},
+        "train.squared_gradients": {"loss": lambda w, x: (w * x).sum(), "params": jnp.ones(2),
+                                    "batch": jnp.ones((3, 2))},
+        "train.anchor": {"params": params, "fisher": params, "before": None, "decay": 1.0},
+        "train.anchor_penalty": {"params": params, "anchor": jm.train.anchor(params, params)},
+        "train.adapter_directions": {"pairs": pairs, "rank": 1, "before": None},
+        "train.orthogonality": {"pairs": pairs,
+                                "directions": jm.train.adapter_directions(pairs, 1)},
+        "training.ContinualMemory": {"most": 4096, "pairs": pairs, "vocabulary": 64, "elastic": 1.0,
+                                  "orthogonal": 1.0, "rank": 1, "seed": 0},
         "train.kl_divergence": {"target": logits, "found": logits},
         "train.next_token_loss": {"x": uniform(1, 8, 4), "head": uniform(4, 16),
                                   "ids": jnp.zeros((1, 8), jnp.int32), "axis": 0, "chunk": 4,
@@ -462,6 +477,12 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "training.TrainingOptions": {"steps": 1, "learning_rate": 1e-3, "weight_decay": 0.0,
                                      "clip": 1.0, "evaluate_every": None, "save_every": None,
                                      "seed": 0},
+        "training.DistillOptions": {"steps": 1, "batch": 1, "width": 8, "share": 1.0, "kind": "jsd",
+                                    "beta": 0.5, "temperature": 1.0, "sampling_temperature": 1.0,
+                                    "chunk": 8, "seed": 0},
+        "training.distill": {"student": model, "teacher": model, "prompts": [[1, 2]],
+                             "options": jm.training.DistillOptions(1, batch=1, width=4),
+                             "optimizer": sgd, "texts": None, "progress": None},
         "training.fresh": {"model": model, "seed": 0},
         "training.run": {"model": model, "recipe": jm.Recipe("tiny", "cpu", "train", 1, 8),
                          "batches": jm.data.Batches(jm.data.PackedRows([[1] * 8], 8), 1),

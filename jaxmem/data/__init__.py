@@ -13,6 +13,7 @@ from .lzw import lzw_nbytes as lzw_nbytes
 from .masked_tokens import MaskedBatches as MaskedBatches
 from .packed_rows import Batches as Batches
 from .packed_rows import PackedRows as PackedRows
+from .replay_reservoir import Reservoir as Reservoir
 from .text_reader import read as read
 from .token_store import Tokens as Tokens
 from .token_writer import write as write

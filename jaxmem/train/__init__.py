@@ -6,6 +6,10 @@ from .chunked_logits import chunked as chunked
 from .distillation_loss import distillation as distillation
 from .dynamic_sparsity import evolve as evolve
 from .dynamic_sparsity import rigl as rigl
+from .elastic_weights import Anchor as Anchor
+from .elastic_weights import anchor as anchor
+from .elastic_weights import anchor_penalty as anchor_penalty
+from .elastic_weights import squared_gradients as squared_gradients
 from .gradient_accumulation import accumulate as accumulate
 from .gradient_release import released as released
 from .gradient_release import train_state as train_state
@@ -23,6 +27,8 @@ from .loss_scale import scaled as scaled
 from .lottery_ticket import rewind as rewind
 from .movement_pruning import movement as movement
 from .movement_pruning import straight_through as straight_through
+from .orthogonal_adapters import adapter_directions as adapter_directions
+from .orthogonal_adapters import orthogonality as orthogonality
 from .output_losses import divergence as divergence
 from .output_losses import kl_divergence as kl_divergence
 from .output_losses import relative as relative
@@ -37,3 +43,4 @@ from .scale_tuning import tune as tune
 from .teacher_losses import distilled_cross_entropy as distilled_cross_entropy
 from .teacher_losses import teacher_divergence as teacher_divergence
 from .token_losses import cross_entropy as cross_entropy
+from .vocabulary_tiles import tiled_divergence as tiled_divergence

@@ -57,7 +57,7 @@ def teacher_divergence(
             value = kl_divergence(student, teacher)
         else:
             log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
-            mixed = _log_mixture(log_p, log_q, beta)
+            mixed = log_mixture(log_p, log_q, beta)
             value = beta * kl_divergence(log_p, mixed) + (1 - beta) * kl_divergence(log_q, mixed)
         return temperature**2 * value
 
@@ -98,7 +98,7 @@ def distilled_cross_entropy(
     return loss
 
 
-def _log_mixture(log_p: Array, log_q: Array, beta: float) -> Array:
+def log_mixture(log_p: Array, log_q: Array, beta: float) -> Array:
     """log(β · p + (1 − β) · q); where both are 0 it is -inf, and has no gradient."""
     never = jnp.isneginf(log_p) & jnp.isneginf(log_q)
     log_p, log_q = (jnp.where(never, 0.0, x) for x in (log_p, log_q))

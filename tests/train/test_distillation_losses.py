@@ -55,6 +55,36 @@ def test_a_divergence_from_hidden_states_is_its_formula(kind):
     chex.assert_trees_all_close(slope, jit(jax.grad(whole))(X), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "tile", "encoded"), [("forward", 7, False), ("reverse", 24, False), ("jsd", 8, True)]
+)
+def test_tiles_of_the_vocabulary_give_what_all_of_it_gives(kind, tile, encoded):
+    options = {"kind": kind, "temperature": 2.0, "beta": 0.3}
+    table, cap = TEACHER.T, lambda y: 4 * jnp.tanh(y / 4)
+    head = jm.Int(8).encode(table, axes=(-1,)) if encoded else table
+    dense = head.decode() if encoded else table
+
+    def ours(x, w):
+        sides = Logits(x, w, finish=cap), Logits(STATES, head, axis=1)
+        return jnp.where(MASK, jm.train.tiled_divergence(*sides, **options, tile=tile), 0.0).sum()
+
+    def plain(x, w):
+        values = teacher_divergence(**options)(cap(x @ w), STATES @ dense.T)
+        return jnp.where(MASK, values, 0.0).sum()
+
+    got, want = (jit(jax.value_and_grad(f, (0, 1)))(X, HEAD) for f in (ours, plain))
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_head_of_the_student_is_decoded_tile_by_tile():
+    head = jm.Int(4, group=16).encode(HEAD)
+    teacher = Logits(STATES, TEACHER)
+    ours = lambda x: jm.train.tiled_divergence(Logits(x, head), teacher, tile=16).sum()
+    plain = lambda x: teacher_divergence()(x @ head.decode(), STATES @ TEACHER).sum()
+    got, want = (jit(jax.value_and_grad(f))(X) for f in (ours, plain))
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_hard_and_soft_labels_are_shared_by_alpha():
     options = {"alpha": 0.25, "temperature": 2.0, "kind": "reverse"}
     log_p = np.take_along_axis(log_softmax(np.float64(X @ HEAD), -1), IDS[..., None], -1)[..., 0]
@@ -115,6 +145,16 @@ def test_relations_of_other_widths_are_compared_head_by_head(causal):
             "student has logits of 24 classes and the teacher of 23, expected one vocabulary",
         ),
         (lambda: jm.distillation(HEAD, HEAD[:, 1:], jnp.arange(D)), "expected one vocabulary"),
+        (
+            lambda: jm.train.tiled_divergence(Logits(X, HEAD), Logits(X, HEAD[:, 1:])),
+            "the student has logits of 24 classes",
+        ),
+        (
+            lambda: jm.train.tiled_divergence(
+                Logits(X, HEAD), Logits(X, jm.Int(8).encode(HEAD)), tile=7
+            ),
+            "a tile of 7 of 24 ids of an encoded head",
+        ),
         (lambda: hidden_loss(X, STATES), "or a projection between their widths"),
         (lambda: hidden_loss(X, STATES, projection=HEAD), r"projection has the shape \(16, 24\)"),
         (
