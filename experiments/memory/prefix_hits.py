@@ -138,7 +138,7 @@ def in_order(paths, tokens):
     requests = chains([paths[i] for i in order], [tokens[i] for i in order])
     longest = max(len(path) for path in paths)
     return {"pages": longest} | {
-        name: by_policy(requests, name, longest)["all"] for name in POLICIES
+        name: by_policy(requests, name, longest)["all"] for name in ("lru", "auto")
     }
 
 
@@ -156,7 +156,7 @@ def main() -> None:
             JSON.write_text(json.dumps(result, indent=1) + "\n")
             print(name, part, result[name][part], flush=True)
 
-    for name in ("mooncake_conversation", "mooncake_synthetic", "zipf"):
+    for name in ("zipf", "mooncake_synthetic", "mooncake_conversation"):
         path = options.traces / f"{name}.jsonl"
         paths, tokens = zipf() if name == "zipf" else trace(path)
         requests = chains(paths, tokens)

@@ -61,7 +61,7 @@ def write_until_killed(folder: pathlib.Path, running: pathlib.Path, seed: int) -
 
 def after_a_kill(folder: pathlib.Path) -> dict[str, int]:
     """{what was found: how often}."""
-    cache, counts = opened(folder), collections.Counter()
+    cache, counts = opened(folder), collections.Counter(right=0, wrong=0)
     files = [path for path in folder.rglob("*") if path.is_file()]
     counts["left"] = sum(path.suffix != ".jm" for path in files)
     counts["over the limit"] = sum(path.stat().st_size for path in files) > LIMIT
@@ -74,24 +74,32 @@ def after_a_kill(folder: pathlib.Path) -> dict[str, int]:
     return counts
 
 
-def run(kills: int, seed: int = 0, *, tell: Callable[[str], None] = print) -> dict[str, Any]:
-    """Counts of what was found after `kills` kills at random times."""
+def run(
+    kills: int,
+    seed: int = 0,
+    *,
+    before: dict[str, Any] | None = None,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Counts of what was found after `kills` kills at random times; `before` has the first ones."""
     context.set_forkserver_preload(["jaxmem"])
-    draw, counts, bad = random.Random(seed), collections.Counter(), []
+    done = before["setting"]["size"] if before else 0
+    counts = collections.Counter(before["counts"] if before else {})
+    bad = before["bad"] if before else []
     with tempfile.TemporaryDirectory() as name:
         folder, running = pathlib.Path(name, "pages"), pathlib.Path(name, "running")
-        for i in range(kills):
+        for i in range(done, kills):
             target = functools.partial(write_until_killed, folder, running, seed + i)
             writer = context.Process(target=target)
             writer.start()
             while not running.exists() and writer.is_alive():
                 time.sleep(0.01)
-            time.sleep(draw.random() * 0.2)
+            time.sleep(random.Random(seed + i).random() * 0.2)
             writer.kill()
             writer.join()
             running.unlink(missing_ok=True)
             found = after_a_kill(folder)
-            counts += collections.Counter(found)
+            counts.update(found)
             if found["wrong"] or found["left"] or found["over the limit"] or not found["right"]:
                 bad.append([i, dict(found)])
                 tell(f"kill {i}: {dict(found)}")

@@ -41,7 +41,7 @@ class Part(NamedTuple):
 PARTS = {
     "damaged files": Part(damaged_files.run, 11_510, 550),
     "kills": Part(kills.run, 100, 4),
-    "prefix kills": Part(prefix_kills.run, 100, 4),
+    "prefix kills": Part(prefix_kills.run, 100, 4, adds=True),
     "interrupts": Part(interrupts.run, 100, 5),
     "wrong calls": Part(bad_calls.run, ".*", "[A-Z].*", draws=False, resumes=True),
     "transformations": Part(transformations.run, 360, 12, resumes=True, adds=True),
