@@ -45,6 +45,11 @@ def test_type_checkers_read_the_annotations():
         ("matplotlib.figure", "demo", lambda path: new_figure(1, 1)),
         ("sacrebleu", "eval", lambda path: text_score("chrf", "a", ["a"])),
         ("jiwer", "eval", lambda path: text_score("wer", "a", ["a"])),
+        (
+            "jax_privacy.auditing",
+            "privacy",
+            lambda path: jm.train.audited_epsilon([1], [1], delta=0.1),
+        ),
         ("tensorboardX", "tracking", lambda path: jm.training.TensorBoard(path.parent)),
     ],
 )

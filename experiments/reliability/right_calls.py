@@ -463,6 +463,12 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
                                 "directions": jm.train.adapter_directions(pairs, 1)},
         "training.ContinualMemory": {"most": 4096, "pairs": pairs, "vocabulary": 64, "elastic": 1.0,
                                   "orthogonal": 1.0, "rank": 1, "seed": 0},
+        "train.Privacy": {"epsilon": 8.0, "delta": 1e-3, "examples": 100, "batch": 10, "steps": 3,
+                          "clip": 1.0, "micro": 2},
+        "train.private_gradient": {
+            "loss": loss, "privacy": jm.train.Privacy(8.0, 1e-3, examples=99, batch=9, steps=3)},
+        "train.audited_epsilon": {"seen": [1.0, 2.0], "unseen": [2.0, 3.0], "delta": 1e-5,
+                                  "significance": 0.05},
         "train.kl_divergence": {"target": logits, "found": logits},
         "train.next_token_loss": {"x": uniform(1, 8, 4), "head": uniform(4, 16),
                                   "ids": jnp.zeros((1, 8), jnp.int32), "axis": 0, "chunk": 4,

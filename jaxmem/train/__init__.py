@@ -37,6 +37,9 @@ from .precision import Precision as Precision
 from .precision import in_precision as in_precision
 from .preference_losses import odds_ratio as odds_ratio
 from .preference_losses import preference as preference
+from .private_gradients import Privacy as Privacy
+from .private_gradients import audited_epsilon as audited_epsilon
+from .private_gradients import private_gradient as private_gradient
 from .remat_policy import Remat as Remat
 from .remat_policy import remat as remat
 from .scale_tuning import tune as tune
