@@ -32,8 +32,9 @@ class DoubleQuantArray(MatrixLeafWrapper):
         # The scales of this layer alone are decoded. They are a stack of one layer, and an index
         # beyond the end of a stack is that of its last layer.
         cut = lambda a: lax.dynamic_slice_in_dim(a, layer.index, 1, 0)
-        scale = jax.tree.map(cut, self.inner.scale)
-        stack = dataclasses.replace(self, inner=dataclasses.replace(self.inner, scale=scale))
+        names = [name for name in ("scale", "low") if hasattr(self.inner, name)]
+        parts = {name: jax.tree.map(cut, getattr(self.inner, name)) for name in names}
+        stack = dataclasses.replace(self, inner=dataclasses.replace(self.inner, **parts))
         stack = stack.unwrapped()
         return stack.layer_matmul(x, StackLayer(stack, layer.index), precision)
 

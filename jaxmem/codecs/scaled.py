@@ -17,6 +17,7 @@ from ..core.arguments import check_fields
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
+from ..cpu_kernels.integer_rows import integer_rows_product
 from ..cpu_kernels.scaled_rows import scaled_rows_product
 from ..kernels.decoded_tiles import UNROLLED_TILES, cpu_product, decoded_product
 from ..kernels.dispatch import differentiated_by
@@ -107,7 +108,7 @@ class ScaledArray(MatrixLeaf):
 
     @property
     def reads_in_stack(self) -> bool:
-        return _is_compiled(self)
+        return _compiled_product(self) is not None
 
     @abc.abstractmethod
     def values(self, codes: Array) -> Array:
@@ -199,21 +200,22 @@ def _scaled_matmul(x, leaf, *, precision):
 def _matmul_in_stack(x, leaf, *, precision):
     """`packed_matmul` of a `StackLayer`: the library reads it where it lies, others slice it."""
     sliced = lambda x, leaf: leaf.unwrapped().matmul(x, precision)
-    on_cpu = functools.partial(scaled_rows_product, otherwise=sliced)
+    on_cpu = functools.partial(_compiled_product(leaf.in_stack()[0]), otherwise=sliced)
     return lax.platform_dependent(x, leaf, cpu=on_cpu, default=sliced)
 
 
 def _on_cpu(leaf, precision):
     """The product of x with a leaf on a CPU."""
     decoded = functools.partial(cpu_product, precision=precision)
-    if not isinstance(leaf, ScaledArray) or not _is_compiled(leaf):
-        return decoded
-    return functools.partial(scaled_rows_product, otherwise=decoded)
+    compiled = _compiled_product(leaf) if isinstance(leaf, ScaledArray) else None
+    return functools.partial(compiled, otherwise=decoded) if compiled else decoded
 
 
-def _is_compiled(leaf):
-    """Whether the library has a product: for 4-bit levels and 8-bit floats."""
-    return getattr(leaf, "low", None) is None and (leaf.bits == 4 or leaf.exponent_bits > 0)
+def _compiled_product(leaf):
+    """The library's product: of codes that count upward, 4-bit levels and 8-bit floats; or None."""
+    if getattr(leaf, "low", None) is not None:
+        return integer_rows_product
+    return scaled_rows_product if leaf.bits == 4 or leaf.exponent_bits > 0 else None
 
 
 def _product_then_scale(x, leaf, precision):

@@ -12,14 +12,6 @@
 
 namespace jaxmem {
 
-// kWords numbers from `from`; those from `count` on are 0 and are not read.
-inline Floats load_floats(const float* from, int64_t count) {
-  if (count >= kWords) return load<Floats>(from);
-  Floats numbers = {};
-  std::memcpy(&numbers, from, count * sizeof *from);
-  return numbers;
-}
-
 inline float dot(const float* a, const float* b, int64_t width) {
   Floats sums[2] = {};
   int64_t i = 0;

@@ -24,8 +24,9 @@ struct Chunk {
 // The vectors of bytes that so many columns fill.
 constexpr int vectors_of(int columns) { return (columns + kLanes - 1) / kLanes; }
 
-// Whether a vector takes two groups, one in each half of its lanes.
-inline bool are_paired(int64_t group) { return 2 * group == kLanes; }
+// Whether a vector may take two groups, one in each half of its lanes: where vectors are long.
+constexpr bool kPairs = kLanes == 64;
+inline bool are_paired(int64_t group) { return kPairs && 2 * group == kLanes; }
 
 // The chunks of k columns in groups of `group`, each of at most `most` columns.
 inline std::vector<Chunk> chunks_of(int64_t k, int64_t group, int most) {
@@ -49,9 +50,7 @@ constexpr int kNotFinite = 1 << 20;
 inline int exponent_of_step(const float* x, int64_t k) {
   Ints largest = {};  // as bits, which have the order of the sizes
   for (int64_t i = 0; i < k; i += kWords) {
-    Ints bits = {};
-    std::memcpy(&bits, x + i, std::min<int64_t>(kWords, k - i) * sizeof(float));
-    bits &= 0x7FFFFFFF;
+    const Ints bits = (Ints)load_floats(x + i, k - i) & 0x7FFFFFFF;
     largest = bits > largest ? bits : largest;
   }
   int bits = 0, exponent;
@@ -77,10 +76,12 @@ struct FixedPoint {
   float step;                     // NaN if an x is not finite, so that the products are NaN
   std::vector<typename Sums::Vector> vectors;
   std::vector<Sums> starts;       // where the sums of each chunk start
+  std::vector<Ints> joined_starts;  // the same as integers, if they fit
   std::vector<float> group_sums;  // Σ x of each group, as it is in fixed point
 
   FixedPoint(const float* x, int64_t k, int64_t group_columns, const std::vector<Chunk>& chunks)
-      : starts(chunks.size()), group_sums(k ? (k + group_columns - 1) / group_columns : 0) {
+      : starts(chunks.size()), joined_starts(fits_int(kBits) ? chunks.size() : 0),
+        group_sums(k ? (k + group_columns - 1) / group_columns : 0) {
     const bool paired = are_paired(group_columns);
     const int exponent = exponent_of_step(x, k);
     if (!chunks.empty()) vectors.resize(chunks.back().vector + vectors_of(chunks.back().count));
@@ -96,15 +97,14 @@ struct FixedPoint {
       for (int i = 0; i < count; i += kLanes) {
         auto& digits = vectors[vector + i / kLanes];
         for (int j = 0; j < std::min(kLanes, count - i); j += kWords) {
-          Floats numbers = {};
-          std::memcpy(&numbers, x + column + i + j, std::min(kWords, count - i - j) * sizeof *x);
-          const Ints values = nearest(numbers * unit * rest);
+          const Ints values = nearest(load_floats(x + column + i + j, count - i - j) * unit * rest);
           digits.set(j, values);
           sums[paired && j >= kLanes / 2] += values;
         }
         middles.add_products(Bytes{} + middle_code(kBits), typename Sums::Registers(digits));
       }
       starts[c].subtract(middles);
+      if constexpr (fits_int(kBits)) joined_starts[c] = starts[c].integer_lanes();
       group_sums[group] += sum_of_lanes(__builtin_convertvector(sums[0], Floats));
       if (paired && count > kLanes / 2) {
         group_sums[group + 1] = sum_of_lanes(__builtin_convertvector(sums[1], Floats));

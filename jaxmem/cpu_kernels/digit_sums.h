@@ -21,35 +21,58 @@ struct alignas(kLanes) Digits {
 
  private:
   typedef int8_t Quarter __attribute__((vector_size(kWords)));
-  static Quarter to_bytes(Ints values) { return __builtin_convertvector(values, Quarter); }
+  static JAXMEM_INLINE Quarter to_bytes(Ints values) {
+#if defined(__AVX2__) && !defined(JAXMEM_AVX512)  // which a compiler makes of one number at a time
+    const __m256i lowest = _mm256_set1_epi32(0x0C080400);  // of four numbers of 4 bytes
+    const __m256i halves = _mm256_shuffle_epi8((__m256i)values, lowest);
+    const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    return load<Quarter>(&eight);
+#else
+    return __builtin_convertvector(values, Quarter);
+#endif
+  }
 };
 
-// The same in 16 and 8 bits, with columns 0, 2, 4, ... before columns 1, 3, 5, ...
+// The same in 16 and 8 bits.
 struct alignas(kLanes) Halves {
   int16_t high[kLanes] = {}, low[kLanes] = {};
 
   void set(int i, Ints values) {
     for (int j = i; j < i + kWords; ++j) {
-      const int place = j / 2 + j % 2 * (kLanes / 2), above = (values[j - i] + 64) >> 7;
-      high[place] = static_cast<int16_t>(above);
-      low[place] = static_cast<int16_t>(values[j - i] - above * 128);
+      const int above = (values[j - i] + 64) >> 7;
+      high[j] = static_cast<int16_t>(above);
+      low[j] = static_cast<int16_t>(values[j - i] - above * 128);
     }
   }
 };
 
-// high · 2^14 + middle · 2^7 + low in f32. In integers, if no lane overflows.
-template <bool kFitsInt>
+// high · 2^14 + middle · 2^7 + low in f32.
 inline Floats joined(Ints high, Ints middle, Ints low) {
-  if constexpr (kFitsInt) {
-    return __builtin_convertvector((high << 14) + (middle << 7) + low, Floats);
-  } else {
-    return __builtin_convertvector(high, Floats) * 0x1p14f +
-           __builtin_convertvector((middle << 7) + low, Floats);
-  }
+  return __builtin_convertvector(high, Floats) * 0x1p14f +
+         __builtin_convertvector((middle << 7) + low, Floats);
+}
+
+// Whether high · 2^14 + middle · 2^7 + low of codes of so many bits are summed in integers of 32 bits.
+constexpr bool fits_int(int bits) { return bits < 7; }
+
+// Whether products of codes of so many bits keep the codes' sign, so that their sums start at 0.
+constexpr bool starts_at_zero(int bits) {
+#if defined(JAXMEM_AVX512) || defined(__AVX2__) && defined(__AVXVNNI__)
+  return false;  // the instruction has one factor without a sign
+#else
+  return bits == 8;
+#endif
 }
 
 // The code that means 0, if there is no zero point.
 constexpr uint8_t middle_code(int bits) { return bits == 8 ? 0 : 1 << (bits - 1); }
+
+// A vector of codes of 8 bits that is still in memory, from where a CPU reads it as wider numbers.
+struct StoredBytes {
+  const uint8_t* from;
+
+  operator Bytes() const { return load<Bytes>(from); }
+};
 
 // Σ code · x of one row of codes, of at most kMostVectors vectors. FixedPoint::starts has the value at
 // which it starts, −Σ middle_code · x, so only the sum of (code − middle_code) · x must fit its integers.
@@ -61,8 +84,8 @@ struct DigitSums {
   static constexpr int kMostVectors = kBits >= 7 ? 64 : (1 << (9 - kBits)) - 1;
   Ints high = {}, middle = {}, low = {};
 
-  static Ints add_products(Ints sum, Bytes codes, Bytes digits) {
-    if constexpr (kBits == 8) codes ^= 128;  // the instruction has one factor without a sign
+  static JAXMEM_INLINE Ints add_products(Ints sum, Bytes codes, Bytes digits) {
+    if constexpr (kBits == 8) codes ^= 128;
 #if defined(JAXMEM_AVX512)
     return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)digits);
 #else
@@ -70,33 +93,36 @@ struct DigitSums {
 #endif
   }
 
-  Floats lanes() const { return joined<(kBits < 7)>(high, middle, low); }
+  JAXMEM_INLINE Ints integer_lanes() const { return (high << 14) + (middle << 7) + low; }
+  JAXMEM_INLINE Floats lanes() const {
+    if constexpr (fits_int(kBits)) return __builtin_convertvector(integer_lanes(), Floats);
+    else return joined(high, middle, low);
+  }
 #elif defined(__AVX2__)
   // A lane of 16 bits adds 2 columns, each of at most 2^(kBits−1) · 127 in size.
   static constexpr int kMostVectors = 32767 / (2 * 127 << (kBits - 1));
   typedef int16_t Sums __attribute__((vector_size(kLanes)));
   Sums high = {}, middle = {}, low = {};
 
-  static Sums add_products(Sums sum, Bytes codes, Bytes digits) {
+  static JAXMEM_INLINE Sums add_products(Sums sum, Bytes codes, Bytes digits) {
     return sum + (Sums)_mm256_maddubs_epi16((__m256i)codes, (__m256i)digits);
   }
 
-  Floats lanes() const {
-    const auto wide = [](Sums sum, int16_t unit) {
-      return (Ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(unit));
-    };
-    if constexpr (kBits < 7) {
-      return __builtin_convertvector(wide(high, 1 << 14) + wide(middle, 1 << 7) + wide(low, 1), Floats);
-    } else {
-      return joined<false>(wide(high, 1), wide(middle, 1), wide(low, 1));
-    }
+  static JAXMEM_INLINE Ints wide(Sums sum, int16_t unit) {
+    return (Ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(unit));
+  }
+
+  JAXMEM_INLINE Ints integer_lanes() const { return wide(high, 1 << 14) + wide(middle, 1 << 7) + wide(low, 1); }
+  JAXMEM_INLINE Floats lanes() const {
+    if constexpr (fits_int(kBits)) return __builtin_convertvector(integer_lanes(), Floats);
+    else return joined(wide(high, 1), wide(middle, 1), wide(low, 1));
   }
 #else
   static constexpr int kMostVectors = kBits >= 7 ? 64 : (1 << (9 - kBits)) - 1;
   Ints high = {}, middle = {}, low = {};
 
   // Codes of 8 bits keep their sign here, since the dot product has signed factors.
-  static Ints add_products(Ints sum, Bytes codes, Bytes digits) {
+  static JAXMEM_INLINE Ints add_products(Ints sum, Bytes codes, Bytes digits) {
 #if defined(__ARM_FEATURE_DOTPROD)
     return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)digits);
 #else
@@ -107,7 +133,11 @@ struct DigitSums {
 #endif
   }
 
-  Floats lanes() const { return joined<(kBits < 7)>(high, middle, low); }
+  JAXMEM_INLINE Ints integer_lanes() const { return (high << 14) + (middle << 7) + low; }
+  JAXMEM_INLINE Floats lanes() const {
+    if constexpr (fits_int(kBits)) return __builtin_convertvector(integer_lanes(), Floats);
+    else return joined(high, middle, low);
+  }
 #endif
 
   struct Registers {
@@ -116,7 +146,7 @@ struct DigitSums {
         : high(load_once<Bytes>(x.high)), middle(load_once<Bytes>(x.middle)), low(load_once<Bytes>(x.low)) {}
   };
 
-  void add_products(Bytes codes, const Registers& x) {
+  JAXMEM_INLINE void add_products(Bytes codes, const Registers& x) {
     high = add_products(high, codes, x.high);
     middle = add_products(middle, codes, x.middle);
     low = add_products(low, codes, x.low);
@@ -135,20 +165,26 @@ struct DigitSums<8> {
   static constexpr int kMostVectors = 128;
   Ints high = {}, low = {};
 
-  using Registers = const Halves&;  // too many for registers
+  struct Registers {
+    Shorts high[2], low[2];
+    explicit Registers(const Halves& x)
+        : high{load_once<Shorts>(x.high), load_once<Shorts>(x.high + kLanes / 2)},
+          low{load_once<Shorts>(x.low), load_once<Shorts>(x.low + kLanes / 2)} {}
+  };
 
-  void add_products(Bytes codes, const Halves& x) {
-    const __m256i both = (__m256i)codes;
-    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
-    const __m256i odd = _mm256_srai_epi16(both, 8);
-    const auto product = [](__m256i a, const int16_t* b) {
-      return (Ints)_mm256_madd_epi16(a, load<__m256i>(b));
-    };
-    high += product(even, x.high) + product(odd, x.high + kLanes / 2);
-    low += product(even, x.low) + product(odd, x.low + kLanes / 2);
+  JAXMEM_INLINE void add_products(StoredBytes codes, const Registers& x) {
+    const auto wide = [&](int i) { return _mm256_cvtepi8_epi16(load<__m128i>(codes.from + i)); };
+    const __m256i first = wide(0), last = wide(kLanes / 2);
+    const auto product = [](__m256i a, Shorts b) { return (Ints)_mm256_madd_epi16(a, (__m256i)b); };
+    high += product(first, x.high[0]) + product(last, x.high[1]);
+    low += product(first, x.low[0]) + product(last, x.low[1]);
   }
 
-  Floats lanes() const {
+  JAXMEM_INLINE void add_products(Bytes codes, const Registers& x) {
+    add_products(StoredBytes{reinterpret_cast<const uint8_t*>(&codes)}, x);
+  }
+
+  JAXMEM_INLINE Floats lanes() const {
     return __builtin_convertvector(high, Floats) * 128 + __builtin_convertvector(low, Floats);
   }
 

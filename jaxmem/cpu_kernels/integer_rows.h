@@ -1,4 +1,4 @@
-// y = Σ_g scale_g · Σ_(k in g) (code_k − zero_g) · x_k for rows of packed integer codes.
+// y = Σ_g Σ_(k in g) (scale_g · (code_k − zero_g) + low_g) · x_k for rows of packed integer codes.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +20,7 @@ struct IntegerRows : ScaledMatrix {
   int bits;                  // 2 to 8; codes of 8 bits are signed
   const uint8_t* fields[3];  // each (n · width/8, k)
   const uint8_t* zeros[3];   // each (groups, n · width/8), or null: the middle of the codes' range
+  const void* low;           // (groups, n) of the scales' type, where the smallest code means it; or null
   // If 2 of every 4 columns are kept, there are no zero points, `fields` are (n · width/8, k / 2), and
   // these are the fields of the patterns, (n · width/8, k / 4); else null.
   const uint8_t* patterns[2];
@@ -70,18 +71,22 @@ inline EightFloats read_zeros(const IntegerRows& weight, int64_t g, int64_t row)
 }
 
 // Reads the groups of `rows` rows from `row` on, a multiple of 8 and at most kBlockRows.
-template <int kBits>
+template <int kBits, typename Number>
 void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t row, int64_t rows,
                  Block* block) {
   const int64_t groups = weight.groups(), m = inputs.rows.size();
   block->y.assign(m * kBlockVectors, EightFloats{});
+  EightFloats* scales = block->scales.data();
   for (int64_t g = 0; g < groups; ++g) {
+    weight.fetch_scales(g, row + kBlockRows);
     for (int v = 0; v * kByteRows < rows; ++v) {
+      scales[v * groups + g] = weight.eight<Number>(weight.scale, g, row + v * kByteRows);
+    }
+    for (int v = 0; (weight.zeros[0] || weight.low) && v * kByteRows < rows; ++v) {
       const int64_t first = row + v * kByteRows;
-      const EightFloats scales = weight.scales_of(g, first);
-      block->scales[v * groups + g] = scales;
-      if (!weight.zeros[0]) continue;
-      const EightFloats offsets = scales * read_zeros<kBits>(weight, g, first);
+      EightFloats offsets = scales[v * groups + g];
+      if (weight.low) offsets = -offsets * static_cast<float>(1 << (kBits - 1)) - weight.eight<Number>(weight.low, g, first);
+      else offsets *= read_zeros<kBits>(weight, g, first);
       for (int64_t i = 0; i < m; ++i) {
         block->y[i * kBlockVectors + v] -= offsets * inputs.rows[i].group_sums[g];
       }
@@ -95,13 +100,12 @@ inline Floats joined_halves(Floats first, Floats last) {
   return first;
 }
 
-// Sets totals[kRow] to Σ scale · code · x of each of some rows of 8 rows, as lanes to be added. `rows`
-// gives the codes of the 8 rows, `scales` are those of the 8 rows in each group; `kPaired` says whether
-// a chunk is of two groups.
+// Sets totals[kRow] to Σ scale · code · x of each of some rows, as lanes to be added. `rows` gives their
+// codes, scales[8 · g + kRow] are their scales in group g; `kPaired` says whether a chunk is of two
+// groups.
 template <int kBits, bool kPaired, int... kRow, typename Rows>
-inline void rows_product(const Rows& rows, const EightFloats* scales,
-                         const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
-                         Floats* totals) {
+inline void rows_product(const Rows& rows, const float* scales, const std::vector<Chunk>& chunks,
+                         const FixedPoint<kBits>& x, Floats* totals) {
   using Sums = DigitSums<kBits>;
   Floats sums[kByteRows] = {}, last_sums[kByteRows] = {};  // the second ones with the next group's scale
   for (size_t c = 0; c < chunks.size(); ++c) {
@@ -121,64 +125,93 @@ inline void rows_product(const Rows& rows, const EightFloats* scales,
       (products[kRow].add_products(
            rows.template codes<kRow, false>(chunk.column + i, few), digits), ...);
     }
-    const EightFloats& scale = scales[chunk.group];
+    const float* scale = scales + kByteRows * chunk.group;
     ((sums[kRow] += products[kRow].lanes() * scale[kRow]), ...);
     if constexpr (kPaired) {
-      const EightFloats& next = scales[chunk.group + (chunk.count > kLanes / 2)];
+      const float* next = scale + (chunk.count > kLanes / 2 ? kByteRows : 0);
       ((last_sums[kRow] += products[kRow].lanes() * next[kRow]), ...);
     }
   }
   ((totals[kRow] = kPaired ? joined_halves(sums[kRow], last_sums[kRow]) : sums[kRow]), ...);
 }
 
-// `rows_product` where each of `groups` groups is one whole vector.
-template <int kBits, int... kRow, typename Rows>
-inline void whole_vectors_product(const Rows& rows, const EightFloats* scales, int64_t groups,
-                                  const FixedPoint<kBits>& x, Floats* totals) {
+// The most vectors of a group whose sums fit integers before they start at −Σ middle_code · x.
+template <int kBits>
+constexpr int kMostGroupVectors = fits_int(kBits) ? DigitSums<kBits>::kMostVectors / 2 : DigitSums<kBits>::kMostVectors;
+
+// `rows_product` where each of `groups` groups is kVectors whole vectors.
+template <int kBits, int kVectors, int... kRow, typename Rows>
+JAXMEM_INLINE void whole_groups_product(const Rows& rows, const float* scales, int64_t groups,
+                                 const FixedPoint<kBits>& x, Floats* totals) {
   using Sums = DigitSums<kBits>;
   Floats sums[kByteRows] = {};
   const auto* vector = x.vectors.data();
-  const Sums* start = x.starts.data();
   for (int64_t g = 0; g < groups; ++g) {
-    const float* scale = reinterpret_cast<const float*>(scales + g);
-    const typename Sums::Registers digits(vector[g]);
+    const float* scale = scales + kByteRows * g;
     Sums products[kByteRows];
-    ((products[kRow] = start[g]), ...);
-    (products[kRow].add_products(rows.template codes<kRow, true>(g * kLanes, kLanes), digits), ...);
-    ((sums[kRow] += products[kRow].lanes() * scale[kRow]), ...);
+    if constexpr (!fits_int(kBits) && !starts_at_zero(kBits)) ((products[kRow] = x.starts[g]), ...);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t column = (g * kVectors + v) * kLanes;
+      const typename Sums::Registers digits(*vector++);
+      (products[kRow].add_products(rows.template codes<kRow, true>(column, kLanes), digits), ...);
+    }
+    const auto lanes = [&](const Sums& sum) {
+      if constexpr (fits_int(kBits)) return __builtin_convertvector(sum.integer_lanes() + x.joined_starts[g], Floats);
+      else return sum.lanes();
+    };
+    ((sums[kRow] += lanes(products[kRow]) * scale[kRow]), ...);
   }
   ((totals[kRow] = sums[kRow]), ...);
 }
 
-// `rows_product` of all 8 rows, kRowsAtOnce at a time.
-template <int kBits, typename Rows>
-inline void eight_rows_product(const Rows& rows, const EightFloats* scales, int64_t group,
-                               const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
-                               Floats* totals) {
-  const auto some = [&](auto... row) {
-    if (group == kLanes && rows.k % kLanes == 0) {
-      whole_vectors_product<kBits, decltype(row)::value...>(rows, scales, rows.k / kLanes, x, totals);
-    } else if (are_paired(group)) {
-      rows_product<kBits, true, decltype(row)::value...>(rows, scales, chunks, x, totals);
+// Calls run(rows, scales, totals, numbers of kCount rows as constants) for all of 8 rows. Rows whose codes
+// begin at the same bits of a byte are the same code of a processor.
+template <int kCount, int kFirst = 0, typename Rows, typename Run>
+JAXMEM_INLINE void eight_rows(const Rows& rows, const float* scales, Floats* totals, const Run& run) {
+  using std::integral_constant;
+  const auto some = [&](const Rows& moved, int first) __attribute__((always_inline)) {
+    const float* own = scales + first;
+    if constexpr (kCount == 4) {
+      run(moved, own, totals + first, integral_constant<int, kFirst>{}, integral_constant<int, kFirst + 1>{},
+          integral_constant<int, kFirst + 2>{}, integral_constant<int, kFirst + 3>{});
     } else {
-      rows_product<kBits, false, decltype(row)::value...>(rows, scales, chunks, x, totals);
+      run(moved, own, totals + first, integral_constant<int, kFirst>{}, integral_constant<int, kFirst + 1>{});
     }
   };
-  using std::integral_constant;
-  if constexpr (kRowsAtOnce == 4 || kBits == 8) {
-    some(integral_constant<int, 0>{}, integral_constant<int, 1>{}, integral_constant<int, 2>{}, integral_constant<int, 3>{});
-    some(integral_constant<int, 4>{}, integral_constant<int, 5>{}, integral_constant<int, 6>{}, integral_constant<int, 7>{});
-  } else {
-    some(integral_constant<int, 0>{}, integral_constant<int, 1>{});
-    some(integral_constant<int, 2>{}, integral_constant<int, 3>{});
-    some(integral_constant<int, 4>{}, integral_constant<int, 5>{});
-    some(integral_constant<int, 6>{}, integral_constant<int, 7>{});
+  constexpr int kPeriod = std::max(kCount, Rows::kRowsOfByte);
+  for (int first = 0; first < kByteRows; first += kPeriod) some(rows.from(first), first);
+  if constexpr (kFirst + kCount < kPeriod) eight_rows<kCount, kFirst + kCount>(rows, scales, totals, run);
+}
+
+// `rows_product` of all 8 rows.
+template <int kBits, typename Rows>
+inline void eight_rows_product(const Rows& rows, const EightFloats* group_scales, int64_t group,
+                               const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
+                               Floats* totals) {
+  const float* scales = reinterpret_cast<const float*>(group_scales);
+  const int64_t groups = rows.k % group ? 0 : rows.k / group;  // whole ones
+  const auto with_groups = [&](auto vectors) {
+    eight_rows<4>(rows, scales, totals, [&](const Rows& rows, const float* scales, Floats* totals, auto... row) {
+      whole_groups_product<kBits, decltype(vectors)::value, decltype(row)::value...>(rows, scales, groups, x, totals);
+    });
+  };
+  if (groups > 0 && group == kLanes) return with_groups(std::integral_constant<int, 1>{});
+  if constexpr (kMostGroupVectors<kBits> >= 2) {
+    if (groups > 0 && group == 2 * kLanes) return with_groups(std::integral_constant<int, 2>{});
   }
+  constexpr int kCount = kBits == 8 ? 4 : kRowsAtOnce;
+  eight_rows<kCount>(rows, scales, totals, [&](const Rows& rows, const float* scales, Floats* totals, auto... row) {
+    if constexpr (kPairs) {
+      if (are_paired(group)) return rows_product<kBits, true, decltype(row)::value...>(rows, scales, chunks, x, totals);
+    }
+    rows_product<kBits, false, decltype(row)::value...>(rows, scales, chunks, x, totals);
+  });
 }
 
 // The last rows of a weight, fewer than 8, filled up with zeros.
 struct LastRows {
-  std::vector<uint8_t> fields[3], zeros[3], patterns[2], scale;
+  std::vector<uint8_t> fields[3], zeros[3], patterns[2], scale, low;
   IntegerRows weight;
 
   LastRows(const IntegerRows& all, int64_t row) : weight(all) {
@@ -199,6 +232,10 @@ struct LastRows {
     }
     scale = padded(all.scale, groups, all.n * size, row * size, (all.n - row) * size, kByteRows * size);
     weight.scale = scale.data();
+    if (all.low) {
+      low = padded(all.low, groups, all.n * size, row * size, (all.n - row) * size, kByteRows * size);
+      weight.low = low.data();
+    }
     weight.n = kByteRows;
   }
 
@@ -230,7 +267,11 @@ void whole_rows_product(const IntegerRows& weight, const Inputs<kBits>& inputs, 
   block.scales.resize(groups * kBlockVectors);
   for (int64_t row = first; row < last; row += kByteRows) {
     const int v = (row - first) / kByteRows % kBlockVectors;
-    if (v == 0) read_groups(weight, inputs, row, std::min<int64_t>(kBlockRows, last - row), &block);
+    if (v == 0) {
+      const int64_t rows = std::min<int64_t>(kBlockRows, last - row);
+      if (weight.half_scale) read_groups<kBits, uint16_t>(weight, inputs, row, rows, &block);
+      else read_groups<kBits, float>(weight, inputs, row, rows, &block);
+    }
     Rows rows{};
     rows.k = weight.k;
     for (int f = 0; f < field_count(kBits); ++f) {

@@ -18,7 +18,7 @@ KEPT_ROWS = {"avx2": 8, "baseline": 2}  # with 2 of every 4 weights
 
 
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
-    """x (m, k) times the rows of an unstacked `IntArray`: (m, n) f32.
+    """x (m, k) times the rows of an unstacked `IntArray` or `AffineArray`: (m, n) f32.
 
     The leaf may be a `StackLayer` of a stack of them, of which no layer is copied.
 
@@ -52,7 +52,11 @@ def _call(x, leaf, patterns=()):
     scale = leaf.scale if leaf.scale.dtype == jnp.float16 else leaf.scale.astype(jnp.float32)
     group = leaf.group * (2 if patterns else 1) if scale.shape[-2] > 1 else x.shape[1]
     attributes = dict(bits=np.int64(leaf.bits), group=np.int64(group), is_kept=bool(patterns))
-    fields = *leaf.codes, *(leaf.zero or ()), *patterns
+    fields = *leaf.codes, *(getattr(leaf, "zero", None) or ()), *patterns
     layers = () if layer is None else (layer.reshape(1, 1),)
-    attributes |= dict(in_stack=bool(layers))
+    low = getattr(leaf, "low", None)
+    if low is not None:
+        scale = scale if low.dtype == jnp.float16 else scale.astype(jnp.float32)
+        fields = *fields, low.astype(scale.dtype)
+    attributes |= dict(has_low=low is not None, in_stack=bool(layers))
     return product(x.astype(jnp.float32), scale, *fields, *layers, **attributes)

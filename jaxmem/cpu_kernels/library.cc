@@ -37,17 +37,18 @@ void multiply(ffi::ThreadPool& pool, const IntegerRows& weight, const float* x, 
 }
 
 // y = x · rows^T. `fields` are the fields of the codes, then those of the zero points, if there are, then
-// those of the patterns, if 2 of every 4 columns are kept. If scales and fields are stacks of layers, the
-// last of `fields` is the layer, (1, 1) int32.
+// those of the patterns, if 2 of every 4 columns are kept, then what the smallest code of each group means,
+// if `has_low`. If scales and fields are stacks of layers, the last of `fields` is the layer, (1, 1) int32.
 ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale,
                         ffi::RemainingArgs fields, ffi::Result<ffi::AnyBuffer> y, int64_t bits,
-                        int64_t group, bool is_kept, bool in_stack) {
+                        int64_t group, bool is_kept, bool has_low, bool in_stack) {
   const auto sizes = y->dimensions(), x_sizes = x.dimensions();
   const size_t rank = sizes.size();
   if (bits < 2 || bits > 8 || group < 1 || is_kept && !has_kept_columns(bits)) return ffi::Error::InvalidArgument("no such integers");
   const size_t size = fields.size() - (in_stack ? 1 : 0);
-  const size_t count = field_count(static_cast<int>(bits)), last = size - (is_kept ? 2 : 0);
-  if (last != count && (is_kept || last != 2 * count)) {
+  const size_t low = size - (has_low ? 1 : 0), last = low - (is_kept ? 2 : 0);
+  const size_t count = field_count(static_cast<int>(bits));
+  if (last != count && (is_kept || has_low || last != 2 * count)) {
     return ffi::Error::InvalidArgument("wrong count of fields");
   }
   std::vector<Matrices> packed;
@@ -55,6 +56,9 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
     const auto field = fields.get<ffi::AnyBuffer>(f);
     if (field.has_error()) return field.error();
     packed.emplace_back(*field, in_stack && f < size);
+    if (has_low && f == low && field->element_type() != scale.element_type()) {
+      return ffi::Error::InvalidArgument("scales and smallest values differ in type");
+    }
   }
   const bool half_scale = scale.element_type() == ffi::F16;
   if (!half_scale && scale.element_type() != ffi::F32) {
@@ -71,7 +75,8 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
   parallel_for(pool, pool.num_threads(), batch, [&](int64_t i) {
     const int64_t layer = in_stack ? *reinterpret_cast<const int32_t*>(packed[size].at(i, sizes)) : 0;
     IntegerRows weight{{n, k, group, scales.at(i, sizes, layer), half_scale}, static_cast<int>(bits)};
-    for (size_t f = 0; f < size; ++f) {
+    weight.low = has_low ? packed[low].at(i, sizes, layer) : nullptr;
+    for (size_t f = 0; f < low; ++f) {
       const uint8_t** to = f < count ? weight.fields : f < last ? weight.zeros - count : weight.patterns - last;
       to[f] = packed[f].at(i, sizes, layer);
     }
@@ -172,6 +177,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_integer_rows, jaxmem::integer_rows,
                                   .Attr<int64_t>("bits")
                                   .Attr<int64_t>("group")
                                   .Attr<bool>("is_kept")
+                                  .Attr<bool>("has_low")
                                   .Attr<bool>("in_stack"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_scaled_rows, jaxmem::scaled_rows,

@@ -32,7 +32,7 @@ constexpr int64_t packed_size(int64_t count, int width) { return (count * width 
 
 // kLanes bytes from `from`; those from `count` on are 0 and are not read, if kWhole is false.
 template <bool kWhole>
-inline Bytes load_bytes(const uint8_t* from, int count) {
+JAXMEM_INLINE Bytes load_bytes(const uint8_t* from, int count) {
   if (kWhole || count >= kLanes) return load<Bytes>(from);
   Bytes bytes = {};
   std::memcpy(&bytes, from, count);
@@ -42,7 +42,7 @@ inline Bytes load_bytes(const uint8_t* from, int count) {
 // The codes of row kRow of 8 rows in kLanes columns, of which `count` are there. The bytes of the 8
 // rows begin at `fields`; a row of bytes has `stride` bytes.
 template <int kBits, int kRow, bool kWhole, int kField = 0>
-inline Bytes unpack(const uint8_t* const* fields, int64_t stride, int64_t column, int count) {
+JAXMEM_INLINE Bytes unpack(const uint8_t* const* fields, int64_t stride, int64_t column, int count) {
   constexpr Field kLayout = field(kBits, kField);
   constexpr int kPlace = kRow * kLayout.width % 8, kLeft = kLayout.shift - kPlace;
   constexpr uint8_t kMask = static_cast<uint8_t>(((1 << kLayout.width) - 1) << kLayout.shift);

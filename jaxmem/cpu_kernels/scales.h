@@ -21,15 +21,30 @@ struct ScaledMatrix {
 
   int64_t groups() const { return k ? (k + group - 1) / group : 0; }
 
+  // Those of 8 rows from `row` on in group g of numbers (groups, n), all of which are there.
+  template <typename Number>
+  JAXMEM_INLINE EightFloats eight(const void* numbers, int64_t g, int64_t row) const {
+    const Number* from = static_cast<const Number*>(numbers) + g * n + row;
+    if constexpr (sizeof(Number) == 4) return load<EightFloats>(from);
+    else return from_halves<EightFloats>(from);
+  }
+
+  // Fetches those of kBlockRows rows from `row` on in group g, perhaps beyond the last one.
+  void fetch_scales(int64_t g, int64_t row) const {
+    const int64_t size = half_scale ? 2 : 4;
+    const uint8_t* from = static_cast<const uint8_t*>(scale) + (g * n + row) * size;
+    for (int64_t i = 0; i < kBlockRows * size; i += 64) __builtin_prefetch(from + i, 0, 2);
+  }
+
   // Those of 8 rows from `row` on in group g; 0 for rows after the last one.
   EightFloats scales_of(int64_t g, int64_t row) const {
     const int64_t place = g * n + row;
-    return half_scale ? eight<uint16_t>(place, n - row) : eight<float>(place, n - row);
+    return half_scale ? at_most_eight<uint16_t>(place, n - row) : at_most_eight<float>(place, n - row);
   }
 
  private:
   template <typename Number>
-  EightFloats eight(int64_t place, int64_t count) const {
+  EightFloats at_most_eight(int64_t place, int64_t count) const {
     const Number* from = static_cast<const Number*>(scale) + place;
     Number few[kByteRows] = {};
     if (count < kByteRows) from = static_cast<Number*>(std::memcpy(few, from, count * sizeof *from));

@@ -13,13 +13,15 @@
 
 namespace jaxmem {
 
+enum class Offsets { kNone, kZeros, kLow };
+
 // Random rows of packed integers; each array has its exact size, so that a sanitizer sees its end.
 struct RandomRows {
   std::vector<std::vector<uint8_t>> fields, zeros, patterns;
-  std::vector<uint16_t> scale;
+  std::vector<uint16_t> scale, low;
   IntegerRows weight;
 
-  RandomRows(int bits, int64_t n, int64_t k, int64_t group, bool has_zeros, bool is_kept,
+  RandomRows(int bits, int64_t n, int64_t k, int64_t group, Offsets offsets, bool is_kept,
              std::mt19937& random)
       : weight{{n, k, group, nullptr, true}, bits, {}, {}} {
     const auto bytes = [&](int64_t count) {
@@ -37,9 +39,11 @@ struct RandomRows {
       zeros.push_back(bytes(rows * weight.groups()));
     }
     for (int64_t i = 0; i < n * weight.groups(); ++i) scale.push_back(random() % 0x3C00);  // below 1
+    for (int64_t i = 0; i < n * weight.groups(); ++i) low.push_back(random() % 0x3C00);
+    if (offsets == Offsets::kLow) weight.low = low.data();
     for (int f = 0; f < field_count(bits); ++f) {
       weight.fields[f] = fields[f].data();
-      if (has_zeros) weight.zeros[f] = zeros[f].data();
+      if (offsets == Offsets::kZeros) weight.zeros[f] = zeros[f].data();
     }
     weight.scale = scale.data();
   }
@@ -74,14 +78,15 @@ struct RandomRows {
       at = column / 4 * 2 + kPlaces[pattern][column % 4];
     }
     const int number = code(weight.fields, weight.kept(), row, at, true) - zero;
-    return static_cast<double>(number) * from_half(scale[g * weight.n + row]);
+    const double step = from_half(scale[g * weight.n + row]);
+    return weight.low ? (number + (1 << (weight.bits - 1))) * step + from_half(low[g * weight.n + row]) : number * step;
   }
 };
 
 // Whether the product of (m, k) random numbers is that of a plain loop.
-inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, bool has_zeros,
+inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, Offsets offsets,
                      bool is_kept, std::mt19937& random) {
-  const RandomRows rows(bits, n, k, group, has_zeros, is_kept, random);
+  const RandomRows rows(bits, n, k, group, offsets, is_kept, random);
   std::vector<float> x(m * k), y(m * n, NAN);
   for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;
   with_bits(bits, [&](auto b) {
@@ -96,7 +101,7 @@ inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, b
         sum += w * x[i * k + column];
         size += std::fabs(w);
       }
-      // Of the fixed point of x, 2^-20.9; of sums in f32 that zero points make larger, the rest.
+      // Of the fixed point of x, 2^-20.9; of sums in f32 that offsets make larger, the rest.
       const double bound = size * 0x1p-20 + 0x1p-16 * (1 << bits) / 16.0 * 0x1p-4 * k;
       if (!(std::fabs(y[i * n + row] - sum) <= bound)) return false;
     }
@@ -179,17 +184,17 @@ inline std::string self_test() {
   const struct { int64_t m, n, k, group; } shapes[] = {
       {1, 1, 1, 1}, {1, 9, 70, 70}, {2, 131, 300, 64}, {1, 7, 33, 5}, {3, 16, 512, 128},
       {0, 8, 32, 32}, {1, 0, 32, 32}, {1, 8, 0, 1}, {1, 2, 5000, 5000},
-      {2, 9, 96, 32}, {1, 17, 150, 32}, {1, 8, 72, 32}, {1, 9, 44, 16}, {1, 9, 28, 8},
+      {2, 9, 96, 32}, {1, 9, 128, 64}, {1, 17, 150, 32}, {1, 8, 72, 32}, {1, 9, 44, 16}, {1, 9, 28, 8},
   };
   for (int bits = 2; bits <= 8; ++bits) {
     for (const auto& [m, n, k, group] : shapes) {
-      for (const bool has_zeros : {false, true}) {
-        const bool is_kept = has_kept_columns(bits) && !has_zeros;
-        if (!is_right(bits, m, n, k, group, has_zeros, false, random) ||
-            is_kept && !is_right(bits, m, n, k / 4 * 4, 4 * group, false, true, random)) {
+      for (const Offsets offsets : {Offsets::kNone, Offsets::kZeros, Offsets::kLow}) {
+        const bool is_kept = has_kept_columns(bits) && offsets == Offsets::kNone;
+        if (!is_right(bits, m, n, k, group, offsets, false, random) ||
+            is_kept && !is_right(bits, m, n, k / 4 * 4, 4 * group, offsets, true, random)) {
           return std::to_string(bits) + " bits, (" + std::to_string(m) + ", " + std::to_string(k) +
                  ") times (" + std::to_string(k) + ", " + std::to_string(n) + ") in groups of " +
-                 std::to_string(group) + (has_zeros ? " with zero points" : "");
+                 std::to_string(group) + (offsets == Offsets::kZeros ? " with zero points" : offsets == Offsets::kLow ? " with offsets" : "");
         }
       }
     }

@@ -14,6 +14,9 @@
 #define JAXMEM_AVX512 1
 #endif
 
+// A compiler that finds a large file in front of it stops inlining what innermost loops call.
+#define JAXMEM_INLINE inline __attribute__((always_inline))
+
 namespace jaxmem {
 
 #if defined(JAXMEM_AVX512)
@@ -46,20 +49,28 @@ inline const char* instruction_set() {
 }
 
 template <typename Vector>
-inline Vector load(const void* from) {
+JAXMEM_INLINE Vector load(const void* from) {
   Vector v;
   std::memcpy(&v, from, sizeof v);
   return v;
 }
 
 template <typename Vector>
-inline void store(void* to, const Vector& v) {
+JAXMEM_INLINE void store(void* to, const Vector& v) {
   std::memcpy(to, &v, sizeof v);
+}
+
+// kWords numbers from `from`; those from `count` on are 0 and are not read.
+JAXMEM_INLINE Floats load_floats(const float* from, int64_t count) {
+  if (count >= kWords) return load<Floats>(from);
+  Floats numbers = {};
+  std::memcpy(&numbers, from, count * sizeof *from);
+  return numbers;
 }
 
 // A vector that stays in a register: GCC would read it from memory at each use.
 template <typename Vector>
-inline Vector load_once(const void* from) {
+JAXMEM_INLINE Vector load_once(const void* from) {
   Vector v = load<Vector>(from);
 #if defined(__AVX2__)
   asm("" : "+v"(v));

@@ -81,7 +81,7 @@ def test_a_form_that_was_not_measured_counts_as_the_closest_one():
         (jm.Int(3), {"cpu", "tpu", "gpu"}),
         (jm.Codebook("nf4", group=64), {"cpu", "tpu"}),
         (jm.Codebook("nf4"), {"cpu", "tpu", "gpu"}),
-        (jm.Affine(4, group=32), {"tpu"}),
+        (jm.Affine(4, group=32), {"cpu", "tpu"}),
         (jm.Chain((jm.NM(2, 4), jm.Int(4))), {"cpu"}),
         (jm.Chain((jm.NM(2, 4), jm.Int(4, symmetric=False))), set()),
         (jm.Chain((jm.NM(2, 4), jm.Affine(4, group=16))), set()),

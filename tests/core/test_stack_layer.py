@@ -24,6 +24,7 @@ CODECS = {
     "int8": jm.Int(8),
     "zero points": jm.Int(3, group=8, symmetric=False),
     "quantized scales": jm.DoubleQuant(jm.Int(4, group=8)),
+    "quantized offsets": jm.DoubleQuant(jm.Affine(4, group=8)),
     "nf4": jm.Codebook("nf4", group=8),
     "mxfp4": jm.Float("mxfp4"),
     "fp8": jm.Float("e4m3"),

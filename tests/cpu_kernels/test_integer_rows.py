@@ -182,3 +182,11 @@ def test_two_of_four_integers_are_multiplied_as_they_are_stored(codec, rows, is_
     expected = jnp.matmul(x, jm.decode(leaf), precision="highest")
     np.testing.assert_allclose(run(x, leaf), expected, rtol=1e-4, atol=1e-4)
     assert ("jaxmem_integer_rows" in run.lower(x, leaf).as_text()) == is_compiled
+
+
+@pytest.mark.parametrize("codec", [jm.Affine(8, group=16), jm.DoubleQuant(jm.Affine(4, group=7))])
+def test_codes_with_offsets_are_multiplied_as_they_are_stored(codec):
+    leaf, x, run = codec.encode(random_x(40, 37)), random_x(2, 40), jax.jit(jm.lift(jnp.matmul))
+    expected = jnp.matmul(x, jm.decode(leaf), precision="highest")
+    np.testing.assert_allclose(run(x, leaf), expected, rtol=1e-4, atol=1e-4)
+    assert "has_low = true" in run.lower(x, leaf).as_text()

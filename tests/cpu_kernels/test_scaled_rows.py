@@ -55,7 +55,6 @@ def test_the_smallest_floats_are_not_lost():
         (jm.Codebook("nf4", group=16), 9, False),
         (jm.Float("e4m3"), 1, True),
         (jm.DoubleQuant(jm.Codebook("nf4", group=16)), 1, True),
-        (jm.Affine(4, group=16), 1, False),
     ],
     ids=str,
 )
