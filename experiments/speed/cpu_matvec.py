@@ -3,14 +3,14 @@
     pip install -e .
     python experiments/speed/cpu_matvec.py [--rounds 25]
 
-The figures go into cpu_matvec.jaxVERSION.json, with the instruction set of the compiled products
-(`jm.native()`). The encodings take turns in one process, in an order
-that each round shuffles, on 8 weights that take turns too, so that none stays in a cache.
-`times_dense` is the median over rounds of the dense time over the encoding's time in the same
-round. `times_dense_by_least` is the ratio of the shortest times, which a busy neighbour changes
-less: it slows most what reads most. `error` is the largest difference to the product with `decode`,
-divided by the largest value of that product. The machine must be quiet; to use one core:
-`taskset -c 0 ...`.
+The figures go into cpu_matvec.INSTRUCTIONS.jaxVERSION.json, by the instruction set of the compiled
+products (`jm.native()`). The encodings take turns in one process, in an order that each round
+shuffles, on 8 weights that take turns too, so that none stays in a cache. `times_dense` is the
+median over rounds of the dense time over the encoding's time in the same round;
+`times_dense_by_cpu` is that of CPU times. `times_dense_by_least` is the ratio of the shortest
+times, which a busy neighbour changes less: it slows most what reads most. `error` is the largest
+difference to the product with `decode`, divided by the largest value of that product. The machine
+must be quiet; to use one core: `taskset -c 0 ...`.
 """
 
 import argparse
@@ -43,6 +43,10 @@ CODECS = {
     "int3 g64": jm.Int(3, group=64),
     "nf4 g64": jm.Codebook("nf4", group=64),
     "fp8 e4m3": jm.Float("e4m3"),
+    "Q8_0: int8 g32": jm.Int(8, group=32),
+    "Q4_0: int4 g32": jm.Int(4, group=32),
+    "Q4_1: affine, 4 bits, g32": jm.Affine(4, group=32),
+    "2:4, int4": jm.Chain((jm.NM(2, 4), jm.Int(4))),
     "half of blocks, int4": jm.Chain((jm.Blocks(0.5), jm.Int(4))),
 }
 
@@ -51,6 +55,7 @@ def measure(weights: dict, batch: int, rounds: int) -> list[dict]:
     x = jax.random.normal(jax.random.key(1), (batch, K))
     run = jax.jit(jm.lift(jnp.matmul))
     times = {name: [] for name in weights}
+    cpu_times = {name: [] for name in weights}
     order, shuffle = list(weights), random.Random(0).shuffle
     for round_index in range(rounds + 1):
         last = order[-1]
@@ -58,11 +63,12 @@ def measure(weights: dict, batch: int, rounds: int) -> list[dict]:
         if order[0] == last:  # its weights are still in the cache
             order.reverse()
         for name in order:
-            copies, start = weights[name], time.perf_counter()
+            copies, start, cpu_start = weights[name], time.perf_counter(), time.process_time()
             for w in copies:
                 jax.block_until_ready(run(x, w))
             if round_index:  # the first round compiles
                 times[name].append((time.perf_counter() - start) / len(copies))
+                cpu_times[name].append((time.process_time() - cpu_start) / len(copies))
     rows = []
     for name, seconds in times.items():
         w = weights[name][0]
@@ -79,11 +85,25 @@ def measure(weights: dict, batch: int, rounds: int) -> list[dict]:
                 ),
                 "least_microseconds": round(1e6 * min(seconds), 1),
                 "times_dense_by_least": round(min(times["dense f32"]) / min(seconds), 3),
+                "times_dense_by_cpu": round(
+                    statistics.median(
+                        d / s for d, s in zip(cpu_times["dense f32"], cpu_times[name])
+                    ),
+                    3,
+                ),
                 "error": float(jnp.abs(run(x, w) - expected).max() / jnp.abs(expected).max()),
             }
         )
         print(rows[-1], flush=True)
     return rows
+
+
+def machine() -> str:
+    """The name of the CPU, where the system tells it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "unknown")
 
 
 def main() -> None:
@@ -99,6 +119,7 @@ def main() -> None:
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "native": jm.native().instruction_set,
+        "machine": machine(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "cores": len(os.sched_getaffinity(0)),
         "seed": 0,
@@ -106,7 +127,8 @@ def main() -> None:
         "weights": COPIES,
         "rows": [row for batch in BATCHES for row in measure(weights, batch, rounds)],
     }
-    path = pathlib.Path(__file__).with_suffix(f".jax{jax.__version__}.json")
+    name = f".{jm.native().instruction_set}.jax{jax.__version__}.json"
+    path = pathlib.Path(__file__).with_suffix(name)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

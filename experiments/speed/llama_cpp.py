@@ -9,7 +9,9 @@ Q8_0 and Q4_0, and as Q4_K where llama.cpp's Q4_K_M has it and the rows are mult
 file of the model as it was published, Q4_1, is there, too. We load codes as they are in the file.
 Both programs write 64 tokens after a prompt of 16, one at a time, in turns, on the same cores with
 as many threads; a figure is the median over rounds of a round's median. `bandwidth` is what the
-cores copy a second, read and written, in memory. Nothing else may run: the load is in the file.
+cores copy a second, read and written, in memory. `cpu_ms` is CPU time of a token, which on one core
+a busy neighbour changes less; `times_llama_cpp_by_cpu` is their ratio. Nothing else may run: the
+load is in the file.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import tempfile
 import time
 
 PROMPT, TOKENS, MOST_LOAD = 16, 64, 0.5
+FEW = 8  # tokens of the run whose CPU time is subtracted: it reads the prompt, too
 SCRIPT = pathlib.Path(__file__).with_name("llama_cpp_speed.mjs")
 COPIED = 2**28  # bytes
 
@@ -74,6 +77,7 @@ def measure(paths: dict[str, str], clients: str, cores: int, rounds: int) -> dic
     command = ["node", str(SCRIPT), clients, str(cores)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     times: dict = {kind: ([], []) for kind in paths}
+    cpu_times: dict = {kind: ([], []) for kind in paths}
     bandwidth, sizes, same = copy_bandwidth(cores), {}, {}
     with subprocess.Popen(command, **pipes) as node:
         models = {k: jm.models.load(p, encoded=k != "F32") for k, p in paths.items()}
@@ -82,13 +86,20 @@ def measure(paths: dict[str, str], clients: str, cores: int, rounds: int) -> dic
                 model = models[kind]
                 ids = np.arange(PROMPT) * 37 % model.config.vocab
                 task = {"path": path, "ids": ids.tolist(), "count": TOKENS}
-                ours = jm.models.generate(model, ids, max_new_tokens=TOKENS)
+                clock = [time.process_time()]
+                for count in (FEW, TOKENS):
+                    ours = jm.models.generate(model, ids, max_new_tokens=count)
+                    clock.append(time.process_time())
                 node.stdin.write(json.dumps(task) + "\n")
                 node.stdin.flush()
                 theirs = json.loads(node.stdout.readline())
                 if round_index:
                     times[kind][0].append(ours.seconds_per_token)
                     times[kind][1].append(statistics.median(theirs["seconds"]))
+                    more = ours.ids.shape[1] - FEW
+                    cpu = (clock[2] - 2 * clock[1] + clock[0]) / more
+                    cpu_times[kind][0].append(cpu)
+                    cpu_times[kind][1].append(theirs["cpu_seconds"])
                 sizes[kind] = jm.nbytes(model.params)
                 pairs = zip(ours.ids[0].tolist(), theirs["tokens"])
                 same[kind] = next((i for i, (a, b) in enumerate(pairs) if a != b), TOKENS)
@@ -101,10 +112,30 @@ def measure(paths: dict[str, str], clients: str, cores: int, rounds: int) -> dic
             "ms_per_token": round(1e3 * mine, 3),
             "ms_per_token_llama_cpp": round(1e3 * their, 3),
             "times_llama_cpp": round(statistics.median(b / a for a, b in zip(ours, theirs)), 3),
+            "cpu_ms": round(1e3 * statistics.median(cpu_times[kind][0]), 3),
+            "cpu_ms_llama_cpp": round(1e3 * statistics.median(cpu_times[kind][1]), 3),
+            "times_llama_cpp_by_cpu": round(
+                statistics.median(b / a for a, b in zip(*cpu_times[kind])), 3
+            ),
             "share_of_bandwidth": round(sizes[kind] / mine / bandwidth, 3),
             "tokens_equal_at_first": same[kind],
         }
     return {"bandwidth": round(bandwidth), "rows": rows}
+
+
+def machine() -> str:
+    """The name of the CPU, where the system tells it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "unknown")
+
+
+def native() -> str | None:
+    """The instruction set of the compiled products."""
+    import jaxmem as jm
+
+    return jm.native().instruction_set
 
 
 def main() -> None:
@@ -126,6 +157,8 @@ def main() -> None:
         "command": f"python experiments/speed/llama_cpp.py --clients FOLDER --rounds {args.rounds}",
         "jax": jax.__version__,
         "backend": "cpu",
+        "machine": machine(),
+        "native": native(),
         "seed": 0,
         "load": load,
     }

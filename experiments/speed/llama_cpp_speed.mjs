@@ -26,14 +26,18 @@ for await (const line of createInterface({input: process.stdin})) {
     const sequence = contexts[path];
     await sequence.clearHistory();
     const seconds = [], tokens = [];
+    let started = null;
     let last = performance.now();
     for await (const token of sequence.evaluate(ids, {temperature: 0, yieldEogToken: true})) {
         const now = performance.now();
         seconds.push((now - last) / 1000);
         last = now;
         tokens.push(token);
+        started ??= process.cpuUsage();
         if (tokens.length === count) break;
     }
-    console.log(JSON.stringify({seconds: seconds.slice(1), tokens}));
+    const {user, system} = process.cpuUsage(started);
+    const cpu_seconds = (user + system) / 1e6 / (tokens.length - 1);
+    console.log(JSON.stringify({seconds: seconds.slice(1), tokens, cpu_seconds}));
 }
 process.exit(0);
