@@ -73,6 +73,7 @@ from .compression.sparsity_distribution import erdos_renyi as erdos_renyi
 from .compression.sparsity_distribution import sparse as sparse
 from .compression.sparsity_distribution import together as together
 from .compression.sparsity_distribution import uniform as uniform
+from .compression.token_seconds import SecondsLimit as SecondsLimit
 from .core.byte_counts import nbytes as nbytes
 from .core.codec import Codec as Codec
 from .core.known_arguments import Once as Once

@@ -24,6 +24,7 @@ from ..models import Model, rotate
 from ..models.example_inputs import window
 from ..models.model import RECORD
 from . import options
+from .decode_speed import Times, measured_speed, speed_line
 from .eval import as_data, measure
 from .mesh_option import MeshOption, mesh_line, parse, spread
 from .mesh_option import as_data as places_of
@@ -49,6 +50,9 @@ class Fit(options.SourceOptions):
     """A file format that holds the result exactly: --bytes is then the size of the whole file that
     `jaxmem export` writes of DIR. Or what the result runs on, cpu, tpu or gpu: only forms that are
     multiplied there without writing decoded weights to memory are chosen."""
+    speed: Times = None
+    """With --for cpu, tpu or gpu: at least so many times the dense weights' speed (2x), by a
+    prediction of the products of a token; on this CPU the tokens a second are measured, too."""
     among: tuple[Technique, ...] = INTEGERS
     """What one budget chooses among: int (codes of 2 to 8 bits), sparsity and n:m (with codes for
     the weights that stay), rank (low rank, alone and beside codes), and, with --calibrate, fewer
@@ -104,6 +108,7 @@ class Fit(options.SourceOptions):
         if len(shares) > 1:
             counts = (f"{path}: {count:,}" for path, count in shares.items())
             output.say(f"tokens of each text by turns: {', '.join(counts)}")
+        measured = self._show_speed(output, dense, fitted)
         report, encoded = fitted.report, fitted.params
         if self.text and not self.calibrate:  # the dense model is held then, too
             report = jm.report(dense.params, encoded)
@@ -133,6 +138,8 @@ class Fit(options.SourceOptions):
             "out": str(out),
             "target": self.target,
             "target_bytes": fitted.file_nbytes,
+            "predicted_speed": fitted.speed,
+            "measured_speed": measured,
             "file_bytes": sum(file.stat().st_size for file in out.iterdir()),
         }
         output.say(summary(figures))
@@ -143,6 +150,17 @@ class Fit(options.SourceOptions):
             "evaluation": None if evaluation is None else as_data(evaluation),
             **places,
         }
+
+    def _show_speed(self, output: Output, dense: Model, fitted: Fitted) -> float | None:
+        """Shows the speed that is predicted; with --speed for this CPU, measures and returns it."""
+        if fitted.speed is None or self.target is None:
+            return None
+        measured = None
+        if self.speed and self.target == jax.default_backend() == "cpu":
+            with output.step("measuring tokens a second"):
+                measured = measured_speed(dense, fitted.model)
+        output.say(speed_line(fitted, self.target, measured))
+        return measured
 
     def _fit_options(self) -> FitOptions:
         steps = options.steps(self.tune, self.calibrate, FitOptions().tune_steps)
@@ -155,7 +173,13 @@ class Fit(options.SourceOptions):
             )
         judge = None if self.judge == "kl" else task_of(self.judge)
         # `run` rotates
-        return FitOptions(among=self.among, tune_steps=steps, target=self.target, judge=judge)
+        return FitOptions(
+            among=self.among,
+            tune_steps=steps,
+            target=self.target,
+            speed=self.speed,
+            judge=judge,
+        )
 
 
 def task_of(judge: str) -> Task:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.arguments import BYTES, INTEGER, OPTIONAL_MAPPING, TREE, takes
+from ..core.arguments import BYTES, INTEGER, OPTIONAL_MAPPING, TREE, Kind, takes
 from ..core.byte_counts import nbytes as count_bytes
 from ..core.byte_counts import shape_of
 from ..core.codec import ties_layers
@@ -25,6 +25,7 @@ from .knapsack import least_loss
 from .layer_errors import Errors, errors, prefixed
 from .leaf_shapes import abstract_leaf
 from .plan import Plan
+from .token_seconds import SecondsLimit
 
 LOOKUP_SENSITIVITY = 1 / 8  # of a table that is only looked up: .12 and .21 in two models
 
@@ -38,9 +39,10 @@ class Unreachable(ValueError):
 
 
 _MAPPINGS = dict.fromkeys(("uses", "stats", "sensitivity", "known"), OPTIONAL_MAPPING)
+_SECONDS = Kind("a SecondsLimit or None", lambda x: x is None or isinstance(x, SecondsLimit))
 
 
-@takes(params=TREE, nbytes=BYTES, runs=INTEGER, **_MAPPINGS)
+@takes(params=TREE, nbytes=BYTES, runs=INTEGER, seconds=_SECONDS, **_MAPPINGS)
 def budget(
     params: Any,
     *,
@@ -51,6 +53,7 @@ def budget(
     sensitivity: Mapping[str, Any] | None = None,
     runs: int = 1,
     known: Errors | None = None,
+    seconds: SecondsLimit | None = None,
 ) -> Plan:
     """The plan that loses least among those whose encoded params take at most `nbytes` bytes.
 
@@ -79,11 +82,12 @@ def budget(
             models that scan their layers. A stack with a candidate that encodes all layers
             together is not cut.
         known: what `errors` returned before, to measure nothing twice.
+        seconds: a second limit, of the seconds that a token takes.
 
     Raises:
-        ValueError: no choice is as small as `nbytes` (the message gives the smallest size); a rule
-            matches no leaf; `runs` is less than 1; a codec cannot take a weight; a weight holds NaN
-            or infinity, or has no sensitivity.
+        ValueError: no choice is as small as `nbytes` (the message gives the smallest size), or as
+            fast as `seconds`; a rule matches no leaf; `runs` is less than 1; a codec cannot take a
+            weight; a weight holds NaN or infinity, or has no sensitivity.
         ImportError: scipy is missing.
 
     Example:
@@ -120,8 +124,27 @@ def budget(
         for path, e in relative.items()
         for cell, _ in cells[path]
     ]
-    choice = iter(least_loss([*itertools.chain(*sizes.values())], losses, nbytes - dense))
-    plan = {}
+    rest: tuple = ()
+    if seconds is not None:
+        prices = [
+            np.array([seconds.of(path, abstract_leaf(c, *_key(cell, axes[path]))) for c in codecs])
+            for path, codecs in chosen.items()
+            for _, cell in cells[path]
+        ]
+        kept = sum(seconds.of(path, leaf) for path, leaf in leaves.items() if path not in chosen)
+        fastest = kept + sum(price.min() for price in prices)
+        if fastest > seconds.limit:
+            raise ValueError(
+                f"{1e3 * seconds.limit:.3g} ms a token cannot be reached; the fastest choice is "
+                f"predicted to take {1e3 * fastest:.3g} ms"
+            )
+        rest = prices, seconds.limit - kept
+    choice = least_loss([*itertools.chain(*sizes.values())], losses, nbytes - dense, *rest)
+    if choice is None:
+        raise ValueError(
+            f"no choice takes both {nbytes} bytes and {1e3 * rest[1]:.3g} ms a token; allow more"
+        )
+    choice, plan = iter(choice), {}
     for path, codecs in chosen.items():
         by_cell = [(cell, codecs[next(choice)]) for cell, _ in cells[path]]
         for codec, pairs in itertools.groupby(by_cell, lambda pair: pair[1]):
@@ -145,8 +168,12 @@ def _cells(leaf, axes, codecs, runs) -> list[tuple]:
 
 def _sizes(shape, axes, codecs) -> list[int]:
     """Bytes of a weight of this shape by each codec."""
-    rest = tuple(axes), shape.shape, jnp.dtype(shape.dtype)
-    return [count_bytes(abstract_leaf(codec, *rest)) for codec in codecs]
+    return [count_bytes(abstract_leaf(codec, *_key(shape, axes))) for codec in codecs]
+
+
+def _key(shape, axes) -> tuple:
+    """What `abstract_leaf` takes beside a codec."""
+    return tuple(axes), shape.shape, jnp.dtype(shape.dtype)
 
 
 def _by_role(errors, uses) -> dict[str, np.ndarray]:

@@ -40,9 +40,11 @@ from .fit_options import FitOptions
 from .fit_platform import fast_integers
 from .fit_structures import INTEGERS, STRUCTURES, fit_by_techniques
 from .plan import Plan
+from .product_forms import PLATFORMS
 from .progress import Progress, stage
 from .reporting import Report, report
 from .scan_cut import scans_layers
+from .token_seconds import SecondsLimit, predicted_speed, seconds_limit
 
 DEFAULTS = FitOptions()
 
@@ -56,7 +58,9 @@ class Fitted:
     says the codec of each, `report` the bytes and errors of each. `done` records the work as plain
     data: the tokens that were read, the steps of tuning, the KL divergences that were compared;
     it is empty where no data was given. `file_nbytes` is the size of the file that an export to the
-    `target` of the options writes; None where that is no file format.
+    `target` of the options writes; None where that is no file format. `speed` is how many times as
+    fast as the dense weights' the products of a token are, as `jm.speeds` predicts of a `target`
+    that is a platform; None without one. Below 1 the result is slower than dense.
     """
 
     model: Any
@@ -65,6 +69,7 @@ class Fitted:
     report: Report
     done: dict
     file_nbytes: int | None = None
+    speed: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -143,7 +148,8 @@ def fit(
         ValueError: no choice is as small as `nbytes` (the message gives the smallest size); weights
             that are encoded, abstract or not finite; structures to remove without data or from a
             bare function; ids that are too few or not those of a language model; `logits` without
-            batches; a `target` that cannot hold the model, or multiplies none of its weights fast.
+            batches; a `target` that cannot hold the model, or multiplies none of its weights fast;
+            a `speed` that no choice reaches.
         TypeError: `model` is neither; ids for a bare function.
 
     Example:
@@ -185,15 +191,17 @@ def _fit_model(model, nbytes, calibrate, options, progress, writer) -> Fitted:
     model = rotate(model) if options.rotate else model
     if options.target in FILE_TARGETS:
         return _fit_for_target(model, nbytes, ids, options, progress, writer)
-    record, fast = {}, None
+    record, fast, ways, limit = {}, None, None, None
     if ids is None or options.target is not None:
         ways = uses(model.apply, model.tensors, *example_inputs(model))
     if options.target is not None:
         fast = fast_integers(model.tensors, nbytes, options.target, ways)
+        limit = seconds_limit(model.tensors, options, ways)
     if ids is None:
-        plan, encoded = _without_data(model.tensors, nbytes, options.among, ways, progress, fast)
+        rest = options.among, ways, progress, fast, limit
+        plan, encoded = _without_data(model.tensors, nbytes, *rest)
     elif options.among == INTEGERS:
-        rest = options.tune_steps, progress, fast, options.judge, writer
+        rest = options.tune_steps, progress, fast, options.judge, writer, limit
         plan, encoded, record = fit_by_integers(model, nbytes, ids, *rest)
     else:
         rest = options.tune_steps, progress, options.judge, writer
@@ -201,7 +209,8 @@ def _fit_model(model, nbytes, calibrate, options, progress, writer) -> Fitted:
     # Errors are reported where the dense model is held anyway: a decoded embedding is large.
     dense = abstract(model.tensors) if ids is None else model.params
     fitted = dataclasses.replace(model, tensors=encoded)
-    return Fitted(fitted, plan, encoded, report(dense, encoded), record)
+    speed = predicted_speed(model.tensors, encoded, options, ways)
+    return Fitted(fitted, plan, encoded, report(dense, encoded), record, speed=speed)
 
 
 def _fit_for_target(model, nbytes, ids, options, progress, writer) -> Fitted:
@@ -224,7 +233,17 @@ def _fit_for_target(model, nbytes, ids, options, progress, writer) -> Fitted:
 def _fit_function(apply, params, shapes, nbytes, calibrate, options, progress) -> Fitted:
     batches = None if calibrate is None else calibration_batches(calibrate, options.windows)
     plan, encoded, record = _encode(apply, params, shapes, nbytes, batches, options, progress)
-    return Fitted((lift(apply), encoded), plan, encoded, report(params, encoded), record)
+    speed = _speed(apply, params, encoded, batches[0] if batches else shapes, options)
+    of = report(params, encoded)
+    return Fitted((lift(apply), encoded), plan, encoded, of, record, speed=speed)
+
+
+def _speed(apply, params, encoded, inputs, options) -> float | None:
+    """`predicted_speed` of a function of `inputs`, of which there may be none."""
+    if options.target not in PLATFORMS:
+        return None
+    ways = uses(apply, params, *inputs) if inputs else None
+    return predicted_speed(params, encoded, options, ways)
 
 
 def _fit_module(model: FlaxModel, nbytes, calibrate, options, progress, writer) -> Fitted:
@@ -246,7 +265,8 @@ def _fit_module(model: FlaxModel, nbytes, calibrate, options, progress, writer) 
         encoded = tune_scales(model, params, encoded, rows, *steps, writer=writer)
         record |= {"tuning_steps": options.tune_steps}
     fitted = dataclasses.replace(model, tensors=encoded)
-    return Fitted(fitted, plan, encoded, report(params, encoded), record)
+    speed = _speed(run, params, encoded, batches[0] if batches else shapes, options)
+    return Fitted(fitted, plan, encoded, report(params, encoded), record, speed=speed)
 
 
 def _refuse_judge(options: FitOptions) -> None:
@@ -270,19 +290,27 @@ def _encode(apply, params, shapes, nbytes, batches, options, progress) -> tuple[
         raise ValueError(f"{what}: wants a Model that jm.models.load gives, and no batches")
     if batches is not None:
         return fit_in_one_pass(apply, params, nbytes, batches, options, progress)
-    ways, fast = uses(apply, params, *shapes) if shapes else None, None
+    ways, fast, limit = uses(apply, params, *shapes) if shapes else None, None, None
     if options.target is not None:
         fast = fast_integers(params, nbytes, options.target, ways)
-    return *_without_data(params, nbytes, options.among, ways, progress, fast), {}
+        limit = seconds_limit(params, options, ways)
+    return *_without_data(params, nbytes, options.among, ways, progress, fast, limit), {}
 
 
 def _without_data(
-    params: Any, nbytes: int, among: tuple, ways: Mapping | None, progress, candidates=None
+    params: Any,
+    nbytes: int,
+    among: tuple,
+    ways: Mapping | None,
+    progress: Progress | None,
+    candidates: Mapping | None = None,
+    seconds: SecondsLimit | None = None,
 ) -> tuple[Plan, Any]:
     """(the plan that fits `nbytes`, the params encoded by it), each range searched."""
     with stage(progress, f"planning {nbytes:,} bytes"):
         if among == INTEGERS:
-            plan = search_ranges(plan_integers(params, nbytes, candidates, uses=ways))
+            limits = {"uses": ways, "seconds": seconds}
+            plan = search_ranges(plan_integers(params, nbytes, candidates, **limits))
         else:
             candidates = techniques(params, among, uses=ways)
             plan = budget(params, nbytes=nbytes, candidates=candidates, uses=ways)

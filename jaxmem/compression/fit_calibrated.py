@@ -25,6 +25,7 @@ from .fit_integers import plan_integers
 from .fit_judge import judged, least_harmed
 from .plan import Plan
 from .progress import Progress, stage
+from .token_seconds import SecondsLimit
 
 MOMENT_WINDOWS = 16  # windows of the text that the moments of the weights' inputs are taken from
 FISHER_ROWS = 4  # rows of ROW_TOKENS that the cost of an error is measured on
@@ -85,13 +86,14 @@ def fit_by_integers(
     candidates: Mapping[str, tuple] | None = None,
     judge: Task | None = None,
     writer: ScalarWriter | None = None,
+    seconds: SecondsLimit | None = None,
 ) -> tuple[Plan, Any, dict]:
     """(the plan of integers that fits `nbytes`, the tensors encoded by it on a text, a record).
 
     Two plans are made: one weighs an error by its Fisher information, one by the weight's role.
     The one with less KL to the dense model is used, or the one with the higher score in `judge`.
     `steps` of scale tuning follow, whose losses `writer` takes. With `candidates`, {regex:
-    codecs}, the plans are made of these.
+    codecs}, the plans are made of these, and with `seconds` they keep both limits.
     """
     with stage(progress, "calibrating: moments of the weights' inputs"):
         moments = input_moments(model, ids)
@@ -102,7 +104,7 @@ def fit_by_integers(
     with stage(progress, f"planning {nbytes:,} bytes"):
         for name, sensitivity in {"by Fisher information": costs, "by role": None}.items():
             options = {"uses": ways, "stats": moments, "sensitivity": sensitivity}
-            options |= {"candidates": candidates}
+            options |= {"candidates": candidates, "seconds": seconds}
             plans[name] = plan_integers(model.tensors, nbytes, **options)
     name, compared = _least_harmful(model, plans, ways, ids, progress, judge)
     plan = solve_by_gptq(plans[name], ways)

@@ -24,6 +24,7 @@ from .fit_platform import fast_integers
 from .fit_structures import INTEGERS
 from .plan import Plan
 from .progress import Progress, stage
+from .token_seconds import seconds_limit
 
 FISHER_BATCHES = 4  # batches that the cost of an error is measured on
 
@@ -61,8 +62,9 @@ def fit_in_one_pass(
         tables, fast = {"uses": ways, "stats": moments}, None
         if options.target is not None:
             fast = fast_integers(params, nbytes, options.target, ways)
+        limit = {"seconds": seconds_limit(params, options, ways)}
         plans = {
-            name: _planned(params, nbytes, options.among, fast, sensitivity=cost, **tables)
+            name: _planned(params, nbytes, options.among, fast, sensitivity=cost, **tables, **limit)
             for name, cost in costs.items()
         }
     with stage(progress, "encoding"):
@@ -81,7 +83,7 @@ def fit_in_one_pass(
 def _planned(
     params: Any, nbytes: int, among: tuple, integers: Mapping | None, **tables: Any
 ) -> Plan:
-    """The plan that `budget` makes of `tables`: `uses`, `stats` and `sensitivity`."""
+    """The plan that `budget` makes of `tables`: `uses`, `stats`, `sensitivity` and `seconds`."""
     ways, moments = tables["uses"], tables["stats"]
     if among != INTEGERS:
         candidates = techniques(params, among, uses=ways, stats=moments)

@@ -15,7 +15,7 @@ def plan_integers(
 
     With `candidates`, {regex: codecs}, the plan is made of these.
 
-    `options` are those of `budget`: `uses`, `stats`, `sensitivity`.
+    `options` are those of `budget`: `uses`, `stats`, `sensitivity`, `seconds`.
     """
     if candidates is not None:
         return budget(params, nbytes=nbytes, candidates=candidates, **options)

@@ -1,6 +1,7 @@
 """FitOptions: what a budget chooses among, and how much work `fit` does."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from ..core.arguments import NAMES, check_fields
@@ -37,13 +38,15 @@ class FitOptions:
         judge: the task whose score makes the last choice, between plans that weigh errors
             otherwise or between structures, which are equal in bytes; None: the KL divergence to
             the dense model. It wants `calibrate` of a text.
+        speed: with a platform as `target`, at most 1 / `speed` of the seconds a token that the
+            dense weights take there, as `jm.speeds` predicts; `Fitted.speed` has the prediction.
         windows: the most windows (of 1,024 tokens, or the model's context) of `calibrate` that are
             read; None reads what each method takes.
 
     Raises:
         ValueError: `among` names no form for the weights that stay, or an unknown technique;
             `tune_steps` is negative; `windows` is less than 1; `target` is unknown, or given with
-            another `among` than ("int",).
+            another `among` than ("int",); `speed` is not positive, or given without a platform.
 
     Example:
         >>> import jaxmem as jm
@@ -58,6 +61,7 @@ class FitOptions:
     windows: int | None = None
     target: Target | None = None
     judge: Task | None = None
+    speed: float | None = None
 
     def __post_init__(self):
         check_fields(self, among=NAMES)
@@ -73,6 +77,13 @@ class FitOptions:
             raise ValueError(f"tune_steps is {self.tune_steps}, expected at least 0")
         if self.windows is not None and self.windows < 1:
             raise ValueError(f"windows is {self.windows}, expected at least 1")
+        if self.speed is not None and not 0 < self.speed < math.inf:
+            raise ValueError(f"speed is {self.speed}, expected times the dense weights' speed")
+        if self.speed is not None and self.target not in PLATFORMS:
+            raise ValueError(
+                f"speed is {self.speed} of target {self.target!r}, expected a target of "
+                f"{', '.join(PLATFORMS)}"
+            )
         if self.target not in (None, *TARGETS):
             raise ValueError(f"target is {self.target!r}, expected {' or '.join(TARGETS)}")
         if self.target is not None and self.among != INTEGERS:

@@ -6,8 +6,9 @@ import pytest
 from flax import linen
 
 import jaxmem as jm
+from jaxmem.compression import token_seconds
 from jaxmem.compression.fit_platform import fast_integers
-from jaxmem.compression.product_forms import has_fast_product
+from jaxmem.compression.product_forms import ProductForm, has_fast_product
 
 PARAMS = {"up": jax.random.normal(jax.random.key(0), (192, 64)), "bias": jnp.ones(64)}
 X = jax.random.normal(jax.random.key(1), (8, 192))
@@ -40,12 +41,14 @@ def test_every_candidate_is_fast_on_its_platform(platform):
         assert {codec.group is None for codec in codecs} == {platform == "gpu"}
 
 
-def test_a_convolution_stays_dense_and_alone_is_refused():
+def test_a_convolution_stays_dense_and_alone_is_refused(monkeypatch):
+    known = jm.Speeds("cpu", {ProductForm("float32", 32): 1.0}, "not measured")
+    monkeypatch.setattr(token_seconds, "speeds", lambda device: known)
     net = linen.Sequential([linen.Conv(8, (3,)), linen.Dense(64)])
     x = jnp.ones((1, 16, 64))
     params = net.init(jax.random.key(0), x)
     fitted = jm.fit((net.apply, params, x), 20_000, options=jm.FitOptions(target="cpu"))
-    assert set(fitted.plan) == {"layers_1/kernel"}
+    assert set(fitted.plan) == {"layers_1/kernel"} and fitted.speed > 1
     conv = linen.Conv(8, (3,))
     with pytest.raises(ValueError, match="'cpu' multiplies no weight in few bits: kernels of conv"):
         jm.fit(
