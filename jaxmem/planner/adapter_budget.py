@@ -16,9 +16,9 @@ from ..adapters.truncated_rank import directions
 from ..adapters.weight_layers import each_layer
 from ..compression.knapsack import least_loss
 from ..compression.plan import Plan
-from ..core.arguments import BYTES, MAPPING, OPTIONAL_MAPPING, TREE, takes
+from ..core.arguments import BYTES, INTEGERS, MAPPING, OPTIONAL_MAPPING, TREE, takes
 from ..core.byte_counts import nbytes as bytes_of
-from ..core.codec import is_codec
+from ..core.codec import CODECS
 from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.paths import is_whole, paths
@@ -26,7 +26,14 @@ from ..core.paths import is_whole, paths
 NUMBER_BYTES = 4  # of a trained pair, in f32
 
 
-@takes(params=TREE, nbytes=BYTES, stats=MAPPING, sensitivity=OPTIONAL_MAPPING)
+@takes(
+    params=TREE,
+    nbytes=BYTES,
+    codecs=CODECS,
+    ranks=INTEGERS,
+    stats=MAPPING,
+    sensitivity=OPTIONAL_MAPPING,
+)
 def bits_and_ranks(
     params: Any,
     pairs: dict[str, dict],
@@ -72,10 +79,12 @@ def bits_and_ranks(
         >>> plan["b"], ranks
         (Int(bits=4, group=None, symmetric=True), {'a': 8})
     """
-    if not codecs or not all(map(is_codec, codecs)):
-        raise TypeError(f"codecs are {codecs!r}, expected a list of codecs")
-    if not ranks or not all(isinstance(r, int) and r >= 0 for r in ranks):
-        raise ValueError(f"ranks are {ranks!r}, expected ints of at least 0")
+    if not codecs or not ranks or min(ranks) < 0:
+        raise ValueError(
+            f"codecs {codecs!r} and ranks {ranks!r}, expected some, and no rank below 0"
+        )
+    if unknown := sorted(set(sensitivity or {}) - set(pairs)):
+        raise ValueError(f"sensitivity names {unknown[0]!r}, which is no pair")
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
     choices = [(codec, rank) for codec in codecs for rank in ranks]
     sizes, losses = [], []

@@ -13,7 +13,7 @@ KEYS = jax.random.split(jax.random.key(0), 6)
 PARAMS = {name: jax.random.normal(key, (2, 32, 32)) for name, key in zip("ab", KEYS)}
 PARAMS |= {"norm": jnp.ones(32)}
 X = jax.random.normal(KEYS[2], (64, 32)) * jnp.linspace(0.1, 2, 32)[None]
-CODECS, RANKS = [jm.Int(2, group=16), jm.Int(3, group=16), jm.Int(4, group=16)], [0, 2, 6]
+CODECS, RANKS = [jm.Int(2, group=16), jm.Int(4, group=16)], [0, 2, 6]
 
 
 def fn(params, x):
@@ -40,8 +40,8 @@ def made(plan, ranks, pairs, stats):
     return jm.nbytes(base) + jm.nbytes(small), float(sum(map(squares, "ab")))
 
 
-@pytest.mark.parametrize("nbytes", [3200, 5200])
-def test_a_budget_over_bits_and_ranks_is_as_good_as_the_best_fixed_split(probe, nbytes):
+def test_a_budget_over_bits_and_ranks_is_as_good_as_the_best_fixed_split(probe):
+    nbytes = 3200
     plan, ranks = jm.bits_and_ranks(PARAMS, *probe[:1], nbytes, codecs=CODECS, ranks=RANKS,
                                     stats=probe[1])  # fmt: skip
     size, error = made(plan, ranks, *probe)
