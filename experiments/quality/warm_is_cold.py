@@ -23,7 +23,7 @@ import jaxmem as jm
 from jaxmem.architectures import llama
 
 JSON = pathlib.Path(__file__).with_suffix(".json")
-EVERY = 200  # requests between two writings of the JSON
+EVERY = 50  # requests between two writings of the JSON
 SMALL = llama.Config(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
 
 

@@ -24,8 +24,8 @@ import numpy as np
 
 import jaxmem as jm
 
-SIZE, PAGES, PROMPTS = 4, 6, 40
-LIMIT = 600_000  # bytes of files: fewer than all prompts take
+SIZE, PAGES, PROMPTS = 4, 6, 12
+LIMIT = 200_000  # bytes of files: fewer than all prompts take
 context = multiprocessing.get_context("forkserver")
 
 
@@ -38,7 +38,7 @@ def prompt(i: int) -> np.ndarray:
 def content(prefix: np.ndarray) -> np.ndarray:
     """What the last page of a prefix holds."""
     digest = hashlib.sha256(prefix.astype("<i4").tobytes()).digest()
-    return np.frombuffer(digest * 200, np.float16)
+    return np.frombuffer(digest * 200, np.uint8)
 
 
 def opened(folder: pathlib.Path) -> jm.Prefixes:
