@@ -17,7 +17,7 @@ from .task_scores import TaskScores
 from .word_swaps import swap_words
 
 EXPLANATIONS = ("occlusion", "gradients", "shapley", "swaps")
-_COALITIONS = 128  # of words, for a text of more than seven
+_COALITIONS = 64  # of words, for a text of more than six
 _SWAPS = 2
 
 
