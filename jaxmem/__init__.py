@@ -58,9 +58,9 @@ from .compression.blockwise import encode_by_block as encode_by_block
 from .compression.budgeting import budget as budget
 from .compression.candidates import techniques as techniques
 from .compression.encoding import encode as encode
-from .compression.fit import Fitted as Fitted
 from .compression.fit import fit as fit
 from .compression.fit_options import FitOptions as FitOptions
+from .compression.fit_result import Fitted as Fitted
 from .compression.iterative import iterated as iterated
 from .compression.layer_errors import errors as errors
 from .compression.plan import Plan as Plan

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ..compression.fit import Fitted
+from ..compression.fit_result import Fitted
 from ..models import Model, generate
 
 PROMPT, TOKENS, ROUNDS = 4, 17, 5

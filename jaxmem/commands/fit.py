@@ -12,9 +12,11 @@ from tyro.conf import arg
 
 import jaxmem as jm
 
-from ..compression.fit import Fitted, check_dense, fit
+from ..compression.fit import fit
 from ..compression.fit_calibrated import TURNS
+from ..compression.fit_inputs import check_dense
 from ..compression.fit_options import FitOptions, Target
+from ..compression.fit_result import Fitted
 from ..compression.fit_structures import INTEGERS, STRUCTURES, Technique
 from ..core.paths import is_whole
 from ..evaluation import Task, read_task

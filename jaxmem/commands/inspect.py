@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import jaxmem as jm
 
-from ..compression.fit import abstract
+from ..compression.fit_inputs import abstract
 from ..core.paths import is_whole
 from ..models import Model
 from ..models.example_inputs import example_inputs

@@ -1,28 +1,17 @@
 """fit: a model in a number of bytes, by the plan that loses least."""
 
 import dataclasses
-import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from ..core.arguments import BYTES, Kind, takes
-from ..core.byte_counts import nbytes as count_bytes
-from ..core.leaf import is_encoded
 from ..core.lifting import lift
-from ..core.paths import is_whole
 from ..core.usage import uses
-from ..io.checkpoint import save
 from ..io.scalar_writers import ScalarWriter
-from ..models.example_inputs import example_inputs, window
+from ..models.example_inputs import example_inputs
 from ..models.flax_model import FlaxModel
-from ..models.model import Model, check_in_vocabulary
+from ..models.model import Model
 from ..models.rotation import rotate
-from ..models.text_models import vocabulary
 from .budgeting import budget
 from .candidates import techniques
 from .encoding import encode
@@ -35,66 +24,20 @@ from .fit_calibrated import (
 )
 from .fit_file_format import FILE_TARGETS, file_nbytes, target_forms
 from .fit_in_one_pass import CALIBRATION, are_batches, calibration_batches, fit_in_one_pass
+from .fit_inputs import abstract, calibration_ids, check_dense
 from .fit_integers import plan_integers
 from .fit_options import FitOptions
 from .fit_platform import fast_integers
+from .fit_result import Fitted
 from .fit_structures import INTEGERS, STRUCTURES, fit_by_techniques
 from .plan import Plan
 from .product_forms import PLATFORMS
 from .progress import Progress, stage
-from .reporting import Report, report
+from .reporting import report
 from .scan_cut import scans_layers
 from .token_seconds import SecondsLimit, predicted_speed, seconds_limit
 
 DEFAULTS = FitOptions()
-
-
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """What `fit` made.
-
-    `model` runs on the encoded weights: a `Model` whose `params` are encoded, or the pair
-    (lifted function, encoded params) of a bare function. `params` are the encoded params, `plan`
-    says the codec of each, `report` the bytes and errors of each. `done` records the work as plain
-    data: the tokens that were read, the steps of tuning, the KL divergences that were compared;
-    it is empty where no data was given. `file_nbytes` is the size of the file that an export to the
-    `target` of the options writes; None where that is no file format. `speed` is how many times as
-    fast as the dense weights' the products of a token are, as `jm.speeds` predicts of a `target`
-    that is a platform; None without one. Below 1 the result is slower than dense.
-    """
-
-    model: Any
-    plan: Plan
-    params: Any
-    report: Report
-    done: dict
-    file_nbytes: int | None = None
-    speed: float | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the encoded params."""
-        return count_bytes(self.params)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the result; it appears whole or not at all.
-
-        A `Model` becomes a directory that `jm.models.load` and every command read, bare params one
-        file that `jm.load` reads.
-
-        Raises:
-            ValueError: `path` exists and was not written by jaxmem.
-        """
-        if isinstance(self.model, Model):
-            self.model.save(path, self.params)
-        else:
-            save(path, self.params)
-
-    def __str__(self) -> str:
-        leaves = jax.tree.leaves(self.params, is_leaf=is_encoded)
-        weights = sum(math.prod(x.shape) for x in leaves)
-        bits = 8 * self.nbytes / max(weights, 1)
-        return f"{weights:,} weights in {self.nbytes:,} bytes, {bits:.2f} bits each"
 
 
 def _is_pair(x: Any) -> bool:
@@ -316,34 +259,3 @@ def _without_data(
             plan = budget(params, nbytes=nbytes, candidates=candidates, uses=ways)
     with stage(progress, "encoding"):
         return plan, encode(params, plan, uses=ways)
-
-
-def abstract(params: Any, dtype: Any = jnp.float32) -> Any:
-    """The shapes of the dense tree that `params` stand for, all in `dtype`."""
-    shape = lambda x: jax.ShapeDtypeStruct(x.shape, dtype)
-    return jax.tree.map(shape, params, is_leaf=is_whole)
-
-
-def check_dense(params: Any, source: str) -> None:
-    """Refuses params that are shapes only, or encoded already.
-
-    Raises:
-        ValueError: a leaf is one of these.
-    """
-    for leaf in jax.tree.leaves(params, is_leaf=is_whole):
-        if isinstance(leaf, jax.ShapeDtypeStruct) or is_encoded(leaf):
-            raise ValueError(f"{source}: expected a model with dense weights")
-
-
-def calibration_ids(model: Model, calibrate: Any, windows: int | None) -> np.ndarray:
-    """The token ids (tokens,) of a text of at least one window, cut to so many windows."""
-    vocab, ids = vocabulary(model), np.asarray(calibrate)
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(
-            f"calibrate has shape {ids.shape} and dtype {ids.dtype}, expected token ids (tokens,)"
-        )
-    length = window(model)
-    if len(ids) < length:
-        raise ValueError(f"calibrate has {len(ids)} tokens, expected at least {length}")
-    check_in_vocabulary(ids, vocab)
-    return ids.astype(np.int32)[: None if windows is None else windows * length]

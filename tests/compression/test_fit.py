@@ -11,7 +11,7 @@ import pytest
 from checkpoints import CONTEXT, VOCAB, random_tensors, write_single
 
 import jaxmem as jm
-from jaxmem.compression.fit import calibration_ids
+from jaxmem.compression.fit_inputs import calibration_ids
 from jaxmem.models import load
 from jaxmem.training import JsonLines
 
