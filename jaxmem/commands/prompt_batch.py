@@ -7,12 +7,16 @@ from typing import Any
 
 from ..core.byte_counts import nbytes
 from ..kv_cache.page_pool import Pages
+from ..kv_cache.prefix_cache import Prefixes
 from ..models import Model
 from ..serving import Answer, Engine, GenerationRequest, Refusal, read_requests
 from ..serving.answer_file import AnswerFile, request_key
 from .output import Output
 from .output_path import check_out_file
 from .sizes import show
+
+_CHUNK = 128  # tokens of a prompt that one program reads
+_MOST_PAGES = 10**9  # prefixes may fill the pool: they go when rows want pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,15 @@ class PromptBatch:
         file = AnswerFile(check_out_file(self.out), keys)
         missing = set(file.missing)
         new = [(key, request) for key, request in zip(keys, requests) if key in missing]
-        engine = Engine(model, nbytes=room, rows=self.rows, pages=self.pages)
+        prefixes = Prefixes(_MOST_PAGES, size=self.pages.size, chunk=_CHUNK, policy="lru")
+        engine = Engine(
+            model,
+            nbytes=room,
+            rows=self.rows,
+            pages=self.pages,
+            chunk=_CHUNK,
+            prefixes=prefixes,
+        )
         start = time.perf_counter()
         answers = self._answer(engine, new, file, output)
         seconds = time.perf_counter() - start
@@ -68,6 +80,8 @@ class PromptBatch:
             "answered_now": len(answers),
             "refused": {answer.id: answer.error for answer in refused},
             "tokens": tokens,
+            "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
+            "cached_tokens": sum(answer.cached_tokens for answer in answers),
             "seconds": seconds,
             "pages": engine.pool.capacity,
             "pool_bytes": nbytes(engine.pool),

@@ -1,15 +1,17 @@
 """Engine: many requests answered at once, their keys and values in one pool of pages."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 
 import jax
 
-from ..core.arguments import takes
+from ..core.arguments import BYTES, takes
 from ..core.byte_counts import nbytes as bytes_of
 from ..core.leaf import is_encoded
 from ..kv_cache.page_pool import PagePool, Pages
 from ..kv_cache.page_usage import Usage, usage
+from ..kv_cache.prefix_cache import Prefixes
 from ..models.device_decode_loop import MOST_STEPS
 from ..models.model import Model
 from ..models.text_models import context, vocabulary
@@ -18,6 +20,7 @@ from .engine_pool import EnginePool
 from .engine_row import EngineRow
 from .generation_request import GenerationRequest
 from .pool_size import pages_within
+from .prefix_pages import PrefixPages
 from .prompt_order import depth_first
 from .prompt_tokens import prompt_tokens
 from .served_models import check_model
@@ -52,6 +55,9 @@ class Engine:
             smallest that is at least 128.
         length: the most tokens of a prompt with its answer; None for the model's context.
         host: the most bytes of swapped pages in host memory.
+        prefixes: a cache of prompts that were read before, such as `jm.Prefixes(1000, chunk=128,
+            of=(model.params, model.config.to_dict(), pages))`; None to read each prompt whole. It
+            serves this engine alone. What it holds in the pool goes when rows want pages.
 
     Raises:
         ValueError: the model predicts no text, has no weights, or is an encoder-decoder; `nbytes`
@@ -77,7 +83,7 @@ class Engine:
         0
     """
 
-    @takes()
+    @takes(nbytes=BYTES, host=BYTES)
     def __init__(
         self,
         model: Model,
@@ -88,6 +94,7 @@ class Engine:
         chunk: int | None = None,
         length: int | None = None,
         host: int | float = 0,
+        prefixes: Prefixes | None = None,
     ):
         vocab = vocabulary(model)
         check_model(model)
@@ -103,7 +110,13 @@ class Engine:
         sizes = {"rows": rows, "most": -(-self.length // pages.size), "dtype": dtype}
         count = pages_within(nbytes, pages, model.config, **sizes)
         pool = pages.empty(model.config, count, **sizes)
-        self._pool = EnginePool(model, pool, chunk, vocab)
+        if prefixes is not None and (prefixes.size, prefixes.chunk) != (pages.size, chunk):
+            raise ValueError(
+                f"prefixes have pages of {prefixes.size} tokens in chunks of {prefixes.chunk}, "
+                f"expected {pages.size} and {chunk}, as the engine reads them"
+            )
+        held = None if prefixes is None else PrefixPages(prefixes)
+        self._pool = EnginePool(model, pool, chunk, vocab, held)
         self.model, self.host = model, host
         self._rows: list[EngineRow | None] = [None] * rows
         self._queue: deque[EngineRow] = deque()
@@ -230,9 +243,10 @@ class Engine:
             if held is not None or not self._queue:
                 continue
             row = self._queue[0]
-            need = self._pool.pages(row.tokens_in_pool + 1) + 1
+            need = self._pool.pages(row.tokens_in_pool + 1) - self._pool.found(row)
+            spare = 1 + math.ceil(_SPARE * self.pool.capacity)
             alone = self.generating == 0  # then it fits, since `add` took it
-            if not alone and need > self._pool.free - _SPARE * self.pool.capacity:
+            if not self._pool.make_free(need + spare) and not alone:
                 return
             self._queue.popleft()
             self._age += 1
@@ -251,8 +265,11 @@ class Engine:
                 for row, count in zip(self._rows, counts)
                 if row is not None
             )
-            if need <= self._pool.free:
+            if self._pool.make_free(need):
                 return counts
+            if self._queue and self._queue[0].hit is not None:
+                self._pool.leave(self._queue[0])  # it is looked up again when there is room
+                continue
             last = max((s for s, r in enumerate(self._rows) if r), key=lambda s: self._rows[s].age)
             self._preempt(last)
 
@@ -265,6 +282,7 @@ class Engine:
             self._swapped += bytes_of(blob)
         else:
             row.restart()
+        self._pool.leave(row)
         self._release([slot])
         self._queue.appendleft(row)
 
@@ -281,6 +299,7 @@ class Engine:
 
     def _forget(self, row: EngineRow) -> None:
         self._ids.discard(row.request.id)
+        self._pool.leave(row)
         self._drop_blob(row)
 
     def _drop_blob(self, row: EngineRow) -> None:

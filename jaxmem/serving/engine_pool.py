@@ -1,5 +1,6 @@
 """EnginePool: the pool of an engine, changed by the programs that read, generate and swap rows."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from ..kv_cache.page_pool import PagePool
 from ..models.model import Model
 from . import pool_programs as programs
 from .engine_row import EngineRow
+from .prefix_pages import PrefixPages
 from .row_sampling import RowChoices
 
 
@@ -21,10 +23,19 @@ class EnginePool:
         pool: an empty pool, which nothing else uses.
         chunk: tokens of a prompt that one program reads.
         vocab: tokens that the model's logits are of.
+        prefixes: pages of prompts that were read before, or None.
     """
 
-    def __init__(self, model: Model, pool: PagePool, chunk: int, vocab: int):
+    def __init__(
+        self,
+        model: Model,
+        pool: PagePool,
+        chunk: int,
+        vocab: int,
+        prefixes: PrefixPages | None = None,
+    ):
         self.model, self.pool, self.chunk = model, pool, chunk
+        self.prefixes = prefixes
         self._seen = np.zeros((pool.rows, vocab), bool)  # tokens of each row's prompt and answer
 
     @property
@@ -45,10 +56,23 @@ class EnginePool:
         self._seen[slot] = False
         self._seen[slot, [*row.prompt.tolist(), *row.ids]] = True
         if row.blob is None:
-            self._read(slot, row.prompt[:-1])
+            self._begin_prompt(slot, row)
         else:
             self.pool, ok = programs.put_row(self.pool, np.int32(slot), self._filled(row.blob))
             _check_pages(bool(ok))
+
+    def make_free(self, pages: int) -> bool:
+        """Whether so many pages are free, after a cache of prefixes gave up what it can."""
+        if self.free < pages and self.prefixes is not None:
+            self.pool = self.prefixes.evict(self.pool, pages - self.free)
+        return self.free >= pages
+
+    def found(self, row: EngineRow) -> int:
+        """Pages in the pool that a cache of prefixes has for a row, which stay there for it."""
+        if self.prefixes is None or row.blob is not None:
+            return 0
+        self.prefixes.find(row)
+        return len(row.pinned)
 
     def decode(
         self, rows: Sequence[EngineRow | None], counts: list[int]
@@ -76,16 +100,33 @@ class EnginePool:
         blob = jax.device_get(programs.take_row(self.pool, np.int32(slot)))
         return {**blob, "pages": jax.tree.map(lambda x: x[:, :pages].copy(), blob["pages"])}
 
+    def leave(self, row: EngineRow) -> None:
+        """Lets a cache of prefixes give up what the row has used of it."""
+        if row.hit is not None:
+            self.prefixes.leave(row)
+
     def release(self, slots: Sequence[int]) -> None:
         """Frees the pages of rows."""
         if slots:
             mask = np.isin(np.arange(self.pool.rows), slots)
             self.pool = programs.release(self.pool, mask)
 
-    def _read(self, slot: int, prompt: np.ndarray) -> None:
-        """Reads tokens (n,) into an empty row, chunk by chunk."""
+    def _begin_prompt(self, slot: int, row: EngineRow) -> None:
+        """Fills an empty row with all of a prompt but its last token."""
+        start, begin = 0, time.perf_counter()
+        if self.prefixes is not None:
+            self.prefixes.find(row)
+            self.pool, start = self.prefixes.attach(self.pool, slot, row)
+            row.cached_tokens = start
+        self._read(slot, row.prompt[:-1], start)
+        if self.prefixes is not None:
+            seconds = time.perf_counter() - begin
+            self.pool = self.prefixes.keep(self.pool, slot, row, seconds)
+
+    def _read(self, slot: int, prompt: np.ndarray, begin: int) -> None:
+        """Reads tokens (n,) into a row that has the first `begin` of them, chunk by chunk."""
         config, params, ok = self.model.config, self.model.params, True
-        for start in range(0, len(prompt), self.chunk):
+        for start in range(begin, len(prompt), self.chunk):
             part = prompt[start : start + self.chunk]
             ids = np.pad(part, (0, self.chunk - len(part)))
             count = np.int32(len(part))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kv_cache.prefix_results import PrefixHit
 from ..models.model import Model
 from ..models.output_text import output_text
 from .answer import Answer, Finish, Piece
@@ -17,7 +18,8 @@ class EngineRow:
     """A request, the tokens of its prompt (n,), and what is generated so far.
 
     `blob` is what the row holds in the pool, while it is swapped out. `age` is smaller for a row
-    that was admitted before another.
+    that was admitted before another. `hit` is what a cache of prefixes has of the prompt, and
+    `pinned` the pages of it that the row keeps there.
     """
 
     request: GenerationRequest
@@ -27,6 +29,8 @@ class EngineRow:
     blob: Any = None
     age: int = 0
     cached_tokens: int = 0
+    hit: PrefixHit | None = None
+    pinned: list[int] = dataclasses.field(default_factory=list)
     _shown: int = 0  # characters and tokens that pieces had
     _given: int = 0
     _before: "EngineRow | None" = None  # this row before it was restarted

@@ -13,9 +13,26 @@ from ..models.device_decode_loop import MOST_STEPS
 from ..models.model import Model
 from .row_sampling import RowChoices, next_tokens
 
+attach = jax.jit(pages.attach, donate_argnames="pool")
+drop = jax.jit(pages.drop, donate_argnames="pool")
+hold = jax.jit(pages.hold, donate_argnames="pool")
+put = jax.jit(pages.put, donate_argnames="pool")
+take = jax.jit(pages.take)
 release = jax.jit(pages.release, donate_argnames="pool")
 take_row = jax.jit(pages.take_row)
 put_row = jax.jit(pages.put_row, donate_argnames="pool")
+
+
+@functools.partial(jax.jit, donate_argnames="pool")
+def reserve(pool: PagePool, count: Array) -> tuple[PagePool, Array, Array]:
+    """`jm.pages.reserve` of at most as many pages as a row may have."""
+    return pages.reserve(pool, count, most=pool.most)
+
+
+@jax.jit
+def table_row(pool: PagePool, row: Array) -> Array:
+    """The pages (most,) of a row, in order; 0 for none."""
+    return pool.table[row]
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pool")

@@ -4,10 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.arguments import takes
+from ..core.arguments import ROW_OF_INTEGERS, Kind, takes
+
+_ROWS = Kind(
+    "a list of token ids (tokens,)",
+    lambda x: isinstance(x, list | tuple) and all(map(ROW_OF_INTEGERS.accepts, x)),
+)
 
 
-@takes()
+@takes(prompts=_ROWS)
 def depth_first(prompts: Sequence[np.ndarray]) -> list[int]:
     """The order in which prompts that share a prefix stand together.
 

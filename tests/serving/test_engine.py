@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 from chat_models import chatting
@@ -10,6 +11,7 @@ from chat_models import chatting
 import jaxmem as jm
 from jaxmem.serving import Engine, GenerationRequest
 
+PAGES = 13
 WIDE = {"rows": 5, "chunk": 16, "pages": jm.Pages(size=8), "length": 120}
 
 
@@ -19,10 +21,10 @@ def model():
     return dataclasses.replace(m, config=dataclasses.replace(m.config, context=128, eos=(7,)))
 
 
-def nbytes(pages):
-    """The bytes of a pool of so many pages."""
-    how, config = WIDE["pages"], model().config
-    return jm.nbytes(how.empty(config, pages, WIDE["rows"], 15))
+def nbytes():
+    """The bytes of a pool of `PAGES` pages."""
+    empty = lambda: WIDE["pages"].empty(model().config, PAGES, WIDE["rows"], 15)
+    return jm.nbytes(jax.eval_shape(empty))
 
 
 def requests(count, seed=0, **options):
@@ -63,27 +65,27 @@ def answers(engine):
 
 @functools.cache
 def alone():
-    """{id: answer} of each request alone in an engine with room for all."""
-    engine, found = Engine(model(), nbytes=nbytes(80), **WIDE), {}
+    """{id: answer} of each request alone in the engine."""
+    engine, found = Engine(model(), nbytes=nbytes(), **WIDE), {}
     for request in requests(12):
         engine.add(request)
         found |= answers(engine)
     return found
 
 
-@pytest.mark.parametrize(("pages", "host"), [(80, 0), (13, 0), (13, 10**9)])
-def test_a_row_is_the_same_in_a_full_engine_as_alone_in_it(pages, host):
-    engine = Engine(model(), nbytes=nbytes(pages), **WIDE, host=host)
-    assert engine.pool.capacity == pages
+@pytest.mark.parametrize("host", [0, 10**9], ids=["again", "swapped"])
+def test_a_row_is_the_same_in_a_full_engine_as_alone_in_it(host):
+    engine = Engine(model(), nbytes=nbytes(), **WIDE, host=host)
+    assert engine.pool.capacity == PAGES
     assert engine.add_sorted(requests(12)) == []
     assert answers(engine) == alone()
-    assert engine.usage().free == pages
+    assert engine.usage().free == PAGES
     ends = [a for a in alone().values() if a.finish == "end"]
     assert 0 < len(ends) < 12 and all(a.ids.index(7) == len(a.ids) - 1 for a in ends)
 
 
 def test_greedy_rows_write_what_generate_writes():
-    engine = Engine(model(), nbytes=nbytes(80), **WIDE)
+    engine = Engine(model(), nbytes=nbytes(), **WIDE)
     for request in requests(5, seed=3, temperature=0.0, repetition_penalty=1.0):
         engine.add(request)
         ids = jm.models.generate(model(), request.ids, max_new_tokens=request.max_new_tokens).ids
@@ -92,7 +94,7 @@ def test_greedy_rows_write_what_generate_writes():
 
 
 def test_what_is_cancelled_gives_its_pages_back_and_changes_no_other():
-    engine = Engine(model(), nbytes=nbytes(13), **WIDE)
+    engine = Engine(model(), nbytes=nbytes(), **WIDE)
     engine.add_sorted(requests(12))
     done, gone = {}, {}
     while engine.at_work:
@@ -121,7 +123,7 @@ BAD = {
 
 def test_bad_requests_are_refused_by_name_and_good_ones_answered_as_if_alone():
     plain = dataclasses.replace(model(), chat_template=None)
-    engine = Engine(plain, nbytes=nbytes(13), **WIDE)
+    engine = Engine(plain, nbytes=nbytes(), **WIDE)
     bad = [GenerationRequest(f"bad {i}", **options) for i, options in enumerate(BAD.values())]
     good = requests(12)
     mixed = [*good[:6], *bad, *good[6:], good[0]]
@@ -137,7 +139,7 @@ def test_an_answer_ends_before_a_stop_text():
     request = max(requests(12), key=lambda r: len(alone()[r.id].text))
     whole = alone()[request.id]
     stop = whole.text[2:4]
-    engine = Engine(model(), nbytes=nbytes(80), **WIDE)
+    engine = Engine(model(), nbytes=nbytes(), **WIDE)
     engine.add(dataclasses.replace(request, stop=("nothing like it", stop)))
     answer = answers(engine)[request.id]
     at = whole.text.index(stop)
@@ -157,10 +159,66 @@ def test_an_answer_ends_before_a_stop_text():
 )
 def test_an_engine_that_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        Engine(model(), **{"nbytes": nbytes(13), **WIDE, **options})
+        Engine(model(), **{"nbytes": nbytes(), **WIDE, **options})
 
 
 def test_models_that_no_pool_takes_are_refused():
     shapes = jm.models.load("llama-1b")
     with pytest.raises(ValueError, match="shapes only"):
         Engine(shapes, nbytes=10**9)
+
+
+def alike(name):
+    """Requests whose prompts begin alike, of which some are the same."""
+    rng = np.random.default_rng(1)
+    starts = [rng.integers(0, 40, 36) for _ in range(2)]
+    prompts = [np.append(starts[i % 2][: 20 + i], rng.integers(0, 40, 3 + i)) for i in range(6)]
+    prompts = [*prompts, *prompts[:2]]
+    return [GenerationRequest(f"{name}{i}", ids=p, max_new_tokens=9) for i, p in enumerate(prompts)]
+
+
+@functools.cache
+def without():
+    """The ids of each answer of an engine that reads every prompt whole."""
+    engine = Engine(model(), nbytes=nbytes(), **WIDE)
+    engine.add_sorted(alike("a"))
+    return {id[1:]: answer.ids for id, answer in answers(engine).items()}
+
+
+def cache(pages, **tiers):
+    """A cache of prefixes for the pages and the chunks of the engine."""
+    of = (model().params, model().config.to_dict())
+    return jm.Prefixes(pages, size=8, chunk=WIDE["chunk"], of=of, **tiers)
+
+
+@pytest.mark.parametrize(("device", "host"), [(80, 0), (3, "1MB")], ids=["device", "host"])
+def test_warm_answers_are_the_cold_ones_and_no_page_is_lost(device, host):
+    prefixes = cache(device, host=host)
+    engine = Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes)
+    warm = 0
+    for name in "ab":
+        assert engine.add_sorted(alike(name)) == []
+        found = answers(engine)
+        assert {id[1:]: answer.ids for id, answer in found.items()} == without()
+        warm += sum(answer.cached_tokens for answer in found.values())
+    assert warm > 100
+    assert sum(prefixes.stats().hits.values()) >= warm
+    use = engine.usage()
+    assert use.allocated == len(prefixes.evict(10**6))  # rows have none: all are the cache's
+
+
+def test_what_is_cancelled_pins_nothing():
+    prefixes = cache(80)
+    engine = Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes)
+    engine.add_sorted(alike("a"))
+    engine.step()
+    for request in alike("a"):
+        engine.cancel(request.id)
+    assert engine.at_work == 0
+    assert engine.usage().allocated == len(prefixes.evict(10**6)) > 0
+
+
+def test_a_cache_for_other_chunks_is_refused():
+    prefixes = jm.Prefixes(80, size=8, chunk=8)
+    with pytest.raises(ValueError, match="pages of 8 tokens in chunks of 8, expected 8 and 16"):
+        Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes)
