@@ -59,7 +59,8 @@ NOT_CALLED = {
     "adapters.Merged", "adapters.RankState",
     "evaluation.ConfidenceCalibration", "evaluation.Flips", "evaluation.GroupGaps",
     "evaluation.Membership", "evaluation.TaskScores", "data.Packing", "models.Model",
-    "pages.PagePool", "pages.Usage", "serving.Answer", "serving.Piece", "serving.Refusal",
+    "pages.PagePool", "pages.PageStore", "pages.Usage", "serving.Answer", "serving.Piece",
+    "serving.Refusal",
     "train.Anchor", "train.ScaledState", "training.ScalarWriter", "training.Trained",
 }  # fmt: skip
 

@@ -123,6 +123,8 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     prompts = folder / "prompts.jsonl"
     prompts.write_text('{"prompt": "w1 w2"}')
     pages = {"pool": pool, "ids": jnp.array([1, 2])}
+    local = dataclasses.replace(model.config, local=(True, True), window=8)
+    behind = jm.Pages(size=8).empty(local, pages=9, rows=2, most=4)
     calls = {
         "Affine": {"bits": 4, "group": 16},
         "Basis": {"rank": 4, "groups": 1, "order": "sequence", "codec": int8},
@@ -149,7 +151,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "LowRank": {"rank": 4},
         "NM": {"n": 2, "m": 4},
         "Outputs": {**density, "size": 1},
-        "Pages": {"bits": None, "size": 8},
+        "Pages": {"bits": 8, "size": 8, "rotate": False},
         "Permute": {"codec": jm.NM(2, 4), "steps": 4},
         "Plan": {"items": plan, "axes": {"w": (-2,)}},
         "Planes": {"group": 16},
@@ -392,12 +394,15 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "pages.alloc": {"pool": pool, "tokens": jnp.array([1, 1])},
         "pages.attach": {**pages, "row": 1, "tokens": 16},
         "pages.drop": pages,
+        "pages.grow": {"pool": pool, "pages": 3},
         "pages.hold": pages,
         "pages.put": {**pages, "blob": jm.pages.take(**pages)},
         "pages.put_row": {"pool": pool, "row": 1, "blob": jm.pages.take_row(pool, 0)},
         "pages.release": {"pool": pool, "rows": jnp.array([0])},
+        "pages.release_behind": {"pool": behind},
         "pages.reserve": {"pool": pool, "count": 2, "most": 3},
         "pages.share": {"pool": pool, "src": 0, "dst": 1, "tokens": 0},
+        "pages.shrink": {"pool": pool},
         "pages.take": pages,
         "pages.take_row": {"pool": pool, "row": 0},
         "pages.usage": {"pool": pool},

@@ -4,17 +4,16 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from ..core.hadamard import hadamard
 from ..cpu_kernels.attended_row import attended_row
 from .attention_masks import causal, causal_in_texts
 from .attention_scores import PLAIN, ScoreTerms, attend
 from .dense import layer_of, write
+from .head_rotation import rotated_heads
 from .packed_texts import Packed
-from .page_writes import write_pages
-from .paged_attention import attend_pages
+from .paged_attention import attend_through_pages
 from .paged_rows import PagedRows
 from .quantized import QuantizedCache, write_states
 from .quantized_attention import attend_quantized
@@ -56,8 +55,7 @@ def attend_through(
     if isinstance(position, Packed):
         return None, attend(q, k, v, causal_in_texts(position, window), scale, terms)
     if isinstance(position, PagedRows):
-        cache = write_pages(cache, layer, position, k, v)
-        return cache, attend_pages(cache, layer, position, q, window, scale, terms)
+        return attend_through_pages(cache, layer, position, q, k, v, window, scale, terms)
     if not isinstance(cache, QuantizedCache):
         if cache is None:
             allowed = causal(q.shape[2], k.shape[2], 0, window)
@@ -66,14 +64,14 @@ def attend_through(
         return cache, _attend_dense(cache, layer, position, q, window, scale, terms)
 
     rotation = hadamard(k.shape[-1]) if cache.options.rotate else None
-    q, k, v = (_rotated(x, rotation) for x in (q, k, v))
+    q, k, v = (rotated_heads(x, rotation) for x in (q, k, v))
     cache = dataclasses.replace(
         cache,
         keys=write_states(cache.keys, layer, position, k),
         values=write_states(cache.values, layer, position, v),
     )
     y = attend_quantized(cache, layer, position, q, window, scale, terms)
-    return cache, _rotated(y, None if rotation is None else rotation.T)
+    return cache, rotated_heads(y, None if rotation is None else rotation.T)
 
 
 def _attend_dense(
@@ -99,12 +97,3 @@ def _attend_dense(
     if steps == 1 and plain and all_f32 and not jnp.ndim(window):
         return attended_row(*args, scale=scale, otherwise=attended)
     return attended(*args)
-
-
-def _rotated(x: Array, rotation: np.ndarray | None) -> Array:
-    """x (B, K, T, h) times a matrix (h, h), summed in f32; x itself for None."""
-    if rotation is None:
-        return x
-    dims = (((3,), (0,)), ((), ()))
-    y = lax.dot_general(x, rotation.astype(x.dtype), dims, preferred_element_type=jnp.float32)
-    return y.astype(x.dtype)

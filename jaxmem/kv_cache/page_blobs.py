@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.arguments import takes
+from ..core.arguments import Kind, takes
 from .page_allocator import reserve
 from .page_pool import COUNT, NUMBERS, PagePool, PageStore
 from .page_writes import local_pages
+
+_PARTS = {"pages", "tails", "has_page", "length"}
+_ROW = Kind("what take_row gave", lambda x: isinstance(x, dict) and set(x) == _PARTS)
 
 
 @takes(ids=NUMBERS)
@@ -104,10 +107,11 @@ def take_row(pool: PagePool, row: Array | int) -> dict[str, Any]:
     length = jnp.where(is_row, pool.length[row], 0)
     written = jnp.arange(pool.most, dtype=jnp.int32) < pool.pages_of(length)
     ids = jnp.where(written, pool.table[row], 0)
-    return {"pages": take(pool, ids), "has_page": ids > 0, "length": length}
+    tails = tuple(x[:, row] for x in pool.tails)
+    return {"pages": take(pool, ids), "tails": tails, "has_page": ids > 0, "length": length}
 
 
-@takes(row=COUNT)
+@takes(row=COUNT, blob=_ROW)
 @jax.jit
 def put_row(pool: PagePool, row: Array | int, blob: dict[str, Any]) -> tuple[PagePool, Array]:
     """(the pool whose empty row holds what `take_row` gave, whether so).
@@ -137,8 +141,15 @@ def put_row(pool: PagePool, row: Array | int, blob: dict[str, Any]) -> tuple[Pag
     pool, ids, ok = reserve(pool, jnp.where(empty, count, -1), most=pool.most)
     rank = jnp.cumsum(has_page.astype(jnp.int32)) - 1
     ids = jnp.where(has_page, jnp.take(ids, rank, mode="clip"), 0)  # 0 if not ok
-    pool = put(pool, ids, blob["pages"])
+    pool = with_tails(put(pool, ids, blob["pages"]), row, blob["tails"], ok)
     return with_row(pool, row, ids, jnp.asarray(blob["length"]), ok), ok
+
+
+def with_tails(pool: PagePool, row: Array, tails: tuple[Array, ...], ok: Array) -> PagePool:
+    """The pool whose row `row` has the unfinished page `tails`, (L, K, P, w) each, if `ok`."""
+    to = jnp.where(ok, row, pool.rows)  # or what takes what nobody wants
+    put = lambda a, x: lax.dynamic_update_slice_in_dim(a, x[:, None].astype(a.dtype), to, 1)
+    return dataclasses.replace(pool, tails=tuple(map(put, pool.tails, tails)))
 
 
 def with_row(pool: PagePool, row: Array, ids: Array, tokens: Array, ok: Array) -> PagePool:

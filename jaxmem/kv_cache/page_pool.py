@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ..core.arguments import INTEGER, Kind, check_fields, takes
+from ..core.hadamard import hadamard
 
 LANES = 128  # columns of a TPU register
 PAGE_UNIT = 8  # the tokens of a page are a multiple of this: rows of a TPU register
@@ -38,17 +39,23 @@ ROWS = Kind("a mask (rows,) or integers (n,)", lambda x: _are_integers(x, 1, np.
 
 @dataclasses.dataclass(frozen=True)
 class Pages:
-    """How a pool holds keys and values: in pages of `size` tokens, in floats.
+    """How a pool holds keys and values: in pages of `size` tokens, in floats or in `bits` bits.
 
     A page holds `size` tokens of one row in all layers. A row of n tokens takes ⌈n / size⌉ pages,
     of which less than one is empty.
 
+    With `bits`, a page is encoded when it is full (`encode_pages` says how, and with which error);
+    of each row the unfinished page is kept in floats. A token takes, for each layer and key/value
+    head of width h, h · bits/4 bytes of codes, and 4h/size + 4 bytes of ranges.
+
     Args:
-        bits: None for floats.
+        bits: 8, 4 or 2, or None for floats.
         size: tokens of a page, a multiple of 8.
+        rotate: turn queries, keys and values by a Hadamard matrix before they are encoded, which
+            spreads large channels (Ashkboos et al., 2024, QuaRot).
 
     Raises:
-        ValueError: a size that is no positive multiple of 8.
+        ValueError: other bits, a size that is no positive multiple of 8, or `rotate` with floats.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -61,11 +68,14 @@ class Pages:
     bits: int | None = None
     _: dataclasses.KW_ONLY
     size: int = 64
+    rotate: bool = False
 
     def __post_init__(self):
         check_fields(self)
-        if self.bits is not None:
-            raise ValueError(f"Pages takes bits None, got {self.bits}")
+        if self.bits not in (None, 2, 4, 8):
+            raise ValueError(f"Pages takes 2, 4 or 8 bits, or None for floats, got {self.bits}")
+        if self.rotate and self.bits is None:
+            raise ValueError("rotate is True with bits None: floats need no rotation")
         if self.size <= 0 or self.size % PAGE_UNIT:
             raise ValueError(
                 f"size is {self.size} tokens a page, expected a positive multiple of {PAGE_UNIT}"
@@ -82,10 +92,10 @@ class Pages:
             pages: how many pages rows can take; the null page is one more.
             rows: how many rows of tokens there are.
             most: the most pages of a row.
-            dtype: of keys and values.
+            dtype: of keys and values that are not encoded.
 
         Raises:
-            ValueError: a number below 1.
+            ValueError: a number below 1; with `rotate`, a head width without a Hadamard matrix.
             NotImplementedError: the model has recurrent layers, or caches latents.
         """
         counts = {"pages": pages, "rows": rows, "most": most}
@@ -99,12 +109,22 @@ class Pages:
                 )
         dense = jax.eval_shape(lambda: config.cache(1, self.size, dtype))["k"].shape
         layers, heads, width = dense[0], dense[2], dense[4]
+        try:
+            _ = self.rotate and hadamard(width)
+        except ValueError as error:
+            raise ValueError(f"{self} cannot turn heads of width {width}: {error}") from None
+        store = empty_store(self, (layers, pages + 1, heads), width, dtype)
+        tail = PageStore(None, None)
+        if self.bits:  # the unfinished pages, and one for rows that are not there
+            floats = dataclasses.replace(self, bits=None, rotate=False)
+            tail = empty_store(floats, (layers, rows + 1, heads), width, dtype)
         limit = most * self.size
         has_table = getattr(config, "positions", "learned") == "learned"  # or a GPT-2
         limit = min(limit, config.context) if has_table else limit
         zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
         return PagePool(
-            stores=(empty_store(layers, pages, heads, self.size, width, dtype),),
+            stores=(store,),
+            tails=tuple(x for x in (tail.keys, tail.values) if x is not None),
             table=zeros(rows, most),
             length=zeros(rows),
             room=zeros(rows),
@@ -113,6 +133,7 @@ class Pages:
             top=jnp.int32(pages),
             options=self,
             limit=limit,
+            reach=config.window if all(getattr(config, "local", ()) or (False,)) else None,
         )
 
 
@@ -127,6 +148,11 @@ class PageStore:
 
     keys: Array  # (L, N, K, P, h), or (L, N, K, P, 2h) with the values of a token after its key
     values: Array | None  # (L, N, K, P, h), or None
+    # Of codes: P · bits / 8 in place of P, and ranges in f16.
+    key_step: Array | None = None  # (L, N, K, h)
+    key_low: Array | None = None
+    value_step: Array | None = None  # (L, N, K, P)
+    value_low: Array | None = None
 
     @property
     def pages(self) -> int:
@@ -153,6 +179,7 @@ class PagePool:
     """
 
     stores: tuple[PageStore, ...]
+    tails: tuple[Array, ...]  # of codes: (L, rows + 1, K, P, h or 2h), the unfinished pages
     table: Array  # (rows, most) int32: pages in order, 0 for none
     length: Array  # (rows,) int32
     room: Array  # (rows,) int32
@@ -161,6 +188,8 @@ class PagePool:
     top: Array  # () int32
     options: Pages = dataclasses.field(metadata=dict(static=True))
     limit: int = dataclasses.field(metadata=dict(static=True))  # tokens that a row may hold
+    # how many tokens a query sees, itself included, in the layer that sees most; None for all
+    reach: int | None = dataclasses.field(metadata=dict(static=True))
 
     @property
     def size(self) -> int:
@@ -187,10 +216,15 @@ class PagePool:
         return (number >= 0) & (number < self.rows)
 
     @property
+    def beside(self) -> bool:
+        """Whether keys and values are side by side in one array."""
+        return self.stores[0].values is None
+
+    @property
     def heads(self) -> tuple[int, int]:
         """(heads of keys and values, their width)."""
         _, _, heads, _, width = self.stores[0].keys.shape
-        return heads, width // 2 if self.stores[0].values is None else width
+        return heads, width // 2 if self.beside else width
 
     def pages_of(self, tokens: Array) -> Array:
         """How many pages so many tokens take."""
@@ -198,19 +232,18 @@ class PagePool:
 
 
 def empty_store(
-    layers: int, pages: int, heads: int, size: int, width: int, dtype: DTypeLike
+    options: Pages, sizes: tuple[int, int, int], width: int, dtype: DTypeLike
 ) -> PageStore:
-    """Pages of zeros: `pages` of them, and a page 0.
-
-    Args:
-        layers: layers of the model.
-        pages: pages that rows can take.
-        heads: heads of keys and values.
-        size: tokens of a page.
-        width: width of a head.
-        dtype: of keys and values.
-    """
-    shape = (layers, pages + 1, heads, size)
+    """Pages of zeros for `sizes` (L, N, K) and heads of width h; page 0 is one of the N."""
+    zeros = lambda *shape: jnp.zeros((*sizes, *shape), dtype)
+    half = lambda size: jnp.zeros((*sizes, size), jnp.float16)
+    tokens, size = options.size, options.size
+    ranges = {}
+    if options.bits:
+        zeros = lambda *shape: jnp.zeros((*sizes, *shape), jnp.uint8)
+        tokens = size * options.bits // 8
+        ranges = {name: half(width) for name in ("key_step", "key_low")}
+        ranges |= {name: half(size) for name in ("value_step", "value_low")}
     if width < LANES:
-        return PageStore(jnp.zeros((*shape, 2 * width), dtype), None)
-    return PageStore(jnp.zeros((*shape, width), dtype), jnp.zeros((*shape, width), dtype))
+        return PageStore(zeros(tokens, 2 * width), None, **ranges)
+    return PageStore(zeros(tokens, width), zeros(tokens, width), **ranges)

@@ -1,7 +1,8 @@
 """An empty row begins with tokens that the pool holds: whole pages by reference, a part by copy.
 
 A page that several rows have is never written: a row writes only in its last page, and a last page
-that is not full is copied first (copy on write).
+that is not full is copied first (copy on write). In a pool of codes that copy is in floats, and
+what was encoded already is decoded: only a beginning of whole pages is exact.
 """
 
 import jax
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.arguments import takes
+from .encoded_pages import decode_pages
 from .page_allocator import hold, reserve
-from .page_blobs import put, take, with_row
+from .page_blobs import put, take, with_row, with_tails
 from .page_pool import COUNT, NUMBERS, PagePool
 
 
@@ -46,7 +48,7 @@ def share(
     """
     src, dst, tokens = (jnp.asarray(x).astype(jnp.int32) for x in (src, dst, tokens))
     ok = pool.is_row(src) & (src != dst) & (tokens <= pool.length[src])
-    return _begin(pool, dst, pool.table[src], tokens, ok)
+    return _begin(pool, dst, pool.table[src], tokens, ok, src)
 
 
 @takes(row=COUNT, ids=NUMBERS, tokens=COUNT)
@@ -80,11 +82,13 @@ def attach(
     """
     ids = jnp.asarray(ids).astype(jnp.int32)[: pool.most]
     ids = jnp.pad(ids, (0, pool.most - ids.size))
-    return _begin(pool, row, ids, tokens, jnp.bool_(True))
+    return _begin(pool, row, ids, tokens, jnp.bool_(True), None)
 
 
-def _begin(pool: PagePool, row, ids: Array, tokens, ok: Array) -> tuple[PagePool, Array]:
-    """`attach` of pages `ids` (most,), if `ok`."""
+def _begin(
+    pool: PagePool, row: Array, ids: Array, tokens: Array, ok: Array, src: Array | None
+) -> tuple[PagePool, Array]:
+    """`attach` of pages `ids` (most,), those of row `src` if it is not None, if `ok`."""
     row, tokens = (jnp.asarray(x).astype(jnp.int32) for x in (row, tokens))
     ok, row = ok & pool.is_row(row), jnp.clip(row, 0, pool.rows - 1)
     column = jnp.arange(pool.most, dtype=jnp.int32)
@@ -100,7 +104,16 @@ def _begin(pool: PagePool, row, ids: Array, tokens, ok: Array) -> tuple[PagePool
     taken, new, enough = reserve(pool, jnp.where(ok & has_part, 1, 0), most=1)
     ok = ok & enough
     source = jnp.where(ok & has_part, ids[jnp.minimum(tokens // pool.size, pool.most - 1)], 0)
-    pool = put(taken, new, take(taken, source[None]))
+    part = take(taken, source[None])
+    pool = put(taken, new, part)
+    if pool.tails:
+        tails = decode_pages(jax.tree.map(lambda x: x[:, 0], part), pool.options.bits)
+        tails = (jnp.concatenate(tails, -1),) if pool.beside else tails
+        if src is not None:
+            is_tail = pool.length[src] // pool.size == tokens // pool.size
+            pick = lambda tail, x: jnp.where(is_tail, tail[:, src], x.astype(tail.dtype))
+            tails = tuple(map(pick, pool.tails, tails))
+        pool = with_tails(pool, row, tails, ok)
 
     whole = whole & ok
     pool = hold(pool, jnp.where(whole, ids, 0))

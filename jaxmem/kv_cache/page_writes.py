@@ -15,18 +15,8 @@ from .paged_rows import PagedRows
 
 
 def write_pages(pool: PagePool, layer: Array, where: PagedRows, k: Array, v: Array) -> PagePool:
-    """The pool with the keys and values k, v (B, K, T, h) of a layer where `where` says.
-
-    Raises:
-        ValueError: the pool is for other heads.
-    """
-    heads = (k.shape[1], k.shape[3])
-    if pool.heads != heads:
-        raise ValueError(
-            f"a pool for {pool.heads[0]} heads of width {pool.heads[1]}, and keys of {heads[0]} "
-            f"heads of width {heads[1]}: make it with the model's config"
-        )
-    new = (k, v) if pool.stores[0].values is not None else (jnp.concatenate([k, v], -1),)
+    """The pool with the keys and values k, v (B, K, T, h) of a layer where `where` says."""
+    new = (jnp.concatenate([k, v], -1),) if pool.beside else (k, v)
     put = _put_token if k.shape[2] == 1 else _put_chunk
     first, stores = 0, []
     for store in pool.stores:

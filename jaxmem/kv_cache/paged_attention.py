@@ -1,114 +1,168 @@
-"""softmax(scale · q kᵀ) v over pages, a page of every row at a time: m, Σ eˢ⁻ᵐ and Σ eˢ⁻ᵐ v.
+"""softmax(scale · q kᵀ) v over pages: a page of every row at a time, and then the newest tokens.
 
-The running maximum and sums are in f32 (Milakov and Gimelshein, 2018, online softmax). The loop
-ends with the longest row, so that a step reads the pages in use. What a row gets depends on its own
-tokens alone, bit for bit: a page that it does not have changes none of its sums.
+The loop ends with the longest row, so that a step reads the pages in use. What a row gets depends
+on its own tokens alone, bit for bit: a page that it does not have changes none of its sums.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .attention_scores import PLAIN, ScoreTerms, by_head, changed_scores
-from .page_pool import PagePool
-from .page_writes import local_pages
+from ..core.hadamard import hadamard
+from .attention_scores import PLAIN, ScoreTerms
+from .encoded_page_writes import write_encoded
+from .encoded_pages import unpacked_codes
+from .head_rotation import rotated_heads
+from .online_softmax import Queries, SoftmaxSums, chosen
+from .page_pool import PagePool, PageStore
+from .page_writes import local_pages, write_pages
 from .paged_rows import PagedRows
 
 
-def attend_pages(
+def attend_through_pages(
     pool: PagePool,
     layer: Array,
     where: PagedRows,
     q: Array,
+    k: Array,
+    v: Array,
     window: Array | int,
     scale: float,
     terms: ScoreTerms = PLAIN,
-) -> Array:
-    """Attention of q (B, H, T, h) over the pages of its rows: (B, H, T, h).
+) -> tuple[PagePool, Array]:
+    """(the pool with new keys and values, attention of q (B, H, T, h) over its rows).
 
     Args:
-        pool: holds the keys and values of the T tokens already.
+        pool: the pool.
         layer: which layer, an integer.
         where: the rows, and where their new tokens are.
-        q: queries.
+        q: queries (B, H, T, h).
+        k: keys (B, K, T, h), K dividing H.
+        v: values (B, K, T, h).
         window: tokens that a query sees, itself included; or (B, 1, 1, T, 1), for each query.
         scale: factor of the scores before `terms`.
         terms: what else changes a score; no bias.
+
+    Raises:
+        ValueError: the pool is for other heads.
+    """
+    if pool.heads != (k.shape[1], k.shape[3]):
+        raise ValueError(
+            f"a pool for {pool.heads[0]} heads of width {pool.heads[1]}, and keys of {k.shape[1]} "
+            f"heads of width {k.shape[3]}: make it with the model's config"
+        )
+    if pool.options.bits is None:
+        pool = write_pages(pool, layer, where, k, v)
+        return pool, _attend(pool, layer, where, None, q, window, scale, terms)
+    rotation = hadamard(k.shape[-1]) if pool.options.rotate else None
+    q, k, v = (rotated_heads(x, rotation) for x in (q, k, v))
+    pool, recent = write_encoded(pool, layer, where, k, v)
+    y = _attend(pool, layer, where, recent, q, window, scale, terms)
+    return pool, rotated_heads(y, None if rotation is None else rotation.T)
+
+
+def _attend(
+    pool: PagePool,
+    layer: Array,
+    where: PagedRows,
+    recent: tuple[Array, ...] | None,
+    q: Array,
+    window: Array | int,
+    scale: float,
+    terms: ScoreTerms,
+) -> Array:
+    """Attention of q (B, H, T, h): over all pages, or over the full ones and then over `recent`.
+
+    `recent` are keys and values (B, K, S, w) in floats, from the first token of the page that was
+    not full before.
     """
     batch, heads, steps, width = q.shape
     size, (kv_heads, _) = pool.size, pool.heads
     rows = q.reshape(batch, kv_heads, -1, width)  # (B, K, G*T, h)
     if single := rows.shape[2] == 1:  # see attend_by
         rows = jnp.broadcast_to(rows, (batch, kv_heads, 2, width))
-    if beside := pool.stores[0].values is None:  # q‖0 · k‖v = q · k
-        rows = jnp.pad(rows, ((0, 0), (0, 0), (0, 0), (0, width)))
+    beside = pool.beside  # q‖0 · k‖v = q · k
+    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, 0), (0, width))) if beside else rows
 
     position = where.positions(steps)[:, None, None, :, None]  # (B, 1, 1, T, 1)
-    ends = where.ends
-    seen = jnp.where(ends > 0, (position - window + 1).min((1, 2, 3, 4)), ends)  # first seen token
-    shape = (*rows.shape[:3], 1)
-    lowest = jnp.finfo(jnp.float32).min
+    queries = Queries(position, window, scale, terms)
+    ends = where.ends if recent is None else where.starts // size * size
+    ends = jnp.where(where.counts > 0, ends, 0)
+    first_seen = (position - window + 1).min((1, 2, 3, 4))  # by any query of a row
+    first_seen = jnp.where(ends > 0, jnp.minimum(first_seen, ends), ends.max())
+    read = _read_floats if recent is None else _read_codes
 
-    def add(column, state):
-        most, total, out = state
-        first = column * size
-        token = first + jnp.arange(size, dtype=jnp.int32)
+    def add(column, sums):
+        token = column * size + jnp.arange(size, dtype=jnp.int32)
         is_there = token[None] < ends[:, None]  # (B, P)
         pages = lax.dynamic_index_in_dim(where.table, column, 1, keepdims=False)
-        keys, values = _page(pool, layer, pages, is_there)
+        page = _page(pool, layer, pages)
+        products, mix = read(page, rows, is_there, pool.options.bits)
+        more = queries.add(sums, products, mix, token[None], is_there)
+        return chosen((token[0] < ends) & (token[-1] >= first_seen), more, sums)
 
-        scores = _dot(rows, keys, 3)  # (B, K, R, P)
-        scores = scores.reshape(batch, kv_heads, -1, steps, size) * scale
-        distance = position - token[None, None, None, None]
-        scores = changed_scores(scores, terms, distance)
-        allowed = (distance >= 0) & (distance < window) & is_there[:, None, None, None]
-        scores = jnp.where(allowed, scores, lowest)
-
-        new_most = jnp.maximum(most, scores.max(-1).reshape(shape))
-        shares = jnp.exp(scores - new_most.reshape(*scores.shape[:-1], 1))
-        shares = jnp.where(allowed, shares, 0.0).reshape(*shape[:3], size)
-        rest = jnp.exp(most - new_most)
-        new_total = total * rest + shares.sum(-1, keepdims=True)
-        new_out = out * rest + _dot(shares.astype(values.dtype), values, 2)
-        has = ((first < ends) & (first + size > seen))[:, None, None, None]
-        keep = lambda new, old: jnp.where(has, new, old)
-        return keep(new_most, most), keep(new_total, total), keep(new_out, out)
-
-    empty = jnp.full(shape, lowest), jnp.zeros(shape), jnp.zeros((*shape[:3], rows.shape[-1]))
-    last = (ends.max() + size - 1) // size
-    begin = jnp.maximum(jnp.where(ends > 0, seen, ends.max()).min(), 0) // size
-    most, total, out = lax.fori_loop(begin, last, add, empty)
-
-    if terms.sinks is not None:
-        sinks = by_head(terms.sinks, kv_heads)  # (1, K, G, 1, 1)
-        sinks = jnp.broadcast_to(sinks, (1, kv_heads, shape[2] // steps, steps, 1))
-        sinks = sinks.reshape(1, *shape[1:])
-        new_most = jnp.maximum(most, sinks)
-        rest = jnp.exp(most - new_most)
-        total, out = total * rest + jnp.exp(sinks - new_most), out * rest
+    sums = SoftmaxSums.empty(*rows.shape)
+    begin = jnp.maximum(first_seen.min(), 0) // size
+    sums = lax.fori_loop(begin, (ends.max() + size - 1) // size, add, sums)
+    if recent is not None:
+        token = ends[:, None] + jnp.arange(recent[0].shape[2], dtype=jnp.int32)[None]
+        is_there = token < where.ends[:, None]
+        page = PageStore(recent[0], recent[1] if len(recent) > 1 else None)
+        products, mix = _read_floats(page, rows, is_there)
+        sums = queries.add(sums, products, mix, token, is_there)
+    out = queries.add_sinks(sums).result()
     out = out[..., width:] if beside else out
-    out = jnp.where(total > 0, out / jnp.where(total > 0, total, 1.0), 0.0)
     out = out[:, :, :1] if single else out
     return out.astype(q.dtype).reshape(batch, heads, steps, width)
 
 
-def _page(pool: PagePool, layer: Array, pages: Array, is_there: Array) -> tuple[Array, Array]:
-    """Keys and values (B, K, P, w) of a page of each row; 0 where there is no token.
-
-    A free slot holds what another row left, which may be no number at all.
-    """
+def _page(pool: PagePool, layer: Array, pages: Array) -> PageStore:
+    """A page of each row (B,): arrays (B, K, ...)."""
     first, found = 0, None
     for store in pool.stores:
         local = local_pages(store, first)(pages)
-        arrays = [a[layer, local] for a in (store.keys, store.values) if a is not None]
-        if found is None:
-            found = arrays
-        else:
-            is_here = (local > 0)[:, None, None, None]
-            found = [jnp.where(is_here, new, old) for new, old in zip(arrays, found)]
+        part = jax.tree.map(lambda a: a[layer, local], store)  # noqa: B023
+
+        def newer(new, old, is_here=local > 0):
+            return jnp.where(is_here.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+        found = part if found is None else jax.tree.map(newer, part, found)
         first += store.pages
-    there = is_there[:, None, :, None]
-    found = [jnp.where(there, x, 0) for x in found]
-    return found[0], found[-1]
+    return found
+
+
+def _read_floats(page: PageStore, rows: Array, is_there: Array, bits: Any = None):
+    """Products (B, K, R, P) of rows and the keys of a page of floats, and what sums its values.
+
+    A slot without a token counts as 0: it holds what another row left, which may be no number.
+    """
+    clean = lambda x: jnp.where(is_there[:, None, :, None], x, 0)
+    keys = clean(page.keys)
+    values = keys if page.values is None else clean(page.values)
+    return _dot(rows, keys, 3), lambda shares: _dot(shares.astype(values.dtype), values, 2)
+
+
+def _read_codes(page: PageStore, rows: Array, is_there: Array, bits: int):
+    """The same of a page of codes, which is full: codes are multiplied, and no page is decoded."""
+    f32 = lambda x: x.astype(jnp.float32)
+    dtype, width = rows.dtype, page.key_step.shape[-1]
+    codes = lambda packed: unpacked_codes(packed, bits).astype(dtype)
+    keys = codes(page.keys)
+    values = keys if page.values is None else codes(page.values)
+    q = f32(rows[..., :width])
+    scaled = (q * f32(page.key_step)[:, :, None]).astype(dtype)
+    scaled = jnp.pad(scaled, ((0, 0), (0, 0), (0, 0), (0, rows.shape[-1] - width)))
+    low = (q * f32(page.key_low)[:, :, None]).sum(-1, keepdims=True)  # (B, K, R, 1)
+    products = _dot(scaled, keys, 3) + low
+
+    def mix(shares):
+        parts = (shares * f32(page.value_step)[:, :, None]).astype(dtype)
+        low = (shares * f32(page.value_low)[:, :, None]).sum(-1, keepdims=True)
+        return _dot(parts, values, 2) + low
+
+    return products, mix
 
 
 def _dot(x: Array, y: Array, axis: int) -> Array:

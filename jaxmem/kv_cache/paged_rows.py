@@ -23,6 +23,7 @@ class PagedRows:
     starts: Array  # (B,) int32: tokens before the first given one
     counts: Array  # (B,) int32
     table: Array  # (B, most) int32
+    is_whole: bool = dataclasses.field(metadata=dict(static=True))  # all rows, in order
 
     def positions(self, steps: int) -> Array:
         """The position of each of `steps` tokens, (B, steps)."""
@@ -85,4 +86,4 @@ def _paged_rows(pool: PagePool, ids: Array, rows: Array | None) -> PagedRows:
             f"ids of {batch} rows for rows of shape {numbers.shape} of the pool; give `rows`, a "
             "number for each row of the ids"
         )
-    return PagedRows(numbers, starts, jnp.minimum(room - starts, steps), table)
+    return PagedRows(numbers, starts, jnp.minimum(room - starts, steps), table, rows is None)

@@ -166,13 +166,33 @@ def write_states(states: QuantizedStates, layer: Array, position: Any, x: Array)
 
 def _rounded(x: Array, states: QuantizedStates) -> tuple[Array, Array, Array]:
     """(bytes of codes, step, low) of blocks x (..., BLOCK_TOKENS, h), in the form of `states`."""
-    axis = -1 if states.range_tokens == 1 else -2
+    codes, step, low = rounded(x, states.bits, -1 if states.range_tokens == 1 else -2)
+    return packed_codes(codes, states.bits, states.axis), step, low
+
+
+def rounded(x: Array, bits: int, axis: int) -> tuple[Array, Array, Array]:
+    """(codes u8, one a byte; step, low in f16) of x: what is along `axis` shares a range.
+
+    Example:
+        >>> codes, step, low = rounded(jnp.array([[0.0, 1.0, 3.0]]), 2, -1)
+        >>> codes.tolist(), step.tolist(), low.tolist()
+        ([[0, 1, 3]], [[1.0]], [[0.0]])
+    """
     x = x.astype(jnp.float32)
     low = x.min(axis, keepdims=True).astype(jnp.float16)
     span = x.max(axis, keepdims=True) - low.astype(jnp.float32)
-    step = (span / (2**states.bits - 1)).astype(jnp.float16)
+    step = (span / (2**bits - 1)).astype(jnp.float16)
     step32 = step.astype(jnp.float32)
     codes = jnp.round((x - low.astype(jnp.float32)) / jnp.where(step32 == 0, 1.0, step32))
-    codes = jnp.clip(codes, 0, 2**states.bits - 1).astype(jnp.uint8)
-    parts = jnp.split(codes, 8 // states.bits, states.axis)
-    return sum(part << i * states.bits for i, part in enumerate(parts)), step, low
+    return jnp.clip(codes, 0, 2**bits - 1).astype(jnp.uint8), step, low
+
+
+def packed_codes(codes: Array, bits: int, axis: int) -> Array:
+    """Bytes of codes, one a byte before: a byte holds some that are far apart along `axis`.
+
+    Example:
+        >>> packed_codes(jnp.array([1, 2, 3, 4], jnp.uint8), 4, 0).tolist()  # 1 and 3, 2 and 4
+        [49, 66]
+    """
+    parts = jnp.split(codes, 8 // bits, axis)
+    return sum(part << i * bits for i, part in enumerate(parts))

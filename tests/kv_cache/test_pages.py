@@ -11,6 +11,7 @@ import pytest
 
 import jaxmem as jm
 from jaxmem.architectures import gpt2, llama
+from jaxmem.kv_cache.encoded_pages import decode_pages
 from jaxmem.models import Model
 
 SIZES = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
@@ -21,10 +22,12 @@ CONFIGS = {
         **SIZES, local=(True, False), window=11, attention_softcap=5.0, sinks=True
     ),
     "wide": llama.Config(**SIZES | WIDE, positions="alibi", norm="layer"),
+    "local": llama.Config(**SIZES, local=(True, True), window=10),
     "gpt2": gpt2.Config(vocab=64, width=32, layers=2, heads=4, context=64),
 }
 IDS = jax.random.randint(jax.random.key(1), (3, 32), 0, 64, jnp.int32)
 SIZE = 8
+CODES = dict(bits=4, rotate=True)
 
 
 @functools.cache
@@ -56,11 +59,13 @@ def read_of(family):
     return checked
 
 
-def empty(family, pages=20):
-    return jm.Pages(size=SIZE).empty(CONFIGS[family], pages, rows=3, most=6)
+def empty(family, bits=None, rotate=False):
+    options = jm.Pages(bits, size=SIZE, rotate=rotate)
+    return options.empty(CONFIGS[family], pages=20, rows=3, most=6)
 
 
-CASES = [(family, False) for family in CONFIGS] + [(f, True) for f in ("llama", "windows", "gpt2")]
+CASES = [(family, False) for family in CONFIGS if family != "local"]
+CASES += [(f, True) for f in ("llama", "windows", "gpt2")]
 
 
 @pytest.mark.parametrize("family, encoded", CASES)
@@ -90,12 +95,19 @@ def in_chunks(pool, chunks, tokens):
     return out, pool
 
 
-def test_a_row_has_the_same_bits_alone_and_among_others_on_dirty_pages():
+def dirty(pool):
+    """The pool, in whose pages is what is no number."""
+    worst = lambda x: jnp.full_like(x, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 255)
+    stores, tails = jax.tree.map(worst, (pool.stores, pool.tails))
+    return dataclasses.replace(pool, stores=stores, tails=tails)
+
+
+@pytest.mark.parametrize("options", [{}, CODES], ids=["floats", "codes"])
+def test_a_row_has_the_same_bits_alone_and_among_others_on_dirty_pages(options):
     read, ids = read_of("llama"), IDS[:, :SIZE]
-    alone, pool = in_chunks(empty("llama"), (0, 1), [0, SIZE, 0])
+    alone, pool = in_chunks(empty("llama", **options), (0, 1), [0, SIZE, 0])
     step, _ = read(pool, ids[:, :1], [0, 1, 0])
-    dirty = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), empty("llama").stores)
-    among = dataclasses.replace(empty("llama"), stores=dirty)
+    among = dirty(empty("llama", **options))
     _, among = read(among, ids[::-1], [5, 0, SIZE])  # other pages, and longer rows
     _, among = read(among, ids[::-1], [SIZE, 0, SIZE])
     full, among = in_chunks(among, (0, 1), [SIZE, SIZE, 3])
@@ -104,14 +116,15 @@ def test_a_row_has_the_same_bits_alone_and_among_others_on_dirty_pages():
         assert np.array_equal(np.asarray(a[1]), np.asarray(b[1]))
 
 
-def test_a_shared_beginning_gives_the_bits_of_reading_it():
-    cold, pool = in_chunks(empty("llama"), (0, 1, 2), [SIZE, 0, 0])
+@pytest.mark.parametrize("options", [{}, CODES], ids=["floats", "codes"])
+def test_a_shared_beginning_gives_the_bits_of_reading_it(options):
+    cold, pool = in_chunks(empty("llama", **options), (0, 1, 2), [SIZE, 0, 0])
     attach, put_row = jax.jit(jm.pages.attach), jax.jit(jm.pages.put_row)
     # by reference, through the host, and with the whole row swapped out and in
     blob = jax.device_get(jm.pages.take(pool, pool.table[0, :2]))
-    other, ids, _ = jm.pages.reserve(empty("llama"), 2, most=2)
+    other, ids, _ = jm.pages.reserve(dirty(empty("llama", **options)), 2, most=2)
     other = jm.pages.drop(attach(jm.pages.put(other, ids, blob), 0, ids, 2 * SIZE)[0], ids)
-    _, half = in_chunks(empty("llama"), (0, 1), [SIZE, 0, 0])
+    _, half = in_chunks(empty("llama", **options), (0, 1), [SIZE, 0, 0])
     swapped = jax.device_get(jm.pages.take_row(half, 0))
     back, ok = put_row(jm.pages.release(half, jnp.array([0])), 0, swapped)
     assert ok and back.length.tolist() == [2 * SIZE, 0, 0]
@@ -134,6 +147,64 @@ def test_a_part_of_a_page_is_copied_before_it_is_written():
     assert all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(after)))
 
 
+def test_a_pool_that_grew_gives_the_same_bits_and_shrinks_again():
+    want, _ = in_chunks(empty("llama", 4), (0, 1, 2), [SIZE, 3, SIZE])
+    small = jm.Pages(4, size=SIZE).empty(CONFIGS["llama"], pages=3, rows=3, most=6)
+    first, pool = in_chunks(small, (0,), [SIZE, 3, SIZE])
+    grown = jm.pages.grow(pool, 7)
+    rest, grown = in_chunks(grown, (1, 2), [SIZE, 3, SIZE])
+    for a, b in zip(want, first + rest):
+        assert np.array_equal(a[0], b[0]) and np.array_equal(a[2], b[2])
+    assert jm.pages.shrink(grown).capacity == 10
+    back = jm.pages.shrink(jm.pages.release(grown, jnp.arange(3)))
+    assert back.capacity == int(back.top) == 3 and jm.nbytes(back) == jm.nbytes(small)
+
+
+def test_pages_behind_all_windows_are_free_and_not_missed():
+    model = model_of("local")
+    want = jax.jit(model.apply)(model.params, IDS)
+    pool, held = empty("local"), []
+    for chunk in range(4):
+        ids = IDS[:, chunk * SIZE : (chunk + 1) * SIZE]
+        got, pool = read_of("local")(pool, ids, [SIZE, 0, SIZE])
+        pool = jm.pages.release_behind(pool)
+        expected = want[::2, chunk * SIZE : (chunk + 1) * SIZE]
+        np.testing.assert_allclose(got[::2], expected, rtol=1e-4, atol=1e-4)
+        held.append(20 - int(pool.top))
+    assert held == [2, 4, 4, 4]
+    assert not jm.pages.share(pool, 0, 1, 16)[1]  # its first pages are gone
+    with pytest.raises(ValueError, match="sees all tokens"):
+        jm.pages.release_behind(empty("llama"))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_encoded_pages_are_read_as_what_they_decode_to(bits):
+    _, pool = in_chunks(empty("llama", bits), (0, 1), [SIZE, 5, 0])
+    ids = pool.table[:2, :2].reshape(-1)
+    decoded = jnp.concatenate(decode_pages(jm.pages.take(pool, ids), bits), -1)
+    floats = jm.Pages(size=SIZE).empty(CONFIGS["llama"], pages=20, rows=3, most=6)
+    floats, _ = jm.pages.alloc(floats, pool.room)
+    ids = floats.table[:2, :2].reshape(-1)
+    floats = jm.pages.put(floats, ids, jm.pages.PageStore(decoded, None))
+    tail = jm.pages.PageStore(pool.tails[0][:, 1:2], None)
+    floats = jm.pages.put(floats, ids[3:], tail)  # row 1 has no second full page
+    floats = dataclasses.replace(floats, length=pool.length)
+    got, _ = in_chunks(pool, (2,), [1, 1, 0])
+    want, _ = in_chunks(floats, (2,), [1, 1, 0])
+    np.testing.assert_allclose(got[0][:2, 0], want[0][:2, 0], atol=2e-5)
+
+
+def test_more_bits_change_logits_less():
+    errors = []
+    whole = jax.jit(model_of("llama").apply)(model_of("llama").params, IDS[:, :SIZE])
+    exact, _ = in_chunks(empty("llama"), (0, 1, 2), [SIZE] * 3)
+    for bits in (8, 4, 2):
+        got, _ = in_chunks(empty("llama", bits), (0, 1, 2), [SIZE] * 3)
+        np.testing.assert_allclose(got[0], whole, atol=1e-4)  # no page was full before
+        errors.append(float(abs(got[2] - exact[2]).max()))
+    assert 10 * errors[0] < 2 * errors[1] < errors[2]
+
+
 def test_some_rows_of_a_pool_are_read_alone():
     model, ids = model_of("llama"), IDS[:2, :SIZE]
     apply = jax.jit(lambda pool, rows: model.apply(model.params, ids, pool, rows=rows))
@@ -153,7 +224,9 @@ def test_what_cannot_be_is_refused_by_name():
         lambda: model.apply(model.params, *args, **options)
     )
     wrong = {
-        "8": lambda: jm.Pages(size=12),
+        "multiple of 8": lambda: jm.Pages(size=12),
+        "2, 4 or 8 bits": lambda: jm.Pages(3),
+        "rotate is True": lambda: jm.Pages(rotate=True),
         "at least 1": lambda: jm.Pages().empty(model.config, 0, 1, 1),
         "`latent`": lambda: jm.Pages().empty(
             dataclasses.replace(

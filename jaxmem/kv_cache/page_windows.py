@@ -1,0 +1,41 @@
+"""Pages that no layer sees any more, since all layers have a window, are free again."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ..core.arguments import takes
+from .page_allocator import drop
+from .page_pool import PagePool
+
+
+@takes()
+@jax.jit
+def release_behind(pool: PagePool) -> PagePool:
+    """The pool without the pages that lie behind the windows of all layers, for each row.
+
+    A row of any length then takes ⌈window / size⌉ + 1 pages at most, besides the new ones. It
+    cannot be shared from any more.
+
+    Raises:
+        ValueError: a layer of the model sees all tokens.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> from jaxmem.architectures import llama
+        >>> sizes = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
+        >>> config = llama.Config(**sizes, local=(True, True), window=12)
+        >>> pool = jm.Pages(size=8).empty(config, pages=8, rows=1, most=8)
+        >>> pool, _ = jm.pages.alloc(pool, jnp.array([40]))
+        >>> pool = jm.pages.release_behind(dataclasses.replace(pool, length=pool.room))
+        >>> pool.table.tolist(), int(pool.top)  # the next query, at 40, sees tokens from 29 on
+        ([[0, 0, 0, 4, 5, 0, 0, 0]], 6)
+    """
+    if pool.reach is None:
+        raise ValueError("release_behind: a layer of the model sees all tokens, so no page is free")
+    first_seen = pool.length - pool.reach + 1
+    ends = (jnp.arange(pool.most, dtype=jnp.int32) + 1) * pool.size
+    behind = ends[None] <= first_seen[:, None]
+    pool = drop(pool, jnp.where(behind, pool.table, 0).reshape(-1))
+    return dataclasses.replace(pool, table=jnp.where(behind, 0, pool.table))
