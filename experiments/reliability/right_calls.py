@@ -375,7 +375,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "placement": {**tree, "mesh": mesh, "rules": {"w": spec}},
         "plan": {"model": model, "device": "cpu", "task": "serve", "batch": 1, "seq": 16,
                  "limit": 2**24, "encodings": [int8], "states": ["float32"], "meshes": None,
-                 "rank": 4, "adapter": "lora",
+                 "rank": 4, "adapter": "lora", "load": [(8, 4)],
                  "most": 1, "timeout": 60.0, "tell": lambda row: None},
         "relative": {"target": logits, "found": logits},
         "remat": {"fn": layers, "policy": jm.Remat()},

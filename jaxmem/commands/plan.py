@@ -11,6 +11,7 @@ import jaxmem as jm
 
 from ..compiler.memory_breakdown import plot
 from ..io.atomic import write_whole
+from ..planner.page_load import read_load
 from ..planner.planned import seconds
 from ..planner.planner import kept
 from ..planner.price import TOLERANCE, noise
@@ -44,6 +45,9 @@ class Plan(options.CommonOptions):
     limit: Annotated[Size | None, arg(metavar="SIZE")] = None
     """The most memory to use on one device: 15GB, 12GiB or a number of bytes. By default all of
     the device's memory."""
+    load: Annotated[str | None, arg(metavar="FILE")] = None
+    """To serve: a CSV file with columns ContextTokens and GeneratedTokens, one request a line. The
+    cache is then a pool of as many pages as --batch rows of such requests need."""
     out: Annotated[str | None, arg(metavar="FILE")] = None
     """The file to write the recipe to, which `jaxmem.build` turns into the step."""
     plot: Annotated[str | None, arg(metavar="FILE")] = None
@@ -54,11 +58,12 @@ class Plan(options.CommonOptions):
         for path in filter(None, (self.out, self.plot)):
             check_out_file(path)
         options = {"device": self.device, "task": self.task, "batch": self.batch, "seq": self.seq}
+        load = read_load(self.load) if self.load else None
         with output.step("planning"):
             tell = lambda row: output.note(
                 f"  {row.status:<10} {_gib(row.peak):>9}  {row.knobs.summary}"
             )
-            planned = jm.plan(self.model, **options, limit=self.limit, tell=tell)
+            planned = jm.plan(self.model, **options, load=load, limit=self.limit, tell=tell)
         show(output, planned)
         parts = jm.build(planned.recipe).parts
         breakdowns = {name: jm.breakdown(m, parts) for name, m in planned.chosen.programs.items()}
@@ -68,6 +73,12 @@ class Plan(options.CommonOptions):
         if residuals:
             rows = [(f"remat {kind}", _gib(n)) for kind, n in residuals.items()]
             output.table("What a micro-batch keeps for its backward pass", ("", "kept"), rows)
+        if load:
+            rows = self.batch * -(-self.seq // 64)
+            output.say(
+                f"\n{self.batch:,} rows of the load take {planned.recipe.pages:,} pages of 64 "
+                f"tokens in 99 % of steps; caches of {self.seq:,} tokens a row would take {rows:,}."
+            )
         if self.out:
             write_whole(pathlib.Path(self.out), (planned.recipe.to_json() + "\n").encode())
             output.say(f"\nThe recipe is in {self.out}.")
@@ -75,7 +86,7 @@ class Plan(options.CommonOptions):
             plot(breakdowns, self.plot, planned.limit)
             output.say(f"\nDrawn in {self.plot}.")
         parts = {name: json.loads(b.to_json()) for name, b in breakdowns.items()}
-        more = {"out": self.out, "parts": parts, "residuals": residuals}
+        more = {"out": self.out, "load": self.load, "parts": parts, "residuals": residuals}
         return {"model": self.model} | options | planned.to_data() | more
 
 

@@ -41,6 +41,7 @@ def arithmetic(
     heads = c.heads if attention_share(c) else 0
     if recipe.task == "serve":
         scores = rows * min(recipe.prompt, recipe.seq) * recipe.seq * heads * 4 / tensor
+        scores = 0 if recipe.pages else scores  # of a pool there are those of a page at a time
         summed = c.layers * rows * c.width * 4  # once for attention, once for the MLP, in f32
         received = _all_reduce(2 * summed, tensor) + _all_reduce(summed, expert)
         read = argument_bytes - _unread(recipe, c, arguments[1])

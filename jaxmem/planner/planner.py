@@ -14,10 +14,12 @@ from ..compiler.devices import GIB, Device, target
 from ..compiler.memory_analysis import memory
 from ..compiler.residuals import residuals
 from ..core.arguments import AT_LEAST_0, NAMES, OPTIONAL_BYTES, POSITIVE, Kind, takes
-from ..models import Model, load
+from ..models import Model
+from ..models import load as load_model
 from ..train.remat_policy import Remat
 from .estimates import arithmetic
 from .model_limits import cache_bits, check_model, expert_count, predicts_hidden_tokens
+from .page_load import pages_at_load
 from .planned import Planned
 from .price import noise, price
 from .recipe import Recipe
@@ -51,6 +53,7 @@ def plan(
     packed: bool = False,
     rank: int = 16,
     adapter: str = "lora",
+    load: Sequence[tuple[int, int]] | None = None,
     most: int = 2,
     timeout: float = 600.0,
     tell: Callable[[Candidate], None] = lambda row: None,
@@ -81,6 +84,9 @@ def plan(
         packed: whether rows to train hold several texts each (see `Recipe`).
         rank: of the adapters, for the task "lora".
         adapter: "lora", "rslora" or "dora".
+        load: to serve, (tokens of the prompt, tokens generated) of requests as they come: keys and
+            values are in a pool of as many pages as `batch` rows of them need (see
+            `planner.page_load`), and not of `seq` tokens for every row.
         most: the number of kinds that must fit.
         timeout: seconds for one compile.
         tell: called with each candidate that was estimated or compiled.
@@ -112,10 +118,11 @@ def plan(
         raise ValueError("limit is 0 bytes, expected at least 1")
     name = model if isinstance(model, str) else model.source
     plain = {"remat": Remat("none"), "chunk": max(seq, 1)}
+    plain |= {} if load is None else {"pages": _pages(load, task, batch, seq)}
     first = Recipe(
         name, device, task, batch, seq, packed=packed, rank=rank, adapter=adapter, **plain
     )
-    model = load(model) if isinstance(model, str) else model
+    model = load_model(model) if isinstance(model, str) else model
     if predicts_hidden_tokens(model.config):
         raise ValueError(
             f"{name} is an encoder, whose steps are not estimated; try recipes with jm.search"
@@ -125,8 +132,9 @@ def plan(
     chip = on.device if on else Device(limit, 1e12, 1e11, 1e10)  # peaks of a CPU are guessed
     experts = expert_count(model.config)
     meshes = meshes or meshes_to_try(task, batch, on.count if on else 1, experts) or [None]
-    naive = built(dataclasses.replace(first, mesh=meshes[0]))
+    naive = built(dataclasses.replace(first, mesh=meshes[0], pages=None))
     guess = functools.cache(lambda r: arithmetic(r, model.config, built, chip))
+    widths = (16,) if first.pages else cache_bits(model.config)
     price_of = lambda recipe: price(guess(recipe)[1], noise(recipe))
     programs = lambda recipe: built(recipe).programs
     tried = functools.partial(
@@ -135,7 +143,7 @@ def plan(
     rows: list[Candidate] = []
     fit = 0  # kinds that fit
     order = lambda kind: (kind[0].state == "int8", min(map(price_of, kind)))
-    of_model = recipe_lists(first, encodings, states, meshes, cache_bits(model.config))
+    of_model = recipe_lists(first, encodings, states, meshes, widths)
     for kind in sorted(of_model, key=order):
         if fit == most or (fit and kind[0].state == "int8"):
             break
@@ -156,6 +164,23 @@ def plan(
     fn, args = naive.programs["step"]
     baseline = memory(fn, *args, device=device, limit=limit, quick=True)
     return Planned(tuple(rows), baseline, limit, time.perf_counter() - start)
+
+
+def _pages(load: Sequence[tuple[int, int]], task: str, batch: int, seq: int) -> int:
+    """The pages that `batch` rows of a load take.
+
+    Raises:
+        ValueError: the task is not to serve, or a request is longer than `seq` tokens.
+    """
+    pages = pages_at_load(load, batch)
+    if task != "serve":
+        raise ValueError(f"load is given to {task}, expected task 'serve'")
+    longer = sum(context + generated > seq for context, generated in load)
+    if longer:
+        raise ValueError(
+            f"{longer:,} of {len(load):,} requests of load are longer than seq, {seq:,}"
+        )
+    return pages
 
 
 def _undominated(choices: list[tuple]) -> list[tuple]:
@@ -191,7 +216,7 @@ def kept(recipe: Recipe, *, model: Model | None = None) -> dict[str, int]:
     """
     if recipe.task == "serve":
         return {}
-    model = load(recipe.model) if model is None else model
+    model = load_model(recipe.model) if model is None else model
     sizes = {}
     for policy in (cost.policy for cost in REMATS.values()):
         built = build(dataclasses.replace(recipe, remat=policy), model=model)

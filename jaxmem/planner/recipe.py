@@ -48,6 +48,8 @@ class Recipe:
             the batch are divided over `data` and `fsdp`, the experts of a mixture over `expert`.
             By default all chips of the device are one axis: `fsdp`, or to serve `tensor` (`data`
             if not `shared`).
+        pages: to serve, the pages of 64 tokens of a pool that holds the keys and values of all
+            rows, of `seq` tokens at most each; None for a cache with `seq` tokens for every row.
 
     Raises:
         ValueError: a value is not one of those above, or values do not go together.
@@ -79,6 +81,7 @@ class Recipe:
     mesh: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
     packed: bool = False
     adapter: str = "lora"
+    pages: int | None = None
 
     def __post_init__(self):
         check_fields(self, encoding=OPTIONAL_CODEC)
@@ -102,8 +105,24 @@ class Recipe:
             raise ValueError("packed is True, but rows to serve are one text each")
         if self.task == "train" and self.encoding is not None:
             raise ValueError(f"training moves every weight, and {self.encoding} cannot move: lora?")
+        if self.pages is not None:
+            self._check_pages()
         if self.mesh is not None:
             object.__setattr__(self, "mesh", _checked_mesh(self.mesh))
+
+    def _check_pages(self):
+        """Refuses a pool of pages where none is computed."""
+        if self.task != "serve" or self.pages < 1:
+            raise ValueError(
+                f"pages is {self.pages} for task {self.task!r}, expected at least 1, to serve"
+            )
+        if self.cache_bits != 16:
+            raise ValueError(f"cache_bits is {self.cache_bits}, expected 16 for a pool of pages")
+        device = target(self.device)
+        if (device and device.count > 1) or (self.mesh and max(self.mesh.values()) > 1):
+            raise ValueError(
+                f"pages is {self.pages}, but a pool is on one device; got {self.device}"
+            )
 
     @property
     def axes(self) -> dict[str, int]:
@@ -131,7 +150,9 @@ class Recipe:
         if isinstance(weights, Int):
             weights = f"int{weights.bits}" + (f" g{weights.group}" if weights.group else "")
         if self.task == "serve":
-            parts = [f"{weights}", f"cache of {self.cache_bits} bits", f"prompts by {self.prompt}"]
+            cache = f"cache of {self.cache_bits} bits"
+            cache += f" in {self.pages:,} pages" if self.pages else ""
+            parts = [f"{weights}", cache, f"prompts by {self.prompt}"]
         else:
             micro = f"{self.micro} micro-batches" if self.micro > 1 else ""
             parts = [f"{weights}" if self.task == "lora" else "", f"{self.state} state"]
@@ -147,7 +168,7 @@ class Recipe:
         """The recipe as JSON text."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["encoding"] = self.encoding and json.loads(Plan({"": self.encoding}).to_json())[""]
-        for name in ("mesh", "packed"):
+        for name in ("mesh", "packed", "pages"):
             if not fields[name]:
                 del fields[name]
         if self.adapter == "lora":

@@ -21,6 +21,8 @@ from ..compression.plan import Plan
 from ..core.arguments import takes
 from ..core.paths import is_whole, match, paths
 from ..core.usage import uses
+from ..kv_cache.page_allocator import alloc
+from ..kv_cache.page_pool import Pages
 from ..models import KVCache, Model, load
 from ..models.model import family
 from ..train.gradient_accumulation import accumulate
@@ -46,6 +48,7 @@ class Built:
         train  step(state, batch) -> (state, loss)
         lora   step(state, params, batch) -> (state, loss)
         serve  step(cache, params, ids (batch, 1), position) -> (cache, next ids (batch, 1))
+               with pages: step(pool, params, ids (batch, 1)) -> (pool, next ids (batch, 1))
 
     `arguments` are the step's arguments, abstract, each with its sharding. `programs` holds every
     program that runs, with its arguments: `step`, and to serve also `prompt`, which reads
@@ -196,7 +199,34 @@ def scaled_pairs(recipe: Recipe, pairs: dict[str, dict]) -> dict[str, dict]:
     return with_alpha(pairs, recipe.rank, root=True) if recipe.adapter == "rslora" else pairs
 
 
+def _serve_pages(recipe, model, layout):
+    config, how = model.config, Pages()
+    params = layout.weights(_encoded(recipe, model))
+    sizes = {"rows": recipe.batch, "most": -(-recipe.seq // how.size), "dtype": jnp.bfloat16}
+    empty = lambda: how.empty(config, recipe.pages, **sizes)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(pool, params, ids):
+        pool, _ = alloc(pool, jnp.full(recipe.batch, ids.shape[1], jnp.int32))
+        x, pool = hidden(config, params, ids, pool)
+        with jax.named_scope("logits"):
+            logits = logits_of(config, params, x[:, -1:])
+        return pool, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    pool = jax.eval_shape(empty)
+    arguments = lambda tokens: (pool, params, layout.rows((recipe.batch, tokens), jnp.int32))
+    prompt = min(recipe.prompt, recipe.seq)
+    programs = {"step": (step, arguments(1)), "prompt": (step, arguments(prompt))}
+
+    def init(params, key=None):
+        return empty(), layout.weights(_encode(recipe, model, params))
+
+    return Built(recipe, step, arguments(1), programs, init)
+
+
 def _serve(recipe, model, layout):
+    if recipe.pages is not None:
+        return _serve_pages(recipe, model, layout)
     config, bits = model.config, recipe.cache_bits
     params = layout.weights(_encoded(recipe, model))
     sizes = (recipe.batch, recipe.seq, jnp.bfloat16)
