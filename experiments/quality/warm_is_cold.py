@@ -98,11 +98,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model")
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--bits", type=int, nargs="*", default=[16, 8, 4])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     model = jm.models.load(options.model) if options.model else small_model()
     size, chunk, most = (64, 128, 16) if options.model else (8, 16, 16)
-    for bits in (16, 8, 4):
+    for bits in options.bits:
         result = json.loads(JSON.read_text()) if JSON.exists() else {}
         name = f"{options.model or 'small'}, {bits} bits"
         counts = collections.Counter(result.get(name, {}).get("counts", {}))
