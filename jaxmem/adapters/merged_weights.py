@@ -1,7 +1,7 @@
 """merge: pairs put into their weights, which stay encoded in the same bytes, with a certificate.
 
-Rounding w + u · v to nearest loses what was learnt: a pair moves most weights by less than half a
-step. Here the codes are chosen so that the outputs on the tuning text are nearest, and the result
+Rounding w + u · v to nearest can lose what was learnt: a pair moves most weights by less than half
+a step. Here the codes are chosen so that the outputs on the tuning text are nearest, and the result
 says how far the merged model is from the attached one.
 """
 
