@@ -82,6 +82,11 @@ JAXMEM_INLINE Vector load_once(const void* from) {
 // the next page. It comes into the second cache only, since the first one has few fetches at a time.
 inline void fetch_ahead(const uint8_t* from) { __builtin_prefetch(from + 16384, 0, 2); }
 
+// Reads a byte of each line of a CPU's cache.
+inline void touch(const uint8_t* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) static_cast<void>(*static_cast<const volatile uint8_t*>(from + i));
+}
+
 // The sum of the kWords numbers of a vector.
 inline float sum_of_lanes(const Floats& v) {
   float sums[kWords];
