@@ -39,8 +39,9 @@ class Merged:
     """What `merge` gives: the params, and how near they are to the params with pairs attached.
 
     `kl` is the mean KL(merged ‖ attached) of the batches' outputs in nats, None without batches;
-    `how` says for each path whether it is "exact", "rounded" (to its own grid), "support"
-    (what a sparse leaf has no place for is lost) or "codec" (encoded again).
+    `how` says for each path whether it is "exact" (a sum in f32, or a part more), "cast" (a sum in
+    fewer bits), "rounded" (to its own grid), "support" (what a sparse leaf has no place for is
+    lost) or "codec" (encoded again).
     """
 
     params: Any
@@ -69,8 +70,8 @@ def merge(
 ) -> Merged:
     """The params with each pair in its weight, of the same forms and bytes as before.
 
-    A dense weight, in its dtype, takes the sum. Of a `Sum` with a low-rank part in floats, that
-    part takes the pair, and its bytes: both are exact. Integers, levels and codebooks get codes and
+    A dense weight takes the sum, in its dtype. Of a `Sum` with a low-rank part in floats, that
+    part takes the pair, and its bytes. Integers, levels and codebooks get codes and
     scales with which the outputs are nearest (GPTQ on the grid that they have, and coordinate
     descent), by the Gram matrices of `stats`, or of `batches` with the pairs attached. A sparse
     leaf keeps its places; what a pair adds elsewhere is lost.
@@ -142,10 +143,11 @@ def _merged(leaf: Any, whole: Any, codec: Any, fed: Any) -> tuple[Any, str]:
     if codec is not None:
         return _encoded_again(leaf, whole, codec, fed), "codec"
     if not is_encoded(leaf):
-        return each_layer(lambda x: x.decode(), leaf.ndim - 2, whole), "exact"
+        dense = each_layer(lambda x: x.decode(), leaf.ndim - 2, whole)
+        return dense, "exact" if jnp.finfo(dense.dtype).bits >= 32 else "cast"
     if isinstance(leaf, CastArray):
         dense = each_layer(lambda x: x.astype(jnp.float32).decode(), leaf.ndim - 2, whole)
-        return dataclasses.replace(leaf, values=dense.astype(leaf.values.dtype)), "exact"
+        return dataclasses.replace(leaf, values=dense.astype(leaf.values.dtype)), "cast"
     if isinstance(leaf, SumArray) and isinstance(whole, SumArray):
         return _in_low_rank(leaf, whole.parts[-1]), "exact"
     if isinstance(leaf, SparseArray):

@@ -27,6 +27,11 @@ def made(base, pairs=None, **more):
     return merge(base, pairs or tuned(base), fn=logits, batches=[(X,)], **more)
 
 
+@pytest.mark.parametrize("base", [W.astype(jnp.bfloat16), jm.Cast("bfloat16").encode(W)])
+def test_a_sum_in_fewer_bits_is_said_to_be_cast(base):
+    assert merge({"kernel": base}, tuned({"kernel": base})).how == {"kernel": "cast"}
+
+
 @pytest.mark.parametrize("form", ["lora", "dora"])
 def test_a_dense_weight_takes_the_sum(form):
     base = {"kernel": W}
