@@ -92,8 +92,6 @@ class Generate(SourceOptions):
 
     def _answer_file(self, output: Output) -> dict:
         """Answers the prompts of a file."""
-        if self.cache_rotated:
-            raise ValueError("--cache-rotated goes without --prompts")
         model = self.load()
         if (self.chat or self.system is not None) and model.chat_template is None:
             raise ValueError(f"{model.source} has no chat template, which --chat and --system take")
@@ -103,7 +101,7 @@ class Generate(SourceOptions):
             out=self.out,
             memory=self.memory,
             rows=self.rows,
-            pages=Pages(self.cache_bits),
+            pages=Pages(self.cache_bits, rotate=self.cache_rotated),
             system=self.system,
             as_chat=not self.raw and model.chat_template is not None,
             defaults={name: getattr(self, name) for name in names},
