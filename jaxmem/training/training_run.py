@@ -17,14 +17,15 @@ from ..compiler.measurement import growth
 from ..core.arguments import Kind, takes
 from ..core.leaf import is_encoded
 from ..io.checkpoint import save
+from ..io.fingerprint import fingerprint
 from ..io.scalar_writers import JsonLines, ScalarWriter
 from ..models import Model
 from ..parallel.mesh import mesh as make_mesh
 from ..planner.recipe import Recipe
 from ..planner.train_and_serve_steps import Built, build, scaled_pairs
 from .checked_batch import checked_batch
+from .first_batch import first_batch_hash
 from .held_out_loss import HeldOut
-from .input_digests import first_batch_sha256, tree_sha256
 from .training_options import TrainingOptions
 from .training_result import Trained
 
@@ -101,8 +102,8 @@ def run(
     like = built.arguments[-1]
     record = {"recipe": json.loads(recipe.to_json()), "model": model.source}
     record["options"] = dataclasses.asdict(options)
-    record["data (sha256 of the first batch)"] = first_batch_sha256(batches)
-    record["weights (sha256)"] = tree_sha256(model.params)
+    record["data (hash of the first batch)"] = first_batch_hash(batches)
+    record["weights (hash)"] = fingerprint(model.params)
     with locked(out), RunCheckpoints(out / CHECKPOINTS, record) as checkpoints:
         first = checkpoints.latest or 0
         if first:

@@ -138,8 +138,8 @@ def test_a_folder_of_another_run_is_refused(model, tmp_path):
     trained(model, tmp_path, steps=2)
     with pytest.raises(ValueError, match=r"options learning_rate 0.02, not 0.01; continue"):
         trained(model, tmp_path, steps=2, learning_rate=0.01)
-    with pytest.raises(ValueError, match=r"holds a run with data \(sha256 of the first batch\)"):
+    with pytest.raises(ValueError, match=r"holds a run with data \(hash of the first batch\)"):
         trained(model, tmp_path, steps=2, text=TEXT[::-1])
     other = dataclasses.replace(model, tensors=jax.tree.map(lambda x: x + 1, model.params))
-    with pytest.raises(ValueError, match=r"holds a run with weights \(sha256\)"):
+    with pytest.raises(ValueError, match=r"holds a run with weights \(hash\)"):
         trained(other, tmp_path, steps=2)
