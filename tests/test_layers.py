@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -79,6 +80,12 @@ def arrows():
 def test_the_package_holds_wings_and_nothing_else():
     entries = {p.name for p in ROOT.iterdir()} - {"__pycache__"}
     assert entries == {"__init__.py", "cli.py", "py.typed", *WINGS}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_pages_list_the_wings_in_their_order(page):
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT.parent / page).read_text(), re.M)
+    assert [name for name in rows if name in WINGS] == WINGS
 
 
 def test_a_wing_imports_only_wings_above_it():
