@@ -7,6 +7,7 @@ gives it back.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -194,10 +195,7 @@ def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
     """
     known = {class_name(cls): cls for cls in _flax_mappings() | _flax_variables() | {TrainState}}
     known |= {class_name(cls): cls for cls in _optax_states()}
-    for module in [m for name, m in sys.modules.items() if name.split(".")[0] == "jaxmem"]:
-        for cls in vars(module).values():
-            if dataclasses.is_dataclass(cls) and isinstance(cls, type) and _is_ours(cls):
-                known[class_name(cls)] = cls
+    known |= _own_classes(len(sys.modules))
     for cls in classes:
         variable = isinstance(cls, type) and issubclass(cls, nnx.Variable)
         if not (dataclasses.is_dataclass(cls) or hasattr(cls, "_asdict") or variable):
@@ -206,6 +204,17 @@ def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
             )
         if known.setdefault(class_name(cls), cls) is not cls:
             raise ValueError(f"classes holds two classes named {class_name(cls)}")
+    return known
+
+
+@functools.lru_cache(maxsize=1)
+def _own_classes(modules: int) -> dict[str, type]:
+    """jaxmem's frozen dataclasses, looked for again once another module is imported."""
+    known = {}
+    for module in [m for name, m in sys.modules.items() if name.split(".")[0] == "jaxmem"]:
+        for cls in vars(module).values():
+            if dataclasses.is_dataclass(cls) and isinstance(cls, type) and _is_ours(cls):
+                known[class_name(cls)] = cls
     return known
 
 

@@ -1,12 +1,10 @@
 """pack, unpack: a result as bytes that hold its key and structure, all under one SHA-256."""
 
-import functools
 import hashlib
 import io
 import json
 import math
 import struct
-import sys
 from typing import Any
 
 import numpy as np
@@ -76,10 +74,4 @@ def unpack(key: str, data: bytes) -> Any:
 
 def _classes(text: bytes) -> dict[str, type]:
     """The classes that a manifest may name; none are looked for where it names none."""
-    return _known(len(sys.modules)) if b'"class"' in text else {}
-
-
-@functools.lru_cache(maxsize=1)
-def _known(modules: int) -> dict[str, type]:
-    """`known_classes`, looked for again once another module is imported."""
-    return known_classes(())
+    return known_classes() if b'"class"' in text else {}
