@@ -14,11 +14,15 @@ import numpy as np
 
 from ..core.arguments import BYTES, NUMBER, TEXT, Kind, shown, takes
 from ..core.byte_counts import nbytes
+from ..core.byte_sizes import parse
 from ..core.codec import OPTIONAL_CODEC, Codec, needs_stats
 from ..core.leaf import decode, is_encoded
 from .result_folder import ResultFolder
 from .seconds_per_byte import SecondsPerByte
 
+_SIZE = Kind(
+    f"{BYTES.expected}, or a text such as '64MB'", lambda x: BYTES.accepts(x) or TEXT.accepts(x)
+)
 _PATH = Kind("a path or None", lambda x: x is None or isinstance(x, str | os.PathLike))
 _SECONDS = Kind("seconds of at least 0", lambda x: NUMBER.accepts(x) and 0 <= x < math.inf)
 
@@ -70,19 +74,19 @@ class Reuse:
     are NumPy's, and cannot be written to.
 
     Args:
-        memory: bytes of arrays in host memory.
-        disk: bytes of files. A result is written when it is put.
+        memory: bytes of arrays in host memory; or a text, such as "64MB".
+        disk: bytes of files, or a text. A result is written when it is put.
         path: the folder of the files, which one process at a time may have; needed if `disk` is
             not 0.
         codec: such as `jm.Int(8)`.
 
     Raises:
         ValueError: `disk` is given without `path` or `path` without `disk`, another process has
-            the folder, or the codec needs statistics.
+            the folder, the codec needs statistics, or a text is no size.
 
     Example:
         >>> import numpy as np, jaxmem as jm
-        >>> results = jm.Reuse(memory=10_000, codec=jm.Int(8))
+        >>> results = jm.Reuse(memory="10kB", codec=jm.Int(8))
         >>> kept = results.put("ones", np.ones(1000, np.float32), seconds=0.5)
         >>> results.has("ones"), results.has("twos"), results.get("ones").shape
         (True, False, (1000,))
@@ -90,15 +94,16 @@ class Reuse:
         (1002, 1.0)
     """
 
-    @takes(memory=BYTES, disk=BYTES, path=_PATH, codec=OPTIONAL_CODEC)
+    @takes(memory=_SIZE, disk=_SIZE, path=_PATH, codec=OPTIONAL_CODEC)
     def __init__(
         self,
         *,
-        memory: int,
-        disk: int = 0,
+        memory: int | str,
+        disk: int | str = 0,
         path: str | os.PathLike | None = None,
         codec: Codec | None = None,
     ) -> None:
+        memory, disk = (parse(x) if isinstance(x, str) else int(x) for x in (memory, disk))
         if (disk > 0) != (path is not None):
             raise ValueError(f"Reuse: disk is {disk} and path is {path}, expected both or neither")
         if codec is not None and needs_stats(codec):
@@ -106,8 +111,8 @@ class Reuse:
                 f"Reuse: codec is {codec}, which needs statistics of a weight's inputs"
             )
         self.codec = codec
-        self._order, self._trees = SecondsPerByte(int(memory)), {}
-        self._folder = ResultFolder(pathlib.Path(path), int(disk)) if path is not None else None
+        self._order, self._trees = SecondsPerByte(memory), {}
+        self._folder = ResultFolder(pathlib.Path(path), disk) if path is not None else None
         self._hits = self._hits_disk = self._misses = self._evicted = 0
         self._saved = 0.0
 
