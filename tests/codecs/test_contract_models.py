@@ -130,8 +130,10 @@ def test_gradients_reach_the_input_and_the_floats_inside(codec):
     assert_close(got[0], want[0])
     floats = lambda tree: [g for g in jax.tree.leaves(tree) if g.dtype != jax.dtypes.float0]
     assert floats(got[1]) or getattr(codec, "format", "").startswith("mx")  # no float inside
-    for a, b in zip(floats(got[1]), floats(want[1]), strict=True):
-        np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), rtol=1e-2, atol=1e-3)
+    in_f32 = lambda tree: [g.astype("f4") for g in floats(tree)]
+    for a, b in zip(in_f32(got[1]), in_f32(want[1]), strict=True):
+        atol = max(1e-3, 2e-6 * abs(b).max())  # a compiled product rounds x
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=atol)
 
 
 @each_kind
