@@ -13,7 +13,7 @@ from .generation_request import GenerationRequest
 from .stop_texts import first_stop, safe_length
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class EngineRow:
     """A request, the tokens of its prompt (n,), and what is generated so far.
 
