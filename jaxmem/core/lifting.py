@@ -11,8 +11,9 @@ from jax import Array, lax
 from .arguments import FUNCTION, INTEGERS, Kind, takes
 from .encoded_product import decoded, dot
 from .leaf import is_encoded, with_integer_codes
+from .named_leaf import NamedLeaf, without_name
 from .paths import leaf_paths
-from .replay import JaxprReplay, NamedLeaf, OnDecode, without_name
+from .replay import JaxprReplay, OnDecode
 from .traced_mesh import stand_in
 
 _ON_DECODE = Kind(

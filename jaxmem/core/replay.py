@@ -16,34 +16,15 @@ from jax.extend import source_info_util
 from ..kernels.ragged_matmul import ragged_matmul
 from .decoded_once import decoded_on_a_cpu, is_small_cell
 from .encoded_product import decoded
-from .leaf import Encoded, decode, is_encoded, separate_shared
+from .leaf import decode, is_encoded, separate_shared
 from .loop_carries import filled, moving, passed_through, scan_arity
+from .named_leaf import NamedLeaf, with_name, without_name
 from .primitive_rules import RULES
 from .products_before_scan import scan_products_first
 from .stack_layer import layers_in_stack
 from .traced_mesh import stand_in
 
 OnDecode = Literal["allow", "error"] | Callable[[str, str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class NamedLeaf:
-    """An encoded leaf on its way through a jaxpr, with its path for messages."""
-
-    leaf: Encoded
-    path: str
-    joined_to: tuple[str, ...] = ()  # paths of the other leaves that it is made of
-
-
-def without_name(value: Any) -> Any:
-    """The leaf of a `NamedLeaf`; other values stay."""
-    return value.leaf if isinstance(value, NamedLeaf) else value
-
-
-def _with_name(value: Any, inputs: list) -> Any:
-    """`value`, if it is a leaf, with the paths of the `NamedLeaf`s among `inputs`."""
-    paths = [p for v in inputs if isinstance(v, NamedLeaf) for p in (v.path, *v.joined_to)]
-    return NamedLeaf(value, paths[0], tuple(paths[1:])) if is_encoded(value) and paths else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +75,7 @@ class JaxprReplay:
         if name in RULES:
             out = RULES[name](*map(without_name, inputs), **eqn.params)
             if out is not NotImplemented:
-                return [_with_name(o, inputs) for o in as_list(out)]
+                return [with_name(o, inputs) for o in as_list(out)]
         # 4. It has none: the operation takes the decoded arrays.
         self.report(name, inputs)
         return decoded(bind, *map(without_name, inputs))
@@ -130,14 +111,14 @@ def _inline(replay, inputs, *, jaxpr, **_):
 
 def _barrier(replay, inputs, **_):
     outs = lax.optimization_barrier([without_name(v) for v in inputs])
-    return [_with_name(out, [v]) for out, v in zip(outs, inputs)]
+    return [with_name(out, [v]) for out, v in zip(outs, inputs)]
 
 
 def _function(replay, jaxpr, consts, inputs, primitive):
     """(a function of the inputs without names that returns arrays, those inputs)."""
 
     def run(*values):
-        named = [_with_name(value, [v]) for value, v in zip(values, inputs)]
+        named = [with_name(value, [v]) for value, v in zip(values, inputs)]
         return replay.as_arrays(primitive, replay.run(jaxpr, consts, *named))
 
     return run, [without_name(v) for v in inputs]
@@ -162,7 +143,7 @@ def _scan(replay, inputs, **params):
         return _run_scan(replay, inputs, **params)
 
     def as_stored(const, rest):
-        named = [_with_name(value, [x]) for value, x in zip(const, inputs)]
+        named = [with_name(value, [x]) for value, x in zip(const, inputs)]
         return replay.as_arrays("scan", _run_scan(replay, [*named, *rest], **params))
 
     decoded_first = functools.partial(scan_products_first, replay.run_equations, **params)
@@ -202,7 +183,7 @@ def _run_scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):
 
     @wrap
     def body(state, arrays):
-        layer = [_with_name(rebuild(a), [x]) for a, x, rebuild in zip(arrays, xs, rebuilds)]
+        layer = [with_name(rebuild(a), [x]) for a, x, rebuild in zip(arrays, xs, rebuilds)]
         carried = filled(carry, fixed, state)
         outs = replay.run(jaxpr.jaxpr, jaxpr.consts, *const, *carried, *layer)
         state = moving(outs[:n_carry], fixed)

@@ -22,7 +22,7 @@ from .generation_request import GenerationRequest
 from .pool_size import pages_within
 from .prefix_pages import PrefixPages
 from .prompt_order import depth_first
-from .prompt_tokens import prompt_tokens
+from .request_row import row_of_request
 from .served_models import check_model
 
 _LEAST_CHUNK = 128  # tokens
@@ -214,24 +214,10 @@ class Engine:
         return usage(self.pool)
 
     def _checked(self, request: GenerationRequest) -> EngineRow:
-        """The request with the tokens of its prompt."""
+        """The request with the tokens of its prompt, if it can be answered."""
         if request.id in self._ids:
             raise ValueError(f"the id {request.id!r} is that of a request at work")
-        if request.stop and self.model.tokenizer is None:
-            raise ValueError(f"stop wants a tokenizer, which {self.model.source} has not")
-        prompt = prompt_tokens(self.model, request)
-        tokens = len(prompt) + request.max_new_tokens
-        if tokens > self.length:
-            raise ValueError(
-                f"{request.max_new_tokens} tokens after a prompt of {len(prompt)}, expected no "
-                f"more than {self.length} together"
-            )
-        if (pages := self._pool.pages(tokens - 1)) > self.pool.capacity:
-            raise ValueError(
-                f"{request.max_new_tokens} tokens after a prompt of {len(prompt)} take {pages} "
-                f"pages, expected no more than the {self.pool.capacity} of the pool"
-            )
-        return EngineRow(request, prompt)
+        return row_of_request(self.model, request, self._pool, length=self.length)
 
     def _add(self, row: EngineRow) -> None:
         self._ids.add(row.request.id)
