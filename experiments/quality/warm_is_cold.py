@@ -51,6 +51,11 @@ class Reader:
             return logits, pool, ok.all()
 
         self.program = jax.jit(read)
+        self.put, self.take = jax.jit(jm.pages.put), jax.jit(jm.pages.take)
+        self.attach, self.drop, self.hold, self.release = map(
+            jax.jit, (jm.pages.attach, jm.pages.drop, jm.pages.hold, jm.pages.release)
+        )
+        self.reserve = jax.jit(lambda pool, count: jm.pages.reserve(pool, count, most=most))
 
     def padded(self, ids):
         return np.array([*ids, *[0] * (self.most - len(ids))], np.int32)
@@ -58,25 +63,24 @@ class Reader:
     def read(self, pool, prompt, cache=None):
         """(logits of the last chunk, tier of the hit, pool without the row)."""
         hit = cache.match(prompt) if cache else jm.PrefixHit(0, (), (), None)
-        pool, new, _ = jm.pages.reserve(pool, len(hit.blobs), most=self.most)
-        new = [int(i) for i in new if i]
+        pool, new, _ = self.reserve(pool, len(hit.blobs))
+        new = [int(i) for i in np.asarray(new) if i]
         for page, blob in zip(new, hit.blobs):
-            pool = jm.pages.put(pool, np.array([page], np.int32), blob)
-        pool, _ = jm.pages.attach(pool, 0, self.padded([*hit.ids, *new]), hit.tokens)
-        pool = jm.pages.drop(pool, self.padded(new))
+            pool = self.put(pool, np.array([page], np.int32), blob)
+        pool, _ = self.attach(pool, 0, self.padded([*hit.ids, *new]), hit.tokens)
+        pool = self.drop(pool, self.padded(new))
         for start in range(hit.tokens, len(prompt), self.chunk):
             ids = np.asarray(prompt[start : start + self.chunk], np.int32)
             row = np.pad(ids, (0, self.chunk - len(ids)))[None]
             logits, pool, ok = self.program(self.model.params, pool, row, jnp.int32(len(ids)))
             assert ok, "the pool has no page left"
         if cache:
-            take = lambda page: jax.device_get(jm.pages.take(pool, np.array([page], np.int32)))
+            take = lambda page: jax.device_get(self.take(pool, np.array([page], np.int32)))
             pages = np.asarray(pool.table)[0, : len(prompt) // self.size]
             moves = cache.insert(prompt, pages, take=take)
-            pool = jm.pages.drop(
-                jm.pages.hold(pool, self.padded(moves.held)), self.padded(moves.freed)
-            )
-        return np.asarray(logits)[0, : len(ids)], hit.tier, jm.pages.release(pool, np.array([0]))
+            pool = self.hold(pool, self.padded(moves.held))
+            pool = self.drop(pool, self.padded(moves.freed))
+        return np.asarray(logits)[0, : len(ids)], hit.tier, self.release(pool, np.array([0]))
 
 
 def prompts(seed, vocab, longest):
