@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core.byte_counts import nbytes
 from ..models.sentence_pooling import Pooling, pooling_of
+from ..models.sentence_vectors import vectors_of_texts
 from .confidence import Estimate, spearman
 from .result import Evaluation
 
@@ -67,7 +68,7 @@ def sentence_embedder(
 
     `pooling` is by default what the model's folder says, if it is one of sentence-transformers, and
     else their mean, of length 1. Its length of a text takes the place of `length`. The head of an
-    encoder is not used.
+    encoder is not used. A model that holds the dense layer of its folder gives the vectors itself.
 
     Sentences are cut at `length` tokens, or at the model's context if that is shorter, sorted by
     length, and run `batch` at a time. Each batch is padded to a multiple of 16 tokens, so that few
@@ -80,13 +81,11 @@ def sentence_embedder(
     predicts_text = getattr(model.config, "cache", None) is not None
     if predicts_text or getattr(model.config, "reads", "text") != "text":
         raise ValueError(f"{model.source} is no encoder of texts: it gives no vectors of sentences")
-    pooling = pooling or pooling_of(model.hf_files, model.source)
+    run = jax.jit(vectors_of_texts(model, pooling))
     if model.tokenizer is None:
         raise ValueError(f"{model.source} has no tokenizer, which reading sentences takes")
+    pooling = pooling or pooling_of(model.hf_files, model.source)
     length, context = pooling.length or length, model.config.context
-    if getattr(model.config, "head", ""):
-        model = dataclasses.replace(model, config=model.config.without_head())
-    run = jax.jit(lambda params, ids, mask: pooling(model.apply(params, ids, mask), mask))
 
     def embed(params: Any, sentences: Sequence[str]) -> np.ndarray:
         model.tokenizer.no_padding()

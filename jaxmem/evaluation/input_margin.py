@@ -17,7 +17,7 @@ from jax import Array
 from ..core.leaf import decode, is_encoded
 from ..core.paths import leaf_paths
 from ..models.model import Model
-from ..models.sentence_pooling import pooling_of
+from ..models.sentence_vectors import vectors_of_texts
 from .looked_up import rows_at, table_path, with_vectors
 from .path_gradients import integrated_gradients
 from .probe import Probe
@@ -56,12 +56,9 @@ class InputMargin:
 
     def __init__(self, model: Model, probe: Probe | None = None):
         self.model, self.path = model, table_path(model)
-        self.bare, self.pooling, self.weights = model, None, None
+        self.vectors_of_texts, self.weights = None, None
         if probe is not None:
-            self.pooling = pooling_of(model.hf_files, model.source)
-            if getattr(model.config, "head", ""):
-                self.bare = dataclasses.replace(model, config=model.config.without_head())
-            self.weights = probe.weights
+            self.vectors_of_texts, self.weights = vectors_of_texts(model), probe.weights
         self.margin = jax.jit(self._margin)
         self.gradient = jax.jit(jax.grad(self._margin))
         self.path_gradients = jax.jit(self._path_gradients)
@@ -119,7 +116,7 @@ class InputMargin:
             chosen = jnp.take_along_axis(logprobs, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
             scores = jnp.where(targets >= 0, chosen, 0).sum(-1)
         else:
-            vector = self.pooling(self.bare.apply(params, ids, real), real)[0].astype(jnp.float32)
+            vector = self.vectors_of_texts(params, ids, real)[0].astype(jnp.float32)
             scores = vector @ self.weights[:-1] + self.weights[-1]
         others = jnp.where(jnp.arange(len(scores)) == answer, -jnp.inf, scores)
         return scores[answer] - others.max()

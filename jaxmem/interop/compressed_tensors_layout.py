@@ -63,11 +63,12 @@ class CompressedTensorsLayout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files, if all tensors are in one of them."""
+        """Bytes of all files, if all tensors of a folder are in one of them."""
         texts = hf_json_files.texts(self.model, self.json_files).values()
         tensors = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.tensors.values())
         size = sum(len(text.encode()) for text in texts)
-        return size + len(written_header(self.tensors)) + tensors
+        headers = map(written_header, hf_tensors.by_folder(self.tensors).values())
+        return size + sum(map(len, headers)) + tensors
 
     @property
     def slack(self) -> int:
@@ -214,7 +215,7 @@ def _quantization(config: Any, runs: list[Run], packed: bool) -> dict:
         modules = [x.removesuffix(".weight") for x in names if x.endswith(".weight")]
         if run.coded:
             members[run.coded.form] += modules
-        elif "embedding" not in path and _rank(run.weight_maps) == 2:
+        elif _rank(run.weight_maps) == 2 and not re.search("embedding|pool/dense", path):
             dense += modules
     if config.family not in ("llama", "decoder"):
         held = [module for modules in members.values() for module in modules]

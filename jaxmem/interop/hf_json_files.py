@@ -10,7 +10,8 @@ from ..models.hf_files import CONFIG
 from ..models.model import Model
 from ..models.output_tokens import with_output_tokens
 from ..models.processor_files import PREPROCESSOR, PROCESSOR
-from ..models.sentence_pooling import MODULES, PARTS, SIZES
+from ..models.sentence_pooling import DENSE, MODULES, PARTS, SIZES, module_folders
+from ..models.sentence_vectors import DENSE_FOLDER, vector_config
 from ..models.tokenizer_files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from .hf_config import CLASSES, config_json
 
@@ -50,11 +51,19 @@ def json_files(model: Model) -> dict[str, Any]:
 
 def _sentence_files(model: Model) -> dict[str, Any]:
     """The files of sentence-transformers that the model was read with, if they say all it does."""
-    modules = model.hf_files.get(MODULES, [])
-    if any(entry["type"].rpartition(".")[2] not in PARTS for entry in modules):
+    folders = module_folders(model.hf_files)
+    known = {*PARTS, DENSE} if getattr(model.config, "vector_width", 0) else set(PARTS)
+    if not set(folders) <= known:
         return {}  # such as a dense layer, whose weights the model does not hold
-    names = {MODULES, SIZES, *(f"{entry['path']}/{CONFIG}" for entry in modules)}
-    return {name: x for name, x in model.hf_files.items() if name in names}
+    place = lambda kind, path: DENSE_FOLDER if kind == DENSE else path
+    modules = [
+        entry | {"path": place(kind, path)}
+        for entry, (kind, path) in zip(model.hf_files.get(MODULES, []), folders.items())
+    ]
+    names = {f"{x}/{CONFIG}": f"{place(kind, x)}/{CONFIG}" for kind, x in folders.items()}
+    names[SIZES] = SIZES
+    files = {names[name]: x for name, x in model.hf_files.items() if name in names}
+    return files | ({MODULES: modules} if modules else {})
 
 
 def write(folder: pathlib.Path, files: dict[str, Any], model: Model) -> None:
@@ -87,7 +96,10 @@ def _config(model: Model) -> dict[str, Any]:
     is_decoder = config.family in ("llama", "decoder")
     hf = _adapted(_text_part(hf) if is_decoder else _named(hf), config)
     generation = JsonFields(model.hf_files.get(GENERATION, {}))
-    read = with_output_tokens(type(config).from_hf(hf), generation).to_dict()
+    read = with_output_tokens(type(config).from_hf(hf), generation)
+    if getattr(config, "vector_width", 0):
+        read = vector_config(read, model.hf_files, model.source)
+    read = read.to_dict()
     elsewhere = ("eos", "tied") if config.family == "seq2seq" else ("eos",)
     fields = {name: x for name, x in config.to_dict().items() if name not in elsewhere}
     changed = [name for name, x in fields.items() if x != read[name]]
@@ -121,7 +133,7 @@ def _adapted(hf: dict, config: Any) -> dict[str, Any]:
     read = type(config).from_hf(hf)
     if getattr(read, "tied", None) != getattr(config, "tied", None) and config.family != "seq2seq":
         hf["tie_word_embeddings"] = config.tied
-    if getattr(read, "head", "") and not getattr(config, "head", ""):
+    if getattr(read, "head", "") and getattr(config, "head", "") in ("", "vector"):
         hf.pop("architectures")  # they name a head that the checkpoint did not hold
     if hasattr(config, "eos") and config.eos[: len(read.eos)] != read.eos:
         hf["eos_token_id"] = list(config.eos)

@@ -73,13 +73,32 @@ def _cast(array: np.ndarray, dtype: np.dtype, leaf_path: str) -> np.ndarray:
     return cast
 
 
+def by_folder(tensors: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Tensors by the folder that they are written in, "" for that of config.json.
+
+    Example:
+        >>> by_folder({"embed.weight": 1, "2_Dense/linear.weight": 2})
+        {'': {'embed.weight': 1}, '2_Dense': {'linear.weight': 2}}
+    """
+    folders: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        folder, _, own = name.rpartition("/")
+        folders.setdefault(folder, {})[own] = tensor
+    return folders
+
+
 def write(
     folder: pathlib.Path,
     tensors: dict[str, tuple[tuple[int, ...], np.dtype]],
     arrays: Iterator[np.ndarray],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes one file of tensors, or several of at most `shard_bytes` and their index."""
+    """Writes one file of tensors, or several of at most `shard_bytes` and their index.
+
+    Those of `by_folder` that have a folder come last, and are one file in it.
+    """
+    folders = by_folder(tensors)
+    tensors = folders.pop("", {})
     nbytes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in tensors.items()}
     shards, free = [], 0
     for name, size in nbytes.items():
@@ -94,6 +113,10 @@ def write(
     for file_name, shard in zip(names, shards):
         of_shard = {name: tensors[name] for name in shard}
         write_safetensors(folder / file_name, of_shard, itertools.islice(arrays, len(shard)))
+    for module, of_module in folders.items():
+        (folder / module).mkdir(exist_ok=True)
+        rest = itertools.islice(arrays, len(of_module))
+        write_safetensors(folder / module / "model.safetensors", of_module, rest)
     if count > 1:
         files = {name: file_name for file_name, shard in zip(names, shards) for name in shard}
         index = {"metadata": {"total_size": sum(nbytes.values())}, "weight_map": files}

@@ -40,9 +40,10 @@ from .model import FORMAT, PARAMS, RECORD, Model, family
 from .output_tokens import with_output_tokens
 from .processor_files import read_processor, saved_processor
 from .sentence_pooling import MODULES, SIZES
+from .sentence_vectors import with_dense_layer
 
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "model.bin", CONFIG, *BESIDE]
-_HUB_FILES += [MODULES, SIZES, "*_Pooling/config.json"]
+_HUB_FILES += [MODULES, SIZES, "*_Pooling/config.json", "*_Dense/config.json"]
 _HUB_FILES += [tokenizer_files.TOKENIZER, tokenizer_files.CHAT_TEMPLATE, "*.tiktoken"]
 _HUB_FILES += [*vocabulary_files.FILES, *vocabulary_files.SENTENCEPIECE]
 
@@ -131,9 +132,10 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     tensors = with_one_embedding(checkpoint.config, checkpoint.tensors, path)
     config = with_its_head(checkpoint.config, tensors)
     config = without_missing_head(config, tensors, checkpoint.config_file)
+    files, folder = hf_files(checkpoint.config_file), checkpoint.config_file.parent
+    config, tensors = with_dense_layer(config, tensors, files, folder)
     if checkpoint.config_file.name == CONFIG and hasattr(config, "eos"):
-        folder, configured = checkpoint.config_file.parent, config.eos
-        ends = end_tokens.end_tokens(folder, checkpoint.tokenizer, configured)
+        ends = end_tokens.end_tokens(folder, checkpoint.tokenizer, config.eos)
         generation = end_tokens.fields_of(folder / end_tokens.GENERATION)
         config = with_output_tokens(dataclasses.replace(config, eos=ends), generation)
     weight_maps = checkpoint.weight_maps or family(config).weights(config)
@@ -146,12 +148,12 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
                 "whose config.json has a quantization_config"
             )
         quantized_weights.keep_codes(tree, weight_maps, checkpoint.coded, checkpoint.leaf)
-    beside = tokenizer_files.read_chat_template(checkpoint.config_file.parent)
+    beside = tokenizer_files.read_chat_template(folder)
     template = beside or checkpoint.chat_template
     rest = {"chat_template": template}
-    processor = read_processor(checkpoint.config_file.parent, config) or checkpoint.processor
+    processor = read_processor(folder, config) or checkpoint.processor
     rest |= {"processor": processor}
-    rest |= {"hf_files": checkpoint.hf_files or hf_files(checkpoint.config_file)}
+    rest |= {"hf_files": checkpoint.hf_files or files}
     return Model(config, tree, checkpoint.tokenizer, name, **rest)
 
 

@@ -6,13 +6,11 @@ import os
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
 from jax import Array
 
-from ..architectures.layers.encoder_head import mean_of_tokens
+from ..architectures.layers.pooling import pooled, unit
 from ..core.arguments import check_fields, takes
 from ..io.json_fields import JsonFields, read_object
-from .sentence_dense import DenseVector
 
 MODES = {  # Pooling.mode: the field of 1_Pooling/config.json that switches it on
     "mean": "pooling_mode_mean_tokens",
@@ -33,8 +31,7 @@ class Pooling:
 
     `mode` is "mean" of the real tokens, "first" token, "max" of each number over the tokens, or
     "mean_sqrt_len", the sum over the square root of the number of tokens. With `normalized` the
-    vector has length 1. Texts are cut at `length` tokens; 0 for the model's own limit. `dense`
-    changes the vector before it is normalized.
+    vector has length 1. Texts are cut at `length` tokens; 0 for the model's own limit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,7 +47,6 @@ class Pooling:
     mode: str = "mean"
     normalized: bool = True
     length: int = 0
-    dense: DenseVector | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -62,33 +58,20 @@ class Pooling:
 
     def __call__(self, hidden: Array, mask: Array) -> Array:
         """The vectors (B, d) f32 of hidden states (B, T, d); `mask` (B, T) has the real tokens."""
-        hidden, real = hidden.astype(jnp.float32), mask[..., None]
-        match self.mode:
-            case "first":
-                vectors = hidden[:, 0]
-            case "max":
-                vectors = jnp.where(real, hidden, -jnp.inf).max(1)
-            case "mean_sqrt_len":
-                count = jnp.maximum(mask.sum(1, dtype=jnp.float32), 1)[:, None]
-                vectors = mean_of_tokens(hidden, mask) * jnp.sqrt(count)
-            case _:
-                vectors = mean_of_tokens(hidden, mask)
-        vectors = vectors if self.dense is None else self.dense(vectors)
-        if not self.normalized:
-            return vectors
-        return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        vectors = pooled(hidden, mask, self.mode)
+        return unit(vectors) if self.normalized else vectors
 
 
 @takes()
 def read_pooling(folder: str | os.PathLike) -> Pooling:
     """The pooling that `modules.json` in a folder of sentence-transformers names.
 
-    `1_Pooling/config.json` says the mode, and `sentence_bert_config.json` the length of a text. A
-    layer such as `2_Dense` is read from its `model.safetensors`.
+    `1_Pooling/config.json` says the mode, and `sentence_bert_config.json` the length of a text.
 
     Raises:
         ValueError: a file is missing or malformed, or names a module or a mode that is not
-            computed here; the message names it.
+            computed here; the message names it. A dense layer has weights, so that a model that
+            `jm.models.load` reads from the folder gives vectors itself.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -101,13 +84,18 @@ def read_pooling(folder: str | os.PathLike) -> Pooling:
         ...     config = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True}
         ...     _ = (folder / "1_Pooling/config.json").write_text(json.dumps(config))
         ...     read_pooling(folder)
-        Pooling(mode='first', normalized=False, length=0, dense=None)
+        Pooling(mode='first', normalized=False, length=0)
     """
     folder = pathlib.Path(folder)
     files = sentence_files(folder)
     if MODULES not in files:
         raise ValueError(f"{folder / MODULES} is missing")
-    return pooling_of(files, folder, folder)
+    if DENSE in module_folders(files):
+        raise ValueError(
+            f"{folder / MODULES} names {DENSE}, whose weights no pooling holds; the model that "
+            "jm.models.load reads from the folder applies it"
+        )
+    return pooling_of(files, folder)
 
 
 def sentence_files(folder: pathlib.Path) -> dict[str, Any]:
@@ -129,17 +117,20 @@ def sentence_files(folder: pathlib.Path) -> dict[str, Any]:
     return {MODULES: modules} | objects
 
 
-def pooling_of(files: dict[str, Any], source: Any, folder: pathlib.Path | None = None) -> Pooling:
-    """The pooling that the files of `sentence_files` say; that of `Pooling()` if there are none.
+def module_folders(files: dict[str, Any]) -> dict[str, str]:
+    """{kind: folder} of the modules that the files of `sentence_files` name."""
+    return {entry["type"].rpartition(".")[2]: entry["path"] for entry in files.get(MODULES, ())}
 
-    A dense layer's weights are read from the `folder` of the files.
+
+def pooling_of(files: dict[str, Any], source: Any) -> Pooling:
+    """The pooling that the files of `sentence_files` say; that of `Pooling()` if there are none.
 
     Raises:
         ValueError: they name a module or a mode that is not computed here, or lack one.
     """
     if MODULES not in files:
         return Pooling()
-    kinds = {entry["type"].rpartition(".")[2]: entry["path"] for entry in files[MODULES]}
+    kinds = module_folders(files)
     order = [*PARTS[:2], DENSE, PARTS[2]]
     if [kind for kind in order if kind in kinds] != [
         entry["type"].rpartition(".")[2] for entry in files[MODULES]
@@ -156,15 +147,7 @@ def pooling_of(files: dict[str, Any], source: Any, folder: pathlib.Path | None =
     sizes = JsonFields(files.get(SIZES, {}), f"{source}: {SIZES}: ")
     length = sizes.integer("max_seq_length", None, most=_MOST_TOKENS) or 0
     sizes.expect("do_lower_case", False)
-    if DENSE in kinds and folder is None:
-        raise ValueError(
-            f"{source}: {MODULES} names {DENSE}, whose weights a model does not hold: give "
-            "pooling=jm.models.read_pooling(folder)"
-        )
-    if DENSE in kinds and f"{kinds[DENSE]}/{CONFIG}" not in files:
-        raise ValueError(f"{source}: {kinds[DENSE]}/{CONFIG} is missing")
-    dense = DenseVector.read(folder / kinds[DENSE]) if DENSE in kinds and folder else None
-    return Pooling(_mode(files[name], f"{source}: {name}"), PARTS[2] in kinds, length, dense)
+    return Pooling(_mode(files[name], f"{source}: {name}"), PARTS[2] in kinds, length)
 
 
 def _inside(place: str) -> bool:

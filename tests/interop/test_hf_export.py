@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 import jaxmem as jm
 from jaxmem.architectures import gpt2, llama
 from jaxmem.core.lazy import Lazy
-from jaxmem.evaluation.embeddings import sentence_embedder
 from jaxmem.interop import to_hf
 from jaxmem.models.checkpoint_tensors import _HARMLESS, bare_name, nested
 from jaxmem.models.loading import load
@@ -135,13 +134,6 @@ def test_a_folder_of_sentence_transformers_stays_one(tmp_path):
     again = load(tmp_path / "again")
     assert again.hf_files["modules.json"] == modules
     assert pooling_of(again.hf_files, "") == Pooling("first", normalized=True, length=7)
-    dense = {"path": "3_Dense", "type": "a.Dense"}
-    (tmp_path / "modules.json").write_text(json.dumps([*modules, dense]))
-    model = load(tmp_path)
-    with pytest.raises(ValueError, match=r"modules\.json names .*Dense, expected Transformer"):
-        sentence_embedder(model)
-    to_hf(model, tmp_path / "bare")
-    assert not (tmp_path / "bare/modules.json").exists()
 
 
 def test_the_text_part_of_a_multimodal_checkpoint_stands_alone(tmp_path):

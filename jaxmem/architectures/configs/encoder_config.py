@@ -12,7 +12,8 @@ from .decoder_config import ACTIVATIONS
 from .patches import Patches
 from .waves import Waves
 
-POOLS = ("first", "last", "end", "highest", "attention")
+POOLS = ("first", "last", "end", "highest", "attention", "mean", "max", "mean_sqrt_len")
+VECTOR_ACTIVATIONS = ("", "tanh", "relu", "sigmoid")
 HEADS = ("", "masked_lm", "sequence", "tokens", "span", "vector")
 _CHOICES = {
     "positions": ("learned", "rotary", "none"),
@@ -20,6 +21,7 @@ _CHOICES = {
     "head": HEADS,
     "head_activation": ("", *ACTIVATIONS),
     "pool": POOLS,
+    "vector_activation": VECTOR_ACTIVATIONS,
 }
 
 
@@ -29,7 +31,8 @@ class Config:
 
     `head` is what maps the hidden states to the output: "" for none, "masked_lm" to logits of
     every token's id, "tokens" to `labels` for every token, "span" to the start and the end of an
-    answer, "sequence" to `labels` for the text, "vector" to one vector by `pool`, without a linear.
+    answer, "sequence" to `labels` for the text, "vector" to one vector by `pool`, with a linear of
+    `vector_width` outputs after it, if that is not 0.
 
     The input are tokens, with `patches` images, or with `waves` sounds; then `vocab` is 0.
 
@@ -103,8 +106,12 @@ class Config:
     head_mean: bool = False  # the head of a text reads the mean of its tokens, not the first
     head_both: bool = False  # it reads the first token and the mean of the others
     pool: str = "first"  # the vector is that of this token: "first", "last", "end", "highest" (id);
-    # or "attention": what a learned query attends to
+    # "attention": what a learned query attends to; "mean", "max" or "mean_sqrt_len" of the tokens
     end: int | None = None  # the id of the token "end"
+    vector_width: int = 0  # outputs of a linear after the pooling; 0 without it
+    vector_bias: bool = True
+    vector_activation: str = ""  # or "tanh", "relu" or "sigmoid": after this linear
+    unit_vector: bool = False  # the vector is divided by its length
 
     tensor_names: str = "bert"  # whose names the tensors of a checkpoint have
 
@@ -117,16 +124,13 @@ class Config:
         tokens = ("vocab",) if self.reads == "text" else ()
         check_positive(self, *tokens, "width", "ffn", "layers", "heads", "context", "labels")
         set_head_dim(self)
-        for name in ("types", "embed_width"):
+        for name in ("types", "embed_width", "vector_width"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         for name, words in _CHOICES.items():
             if getattr(self, name) not in words:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {words}")
-        if (self.pool == "end") != (self.end is not None):
-            raise ValueError(f"end is {self.end} with pool {self.pool!r}, expected an id for 'end'")
-        if self.head_activation and not self.head:
-            raise ValueError(f"head_activation is {self.head_activation!r} without a head")
+        _check_head(self)
         _check_positions(self)
         _check_inputs(self)
         if self.pad is not None and self.pad < 0:
@@ -140,6 +144,7 @@ class Config:
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         names = ("head", "labels", "head_activation", "head_norm", "head_bias")
         names += ("head_mean", "head_both", "pool", "end")
+        names += ("vector_width", "vector_bias", "vector_activation", "unit_vector")
         return dataclasses.replace(self, **{name: defaults[name] for name in names})
 
     @property
@@ -174,6 +179,21 @@ class Config:
             ValueError: `hf` is no encoder's, lacks a size, or sets an option not computed here.
         """
         return cls(**from_hf(hf))
+
+
+def _check_head(c: Config) -> None:
+    """Refuses options of a head that the configuration does not have."""
+    if (c.pool == "end") != (c.end is not None):
+        raise ValueError(f"end is {c.end} with pool {c.pool!r}, expected an id for 'end'")
+    if c.head_activation and not c.head:
+        raise ValueError(f"head_activation is {c.head_activation!r} without a head")
+    for name in ("vector_width", "unit_vector"):
+        if getattr(c, name) and c.head != "vector":
+            raise ValueError(
+                f"{name} is {getattr(c, name)} with head {c.head!r}, expected 'vector'"
+            )
+    if c.vector_activation and not c.vector_width:
+        raise ValueError(f"vector_activation is {c.vector_activation!r} and vector_width 0")
 
 
 def _check_positions(c: Config) -> None:

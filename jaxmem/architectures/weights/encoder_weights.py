@@ -14,6 +14,9 @@ from .tensor_layouts import Reshaped
 from .wave_weights import wave_maps
 from .weight_map import WeightMap
 
+# The linear after the pooling of sentence-transformers, which has a folder of its own.
+VECTOR = "2_Dense/linear"
+
 
 def weights(config: Any) -> dict[str, WeightMap]:
     """The tensors of a Hugging Face checkpoint that each parameter is read from.
@@ -41,7 +44,7 @@ def weights(config: Any) -> dict[str, WeightMap]:
     if c.pre_norms:
         maps |= single_norm("final_norm", names["final_norm"], c.width, c.norm_bias)
     if c.head == "vector":
-        return maps | (_attention_pool(c, names) if c.pool == "attention" else {})
+        return maps | _pool(c, names)
     if not c.head:
         return maps
     return {path: x.after(names["base"]) for path, x in maps.items()} | _head(c, names)
@@ -139,6 +142,14 @@ def _head(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
     return maps | single_linear(
         "head/out", names[f"{c.head}/out"], (1 + c.head_both) * c.width, labels
     )
+
+
+def _pool(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
+    """The parameters of the pooling, and of the linear after it."""
+    maps = _attention_pool(c, names) if c.pool == "attention" else {}
+    if not c.vector_width:
+        return maps
+    return maps | single_linear("pool/dense", VECTOR, c.width, c.vector_width, c.vector_bias)
 
 
 def _attention_pool(c: Any, names: dict[str, str]) -> dict[str, WeightMap]:
