@@ -103,9 +103,13 @@ MAY = {
     ("save|interop.*", "path"): {"text"},
     ("interop.to_peft", "base"): {"text"},
     ("card", "out"): {"text"},
+    ("calibration.choose_texts", "texts"): {"array", "list"},  # what a user's function takes
     ("data.*", "path|files|folder"): {"text", "none"},
     ("data.(lzw_)?.*", "symbols|codes|lengths|mask|rows"): {"array"},
     ("data.write", "ids"): {"list"},
+    ("evaluation.write_task|training.JsonLines|training.TensorBoard", "path|folder"): {"text"},
+    ("training.distill", "texts"): {"none"},
+    ("train.squared_gradients", "batch"): {"array"},  # what a user's loss takes
     ("data.read", "chat|encode|separator"): {"function", "none", "text"},
     ("data.Documents", "mask"): {"none", "array"},
     ("models.(documents|packed_batches)", "files|folder|separator"): {"text", "none"},
@@ -184,8 +188,10 @@ def call(fn: Callable, arguments: dict[str, Any]) -> Any:
     """Calls `fn`, and runs what is lazy in its result: a generator up to its first item."""
     named = {key: value for key, value in arguments.items() if key != "*args"}
     if "*args" in arguments:  # then what comes before is positional
-        first = list(inspect.signature(fn).parameters)
-        before = first[: first.index("args")]
+        parameters = inspect.signature(fn).parameters.values()
+        before = [
+            x.name for x in itertools.takewhile(lambda x: x.kind != x.VAR_POSITIONAL, parameters)
+        ]
         positional = [named.pop(key) for key in before]
         out = fn(*positional, *arguments["*args"], **named)
     else:

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.arguments import POSITIVE, REGEX, TREE, takes
+from ..core.arguments import KEY, POSITIVE, REGEX, TREE, takes
 from ..core.fold import Fold
 from ..core.leaf import Encoded
 from ..core.lifting import dot_general
 from ..core.paths import is_whole, match, paths
-from .rank_rules import KEY
 from .weight_layers import weight_fold
 
 

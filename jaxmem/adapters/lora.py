@@ -14,12 +14,12 @@ from jax import Array
 from ..codecs import Cast
 from ..codecs.low_rank import LowRankArray
 from ..codecs.sum import SumArray
-from ..core.arguments import REGEX, TREE, takes
+from ..core.arguments import KEY, REGEX, TREE, takes
 from ..core.leaf import is_encoded
 from ..core.paths import is_whole, paths
 from .bottleneck import BottleneckArray
 from .dora import DoraArray, row_norms
-from .rank_rules import KEY, RANK, ranks_of
+from .rank_rules import RANK, ranks_of
 from .weight_layers import weight_fold
 
 FORMS = ({"u", "v"}, {"u", "v", "m"}, {"u", "v", "e"}, {"down", "up", "bias"})

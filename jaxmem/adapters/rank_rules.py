@@ -3,21 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from ..core.arguments import Kind
 from ..core.fold import Fold
 from ..core.paths import match
 from .weight_layers import weight_fold
 
-KEY = Kind(
-    "a key of jax.random",
-    lambda x: (
-        hasattr(x, "dtype")
-        and (jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or x.dtype == jnp.uint32)
-    ),
-)
 RANK = Kind(
     "an int, or a mapping from regexes of paths to ints",
     lambda x: all(

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from ..core.arguments import REGEX, TREE, takes
+from ..core.arguments import KEY, REGEX, TREE, takes
 from .lora import adapters
-from .rank_rules import KEY, RANK
+from .rank_rules import RANK
 
 SMOOTHING = 0.85  # of both averages
 

@@ -5,7 +5,7 @@ what a weight is fed (D-optimal design; greedy is within 1 − 1/e of the best: 
 1978). Or by disagreement: those on which a coarse model is farthest from the dense one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,13 @@ from ..core.arguments import Kind, takes
 
 _RIDGE = 1e-3  # ε over the mean of the moments' diagonals
 _FUNCTION = Kind("a function, or None", lambda x: x is None or callable(x))
+_TEXTS = Kind(
+    "a sequence of texts",
+    lambda x: hasattr(x, "__getitem__") and not isinstance(x, str | bytes | Mapping),
+)
 
 
-@takes(moments=_FUNCTION, disagreement=_FUNCTION)
+@takes(texts=_TEXTS, moments=_FUNCTION, disagreement=_FUNCTION)
 def choose_texts(
     texts: Sequence[Any],
     n: int,

@@ -66,6 +66,15 @@ def _is_float_type_or_none(x: Any) -> bool:
         return False
 
 
+def _is_key(x: Any) -> bool:
+    """Whether `x` is a key of jax.random, typed or raw."""
+    if not hasattr(x, "dtype"):
+        return False
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return not x.shape
+    return x.dtype == jnp.uint32 and x.shape in ((2,), (4,))  # threefry's, rbg's
+
+
 TREE = Kind("a tree of arrays, such as a dict of them", _is_tree)
 OPTIONAL_TREE = Kind(TREE.expected, _is_tree_or_none)
 FUNCTION = Kind("a function", callable)
@@ -128,6 +137,7 @@ AT_LEAST_0 = Kind(
 )
 POSITIVE = Kind("an int of at least 1", lambda x: INTEGER.accepts(x) and x >= 1)
 FLOAT_TYPE = Kind("a type of floating-point numbers, or None", _is_float_type_or_none)
+KEY = Kind("a key, such as jax.random.key(0)", _is_key)
 IDS = Kind(
     "token ids (rows, tokens)",
     lambda x: hasattr(x, "shape") and len(x.shape) == 2 and jnp.issubdtype(x.dtype, jnp.integer),

@@ -180,6 +180,8 @@ def _token_nbytes(k: int, vocabulary: int) -> int:
 
 def _rows(part: Mapping[str, Any]) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The ids (width, k), the log-probabilities (width, k) and the rest (width,) of each row."""
+    if not isinstance(part, Mapping):
+        raise TypeError(f"kept has {shown(part)}, expected mappings of jm.train.keep_logits")
     missing = [name for name in FIELDS if name not in part]
     if missing:
         raise ValueError(f"kept logits have no {missing[0]!r}; jm.train.keep_logits makes them")

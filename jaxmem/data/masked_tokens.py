@@ -5,6 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arguments import ROW_OF_INTEGERS, Kind, takes
+
+_BATCHES = Kind(
+    "batches with a state, such as jm.data.Batches",
+    lambda x: hasattr(x, "state") and hasattr(x, "__next__"),
+)
 HIDDEN_SHARE, MASK_SHARE, RANDOM_SHARE = 0.15, 0.8, 0.1
 
 
@@ -23,6 +29,7 @@ class MaskedBatches:
         seed: of what is hidden.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: `mask_id` is outside the vocabulary; or, of a batch, all tokens are in `never`.
 
     Example:
@@ -33,6 +40,7 @@ class MaskedBatches:
         (True, True)
     """
 
+    @takes(batches=_BATCHES, never=ROW_OF_INTEGERS)
     def __init__(
         self, batches: Any, mask_id: int, vocab: int, *, never: Sequence[int] = (), seed: int = 0
     ):

@@ -12,20 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..core.arguments import NAMES, TREE, Kind, takes
+from ..core.arguments import KEY, NAMES, TREE, takes
 from ..core.leaf import is_encoded
 
 PARTS = ("codes", "scales", "masks", "weights")
 _CODES = frozenset({"codes", "planes"})
 
 
-_KEY = Kind(
-    "a key, such as jax.random.key(0)",
-    lambda x: hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and not x.shape,
-)
-
-
-@takes(tree=TREE, key=_KEY, parts=NAMES)
+@takes(tree=TREE, key=KEY, parts=NAMES)
 def flip_bits(tree: Any, rate: float, key: Array, *, parts: Sequence[str] = PARTS) -> Any:
     """The tree with each bit of the arrays of `parts` flipped with the probability `rate`.
 

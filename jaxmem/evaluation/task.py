@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
-from ..core.arguments import NAMES, check_fields
+from ..core.arguments import NAMES, check_fields, shown
 from .prompt_template import fields_of, fill
 
 METRICS = {  # of each kind; the first is the default
@@ -131,7 +131,7 @@ class Task:
     def _check(self, which: str, item: Any) -> None:
         """Refuses an item that the templates cannot be filled with, or that has no answer."""
         if not isinstance(item, Mapping):
-            raise ValueError(f"{which} is a {type(item).__name__}, expected fields by name")
+            raise ValueError(f"{which} is {shown(item)}, expected fields by name")
         try:
             fill(self.prompt, item)
             texts = self.choice_texts(item)

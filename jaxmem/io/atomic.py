@@ -54,6 +54,8 @@ def replacing(
         [('a.txt', 'all of it')]
     """
     directory = directory or replace_directory
+    if not directory and path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a directory is where a file shall be", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = temporary_path(path, token or secrets.token_hex(4))

@@ -31,9 +31,11 @@ class TensorBoard:
 
     Raises:
         ImportError: tensorboardX is missing.
+        TypeError: the folder is no path.
     """
 
     def __init__(self, folder: str | os.PathLike):
+        _check_path("TensorBoard", "folder", folder)
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
@@ -52,6 +54,10 @@ class TensorBoard:
 class JsonLines:
     """Appends one JSON object a step to a file; a run that is continued drops later steps first.
 
+    Raises:
+        TypeError: the path is none, or `after` is no integer.
+        ValueError: `after` is negative.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -63,6 +69,11 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike, after: int | None = None):
+        _check_path("JsonLines", "path", path)
+        if after is not None and not isinstance(after, int):
+            raise TypeError(f"JsonLines: after is {after!r}, expected an int or None")
+        if after is not None and after < 0:
+            raise ValueError(f"JsonLines: after is {after}, expected at least 0")
         self._path = pathlib.Path(path)
         if after is not None and self._path.exists():
             kept = [row for row in self.history if row["step"] <= after]
@@ -86,3 +97,8 @@ class JsonLines:
         numbers = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **numbers}) + "\n")
+
+
+def _check_path(name: str, argument: str, value: object) -> None:
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}: {argument} is {value!r}, expected a path")

@@ -118,7 +118,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
     if (path / RECORD).is_file():
         return _saved_model(path, dtype)
     path = ctranslate2_models.file_in(path) or path
-    suffix = "" if path.is_dir() else path.suffix
+    suffix = "" if path.is_dir() else path.suffix or "none"
     if not (path.is_file() or path.is_dir()) or suffix not in checkpoint_readers.READERS:
         file = path.is_file()
         advice = unreadable_sources.advice_for_file(path) if file else ""

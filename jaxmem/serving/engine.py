@@ -51,8 +51,8 @@ class Engine:
             while they run, come on top.
         rows: the most requests that generate at the same time.
         pages: the form of the pages, such as `jm.Pages(4)`.
-        chunk: tokens of a prompt that one program reads, a multiple of the page size; None for the
-            smallest that is at least 128.
+        chunk: tokens of a prompt that one program reads, a multiple of the page size or a divisor;
+            None for the smallest multiple that is at least 128.
         length: the most tokens of a prompt with its answer; None for the model's context.
         host: the most bytes of swapped pages in host memory.
         prefixes: a cache of prompts that were read before, such as `jm.Prefixes(1000, chunk=128,
@@ -104,8 +104,10 @@ class Engine:
         if not 1 <= self.length <= context(model):
             raise ValueError(f"length is {length}, expected at least 1, at most {context(model)}")
         chunk = -(-_LEAST_CHUNK // pages.size) * pages.size if chunk is None else chunk
-        if chunk < 1 or chunk % pages.size:
-            raise ValueError(f"chunk is {chunk}, expected a positive multiple of {pages.size}")
+        if chunk < 1 or (chunk % pages.size and pages.size % chunk):
+            raise ValueError(
+                f"chunk is {chunk}, expected a positive multiple of {pages.size}, or a divisor"
+            )
         dtype = jax.tree.leaves(model.params, is_leaf=is_encoded)[0].dtype
         sizes = {"rows": rows, "most": -(-self.length // pages.size), "dtype": dtype}
         count = pages_within(nbytes, pages, model.config, **sizes)

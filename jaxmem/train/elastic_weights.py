@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.arguments import FUNCTION, TREE, takes
+from ..core.arguments import FUNCTION, TREE, shown, takes
 from ..optimizers.companded_codes import Companded, encode_companded
 
 
@@ -35,13 +35,19 @@ def squared_gradients(loss: Callable, params: Any, batch: Any) -> Any:
     memory; the first axis of all arrays in `batch` counts rows. It is the (empirical) diagonal of
     the Fisher information, for `anchor`.
 
+    Raises:
+        ValueError: the arrays of the batch differ in rows, or have none.
+
     Example:
         >>> loss = lambda w, x: (w[None] * x).sum()
         >>> squared_gradients(loss, jnp.ones(2), jnp.array([[1.0, 2.0], [3.0, 0.0]])).tolist()
         [5.0, 2.0]
     """
+    sizes = {x.shape[0] if getattr(x, "shape", ()) else None for x in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(f"batch is {shown(batch)}, expected arrays (rows, ...) of as many rows")
     rows = jax.tree.map(lambda x: x[:, None], batch)
-    count = len(jax.tree.leaves(batch)[0])
+    (count,) = sizes
 
     def add(total, row):
         slope = jax.grad(loss)(params, row)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.arguments import POSITIVE, Kind, shown, takes
+from ..core.arguments import KEY, POSITIVE, Kind, shown, takes
 from .chunked_logits import Logits
 
-_KEY = Kind("a key of jax.random, or None", lambda x: x is None or hasattr(x, "dtype"))
+_KEY = Kind(f"{KEY.expected}, or None", lambda x: x is None or KEY.accepts(x))
 KeptKind = Literal["top", "sampled"]
 
 

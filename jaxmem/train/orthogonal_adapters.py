@@ -53,6 +53,7 @@ def adapter_directions(
 
 
 @takes(pairs=TREE, directions=TREE)
+@takes(pairs=TREE)
 def orthogonality(pairs: dict[str, dict], directions: dict[str, Array]) -> Array:
     """Σ ‖D · vᵀ‖² / ‖D‖² of all pairs and the directions D of their path, a scalar in f32.
 

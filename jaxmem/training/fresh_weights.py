@@ -4,12 +4,14 @@ import dataclasses
 
 import jax
 
+from ..core.arguments import takes
 from ..core.paths import is_whole
 from ..models import Model
 from ..models.example_inputs import example_inputs
 from ..models.model import family
 
 
+@takes()
 def fresh(model: Model, *, seed: int = 0) -> Model:
     """The model with new random weights in f32, as its Flax module draws them.
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from ..core.arguments import POSITIVE, Kind, check_fields, takes
+from ..core.arguments import POSITIVE, ROW_OF_INTEGERS, Kind, check_fields, takes
 from ..core.leaf import is_encoded
 from ..data.packed_rows import PackedRows
 from ..models import Model
@@ -21,8 +21,15 @@ from ..train.chunked_logits import Logits, chunked
 from ..train.teacher_losses import Divergence, teacher_divergence
 
 _PROMPTS = Kind(
-    "a list of prompts", lambda x: isinstance(x, Sequence) and not isinstance(x, str) and bool(x)
+    "a list of prompts, texts or rows of token ids",
+    lambda x: (
+        isinstance(x, Sequence)
+        and not isinstance(x, str)
+        and bool(x)
+        and all(isinstance(row, str) or ROW_OF_INTEGERS.accepts(row) for row in x)
+    ),
 )
+_TEXTS = Kind("an iterator of batches, or None", lambda x: x is None or hasattr(x, "__next__"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +86,7 @@ class DistillOptions:
         return teacher_divergence(temperature=self.temperature, kind=self.kind, beta=self.beta)
 
 
-@takes(prompts=_PROMPTS)
+@takes(prompts=_PROMPTS, texts=_TEXTS)
 def distill(
     student: Model,
     teacher: Model,

@@ -47,7 +47,7 @@ def test_a_file_gives_the_task_that_was_written(kind, tmp_path):
         ({"group": "age"}, "item 0 of sums has no field 'age'"),
         ({"answer": "gold"}, "item 0 of sums has no field 'gold'"),
         ({"items": (SUM, SUM | {"answer": 2})}, "item 1 of sums has the answer 2"),
-        ({"items": (SUM, "text")}, "item 1 of sums is a str"),
+        ({"items": (SUM, "text")}, "item 1 of sums is 'text', expected fields"),
         ({"kind": "retrieval"}, "no documents"),
         ({"kind": "probe"}, "no items to train on"),
         ({"kind": "pairs"}, "expected the templates of two sentences"),

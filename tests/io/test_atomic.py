@@ -55,6 +55,13 @@ def test_a_directory_takes_the_place_of_another_only_if_asked_to(tmp_path: pathl
     assert (tmp_path / "d" / "a").read_text() == "two"
 
 
+def test_no_file_is_begun_where_a_directory_is(tmp_path: pathlib.Path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"a directory is where a file shall be: .*out"):
+        write_whole(tmp_path / "out", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_link_to_a_directory_is_replaced_and_its_target_kept(tmp_path: pathlib.Path):
     write_directory(tmp_path / "target", "one")
     (tmp_path / "link").symlink_to(tmp_path / "target", target_is_directory=True)

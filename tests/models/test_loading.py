@@ -112,7 +112,8 @@ def test_names_with_a_head_s_prefix_are_found(prefix, tensors, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source", ["llama-9b", "no/such/dir", "hf://gpt2", "hf://a/b/c", "hf:///x", "setup.py"]
+    "source",
+    ["llama-9b", "no/such/dir", "hf://gpt2", "hf://a/b/c", "hf:///x", "setup.py", "LICENSE"],
 )
 def test_an_unknown_source_says_what_is_expected(source):
     with pytest.raises(ValueError, match=r"no model .*expected .*hf://org/name"):

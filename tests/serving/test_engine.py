@@ -152,7 +152,7 @@ def test_an_answer_ends_before_a_stop_text():
     ("options", "message"),
     [
         ({"rows": 0}, "rows is 0"),
-        ({"chunk": 12}, "chunk is 12, expected a positive multiple of 8"),
+        ({"chunk": 12}, "chunk is 12, expected a positive multiple of 8, or a divisor"),
         ({"length": 10**9}, "length is 1000000000"),
         ({"nbytes": 1000}, "nbytes is 1000, expected at least"),
     ],
@@ -216,6 +216,17 @@ def test_what_is_cancelled_pins_nothing():
         engine.cancel(request.id)
     assert engine.at_work == 0
     assert engine.usage().allocated == len(prefixes.evict(10**6)) > 0
+
+
+def test_chunks_may_be_parts_of_a_page():
+    found = []
+    for chunk in (16, 32):
+        options = WIDE | {"pages": jm.Pages(size=32), "chunk": chunk}
+        engine = Engine(model(), nbytes=2 * nbytes(), **options)
+        engine.add_sorted(requests(4, logprobs=True))
+        found.append(answers(engine))
+    parts, whole = found
+    assert {i: a.ids for i, a in parts.items()} == {i: a.ids for i, a in whole.items()}
 
 
 def test_a_cache_for_other_chunks_is_refused():

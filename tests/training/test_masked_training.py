@@ -55,3 +55,18 @@ def test_what_does_not_fit_an_encoder_is_refused(model, tmp_path):
     plain = jm.data.Batches(jm.data.PackedRows(TEXTS, 16), 2)
     with pytest.raises(ValueError, match=r"targets; see jm\.data"):
         jm.training.run(model, plain, RECIPE, out=tmp_path, options=options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batches": [1]}, r"batches is \[1\], expected batches with a state"),
+        ({"mask_id": "[MASK]"}, r"mask_id is '\[MASK\]', expected an int"),
+        ({"never": 8}, r"never is 8, expected integers \(n,\)"),
+        ({"seed": None}, "seed is None, expected an int"),
+    ],
+)
+def test_masked_batches_name_a_wrong_argument(wrong, message):
+    right = {"batches": batches(0), "mask_id": 3, "vocab": 32}
+    with pytest.raises(TypeError, match=message):
+        jm.data.MaskedBatches(**right | wrong)
