@@ -27,7 +27,7 @@ import numpy as np
 import jaxmem as jm
 from jaxmem.models import downloading
 
-NBYTES, LENGTH, REQUESTS, SHORTER, SEED = 256_000_000, 2048, 96, 8, 0
+NBYTES, LENGTH, CHUNK, REQUESTS, SHORTER, SEED = 256_000_000, 2048, 128, 96, 8, 0
 KINDS = {  # name: (options of the pages, rows of the engine)
     "longest length": ({"size": LENGTH}, 2),
     "pages": ({}, 40),
@@ -50,7 +50,8 @@ def load(path: pathlib.Path, vocab: int) -> list[jm.serving.GenerationRequest]:
 
 def measured(model: jm.models.Model, requests: list, pages: jm.Pages, rows: int) -> dict:
     """What an engine holds, and how fast it answers."""
-    engine = jm.serving.Engine(model, nbytes=NBYTES, rows=rows, pages=pages, length=LENGTH)
+    sizes = {"rows": rows, "length": LENGTH, "chunk": CHUNK}
+    engine = jm.serving.Engine(model, nbytes=NBYTES, pages=pages, **sizes)
     for request in requests[:2]:
         engine.add(request)
     list(engine)
