@@ -4,15 +4,17 @@
     python experiments/quality/card_table.py --data DATA --text wikitext2_valid.txt --keep DIR
 
 DATA is a folder with the files of published sets. The first half of TEXT calibrates SmolLM2, the
-second half measures it; MiniLM is calibrated on STS-B's training sentences in DATA. Quantization
-starts from the rotated SmolLM2, pruning from the model as it is. DIR keeps statistics and the items
-of the cards, which two cards can be compared by. Rows of "crows" have all 1,508 pairs of
-CrowS-Pairs and nothing else. `--rows` picks rows by a regex of their names; a row that is in the
-file is not measured again.
+second half measures it; MiniLM is calibrated on training sentences of STS-B and SST-2. Quantization
+starts from the rotated SmolLM2, pruning from the model as it is. DIR keeps statistics, encoded
+weights and the items of the cards, which two cards can be compared by. Rows of "crows" have all
+1,508 pairs of CrowS-Pairs and nothing else, rows of "full" are of the full suite. `--rows` picks
+rows by a regex of their names; a row that is in the file is not measured again. Seconds are those
+of the model's own row; the first row of a file has those of the dense model, too.
 """
 
 import argparse
 import csv
+import dataclasses
 import functools
 import json
 import pathlib
@@ -29,7 +31,7 @@ from jaxmem.evaluation import published_tasks
 
 COMMAND = "python experiments/quality/card_table.py"
 BLOCKS = "layers/.*/kernel"
-WINDOWS, LENGTH, BATCH = 64, 512, 4  # that calibrate SmolLM2
+WINDOWS, LENGTH, BATCH = 32, 512, 4  # that calibrate SmolLM2
 TOKENS = (8, 12, 16, 20, 24)  # sentences of so many tokens calibrate MiniLM, without padding
 best = lambda codec: jm.GPTQ(jm.Search(codec), turns=4)
 INTEGERS = {
@@ -49,6 +51,7 @@ NARROW = "20 % narrower"
 NEURONS = {"smollm2-135m": 1017, "minilm-l6": 1075}  # left: a fifth of all parameters, or of the
 # parameters of MiniLM's blocks, is removed
 CROWS = ("4.3 bits RTN", "4.3 bits GPTQ")
+FULL = ("8 bits RTN", "4.5 bits GPTQ", "3.3 bits GPTQ", "2:4")
 
 
 class Table:
@@ -73,12 +76,16 @@ class Table:
             rows = np.asarray(ids[: WINDOWS * LENGTH], np.int32).reshape(-1, BATCH, LENGTH)
             return [(jnp.asarray(row),) for row in rows]
         pairs = csv.reader((self.args.data / "stsb_en_train.csv").read_text("utf-8").splitlines())
+        sentences = [sentence for a, b, _ in pairs for sentence in (a, b)]
+        lines = (self.args.data / "sst2_train.tsv").read_text("utf-8").splitlines()
+        sentences = [sentences, [line.rsplit("\t", 1)[0] for line in lines]]
         self.plain.tokenizer.no_truncation()
         self.plain.tokenizer.no_padding()
-        sentences = [sentence for a, b, _ in pairs for sentence in (a, b)]
-        ids = [encoding.ids for encoding in self.plain.tokenizer.encode_batch(sentences)]
-        few = [np.array([i for i in ids if len(i) == n][:256], np.int32) for n in TOKENS]
-        return [(jnp.asarray(rows), jnp.ones(rows.shape, bool)) for rows in few]
+        rows = []
+        for texts in sentences:
+            ids = [encoding.ids for encoding in self.plain.tokenizer.encode_batch(texts)]
+            rows += [np.array([i for i in ids if len(i) == n][:128], np.int32) for n in TOKENS]
+        return [(jnp.asarray(ids), jnp.ones(ids.shape, bool)) for ids in rows]
 
     def stats(self, rotated: bool) -> dict:
         path = self.args.keep / f"{self.name} {'rotated' * rotated}.jm"
@@ -93,30 +100,31 @@ class Table:
         model = self.dense(rotated)
         if row == NARROW:
             return jm.remove_neurons(model, NEURONS[self.name], self.stats(rotated))
-        codec = (QUANTIZED | PRUNED)[row]
-        stats = None if "RTN" in row else self.stats(rotated)
-        uses = jm.uses(model.apply, model.tensors, *self.batches[0])
-        plan = jm.choose(model.params, {BLOCKS: codec})
-        return jm.models.Model(
-            model.config,
-            jm.encode(model.params, plan, uses=uses, stats=stats),
-            model.tokenizer,
-            f"{model.source}, {row}",
-        )
+        path = self.args.keep / f"{self.name} {row.replace(':', '-')}.jm"
+        if not path.exists():
+            codec = (QUANTIZED | PRUNED)[row]
+            stats = None if "RTN" in row else self.stats(rotated)
+            uses = jm.uses(model.apply, model.tensors, *self.batches[0])
+            plan = jm.choose(model.params, {BLOCKS: codec})
+            jm.save(path, jm.encode(model.params, plan, uses=uses, stats=stats))
+        source = f"{model.source}, {row}"
+        return dataclasses.replace(model, tensors=jm.load(path), source=source)
 
     def row(self, row: str) -> tuple[dict, dict]:
         """(A row of the JSON, those of the dense model, which are measured once)."""
-        crows, name = row.endswith(" crows"), row.removesuffix(" crows")
+        crows, full = row.endswith(" crows"), row.endswith(" full")
+        name = row.removesuffix(" crows").removesuffix(" full")
         rotated = self.name == "smollm2-135m" and name in QUANTIZED
         folder = self.args.keep / "cards" / self.name
-        dense = "dense" + " rotated" * rotated + " crows" * crows
+        dense = "dense" + " rotated" * rotated + " crows" * crows + " full" * full
         if (folder / dense).is_dir():
             shutil.copytree(folder / dense, folder / row / "items", dirs_exist_ok=True)
         start = time.perf_counter()
         model = self.made(name, rotated)
         jax.block_until_ready(model.params)
         made = time.perf_counter() - start
-        options = {"data": self.args.data, "text": self.held_out}
+        options = {"data": self.args.data, "suite": "full" if full else "quick"}
+        options |= {"text": self.held_out}
         if crows:
             crows_pairs = published_tasks(self.args.data)["crows_pairs"]
             options = {"data": [crows_pairs], "suite": "full"}
@@ -161,9 +169,9 @@ def main() -> None:
     if path.exists():
         results |= {"models": json.loads(path.read_text(encoding="utf-8"))["models"]}
     for name in NEURONS:
-        rows = [*QUANTIZED, *PRUNED, NARROW, *(f"{row} crows" for row in CROWS)]
-        if name != "smollm2-135m":
-            rows = [row for row in rows if "crows" not in row]
+        rows = [*QUANTIZED, *PRUNED, NARROW]
+        more = {"smollm2-135m": (CROWS, "crows"), "minilm-l6": (FULL, "full")}
+        rows += [f"{row} {kind}" for few, kind in [more[name]] for row in few]
         table = None
         for row in rows:
             there = results["models"].get(name, {}).get("rows", {})

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import sys
 from typing import Annotated, Literal
 
@@ -32,8 +33,8 @@ class MakeCard(options.SourceOptions):
     """Some items of each task, or all of them."""
     data: Annotated[str | None, arg(metavar="FOLDER")] = None
     """A folder with tasks: published sets, and JSONL files of your own."""
-    text: options.TextFile = None
-    """UTF-8 text for perplexity and KL divergence."""
+    text: Annotated[tuple[str, ...], arg(metavar="FILE [FILE ...]")] = ()
+    """UTF-8 text for perplexity and KL divergence; of several, such as those of languages, each."""
     seen: options.TextFile = None
     """UTF-8 text that the dense model was trained on; how well a model tells it from --unseen."""
     unseen: options.TextFile = None
@@ -51,8 +52,9 @@ class MakeCard(options.SourceOptions):
             return self._compare(output)
         if self.reference is None:
             raise ValueError("a card wants the dense model: give --reference, or --compare a card")
-        files = {"text": self.text, "seen": self.seen, "unseen": self.unseen}
+        files = {"seen": self.seen, "unseen": self.unseen}
         texts = {name: options.read(path) for name, path in files.items() if path is not None}
+        texts |= self._text()
         words = None if self.words is None else options.read(self.words).split("\n")
         words = words and [word.strip() for word in words if word.strip()]
         out = None if self.out is None else check_out(self.out, makes_parents=True)
@@ -78,6 +80,16 @@ class MakeCard(options.SourceOptions):
             found.save(out)
             output.note(f"{out / 'card.json'}, README.md and the items are written")
         return json.loads(found.to_json())
+
+    def _text(self) -> dict[str, str | dict[str, str]]:
+        """{"text": the text, or texts by the names of their files}; nothing without one."""
+        if len(self.text) < 2:
+            return {"text": options.read(self.text[0])} if self.text else {}
+        name = lambda path: re.sub(r"[^A-Za-z0-9_.-]", "_", pathlib.Path(path).stem)
+        named = {name(path): options.read(path) for path in self.text}
+        if len(named) < len(self.text):
+            raise ValueError(f"--text names {', '.join(self.text)}, expected files of other names")
+        return {"text": named}
 
     def _compare(self, output: Output) -> dict:
         """Pairs the items of two cards."""

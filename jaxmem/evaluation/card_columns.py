@@ -29,7 +29,8 @@ def columns_of(
     columns: dict[str, dict[str, Any]] = {name: {} for name in COLUMNS}
     if divergence is not None:
         columns["loss"] = divergence.summary()
-        columns["time"] = {"seconds_per_token": divergence.seconds_per_token}
+        if divergence.seconds_per_token is not None:
+            columns["time"] = {"seconds_per_token": divergence.seconds_per_token}
     for task in tasks:
         before, after = dense[task.name], found[task.name]
         noisy = task.name.split(".")[0] in found and "." in task.name

@@ -15,7 +15,7 @@ from .paired_answers import answer_flips
 def compare_cards(first: str | os.PathLike, second: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """{task: what changed from the first card's model to the second's}, item by item.
 
-    "tokens" has the differences of the losses, in nats.
+    "tokens" has the differences of the losses, in nats; of several texts "tokens.NAME" of each.
 
     Raises:
         FileNotFoundError: a folder has no items of a card.
@@ -26,8 +26,8 @@ def compare_cards(first: str | os.PathLike, second: str | os.PathLike) -> dict[s
         if not folder.is_dir():
             raise FileNotFoundError(f"no items of a card in {folder.parent.parent}")
     found: dict[str, dict[str, Any]] = {}
-    tokens = folders[0] / "columns" / "tokens.jsonl"
-    for path in [*sorted(folders[0].glob("*.jsonl")), *filter(pathlib.Path.is_file, [tokens])]:
+    tokens = sorted((folders[0] / "columns").glob("tokens*.jsonl"))
+    for path in [*sorted(folders[0].glob("*.jsonl")), *tokens]:
         pair = [read_items(folder / path.relative_to(folders[0])) for folder in folders]
         if pair[1] is None:
             continue
@@ -35,8 +35,8 @@ def compare_cards(first: str | os.PathLike, second: str | os.PathLike) -> dict[s
         task = [header["key"].split(" ")[1:] for header in (one, other)]
         if task[0] != task[1]:
             raise ValueError(f"{path.stem} of {first} and of {second} is not the same task")
-        if path == tokens:
-            found["tokens"] = _losses(before, after)
+        if path in tokens:
+            found[path.stem] = _losses(before, after)
         else:
             found[path.stem] = vars(answer_flips(before, after))
     if not found:

@@ -1,5 +1,7 @@
 """One row of a card: a model that tasks are asked of, and where its items are kept."""
 
+import dataclasses
+import functools
 import hashlib
 import pathlib
 import time
@@ -10,9 +12,11 @@ import jax
 import numpy as np
 
 from ..core.lazy import is_lazy
+from ..core.leaf import decode, is_encoded
+from ..models.compiled_forward import forward_of
 from ..models.continuation_scores import ContinuationScorer
 from ..models.model import Model
-from .card_result import DENSE
+from .card_result import DENSE, FLOOR
 from .embeddings import sentence_embedder
 from .item_files import read_items, write_items
 from .origin import weights_sha256
@@ -20,7 +24,7 @@ from .probe import Probe
 from .prompt_template import fill
 from .task import Task
 from .task_scores import TaskScores, encoded_pair, fitted_probe, score_task
-from .token_divergence import TokenDivergence, token_divergence
+from .token_divergence import KeptLogits, TokenDivergence, token_divergence
 
 _TOKEN_FIELDS = ("nll", "dense_nll", "kl", "same_top")
 
@@ -50,26 +54,50 @@ class Places:
 
 
 class AskedModel:
-    """One row of the card: a model that tasks are asked of."""
+    """One row of the card: a model that tasks are asked of.
 
-    def __init__(self, row: str, model: Model, probes: dict[str, Probe], places: Places):
+    `dense` is the model of the dense row, whose programs this row shares where it can.
+    """
+
+    def __init__(
+        self, row: str, model: Model, dense: Model, probes: dict[str, Probe], places: Places
+    ):
         self.row, self.model, self.probes, self.places = row, model, probes, places
+        self.dense, self.predicts = dense, hasattr(model.config, "cache")
         self.load_seconds = _load_seconds(model)
         self.hash = places.hashes[row] = weights_sha256(model.params)
-        self.scorer = self.embed = None
         self.continued: TaskScores | None = None  # texts that it wrote
-        self.forward = jax.jit(model.apply)
-        if hasattr(model.config, "cache"):
-            self.scorer = ContinuationScorer(model)
-        else:
-            embed = sentence_embedder(model)
-            self.embed = lambda texts: embed(model.params, texts)
+        self.forward = forward_of(model)
+        self.logits = KeptLogits(self.forward)
+
+    @functools.cached_property
+    def answering(self) -> Model:
+        """The model, with its weights decoded if so they run in the programs of the dense one."""
+        return as_dense(self.model, self.dense)
+
+    @functools.cached_property
+    def scorer(self) -> ContinuationScorer | None:
+        """What gives the loglikelihoods of texts; None for an encoder."""
+        return ContinuationScorer(self.answering) if self.predicts else None
+
+    @functools.cached_property
+    def embed(self) -> Callable | None:
+        """What gives the vectors of texts; None for a model that predicts text."""
+        if self.predicts:
+            return None
+        run, params = sentence_embedder(self.answering), self.answering.params
+        return lambda texts: run(params, texts)
+
+    def forget(self) -> None:
+        """Lets decoded weights go; they are decoded again if they are asked for."""
+        for name in ("answering", "scorer", "embed"):
+            vars(self).pop(name, None)
 
     def scores(self, task: Task) -> TaskScores:
         """Of a task; a probe is the one that was fitted on the dense model's vectors."""
         plain = task.name.split(".")[0]
         if task.kind == "probe" and plain not in self.probes:
-            self.probes[plain] = fitted_probe(task, self.embed)
+            self.probes[plain] = self._probe(task)
         measure = lambda: score_task(
             task,
             self.model,
@@ -80,6 +108,20 @@ class AskedModel:
         )
         return self.places.kept(self.row, task.name, f"{self.hash} {task.sha256}", measure)
 
+    def _probe(self, task: Task) -> Probe:
+        """The probe that is fitted on this model's vectors, or that is kept."""
+
+        def measure() -> TaskScores:
+            probe = fitted_probe(task, self.embed)
+            rows = [{"item": i, "weights": row.tolist()} for i, row in enumerate(probe.weights)]
+            labels = {"item": len(rows), "labels": list(probe.labels)}
+            return TaskScores("probe", (*rows, labels))
+
+        of = hashlib.sha256(repr((task.prompt, task.answer, task.train)).encode()).hexdigest()
+        *rows, labels = self.column(f"probe.{task.name}", of, measure).items
+        weights = np.array([row["weights"] for row in rows], np.float32)
+        return Probe(weights, tuple(labels["labels"]))
+
     def ids(self, text: str) -> np.ndarray:
         """The token ids of a text (tokens,), without special ones."""
         return np.array(self.model.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
@@ -88,16 +130,29 @@ class AskedModel:
         """What is measured beside tasks, of this model's weights and of `of`; or what is kept."""
         return self.places.kept(self.row, f"columns/{name}", f"{self.hash} {of}", measure)
 
-    def divergence(
-        self, reference: "AskedModel", text: str, window: int, windows: int | None
+    def divergences(
+        self, reference: "AskedModel", texts: Mapping[str, str], window: int, windows: int | None
+    ) -> dict[str, TokenDivergence]:
+        """That of each text's first windows; `windows` is the most of all texts together."""
+        share = windows and max(1, windows // len(texts))
+        divergence = functools.partial(self._divergence, reference, window=window, windows=share)
+        return {name: divergence(text, name=name) for name, text in texts.items()}
+
+    def _divergence(
+        self,
+        reference: "AskedModel",
+        text: str,
+        *,
+        window: int,
+        windows: int | None,
+        name: str,
     ) -> TokenDivergence:
-        """Of the text's first `windows` windows, or as many as it has."""
         ids = self.ids(text)
         windows = max(1, min(windows or len(ids), len(ids) // window))
         digest = hashlib.sha256(text.encode()).hexdigest()
         dense = self.places.hashes[DENSE]
         key = f"{self.hash} {dense} {digest} {window} {windows}"
-        path = self.places.path(self.row, "columns/tokens")
+        path = self.places.path(self.row, f"columns/tokens{'.' * bool(name)}{name}")
         found = read_items(path, key) if path else None
         if found:
             header, lines = found
@@ -109,9 +164,11 @@ class AskedModel:
             ids,
             window=window,
             windows=windows,
-            programs=(self.forward, reference.forward),
+            programs=(self.forward, reference.logits),
             progress=self.places.tell(f"{self.row}: text"),
         )
+        if self.row == FLOOR:  # its weights are rounded, but not computed with in bfloat16
+            result = dataclasses.replace(result, seconds_per_token=None, peak=None)
         if path:
             columns = zip(*(getattr(result, name).tolist() for name in _TOKEN_FIELDS))
             lines = [{"item": i, **dict(zip(_TOKEN_FIELDS, x))} for i, x in enumerate(columns)]
@@ -133,6 +190,20 @@ class AskedModel:
             scores = iter(self.scorer(requests))
             logprobs = [np.array([next(scores).logprob for _ in range(n)]) for n in counts]
         return np.array([x[answer] - np.delete(x, answer).max() for x in logprobs])
+
+
+def as_dense(model: Model, dense: Model) -> Model:
+    """The model with its weights decoded, if they then are arrays like those of `dense`.
+
+    So both run in the same programs. A model whose products round their inputs stays as it is.
+    """
+    leaves = [x for x in jax.tree.leaves(model.params, is_leaf=is_encoded) if is_encoded(x)]
+    if not leaves or model.config != dense.config or any(x.rounds_inputs for x in leaves):
+        return model
+    kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    if kinds(jax.eval_shape(decode, model.params)) != kinds(dense.params):
+        return model
+    return dataclasses.replace(model, tensors=jax.jit(decode)(model.params))
 
 
 def _load_seconds(model: Model) -> float | None:

@@ -1,6 +1,7 @@
 """evaluate_embeddings: Spearman's rank correlation of cosines with people's similarity scores."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from ..core.byte_counts import nbytes
+from ..models.model import Model
 from ..models.sentence_pooling import Pooling, pooling_of
 from ..models.sentence_vectors import vectors_of_texts
 from .confidence import Estimate, spearman
@@ -81,7 +83,7 @@ def sentence_embedder(
     predicts_text = getattr(model.config, "cache", None) is not None
     if predicts_text or getattr(model.config, "reads", "text") != "text":
         raise ValueError(f"{model.source} is no encoder of texts: it gives no vectors of sentences")
-    run = jax.jit(vectors_of_texts(model, pooling))
+    run = _compiled(model, pooling)
     if model.tokenizer is None:
         raise ValueError(f"{model.source} has no tokenizer, which reading sentences takes")
     pooling = pooling or pooling_of(model.hf_files, model.source)
@@ -104,6 +106,21 @@ def sentence_embedder(
         return np.stack(vectors)
 
     return embed
+
+
+def _compiled(model: Any, pooling: Pooling | None) -> Callable:
+    """`vectors_of_texts` under jit; models of one configuration share its programs."""
+    run = vectors_of_texts(model, pooling)
+    if type(model) is not Model:
+        return jax.jit(run)
+    if pooling is None and getattr(model.config, "head", "") != "vector":
+        pooling = pooling_of(model.hf_files, model.source)
+    return _of_config(model.config, pooling)
+
+
+@functools.lru_cache(maxsize=8)
+def _of_config(config: Any, pooling: Pooling | None) -> Callable:
+    return jax.jit(vectors_of_texts(Model(config, {}, None, ""), pooling))
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

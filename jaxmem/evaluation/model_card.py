@@ -1,24 +1,23 @@
 """card: what compression did to a model, item by item, beside the dense one."""
 
 import dataclasses
-import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..core.arguments import NAMES, Kind, takes
-from ..core.leaf import is_encoded
 from ..io.scalar_writers import ScalarWriter
 from ..models.example_inputs import WINDOW_TOKENS
 from ..models.example_inputs import window as window_of
 from ..models.model import Model
 from .card_columns import COLUMNS, columns_of
 from .card_explanations import EXPLANATIONS, explained, one_explained
+from .card_inputs import check_models, check_texts, sha256_of, tasks_of, with_prompts
 from .card_measures import bit_flips_of, continuations_of, membership_of, seconds_of
 from .card_result import DENSE, FLOOR, MODEL, Card
 from .card_rows import AskedModel, Places
@@ -26,15 +25,11 @@ from .card_suites import SUITES, Suite
 from .model_bytes import space_of
 from .origin import forms, plan_of, source_of, versions
 from .probe import Probe
-from .prompt_template import fields_of
-from .published_sets import published_tasks
 from .task import Task
-from .task_files import read_task
 from .task_scores import TaskScores
 from .text_noise import noisy_task
-from .token_divergence import TokenDivergence, same_vocabulary
+from .token_divergence import TokenDivergence, joined_divergence
 
-_QUICK = ("arc_easy", "piqa", "sst2", "crows_pairs", "stsb", "sst2_probe")
 _TASKS = Kind(
     "a folder, or a list of tasks",
     lambda x: (
@@ -42,18 +37,26 @@ _TASKS = Kind(
         or (isinstance(x, list | tuple) and all(isinstance(task, Task) for task in x))
     ),
 )
+_TEXT = Kind(
+    "a text, texts by name, or None",
+    lambda x: (
+        x is None
+        or isinstance(x, str)
+        or (isinstance(x, Mapping) and all(isinstance(y, str) for pair in x.items() for y in pair))
+    ),
+)
 _NAMES = Kind("a list of names, or None", lambda x: x is None or NAMES.accepts(x))
 _MODEL = Kind("a Model, such as jm.models.load gives", lambda x: isinstance(x, Model))
 
 
-@takes(model=_MODEL, reference=_MODEL, data=_TASKS, words=_NAMES, explain=_NAMES)
+@takes(model=_MODEL, reference=_MODEL, data=_TASKS, text=_TEXT, words=_NAMES, explain=_NAMES)
 def card(
     model: Model,
     reference: Model,
     *,
     suite: str = "quick",
     data: Any = (),
-    text: str | None = None,
+    text: str | Mapping[str, str] | None = None,
     seen: str | None = None,
     unseen: str | None = None,
     words: Sequence[str] | None = None,
@@ -64,18 +67,21 @@ def card(
 ) -> Card:
     """Bytes, seconds, loss, tasks, calibration, robustness, attribution, fairness, privacy, origin.
 
-    Three rows are measured: the dense reference, the reference in bfloat16, which is the noise
-    floor, and the model. Each is compared with the dense one in pairs of items.
+    Three rows are measured: the dense reference, the reference with its weights rounded to
+    bfloat16, which is the noise floor, and the model. Each is compared with the dense one in pairs
+    of items. Tasks are asked of decoded weights where these run in the reference's programs.
 
     Args:
         model: the compressed model, with a tokenizer.
         reference: the dense one.
-        suite: "quick" has 32 items of a task and 2,048 tokens, "full" all items.
+        suite: "quick" has 2,048 tokens of the text and 32 items of a task, at even distances in the
+            half of it with the shorter texts; "full" has all items.
         data: the tasks; or a folder with published sets (`jm.evaluation.published_tasks`) and
             `*.jsonl` files of tasks, of which those are taken that the model can answer. The quick
             suite takes some of the published ones.
         text: what perplexity, KL divergence, seconds and the harm of flipped bits are measured on;
-            of models that predict text.
+            of models that predict text. Several texts by name, such as those of languages, have an
+            equal number of windows, and the loss of each; the rest is measured on the first.
         seen: text that the reference was trained on, for the privacy column; with `unseen`.
         unseen: text of the same kind that it was not trained on.
         words: those that a text should not have, such as insults; counted in what the models write
@@ -115,60 +121,55 @@ def card(
     if suite not in SUITES:
         raise ValueError(f"suite is {suite!r}, expected one of {', '.join(SUITES)}")
     size, predicts = SUITES[suite], hasattr(model.config, "cache")
+    texts = {"": text} if isinstance(text, str) else dict(text or {})
+    text = next(iter(texts.values()), None)
     explain = size.explain if explain is None else tuple(explain)
     if not set(explain) <= set(EXPLANATIONS):
         raise ValueError(f"explain is {explain}, expected some of {', '.join(EXPLANATIONS)}")
-    _check_models(model, reference)
-    _check_texts(predicts, text, seen, unseen, words)
-    tasks = [task.sample(size.items) for task in _tasks(data, suite, predicts)]
+    check_models(model, reference)
+    check_texts(predicts, texts, seen, unseen, words)
+    tasks = [size.chosen(task) for task in tasks_of(data, suite, predicts)]
     if not tasks and (text is None or not predicts):
         raise ValueError("there is nothing to measure: give data with tasks, or a text")
-    noisy = [(task, kind) for task in _with_prompts(tasks, suite) for kind in size.noise]
+    noisy = [(task, kind) for task in with_prompts(tasks, suite) for kind in size.noise]
     tasks += [noisy_task(task, kind) for task, kind in noisy]
-    to_explain = [task for task in _with_prompts(tasks, "quick") if "." not in task.name]
+    to_explain = [task for task in with_prompts(tasks, "quick") if "." not in task.name]
     places = Places(pathlib.Path(out) if out is not None else None, progress)
     items: dict[str, dict[str, TaskScores]] = {}
     divergence: dict[str, TokenDivergence] = {}
     probes: dict[str, Probe] = {}
-    rows_asked = {DENSE: AskedModel(DENSE, reference, probes, places)}
-    floor = dataclasses.replace(reference, tensors=_in_bfloat16(reference.params))
-    for name, one in ((FLOOR, floor), (MODEL, model)):
-        rows_asked[name] = AskedModel(name, one, probes, places)
+    asked_models = {DENSE: reference, FLOOR: _rounded(reference), MODEL: model}
+    rows_asked = {
+        name: AskedModel(name, one, reference, probes, places) for name, one in asked_models.items()
+    }
     more: dict[str, dict[str, dict]] = {}
     for name, asked in rows_asked.items():
-        more[name] = {"space": space_of(asked.model, with_file=name != FLOOR)}
+        stored = asked.model if name != FLOOR else _in_bfloat16(reference)
+        more[name] = {"space": space_of(stored, with_file=name != FLOOR)}
         items[name] = {task.name: asked.scores(task) for task in tasks}
         for task, kind in itertools.product(to_explain[:1], explain):
             dense = items[DENSE][task.name]
             items[name][kind] = explained(asked, task, dense, size.explained, kind)
         if predicts and text is not None:
-            window = min(size.window or WINDOW_TOKENS, window_of(asked.model))
-            divergence[name] = asked.divergence(rows_asked[DENSE], text, window, size.windows)
-            found = _of_text(asked, text, window, size, divergence[name])
-            if words:
-                dense = rows_asked[DENSE]
-                found["fairness"] = continuations_of(asked, dense, text, words, size.items)
+            dense_row = rows_asked[DENSE]
+            divergence[name], found = _of_texts(asked, dense_row, texts, words, size)
             for column, values in found.items():
                 more[name][column] = {**more[name].get(column, {}), **values}
         if seen is not None and unseen is not None:
             more[name]["privacy"] = vars(membership_of(asked, seen, unseen, size.texts))
+        asked.forget()
     rows = {}
     for name in rows_asked:
         columns = columns_of(tasks, items[DENSE], items[name], divergence.get(name))
-        joined = {key: {**columns.get(key, {}), **more[name].get(key, {})} for key in COLUMNS}
-        rows[name] = {key: column for key, column in joined.items() if column}
+        both = {key: {**columns.get(key, {}), **more[name].get(key, {})} for key in COLUMNS}
+        rows[name] = {key: column for key, column in both.items() if column}
     origin = {
-        "model": model.source,
-        "reference": reference.source,
         "suite": suite,
         "weights_sha256": dict(places.hashes),
-        "sources": {name: source_of(rows_asked[name].model.source) for name in (DENSE, MODEL)},
-        "forms": forms(model.params),
-        "plan": plan_of(model.params),
-        "text_sha256": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "text_sha256": sha256_of(texts),
         "tasks_sha256": {task.name: task.sha256 for task in tasks},
-        "versions": versions(),
     }
+    origin = _origin_of(model, reference) | origin
     block = divergence[MODEL].block() if divergence else ""
     one = one_explained(to_explain[:1], {name: items[name] for name in (DENSE, MODEL)})
     made = Card(origin=origin, rows=rows, llama_cpp=block, explained=one)
@@ -177,77 +178,53 @@ def card(
     return made
 
 
-def _of_text(
-    asked: AskedModel, text: str, window: int, size: Suite, divergence: TokenDivergence
-) -> dict[str, dict[str, Any]]:
-    """The columns that a text gives beside the loss; bfloat16 is slow where it is emulated."""
+def _of_texts(
+    asked: AskedModel,
+    dense: AskedModel,
+    texts: Mapping[str, str],
+    words: Sequence[str] | None,
+    size: Suite,
+) -> tuple[TokenDivergence, dict[str, dict[str, Any]]]:
+    """(the divergence, the columns that texts give beside it); few of the noise floor."""
+    window = min(size.window or WINDOW_TOKENS, window_of(asked.model))
+    each = asked.divergences(dense, texts, window, size.windows)
+    whole, text = joined_divergence(list(each.values())), next(iter(texts.values()))
     ids = asked.ids(text)
-    found: dict[str, dict[str, Any]] = {
-        "robustness": {"bit_flips": bit_flips_of(asked, ids, window, size.flip_rates)},
-        "space": {} if divergence.peak is None else {"peak": divergence.peak},
-    }
+    found: dict[str, dict[str, Any]] = {}
+    if words:
+        found["fairness"] = continuations_of(asked, dense, text, words, size.items)
+    if len(each) > 1:
+        found["loss"] = {"by_text": {name: part.short_summary() for name, part in each.items()}}
+    if asked.row != FLOOR:
+        flips = bit_flips_of(asked, ids, window, size.flip_rates)
+        found["robustness"] = {"bit_flips": flips}
+        found["space"] = {} if whole.peak is None else {"peak": whole.peak}
     if asked.row != FLOOR and asked.model.config.cache is not None:
         found["time"] = seconds_of(asked, ids)
-    return found
+    return whole, found
 
 
-def _check_texts(
-    predicts: bool,
-    text: str | None,
-    seen: str | None,
-    unseen: str | None,
-    words: Sequence[str] | None,
-) -> None:
-    """Refuses texts and words that say nothing of a model."""
-    if (seen is None) != (unseen is None) or (seen is not None and not predicts):
-        raise ValueError("privacy wants seen and unseen texts, and a model that predicts text")
-    if words is not None and (text is None or not predicts or not all(words)):
-        raise ValueError("words are counted in what is written after a text: give words and a text")
+def _origin_of(model: Model, reference: Model) -> dict[str, Any]:
+    """Where the models come from, and what the model is made of."""
+    return {
+        "model": model.source,
+        "reference": reference.source,
+        "sources": {DENSE: source_of(reference.source), MODEL: source_of(model.source)},
+        "forms": forms(model.params),
+        "plan": plan_of(model.params),
+        "versions": versions(),
+    }
 
 
-def _check_models(model: Model, reference: Model) -> None:
-    """Refuses models that cannot be compared."""
-    if any(map(is_encoded, jax.tree.leaves(reference.tensors, is_leaf=is_encoded))):
-        raise ValueError(f"the reference {reference.source} is encoded, expected a dense model")
-    predicts = hasattr(model.config, "cache")
-    if predicts != hasattr(reference.config, "cache"):
-        raise ValueError(f"of {model.source} and {reference.source} one is an encoder")
-    for one in (model, reference):
-        if one.tokenizer is None:
-            raise ValueError(f"{one.source} has no tokenizer, which a card takes")
-    if predicts:
-        same_vocabulary(model, reference)
+def _in_bfloat16(model: Model) -> Model:
+    """The shapes of the model with its floats in bfloat16."""
+    floats = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    cast = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16 if floats(x) else x.dtype)
+    return dataclasses.replace(model, tensors=jax.tree.map(cast, model.params))
 
 
-def _tasks(data: Any, suite: str, predicts: bool) -> list[Task]:
-    """The tasks of `data` that a model can answer: one that predicts text, or gives vectors."""
-    kinds = ("choice", "generation") if predicts else ("pairs", "retrieval", "probe")
-    if isinstance(data, str | os.PathLike):
-        published = published_tasks(data).values()
-        own = [read_task(path) for path in sorted(pathlib.Path(data).glob("*.jsonl"))]
-        found = [task for task in published if suite == "full" or task.name in _QUICK] + own
-        return [task for task in found if task.kind in kinds]
-    for task in data:
-        if task.kind not in kinds:
-            raise ValueError(f"{task.name} is of kind {task.kind}, expected one of {kinds}")
-    names = [task.name for task in data]
-    if len(set(names)) < len(names):
-        raise ValueError(f"the tasks are named {names}, expected another name for each")
-    return list(data)
-
-
-def _with_prompts(tasks: Sequence[Task], suite: str) -> list[Task]:
-    """The tasks with a text in their prompts whose answers are classes; one in a quick suite."""
-    found = []
-    for task in tasks:
-        texts = any(isinstance(task.items[0][name], str) for name in fields_of(task.prompt))
-        if texts and task.kind in ("choice", "probe"):
-            found.append(task)
-    found.sort(key=lambda task: task.name not in ("sst2", "sst2_probe"))
-    return found if suite == "full" else found[:1]
-
-
-def _in_bfloat16(params: Any) -> Any:
-    """The tree with its floats in bfloat16."""
-    cast = lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x
-    return jax.tree.map(cast, params)
+def _rounded(model: Model) -> Model:
+    """The model with its weights rounded to bfloat16; it runs in the programs of the model."""
+    floats = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    cast = lambda x: x.astype(jnp.bfloat16).astype(x.dtype) if floats(x) else x
+    return dataclasses.replace(model, tensors=jax.tree.map(cast, model.params))

@@ -79,7 +79,7 @@ class Task:
 
     def __post_init__(self):
         check_fields(self, until=NAMES)
-        if not self.name or not set(self.name) <= _LETTERS:
+        if not self.name or not set(self.name) <= LETTERS:
             raise ValueError(f"the task's name is {self.name!r}, expected letters, digits or _.-")
         if self.kind not in METRICS:
             raise ValueError(f"{self.name}: kind is {self.kind!r}, expected {', '.join(METRICS)}")
@@ -203,4 +203,4 @@ class Task:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-_LETTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+LETTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")

@@ -1,7 +1,8 @@
 """read_task, write_task: a task as one file of JSON lines.
 
 The first line is `{"task": {"name": ..., "kind": ..., "prompt": ...}}`, the fields of `Task`. Each
-other line is an item, `{"document": id, "text": ...}`, or `{"train": item}`.
+other line is an item, `{"document": id, "text": ...}`, or `{"train": item}`. Beside "task" the
+first line may have a "dataset", `{"path": "owner/name", "split": "test"}`, whose rows are items.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from typing import Any
 
 from ..core.arguments import takes
 from ..io.atomic import replacing
+from .hub_items import hub_items
 from .task import Task
 
 
@@ -20,10 +22,14 @@ from .task import Task
 def read_task(path: str | os.PathLike) -> Task:
     """The task of a file.
 
+    A data set that the file names is read by `datasets`, from the hub or a folder; a relative path
+    is looked for beside the file.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is no JSON object, or the first says nothing of the task; what `Task`
-            refuses. The message names the file and the line.
+            refuses; a data set is not read. The message names the file and the line.
+        ImportError: the file names a data set, and datasets is missing.
 
     Example:
         >>> import pathlib, tempfile
@@ -58,6 +64,9 @@ def read_task(path: str | os.PathLike) -> Task:
         else:
             items.append(line)
     try:
+        if "dataset" in first:
+            found = _of_dataset(first["dataset"], header, path.parent)
+            items, train = [*found["items"], *items], [*found.get("train", ()), *train]
         return Task(**header, items=tuple(items), train=tuple(train), documents=documents)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -72,6 +81,13 @@ def write_task(path: str | os.PathLike, task: Task) -> None:
     with replacing(pathlib.Path(path)) as new:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         new.write_text(text, encoding="utf-8")
+
+
+def _of_dataset(source: Any, header: dict[str, Any], folder: pathlib.Path) -> dict[str, tuple]:
+    """The items of the data set that a file names."""
+    if not isinstance(source, dict):
+        raise ValueError(f'dataset is {source!r}, expected {{"path": ...}}')
+    return hub_items(source, str(header.get("answer", "answer")), folder)
 
 
 def _objects(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:

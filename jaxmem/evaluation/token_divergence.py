@@ -7,11 +7,12 @@ windows are half read and half scored; here all but the first token of a window 
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from ..models.example_inputs import window as window_of
 from ..models.model import Model
@@ -21,6 +22,7 @@ from .perplexity_kl import peak_of, token_scores, windows_of
 from .position_divergence import kl_by_position
 
 _SCORE = jax.jit(token_scores)
+_MOST_KEPT = 2**29  # bytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,6 +59,12 @@ class TokenDivergence:
             "same_top": Estimate.of(self.same_top, 0.0, 1.0),
         }
 
+    def short_summary(self) -> dict[str, Any]:
+        """The quantities of `summary` that a text among others is told by."""
+        s = self.summary()
+        names = ("tokens", "perplexity", "dense_perplexity", "perplexity_ratio", "kl", "same_top")
+        return {name: s[name] for name in names}
+
     def block(self) -> str:
         """The lines that llama.cpp prints, with 95 % intervals in the place of standard errors."""
         s = self.summary()
@@ -88,6 +96,39 @@ class TokenDivergence:
         return "\n".join(lines)
 
 
+def joined_divergence(parts: Sequence[TokenDivergence]) -> TokenDivergence:
+    """The divergence of several texts in windows of one length, as of one text.
+
+    Example:
+        >>> one = TokenDivergence(*np.eye(4)[:3], np.ones(4, bool), window=5)
+        >>> len(joined_divergence([one, one]).kl)
+        8
+    """
+    arrays = ("nll", "dense_nll", "kl", "same_top")
+    whole = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
+    return dataclasses.replace(parts[0], **whole)
+
+
+class KeptLogits:
+    """`forward`, whose logits of the first texts are kept: as many as 512 MiB hold.
+
+    Several models are compared with one reference so that it runs once.
+    """
+
+    def __init__(self, forward: Callable):
+        self.forward, self.kept = forward, {}
+
+    def __call__(self, params: Any, ids: np.ndarray) -> Array:
+        """The logits (B, T, vocab) of ids (B, T), always of the same params."""
+        key = ids.tobytes()
+        if key in self.kept:
+            return self.kept[key]
+        logits = self.forward(params, ids)
+        if logits.nbytes * (len(self.kept) + 1) <= _MOST_KEPT:
+            self.kept[key] = logits
+        return logits
+
+
 def token_divergence(
     model: Model,
     reference: Model,
@@ -108,7 +149,8 @@ def token_divergence(
         params: the model's weights, dense or encoded; None for `model.params`.
         window: tokens in a window; None for 1,024, or the context if it is less.
         windows: how many from the start of the text; None for all.
-        programs: `jax.jit` of both models' `apply`, which so need not compile again.
+        programs: `jax.jit` of both models' `apply`, which so need not compile again; the second
+            may be `KeptLogits`.
         progress: `progress(done, windows)` is called after each window.
 
     Raises:
@@ -121,11 +163,14 @@ def token_divergence(
     params = model.params if params is None else params
     forward, dense = programs or (jax.jit(model.apply), jax.jit(reference.apply))
     forward = forward.lower(params, text[:1]).compile()
+    is_same = model is reference and params is reference.params
     found, seconds = [], []
     for number, row in enumerate(text):
-        target = jax.block_until_ready(dense(reference.params, row[None]))
         start = time.perf_counter()
-        logits = jax.block_until_ready(forward(params, row[None]))
+        logits = target = jax.block_until_ready(dense(reference.params, row[None]))
+        if not is_same:
+            start = time.perf_counter()
+            logits = jax.block_until_ready(forward(params, row[None]))
         seconds.append((time.perf_counter() - start) / len(row))
         found.append(jax.device_get(_SCORE(logits, target, row[None])))
         del logits, target

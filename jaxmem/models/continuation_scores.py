@@ -1,29 +1,32 @@
 """log p(continuation | context): a context is read once for all of its continuations.
 
-Contexts of nearly one length are read together, and their keys and values kept up to where the
-shortest of them ends; each continuation is then read with what is left of its context, so that all
-rows of a batch stand at one position. Contexts with one continuation are read with it. Lengths are
-rounded up, so that few programs compile.
+Contexts of several lengths are read together and padded at their ends; a continuation goes on where
+its own context ended, from the keys and values of that row. Contexts with one continuation are read
+with it. Few shapes are used, so that few programs compile: models of one configuration share them.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from ..core.leaf import is_encoded
+from .continuation_programs import programs_of
 from .model import Model, check_in_vocabulary
-from .next_token_logits import CACHE_STEP, rows_of
+from .padded_shapes import padded_rows, padded_widths, rounded
 from .text_models import context as most_tokens
 from .text_models import reads_source, vocabulary
 
 _MOST_LOGITS = 2**26  # in one batch: 256 MiB in float32
+_MOST_TOKENS = 1024  # in one batch
+_MOST_CACHED = 2**14  # tokens whose keys and values a batch holds
+_ROOM_STEP = 64  # tokens after a context that its cache has room for, rounded up
 _LEAST_SHARED = 4  # tokens of a context that are worth a program of their own
-_MOST_READ_AGAIN = 4  # tokens of a context that each of its continuations may read again
+_COMPILATION = 7e10  # what a program costs, in tokens of a model with one weight: a core's 2 s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +82,11 @@ class ContinuationScorer:
         by_token = getattr(model.config, "by_token", False)
         self._shares = self._cache is not None and not by_token
         self._shares = self._shares and not getattr(model.config, "recurrence", None)
-        apply = model.apply
-        self._read = jax.jit(lambda params, ids, cache: apply(params, ids, cache, 0)[1])
-        self._rows = jax.jit(lambda params, ids, targets: _score(apply(params, ids), targets))
-
-        def after(params, ids, targets, cache, which, position):
-            logits, _ = apply(params, ids, rows_of(cache, which), position)
-            return _score(logits, targets)
-
-        self._after = jax.jit(after)
+        self._programs = programs_of(model)
+        kind = (jax.tree.structure(self.params), self._dtype)
+        self._compiled = self._programs.compiled[kind]
+        weights = sum(leaf.size for leaf in leaves)
+        self._program = int(min(max(_COMPILATION / weights, 16), 2**14))
 
     def __call__(
         self,
@@ -110,81 +109,92 @@ class ContinuationScorer:
         groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         for context, continuation in dict.fromkeys(pairs):
             groups.setdefault(context, []).append(continuation)
+        shared = self._shared_groups(groups)
+        alone = [(c, one) for c, few in groups.items() if c not in shared for one in few]
         found: dict[tuple, ContinuationScore] = {}
-
-        def tell():
+        for done in itertools.chain(self._shared(shared), self._alone(alone)):
+            found |= done
             if progress:
                 progress(len(found), sum(map(len, groups.values())))
-
-        shared = {c: few for c, few in groups.items() if self._is_shared(c, few)}
-        for batch in self._batches(shared):
-            found |= dict(zip(batch, self._shared(batch)))
-            tell()
-        alone = [(c, one) for c, few in groups.items() if c not in shared for one in few]
-        alone.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-        for few in _chunks(alone, self._most_rows):
-            found |= dict(zip(few, self._alone(few)))
-            tell()
         return [found[pair] for pair in pairs]
 
-    def _is_shared(self, context: tuple, continuations: list[tuple]) -> bool:
-        enough = len(continuations) > 1 and len(context) > _LEAST_SHARED
-        longest = max(map(len, continuations))
-        room = len(context) + _rounded(longest + _MOST_READ_AGAIN)
-        return self._shares and enough and room <= self.most
+    def _shared_groups(self, groups: dict[tuple, list[tuple]]) -> dict[tuple, list[tuple]]:
+        """The contexts that are read once, with their continuations."""
+        enough = lambda context, few: len(few) > 1 and len(context) > _LEAST_SHARED
+        found = {c: few for c, few in groups.items() if self._shares and enough(c, few)}
+        longest = max((rounded(len(one)) for few in found.values() for one in few), default=0)
+        return {c: few for c, few in found.items() if rounded(len(c)) + longest <= self.most}
 
-    def _batches(self, groups: dict[tuple, list[tuple]]) -> Iterator[list[tuple]]:
-        """Lists of (context, continuation), whose contexts are of nearly one length."""
-        batch: list[tuple] = []
-        for context in sorted(groups, key=lambda c: (len(c), c)):
-            pairs = [(context, continuation) for continuation in sorted(groups[context], key=len)]
-            first = batch[0][0] if batch else context
-            longest = max(len(c) for _, c in batch + pairs) + _MOST_READ_AGAIN
-            far = len(context) - len(first) > _MOST_READ_AGAIN - 1
-            if batch and (far or len(batch) + len(pairs) > self._most_rows(longest)):
-                yield batch
-                batch = []
-            rows = self._most_rows(max(len(c) for _, c in pairs) + _MOST_READ_AGAIN)
-            while len(pairs) > rows:
-                yield pairs[:rows]
-                pairs = pairs[rows:]
-            batch += pairs
-        if batch:
-            yield batch
+    def _shared(self, groups: dict[tuple, list[tuple]]) -> Iterator[dict[tuple, ContinuationScore]]:
+        """The scores of each batch of continuations."""
+        if not groups:
+            return
+        after = [len(one) for few in groups.values() for one in few]
+        room = -(-rounded(max(after)) // _ROOM_STEP) * _ROOM_STEP
+        room = min(room, self.most - max(rounded(len(context)) for context in groups))
+        widths = self._widths("after", after)
+        before = self._widths("read", [len(context) - 1 for context in groups])
+        for length, contexts in _by_width(groups, before, lambda c: len(c) - 1):
+            rows = self._most_rows(length, logits=False, cached=length + room)
+            for few in _chunks(contexts, rows):
+                prefix = [context[:-1] for context in few]
+                count = self._rows("read", len(few), length, rows)
+                ids, _ = _padded(prefix, prefix, count, length)
+                cache = self._cache(count, length + room, self._dtype)
+                cache = self._programs.read(self.params, ids, cache)
+                at = {context: row for row, context in enumerate(few)}
+                pairs = [(context, one) for context in few for one in groups[context]]
+                for width, own in _by_width(pairs, widths, lambda pair: len(pair[1])):
+                    most = self._most_rows(width, cached=length + room)
+                    for batch in _chunks(own, most):
+                        yield self._continued(batch, at, cache, width, most)
 
-    def _most_rows(self, longest: int) -> int:
-        """Rows of a batch whose logits fit: a power of two."""
-        rows = max(1, min(self.batch, _MOST_LOGITS // (self.vocab * _rounded(longest))))
-        return 1 << (rows.bit_length() - 1)
+    def _continued(
+        self, pairs: list[tuple], at: dict[tuple, int], cache: Any, width: int, most: int
+    ) -> dict[tuple, ContinuationScore]:
+        """The scores of continuations, each read from the last token of its context."""
+        count = self._rows("after", len(pairs), width, most)
+        texts = [(context[-1], *continuation[:-1]) for context, continuation in pairs]
+        ids, targets = _padded(texts, [one for _, one in pairs], count, width)
+        which, starts = np.zeros((2, count), np.int32)
+        which[: len(pairs)] = [at[context] for context, _ in pairs]
+        starts[: len(pairs)] = [len(context) - 1 for context, _ in pairs]
+        return _taken(self._programs.after(self.params, ids, targets, cache, which, starts), pairs)
 
-    def _shared(self, pairs: list[tuple]) -> list[ContinuationScore]:
-        """The scores of continuations, each read from where the shortest context ends."""
-        contexts = list(dict.fromkeys(context for context, _ in pairs))
-        before = min(map(len, contexts)) - 1
-        texts = [(*context[before:], *c[:-1]) for context, c in pairs]
-        targets = [(*_nothing(context[before:]), *c) for context, c in pairs]
-        width = _rounded(max(map(len, texts)))
-        ids, targets = _padded(texts, targets, _power_of_two(len(pairs)), width)
-        prefixes = [context[:before] for context in contexts]
-        length = min(_rounded(before), self.most)
-        prefix, _ = _padded(prefixes, prefixes, _power_of_two(len(contexts)), length)
-        which = np.zeros(len(ids), np.int32)
-        which[: len(pairs)] = [contexts.index(context) for context, _ in pairs]
-        room = max(length, before + width)
-        room = min(room + -room % CACHE_STEP, max(self.most, room))
-        cache = self._cache(len(prefix), room, self._dtype)
-        cache = self._read(self.params, prefix, cache)
-        return _taken(self._after(self.params, ids, targets, cache, which, before), pairs)
-
-    def _alone(self, pairs: list[tuple]) -> list[ContinuationScore]:
+    def _alone(self, pairs: list[tuple]) -> Iterator[dict[tuple, ContinuationScore]]:
         """The scores of rows that hold a context and its continuation."""
-        texts = [(*context, *continuation[:-1]) for context, continuation in pairs]
-        targets = [(*_nothing(context), *continuation) for context, continuation in pairs]
-        longest = max(map(len, texts))
-        width = min(_rounded(longest), self.most)
-        rows = self._most_rows(longest) if len(pairs) > 1 else 1
-        scores = self._rows(self.params, *_padded(texts, targets, rows, width))
-        return _taken(scores, pairs)
+        if not pairs:
+            return
+        length = lambda pair: sum(map(len, pair)) - 1
+        for width, own in _by_width(pairs, self._widths("rows", map(length, pairs)), length):
+            most = self._most_rows(width)
+            for few in _chunks(own, most):
+                texts = [(*context, *one[:-1]) for context, one in few]
+                targets = [(-1,) * (len(context) - 1) + one for context, one in few]
+                count = self._rows("rows", len(few), width, most)
+                yield _taken(
+                    self._programs.whole(self.params, *_padded(texts, targets, count, width)), few
+                )
+
+    def _widths(self, kind: str, lengths: Iterable[int]) -> list[int]:
+        """The widths of the programs of a kind that texts are padded to."""
+        compiled = {width for of, _, width in self._compiled if of == kind}
+        options = {"program": self._program, "most": self.most}
+        return padded_widths(list(lengths), compiled, **options)
+
+    def _rows(self, kind: str, count: int, width: int, most: int) -> int:
+        """The rows of a batch, whose program will be compiled."""
+        compiled = {rows for of, rows, own in self._compiled if (of, own) == (kind, width)}
+        rows = padded_rows(count, width, compiled, program=self._program, most=most)
+        self._compiled.add((kind, rows, width))
+        return rows
+
+    def _most_rows(self, width: int, *, logits: bool = True, cached: int = 1) -> int:
+        """Rows of a batch whose tokens, logits and cache are few enough: a power of two."""
+        rows = min(self.batch, max(1, _MOST_TOKENS // width), max(1, _MOST_CACHED // cached))
+        if logits:
+            rows = min(rows, max(1, _MOST_LOGITS // (self.vocab * width)))
+        return 1 << (rows.bit_length() - 1)
 
     def _check(self, number: int, context: tuple, continuation: tuple) -> None:
         if not context or not continuation:
@@ -200,19 +210,6 @@ class ContinuationScorer:
         check_in_vocabulary(np.array((*context, *continuation)), self.vocab)
 
 
-def _score(logits: Array, targets: Array) -> tuple[Array, Array]:
-    """(log-probabilities (B,) summed over targets (B, T), whether all are most probable (B,)).
-
-    `logits` are (B, T, vocab); a target of -1 is none.
-    """
-    logits, real = logits.astype(jnp.float32), targets >= 0
-    at = jnp.maximum(targets, 0)[..., None]
-    chosen = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
-    logprobs = jnp.where(real, chosen - jax.nn.logsumexp(logits, axis=-1), 0)
-    greedy = jnp.where(real, logits.argmax(-1) == targets, True)
-    return logprobs.sum(-1), greedy.all(-1)
-
-
 def _padded(
     texts: Sequence[tuple], targets: Sequence[tuple], rows: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -223,32 +220,28 @@ def _padded(
     return ids, wanted
 
 
-def _nothing(context: tuple) -> tuple[int, ...]:
-    """The targets at tokens of a context, without its last: none."""
-    return (-1,) * (len(context) - 1)
-
-
-def _taken(scores: tuple[Array, Array], pairs: list[tuple]) -> list[ContinuationScore]:
+def _taken(scores: tuple[Array, Array], pairs: list[tuple]) -> dict[tuple, ContinuationScore]:
     logprobs, greedy = map(np.asarray, scores)
-    return [
-        ContinuationScore(float(logprobs[i]), bool(greedy[i]), len(continuation))
-        for i, (_, continuation) in enumerate(pairs)
-    ]
+    return {
+        pair: ContinuationScore(float(logprobs[i]), bool(greedy[i]), len(pair[1]))
+        for i, pair in enumerate(pairs)
+    }
 
 
-def _chunks(pairs: list[tuple], most_rows: Callable[[int], int]) -> Iterator[list[tuple]]:
-    """Pairs, sorted by length, in batches; how many are in one depends on the longest."""
-    while pairs:
-        count = most_rows(sum(map(len, pairs[-1])))
-        yield pairs[-count:]
-        pairs = pairs[:-count]
+def _by_width(
+    texts: Iterable[tuple], widths: Sequence[int], length: Callable[[tuple], int]
+) -> Iterator[tuple[int, list[tuple]]]:
+    """(width, the texts whose first width that holds them it is)."""
+    ordered, start = sorted(texts, key=lambda text: (length(text), text)), 0
+    for width in widths:
+        end = start
+        while end < len(ordered) and length(ordered[end]) <= width:
+            end += 1
+        if end > start:
+            yield width, ordered[start:end]
+        start = end
 
 
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
-
-
-def _rounded(length: int) -> int:
-    """The least of 8, 16, 24, 32, 48, 64, 96, 128, ... that is no less than `length`."""
-    power = max(8, _power_of_two(length))
-    return power * 3 // 4 if length <= power * 3 // 4 and power > 16 else power
+def _chunks(texts: list[tuple], most: int) -> Iterator[list[tuple]]:
+    for start in range(0, len(texts), most):
+        yield texts[start : start + most]

@@ -61,11 +61,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def line(folder):
-    places = {"reference": "model", "data": "tasks", "text": "a.txt", "out": "small.card"}
+    places = {"reference": "model", "data": "tasks", "out": "small.card"}
     places |= {"seen": "a.txt", "unseen": "b.txt", "words": "words.txt"}
     (folder / "words.txt").write_text("bad\n\nawful\n")
     options = (word for name, place in places.items() for word in (f"--{name}", folder / place))
-    return ("card", folder / "small", *options)
+    texts = ("--text", folder / "a.txt", folder / "b.txt")
+    return ("card", folder / "small", *options, *texts)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,8 @@ def made(line):
 def test_a_card_has_every_column_beside_the_noise_floor(made, folder):
     rows = made["rows"]
     assert list(rows) == ["dense", "dense in bfloat16", "model"]
-    assert all(set(row) == set(COLUMNS) for row in rows.values())
+    assert all(set(COLUMNS) - set(row) <= {"time"} for row in rows.values())
+    assert "time" not in rows["dense in bfloat16"]  # its weights are rounded, and no more
     space = rows["model"]["space"]
     assert space["resident"] < rows["dense"]["space"]["resident"]
     assert space["file"] == sum(x.stat().st_size for x in (folder / "small").iterdir())
@@ -88,7 +90,10 @@ def test_a_card_has_every_column_beside_the_noise_floor(made, folder):
     kl = {name: row["loss"]["kl"]["mean"] for name, row in rows.items()}
     assert kl["dense"] == pytest.approx(0, abs=1e-6)
     assert kl["dense"] < kl["dense in bfloat16"] and kl["dense"] < kl["model"]
-    assert rows["model"]["loss"]["tokens"] == 4 * (CONTEXT - 1)
+    loss = rows["model"]["loss"]
+    kls = [text["kl"]["mean"] for text in loss["by_text"].values()]
+    assert list(loss["by_text"]) == ["a", "b"] and loss["tokens"] == 8 * (CONTEXT - 1)
+    assert np.mean(kls) == pytest.approx(kl["model"], rel=1e-6)
     assert set(rows["model"]["robustness"]) == {"mood.typo", "bit_flips"}
     flips = rows["model"]["robustness"]["bit_flips"]
     assert list(flips) == ["codes", "scales", "weights"]
@@ -156,12 +161,14 @@ def test_two_cards_are_compared_in_pairs(made, folder):
     other = folder / "dense.card" / "items" / "model"
     shutil.copytree(items / "dense", other)  # the dense model, as if it had a card of its own
     compared = found("card", folder / "dense.card", "--compare", folder / "small.card")
-    assert set(compared) == {"mood", "mood.typo", "pairs", "tokens"}
+    assert set(compared) == {"mood", "mood.typo", "pairs", "tokens.a", "tokens.b"}
     row = made["rows"]["model"]
     assert compared["mood"]["changed"] == row["tasks"]["mood"]["changed"]
-    assert compared["tokens"]["kl"]["mean"] == pytest.approx(row["loss"]["kl"]["mean"], abs=1e-6)
+    text = row["loss"]["by_text"]["b"]
+    assert compared["tokens.b"]["kl"]["mean"] == pytest.approx(text["kl"]["mean"], abs=1e-6)
     same = compare_cards(folder / "small.card", folder / "small.card")
-    assert same["tokens"]["nll"].mean == same["tokens"]["kl"].mean == same["mood"]["changed"] == 0
+    one = same["tokens.a"]
+    assert one["nll"].mean == one["kl"].mean == same["mood"]["changed"] == 0
     with pytest.raises(FileNotFoundError, match="no items of a card"):
         compare_cards(folder / "model", folder / "small.card")
 
@@ -192,6 +199,10 @@ def test_what_a_card_cannot_be_of_is_said(folder):
         jm.card(model, jm.models.load(folder / "small"), data=[TASK])
     with pytest.raises(ValueError, match="give words and a text"):
         jm.card(model, model, data=[TASK], words=["bad"])
+    with pytest.raises(ValueError, match="a text is named 'a/b', expected letters"):
+        jm.card(model, model, text={"a/b": "a film", "c": "a film"})
+    with pytest.raises(TypeError, match="text is 3, expected a text, texts by name"):
+        jm.card(model, model, text=3)
     with pytest.raises(ValueError, match="privacy wants seen and unseen texts"):
         jm.card(model, model, data=[TASK], seen="a film")
     with pytest.raises(TypeError, match="data is 3, expected a folder"):

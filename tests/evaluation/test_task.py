@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -77,12 +78,23 @@ def test_ends_that_are_no_texts_are_refused(until):
         ([{"task": CHOICE}, {"document": "a"}, SUM], "line 2: a document has no text"),
         ([{"task": CHOICE | {"until": {"end": "."}}}, SUM], "until"),
         ([{"task": CHOICE}, [SUM]], "line 2 is a list"),
+        ([{"task": CHOICE, "dataset": "squad"}], "dataset is 'squad', expected"),
+        ([{"task": CHOICE, "dataset": {"split": "test"}}], "expected texts: path"),
+        ([{"task": CHOICE, "dataset": {"path": "x", "shots": "1"}}], "expected texts: path"),
     ],
 )
 def test_what_a_file_cannot_hold_is_said(lines, message, tmp_path):
     path = tmp_path / "task.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(ValueError, match=message):
+        read_task(path)
+
+
+def test_a_data_set_wants_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    path = tmp_path / "task.jsonl"
+    path.write_text(json.dumps({"task": CHOICE, "dataset": {"path": "x"}}))
+    with pytest.raises(ImportError, match=r"jaxmem\[eval\]"):
         read_task(path)
 
 

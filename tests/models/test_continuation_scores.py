@@ -1,5 +1,6 @@
 """A continuation has the logprob that the model gives it, however many share its context."""
 
+import dataclasses
 import functools
 
 import jax
@@ -59,6 +60,11 @@ def test_a_score_is_that_of_the_whole_text(batch):
     check(model, model.params, asked, batch=batch)
 
 
+def test_experts_read_rows_that_end_at_several_positions():
+    model = tiny("mixtral")
+    check(model, model.params, requests()[:9])
+
+
 def test_a_state_takes_in_no_padding():
     model = tiny("rwkv")
     check(model, model.params, requests()[:6])
@@ -72,11 +78,26 @@ def test_encoded_params_stay_encoded():
 
 def test_a_shared_context_is_read_once(monkeypatch):
     scorer, read = ContinuationScorer(tiny()), []
+    real = scorer._programs.read
     monkeypatch.setattr(
-        scorer, "_read", lambda *args, real=scorer._read: read.append(args[1].shape) or real(*args)
+        scorer._programs, "read", lambda *args: read.append(args[1][:, :14]) or real(*args)
     )
     scorer([(CONTEXTS[4], [i]) for i in range(1, 9)])
-    assert read == [(1, 16)]
+    assert [ids.sum() for ids in read] == [sum(CONTEXTS[4][:-1])]
+
+
+def test_models_of_one_configuration_share_their_programs():
+    model = tiny()
+    other = dataclasses.replace(model, source="another")
+    scorers = [
+        ContinuationScorer(x, jax.tree.map(lambda w: w + 1, x.params)) for x in (model, other)
+    ]
+    scorers[0](requests())
+    compiled = scorers[1]._programs.whole._cache_size(), scorers[1]._programs.after._cache_size()
+    scorers[1](requests())
+    programs = scorers[0]._programs
+    assert programs is scorers[1]._programs and compiled[1] > 0
+    assert (programs.whole._cache_size(), programs.after._cache_size()) == compiled
 
 
 @pytest.mark.parametrize(
