@@ -16,7 +16,7 @@ from ..core.leaf import decode, is_encoded
 from ..models.compiled_forward import forward_of
 from ..models.continuation_scores import ContinuationScorer
 from ..models.model import Model
-from .card_result import DENSE, FLOOR
+from .card_result import FLOOR
 from .embeddings import sentence_embedder
 from .item_files import read_items, write_items
 from .origin import weights_sha256
@@ -34,6 +34,7 @@ class Places:
 
     def __init__(self, out: pathlib.Path | None, progress: Callable | None):
         self.out, self.progress, self.hashes = out, progress, {}
+        self.known: dict[tuple[str, str], TaskScores] = {}
 
     def tell(self, what: str) -> Callable[[int, int], None] | None:
         return self.progress and (lambda done, parts: self.progress(what, done, parts))
@@ -42,15 +43,19 @@ class Places:
         return self.out and self.out / "items" / row.replace(" ", "_") / f"{task}.jsonl"
 
     def kept(self, row: str, task: str, key: str, measure: Callable[[], TaskScores]) -> TaskScores:
-        """The scores that are there, or those that `measure` gives, which are written."""
+        """The scores that are there, or those that `measure` gives, which are written.
+
+        A row of the same model as an earlier one has its scores.
+        """
         path = self.path(row, task)
         found = read_items(path, key) if path else None
         if found:
-            return TaskScores(task, tuple(found[1]), found[0]["skipped"])
-        scores = measure()
-        if path:
+            scores = TaskScores(task, tuple(found[1]), found[0]["skipped"])
+        else:
+            scores = self.known.get((task, key)) or measure()
+        if path and not found:
             write_items(path, {"key": key, "skipped": scores.skipped}, scores.items)
-        return scores
+        return self.known.setdefault((task, key), scores)
 
 
 class AskedModel:
@@ -65,7 +70,9 @@ class AskedModel:
         self.row, self.model, self.probes, self.places = row, model, probes, places
         self.dense, self.predicts = dense, hasattr(model.config, "cache")
         self.load_seconds = _load_seconds(model)
-        self.hash = places.hashes[row] = weights_sha256(model.params)
+        places.hashes[row] = weights_sha256(model.params)
+        same = f"{places.hashes[row]} {model.config.to_dict()}"
+        self.hash = hashlib.sha256(same.encode()).hexdigest()
         self.continued: TaskScores | None = None  # texts that it wrote
         self.forward = forward_of(model)
         self.logits = KeptLogits(self.forward)
@@ -150,8 +157,7 @@ class AskedModel:
         ids = self.ids(text)
         windows = max(1, min(windows or len(ids), len(ids) // window))
         digest = hashlib.sha256(text.encode()).hexdigest()
-        dense = self.places.hashes[DENSE]
-        key = f"{self.hash} {dense} {digest} {window} {windows}"
+        key = f"{self.hash} {reference.hash} {digest} {window} {windows}"
         path = self.places.path(self.row, f"columns/tokens{'.' * bool(name)}{name}")
         found = read_items(path, key) if path else None
         if found:
@@ -159,7 +165,7 @@ class AskedModel:
             arrays = {name: np.array([line[name] for line in lines]) for name in _TOKEN_FIELDS}
             return TokenDivergence(**arrays, window=window, **header["measured"])
         result = token_divergence(
-            self.model,
+            reference.model if self.hash == reference.hash else self.model,
             reference.model,
             ids,
             window=window,
