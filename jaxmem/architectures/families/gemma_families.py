@@ -5,23 +5,38 @@ from typing import Any
 from ...io.json_fields import JsonFields
 from .hf_fields import all_but_each, layer_pattern, read_activation, read_rotary, read_windows
 
+_TANH = "gelu_pytorch_tanh"
 
-def _gemma(fields: JsonFields, **rope: Any) -> dict:
+
+def _gemma(fields: JsonFields) -> dict:
+    act = fields.text("hidden_act", _TANH)
+    if act == "gelu":  # the first files say it, and mean the approximation by tanh
+        act, activation = _TANH, {"gelu": True}
+    else:
+        activation = read_activation(fields, "hidden_act", _TANH)
+    fields.expect("hidden_activation", None, act)  # transformers 4 reads it, 5 does not
+    return _gemma_layers(fields) | activation
+
+
+def _gemma_layers(fields: JsonFields, **rope: Any) -> dict:
+    """What all Gemmas have, without the activation; `rope` are options of `read_rope`."""
     config = read_rotary(fields, **rope)
     fields.expect("use_bidirectional_attention", False)
-    act = "hidden_activation" if "hidden_activation" in fields else "hidden_act"
-    fields.ignore("hidden_act")
     bias = fields.boolean("attention_bias", False)
     return (
         config
-        | read_activation(fields, act, "gelu_pytorch_tanh")
         | {"norm_offset": 1.0, "embed_scale": config["width"] ** 0.5}
         | {"qkv_bias": bias, "out_bias": bias}
     )
 
 
+def _hidden_activation(fields: JsonFields) -> dict:
+    fields.ignore("hidden_act")  # these Gemmas do not read it
+    return read_activation(fields, "hidden_activation", _TANH)
+
+
 def _gemma2(fields: JsonFields) -> dict:
-    config = _gemma(fields)
+    config = _gemma_layers(fields) | _hidden_activation(fields)
     windows = read_windows(fields, config["layers"], all_but_each(2))
     cap = lambda name: fields.number(name, None, above=0) or 0.0
     return config | windows | _query_scale(fields) | {
@@ -32,7 +47,7 @@ def _gemma2(fields: JsonFields) -> dict:
 
 
 def _gemma3(fields: JsonFields) -> dict:
-    config = _gemma(fields, local_theta=10_000.0)
+    config = _gemma_layers(fields, local_theta=10_000.0) | _hidden_activation(fields)
     windows = read_windows(fields, config["layers"], layer_pattern(fields, 6))
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         fields.expect(name, None)

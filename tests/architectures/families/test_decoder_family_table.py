@@ -204,3 +204,14 @@ def test_rope_factors_are_one_above_0_for_each_frequency(factors):
     with pytest.raises(ValueError, match="rope_factors"):
         Config(vocab=8, width=4, ffn=8, layers=1, heads=1, kv_heads=1, head_dim=4,
                rope_factors=factors)  # fmt: skip
+
+
+def test_gelu_of_the_first_gemma_is_by_tanh_and_later_ones_do_not_read_it():
+    first, later = (ROPE | {"model_type": x} for x in ("gemma", "gemma2"))
+    gelu = {"hidden_act": "gelu"}
+    assert Config.from_hf(first | gelu) == Config.from_hf(first)
+    assert Config.from_hf(first | gelu | {"hidden_activation": "gelu_pytorch_tanh"}).gelu
+    assert Config.from_hf(later | gelu) == Config.from_hf(later)
+    assert Config.from_hf(later | {"hidden_activation": "gelu"}).activation == "gelu"
+    with pytest.raises(ValueError, match="hidden_activation is 'gelu', expected None or 'gelu_py"):
+        Config.from_hf(first | {"hidden_activation": "gelu"})
