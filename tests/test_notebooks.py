@@ -83,8 +83,17 @@ def it_says_what_changed(names, shown):
     assert names["page"].count("<tr>") == 2
 
 
+def it_is_tuned_and_merged(names, shown):
+    merged, trained = names["merged"], names["trained"]
+    assert len(trained.history) == 16 and not trained.skipped
+    assert merged.nbytes == merged.nbytes_before and 0 <= merged.kl < 0.5
+    assert pathlib.Path("adapter/adapter_config.json").is_file()
+    assert names["written"].text in shown and "perplexity" in shown
+
+
 SHOWN = {
     "card": it_says_what_changed,
+    "qlora": it_is_tuned_and_merged,
     "quickstart": it_fits,
     "prune_and_retrain": it_is_sparse_and_smaller,
     "one_device_to_many": it_is_the_same_on_many,
