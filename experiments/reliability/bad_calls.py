@@ -100,7 +100,7 @@ MAY = {
     ("(one_f_one_b|pipelined|from_host|remat|lift|split|uses|stats|fisher|gradients|static)",
      "fn|loss|keep|policy"): {"function"},
     ("train.accumulate", "loss"): {"function"},
-    ("save|interop.*", "path"): {"text"},
+    ("save|interop.*|Reuse", "path"): {"text"},
     ("interop.to_peft", "base"): {"text"},
     ("card", "out"): {"text"},
     ("calibration.choose_texts", "texts"): {"array", "list"},  # what a user's function takes

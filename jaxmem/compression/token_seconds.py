@@ -71,6 +71,7 @@ class SecondsLimit:
 
     Raises:
         TypeError: `of` is no function, `limit` no number.
+        ValueError: `limit` is negative or NaN.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -86,6 +87,8 @@ class SecondsLimit:
 
     def __post_init__(self):
         check_fields(self, of=FUNCTION, limit=NUMBER)
+        if not self.limit >= 0:
+            raise ValueError(f"limit is {self.limit}, expected seconds of at least 0")
 
 
 def seconds_limit(params: Any, options: Any, uses: Mapping | None) -> SecondsLimit | None:

@@ -72,3 +72,9 @@ def test_what_is_slower_than_dense_is_called_so():
     assert speed_line(fitted, "cpu", None).endswith("0.90 x the dense speed: slower than dense")
     assert "measured 1.20 x" in speed_line(fitted, "cpu", 1.2)
     assert "slower" not in speed_line(fitted, "cpu", 1.2)
+
+
+@pytest.mark.parametrize("limit", [-1.0, float("nan")])
+def test_seconds_below_0_are_refused(limit):
+    with pytest.raises(ValueError, match="expected seconds of at least 0"):
+        SecondsLimit(lambda path, leaf: 1.0, limit)
