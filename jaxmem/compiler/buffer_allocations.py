@@ -85,6 +85,7 @@ def allocations(
         timeout: seconds that the process may take.
 
     Raises:
+        ValueError: `timeout` is not above 0.
         NotImplementedError: this is no Linux with glibc.
         OSError: there is no C compiler, or the cache cannot be written.
         RuntimeError: the process died or took too long; or the C library did not count.
@@ -98,6 +99,8 @@ def allocations(
         >>> donated.buffers < 1, donated.in_place, donated.every >= 1
         (True, {'args[0]': True}, True)
     """
+    if not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout is {timeout}, expected seconds above 0")
     counter = _counter()
     donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
     is_jitted = isinstance(fn, jax.stages.Wrapped) and not donate
