@@ -101,7 +101,7 @@ def allocations(
     """
     if not 0 < timeout < float("inf"):
         raise ValueError(f"timeout is {timeout}, expected seconds above 0")
-    counter = _counter()
+    counter = counter_library()
     donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
     is_jitted = isinstance(fn, jax.stages.Wrapped) and not donate
     jitted = fn if is_jitted else jax.jit(fn, donate_argnums=donate)
@@ -136,7 +136,7 @@ def allocations(
     return Allocations(buffers, nbytes, every, int(least), calls, in_place, jax.__version__)
 
 
-def _counter() -> pathlib.Path:
+def counter_library() -> pathlib.Path:
     """The library that counts; it is compiled if it is not in the cache.
 
     Raises:

@@ -120,7 +120,8 @@ _compiled = jax.jit(_product.bind, static_argnames=("fast", "plain", "only_on"))
 
 @_product.def_impl
 def _run(*arrays, **params):
-    return _compiled(*arrays, **params)
+    with jax.disable_jit(False):  # else the function would be run as it is, and come here again
+        return _compiled(*arrays, **params)
 
 
 @_product.def_abstract_eval

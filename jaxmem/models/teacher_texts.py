@@ -2,15 +2,25 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
-from ..core.arguments import AT_LEAST_0, ITERABLE, POSITIVE, takes
+from ..core.arguments import AT_LEAST_0, POSITIVE, ROW_OF_INTEGERS, Kind, takes
 from ..data.documents import Documents, from_arrays
 from .generation import generate
 from .model import Model
 
+PROMPTS = Kind(
+    "a list of prompts, texts or rows of token ids",
+    lambda x: (
+        isinstance(x, Sequence | np.ndarray | jax.Array)
+        and not isinstance(x, str)
+        and all(isinstance(row, str) or ROW_OF_INTEGERS.accepts(row) for row in x)
+    ),
+)
 
-@takes(prompts=ITERABLE, max_new_tokens=POSITIVE, temperature=AT_LEAST_0, batch=POSITIVE)
+
+@takes(prompts=PROMPTS, max_new_tokens=POSITIVE, temperature=AT_LEAST_0, batch=POSITIVE)
 def generated_documents(
     model: Model,
     prompts: Sequence[str] | Sequence[Sequence[int]],

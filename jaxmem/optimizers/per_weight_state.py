@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from ..core.arguments import shown
 from ..core.leaf import is_encoded
 from ..core.paths import paths
 from .float32_state import is_trained_whole, to_float32
@@ -71,15 +72,18 @@ def descent(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """The directions times minus the learning rate, a number of at least 0 or a schedule.
 
     Raises:
-        ValueError: the number is below 0 or NaN.
+        ValueError: the number is below 0 or NaN, or no number.
 
     Example:
         >>> descent(-1.0)
         Traceback (most recent call last):
         ValueError: learning_rate is -1.0, expected a number of at least 0 or a schedule
     """
-    if isinstance(rate, Real) and not rate >= 0:
-        raise ValueError(f"learning_rate is {rate}, expected a number of at least 0 or a schedule")
+    is_number = isinstance(rate, Real) or not getattr(rate, "shape", (1,))
+    if not callable(rate) and (not is_number or (isinstance(rate, Real) and not rate >= 0)):
+        raise ValueError(
+            f"learning_rate is {shown(rate)}, expected a number of at least 0 or a schedule"
+        )
     return optax.scale_by_learning_rate(rate)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from ..core.arguments import takes
+from ..core.arguments import POSITIVE, shown, takes
 from ..core.paths import match
 from .per_weight_state import AdamRule, WeightState, descent, per_weight
 from .weight_roles import weight_roles
@@ -51,6 +51,7 @@ def adam_mini(
         uses: what `jm.uses` returns; without it, names tell matrices from stacks of vectors.
 
     Raises:
+        TypeError: a number of heads is no int of at least 1.
         ValueError: a regex matches no weight, or the number of heads does not divide the last axis
             of its weight, or that axis is summed over.
 
@@ -62,6 +63,12 @@ def adam_mini(
         [(1, 8), (1, 256)]
     """
     adam = AdamRule(b1, b2, eps)
+
+    for path, count in (heads or {}).items():
+        if not POSITIVE.accepts(count):
+            raise TypeError(
+                f"adam_mini: heads of {path!r} is {shown(count)}, expected {POSITIVE.expected}"
+            )
 
     def init_states(params):
         roles = weight_roles(params, uses)

@@ -10,25 +10,17 @@ import numpy as np
 import optax
 from jax import Array
 
-from ..core.arguments import POSITIVE, ROW_OF_INTEGERS, Kind, check_fields, takes
+from ..core.arguments import POSITIVE, Kind, check_fields, takes
 from ..core.leaf import is_encoded
 from ..data.packed_rows import PackedRows
 from ..models import Model
-from ..models.teacher_texts import generated_documents
+from ..models.teacher_texts import PROMPTS, generated_documents
 from ..planner.model_head import finished, head_matrix, hidden
 from ..planner.training_batch import model_inputs
 from ..train.chunked_logits import Logits, chunked
 from ..train.teacher_losses import Divergence, teacher_divergence
 
-_PROMPTS = Kind(
-    "a list of prompts, texts or rows of token ids",
-    lambda x: (
-        isinstance(x, Sequence)
-        and not isinstance(x, str)
-        and bool(x)
-        and all(isinstance(row, str) or ROW_OF_INTEGERS.accepts(row) for row in x)
-    ),
-)
+_PROMPTS = Kind(PROMPTS.expected, lambda x: PROMPTS.accepts(x) and len(x) > 0)
 _TEXTS = Kind("an iterator of batches, or None", lambda x: x is None or hasattr(x, "__next__"))
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from ..adapters.lora import attach
 from ..compiler.measurement import growth
-from ..core.arguments import Kind, takes
+from ..core.arguments import ROW_OF_INTEGERS, Kind, takes
 from ..core.leaf import is_encoded
 from ..io.checkpoint import save
 from ..io.fingerprint import fingerprint
@@ -38,9 +38,10 @@ _BATCHES = Kind(
     "an endless iterator of batches with state() and restore(state), such as jm.data.Batches",
     lambda x: all(hasattr(x, name) for name in ("__next__", "state", "restore")),
 )
+_HELD_OUT = Kind("token ids (tokens,), or None", lambda x: x is None or ROW_OF_INTEGERS.accepts(x))
 
 
-@takes(batches=_BATCHES)
+@takes(batches=_BATCHES, held_out=_HELD_OUT)
 def run(
     model: Model,
     batches: Any,

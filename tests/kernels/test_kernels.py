@@ -19,6 +19,14 @@ def by_kernel(x, leaf):
     return jit(lambda x, leaf: grouped_product(x, **leaf.on_chip(), interpret=True))(x, leaf)
 
 
+def test_products_run_where_jit_is_switched_off():
+    w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(64, 32), (1, 64)]))
+    leaf = jm.Int(8).encode(w)
+    with jax.disable_jit():
+        found = jm.lift(jnp.matmul)(x, leaf)
+    np.testing.assert_allclose(found, x @ jm.decode(leaf), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "bits, group, k, n, symmetric",
     [

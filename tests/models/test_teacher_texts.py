@@ -38,3 +38,9 @@ def test_each_document_is_a_prompt_and_what_follows_up_to_its_end():
 def test_no_prompts_are_refused():
     with pytest.raises(ValueError, match="there are no prompts"):
         jm.models.generated_documents(teacher(), [])
+
+
+@pytest.mark.parametrize("prompts", [{"a": [1]}, [1.5], "text", [[[1]]]])
+def test_what_is_no_list_of_prompts_is_refused(prompts):
+    with pytest.raises(TypeError, match=r"prompts is .* expected a list of prompts"):
+        jm.models.generated_documents(teacher(), prompts)
