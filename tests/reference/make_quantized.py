@@ -1,23 +1,26 @@
 """Writes quantized/NAME/: tiny quantized checkpoints, and the logits of their weights.
 
+    python tests/reference/make_quantized.py [NAME ...]
+
 Wants `pip install torch transformers safetensors bitsandbytes accelerate compressed-tensors
-"mlx[cpu]"` (made with torch 2.13, transformers 5.24, bitsandbytes 0.49, compressed-tensors 0.20,
-mlx 0.32); the tests do not. bitsandbytes, compressed-tensors, fp8 and mxfp4 are computed by
-transformers from the files; MLX decodes its own, compressed-tensors the codes of NVFP4. GPTQ and
-AWQ have no code for a CPU: the script packs and decodes them bit by bit, as the kernels of
-GPTQModel and AutoAWQ define it.
+"mlx[cpu]"` and `pip install --no-deps auto-gptq==0.7.1 autoawq==0.2.7.post3` (made with torch 2.13,
+transformers 5.24, bitsandbytes 0.49, compressed-tensors 0.20, mlx 0.32); the tests do not.
+bitsandbytes, compressed-tensors, fp8 and mxfp4 are computed by transformers from the files; MLX
+decodes its own, compressed-tensors the codes of NVFP4. AutoGPTQ's linear for CPUs packs and
+computes GPTQ; of the second version, whose zero points are one larger, it packs the words. AutoAWQ
+decodes what the script packs for it.
 """
 
+import importlib.util
 import json
 import pathlib
 import shutil
+import sys
 import tempfile
 
-import mlx.core as mx
 import numpy as np
 import torch
 import transformers as tf
-from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from safetensors.torch import load_file, save_file
 
 FOLDER = pathlib.Path(__file__).with_name("quantized")
@@ -88,6 +91,15 @@ def others(model, stems):
     return {n: t for n, t in model.state_dict().items() if n.rpartition(".")[0] not in stems}
 
 
+def file_of(package, path):
+    """A file of a package as a module; the package itself wants a GPU, or an older transformers."""
+    folder = importlib.util.find_spec(package).submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, f"{folder}/{path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def words(codes, bits):
     """int32 words of codes (length, columns), bit by bit along the first axis."""
     length, columns = codes.shape
@@ -123,26 +135,33 @@ def integers(w, bits, groups, symmetric):
 def gptq(name, bits, size, *, ordered=False, symmetric=False, form="gptq", layers=2):
     model, tensors = llama(layers), {}
     modules, rng = linears(model), np.random.default_rng(0)
+    linear = file_of("auto_gptq", "nn_modules/qlinear/qlinear_cuda.py").QuantLinear
     for stem, module in modules.items():
         groups = np.arange(module.weight.shape[1]) // size
         groups = rng.permutation(groups) if ordered else groups
         codes, zeros, scales = integers(module.weight, bits, groups, symmetric)
-        stored = (zeros - (form == "gptq")) % 2**bits
-        tensors[f"{stem}.qweight"] = words(codes, bits)
-        tensors[f"{stem}.qzeros"] = words(stored.T, bits).T
-        tensors[f"{stem}.scales"] = torch.from_numpy(scales).half()
-        if ordered:
-            tensors[f"{stem}.g_idx"] = torch.from_numpy(groups.astype(np.int32))
         module.weight.data = torch.tensor(((codes - zeros[groups]) * scales[groups]).T).float()
+        theirs = linear(bits, size, *codes.shape, False, weight_dtype=torch.float32)
+        theirs.pack(module, torch.tensor(scales.T), torch.tensor(zeros.T).float(),
+                    torch.tensor(groups.astype(np.int32)))  # fmt: skip
+        one_more = 0 if form == "gptq" else sum(1 << i for i in range(0, 32, bits))
+        tensors[f"{stem}.qweight"] = theirs.qweight
+        tensors[f"{stem}.qzeros"] = theirs.qzeros + one_more
+        tensors[f"{stem}.scales"] = theirs.scales.half()
+        if ordered:
+            tensors[f"{stem}.g_idx"] = theirs.g_idx
+        assert np.array_equal(theirs.qweight, words(codes, bits))
+        model.set_submodule(stem, theirs)
     config = dict(quant_method="gptq", bits=bits, group_size=size, desc_act=ordered,
                   sym=symmetric, checkpoint_format=form, damp_percent=0.01, lm_head=False,
                   true_sequential=True, pack_dtype="int32")  # fmt: skip
     write(name, model, tensors | others(model, modules), dict(quantization_config=config), model)
 
 
-def awq():
+def awq(name):
     model, tensors = llama(2), {}
     modules = linears(model)
+    decode = file_of("awq", "utils/packing_utils.py").dequantize_gemm
     for stem, module in modules.items():
         groups = np.arange(module.weight.shape[1]) // 32
         codes, zeros, scales = integers(module.weight, 4, groups, False)
@@ -152,13 +171,16 @@ def awq():
                 out |= array[:, column::8].astype(np.uint32) << np.uint32(4 * nibble)
             tensors[f"{stem}.{end}"] = torch.from_numpy(out.view(np.int32))
         tensors[f"{stem}.scales"] = torch.from_numpy(scales).half()
-        module.weight.data = torch.tensor(((codes - zeros[groups]) * scales[groups]).T).float()
+        packed = (tensors[f"{stem}.{end}"] for end in ("qweight", "qzeros"))
+        module.weight.data = decode(*packed, tensors[f"{stem}.scales"].float(), 4, 32).T
+        assert torch.equal(module.weight, torch.tensor(
+            ((codes - zeros[groups]) * scales[groups]).T).float())  # fmt: skip
     config = dict(quant_method="awq", bits=4, group_size=32, version="gemm", zero_point=True,
                   modules_to_not_convert=None)  # fmt: skip
-    write("awq", model, tensors | others(model, modules), dict(quantization_config=config), model)
+    write(name, model, tensors | others(model, modules), dict(quantization_config=config), model)
 
 
-def fp8_blocks():
+def fp8_blocks(name):
     """DeepSeek-V3's form, with blocks of 32 x 32."""
     model, tensors = llama(1), {}
     modules = linears(model)
@@ -175,10 +197,10 @@ def fp8_blocks():
         tensors[f"{stem}.weight_scale_inv"] = scale
     config = dict(quant_method="fp8", activation_scheme="dynamic", weight_block_size=[32, 32],
                   fmt="e4m3")  # fmt: skip
-    write("fp8_blocks", model, tensors | others(model, modules), dict(quantization_config=config))
+    write(name, model, tensors | others(model, modules), dict(quantization_config=config))
 
 
-def fp8_channels():
+def fp8_channels(name):
     model, tensors = llama(1), {}
     modules = linears(model)
     for stem, module in modules.items():
@@ -192,11 +214,13 @@ def fp8_channels():
                  format="float-quantized")  # fmt: skip
     config = dict(quant_method="compressed-tensors", format="float-quantized", ignore=["lm_head"],
                   quantization_status="compressed", config_groups=dict(group_0=group))  # fmt: skip
-    write("fp8_channels", model, tensors | others(model, modules), dict(quantization_config=config))
+    write(name, model, tensors | others(model, modules), dict(quantization_config=config))
 
 
-def nvfp4():
+def nvfp4(name):
     """NVFP4A16 of llm-compressor; transformers would decode it in bfloat16."""
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+
     model, tensors = llama(2), {}
     modules = linears(model)
     levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -219,7 +243,7 @@ def nvfp4():
     config = dict(quant_method="compressed-tensors", format="nvfp4-pack-quantized",
                   ignore=["lm_head"], quantization_status="compressed",
                   config_groups=dict(group_0=group))  # fmt: skip
-    write("nvfp4", model, tensors | others(model, modules), dict(quantization_config=config), model)
+    write(name, model, tensors | others(model, modules), dict(quantization_config=config), model)
 
 
 def bitsandbytes(name, layers, **options):
@@ -235,6 +259,8 @@ def bitsandbytes(name, layers, **options):
 
 def mlx(name, bits, group, **own):
     """`own` has the bits of modules that differ, by the ends of their names."""
+    import mlx.core as mx
+
     model, tensors = llama(2), {}
     said = dict(group_size=group, bits=bits)
     config = dict(said)
@@ -254,7 +280,7 @@ def mlx(name, bits, group, **own):
           dict(quantization=config, quantization_config=config), model)  # fmt: skip
 
 
-def mxfp4():
+def mxfp4(name):
     torch.manual_seed(0)
     sizes = SIZES | dict(num_hidden_layers=1, hidden_size=32, intermediate_size=32, head_dim=16,
                          num_local_experts=3, num_experts_per_tok=2, sliding_window=4)  # fmt: skip
@@ -268,26 +294,31 @@ def mxfp4():
         scales = rng.integers(122, 126, (3, rows, 1)).astype(np.uint8)
         tensors[f"{stem}_scales"] = torch.from_numpy(scales)
     config = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn"])
-    write("mxfp4", model, tensors, dict(quantization_config=config, tie_word_embeddings=True))
+    write(name, model, tensors, dict(quantization_config=config, tie_word_embeddings=True))
 
 
-def main():
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    gptq("gptq", 4, 32)
-    gptq("gptq_activation_order", 3, 32, ordered=True)
-    gptq("gptq_v2", 8, 64, symmetric=True, form="gptq_v2", layers=1)
-    awq()
-    fp8_blocks()
-    fp8_channels()
-    nvfp4()
-    bitsandbytes("bitsandbytes_nf4", 1, load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                 bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
-    bitsandbytes("bitsandbytes_fp4", 1, load_in_4bit=True, bnb_4bit_quant_type="fp4",
-                 bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
-    bitsandbytes("bitsandbytes_int8", 1, load_in_8bit=True)
-    mlx("mlx", 4, 64, down_proj=6, v_proj=3)
-    mxfp4()
+CHECKPOINTS = {
+    "gptq": lambda name: gptq(name, 4, 32),
+    "gptq_2_bits": lambda name: gptq(name, 2, 32, layers=1),
+    "gptq_activation_order": lambda name: gptq(name, 3, 32, ordered=True),
+    "gptq_v2": lambda name: gptq(name, 8, 64, symmetric=True, form="gptq_v2", layers=1),
+    "awq": awq,
+    "fp8_blocks": fp8_blocks,
+    "fp8_channels": fp8_channels,
+    "nvfp4": nvfp4,
+    "bitsandbytes_nf4": lambda name: bitsandbytes(
+        name, 1, load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32),
+    "bitsandbytes_fp4": lambda name: bitsandbytes(
+        name, 1, load_in_4bit=True, bnb_4bit_quant_type="fp4",
+        bnb_4bit_compute_dtype=torch.float32),
+    "bitsandbytes_int8": lambda name: bitsandbytes(name, 1, load_in_8bit=True),
+    "mlx": lambda name: mlx(name, 4, 64, down_proj=6, v_proj=3),
+    "mxfp4": mxfp4,
+}  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:] or CHECKPOINTS:
+        shutil.rmtree(FOLDER / name, ignore_errors=True)
+        CHECKPOINTS[name](name)
