@@ -28,6 +28,7 @@ from .joined_pieces import is_small
 # take long are measured on fewer rows of a few layers.
 MEASURED_ROWS, LEAST_ROWS_OF_A_LAYER = 2048, 64
 SLOW_LAYERS, SLOW_ROWS = 8, 1024
+SMALL_ROWS = 512  # the least rows of a small matrix, with zeros: most of equal k share a program
 
 Errors = Mapping[str, Mapping[Any, np.ndarray]]
 
@@ -204,7 +205,8 @@ def _rows(layer, axes, count) -> np.ndarray | Array:
             layer = np.take(layer, np.arange(count) * n // count, side)
         if count and is_small(layer):  # without a program
             matrix = np.asarray(layer if side == 0 else layer.T, np.float32)
-            return np.pad(matrix, ((0, _padding(min(n, count), count)), (0, 0)))
+            n = min(n, count)
+            return np.pad(matrix, ((0, max(SMALL_ROWS, n + _padding(n, count)) - n), (0, 0)))
     return _take_spaced_rows(layer, axes, count)
 
 
