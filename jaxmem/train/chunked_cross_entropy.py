@@ -6,12 +6,15 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.arguments import IDS, POSITIVE, takes
+from ..core.arguments import IDS, POSITIVE, Kind, takes
 from .chunked_logits import HEAD, HIDDEN, MASK, Logits, chunked
 from .token_losses import cross_entropy
+from .vocabulary_cross_entropy import tiled_cross_entropy
+
+_TILE = Kind("an int of at least 1, or None", lambda x: x is None or POSITIVE.accepts(x))
 
 
-@takes(x=HIDDEN, head=HEAD, ids=IDS, mask=MASK, chunk=POSITIVE)
+@takes(x=HIDDEN, head=HEAD, ids=IDS, mask=MASK, chunk=POSITIVE, tile=_TILE)
 def next_token_loss(
     x: Array,
     head: Any,
@@ -19,6 +22,7 @@ def next_token_loss(
     *,
     axis: int = 0,
     chunk: int = 512,
+    tile: int | None = None,
     mask: Array | None = None,
     smoothing: float = 0.0,
     z: float = 0.0,
@@ -32,6 +36,9 @@ def next_token_loss(
         ids: (B, T) int32.
         axis: the axis of `head` that has D.
         chunk: positions of each row whose logits exist at a time, see `chunked`.
+        tile: ids whose logits exist at a time, for all positions, in place of chunks; see
+            `tiled_cross_entropy`: the head's gradient is in memory once, and `logits` then has no
+            gradients for what it closes over.
         mask: (B, T), which ids are to be predicted, such as those of an answer. The mean is over
             them, and 0 if there are none; chunks without any are not computed. By default all ids
             but the first of each row.
@@ -54,8 +61,11 @@ def next_token_loss(
     # the last position of a row has no next id
     has_next = jnp.broadcast_to(jnp.arange(ids.shape[1])[None] < ids.shape[1] - 1, ids.shape)
     counted = has_next if mask is None else has_next & jnp.roll(mask, -1, axis=1)
-    values = chunked(
-        loss, output, jnp.roll(ids, -1, axis=1), mask=None if mask is None else counted, chunk=chunk
-    )
+    targets = jnp.roll(ids, -1, axis=1)
+    if tile is None:
+        shown = None if mask is None else counted
+        values = chunked(loss, output, targets, mask=shown, chunk=chunk)
+    else:
+        values = tiled_cross_entropy(output, targets, smoothing=smoothing, z=z, tile=tile)
     count = jnp.maximum(counted.sum(dtype=jnp.float32), 1.0)
     return jnp.where(counted, values, 0.0).sum() / count

@@ -85,7 +85,7 @@ def tiled_divergence(
         )
     tile = min(tile, sizes[0])
     for y in (student, teacher):
-        _check_head(y, tile)
+        check_head(y, tile)
     options = _Options(
         (student.axis, teacher.axis),
         (student.finish, teacher.finish),
@@ -99,7 +99,8 @@ def tiled_divergence(
     return temperature**2 * value
 
 
-def _check_head(logits: Logits, tile: int) -> None:
+def check_head(logits: Logits, tile: int) -> None:
+    """Refuses an encoded head that cannot be read tile by tile."""
     head, vocabulary = logits.head, logits.head.shape[1 - logits.axis]
     if not is_encoded(head):
         return
@@ -113,7 +114,7 @@ def _check_head(logits: Logits, tile: int) -> None:
         )
 
 
-def _tile(head: Any, axis: int, start: Array, size: int) -> Array:
+def head_tile(head: Any, axis: int, start: Array, size: int) -> Array:
     """Rows (size, D) of the ids from `start` on."""
     if is_encoded(head):
         return head.slice_rows(start, size).rows()
@@ -121,17 +122,24 @@ def _tile(head: Any, axis: int, start: Array, size: int) -> Array:
     return rows if axis == 1 else rows.T
 
 
+def with_tile(dhead: Array, slope: Array, x: Array, axis: int, start: Array) -> Array:
+    """A head's gradient with that of ids from `start` on, of their logits' `slope` (B, T, n)."""
+    spec = "btv,btd->vd" if axis == 1 else "btv,btd->dv"
+    new = jnp.einsum(spec, slope, x, preferred_element_type=jnp.float32)
+    return lax.dynamic_update_slice_in_dim(dhead, new.astype(dhead.dtype), start, 1 - axis)
+
+
 def _logits(options: _Options, which: int, side: tuple, start: Array) -> Array:
     """The logits (B, T, tile) in f32, divided by the temperature."""
     x, head = side
-    rows = _tile(head, options.axes[which], start, options.tile)
+    rows = head_tile(head, options.axes[which], start, options.tile)
     products = jnp.einsum(
         "btd,vd->btv", x, rows.astype(x.dtype), preferred_element_type=jnp.float32
     )
     return options.finishes[which](products) / options.temperature
 
 
-def _over_tiles(options: _Options, body: Any, carry: Any) -> Any:
+def over_tiles(options: Any, body: Any, carry: Any) -> Any:
     """Folds body(carry, start, counted) over tiles; `counted` (1, 1, tile) are ids not yet seen.
 
     The last tile overlaps the one before if the tiles do not divide the vocabulary.
@@ -157,7 +165,7 @@ def _log_sums(options: _Options, student: tuple, teacher: tuple) -> list[Array]:
         return found
 
     nothing = jnp.full(student[0].shape[:2], -jnp.inf)
-    return _over_tiles(options, add, [nothing, nothing])
+    return over_tiles(options, add, [nothing, nothing])
 
 
 def _forward(log_p, log_q, beta):
@@ -199,7 +207,7 @@ def _with_sums(options: _Options, student: tuple, teacher: tuple) -> tuple[Array
         return [a + jnp.where(counted, x, 0.0).sum(-1) for a, x in zip(total, terms)]
 
     nothing = jnp.zeros(student[0].shape[:2])
-    value, weight = _over_tiles(options, add, [nothing, nothing])
+    value, weight = over_tiles(options, add, [nothing, nothing])
     return value, (student, teacher, sums, weight)
 
 
@@ -219,21 +227,17 @@ def _backward(options: _Options, kept: tuple, cotangent: Array) -> tuple:
         log_q, log_p = _log_probs(options, (x, head), teacher, sums, start)
         slope = _TERMS[options.kind](log_p, log_q, options.beta)[1]
         slope = (slope - jnp.exp(log_q) * weight[..., None]) * cotangent[..., None]
-        rows = _tile(head, options.axes[0], start, options.tile).astype(x.dtype)
+        rows = head_tile(head, options.axes[0], start, options.tile).astype(x.dtype)
         products = jnp.einsum("btd,vd->btv", x, rows, preferred_element_type=jnp.float32)
         slope = jax.vjp(options.finishes[0], products)[1](slope / options.temperature)[0]
         counts = jnp.where(counted, slope, 0.0).astype(x.dtype)
         dx = dx + jnp.einsum("btv,vd->btd", counts, rows, preferred_element_type=jnp.float32)
         if not frozen:
-            spec = "btv,btd->vd" if options.axes[0] == 1 else "btv,btd->dv"
-            new = jnp.einsum(spec, slope.astype(x.dtype), x, preferred_element_type=jnp.float32)
-            dhead = lax.dynamic_update_slice_in_dim(
-                dhead, new.astype(dhead.dtype), start, 1 - options.axes[0]
-            )
+            dhead = with_tile(dhead, slope.astype(x.dtype), x, options.axes[0], start)
         return dx, dhead
 
     start = jnp.zeros(x.shape, jnp.float32), None if frozen else jnp.zeros(head.shape, head.dtype)
-    dx, dhead = _over_tiles(options, add, start)
+    dx, dhead = over_tiles(options, add, start)
     return (dx.astype(x.dtype), dhead), None
 
 
