@@ -19,6 +19,7 @@ from ..core.leaf import decode
 from .gradient_accumulation import micro_batches
 from .gradient_clipping import clip_factor, sum_of_squares
 from .layer_gradients import LayerGradients, Slopes
+from .residual_codec import HELD, Held
 from .stack_entries import entry
 from .traced_step import Progress, TracedStep
 
@@ -29,8 +30,10 @@ _CLIP = Kind(
 
 
 @takes(params=TREE)
-def train_state(params: Any, optimizer: optax.GradientTransformation) -> dict:
-    """The state before the first step: {"params", "opt", "step"}.
+def train_state(
+    params: Any, optimizer: optax.GradientTransformation, *, counts_skipped: bool = False
+) -> dict:
+    """The state before the first step: {"params", "opt", "step"}, and "skipped" if it counts them.
 
     `params` may hold encoded leaves; the optimizer's state is that of the arrays they stand for,
     and lies in memory as they would: `jm.state_shardings` gives its shardings.
@@ -43,16 +46,23 @@ def train_state(params: Any, optimizer: optax.GradientTransformation) -> dict:
     """
     # Compiled, so that what the optimizer does not read is never decoded.
     opt = jax.jit(lambda params: optimizer.init(decode(params)))(params)
-    return {"params": params, "opt": opt, "step": jnp.zeros((), jnp.int32)}
+    zero = lambda: jnp.zeros((), jnp.int32)
+    counts = {"step": zero()} | ({"skipped": zero()} if counts_skipped else {})
+    return {"params": params, "opt": opt} | counts
 
 
-@takes(loss=FUNCTION, micro=POSITIVE, clip=_CLIP)
+_HELD = Kind(f"one of {', '.join(HELD)}, or None", lambda x: x in (None, *HELD))
+
+
+@takes(loss=FUNCTION, micro=POSITIVE, clip=_CLIP, held=_HELD)
 def released(
     loss: Callable,
     optimizer: optax.GradientTransformation,
     *,
     micro: int = 1,
     clip: float | None = None,
+    held: Held | None = None,
+    skip_nonfinite: bool = False,
 ) -> Callable:
     """A training step whose backward pass updates each layer as soon as its gradient is known.
 
@@ -61,8 +71,8 @@ def released(
     `jax.value_and_grad` and `optimizer` give, to rounding, and holds the inputs of all layers and
     the gradient of one of them. The model does not change: the loss is traced, and its layers are
     the scans that take slices of the params. Arrays that no such scan slices (embedding, head,
-    norms) are updated whole, as soon as their gradient is known; where micro-batches add it up,
-    a large one is in memory twice.
+    norms) are updated as soon as their gradient is known, a large one by blocks of rows or columns;
+    where micro-batches add it up, a large gradient is in memory twice.
 
     Updates of bfloat16 params are rounded stochastically (see `jm.optimizers.apply_rounded`).
     Stacks of `Int(8)` or `jm.optimizers.split_weights` are decoded one layer at a time, and encoded
@@ -76,6 +86,11 @@ def released(
             array in a batch counts rows.
         clip: the largest norm of the whole gradient, which is scaled down to it. The norm is exact,
             and takes a second backward pass, before any layer is updated.
+        held: how the inputs of layers wait for the backward pass: None for as they are, "int8" and
+            "int4" for codes that are right on average, "host" for host memory; as in `jm.Remat`.
+        skip_nonfinite: leave params and optimizer as they are if the loss or the gradient has a
+            number that is not finite; state["skipped"] counts such steps. It takes the second
+            backward pass that `clip` takes, and a state with `counts_skipped`.
 
     Raises:
         ValueError: when the step is called: no scan takes slices of the params; a stack is also
@@ -99,14 +114,30 @@ def released(
     """
 
     def step(state: dict, batch: Any) -> tuple[dict, Array]:
-        run = TracedStep.of(loss, optimizer, state, micro_batches(batch, micro))
+        if skip_nonfinite and "skipped" not in state:
+            raise ValueError(
+                f"the state has {sorted(state)}, expected that of train_state(..., "
+                "counts_skipped=True)"
+            )
+        run = TracedStep.of(loss, optimizer, state, micro_batches(batch, micro), held)
         crossing, inputs = run.forward()
-        factor = None
+        first = factor = None
+        if clip is not None or skip_nonfinite:
+            first = _backward(run, crossing, inputs, run.start(), spends=False)
         if clip is not None:
-            progress = _backward(run, crossing, inputs, run.start(), spends=False)
-            factor = clip_factor(jnp.sqrt(progress.squares), clip)
-        end = _backward(run, crossing, inputs, run.start(factor), spends=True)
-        return run.new_state(end), end.loss
+            factor = clip_factor(jnp.sqrt(first.squares), clip)
+
+        def updated():
+            end = _backward(run, crossing, inputs, run.start(factor), spends=True)
+            return run.new_state(end), end.loss
+
+        if not skip_nonfinite:
+            return updated()
+        finite = jnp.isfinite(first.loss) & jnp.isfinite(first.squares)
+        unchanged = {name: state[name] for name in ("params", "opt", "step")}
+        new, value = lax.cond(finite, updated, lambda: (unchanged, first.loss))
+        skipped = state["skipped"] + 1 - finite.astype(jnp.int32)
+        return new | {"step": state["step"] + 1, "skipped": skipped}, value
 
     return step
 
@@ -186,15 +217,12 @@ def _spend(
     squares = progress.squares + sum_of_squares(grads)
     if not spends:
         return dataclasses.replace(progress, squares=squares)
-    places = step.update.of_params(indices)
-    state = {j: progress.opt[j] for j in places}
-    params = [progress.params[i] for i in indices]
-    new, new_state, shared = step.updated(indices, params, grads, state, progress.factor, 0)
-    by_param, by_place = dict(zip(indices, new)), dict(zip(places, new_state))
-    return dataclasses.replace(
-        progress,
-        params=[by_param.get(i, x) for i, x in enumerate(progress.params)],
-        opt=[by_place.get(j, x) for j, x in enumerate(progress.opt)],
-        shared=shared,
-        squares=squares,
-    )
+    params, opt, shared = list(progress.params), list(progress.opt), progress.shared
+    for i, grad in zip(indices, grads):
+        places = step.update.of_params([i])
+        state = {j: opt[j] for j in places}
+        params[i], new, shared = step.updated_in_blocks(i, params[i], grad, state, progress.factor)
+        for j, x in zip(places, new):
+            opt[j] = x
+    changes = dict(params=params, opt=opt, shared=shared, squares=squares)
+    return dataclasses.replace(progress, **changes)

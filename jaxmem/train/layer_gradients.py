@@ -11,6 +11,7 @@ from jax import Array, lax
 from ..core.layer_program import LayerScan, is_float
 from ..core.leaf import decode
 from .gradient_clipping import sum_of_squares
+from .residual_codec import restored
 from .stack_entries import entry, with_entry
 from .traced_step import Progress, TracedStep
 
@@ -24,7 +25,7 @@ class LayerGradients:
     step: TracedStep
     piece: LayerScan
     crossing: list  # of `TracedStep.forward`
-    inputs: list  # the carry before each layer: arrays (micro-batches, layers, ...)
+    inputs: list  # the carry before each layer, held: arrays (micro-batches, layers, ...)
     slopes: Slopes  # by the results of the scan
     spends: bool  # whether params are updated
 
@@ -122,7 +123,7 @@ class LayerGradients:
         def add(total, m):
             grads, (moved, by_param, by_value, by_loose) = total
             values = step.values(piece, params, m, entry(self.crossing, m))
-            state = [entry(entry(x, m), i) for x in self.inputs]
+            state = [self.restored(entry(entry(x, m), i)) for x in self.inputs]
             slices = entry(piece.loose(values), i)
 
             def layer(dense, whole, loose, moving):
@@ -154,6 +155,10 @@ class LayerGradients:
         (grads, sums), _ = step.over_micro_batches(add, (zeros, sums))
         return [grads[p] for p in self.params], sums
 
+    def restored(self, x: Any) -> Array:
+        """An array of the carry, of what `TracedStep.kept` made of it."""
+        return x if self.step.held is None else restored(x)
+
     @property
     def moving_results(self) -> list:
         """The variables of the carry after the last layer, of floats that layers change."""
@@ -174,8 +179,9 @@ class LayerGradients:
 
     def seed(self, i: Any) -> Any:
         """A number for layer i that no other layer of the program has, nor what is no layer."""
+        start = 1 + len(self.step.program.params)
         scans = [piece for piece in self.step.program.pieces if isinstance(piece, LayerScan)]
-        return i + 1 + sum(piece.length for piece in scans[: scans.index(self.piece)])
+        return i + start + sum(piece.length for piece in scans[: scans.index(self.piece)])
 
 
 def _chosen(flags: Sequence[bool], values: Sequence[Any]) -> list:

@@ -1,6 +1,7 @@
 """TracedStep: a training step on its arguments: its forward pass, and its updates."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,13 +11,17 @@ import optax
 from jax import Array, lax
 
 from ..codecs.integer import IntArray
+from ..core.axis_blocks import AxisBlocks
 from ..core.layer_program import LayerProgram, LayerScan, Straight, Values, is_float, read
 from ..core.leaf import decode, is_encoded
 from ..core.paths import leaf_paths
 from ..core.traced_mesh import stand_in
 from ..optimizers.split_leaf import Split
 from .layerwise_update import LayerwiseUpdate
+from .residual_codec import Held, keep
 from .stack_entries import entry
+
+BLOCK_NUMBERS = 2**22  # of a large array that is no stack, which are updated at a time
 
 
 @jax.tree_util.register_dataclass
@@ -41,9 +46,17 @@ class TracedStep:
     state: dict  # of `train_state`
     rows: Any  # the batch, its arrays (micro-batches, rows, ...)
     micro: int
+    held: Held | None = None  # how the inputs of layers wait for the backward pass
 
     @classmethod
-    def of(cls, loss: Callable, optimizer: optax.GradientTransformation, state: dict, rows: Any):
+    def of(
+        cls,
+        loss: Callable,
+        optimizer: optax.GradientTransformation,
+        state: dict,
+        rows: Any,
+        held: Held | None = None,
+    ):
         """The step; see `released` for the arguments and for what is refused."""
         leaves, tree = jax.tree.flatten(state["params"], is_leaf=is_encoded)
         dense = tree.unflatten([stand_in(x) if is_encoded(x) else x for x in leaves])
@@ -51,7 +64,7 @@ class TracedStep:
         _check(program, leaves, leaf_paths(state["params"]))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dense)
         update = LayerwiseUpdate.of(optimizer, shapes, state["opt"])
-        return cls(program, update, state, rows, len(jax.tree.leaves(rows)[0]))
+        return cls(program, update, state, rows, len(jax.tree.leaves(rows)[0]), held)
 
     @property
     def index(self) -> dict:
@@ -87,12 +100,15 @@ class TracedStep:
     def values(self, piece: Any, params: Sequence[Any], m: Any, crossing: Sequence[Any]) -> Values:
         """The values that a piece may read, for micro-batch m; see `LayerProgram.crossing`."""
         program = self.program
-        whole = {v: decode(params[self.index[v]]) for v in piece.reads if v in self.index}
+        whole = {v: in_blocks(params[self.index[v]]) for v in piece.reads if v in self.index}
         batch = dict(zip(program.batch, jax.tree.leaves(entry(self.rows, m))))
         return program.consts | batch | dict(zip(program.crossing, crossing)) | whole
 
     def forward(self) -> tuple[list, dict[int, list]]:
-        """(`LayerProgram.crossing`, {piece: the carry before each layer}), over micro-batches."""
+        """(`LayerProgram.crossing`, {piece: the carry before each layer}), over micro-batches.
+
+        Carries are as `keep` makes them, where inputs of layers are held in another form.
+        """
         program, params = self.program, self.start().params
 
         def run(_, m):
@@ -114,7 +130,7 @@ class TracedStep:
 
         def layer(state, slices):
             after, ys = piece.layer(values, state, piece.slices(decode(slices[0]), slices[1]))
-            return after, (state, ys)
+            return after, (self.kept(state), ys)
 
         start = [read(v, values) for v in piece.state]
         options = dict(length=piece.length, reverse=piece.reverse)
@@ -122,6 +138,39 @@ class TracedStep:
         results = dict(zip(piece.results[0], end)) | dict(zip(piece.results[1], ys))
         results |= {v: read(carry, values) for v, carry in piece.unchanged.items()}
         return {v: results[v] for v in piece.writes}, inputs
+
+    def kept(self, state: list) -> list:
+        """The carry before a layer, as it waits for the backward pass."""
+        if self.held is None:
+            return state
+        return [keep(x, self.held, i, exact=False) for i, x in enumerate(state)]
+
+    def updated_in_blocks(
+        self, index: int, param: Any, grad: Array, state: dict[int, Array], factor: Array | None
+    ) -> tuple[Any, list, dict[int, Array]]:
+        """`updated` of one param that is no stack, some rows or columns at a time if it is large.
+
+        Its temporaries are those of `BLOCK_NUMBERS` numbers; XLA would make some of the whole.
+        """
+        leaves, tree = jax.tree.flatten(param)
+
+        def change(*arrays):
+            param, grad = tree.unflatten(arrays[: len(leaves)]), arrays[len(leaves)]
+            its = dict(zip(state, arrays[len(leaves) + 1 :]))
+            new, new_state, shared = self.updated([index], [param], [grad], its, factor, 1 + index)
+            return [*jax.tree.leaves(new), *new_state, *shared.values()]
+
+        args, entries = [*leaves, grad, *state.values()], max(grad.shape, default=1)
+        blocks = AxisBlocks.of(change, args, entries) if grad.size > BLOCK_NUMBERS else None
+        if blocks is None:
+            results = change(*args)
+        else:
+            n = len(leaves)
+            places = {i: i if i < n else i + 1 for i in range(n + len(state))}
+            results = blocks.run(args, places, BLOCK_NUMBERS * entries // grad.size)
+        new, rest = results[: len(leaves)], results[len(leaves) :]
+        shared = dict(zip(self.shared, rest[len(state) :]))
+        return tree.unflatten(new), rest[: len(state)], shared
 
     def updated(
         self,
@@ -145,11 +194,24 @@ class TracedStep:
         if factor is not None:
             grads = [g * factor.astype(g.dtype) for g in grads]
         scans = [piece for piece in self.program.pieces if isinstance(piece, LayerScan)]
-        seeds = 1 + sum(piece.length for piece in scans)
+        seeds = 1 + len(self.program.params) + sum(piece.length for piece in scans)
         step = (self.state["step"] + 1) * seeds + seed
         dense = [decode(w) for w in params]
         new = self.update(indices, params, dense, grads, state, self.shared, step)
         return *new[:2], dict(zip(self.shared, new[2]))
+
+
+def in_blocks(leaf: Any) -> Array:
+    """`leaf.decode()`; a large one by blocks, because XLA would make temporaries in f32 of all."""
+    if not is_encoded(leaf) or math.prod(leaf.shape) <= BLOCK_NUMBERS:
+        return decode(leaf)
+    leaves, tree = jax.tree.flatten(leaf)
+    entries = max(leaf.shape)
+    dense = lambda *leaves: [tree.unflatten(leaves).decode()]
+    blocks = AxisBlocks.of(dense, leaves, entries)
+    if blocks is None:
+        return decode(leaf)
+    return blocks.run(leaves, {}, BLOCK_NUMBERS * entries // math.prod(leaf.shape))[0]
 
 
 def _check(program: LayerProgram, leaves: list, names: list[str]) -> None:

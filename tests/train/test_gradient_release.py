@@ -12,8 +12,10 @@ from flax import linen as nn
 from flax import nnx
 
 import jaxmem as jm
+from jaxmem.core.axis_blocks import AxisBlocks
 from jaxmem.optimizers import apply_rounded, in_float32, in_int8
 from jaxmem.train import released, train_state
+from jaxmem.train.traced_step import in_blocks
 
 WIDTH, LAYERS, VOCAB = 8, 3, 16
 IDS = jax.random.randint(jax.random.key(1), (4, 6), 0, VOCAB)
@@ -113,6 +115,7 @@ def assert_close(a, b, atol=1e-5):
     jax.tree.map(close, a, b)
 
 
+SGD = optax.sgd(0.1)
 CLIPPED = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1, 0.9))
 
 
@@ -136,6 +139,42 @@ def test_a_released_step_is_the_usual_step(model, optimizer, same, options):
     assert_close(losses, values)
     assert_close(state["params"], want["params"])
     assert_close(jax.tree.leaves(state["opt"]), jax.tree.leaves(want["opt"]))
+
+
+def test_a_large_array_is_updated_in_blocks_as_the_usual_step_updates_it(monkeypatch):
+    monkeypatch.setattr("jaxmem.train.traced_step.BLOCK_NUMBERS", 64)
+    whole = []
+    original = AxisBlocks.of
+    found = lambda *args: whole.append(original(*args)) or whole[-1]
+    monkeypatch.setattr("jaxmem.train.traced_step.AxisBlocks.of", found)
+    loss, params = plain()
+    params, optimizer = random(params), in_float32(optax.adamw(1e-2))
+    state, _ = steps(released(loss, optimizer, micro=2), train_state(params, optimizer))
+    want, _ = steps(usual_step(loss, optimizer), train_state(params, optimizer))
+    assert len(whole) == 1 and whole[0] is not None  # of the embedding, traced once
+    assert_close(state["params"], want["params"])
+
+
+@pytest.mark.parametrize(("held", "least"), [("host", 0.0), ("int8", 1e-7)])
+def test_inputs_of_layers_wait_in_another_form(held, least):
+    loss, params = in_bytes(None)
+    params = jax.tree.map(lambda w: w.astype(jnp.float32), params)
+    x = jax.random.normal(jax.random.key(2), (8, 16))
+    state = train_state(params, SGD)
+    new = [jit(released(loss, SGD, micro=2, held=h))(state, x)[0]["params"] for h in (None, held)]
+    far = max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *new)))
+    moved = float(jnp.abs(new[0]["layers"]["up"] - params["layers"]["up"]).max())
+    assert least <= far < max(0.03 * moved, 1e-9)
+
+
+@pytest.mark.parametrize("value", [1.0, jnp.nan], ids=str)
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(value):
+    loss, params = scanned(), stacked(layers=jnp.full((2, 4, 4), 0.1))
+    state = train_state(params, SGD, counts_skipped=True)
+    new, _ = jit(released(loss, SGD, skip_nonfinite=True))(state, jnp.full((2, 4), value))
+    skipped = int(jnp.isnan(value))
+    assert (int(new["skipped"]), int(new["step"])) == (skipped, 1)
+    assert bool((new["params"]["head"] == params["head"]).all()) == bool(skipped)
 
 
 def in_bytes(codec):
@@ -228,3 +267,11 @@ def test_stacks_are_updated_in_their_own_memory():
     released_bytes, usual_bytes = temp.values()
     gradient = 2 * 64 * 64 * 4  # of one layer
     assert released_bytes < 4 * gradient and usual_bytes > 16 * gradient
+
+
+def test_a_large_encoded_weight_is_decoded_in_blocks(monkeypatch):
+    monkeypatch.setattr("jaxmem.train.traced_step.BLOCK_NUMBERS", 64)
+    leaf = jm.Int(8).encode(random(jnp.zeros((24, 16))))
+    found = jax.make_jaxpr(in_blocks)(leaf)
+    assert "scan" in str(found) or "while" in str(found)
+    np.testing.assert_array_equal(in_blocks(leaf), leaf.decode())
