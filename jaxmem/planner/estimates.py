@@ -15,7 +15,8 @@ from .product_counts import (
     token_weights,
 )
 from .recipe import Recipe
-from .search_space import REMATS
+from .search_space import HELD, REMATS
+from .step_losses import TILE
 from .train_and_serve_steps import Built
 
 HOST = 16e9  # bytes a second between a chip and its host: PCIe 3 x16
@@ -57,6 +58,9 @@ def arithmetic(
     kept = remat.kept(c.layers, layer_input, products, scores * attention_share(c))
     logits = rows * recipe.chunk * c.vocab * 4 / tensor
     gradients = device_bytes(arguments[0]["params"]) * (1 if recipe.micro == 1 else 2)
+    inputs = c.layers * recipe.micro * layer_input
+    if recipe.release:
+        kept, logits, gradients = _released(recipe, c, inputs, tokens)
     working = max(2 * scores, logits)
     least = argument_bytes + int(CERTAIN_SHARE * (kept + working + gradients))
     # Products, and traffic to the chip's own memory.
@@ -82,9 +86,19 @@ def arithmetic(
     received += _all_reduce(c.layers * sums * layer_input, tensor)
     received += _all_reduce(c.layers * sums / 2 * layer_input, expert)
     seconds += recipe.micro * received / chip.links
-    if recipe.offload:
-        seconds += 2 * nbytes(arguments[0]["opt"]) / HOST
-    return least, seconds
+    on_host = nbytes(arguments[0]["opt"]) if recipe.offload else 0
+    on_host += inputs if recipe.remat.held == "host" else 0
+    return least, seconds + 2 * on_host / HOST
+
+
+def _released(recipe: Recipe, config: Any, inputs: float, tokens: float) -> tuple:
+    """Bytes of (inputs of layers, logits, gradients) of a step that releases gradients.
+
+    The inputs are those of all micro-batches, the gradient that of the head.
+    """
+    copies = 1 if recipe.micro == 1 else 2
+    logits = tokens * min(TILE, config.vocab) * 4
+    return inputs * HELD[recipe.remat.held], logits, 2 * config.vocab * config.width * copies
 
 
 def _unread(recipe: Recipe, config: Any, params: Any) -> float:
@@ -110,5 +124,6 @@ def _all_reduce(size: float, devices: int) -> float:
 
 def _arguments(recipe: Recipe, build: Callable[[Recipe], Built]) -> tuple:
     """The step's arguments, built once for recipes whose arguments are alike."""
-    knobs = {"remat": Remat("none"), "micro": 1, "chunk": recipe.seq, "prompt": 1}
+    policy = Remat("full" if recipe.release else "none")
+    knobs = {"remat": policy, "micro": 1, "chunk": recipe.seq, "prompt": 1}
     return build(dataclasses.replace(recipe, **knobs)).arguments

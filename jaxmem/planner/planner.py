@@ -23,7 +23,7 @@ from .page_load import pages_at_load
 from .planned import Planned
 from .price import noise, price
 from .recipe import Recipe
-from .recipe_lists import recipe_lists
+from .recipe_lists import last_resorts, recipe_lists
 from .search import SLACK, Candidate, prove
 from .search_space import ENCODINGS, REMATS, STATES
 from .search_space import meshes as meshes_to_try
@@ -65,7 +65,8 @@ def plan(
     Recipes that differ only in remat, micro-batches and chunks are one kind. A kind is skipped if
     its smallest recipe is too large, and the search ends when `most` kinds fit. If two recipes
     differ only in optimizer state, the second is not estimated again: its estimate is the first's
-    plus the difference of their lower bounds. An int8 state is tried only if nothing else fits.
+    plus the difference of their lower bounds. Only if nothing else fits are tried, to train: a
+    state in int8, then weights in int8, then the optimizer "scale".
     Compilers run in separate processes: one that dies or takes longer than `timeout` costs its
     candidate only. Arrays are laid out by `jm.layouts` on each mesh (see `Recipe`).
 
@@ -142,10 +143,10 @@ def plan(
     )
     rows: list[Candidate] = []
     fit = 0  # kinds that fit
-    order = lambda kind: (kind[0].state == "int8", min(map(price_of, kind)))
+    order = lambda kind: (last_resorts(kind[0]), min(map(price_of, kind)))
     of_model = recipe_lists(first, encodings, states, meshes, widths)
     for kind in sorted(of_model, key=order):
-        if fit == most or (fit and kind[0].state == "int8"):
+        if fit == most or (fit and any(last_resorts(kind[0]))):
             break
         # Within a kind: the cheapest recipe of each size, with a better bound where one is known.
         choices = _undominated([(r, guess(r)[0]) for r in sorted(kind, key=price_of)])
@@ -212,9 +213,10 @@ def _foreseen(recipe: Recipe, least: int, rows: list[Candidate], guess: Callable
 def kept(recipe: Recipe, *, model: Model | None = None) -> dict[str, int]:
     """{remat kind: bytes that the backward pass of a micro-batch keeps}, before any compiler.
 
-    Bytes are those of all devices together. To serve, which has no backward pass, it is empty.
+    Bytes are those of all devices together. To serve, which has no backward pass, it is empty, and
+    for a step that releases gradients, which keeps inputs of layers only.
     """
-    if recipe.task == "serve":
+    if recipe.task == "serve" or recipe.release:
         return {}
     model = load_model(recipe.model) if model is None else model
     sizes = {}

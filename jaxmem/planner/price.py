@@ -31,6 +31,7 @@ def noise(recipe: Recipe) -> float:
         total += noise_of(Int(recipe.cache_bits, group=64, symmetric=False))  # like `KVCache`
     if recipe.task != "serve":
         total += _state_noise(recipe.state)
+        total += noise_of(Int(8, group=128)) if recipe.remat.held == "int8" else 0.0
     return total
 
 

@@ -12,7 +12,7 @@ from ..core.arguments import check_fields
 from ..core.codec import OPTIONAL_CODEC
 from ..io.json_fields import parse_object
 from ..train.remat_policy import Remat
-from .search_space import STATES
+from .search_space import OPTIMIZERS, STATES
 
 TASKS = ("train", "lora", "serve")
 ADAPTERS = ("lora", "rslora", "dora")
@@ -26,10 +26,11 @@ class Recipe:
     Args:
         model: a name that `models.load` takes.
         device: a name that `memory` takes.
-        task: "train" (all weights, in bfloat16), "lora" (pairs beside frozen weights) or "serve".
+        task: "train" (all weights), "lora" (pairs beside frozen weights) or "serve".
         batch: rows of a step, on all devices together.
         seq: tokens of a row; to serve, tokens of a row that the cache holds.
-        encoding: the codec of kernels and embeddings; None for bfloat16. Training takes None only.
+        encoding: the codec of kernels and embeddings; None for bfloat16. The task "train" takes
+            None, or with `release` also `Int(8)`.
         cache_bits: bits of a key or value in the cache: 16 (bfloat16), 8, 4 or 2.
         state: the form of the optimizer's state, one of `STATES`.
         remat: the tensors that are kept for the backward pass.
@@ -50,6 +51,11 @@ class Recipe:
             if not `shared`).
         pages: to serve, the pages of 64 tokens of a pool that holds the keys and values of all
             rows, of `seq` tokens at most each; None for a cache with `seq` tokens for every row.
+        optimizer: to train, "adamw" or "scale", which is `jm.optimizers.scale_sgd` and has next to
+            no state.
+        release: to train, whether each layer is updated as soon as its gradient is known, as
+            `jm.train.released` does. The inputs of layers are kept for all micro-batches, as
+            `remat.held` says; `remat` is "full".
 
     Raises:
         ValueError: a value is not one of those above, or values do not go together.
@@ -82,11 +88,12 @@ class Recipe:
     packed: bool = False
     adapter: str = "lora"
     pages: int | None = None
+    optimizer: str = "adamw"
+    release: bool = False
 
     def __post_init__(self):
         check_fields(self, encoding=OPTIONAL_CODEC)
-        if self.task not in TASKS:
-            raise ValueError(f"unknown task {self.task!r}; expected one of {', '.join(TASKS)}")
+        self._check_names()
         target(self.device)  # refuses an unknown name
         if self.cache_bits not in (16, 8, 4, 2):
             raise ValueError(f"cache_bits is {self.cache_bits}, expected 16, 8, 4 or 2")
@@ -95,20 +102,53 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.batch % self.micro:
             raise ValueError(f"{self.micro} micro-batches of a batch of {self.batch}")
-        if self.state not in STATES:
-            raise ValueError(f"state is {self.state!r}, expected one of {', '.join(STATES)}")
-        if self.adapter not in ADAPTERS:
-            raise ValueError(f"adapter is {self.adapter!r}, expected one of {', '.join(ADAPTERS)}")
         if self.task != "lora" and self.adapter != "lora":
             raise ValueError(f"adapter is {self.adapter!r} for {self.task!r}, expected task 'lora'")
-        if self.task == "serve" and self.packed:
-            raise ValueError("packed is True, but rows to serve are one text each")
-        if self.task == "train" and self.encoding is not None:
-            raise ValueError(f"training moves every weight, and {self.encoding} cannot move: lora?")
+        if self.task == "serve":
+            self._check_serve()
+        if self.release:
+            self._check_release()
+        elif self.task == "train" and self.encoding is not None:
+            raise ValueError(
+                f"training moves every weight, and {self.encoding} cannot move: expected release "
+                "with Int(8), or task 'lora'"
+            )
         if self.pages is not None:
             self._check_pages()
         if self.mesh is not None:
             object.__setattr__(self, "mesh", _checked_mesh(self.mesh))
+
+    def _check_names(self):
+        """Refuses names that are not known."""
+        if self.task not in TASKS:
+            raise ValueError(f"unknown task {self.task!r}; expected one of {', '.join(TASKS)}")
+        for name, known in (("state", STATES), ("adapter", ADAPTERS), ("optimizer", OPTIMIZERS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+
+    def _check_serve(self):
+        """Refuses what is only said of a step that trains."""
+        if self.packed:
+            raise ValueError("packed is True, but rows to serve are one text each")
+        if self.optimizer != "adamw":
+            raise ValueError(f"optimizer is {self.optimizer!r} for 'serve', expected to train")
+
+    def _check_release(self):
+        """Refuses what a step that releases gradients does not do."""
+        wrong = {
+            f"task is {self.task!r}": self.task != "train",
+            f"encoding is {self.encoding}": self.encoding not in (None, Int(8)),
+            f"remat is {self.remat.kind!r}": self.remat.kind != "full",
+            "offload is True": self.offload,
+            f"the mesh is {self.axes}": bool(self.axes),
+        }
+        for what, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(
+                    f"release is True and {what}: expected task 'train', encoding None or Int(8), "
+                    "remat 'full', no offload and one device"
+                )
 
     def _check_pages(self):
         """Refuses a pool of pages where none is computed."""
@@ -155,9 +195,12 @@ class Recipe:
             parts = [f"{weights}", cache, f"prompts by {self.prompt}"]
         else:
             micro = f"{self.micro} micro-batches" if self.micro > 1 else ""
-            parts = [f"{weights}" if self.task == "lora" else "", f"{self.state} state"]
+            is_encoded = self.task == "lora" or self.encoding is not None
+            parts = [f"{weights}" if is_encoded else "", f"{self.state} state"]
             parts[1:1] = [f"{self.adapter} {self.rank}"] if self.adapter != "lora" else []
-            parts += [f"remat {self.remat.kind}", micro]
+            parts[1:1] = [self.optimizer] if self.optimizer != "adamw" else []
+            held = f" in {self.remat.held}" if self.remat.held else ""
+            parts += ["released" if self.release else "", f"remat {self.remat.kind}{held}", micro]
             parts += ["state on the host" if self.offload else ""]
         parts.append("packed" if self.packed else "")
         parts.append(" x ".join(f"{axis} {size}" for axis, size in self.axes.items()))
@@ -171,8 +214,9 @@ class Recipe:
         for name in ("mesh", "packed", "pages"):
             if not fields[name]:
                 del fields[name]
-        if self.adapter == "lora":
-            del fields["adapter"]
+        for name, usual in (("adapter", "lora"), ("optimizer", "adamw"), ("release", False)):
+            if fields[name] == usual:
+                del fields[name]
         return json.dumps(fields | {"remat": dataclasses.asdict(self.remat)}, indent=1)
 
     @classmethod

@@ -7,9 +7,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..codecs import Int
 from ..parallel.axes import ROWS
+from ..train.remat_policy import Remat
 from .recipe import Recipe
-from .search_space import REMATS, chunks, micro_batches, prompts
+from .search_space import HELD, OPTIMIZERS, REMATS, chunks, micro_batches, prompts
 
 
 def recipe_lists(
@@ -37,6 +39,23 @@ def recipe_lists(
             rows = first.batch // math.prod((mesh or {}).get(axis, 1) for axis in ROWS)
             fine = itertools.product(policies, micro_batches(rows), chunks(first.seq))
             yield [change(**knobs, remat=r, micro=n, chunk=c) for r, n, c in fine]
+    if first.task == "train" and not any(meshes):
+        policies = [Remat("full", held=held) for held in HELD]
+        for optimizer, codec, state in itertools.product(OPTIMIZERS, (None, Int(8)), states):
+            knobs = dict(release=True, optimizer=optimizer, encoding=codec, state=state)
+            knobs |= dict(chunk=chunks(first.seq)[-1], mesh=None)
+            fine = itertools.product(policies, micro_batches(first.batch))
+            yield [change(**knobs, remat=r, micro=n) for r, n in fine]
+
+
+def last_resorts(recipe: Recipe) -> tuple[bool, ...]:
+    """What of a recipe is tried only if nothing else fits, the worst first.
+
+    Another optimizer than Adam, weights to train in int8, and an optimizer's state in int8, whose
+    update takes a compiler minutes.
+    """
+    is_encoded = recipe.task == "train" and recipe.encoding is not None
+    return recipe.optimizer != "adamw", is_encoded, recipe.state == "int8"
 
 
 def _shared(mesh: Mapping[str, int] | None) -> tuple[bool, ...]:

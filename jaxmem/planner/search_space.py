@@ -4,14 +4,23 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import optax
+
 from ..codecs import Int
-from ..optimizers import in_bfloat16, in_float32, in_int8
+from ..optimizers import in_bfloat16, in_float32, in_int8, scale_sgd
 from ..train.remat_policy import Remat
 
 CHUNKS = (512, 128)  # positions whose logits exist at a time
 ENCODINGS = (None, Int(8), Int(4, group=128), Int(4))
 # The forms of an optimizer's state. The last takes a compiler minutes.
 STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}
+# What changes the weights, and a learning rate that plans are compiled with.
+OPTIMIZERS = {"adamw": (optax.adamw, 1e-4), "scale": (scale_sgd, 1e-3)}
+HELD = {
+    None: 1.0,
+    "int8": 0.52,
+    "host": 0.0,
+}  # bytes on the device of an input of a layer in bfloat16
 TENSOR_SIZES = (1, 2, 4)  # sizes of the mesh axis `tensor` that are tried to train
 PROMPTS = (256, 64, 16)  # tokens of a row's prompt that are read at a time
 

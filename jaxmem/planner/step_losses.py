@@ -8,28 +8,34 @@ import jax.numpy as jnp
 from ..models import Model
 from ..parallel.sharding_constraints import constrain
 from ..train.chunked_cross_entropy import next_token_loss
-from ..train.remat_policy import remat
+from ..train.remat_policy import Remat, remat
 from ..train.token_losses import cross_entropy
 from .model_head import finished, head_matrix, hidden
 from .model_limits import predicts_hidden_tokens
 from .recipe import Recipe
 from .training_batch import model_inputs, share_of_mean
 
+TILE = 2048  # ids whose logits exist at a time, in a step that releases gradients
 
-def step_loss(recipe: Recipe, model: Model) -> Callable:
+
+def step_loss(recipe: Recipe, model: Model, policy: Remat | None = None) -> Callable:
     """loss(params, batch), the mean over what a batch predicts, with the recipe's remat.
 
-    Logits of a decoder exist `recipe.chunk` positions at a time; an encoder's head makes all
-    logits of a micro-batch.
+    `policy` is another remat than the recipe's.
+
+    Logits of a decoder exist `recipe.chunk` positions at a time, or `TILE` ids of all positions if
+    the recipe releases gradients; an encoder's head makes all logits of a micro-batch.
     """
     make = _of_hidden if predicts_hidden_tokens(model.config) else _of_next
-    return make(recipe, model)
+    return make(recipe, model, policy or recipe.remat)
 
 
-def _of_next(recipe: Recipe, model: Model) -> Callable:
+def _of_next(recipe: Recipe, model: Model, policy: Remat) -> Callable:
     config = model.config
     run = lambda params, ids, where: hidden(config, params, ids, **where)
-    body = remat(run, recipe.remat)
+    body = remat(run, policy)
+    # A bias of the head is trained, and tiles give it no gradient; encoded rows are read by eight.
+    in_tiles = recipe.release and not getattr(config, "head_bias", False) and config.vocab % 8 == 0
 
     def loss(params, batch):
         head, axis = head_matrix(config, params)
@@ -37,6 +43,7 @@ def _of_next(recipe: Recipe, model: Model) -> Callable:
         x = constrain(body(params, ids, where))
         options = {"axis": axis, "chunk": recipe.chunk}
         options |= {} if mask is None else {"mask": mask}
+        options |= {"tile": TILE} if in_tiles else {}
         logits = lambda products: finished(config, params, products)
         with jax.named_scope("loss"):
             value = next_token_loss(x, head, ids, **options, logits=logits)
@@ -45,9 +52,9 @@ def _of_next(recipe: Recipe, model: Model) -> Callable:
     return loss
 
 
-def _of_hidden(recipe: Recipe, model: Model) -> Callable:
+def _of_hidden(recipe: Recipe, model: Model, policy: Remat) -> Callable:
     run = lambda params, ids, where: model.apply(params, ids, **where)
-    body = remat(run, recipe.remat)
+    body = remat(run, policy)
 
     def loss(params, batch):
         ids, where, mask = model_inputs(batch)

@@ -29,6 +29,8 @@ from ..train.gradient_accumulation import accumulate
 from .model_head import hidden, logits_of
 from .model_limits import check_model
 from .recipe import Recipe
+from .released_step import released_step
+from .search_space import OPTIMIZERS
 from .step_layout import StepLayout, step_mesh
 from .step_losses import step_loss
 from .training_batch import abstract_batch, fields, with_predictions
@@ -100,7 +102,8 @@ def build(
             encoder with the head of a masked language model.
         mesh: devices of `jm.mesh`, to run the step on; by default the mesh that the recipe
             names, which is abstract for a TPU or GPU: to compile for.
-        optimizer: `optax.adamw(1e-4)` by default; its state has the form `recipe.state`.
+        optimizer: by default `optax.adamw(1e-4)`, or what `recipe.optimizer` says; its state has
+            the form `recipe.state`.
         clip: the most that the global norm of a gradient may be; longer ones are shortened.
         skip_nonfinite: leave weights and optimizer as they are if the loss or the gradient has a
             number that is not finite; `state["skipped"]` counts such steps.
@@ -132,8 +135,9 @@ def build(
         )
     if recipe.task == "serve":
         return _serve(recipe, model, layout)
-    make = {"train": _train, "lora": _lora}[recipe.task]
-    update = WeightUpdate(recipe, layout, optimizer or optax.adamw(1e-4), clip, skip_nonfinite)
+    make = _released if recipe.release else {"train": _train, "lora": _lora}[recipe.task]
+    optimizer = optimizer or default_optimizer(recipe, model)
+    update = WeightUpdate(recipe, layout, optimizer, clip, skip_nonfinite)
     return make(recipe, model, layout, update)
 
 
@@ -154,6 +158,19 @@ def _train(recipe, model, layout, update):
 
     step = jax.jit(step, donate_argnums=0)
     state = update.hosted(layout.put(state, places))
+    arguments = (state, abstract_batch(recipe, layout, fields(model.config)))
+    return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss)
+
+
+def _released(recipe, model, layout, update):
+    start, step, loss = released_step(recipe, model, update)
+    state = jax.eval_shape(start, _encoded(recipe, model))
+
+    def init(params, key=None):
+        params = _encode(recipe, model, params)
+        return start(params), params
+
+    step = jax.jit(step, donate_argnums=0)
     arguments = (state, abstract_batch(recipe, layout, fields(model.config)))
     return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss)
 
@@ -186,6 +203,16 @@ def _lora(recipe, model, layout, update):
     batch = abstract_batch(recipe, layout, fields(model.config))
     arguments = (update.hosted(layout.put(state, places)), layout.weights(frozen), batch)
     return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss_of_pairs)
+
+
+def default_optimizer(
+    recipe: Recipe, model: Model, rate: optax.ScalarOrSchedule | None = None
+) -> optax.GradientTransformation:
+    """The optimizer of a recipe, with a learning rate or the one that plans are compiled with."""
+    make, usual = OPTIMIZERS[recipe.optimizer]
+    is_trained = recipe.task == "train" and recipe.optimizer == "scale"
+    usage = {"uses": _usage(model)} if is_trained else {}  # pairs have names that say enough
+    return make(usual if rate is None else rate, **usage)
 
 
 def first_pairs(recipe: Recipe, key: jax.Array, params: Any) -> dict[str, dict]:
@@ -279,8 +306,12 @@ def _encode(recipe, model, params):
     params = jax.tree.map(narrow, params)  # the leaves that the recipe's plan was compiled with
     if recipe.encoding is None:
         return params
-    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     plan = Plan({path: recipe.encoding for path in match(paths(params), {_WEIGHTS: True})})
+    return encode(params, plan, uses=_usage(model))
+
+
+def _usage(model):
+    """How the model reads its weights, as `jm.uses` tells it."""
+    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     net = family(model.config).module(model.config)
-    usage = uses(lambda p, ids: net.apply({"params": p}, ids), _dense(model), ids)
-    return encode(params, plan, uses=usage)
+    return uses(lambda p, ids: net.apply({"params": p}, ids), _dense(model), ids)

@@ -31,7 +31,7 @@ class WeightUpdate:
     skip_nonfinite: bool = False
 
     @property
-    def _in_form(self) -> optax.GradientTransformation:
+    def in_form(self) -> optax.GradientTransformation:
         """The optimizer with its state in the recipe's form."""
         return STATES[self.recipe.state](self.optimizer)
 
@@ -39,7 +39,7 @@ class WeightUpdate:
         """The state before the first step, of the params that are trained."""
         zero = lambda: jnp.zeros((), jnp.int32)
         counts = {"step": zero()} | ({"skipped": zero()} if self.skip_nonfinite else {})
-        return {"params": params, "opt": self._in_form.init(params)} | counts
+        return {"params": params, "opt": self.in_form.init(params)} | counts
 
     def hosted(self, state: dict) -> dict:
         """The state; if the recipe offloads, the optimizer's part is in host memory."""
@@ -48,7 +48,7 @@ class WeightUpdate:
     def __call__(self, state: dict, loss: Array, gradient: Any, places: Any) -> dict:
         """The state after one step; `places` are the state's shardings, or None."""
         count = state["step"] + 1
-        optimizer = self._in_form
+        optimizer = self.in_form
 
         norm = global_norm(gradient) if self.clip or self.skip_nonfinite else None
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) if self.skip_nonfinite else None

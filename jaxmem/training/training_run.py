@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from ..adapters.lora import attach
@@ -22,7 +23,7 @@ from ..io.scalar_writers import JsonLines, ScalarWriter
 from ..models import Model
 from ..parallel.mesh import mesh as make_mesh
 from ..planner.recipe import Recipe
-from ..planner.train_and_serve_steps import Built, build, scaled_pairs
+from ..planner.train_and_serve_steps import Built, build, default_optimizer, scaled_pairs
 from .checked_batch import checked_batch
 from .first_batch import first_batch_hash
 from .held_out_loss import HeldOut
@@ -92,7 +93,7 @@ def run(
         recipe,
         model=model,
         mesh=mesh,
-        optimizer=options.optimizer,
+        optimizer=_optimizer(recipe, model, options),
         clip=options.clip,
         skip_nonfinite=True,
     )
@@ -158,6 +159,20 @@ def _written(
     made = dataclasses.replace(model, tensors=trained)
     made.save(out / MODEL)
     return Trained(made, None, None, *counts)
+
+
+def _optimizer(
+    recipe: Recipe, model: Model, options: TrainingOptions
+) -> optax.GradientTransformation:
+    """The optimizer of a recipe, as the options say."""
+    if recipe.optimizer == "adamw":
+        return options.optimizer
+    if options.weight_decay:
+        raise ValueError(
+            f"weight_decay is {options.weight_decay}, but the optimizer of the recipe is "
+            f"{recipe.optimizer!r}, which has none: expected 0"
+        )
+    return default_optimizer(recipe, model, options.schedule)
 
 
 def _compiled(built: Built, limit: int | None) -> tuple[Callable, int]:

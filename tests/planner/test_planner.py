@@ -47,6 +47,17 @@ def test_what_is_planned_is_what_the_compiler_says_of_the_recipe_built_again(tas
         assert recipe.micro > 1 or recipe.remat.kind != "none"
 
 
+def test_a_step_that_releases_gradients_takes_at_least_what_arithmetic_says():
+    options = dict(release=True, optimizer="scale", encoding=jm.Int(8), state="bfloat16", micro=2)
+    recipe = jm.Recipe(
+        "tiny", "cpu", "train", 2, 128, remat=jm.Remat("full", held="int8"), **options
+    )
+    build = functools.partial(jm.build, model=TINY)
+    step, arguments = build(recipe).programs["step"]
+    bound, seconds = arithmetic(recipe, CONFIG, build, Device(MIB, 1e12, 1e11, 1e10))
+    assert jm.nbytes(arguments) < bound <= jm.memory(step, *arguments).peak and seconds > 0
+
+
 def test_adapters_are_planned_beside_encoded_weights_and_built_again():
     config = llama.Config(**SIZES | dict(layers=1, heads=2, kv_heads=1))
     model = Model(config, llama.module(config), None, "one layer")

@@ -58,6 +58,7 @@ def plain(model):
         dict(remat=jm.Remat("named", ("attn_out",)), micro=4, chunk=4),
         dict(remat=jm.Remat("nested"), state="bfloat16"),
         dict(remat=jm.Remat("dots_no_batch"), offload=True),
+        dict(release=True, micro=2, encoding=jm.Int(8), remat=jm.Remat("full", held="int8")),
     ],
     ids=str,
 )
@@ -203,6 +204,14 @@ def test_a_recipe_of_version_0_1_0_is_read_and_names_its_mesh(task, shared, axes
         (functools.partial(recipe, "train", micro=3), "3 micro-batches of a batch of 8"),
         (functools.partial(recipe, "train", encoding=jm.Int(4)), "training moves every weight"),
         (functools.partial(recipe, "train", state="int3"), "state is 'int3'"),
+        (functools.partial(recipe, "train", optimizer="sgd"), "optimizer is 'sgd'"),
+        (functools.partial(recipe, "train", encoding=jm.Int(8)), "cannot move: expected release"),
+        (functools.partial(recipe, "lora", release=True), "release is True and task is 'lora'"),
+        (functools.partial(recipe, "serve", optimizer="scale"), "for 'serve'"),
+        (
+            functools.partial(recipe, "train", release=True, remat=jm.Remat("none")),
+            "release is True and remat is 'none'",
+        ),
         (functools.partial(recipe, "train", mesh={"stage": 2}), "the mesh has axis 'stage'"),
         (functools.partial(recipe, "train", mesh={"fsdp": 0}), "the mesh has fsdp=0"),
     ],
