@@ -3,11 +3,12 @@
     pip install -e ".[demo,tpu]"
     python experiments/memory/full_training.py [ROW ...]
 
-`jm.plan` chooses a recipe to train all weights of Llama 3.1 8B on a v5e, and on a v6e within 24
-GiB, and of Llama 3.2 1B on a v5e, at 8 x 2,048 tokens; a full compile at the limit proves it.
-`limits` plans a small model under ten limits, each smaller than the one before: a peak
-never exceeds its limit. Nothing is run. `host_bytes` is the most memory that this process and the
-largest of its compilers used. A row that the file has is not planned again.
+`recipe` rows are steps that train all weights of Llama 3.1 8B, 8 x 2,048 tokens, on a v5e and on a
+v6e within 24 GiB: a full compile at the limit is the certificate. For `plan` rows `jm.plan` chooses
+the recipe, also of Llama 3.2 1B, with an empty cache. `limits` plans a small model under ten
+limits, each smaller than the one before: a peak never exceeds its limit. Nothing is run.
+`host_bytes` is the most memory that this process and the largest of its compilers used. A row that
+the file has is not made again.
 """
 
 import concurrent.futures
@@ -33,12 +34,34 @@ SMALL = llama.Config(
     vocab=16_384, width=512, ffn=1_536, layers=8, heads=8, kv_heads=4, head_dim=64, tied=False
 )
 LIMITS = [round(1.6 * 0.88**i, 3) for i in range(10)]  # GiB
-ROWS = {
-    "8b, v5e": ("llama-8b", V5E, 15.75, 1),
-    "8b, v6e": ("llama-8b", V6E, 24.0, 1),
-    "1b, v5e": ("llama-1b", V5E, 15.75, 3),
+RELEASED = dict(release=True, optimizer="scale", micro=8)
+ON_V5E = dict(encoding=jm.Int(8), state="int8", remat=jm.Remat("full", held="int8"))
+RECIPES = {
+    "recipe, 8b, v6e": (dict(state="bfloat16", remat=jm.Remat("full")), V6E, 24.0),
+    "recipe, 8b, v5e": (ON_V5E, V5E, 15.75),
+}
+PLANS = {
+    "plan, 8b, v5e": ("llama-8b", V5E, 15.75, 1),
+    "plan, 8b, v6e": ("llama-8b", V6E, 24.0, 1),
+    "plan, 1b, v5e": ("llama-1b", V5E, 15.75, 3),
 } | {f"limits, {x} GiB": ("small", V5E, x, 1) for x in LIMITS}
 RESOURCE_USERS = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+
+
+def recipe_row(knobs: dict, device: str, gib: float) -> dict:
+    """The row of a recipe: its certificate."""
+    recipe = jm.Recipe("llama-8b", device, "train", 8, 2048, **RELEASED, **knobs)
+    built = jm.build(recipe)
+    options = dict(device=device, limit=int(gib * GIB), timeout=3600.0)
+    memory = jm.memory(built.step, *built.arguments, **options)
+    state = built.arguments[0]
+    return {
+        "recipe": json.loads(recipe.to_json()),
+        "weight_bytes": jm.nbytes(state["params"]),
+        "optimizer_bytes": jm.nbytes(state["opt"]),
+        "compiled": memory.exact,
+        "memory": json.loads(memory.to_json()),
+    }
 
 
 def plan_row(name: str, device: str, gib: float, most: int) -> dict:
@@ -78,14 +101,16 @@ def main() -> None:
             for name, config in (configs | {"small": SMALL}).items()
         },
     }
-    for name in sys.argv[1:] or ROWS:
+    for name in sys.argv[1:] or (*RECIPES, *PLANS):
         if name in results["rows"]:
             continue
+        make = (recipe_row, *RECIPES[name]) if name in RECIPES else (plan_row, *PLANS[name])
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            results["rows"][name] = row = pool.submit(plan_row, *ROWS[name]).result()
+            results["rows"][name] = row = pool.submit(*make).result()
         write_whole(PATH, (json.dumps(results, indent=1) + "\n").encode())
-        outcome = row.get("chosen", {}).get("peak_bytes") or row.get("why")
+        chosen = row.get("chosen") or {"peak_bytes": row.get("memory", {}).get("peak")}
+        outcome = chosen["peak_bytes"] or row.get("why")
         print(name, outcome, row.get("seconds_to_plan"), row.get("host_bytes"), flush=True)
 
 
