@@ -75,6 +75,11 @@ class AffineArray(ScaledArray):
 
     low: Array | None = None  # (*stack, groups, n)
 
+    @property
+    def middle_code(self) -> int:
+        """The stored code of a group's smallest weight."""
+        return -128 if self.bits == 8 else 0
+
     def values(self, codes):
         return codes.astype(jnp.float32) + (128 if self.bits == 8 else 0)
 

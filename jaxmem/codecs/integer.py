@@ -165,6 +165,12 @@ class IntArray(MatrixLeaf):
     read_as_stored = property(lambda self: self.bits == 8 and self.scale.shape[-2] == 1)
     reads_in_stack = True
 
+    @property
+    def middle_code(self) -> int | None:
+        """The stored code that means 0, if it is one for all groups."""
+        middle = 0 if self.bits == 8 else 2 ** (self.bits - 1)
+        return middle if self.zero is None else None
+
     def as_int_array(self) -> "IntArray":
         return self
 

@@ -10,30 +10,20 @@
 #include "columns.h"
 #include "kept_columns.h"
 #include "packing.h"
-#include "scales.h"
 #include "simd.h"
+#include "stored_integers.h"
 
 namespace jaxmem {
 
-// The rows of a weight, as codecs/integer.py stores them.
-struct IntegerRows : ScaledMatrix {
-  int bits;                  // 2 to 8; codes of 8 bits are signed
-  const uint8_t* fields[3];  // each (n · width/8, k)
-  const uint8_t* zeros[3];   // each (groups, n · width/8), or null: the middle of the codes' range
-  const void* low;           // (groups, n) of the scales' type, where the smallest code means it; or null
-  // If 2 of every 4 columns are kept, there are no zero points, `fields` are (n · width/8, k / 2), and
-  // these are the fields of the patterns, (n · width/8, k / 4); else null.
-  const uint8_t* patterns[2];
-
-  int64_t kept() const { return patterns[0] ? k / 2 : k; }  // columns of `fields`
-};
-
-constexpr int kRowsAtOnce = kLanes == 64 ? 4 : 2;  // as many sums as there are registers for
+// Rows that are multiplied together: those that share a byte, so that bytes are read in order.
+constexpr int rows_at_once(int bits) { return bits == 8 ? 1 : 2; }
 
 // What is computed of a block of rows, in vectors of 8 rows.
 struct Block {
   std::vector<EightFloats> scales;  // (kBlockVectors, groups)
   std::vector<EightFloats> y;       // (m, kBlockVectors)
+  std::vector<EightFloats> lows;    // (groups), of 8 rows
+  std::vector<uint8_t> bytes;       // codes of the scales of 8 rows
 };
 
 // x (m, k) as a product with a weight of kBits bits reads it.
@@ -70,26 +60,59 @@ inline EightFloats read_zeros(const IntegerRows& weight, int64_t g, int64_t row)
   return from_bytes<uint8_t>(codes) - static_cast<float>(1 << (kBits - 1));
 }
 
+// Subtracts from the y of 8 rows, y (m, kBlockVectors), what a group's offsets take from their products.
+template <int kBits>
+JAXMEM_INLINE void subtract_offsets(EightFloats offsets, int64_t g, const Inputs<kBits>& inputs, EightFloats* y) {
+  for (const auto& x : inputs.rows) {
+    *y -= offsets * x.group_sums[g];
+    y += kBlockVectors;
+  }
+}
+
 // Reads the groups of `rows` rows from `row` on, a multiple of 8 and at most kBlockRows.
 template <int kBits, typename Number>
 void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t row, int64_t rows,
                  Block* block) {
-  const int64_t groups = weight.groups(), m = inputs.rows.size();
-  block->y.assign(m * kBlockVectors, EightFloats{});
+  constexpr float kMiddle = 1 << (kBits - 1);
+  const int64_t groups = weight.groups();
+  block->y.assign(inputs.rows.size() * kBlockVectors, EightFloats{});
   EightFloats* scales = block->scales.data();
   for (int64_t g = 0; g < groups; ++g) {
-    weight.fetch_scales(g, row + kBlockRows);
+    weight.fetch_block(weight.scale, g, row + kBlockRows);
+    if (weight.low) weight.fetch_block(weight.low, g, row + kBlockRows);
+    for (int f = 0; weight.zeros[0] && f < field_count(kBits); ++f) {
+      const int width = field(kBits, f).width;
+      fetch(weight.zeros[f] + g * packed_size(weight.n, width) + (row + kBlockRows) * width / 8, kBlockRows * width / 8);
+    }
     for (int v = 0; v * kByteRows < rows; ++v) {
       scales[v * groups + g] = weight.eight<Number>(weight.scale, g, row + v * kByteRows);
     }
     for (int v = 0; (weight.zeros[0] || weight.low) && v * kByteRows < rows; ++v) {
       const int64_t first = row + v * kByteRows;
-      EightFloats offsets = scales[v * groups + g];
-      if (weight.low) offsets = -offsets * static_cast<float>(1 << (kBits - 1)) - weight.eight<Number>(weight.low, g, first);
-      else offsets *= read_zeros<kBits>(weight, g, first);
-      for (int64_t i = 0; i < m; ++i) {
-        block->y[i * kBlockVectors + v] -= offsets * inputs.rows[i].group_sums[g];
-      }
+      const EightFloats scale = scales[v * groups + g];
+      const EightFloats offsets = weight.low ? -scale * kMiddle - weight.eight<Number>(weight.low, g, first)
+                                             : scale * read_zeros<kBits>(weight, g, first);
+      subtract_offsets(offsets, g, inputs, block->y.data() + v);
+    }
+  }
+}
+
+// The same where scales are codes.
+template <int kBits>
+void read_coded_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t row, int64_t rows,
+                       Block* block) {
+  constexpr float kMiddle = 1 << (kBits - 1);
+  const int64_t groups = weight.groups();
+  block->y.assign(inputs.rows.size() * kBlockVectors, EightFloats{});
+  block->lows.resize(groups);
+  for (int v = 0; v * kByteRows < rows; ++v) {
+    const int64_t first = row + v * kByteRows;
+    EightFloats* scales = block->scales.data() + v * groups;
+    weight.scale_codes.read(weight.n, groups, first, &block->bytes, scales);
+    if (!weight.low_codes.bits) continue;
+    weight.low_codes.read(weight.n, groups, first, &block->bytes, block->lows.data());
+    for (int64_t g = 0; g < groups; ++g) {
+      subtract_offsets(-scales[g] * kMiddle - block->lows[g], g, inputs, block->y.data() + v);
     }
   }
 }
@@ -165,23 +188,20 @@ JAXMEM_INLINE void whole_groups_product(const Rows& rows, const float* scales, i
   ((totals[kRow] = sums[kRow]), ...);
 }
 
-// Calls run(rows, scales, totals, numbers of kCount rows as constants) for all of 8 rows. Rows whose codes
+// Calls run(rows, scales, totals, numbers of some rows as constants) for all of 8 rows. Rows whose codes
 // begin at the same bits of a byte are the same code of a processor.
-template <int kCount, int kFirst = 0, typename Rows, typename Run>
+template <int kBits, int kFirst = 0, typename Rows, typename Run>
 JAXMEM_INLINE void eight_rows(const Rows& rows, const float* scales, Floats* totals, const Run& run) {
   using std::integral_constant;
-  const auto some = [&](const Rows& moved, int first) __attribute__((always_inline)) {
-    const float* own = scales + first;
-    if constexpr (kCount == 4) {
-      run(moved, own, totals + first, integral_constant<int, kFirst>{}, integral_constant<int, kFirst + 1>{},
-          integral_constant<int, kFirst + 2>{}, integral_constant<int, kFirst + 3>{});
-    } else {
-      run(moved, own, totals + first, integral_constant<int, kFirst>{}, integral_constant<int, kFirst + 1>{});
-    }
-  };
-  constexpr int kPeriod = std::max(kCount, Rows::kRowsOfByte);
-  for (int first = 0; first < kByteRows; first += kPeriod) some(rows.from(first), first);
-  if constexpr (kFirst + kCount < kPeriod) eight_rows<kCount, kFirst + kCount>(rows, scales, totals, run);
+  constexpr int kCount = rows_at_once(kBits), kPeriod = std::max(kCount, Rows::kRowsOfByte);
+  for (int first = 0; first < kByteRows; first += kPeriod) {
+    const auto some = [&](auto... row) __attribute__((always_inline)) {
+      run(rows.from(first), scales + first, totals + first, row...);
+    };
+    if constexpr (kCount == 1) some(integral_constant<int, kFirst>{});
+    else some(integral_constant<int, kFirst>{}, integral_constant<int, kFirst + 1>{});
+  }
+  if constexpr (kFirst + kCount < kPeriod) eight_rows<kBits, kFirst + kCount>(rows, scales, totals, run);
 }
 
 // `rows_product` of all 8 rows.
@@ -192,7 +212,7 @@ inline void eight_rows_product(const Rows& rows, const EightFloats* group_scales
   const float* scales = reinterpret_cast<const float*>(group_scales);
   const int64_t groups = rows.k % group ? 0 : rows.k / group;  // whole ones
   const auto with_groups = [&](auto vectors) {
-    eight_rows<4>(rows, scales, totals, [&](const Rows& rows, const float* scales, Floats* totals, auto... row) {
+    eight_rows<kBits>(rows, scales, totals, [&](const Rows& rows, const float* scales, Floats* totals, auto... row) {
       whole_groups_product<kBits, decltype(vectors)::value, decltype(row)::value...>(rows, scales, groups, x, totals);
     });
   };
@@ -200,62 +220,13 @@ inline void eight_rows_product(const Rows& rows, const EightFloats* group_scales
   if constexpr (kMostGroupVectors<kBits> >= 2) {
     if (groups > 0 && group == 2 * kLanes) return with_groups(std::integral_constant<int, 2>{});
   }
-  constexpr int kCount = kBits == 8 ? 4 : kRowsAtOnce;
-  eight_rows<kCount>(rows, scales, totals, [&](const Rows& rows, const float* scales, Floats* totals, auto... row) {
+  eight_rows<kBits>(rows, scales, totals, [&](const Rows& rows, const float* scales, Floats* totals, auto... row) {
     if constexpr (kPairs) {
       if (are_paired(group)) return rows_product<kBits, true, decltype(row)::value...>(rows, scales, chunks, x, totals);
     }
     rows_product<kBits, false, decltype(row)::value...>(rows, scales, chunks, x, totals);
   });
 }
-
-// The last rows of a weight, fewer than 8, filled up with zeros.
-struct LastRows {
-  std::vector<uint8_t> fields[3], zeros[3], patterns[2], scale, low;
-  IntegerRows weight;
-
-  LastRows(const IntegerRows& all, int64_t row) : weight(all) {
-    const int64_t groups = all.groups(), size = all.half_scale ? 2 : 4;
-    for (int f = 0; f < field_count(all.bits); ++f) {
-      const int width = field(all.bits, f).width;
-      const int64_t first = row * width / 8, bytes = packed_size(all.n, width);
-      fields[f] = padded_rows(all.fields[f], first, bytes, width, all.kept());
-      weight.fields[f] = fields[f].data();
-      if (!all.zeros[0]) continue;
-      zeros[f] = padded(all.zeros[f], groups, bytes, first, bytes - first, width);
-      weight.zeros[f] = zeros[f].data();
-    }
-    for (int f = 0; all.patterns[0] && f < 2; ++f) {
-      const int width = field(3, f).width;
-      patterns[f] = padded_rows(all.patterns[f], row * width / 8, packed_size(all.n, width), width, all.k / 4);
-      weight.patterns[f] = patterns[f].data();
-    }
-    scale = padded(all.scale, groups, all.n * size, row * size, (all.n - row) * size, kByteRows * size);
-    weight.scale = scale.data();
-    if (all.low) {
-      low = padded(all.low, groups, all.n * size, row * size, (all.n - row) * size, kByteRows * size);
-      weight.low = low.data();
-    }
-    weight.n = kByteRows;
-  }
-
- private:
-  // Rows [first, last) of `columns` bytes, filled up to `count` rows.
-  static std::vector<uint8_t> padded_rows(const void* from, int64_t first, int64_t last, int64_t count,
-                                          int64_t columns) {
-    return padded(from, 1, 0, first * columns, (last - first) * columns, count * columns);
-  }
-
-  // From each of some rows of `stride` bytes, `count` bytes from `first` on, filled up to `length`.
-  static std::vector<uint8_t> padded(const void* from, int64_t rows, int64_t stride, int64_t first,
-                                     int64_t count, int64_t length) {
-    std::vector<uint8_t> bytes(rows * length);
-    for (int64_t i = 0; count > 0 && i < rows; ++i) {
-      std::memcpy(bytes.data() + i * length, static_cast<const uint8_t*>(from) + i * stride + first, count);
-    }
-    return bytes;
-  }
-};
 
 // Calls done(i, row, y) for x's row i and the y of 8 rows of the weight from `row`, for rows
 // [first, last) of the weight; 8 divides their number, kBlockRows divides `first`.
@@ -269,13 +240,9 @@ void whole_rows_product(const IntegerRows& weight, const Inputs<kBits>& inputs, 
     const int v = (row - first) / kByteRows % kBlockVectors;
     if (v == 0) {
       const int64_t rows = std::min<int64_t>(kBlockRows, last - row);
-      if (weight.half_scale) read_groups<kBits, uint16_t>(weight, inputs, row, rows, &block);
+      if (weight.scale_codes.bits) read_coded_groups<kBits>(weight, inputs, row, rows, &block);
+      else if (weight.half_scale) read_groups<kBits, uint16_t>(weight, inputs, row, rows, &block);
       else read_groups<kBits, float>(weight, inputs, row, rows, &block);
-    }
-    // The next 8 rows are read in the order of memory, which a CPU foresees best, before several at a time.
-    for (int f = 0; row + kByteRows < last && f < field_count(kBits); ++f) {
-      const int64_t bytes = field(kBits, f).width * weight.kept();
-      touch(weight.fields[f] + (row / kByteRows + 1) * bytes, bytes);
     }
     Rows rows{};
     rows.k = weight.k;

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .coded_scales import scale_attributes
 from .few_rows import few_rows_product
 
 # Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
@@ -20,7 +21,8 @@ KEPT_ROWS = {"avx2": 8, "baseline": 2}  # with 2 of every 4 weights
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
     """x (m, k) times the rows of an unstacked `IntArray` or `AffineArray`: (m, n) f32.
 
-    The leaf may be a `StackLayer` of a stack of them, of which no layer is copied.
+    The leaf may be a `StackLayer` of a stack of them, of which no layer is copied, and its scales
+    may be codes (see `coded_scales`).
 
     The library rounds each row of x to fixed point, in steps of a power of two of at most
     max |x| · 2^-19.9. All sums of a group, or of some hundred columns of it, are exact. So |error|
@@ -29,7 +31,7 @@ def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], 
 
     `otherwise(x, leaf)` is the product elsewhere (see `few_rows_product`).
     """
-    one_group = leaf.in_stack()[0].scale.shape[-2] == 1
+    one_group = _stored(leaf)[0].scale.shape[-2] == 1
     most_rows = ONE_GROUP_ROWS if one_group else GROUP_ROWS
     return few_rows_product(_call, most_rows, x, leaf, otherwise)
 
@@ -44,19 +46,30 @@ def kept_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Arr
     return few_rows_product(call, KEPT_ROWS, x, leaf, otherwise)
 
 
+def _stored(leaf):
+    """(the leaf of integers whose arrays the library takes, the layer of a stack or None)."""
+    leaf, layer = leaf.in_stack()
+    return (leaf.coded() if hasattr(leaf, "coded") else leaf), layer
+
+
 def _call(x, leaf, patterns=()):
     """The library's product; `patterns` are the bit fields of the patterns if 2:4 are kept."""
-    leaf, layer = leaf.in_stack()
+    leaf, layer = _stored(leaf)
     shape = jax.ShapeDtypeStruct((x.shape[0], leaf.scale.shape[-1]), jnp.float32)
     product = jax.ffi.ffi_call("jaxmem_integer_rows", shape, vmap_method="expand_dims")
-    scale = leaf.scale if leaf.scale.dtype == jnp.float16 else leaf.scale.astype(jnp.float32)
-    group = leaf.group * (2 if patterns else 1) if scale.shape[-2] > 1 else x.shape[1]
+    group = leaf.group * (2 if patterns else 1) if leaf.scale.shape[-2] > 1 else x.shape[1]
     attributes = dict(bits=np.int64(leaf.bits), group=np.int64(group), is_kept=bool(patterns))
+    attributes |= scale_attributes(leaf)
     fields = *leaf.codes, *(getattr(leaf, "zero", None) or ()), *patterns
     layers = () if layer is None else (layer.reshape(1, 1),)
-    low = getattr(leaf, "low", None)
-    if low is not None:
-        scale = scale if low.dtype == jnp.float16 else scale.astype(jnp.float32)
-        fields = *fields, low.astype(scale.dtype)
+    scale, low = leaf.scale, getattr(leaf, "low", None)
+    if attributes["scale_bits"]:
+        numbers = [scale] if low is None else [scale, low]
+        scale, *lows = (a.scale for a in numbers)
+        fields = *fields, *lows, *(field for a in numbers for field in a.codes)
+    else:
+        all_half = {a.dtype for a in (scale, low) if a is not None} == {jnp.dtype(jnp.float16)}
+        dtype = jnp.float16 if all_half else jnp.float32
+        scale, fields = scale.astype(dtype), fields if low is None else (*fields, low.astype(dtype))
     attributes |= dict(has_low=low is not None, in_stack=bool(layers))
     return product(x.astype(jnp.float32), scale, *fields, *layers, **attributes)

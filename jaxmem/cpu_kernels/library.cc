@@ -12,7 +12,7 @@
 
 namespace jaxmem {
 
-constexpr int64_t kPartWeights = 1 << 18;  // weights that are worth a thread
+constexpr int64_t kPartWeights = 1 << 15;  // weights that are worth a thread
 constexpr int64_t kInputRows = 32;         // rows of x whose fixed point stays in a core's second cache
 
 // Calls run(first, last) for parts of n rows of k weights each, which threads share.
@@ -36,37 +36,46 @@ void multiply(ffi::ThreadPool& pool, const IntegerRows& weight, const float* x, 
   }
 }
 
-// y = x · rows^T. `fields` are the fields of the codes, then those of the zero points, if there are, then
+// y = x · rows^T. `arrays` are the fields of the codes, then those of the zero points, if there are, then
 // those of the patterns, if 2 of every 4 columns are kept, then what the smallest code of each group means,
-// if `has_low`. If scales and fields are stacks of layers, the last of `fields` is the layer, (1, 1) int32.
+// if `has_low`. If `scale_bits` is not 0, scales (and what smallest codes mean) are codes of so many bits,
+// whose units stand in their place; their fields come next. If all these are stacks of layers, the last of
+// `arrays` is the layer, (1, 1) int32.
 ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale,
-                        ffi::RemainingArgs fields, ffi::Result<ffi::AnyBuffer> y, int64_t bits,
-                        int64_t group, bool is_kept, bool has_low, bool in_stack) {
+                        ffi::RemainingArgs arrays, ffi::Result<ffi::AnyBuffer> y, int64_t bits,
+                        int64_t group, bool is_kept, bool has_low, int64_t scale_bits, int64_t scale_middle,
+                        int64_t scale_group, bool in_stack) {
   const auto sizes = y->dimensions(), x_sizes = x.dimensions();
   const size_t rank = sizes.size();
-  if (bits < 2 || bits > 8 || group < 1 || is_kept && !has_kept_columns(bits)) return ffi::Error::InvalidArgument("no such integers");
-  const size_t size = fields.size() - (in_stack ? 1 : 0);
-  const size_t low = size - (has_low ? 1 : 0), last = low - (is_kept ? 2 : 0);
-  const size_t count = field_count(static_cast<int>(bits));
-  if (last != count && (is_kept || has_low || last != 2 * count)) {
+  const bool coded = scale_bits != 0;
+  if (bits < 2 || bits > 8 || group < 1 || is_kept && !has_kept_columns(bits) ||
+      coded && (scale_bits != 4 && scale_bits != 6 && scale_bits != 8 || scale_group < 1)) {
+    return ffi::Error::InvalidArgument("no such integers");
+  }
+  const size_t count = field_count(static_cast<int>(bits)), lows = has_low ? 1 : 0;
+  const size_t scale_fields = coded ? field_count(static_cast<int>(scale_bits)) : 0;
+  const size_t size = arrays.size() - (in_stack ? 1 : 0);          // without the layer
+  const size_t plain = size - scale_fields * (1 + lows);           // without fields of scales
+  const size_t low = plain - lows, last = low - (is_kept ? 2 : 0);  // where these begin
+  if (last != count && (is_kept || has_low || coded || last != 2 * count)) {
     return ffi::Error::InvalidArgument("wrong count of fields");
   }
   std::vector<Matrices> packed;
-  for (size_t f = 0; f < fields.size(); ++f) {
-    const auto field = fields.get<ffi::AnyBuffer>(f);
-    if (field.has_error()) return field.error();
-    packed.emplace_back(*field, in_stack && f < size);
-    if (has_low && f == low && field->element_type() != scale.element_type()) {
+  for (size_t f = 0; f < arrays.size(); ++f) {
+    const auto array = arrays.get<ffi::AnyBuffer>(f);
+    if (array.has_error()) return array.error();
+    packed.emplace_back(*array, in_stack && f < size);
+    if (has_low && f == low && array->element_type() != scale.element_type()) {
       return ffi::Error::InvalidArgument("scales and smallest values differ in type");
     }
   }
   const bool half_scale = scale.element_type() == ffi::F16;
-  if (!half_scale && scale.element_type() != ffi::F32) {
-    return ffi::Error::InvalidArgument("scales are float16 or float32");
+  if (!half_scale && (coded || scale.element_type() != ffi::F32)) {
+    return ffi::Error::InvalidArgument("scales are float16 or float32, and units float16");
   }
   const Matrices inputs(x), scales(scale, in_stack);
   bool one_weight = scales.is_single();
-  for (const Matrices& field : packed) one_weight = one_weight && field.is_single();
+  for (const Matrices& array : packed) one_weight = one_weight && array.is_single();
 
   int64_t batch = 1, m = sizes[rank - 2];
   for (size_t a = 0; a + 2 < rank; ++a) batch *= sizes[a];
@@ -74,11 +83,23 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
   const int64_t n = sizes[rank - 1], k = x_sizes[rank - 1];
   parallel_for(pool, pool.num_threads(), batch, [&](int64_t i) {
     const int64_t layer = in_stack ? *reinterpret_cast<const int32_t*>(packed[size].at(i, sizes)) : 0;
-    IntegerRows weight{{n, k, group, scales.at(i, sizes, layer), half_scale}, static_cast<int>(bits)};
-    weight.low = has_low ? packed[low].at(i, sizes, layer) : nullptr;
+    const auto at = [&](size_t array) { return packed[array].at(i, sizes, layer); };
+    const uint8_t* own = scales.at(i, sizes, layer);
+    IntegerRows weight{{n, k, group, own, half_scale}, static_cast<int>(bits)};
     for (size_t f = 0; f < low; ++f) {
       const uint8_t** to = f < count ? weight.fields : f < last ? weight.zeros - count : weight.patterns - last;
-      to[f] = packed[f].at(i, sizes, layer);
+      to[f] = at(f);
+    }
+    if (has_low) weight.low = at(low);
+    if (coded) {
+      const auto codes = [&](const uint8_t* units, size_t first) {
+        CodedNumbers numbers{static_cast<int>(scale_bits), static_cast<int>(scale_middle), scale_group, units};
+        for (size_t f = 0; f < scale_fields; ++f) numbers.fields[f] = at(first + f);
+        return numbers;
+      };
+      weight.scale_codes = codes(own, plain);
+      if (has_low) weight.low_codes = codes(at(low), plain + scale_fields);
+      weight.scale = weight.low = nullptr;
     }
     const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
@@ -178,6 +199,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_integer_rows, jaxmem::integer_rows,
                                   .Attr<int64_t>("group")
                                   .Attr<bool>("is_kept")
                                   .Attr<bool>("has_low")
+                                  .Attr<int64_t>("scale_bits")
+                                  .Attr<int64_t>("scale_middle")
+                                  .Attr<int64_t>("scale_group")
                                   .Attr<bool>("in_stack"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_scaled_rows, jaxmem::scaled_rows,

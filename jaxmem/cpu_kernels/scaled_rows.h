@@ -224,6 +224,7 @@ void scaled_product(const ScaledRows& weight, const OrderedInputs<Decoder>& x, i
   for (int64_t row = first; row < last; row += kBlockRows) {
     const int64_t end = std::min(last, row + kBlockRows);
     for (int64_t g = 0; g < groups; ++g) {
+      weight.fetch_block(weight.scale, g, row + kBlockRows);
       for (int64_t v = 0; row + v * kByteRows < end; ++v) {
         scales[v * groups + g] = weight.scales_of(g, row + v * kByteRows);
       }

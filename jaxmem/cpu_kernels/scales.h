@@ -29,11 +29,10 @@ struct ScaledMatrix {
     else return from_halves<EightFloats>(from);
   }
 
-  // Fetches those of kBlockRows rows from `row` on in group g, perhaps beyond the last one.
-  void fetch_scales(int64_t g, int64_t row) const {
+  // Fetches those of kBlockRows rows from `row` on in group g of numbers (groups, n) of the scales' type.
+  void fetch_block(const void* numbers, int64_t g, int64_t row) const {
     const int64_t size = half_scale ? 2 : 4;
-    const uint8_t* from = static_cast<const uint8_t*>(scale) + (g * n + row) * size;
-    for (int64_t i = 0; i < kBlockRows * size; i += 64) __builtin_prefetch(from + i, 0, 2);
+    fetch(static_cast<const uint8_t*>(numbers) + (g * n + row) * size, kBlockRows * size);
   }
 
   // Those of 8 rows from `row` on in group g; 0 for rows after the last one.

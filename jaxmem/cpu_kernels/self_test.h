@@ -15,13 +15,47 @@ namespace jaxmem {
 
 enum class Offsets { kNone, kZeros, kLow };
 
+// Random scales as codes, or what smallest codes mean.
+struct RandomCodes {
+  std::vector<uint8_t> units, fields[2];
+  CodedNumbers numbers;
+  int64_t n = 0, groups = 0;
+
+  RandomCodes() = default;
+  RandomCodes(int bits, int64_t n, int64_t groups, std::mt19937& random) : n(n), groups(groups) {
+    numbers.bits = bits, numbers.middle = bits == 6 ? 32 : 0, numbers.per = 3;
+    for (int64_t i = 0; i < (groups + 2) / 3 * n; ++i) {
+      const uint16_t half = random() % 0x2400;  // below 2^-6
+      units.push_back(half & 255), units.push_back(half >> 8);
+    }
+    numbers.units = units.data();
+    for (int f = 0; f < field_count(bits); ++f) {
+      fields[f].resize(packed_size(n, field(bits, f).width) * groups);
+      for (uint8_t& byte : fields[f]) byte = static_cast<uint8_t>(random());
+      numbers.fields[f] = fields[f].data();
+    }
+  }
+
+  double at(int64_t row, int64_t g) const {
+    int code = 0;
+    for (int f = 0; f < field_count(numbers.bits); ++f) {
+      const auto [width, shift] = field(numbers.bits, f);
+      code |= (fields[f][row * width / 8 * groups + g] >> row * width % 8 & ((1 << width) - 1)) << shift;
+    }
+    code = numbers.bits == 8 ? static_cast<int8_t>(code) : code;
+    const uint8_t* unit = units.data() + (g / numbers.per * n + row) * 2;
+    return from_half(unit[0] | unit[1] << 8) * static_cast<double>(code - numbers.middle);
+  }
+};
+
 // Random rows of packed integers; each array has its exact size, so that a sanitizer sees its end.
 struct RandomRows {
   std::vector<std::vector<uint8_t>> fields, zeros, patterns;
   std::vector<uint16_t> scale, low;
+  RandomCodes scale_codes, low_codes;
   IntegerRows weight;
 
-  RandomRows(int bits, int64_t n, int64_t k, int64_t group, Offsets offsets, bool is_kept,
+  RandomRows(int bits, int64_t n, int64_t k, int64_t group, Offsets offsets, bool is_kept, int scale_bits,
              std::mt19937& random)
       : weight{{n, k, group, nullptr, true}, bits, {}, {}} {
     const auto bytes = [&](int64_t count) {
@@ -46,6 +80,16 @@ struct RandomRows {
       if (offsets == Offsets::kZeros) weight.zeros[f] = zeros[f].data();
     }
     weight.scale = scale.data();
+    if (scale_bits) {
+      scale_codes = RandomCodes(scale_bits, n, weight.groups(), random);
+      weight.scale_codes = scale_codes.numbers;
+      weight.scale = nullptr;
+    }
+    if (scale_bits && offsets == Offsets::kLow) {
+      low_codes = RandomCodes(scale_bits, n, weight.groups(), random);
+      weight.low_codes = low_codes.numbers;
+      weight.low = nullptr;
+    }
   }
 
   // The code of a row in a column of `width`-bit fields with `columns` columns.
@@ -78,15 +122,17 @@ struct RandomRows {
       at = column / 4 * 2 + kPlaces[pattern][column % 4];
     }
     const int number = code(weight.fields, weight.kept(), row, at, true) - zero;
-    const double step = from_half(scale[g * weight.n + row]);
-    return weight.low ? (number + (1 << (weight.bits - 1))) * step + from_half(low[g * weight.n + row]) : number * step;
+    const bool coded = weight.scale_codes.bits;
+    const double step = coded ? scale_codes.at(row, g) : from_half(scale[g * weight.n + row]);
+    if (!weight.low && !weight.low_codes.bits) return number * step;
+    return (number + (1 << (weight.bits - 1))) * step + (coded ? low_codes.at(row, g) : from_half(low[g * weight.n + row]));
   }
 };
 
 // Whether the product of (m, k) random numbers is that of a plain loop.
 inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, Offsets offsets,
-                     bool is_kept, std::mt19937& random) {
-  const RandomRows rows(bits, n, k, group, offsets, is_kept, random);
+                     bool is_kept, int scale_bits, std::mt19937& random) {
+  const RandomRows rows(bits, n, k, group, offsets, is_kept, scale_bits, random);
   std::vector<float> x(m * k), y(m * n, NAN);
   for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;
   with_bits(bits, [&](auto b) {
@@ -189,9 +235,11 @@ inline std::string self_test() {
   for (int bits = 2; bits <= 8; ++bits) {
     for (const auto& [m, n, k, group] : shapes) {
       for (const Offsets offsets : {Offsets::kNone, Offsets::kZeros, Offsets::kLow}) {
-        const bool is_kept = has_kept_columns(bits) && offsets == Offsets::kNone;
-        if (!is_right(bits, m, n, k, group, offsets, false, random) ||
-            is_kept && !is_right(bits, m, n, k / 4 * 4, 4 * group, offsets, true, random)) {
+        const bool plain = offsets == Offsets::kNone, is_kept = has_kept_columns(bits) && plain;
+        const int scale_bits = offsets == Offsets::kZeros ? 0 : n % 3 == 0 ? 8 : n % 3 == 1 ? 6 : 4;
+        if (!is_right(bits, m, n, k, group, offsets, false, 0, random) ||
+            scale_bits && !is_right(bits, m, n, k, group, offsets, false, scale_bits, random) ||
+            is_kept && !is_right(bits, m, n, k / 4 * 4, 4 * group, offsets, true, 0, random)) {
           return std::to_string(bits) + " bits, (" + std::to_string(m) + ", " + std::to_string(k) +
                  ") times (" + std::to_string(k) + ", " + std::to_string(n) + ") in groups of " +
                  std::to_string(group) + (offsets == Offsets::kZeros ? " with zero points" : offsets == Offsets::kLow ? " with offsets" : "");

@@ -190,3 +190,12 @@ def test_codes_with_offsets_are_multiplied_as_they_are_stored(codec):
     expected = jnp.matmul(x, jm.decode(leaf), precision="highest")
     np.testing.assert_allclose(run(x, leaf), expected, rtol=1e-4, atol=1e-4)
     assert "has_low = true" in run.lower(x, leaf).as_text()
+
+
+@pytest.mark.parametrize("bits, scale_bits", [(2, 4), (3, 6), (4, 6), (6, 8)])
+def test_scales_that_are_codes_are_decoded_by_the_library(bits, scale_bits):
+    stack, x = jm.KQuant(bits).encode(random_x(2, 300, 37)), random_x(2, 300)
+    run = jax.jit(lift_inference(lambda w, x: lax.scan(lambda y, w: (y + x @ w, None), 0.0, w)[0]))
+    expected = jnp.matmul(x, jm.decode(stack).sum(0), precision="highest")
+    np.testing.assert_allclose(run(stack, x), expected, rtol=1e-4, atol=1e-4)
+    assert f"scale_bits = {scale_bits} : i64" in run.lower(stack, x).as_text()
