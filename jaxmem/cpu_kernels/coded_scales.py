@@ -11,7 +11,7 @@ CODE_BITS = (4, 6, 8)  # of the scales
 def has_coded_scales(leaf: Any) -> bool:
     """Whether the scales of packed integers, and what their smallest codes mean, are integers too.
 
-    They are codes of 4, 6 or 8 bits along the rows of (n, groups), times float16 units, of one form.
+    They are codes of 4, 6 or 8 bits along the rows of (n, groups), times float16 units.
     """
     middle, low = getattr(leaf, "middle_code", None), getattr(leaf, "low", None)
     if middle is None or (low is None and middle == 0 and leaf.bits < 8):

@@ -4,6 +4,7 @@
 
 #include "attended_row.h"
 #include "integer_rows.h"
+#include "large_pages.h"
 #include "matrices.h"
 #include "parallel.h"
 #include "scaled_rows.h"
@@ -65,6 +66,7 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
     const auto array = arrays.get<ffi::AnyBuffer>(f);
     if (array.has_error()) return array.error();
     packed.emplace_back(*array, in_stack && f < size);
+    if (f < count) use_large_pages(array->untyped_data(), array->size_bytes(), packed[f].layers);
     if (has_low && f == low && array->element_type() != scale.element_type()) {
       return ffi::Error::InvalidArgument("scales and smallest values differ in type");
     }
@@ -129,6 +131,7 @@ ffi::Error scaled_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer sc
   if (in_stack && layer_operand.has_error()) return layer_operand.error();
   const Matrices inputs(x), scales(scale, in_stack), packed(codes, in_stack);
   const Matrices places(in_stack ? *layer_operand : x);
+  use_large_pages(codes.untyped_data(), codes.size_bytes(), packed.layers);
   int64_t batch = 1, m = sizes[rank - 2];
   for (size_t a = 0; a + 2 < rank; ++a) batch *= sizes[a];
   if (scales.is_single() && packed.is_single() && (!in_stack || places.is_single())) m *= batch, batch = std::min<int64_t>(batch, 1);

@@ -195,7 +195,15 @@ def test_codes_with_offsets_are_multiplied_as_they_are_stored(codec):
 @pytest.mark.parametrize("bits, scale_bits", [(2, 4), (3, 6), (4, 6), (6, 8)])
 def test_scales_that_are_codes_are_decoded_by_the_library(bits, scale_bits):
     stack, x = jm.KQuant(bits).encode(random_x(2, 300, 37)), random_x(2, 300)
-    run = jax.jit(lift_inference(lambda w, x: lax.scan(lambda y, w: (y + x @ w, None), 0.0, w)[0]))
+    body = lambda x: lambda y, w: (y + x @ w, None)
+    run = jax.jit(lift_inference(lambda w, x: lax.scan(body(x), jnp.zeros((2, 37)), w)[0]))
     expected = jnp.matmul(x, jm.decode(stack).sum(0), precision="highest")
     np.testing.assert_allclose(run(stack, x), expected, rtol=1e-4, atol=1e-4)
     assert f"scale_bits = {scale_bits} : i64" in run.lower(stack, x).as_text()
+
+
+def test_an_array_that_is_read_often_moves_to_large_pages_and_stays_what_it_is():
+    leaf, x = random_leaf(8, 1024, 5000), random_x(1, 5000)  # 5 MB, of which 2 to 4 are whole pages
+    expected = product(x, leaf)
+    for _ in range(70):
+        np.testing.assert_array_equal(product(x, leaf), expected)
