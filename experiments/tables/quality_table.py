@@ -98,6 +98,14 @@ def phonemes():
         yield f"{r['name']} | {r['bytes']:,} | {r['bits']:.2f} | {r['phoneme_error']:.2%}"
 
 
+def speech():
+    spoken = read("transcribe_whisper.json")["spoken"]
+    for name, r in rows_of("transcribe_whisper.json"):
+        exact = ["no", "yes"]
+        said = f"{exact[r['as_spoken']]} | {exact[r['greedy_text'] == spoken]}"
+        yield f"{name} | {r['bytes']:,} | {r['bits']:.2f} | {r['kl']:.4f} | {said}"
+
+
 def cache():
     for name, r in rows_of("kv_cache.json"):
         sizes = f"{r['cache_bytes']:,} | {r['cache_and_temp_bytes']:,}"
@@ -147,6 +155,7 @@ TABLES = {
     encoder: " | bits a weight | Spearman | cosine",
     encoders: " | bytes | bits a weight | pairs | Spearman | cosine",
     phonemes: " | bytes | bits a weight | phoneme error",
+    speech: " | bytes | bits a weight | KL | with 5 beams | greedy",
     cache: "cache | bytes | with a step's temporaries | grown | KL | speed",
     planes: " | bits a weight | perplexity | KL",
     pruned: "pattern | method | bytes | perplexity | KL",
