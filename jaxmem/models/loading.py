@@ -38,6 +38,7 @@ from .flax_model import FAMILY
 from .hf_files import BESIDE, CONFIG, hf_files
 from .model import FORMAT, PARAMS, RECORD, Model, family
 from .output_tokens import with_output_tokens
+from .position_tables import check_sinusoids
 from .processor_files import read_processor, saved_processor
 from .sentence_pooling import MODULES, SIZES
 from .sentence_vectors import with_dense_layer
@@ -130,6 +131,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
         )
     checkpoint = checkpoint_readers.READERS[suffix](path)
     tensors = with_one_embedding(checkpoint.config, checkpoint.tensors, path)
+    check_sinusoids(checkpoint.config, tensors, path)
     config = with_its_head(checkpoint.config, tensors)
     config = without_missing_head(config, tensors, checkpoint.config_file)
     files, folder = hf_files(checkpoint.config_file), checkpoint.config_file.parent

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 import jaxmem as jm
 from jaxmem.architectures import seq2seq
+from jaxmem.architectures.attention import seq2seq_positions
 from jaxmem.architectures.families.seq2seq_families import CHOSEN
 from jaxmem.commands.eval import measure
 from jaxmem.evaluation.embeddings import sentence_embedder
@@ -87,6 +88,16 @@ def test_embeddings_that_differ_are_refused_and_a_head_of_its_own_is_used():
     untied = loaded(file, lambda tensors: tensors | {"proj_out.weight": head})
     np.testing.assert_array_equal(untied.params["head"]["kernel"], head.T)
     assert seq2seq.weights(untied.config)["head/kernel"].names == ("proj_out.weight",)
+
+
+def test_a_table_of_other_positions_than_sinusoids_is_refused():
+    model, file = member("pegasus")
+    rows = seq2seq_positions.sinusoids(jnp.arange(9)[None], model.config)[0]
+    name = "model.encoder.embed_positions.weight"
+    table = lambda x: lambda tensors: tensors | {name: np.asarray(x)}
+    assert loaded(file, table(rows.astype(jnp.bfloat16).astype(jnp.float32))).config == model.config
+    with pytest.raises(ValueError, match=r"embed_positions\.weight holds other positions than"):
+        loaded(file, table(rows + 0.1))
 
 
 @pytest.mark.parametrize("name, value", [("dense_act_fn", "silu"), ("is_gated_act", True)])
