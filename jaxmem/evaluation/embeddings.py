@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ..core.byte_counts import nbytes
-from ..models.model import Model
+from ..models.model import Model, check_in_vocabulary
 from ..models.sentence_pooling import Pooling, pooling_of
 from ..models.sentence_vectors import vectors_of_texts
 from .confidence import Estimate, spearman
@@ -78,7 +78,8 @@ def sentence_embedder(
 
     Raises:
         ValueError: the model is no encoder of texts, or has no tokenizer; its folder makes vectors
-            in a way that is not computed here, such as by a dense layer.
+            in a way that is not computed here, such as by a dense layer; the tokenizer gives
+            a token that the model does not have.
     """
     predicts_text = getattr(model.config, "cache", None) is not None
     if predicts_text or getattr(model.config, "reads", "text") != "text":
@@ -93,6 +94,7 @@ def sentence_embedder(
         model.tokenizer.no_padding()
         model.tokenizer.enable_truncation(min(length, context))
         ids = [encoding.ids for encoding in model.tokenizer.encode_batch(list(sentences))]
+        check_in_vocabulary(np.concatenate(ids or [np.empty(0)]), model.config.vocab)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         vectors = [np.empty(0)] * len(ids)
         for group in (order[i : i + batch] for i in range(0, len(order), batch)):

@@ -6,6 +6,7 @@ import cheap_jit
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from exported import folder_of
 from safetensors.numpy import load_file, save_file
 
@@ -97,3 +98,12 @@ def test_a_pooling_without_the_model_does_not_leave_the_dense_layer_out(tmp_path
     model = jm.models.load(tmp_path)
     mean = vectors_of_texts(model, jm.models.Pooling("mean"))
     assert mean(model.params, jnp.asarray(IDS), jnp.asarray(MASK)).shape[1] != 5
+
+
+def test_a_token_that_the_model_does_not_have_is_refused(tmp_path):
+    folder_of("encoders/mpnet", tmp_path)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 99}, "a"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    model = jm.models.load(tmp_path)
+    with pytest.raises(ValueError, match="the token ids reach from 99 to 99, expected 0 to below"):
+        sentence_embedder(model)(model.params, ["b"])
