@@ -6,10 +6,10 @@
 `nn.RNN(nn.OptimizedLSTMCell(256))` reads 64 tokens. The cell joins the kernels of its gates in
 every step; its kernels and the table of words are encoded. The programs are compiled for one TPU
 v5e and for this machine's CPU, and not run. The floor is what the program must move: on the TPU,
-which keeps such a cell on the chip, the weights, the tokens and the logits once; on the CPU, where
-a cell is decoded before the loop, the decoded cell once a token, as in the dense program, and the
-head and the activations once. `lift` goes below the floor of a CPU: it multiplies the inputs of all
-tokens before the loop.
+which keeps such a cell on the chip, the weights, the tokens and the logits once (`ratio_to_rows`
+counts only the rows of the table that are looked up); on the CPU, where a cell is decoded before
+the loop, the decoded cell once a token, as in the dense program, and the head and the activations
+once. `lift` goes below the floor of a CPU: it multiplies the inputs of all tokens before the loop.
 """
 
 import json
@@ -53,6 +53,9 @@ def row(device, batch, name, codec):
         floor = TOKENS * decoded + jm.nbytes(params["Dense_0"]) + activations + logits
     else:
         floor = jm.nbytes(params) + 4 * ids.size + logits
+    # Of the table only the rows of the tokens, where it has more rows than there are tokens.
+    unread = jm.nbytes(params["Embed_0"]) * max(0, VOCAB - ids.size) // VOCAB
+    floor_of_rows = floor - (0 if device == "cpu" else unread)
     return {
         "device": device,
         "batch": batch,
@@ -61,6 +64,7 @@ def row(device, batch, name, codec):
         "traffic": m.traffic,
         "floor": floor,
         "ratio": round(m.traffic / floor, 3),
+        "ratio_to_rows": round(m.traffic / floor_of_rows, 3),
         "temp": m.temp,
     }
 
