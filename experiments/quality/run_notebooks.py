@@ -4,8 +4,8 @@
     python experiments/quality/run_notebooks.py
 
 The figures go into run_notebooks.json: the seconds of each notebook, and what its cells printed
-last. A notebook that is in the file is left alone; delete its row to run it again. The lines that
-install are left out, and each notebook runs in an empty folder, in a process of its own.
+first and last. A notebook that is in the file is left alone; delete its row to run it again. The
+lines that install are left out, and each notebook runs in an empty folder, in a process of its own.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import time
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "colab"
 OUT = pathlib.Path(__file__).with_suffix(".json")
-LAST = 400  # characters of what a notebook printed that are kept
+LAST = 400  # characters of what a notebook printed, at each end, that are kept
 
 
 def run(path: pathlib.Path) -> dict:
@@ -36,7 +36,8 @@ def run(path: pathlib.Path) -> dict:
         with contextlib.redirect_stdout(printed):
             exec(compile(code, path.name, "exec"), names)
     seconds = round(time.perf_counter() - start, 1)
-    return {"seconds": seconds, "model": names["model"].source, "last": printed.getvalue()[-LAST:]}
+    model, text = names.get("model") or names["dense"], printed.getvalue()
+    return {"seconds": seconds, "model": model.source, "first": text[:LAST], "last": text[-LAST:]}
 
 
 def main() -> None:
