@@ -10,7 +10,8 @@ importance matrix, and the 3 windows that `fit` reads, where it reads a text. A 
 the plan by Fisher information and ranges weighted by the same E[x²]: what `fit` makes of a text,
 without GPTQ. The second half of TEXT measures. Each row is a whole file, vocabulary included; its
 KL to the dense model is that of the weights in it, which jaxmem reads and runs for both.
-gguf_greedy.py opens the file of 110 MB in llama.cpp.
+gguf_greedy.py opens the file of 110 MB in llama.cpp. A row that is in the JSON is not made again,
+so the rows may be made one by one (`--rows`), with their files left in `--files FOLDER`.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from jaxmem.architectures.gguf import gguf_decoder
 from jaxmem.compression.fit_calibrated import error_costs, input_moments, search_ranges
 from jaxmem.compression.fit_file_format import target_forms
 from jaxmem.compression.fit_integers import plan_integers
+from jaxmem.io.program_cache import kept_programs
 from jaxmem.models.example_inputs import example_inputs
 from jaxmem.models.model import Model
 
@@ -123,6 +125,7 @@ def main() -> None:
     parser.add_argument("--text", type=pathlib.Path, required=True)
     parser.add_argument("--windows", type=int, default=2)
     parser.add_argument("--rows", default=".*", help="a regex of the names of our rows")
+    parser.add_argument("--files", type=pathlib.Path, help="a folder for the files, which stay")
     args = parser.parse_args()
     model = models.rotate(models.load("smollm2-135m"))
     text = args.text.read_text(encoding="utf-8")
@@ -138,18 +141,19 @@ def main() -> None:
         "windows": args.windows,
     }
     table = Table(pathlib.Path(__file__).with_suffix(".json"), model, ids, args.windows, says)
-    with tempfile.TemporaryDirectory() as folder:
-        theirs(table, args.clients, calibration, pathlib.Path(folder))
+    with tempfile.TemporaryDirectory() as temporary, kept_programs():
+        folder = args.files or pathlib.Path(temporary)
+        theirs(table, args.clients, calibration, folder)
         sizes = {name: table.rows()[f"llama.cpp {name}"]["bytes"] for name in FILE_TYPES}
         limits = {"Q4_K_M": sizes["Q4_K_M"], "110 MB": SMALL} | sizes
         for name, limit in limits.items():
             for text in (None, calibration):
                 row = f"fit {name}" if text is not None else f"fit {name}, without a text"
                 if row not in table.rows() and re.fullmatch(args.rows, row):
-                    ours(table, text, pathlib.Path(folder), row, limit)
+                    ours(table, text, folder, row, limit)
             row = f"weighted {name}"
             if row not in table.rows() and re.fullmatch(args.rows, row):
-                weighted(table, calibration, pathlib.Path(folder), row, limit)
+                weighted(table, calibration, folder, row, limit)
 
 
 def theirs(table: Table, clients: pathlib.Path, ids: np.ndarray, folder: pathlib.Path) -> None:
@@ -167,7 +171,7 @@ def theirs(table: Table, clients: pathlib.Path, ids: np.ndarray, folder: pathlib
 
 def ours(table: Table, ids: np.ndarray | None, folder: pathlib.Path, name: str, limit: int) -> None:
     """The row of one fit into `limit` bytes, calibrated on `ids` (tokens,) if there are any."""
-    file = folder / "ours.gguf"
+    file = folder / f"{name}.gguf"
     windows = None if ids is None else FIT_WINDOWS
     options = jm.FitOptions(target="gguf", tune_steps=0, windows=windows)
     show = lambda stage, done, total: print(stage, done, total, file=sys.stderr, flush=True)
@@ -183,7 +187,7 @@ def weighted(table: Table, ids: np.ndarray, folder: pathlib.Path, name: str, lim
 
     `ids` (tokens,) calibrate: bits go by what an error costs, by its Fisher information.
     """
-    model, file = table.model, folder / "ours.gguf"
+    model, file = table.model, folder / f"{name}.gguf"
     ways = jm.uses(model.apply, model.tensors, *example_inputs(model))
     forms = target_forms(model, "gguf", ways, limit)
     moments = input_moments(model, ids, windows=IMPORTANCE_WINDOWS)
