@@ -31,7 +31,7 @@ from jaxmem.evaluation import published_tasks
 
 COMMAND = "python experiments/quality/card_table.py"
 BLOCKS = "layers/.*/kernel"
-WINDOWS, LENGTH, BATCH = 32, 512, 4  # that calibrate SmolLM2
+WINDOWS, LENGTH, BATCH = 24, 512, 4  # that calibrate SmolLM2
 TOKENS = (8, 12, 16, 20, 24)  # sentences of so many tokens calibrate MiniLM, without padding
 best = lambda codec: jm.GPTQ(jm.Search(codec), turns=4)
 INTEGERS = {
@@ -104,7 +104,7 @@ class Table:
         if not path.exists():
             codec = (QUANTIZED | PRUNED)[row]
             stats = None if "RTN" in row else self.stats(rotated)
-            uses = jm.uses(model.apply, model.tensors, *self.batches[0])
+            uses = jm.uses(model.apply, model.params, *self.batches[0])
             plan = jm.choose(model.params, {BLOCKS: codec})
             jm.save(path, jm.encode(model.params, plan, uses=uses, stats=stats))
         source = f"{model.source}, {row}"

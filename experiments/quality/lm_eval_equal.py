@@ -8,20 +8,23 @@
     python experiments/quality/lm_eval_equal.py shared FOLDER --data DATA
 
 The first command writes the model (`--model` names it, SmolLM2 unless given) in float32 as a
-Hugging Face folder, and 200 items of each output type: SST-2's sentences with two choices, the last
-words of lines of TEXT, short lines of it, and eight tokens after sentences. The next two run the
-harness on them; the second of these compares. The last one measures the seconds of ARC-Easy's
-choices with and without a context that is read once, the second time that each is run, as the first
-compiles.
+Hugging Face folder, and 200 short items of each output type: sentences of SST-2 with two choices,
+the last words of sentences of TEXT, whole sentences, and four tokens after those of SST-2. The next
+two run the harness on them; the second of these compares. FOLDER keeps what each type gave, so that
+a run that was stopped goes on. The last one measures the seconds of ARC-Easy's choices with and
+without a context that is read once, the second time that each is run, as the first compiles.
 """
 
 import argparse
+import functools
 import hashlib
 import importlib
 import importlib.metadata
 import json
 import pathlib
+import re
 import time
+from collections.abc import Callable
 
 ITEMS, SHARED_ITEMS = 200, 24
 PATH = pathlib.Path(__file__).with_suffix(".json")
@@ -46,7 +49,7 @@ TASKS = {
     "generate_until": {
         "doc_to_text": PROMPT,
         "doc_to_target": "label",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
         "metric_list": [{"metric": "exact_match"}],
     },
 }
@@ -60,15 +63,9 @@ def write(model: str, folder: pathlib.Path, data: pathlib.Path, text: pathlib.Pa
     if not (folder / "model").exists():
         jm.interop.to_hf(jm.models.load(model), folder / "model")
     rows = [x.rsplit("\t", 1) for x in (data / "sst2_dev.tsv").read_text("utf-8").splitlines()]
-    reviews = [{"sentence": sentence, "label": int(label)} for sentence, label in rows]
-    lines = [line.strip() for line in text.read_text("utf-8").splitlines()]
-    lines = [line for line in lines if 60 <= len(line) <= 240 and line.split()[-1].isalpha()]
-    lines += [
-        sentence.strip()
-        for line in text.read_text("utf-8").splitlines()
-        for sentence in line.split(" . ")
-        if 60 <= len(sentence.strip()) <= 240 and sentence.split()[-1].isalpha()
-    ]
+    reviews = [{"sentence": text, "label": int(label)} for text, label in rows if len(text) < 90]
+    parts = [part.strip() for part in re.split(r" \. |\n", text.read_text("utf-8"))]
+    lines = [part for part in parts if 40 <= len(part) < 90 and part.split()[-1].isalpha()]
     words = [line.rsplit(" ", 1) for line in lines]
     items = {
         "multiple_choice": reviews,
@@ -82,12 +79,21 @@ def write(model: str, folder: pathlib.Path, data: pathlib.Path, text: pathlib.Pa
         (folder / f"{name}.jsonl").write_text("".join(kept), encoding="utf-8")
 
 
-def harness(lm, folder: pathlib.Path) -> dict:
-    """{output type: its metric, the answers of the model for each item, seconds}."""
+def harness(make_lm: Callable, folder: pathlib.Path, who: str) -> dict:
+    """{output type: its metric, the answers of the model for each item, seconds}.
+
+    FOLDER keeps those of each type, so that a run that was stopped goes on.
+    """
     import lm_eval
 
-    found = {}
+    found: dict = {}
+    make_lm = functools.cache(make_lm)
     for name, fields in TASKS.items():
+        kept = folder / f"{who}.{name}.json"
+        if kept.exists():
+            found[name] = json.loads(kept.read_text(encoding="utf-8"))
+            continue
+        lm = make_lm()
         files = {"test": str(folder.absolute() / f"{name}.jsonl")}
         config = {"task": name, "output_type": name, "test_split": "test", "dataset_path": "json"}
         config |= {"dataset_kwargs": {"data_files": files}} | fields
@@ -101,6 +107,7 @@ def harness(lm, folder: pathlib.Path) -> dict:
             "scores": scores,
             "answers": [sample["filtered_resps"] for sample in samples],
         }
+        kept.write_text(json.dumps(found[name]), encoding="utf-8")
         print(name, scores, round(seconds, 1), flush=True)
     return found
 
@@ -159,10 +166,9 @@ def main() -> None:
     if args.step == "hf":
         from lm_eval.models.huggingface import HFLM
 
-        lm = HFLM(
-            pretrained=str(args.folder / "model"), dtype="float32", device="cpu", batch_size=8
-        )
-        found = harness(lm, args.folder) | {
+        options = {"dtype": "float32", "device": "cpu", "batch_size": 8}
+        lm = lambda: HFLM(pretrained=str(args.folder / "model"), **options)
+        found = harness(lm, args.folder, "hf") | {
             "versions": {
                 name: importlib.metadata.version(name)
                 for name in ("lm_eval", "torch", "transformers")
@@ -180,11 +186,13 @@ def main() -> None:
     else:
         theirs = json.loads((args.folder / "hf.json").read_text(encoding="utf-8"))
         entry["versions"] = theirs.pop("versions")
-        lm = importlib.import_module("jaxmem.interop.lm_eval").JaxmemLM(args.model)
-        entry["types"] = compare(harness(lm, args.folder), theirs)
+        lm = importlib.import_module("jaxmem.interop.lm_eval").JaxmemLM
+        ours = harness(lambda: lm(args.model), args.folder, "jaxmem")
+        entry["types"] = compare(json.loads(json.dumps(ours)), theirs)
         path = pathlib.Path(args.model)
         digest = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
-        entry["source"] = f"{path.name}, sha256 {digest}" if digest else lm.model.source
+        source = importlib.import_module("jaxmem").models.load(args.model).source
+        entry["source"] = f"{path.name}, sha256 {digest}" if digest else source
     PATH.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(entry, indent=1))
 

@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--text", type=pathlib.Path, required=True)
+    parser.add_argument("--out", type=pathlib.Path, help="keeps the items, and begins with none")
     args = parser.parse_args()
     text = args.text.read_text(encoding="utf-8")
     programs = []
@@ -50,7 +51,10 @@ def main() -> None:
         last[:] = now, len(programs)
         print(what, steps[what], flush=True)
 
-    card = jm.card(model, dense, data=args.data, text=text[len(text) // 2 :], progress=tell)
+    if args.out is not None and args.out.exists():
+        raise ValueError(f"{args.out} exists, expected a new folder")
+    options = {"data": args.data, "text": text[len(text) // 2 :], "out": args.out}
+    card = jm.card(model, dense, progress=tell, **options)
     results = {
         "command": "python experiments/speed/quick_card.py --data DATA --text TEXT",
         "jax": jax.__version__,
