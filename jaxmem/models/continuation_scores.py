@@ -132,31 +132,35 @@ class ContinuationScorer:
         after = [len(one) for few in groups.values() for one in few]
         room = -(-rounded(max(after)) // _ROOM_STEP) * _ROOM_STEP
         room = min(room, self.most - max(rounded(len(context)) for context in groups))
-        widths = self._widths("after", after)
-        before = self._widths("read", [len(context) - 1 for context in groups])
+        before = [len(context) - 1 for context in groups]
+        before = self._widths(("read", room), before, self.most - room)
         for length, contexts in _by_width(groups, before, lambda c: len(c) - 1):
-            rows = self._most_rows(length, logits=False, cached=length + room)
-            for few in _chunks(contexts, rows):
+            most = self._most_rows(length, logits=False, cached=length + room)
+            for few in _chunks(contexts, most):
                 prefix = [context[:-1] for context in few]
-                count = self._rows("read", len(few), length, rows)
+                count = self._rows(("read", room), len(few), length, most)
                 ids, _ = _padded(prefix, prefix, count, length)
                 cache = self._cache(count, length + room, self._dtype)
                 cache = self._programs.read(self.params, ids, cache)
-                at = {context: row for row, context in enumerate(few)}
+                alike = contexts if len(few) == most else few
+                lengths = [len(one) for context in alike for one in groups[context]]
+                shape = ("after", count, length, room)
                 pairs = [(context, one) for context in few for one in groups[context]]
+                widths = self._widths(shape, lengths, room)
                 for width, own in _by_width(pairs, widths, lambda pair: len(pair[1])):
-                    most = self._most_rows(width, cached=length + room)
-                    for batch in _chunks(own, most):
-                        yield self._continued(batch, at, cache, width, most)
+                    for batch in _chunks(own, self._most_rows(width, cached=length + room)):
+                        yield self._continued(batch, few, cache, width, shape)
 
     def _continued(
-        self, pairs: list[tuple], at: dict[tuple, int], cache: Any, width: int, most: int
+        self, pairs: list[tuple], contexts: list[tuple], cache: Any, width: int, shape: tuple
     ) -> dict[tuple, ContinuationScore]:
         """The scores of continuations, each read from the last token of its context."""
-        count = self._rows("after", len(pairs), width, most)
+        most = self._most_rows(width, cached=sum(shape[2:]))
+        count = self._rows(shape, len(pairs), width, most)
         texts = [(context[-1], *continuation[:-1]) for context, continuation in pairs]
         ids, targets = _padded(texts, [one for _, one in pairs], count, width)
         which, starts = np.zeros((2, count), np.int32)
+        at = {context: row for row, context in enumerate(contexts)}
         which[: len(pairs)] = [at[context] for context, _ in pairs]
         starts[: len(pairs)] = [len(context) - 1 for context, _ in pairs]
         return _taken(self._programs.after(self.params, ids, targets, cache, which, starts), pairs)
@@ -166,23 +170,23 @@ class ContinuationScorer:
         if not pairs:
             return
         length = lambda pair: sum(map(len, pair)) - 1
-        for width, own in _by_width(pairs, self._widths("rows", map(length, pairs)), length):
+        widths = self._widths(("rows",), map(length, pairs), self.most)
+        for width, own in _by_width(pairs, widths, length):
             most = self._most_rows(width)
             for few in _chunks(own, most):
                 texts = [(*context, *one[:-1]) for context, one in few]
                 targets = [(-1,) * (len(context) - 1) + one for context, one in few]
-                count = self._rows("rows", len(few), width, most)
+                count = self._rows(("rows",), len(few), width, most)
                 yield _taken(
                     self._programs.whole(self.params, *_padded(texts, targets, count, width)), few
                 )
 
-    def _widths(self, kind: str, lengths: Iterable[int]) -> list[int]:
+    def _widths(self, kind: tuple, lengths: Iterable[int], most: int) -> list[int]:
         """The widths of the programs of a kind that texts are padded to."""
         compiled = {width for of, _, width in self._compiled if of == kind}
-        options = {"program": self._program, "most": self.most}
-        return padded_widths(list(lengths), compiled, **options)
+        return padded_widths(list(lengths), compiled, program=self._program, most=most)
 
-    def _rows(self, kind: str, count: int, width: int, most: int) -> int:
+    def _rows(self, kind: tuple, count: int, width: int, most: int) -> int:
         """The rows of a batch, whose program will be compiled."""
         compiled = {rows for of, rows, own in self._compiled if (of, own) == (kind, width)}
         rows = padded_rows(count, width, compiled, program=self._program, most=most)

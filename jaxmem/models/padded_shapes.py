@@ -29,7 +29,7 @@ def padded_widths(
         [32, 64]
     """
     counts = Counter(min(rounded(n), most) for n in lengths)
-    sizes = sorted(counts | dict.fromkeys((n for n in compiled if n <= max(counts)), 0))
+    sizes = sorted({*counts, *(n for n in compiled if n <= most)})
     # best[j]: the least cost of all texts up to sizes[j], and the widths of it, of which it is one.
     best: list[tuple[int, list[int]]] = []
     for j, width in enumerate(sizes):
@@ -39,7 +39,7 @@ def padded_widths(
             (before[i][0] + width * texts(i), before[i][1]) for i in range(len(before))
         )
         best.append((cost + (0 if width in compiled else program), [*widths, width]))
-    return best[-1][1]
+    return min(one for one in best if one[1][-1] >= max(counts))[1]
 
 
 def padded_rows(
