@@ -3,16 +3,15 @@
     pip install -e ".[tpu]"
     python experiments/memory/released_step.py [CASE ...]
 
-`jm.train.released` trains the shapes of Llama 3.2 1B and of Llama 3.1 8B by column-normalized SGD
-(SCALE). A row has the compiled peak, and what it is made of by arithmetic: weights, optimizer
-state, inputs of all layers, the gradient of a layer, that of the largest other array. "usual" is
-`jax.value_and_grad` with full remat. Nothing is run; a case that the JSON has is not compiled
-again.
+`jm.train.released` trains the shapes of Llama 3.2 1B by column-normalized SGD (SCALE); those of
+Llama 3.1 8B are in full_training.py. A row has the compiled peak, and what it is made of by
+arithmetic: weights, optimizer state, inputs of all layers, the gradient of a layer, that of the
+largest other array. "usual" is `jax.value_and_grad` with full remat. Nothing is run; a case that
+the JSON has is not compiled again.
 """
 
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 import time
@@ -21,12 +20,9 @@ import jax
 import jax.numpy as jnp
 
 import jaxmem as jm
-from jaxmem.architectures import llama
-from jaxmem.models import Model
 from jaxmem.optimizers import apply_rounded, in_bfloat16, in_int8, scale_sgd
 from jaxmem.train import accumulate, released, train_state
 
-TEXT = os.environ.get("TEXT")
 PATH = pathlib.Path(__file__).with_suffix(".json")
 
 
@@ -42,22 +38,10 @@ class Case:
     weights: str = "bfloat16"
     limit: float | None = None  # GiB
     usual: bool = False
-    held: str | None = None  # how the inputs of layers wait
-    layers: int | None = None  # fewer than the model has
-    quick: bool = False  # stop at the compiler's estimate
 
 
 CASES = {
-    "8b, 2 layers, v5e": Case(
-        "llama-8b", "tpu v5e:1x1", 8, 2048, 8, "int8", held="int8", layers=2, quick=True
-    ),
     "1b, 8 x 128": Case("llama-1b", "tpu v5e:1x1", 8, 128, 8),
-    "8b int8, 8 x 2048, v5e": Case(
-        "llama-8b", "tpu v5e:1x1", 8, 2048, 8, "int8", 15.75, held="int8"
-    ),
-    "8b bfloat16, 8 x 2048, v6e": Case(
-        "llama-8b", "tpu v6e:1x1", 8, 2048, 8, "bfloat16", 24.0, held="int8"
-    ),
     "1b, 8 x 128, usual": Case("llama-1b", "tpu v5e:1x1", 8, 128, 8, usual=True),
     "1b, 1 x 128": Case("llama-1b", "tpu v5e:1x1", 1, 128, 1),
     "1b, 8 x 2048": Case("llama-1b", "tpu v5e:1x1", 8, 2048, 8),
@@ -82,11 +66,7 @@ def compiled(case: Case) -> dict:
     remat = jm.Remat("full" if case.usual else "none")
     sizes = (case.batch, case.seq)
     recipe = jm.Recipe(case.model, case.device, "train", *sizes, remat=remat, micro=case.micro)
-    model = jm.models.load(case.model)
-    if case.layers:
-        config = dataclasses.replace(model.config, layers=case.layers)
-        model = Model(config, llama.module(config), None, case.model)
-    built, config = jm.build(recipe, model=model), model.config
+    built, config = jm.build(recipe), jm.models.load(case.model).config
     params = built.arguments[0]["params"]
     if case.weights == "int8":
         plan = jm.choose(params, {".*kernel": jm.Int(8), "embed/embedding": jm.Int(8)})
@@ -95,14 +75,11 @@ def compiled(case: Case) -> dict:
     state = jax.eval_shape(lambda params: train_state(params, optimizer), params)
     make = usual_step if case.usual else released
     args = (built.loss, optimizer, case.micro) if case.usual else (built.loss, optimizer)
-    step = make(*args) if case.usual else make(*args, micro=case.micro, held=case.held)
+    step = make(*args) if case.usual else make(*args, micro=case.micro)
     ids = jax.ShapeDtypeStruct(sizes, jnp.int32)
     limit = None if case.limit is None else int(case.limit * 2**30)
     start = time.perf_counter()
-    options = dict(device=case.device, limit=limit, quick=case.quick)
-    memory = jm.memory(jax.jit(step, donate_argnums=0), state, ids, **options)
-    if TEXT and memory.text:
-        pathlib.Path(TEXT).write_text(memory.text)
+    memory = jm.memory(jax.jit(step, donate_argnums=0), state, ids, device=case.device, limit=limit)
     dense = built.arguments[0]["params"]
     others = {name: tree for name, tree in dense.items() if name != "layers"}
     weights, opt = jm.nbytes(state["params"]), jm.nbytes(state["opt"])
