@@ -51,7 +51,9 @@ def train_state(
     return {"params": params, "opt": opt} | counts
 
 
-_HELD = Kind(f"one of {', '.join(HELD)}, or None", lambda x: x in (None, *HELD))
+_HELD = Kind(
+    f"one of {', '.join(HELD)}, or None", lambda x: x is None or (isinstance(x, str) and x in HELD)
+)
 
 
 @takes(loss=FUNCTION, micro=POSITIVE, clip=_CLIP, held=_HELD)

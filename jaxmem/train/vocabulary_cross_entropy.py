@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.arguments import POSITIVE, takes
+from ..core.arguments import IDS, POSITIVE, takes
 from ..core.leaf import is_encoded
 from .chunked_logits import Logits
 from .token_losses import cross_entropy
@@ -30,7 +30,7 @@ class _Options(NamedTuple):
     vocabulary: int
 
 
-@takes(tile=POSITIVE)
+@takes(targets=IDS, tile=POSITIVE)
 def tiled_cross_entropy(
     logits: Logits,
     targets: Array,
