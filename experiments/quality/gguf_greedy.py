@@ -103,6 +103,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=pathlib.Path, required=True)
     parser.add_argument("--file", type=pathlib.Path, required=True)
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path(__file__).with_suffix(".json")
+    )
     args = parser.parse_args()
     if not args.file.exists():
         fit(args.file)
@@ -133,8 +136,7 @@ def main() -> None:
             for cache in ("F16", "F32"):
                 theirs = their_logits(args.clients, file, ids, cache)[len(prompt) - 1 :]
                 results["rows"][f"{name}, {cache} cache"] = compared(ours, theirs)
-    path = pathlib.Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
