@@ -35,13 +35,20 @@ CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class _Value:
+    """A value of the function; a jaxpr that is called twice has its variables twice."""
+
+    aval: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class RowReplay:
     """A function of a matrix whose result (n, k) can be computed for some rows; see `of`."""
 
-    operations: dict  # variable -> (operation, its inputs)
-    row_axis: dict  # variable -> its axis that counts the matrix's rows
-    known: dict  # variable -> its value, of those that have no such axis
-    matrix: Any  # the variable of the matrix
+    operations: dict  # value -> (operation, its inputs, all its results)
+    row_axis: dict  # value -> its axis that counts the matrix's rows
+    known: dict  # value -> the array, of those that have no such axis
+    matrix: Any  # the value that stands for the matrix
     result: Any
     w: Any
     axes: tuple[int, ...]
@@ -66,15 +73,16 @@ class RowReplay:
             True
         """
         closed = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct(matrix_shape(w, axes), jnp.float32))
-        jaxpr, names = closed.jaxpr, {}
-        matrix = jaxpr.invars[0]
-        known = dict(zip(jaxpr.constvars, closed.consts))
+        jaxpr = closed.jaxpr
+        names = {v: _Value(v.aval) for v in (*jaxpr.invars, *jaxpr.constvars)}
+        matrix = names[jaxpr.invars[0]]
+        known = dict(zip((names[v] for v in jaxpr.constvars), closed.consts))
         replay = cls({}, {matrix: 0}, known, matrix, None, w, axes)
         try:
             replay._add(jaxpr.eqns, names)
         except NotImplementedError:
             return None
-        result = names.get(jaxpr.outvars[0], jaxpr.outvars[0])
+        result = _read(jaxpr.outvars[0], names)
         return dataclasses.replace(replay, result=result) if replay._axis(result) == 0 else None
 
     def rows(self, rows: Array, start: Any) -> Array:
@@ -82,25 +90,30 @@ class RowReplay:
         return self._of_rows(self.result, rows, start)
 
     def _add(self, equations: Any, names: dict) -> None:
-        """Adds operations in order; `names` has what the variables of inlined calls stand for."""
-        read = lambda v: v if hasattr(v, "val") else names.get(v, v)
+        """Adds operations in order; `names` has the values of the variables of their jaxpr."""
         for eqn in equations:
-            inputs = [read(v) for v in eqn.invars]
+            inputs = [_read(v, names) for v in eqn.invars]
             if eqn.primitive.name in CALLS:
                 inner = eqn.params[CALLS[eqn.primitive.name]]
-                names.update(zip(inner.jaxpr.invars, inputs))
-                self.known.update(zip(inner.jaxpr.constvars, inner.consts))
-                self._add(inner.jaxpr.eqns, names)
-                names.update(zip(eqn.outvars, map(read, inner.jaxpr.outvars)))
+                inside = dict(zip(inner.jaxpr.invars, inputs))
+                inside |= {v: _Value(v.aval) for v in inner.jaxpr.constvars}
+                consts = (inside[v] for v in inner.jaxpr.constvars)
+                self.known.update(zip(consts, inner.consts))
+                self._add(inner.jaxpr.eqns, inside)
+                results = (_read(v, inside) for v in inner.jaxpr.outvars)
+                names.update(zip(eqn.outvars, results))
                 continue
+            results = [_Value(v.aval) for v in eqn.outvars]
+            names.update(zip(eqn.outvars, results))
             axis = self._axis_of_result(eqn, inputs)
             if axis is not None:
-                self.operations.update((v, (eqn, inputs)) for v in eqn.outvars)
-                self.row_axis.update((v, axis) for v in eqn.outvars)
+                self.operations.update((v, (eqn, inputs, results)) for v in results)
+                self.row_axis.update((v, axis) for v in results)
             elif self._row_axes(inputs):
-                self.known[eqn.outvars[0]] = self._over_rows(eqn, inputs[0])
+                self.known[results[0]] = self._over_rows(eqn, inputs[0])
             else:
-                self.known.update(_results(eqn, [self._whole(x) for x in inputs], eqn.params))
+                whole = [self._whole(x) for x in inputs]
+                self.known.update(zip(results, _results(eqn, whole, eqn.params)))
 
     def _axis_of_result(self, eqn: Any, inputs: list) -> int | None:
         """The axis of rows of an operation's results; None if they are of all rows, or of none.
@@ -148,12 +161,13 @@ class RowReplay:
 
         def value(v):
             if v not in values:
-                (eqn, inputs), axis = self.operations[v], self.row_axis[v]
+                (eqn, inputs, results), axis = self.operations[v], self.row_axis[v]
                 params = dict(eqn.params)
                 for name in {"shape", "new_sizes"} & set(params):
                     sizes = params[name]
                     params[name] = (*sizes[:axis], count, *sizes[axis + 1 :])
-                values.update(_results(eqn, [part(x, eqn, axis) for x in inputs], params))
+                parts = [part(x, eqn, axis) for x in inputs]
+                values.update(zip(results, _results(eqn, parts, params)))
             return values[v]
 
         return value(result)
@@ -169,10 +183,15 @@ class RowReplay:
         return scan_rows(step, jnp.full(out.shape, first, out.dtype), self.w, self.axes)
 
 
-def _results(eqn: Any, inputs: list, params: dict) -> dict:
-    """{variable: value} of an operation's results."""
+def _read(v: Any, names: dict) -> Any:
+    """The value of a variable; a literal stands for itself."""
+    return v if hasattr(v, "val") else names[v]
+
+
+def _results(eqn: Any, inputs: list, params: dict) -> list:
+    """An operation's results."""
     out = eqn.primitive.bind(*inputs, **params)
-    return dict(zip(eqn.outvars, out if eqn.primitive.multiple_results else [out]))
+    return out if eqn.primitive.multiple_results else [out]
 
 
 def _repeated_axis(params: dict, shape: tuple[int, ...], n: int) -> int | None:

@@ -12,7 +12,11 @@ from jaxmem.core.row_replay import RowReplay
 from jaxmem.solvers import pruning_scores
 
 GRADIENT = np.linspace(-1, 1, 88 * 48, dtype=np.float32).reshape(88, 48)
+SQUARED = jax.jit(lambda x: x * x + 1)  # two calls have the variables of one jaxpr
 BY_ROWS = {
+    "one function of two values": lambda m: SQUARED(m) - SQUARED(2 * m),
+    "one function of its own result": lambda m: SQUARED(SQUARED(m)),
+    "clipped twice": lambda m: jnp.clip(m, 0, 5) + jnp.clip(m, 2, 3),
     "share of its column": lambda m: jnp.abs(m) / jnp.abs(m).sum(0)[None],
     "RIA": lambda m: pruning_scores.ria(m, None),
     "Taylor": lambda m: pruning_scores.taylor(m, GRADIENT),
