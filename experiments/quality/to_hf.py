@@ -10,7 +10,7 @@ that and writes it into FOLDER; the second opens it with transformers, and compa
 those in tests/reference, which transformers computed with the checkpoint itself. The first also
 writes integers of 4 bits for the linear layers as compressed-tensors, with the logits that jaxmem
 computes of them in float32, and the second opens that too. It writes to_hf.json, where a row that
-is there stays; names after FOLDER choose some.
+is there stays; names after FOLDER choose some, in both commands.
 """
 
 import importlib.metadata
@@ -48,8 +48,8 @@ def references() -> dict[str, dict]:
     return {name: file for name, file in files.items() if "model_type" in str(file.get("config"))}
 
 
-def write(folder: pathlib.Path) -> None:
-    """Writes each reference as a checkpoint, reads it, saves it, loads it, and writes that."""
+def write(folder: pathlib.Path, names: list[str]) -> None:
+    """Writes references as checkpoints, reads each, saves it, loads it, and writes that."""
     from safetensors.numpy import save_file
 
     import jaxmem as jm
@@ -57,8 +57,9 @@ def write(folder: pathlib.Path) -> None:
     sys.path.append(str(ROOT / "tests"))
     from drawn_weights import drawn
 
-    for name, file in references().items():
-        source = folder / "sources" / name
+    files = references()
+    for name in names or files:
+        file, source = files[name], folder / "sources" / name
         source.mkdir(parents=True)
         for text in {"config", "generation_config"} & set(file):
             (source / f"{text}.json").write_text(str(file[text]))
@@ -108,17 +109,18 @@ def write_codes(model, file: dict, folder: pathlib.Path) -> dict:
     names = ("pixels",) if "ids" not in file and "pixels" in file else names
     args = [file.get(name) for name in names]
     run = jax.jit(model.apply)
-    for dtype in ("float32", "float16"):  # what transformers decodes at loading is of float16
-        dense = jax.tree.map(
-            lambda x: x.decode().astype(dtype).astype("float32") if jm.is_encoded(x) else x,  # noqa: B023
-            encoded,
-            is_leaf=jm.is_encoded,
-        )
+    coded = {path for path, kind in written.types.items() if kind == "int4"}
+    leaves, tree = jax.tree.flatten(jm.decode(encoded))
+    for dtype in ("float32", "float16"):  # codes that transformers decodes at loading are float16
+        rounded = [
+            x.astype(dtype).astype("float32") if path in coded else x
+            for path, x in zip(jm.paths(encoded), leaves)
+        ]
+        dense = jax.tree.unflatten(tree, rounded)
         output = run(dense, *args)
         output = getattr(output, "logits", output)  # two towers give vectors, too
         np.save(folder / f"output_{dtype}.npy", np.asarray(output))
-    kinds = [written.types[path] for path in written.types]
-    return record | {"int4": kinds.count("int4"), "decoded": list(written.decoded)}
+    return record | {"int4": len(coded), "decoded": list(written.decoded)}
 
 
 def opened(folder: pathlib.Path, file: dict, dequantize: bool | None = None) -> dict:
@@ -177,7 +179,7 @@ def opened(folder: pathlib.Path, file: dict, dequantize: bool | None = None) -> 
 def main() -> None:
     command, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     if command == "write":
-        return write(folder)
+        return write(folder, sys.argv[3:])
     import torch
     import transformers
 
