@@ -7,12 +7,13 @@ computed before, in a loop over blocks.
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .axis_cut import Cut, first_cut
 from .row_replay import ALONG_AN_AXIS, CALLS
 from .row_replay import ELEMENTWISE as ON_ROWS
 from .row_replay import REDUCTIONS as OVER_ROWS
@@ -23,17 +24,6 @@ _ELEMENTWISE = ON_ROWS | {
 }
 _LOGICAL = {"reduce_and": (jnp.logical_and, True), "reduce_or": (jnp.logical_or, False)}
 _REDUCTIONS = OVER_ROWS | _LOGICAL
-_MOST_GROUP = 1024  # entries of the axis that one number of an array may belong to
-
-
-class Cut(NamedTuple):
-    """The axis of an array that is cut, and its size: each of its entries has as many of the whole.
-
-    A scale of each 64 weights of a row has an axis of 1/64 of the row.
-    """
-
-    axis: int
-    size: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +58,7 @@ class AxisBlocks:
             jaxpr, consts = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts))
             found = cls(entries, tuple(jaxpr.invars), tuple(jaxpr.outvars), consts, [], {}, {})
             for v in found.inputs:
-                cut = _first_cut(v.aval.shape, entries, in_groups)
+                cut = first_cut(v.aval.shape, entries, in_groups)
                 found.cuts.update({} if cut is None else {v: cut})
             try:
                 found._add(jaxpr.eqns)
@@ -292,15 +282,6 @@ def _without_calls(closed: Any) -> Any:
         return [_whole(v, values) for v in jaxpr.outvars]
 
     return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*closed.in_avals)
-
-
-def _first_cut(shape: tuple[int, ...], entries: int, in_groups: bool) -> Cut | None:
-    """How an argument is cut: along an axis of `entries`, or of groups of them."""
-    if entries in shape:
-        return Cut(shape.index(entries), entries)
-    is_part = lambda n: n > 1 and entries % n == 0 and entries // n <= _MOST_GROUP
-    axes = [a for a, n in enumerate(shape) if is_part(n)] if in_groups and len(shape) > 1 else []
-    return Cut(axes[-1], shape[axes[-1]]) if axes else None
 
 
 def _is_variable(v: Any) -> bool:

@@ -13,22 +13,20 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
-from ..adapters.alpha import with_alpha
-from ..adapters.dora import with_magnitudes
-from ..adapters.lora import adapters, attach
+from ..adapters.lora import attach
 from ..compression.encoding import encode
 from ..compression.plan import Plan
 from ..core.arguments import takes
-from ..core.paths import is_whole, match, paths
-from ..core.usage import uses
+from ..core.paths import match, paths
 from ..kv_cache.page_allocator import alloc
 from ..kv_cache.page_pool import Pages
 from ..models import KVCache, Model, load
-from ..models.model import family
 from ..train.gradient_accumulation import accumulate
 from .model_head import hidden, logits_of
 from .model_limits import check_model
 from .recipe import Recipe
+from .recipe_adapters import first_pairs, scaled_pairs
+from .recipe_weights import bfloat16_shapes, weight_usage
 from .released_step import released_step
 from .search_space import OPTIMIZERS
 from .step_layout import StepLayout, step_mesh
@@ -37,7 +35,6 @@ from .training_batch import abstract_batch, fields, with_predictions
 from .weight_update import WeightUpdate
 
 _WEIGHTS = ".*(kernel|embedding)"  # paths of the weights that are encoded
-_PAIRS = r"layers(_\d+)?/.*kernel"  # and of those that have a LoRA pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +139,7 @@ def build(
 
 
 def _train(recipe, model, layout, update):
-    params = _dense(model)
+    params = bfloat16_shapes(model)
     state = jax.eval_shape(update.start, params)
     places = layout.state_shardings(state)
     loss = step_loss(recipe, model)
@@ -211,19 +208,8 @@ def default_optimizer(
     """The optimizer of a recipe, with a learning rate or the one that plans are compiled with."""
     make, usual = OPTIMIZERS[recipe.optimizer]
     is_trained = recipe.task == "train" and recipe.optimizer == "scale"
-    usage = {"uses": _usage(model)} if is_trained else {}  # pairs have names that say enough
+    usage = {"uses": weight_usage(model)} if is_trained else {}  # pairs have names that say enough
     return make(usual if rate is None else rate, **usage)
-
-
-def first_pairs(recipe: Recipe, key: jax.Array, params: Any) -> dict[str, dict]:
-    """The pairs of a recipe of the task "lora" before the first step."""
-    pairs = adapters(key, params, recipe.rank, _PAIRS)
-    return with_magnitudes(params, pairs) if recipe.adapter == "dora" else pairs
-
-
-def scaled_pairs(recipe: Recipe, pairs: dict[str, dict]) -> dict[str, dict]:
-    """The pairs as `attach` takes them: those of rsLoRA times √rank, as if alpha were the rank."""
-    return with_alpha(pairs, recipe.rank, root=True) if recipe.adapter == "rslora" else pairs
 
 
 def _serve_pages(recipe, model, layout):
@@ -285,19 +271,9 @@ def _serve(recipe, model, layout):
     return Built(recipe, step, arguments(1), programs, init)
 
 
-def _dense(model):
-    """The shapes of a model's params in bfloat16."""
-    narrow = lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16)
-    tensors = model.tensors
-    if not isinstance(tensors, dict):  # a Flax module: there are no params yet
-        ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        tensors = jax.eval_shape(tensors.init, jax.random.key(0), ids)["params"]
-    return jax.tree.map(narrow, tensors, is_leaf=is_whole)
-
-
 def _encoded(recipe, model):
     """The shapes of a model's params, encoded as the recipe says."""
-    return _encode(recipe, model, _dense(model))
+    return _encode(recipe, model, bfloat16_shapes(model))
 
 
 def _encode(recipe, model, params):
@@ -307,11 +283,4 @@ def _encode(recipe, model, params):
     if recipe.encoding is None:
         return params
     plan = Plan({path: recipe.encoding for path in match(paths(params), {_WEIGHTS: True})})
-    return encode(params, plan, uses=_usage(model))
-
-
-def _usage(model):
-    """How the model reads its weights, as `jm.uses` tells it."""
-    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    net = family(model.config).module(model.config)
-    return uses(lambda p, ids: net.apply({"params": p}, ids), _dense(model), ids)
+    return encode(params, plan, uses=weight_usage(model))

@@ -23,7 +23,8 @@ from ..io.scalar_writers import JsonLines, ScalarWriter
 from ..models import Model
 from ..parallel.mesh import mesh as make_mesh
 from ..planner.recipe import Recipe
-from ..planner.train_and_serve_steps import Built, build, default_optimizer, scaled_pairs
+from ..planner.recipe_adapters import scaled_pairs
+from ..planner.train_and_serve_steps import Built, build, default_optimizer
 from .checked_batch import checked_batch
 from .first_batch import first_batch_hash
 from .held_out_loss import HeldOut

@@ -1,0 +1,28 @@
+"""The weights of a step as shapes, and how the model reads them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core.paths import is_whole
+from ..core.usage import uses
+from ..models import Model
+from ..models.model import family
+
+
+def bfloat16_shapes(model: Model) -> Any:
+    """The shapes of a model's params in bfloat16."""
+    narrow = lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16)
+    tensors = model.tensors
+    if not isinstance(tensors, dict):  # a Flax module: there are no params yet
+        ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        tensors = jax.eval_shape(tensors.init, jax.random.key(0), ids)["params"]
+    return jax.tree.map(narrow, tensors, is_leaf=is_whole)
+
+
+def weight_usage(model: Model) -> Any:
+    """How the model reads its weights, as `jm.uses` tells it."""
+    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    net = family(model.config).module(model.config)
+    return uses(lambda p, ids: net.apply({"params": p}, ids), bfloat16_shapes(model), ids)
