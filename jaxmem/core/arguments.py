@@ -137,7 +137,7 @@ AT_LEAST_0 = Kind(
 )
 POSITIVE = Kind("an int of at least 1", lambda x: INTEGER.accepts(x) and x >= 1)
 FLOAT_TYPE = Kind("a type of floating-point numbers, or None", _is_float_type_or_none)
-KEY = Kind("a key, such as jax.random.key(0)", _is_key)
+KEY = Kind("a key of jax.random", _is_key)
 IDS = Kind(
     "token ids (rows, tokens)",
     lambda x: hasattr(x, "shape") and len(x.shape) == 2 and jnp.issubdtype(x.dtype, jnp.integer),
