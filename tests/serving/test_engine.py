@@ -218,10 +218,11 @@ def test_what_is_cancelled_pins_nothing():
     assert engine.usage().allocated == len(prefixes.evict(10**6)) > 0
 
 
-def test_chunks_may_be_parts_of_a_page():
+@pytest.mark.parametrize("bits", [None, 4])
+def test_chunks_may_be_parts_of_a_page(bits):
     found = []
     for chunk in (16, 32):
-        options = WIDE | {"pages": jm.Pages(size=32), "chunk": chunk}
+        options = WIDE | {"pages": jm.Pages(bits, size=32), "chunk": chunk}
         engine = Engine(model(), nbytes=2 * nbytes(), **options)
         engine.add_sorted(requests(4, logprobs=True))
         found.append(answers(engine))
