@@ -140,7 +140,7 @@ def caches():
 
 
 def on_cpu():
-    files = [read(f"cpu_matvec.avx512-vnni.jax{jax}.json") for jax in JAX_VERSIONS]
+    files = [read(f"cpu_matvec.avx2.jax{jax}.json") for jax in JAX_VERSIONS]
     assert all(f["cores"] == 1 for f in files)  # the page says so
     by_version = {(f["jax"], r["batch"], r["format"]): r for f in files for r in f["rows"]}
     k, n = files[0]["shape"]
