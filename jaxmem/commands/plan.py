@@ -12,10 +12,8 @@ import jaxmem as jm
 from ..compiler.memory_breakdown import plot
 from ..io.atomic import write_whole
 from ..planner.page_load import read_load
-from ..planner.planned import seconds
 from ..planner.planner import kept
 from ..planner.price import TOLERANCE, noise
-from ..planner.search import Candidate
 from . import options
 from .output import Output
 from .output_path import check_out_file
@@ -93,22 +91,23 @@ class Plan(options.CommonOptions):
 def show(output: Output, planned: jm.Planned) -> None:
     """Prints the Pareto rows with the chosen one, and the bytes that larger recipes need."""
     chosen = planned.chosen
+    serve = chosen.knobs.task == "serve"
     rows = [
         (
             row.knobs.summary,
             _gib(row.peak),
-            _seconds(row),
+            _number(planned.seconds(row)),
+            *([_number(planned.tokens_per_second(row))] if serve else []),
             f"{noise(row.knobs):.2%}",
             "taken" if row is chosen else "",
         )
         for row in sorted(planned.pareto, key=lambda row: row.peak)
     ]
     versions = ", ".join(f"{k} {v}" for k, v in chosen.memory.versions.items())
-    serve = chosen.knobs.task == "serve"
-    step = "of reading one token a row and writing one" if serve else "of a step"
+    step = f"of reading {planned.read:.3g} tokens a row and writing one" if serve else "of a step"
     output.table(
         f"{chosen.knobs.device}: compiled to fit {_gib(planned.limit)} a device ({versions})",
-        ("recipe", "peak", "seconds", "noise", ""),
+        ("recipe", "peak", "seconds", *(["tokens/s"] if serve else []), "noise", ""),
         rows,
         f"seconds: {step}, an estimate from flops and traffic over published peaks. noise: the "
         "error that encodings add, relative to what they encode. Taken is the least of "
@@ -138,6 +137,5 @@ def _compiled_or_estimated(memory: jm.Memory) -> str:
     return ("compiled" if memory.exact else "estimated") + (", fits" if memory.fits else "")
 
 
-def _seconds(row: Candidate) -> str:
-    estimate = seconds(row)
+def _number(estimate: float | None) -> str:
     return "?" if estimate is None else f"{estimate:.3g}"

@@ -1,27 +1,33 @@
 """from_host: a model whose layers are in host memory, with one layer at a time on the device."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from ..core.arguments import TREE, takes
+from ..core.arguments import NAMES, TREE, takes
 from ..core.jaxpr_rewrites import around_scans
+from ..core.paths import is_whole, leaf_paths, match
 from .optimizer_state import on_host
 
+_ALL = (".*",)
 _TILE = 32, 128  # a TPU's tile of one-byte numbers; a layer that is moved must be whole tiles
 
 
-@takes(params=TREE)
-def layers_on_host(params: Any) -> Any:
+@takes(params=TREE, only=NAMES)
+def layers_on_host(params: Any, *, only: Sequence[str] = _ALL) -> Any:
     """`params` with its stacks of matrices in the pinned memory of their device's host.
 
     A stack's first axis are the layers. Its matrices must be whole TPU tiles, 32 × 128. Vectors,
     such as scales, and matrices that are no stack stay on the device. Arrays may be abstract, and
-    may be inside encoded leaves.
+    may be inside encoded leaves. `only` are paths or regexes: leaves that none of them matches stay
+    on the device, too.
+
+    Raises:
+        ValueError: one of `only` matches no leaf, or is no regex.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -30,18 +36,21 @@ def layers_on_host(params: Any) -> Any:
         >>> placed["kernel"].sharding.memory_kind, placed["scale"].sharding
         ('pinned_host', None)
     """
-    return jax.tree.map(lambda x: on_host(x) if _moves(x) else x, params)
+    arrays, tree = jax.tree.flatten(params)
+    return tree.unflatten([on_host(x) if far else x for x, far in zip(arrays, _far(params, only))])
 
 
-@takes()
-def from_host(fn: Callable) -> Callable:
+@takes(only=NAMES)
+def from_host(fn: Callable, *, only: Sequence[str] = _ALL) -> Callable:
     """`fn(params, *args)` for params of `layers_on_host`: its scans fetch one layer at a time.
 
     `fn` itself does not change: its jaxpr is replayed, and each outermost scan over a stack on the
-    host moves one slice at a time to the device. The result cannot be differentiated.
+    host moves one slice at a time to the device. The result cannot be differentiated. `only` is
+    what `layers_on_host` was given.
 
     Raises:
-        ValueError: no scan takes a stack on the host directly from the params.
+        ValueError: no scan takes a stack on the host directly from the params; one of `only`
+            matches no leaf.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -54,7 +63,8 @@ def from_host(fn: Callable) -> Callable:
     @functools.wraps(fn)
     def run(params, *args):
         # The type of a traced argument does not say that it is in host memory: go by its id.
-        stacks = {id(x) for x in jax.tree.leaves(params) if _moves(x)}
+        arrays = jax.tree.leaves(params)
+        stacks = {id(x) for x, far in zip(arrays, _far(params, only)) if far}
         read = set()
 
         def scan(body, init, xs, length, **options):
@@ -80,6 +90,15 @@ def _fetched(x: jax.Array) -> jax.Array:
     """One layer on the device, in the host's layout: libtpu aborts if a transfer transposes."""
     layer = jax.device_put(x, jax.memory.Space.Device)
     return with_layout_constraint(layer, Layout(major_to_minor=tuple(range(x.ndim))))
+
+
+def _far(params: Any, only: Sequence[str]) -> list[bool]:
+    """For each array of `params`, whether it is a stack of a leaf that one of `only` matches."""
+    names = leaf_paths(params)
+    chosen = match(names, dict.fromkeys(only, True)) if names else {}
+    leaves = jax.tree.leaves(params, is_leaf=is_whole)
+    pairs = zip(names, leaves)
+    return [name in chosen and _moves(x) for name, leaf in pairs for x in jax.tree.leaves(leaf)]
 
 
 def _moves(x: Any) -> bool:

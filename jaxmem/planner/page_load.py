@@ -65,6 +65,17 @@ def pages_at_load(
     return max(min(most, rows * longest), longest)
 
 
+def tokens_read(load: Sequence[tuple[int, int]]) -> float:
+    """Tokens of prompts that are read for each token that a load generates.
+
+    Example:
+        >>> tokens_read([(100, 28), (60, 4)])
+        5.0
+    """
+    context, generated = np.asarray(load, np.int64).sum(0)
+    return float(context / generated)
+
+
 def _pages(n: np.ndarray, size: int) -> np.ndarray:
     """Σ ⌈t / size⌉ for t = 1 … n."""
     q, r = n // size, n % size

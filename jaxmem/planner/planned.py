@@ -6,6 +6,7 @@ import json
 from ..compiler.devices import GIB
 from ..compiler.memory_analysis import Memory
 from ..core.pictures import Picture, html_table, new_figure
+from .estimates import HOST
 from .price import noise, price
 from .recipe import Recipe
 from .search import Candidate
@@ -16,18 +17,20 @@ class Planned:
     """The result of `plan`: the recipe to take, the others that were tried, and the naive baseline.
 
     A row that fits was compiled for the device at the limit; its certificate has the versions of
-    the compiler. The baseline is bfloat16 weights, f32 optimizer state and no remat.
+    the compiler. The baseline is bfloat16 weights, f32 optimizer state and no remat. To serve,
+    `read` tokens of prompts are read for each token that is written.
     """
 
     rows: tuple[Candidate, ...]
     baseline: Memory
     limit: int
     took: float  # seconds
+    read: float = 1.0
 
     @property
     def chosen(self) -> Candidate:
         """The row of the lowest price that fits."""
-        return min(self.fitting, key=lambda row: price(seconds(row), noise(row.knobs)))
+        return min(self.fitting, key=lambda row: price(self.seconds(row), noise(row.knobs)))
 
     @property
     def recipe(self) -> Recipe:
@@ -42,16 +45,30 @@ class Planned:
     @property
     def pareto(self) -> list[Candidate]:
         """The rows that fit and that no other beats in peak, seconds and noise at once."""
-        point = lambda row: (row.peak, seconds(row) or 0.0, noise(row.knobs))
+        point = lambda row: (row.peak, self.seconds(row) or 0.0, noise(row.knobs))
         worse = lambda a, b: a != b and all(x >= y for x, y in zip(a, b))
         fit = self.fitting
         return [row for row in fit if not any(worse(point(row), point(x)) for x in fit)]
+
+    def seconds(self, row: Candidate) -> float | None:
+        """Estimated seconds of a step; to serve, of all that it takes to write a token per row."""
+        return step_seconds(row, self.read)
+
+    def tokens_per_second(self, row: Candidate) -> float | None:
+        """Estimated tokens a second that all rows together write; None to train."""
+        seconds = self.seconds(row)
+        return row.knobs.batch / seconds if seconds and row.knobs.task == "serve" else None
 
     def _repr_html_(self) -> str:
         taken = lambda row: "taken" if row is self.chosen else row.status
         show = lambda x, unit: "" if x is None else f"{x:.3g} {unit}"
         rows = [
-            (r.knobs.summary, show(r.peak and r.peak / GIB, "GiB"), show(seconds(r), "s"), taken(r))
+            (
+                r.knobs.summary,
+                show(r.peak and r.peak / GIB, "GiB"),
+                show(self.seconds(r), "s"),
+                taken(r),
+            )
             for r in self.rows
         ]
         title = f"{self.chosen.knobs.device}, {self.limit / GIB:.3g} GiB"
@@ -66,11 +83,11 @@ class Planned:
         figure = new_figure(7, 4.5)
         axes, chosen = figure.subplots(), self.chosen
         for row in self.rows:
-            if row.peak is not None and seconds(row) is not None:
+            if row.peak is not None and self.seconds(row) is not None:
                 fits = row.status == "fits"
                 color = "C2" if row is chosen else "C0" if fits else "0.6"
-                axes.plot(row.peak / GIB, seconds(row), "o", color=color)
-        at = (chosen.peak / GIB, seconds(chosen) or 0.0)
+                axes.plot(row.peak / GIB, self.seconds(row), "o", color=color)
+        at = (chosen.peak / GIB, self.seconds(chosen) or 0.0)
         axes.annotate(chosen.knobs.summary, at, xytext=(6, 6), textcoords="offset points")
         axes.axvline(self.limit / GIB, color="black", linestyle="--", label="limit")
         for label, color in (("taken", "C2"), ("fits", "C0"), ("does not", "0.6")):
@@ -85,20 +102,36 @@ class Planned:
         naive = self.baseline
         return {
             "limit_bytes": self.limit,
-            "chosen": as_data(self.chosen),
-            "rows": [as_data(row) for row in self.rows],
+            "chosen": self._row_data(self.chosen),
+            "rows": [self._row_data(row) for row in self.rows],
             "baseline": {"fits": naive.fits, "needed_bytes": naive.needed, "compiled": naive.exact},
             "versions": self.chosen.memory.versions,
             "seconds_to_plan": round(self.took, 1),
         }
 
+    def _row_data(self, row: Candidate) -> dict:
+        """A row as plain data."""
+        return as_data(row) | {
+            "seconds_estimated": self.seconds(row),
+            "tokens_per_second_estimated": self.tokens_per_second(row),
+        }
 
-def seconds(row: Candidate) -> float | None:
-    """Estimated seconds of a step; to serve, of one token read and one token written per row."""
-    step, prompt = row.seconds, row.programs.get("prompt")
-    if step is None or prompt is None or prompt.seconds is None:
-        return step
-    return step + prompt.seconds / min(row.knobs.prompt, row.knobs.seq)
+
+def step_seconds(row: Candidate, read: float = 1.0) -> float | None:
+    """Estimated seconds of a step; to serve, to read `read` tokens and write one token per row.
+
+    Bytes in host memory pass over the link to the host once to serve, twice to train.
+    """
+    if row.seconds is None:
+        return None
+    passed = lambda program: (program.host or 0) / HOST
+    if row.knobs.task != "serve":
+        return row.seconds + 2 * passed(row.programs["step"])
+    written = row.seconds + passed(row.programs["step"])
+    prompt = row.programs.get("prompt")
+    if prompt is None or prompt.seconds is None:
+        return written
+    return written + read * (prompt.seconds + passed(prompt)) / min(row.knobs.prompt, row.knobs.seq)
 
 
 def as_data(row: Candidate) -> dict:
@@ -107,7 +140,7 @@ def as_data(row: Candidate) -> dict:
         "status": row.status,
         "peak_bytes": row.peak,
         "compiled": row.status == "fits" or bool(row.programs and row.memory.exact),
-        "seconds_estimated": seconds(row),
+        "seconds_estimated": step_seconds(row),
         "noise": noise(row.knobs),
         "recipe": json.loads(row.knobs.to_json()),
         "why": row.why,

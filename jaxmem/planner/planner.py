@@ -18,8 +18,9 @@ from ..models import Model
 from ..models import load as load_model
 from ..train.remat_policy import Remat
 from .estimates import arithmetic
+from .host_placement import host_recipes
 from .model_limits import cache_bits, check_model, expert_count, predicts_hidden_tokens
-from .page_load import pages_at_load
+from .page_load import pages_at_load, tokens_read
 from .planned import Planned
 from .price import noise, price
 from .recipe import Recipe
@@ -66,7 +67,8 @@ def plan(
     its smallest recipe is too large, and the search ends when `most` kinds fit. If two recipes
     differ only in optimizer state, the second is not estimated again: its estimate is the first's
     plus the difference of their lower bounds. Only if nothing else fits are tried, to train: a
-    state in int8, then weights in int8, then the optimizer "scale".
+    state in int8, then weights in int8, then the optimizer "scale"; to serve on one device:
+    weights in host memory (see `planner.host_placement`).
     Compilers run in separate processes: one that dies or takes longer than `timeout` costs its
     candidate only. Arrays are laid out by `jm.layouts` on each mesh (see `Recipe`).
 
@@ -135,7 +137,7 @@ def plan(
     meshes = meshes or meshes_to_try(task, batch, on.count if on else 1, experts) or [None]
     naive = built(dataclasses.replace(first, mesh=meshes[0], pages=None))
     guess = functools.cache(lambda r: arithmetic(r, model.config, built, chip))
-    widths = (16,) if first.pages else cache_bits(model.config)
+    widths = cache_bits(model.config)
     price_of = lambda recipe: price(guess(recipe)[1], noise(recipe))
     programs = lambda recipe: built(recipe).programs
     tried = functools.partial(
@@ -160,11 +162,15 @@ def plan(
             tried_rows = tried(choices)
         fit += any(row.status == "fits" for row in tried_rows)
         rows += [row for row in tried_rows if row.status != "untried"]
+    if not fit and task == "serve" and not any(meshes):
+        rows += _with_host(rows, built, guess, tried, limit)
+        fit = any(row.status == "fits" for row in rows)
     if not fit:
         raise _nothing(rows, built, device, limit)
     fn, args = naive.programs["step"]
     baseline = memory(fn, *args, device=device, limit=limit, quick=True)
-    return Planned(tuple(rows), baseline, limit, time.perf_counter() - start)
+    took = time.perf_counter() - start
+    return Planned(tuple(rows), baseline, limit, took, tokens_read(load) if load else 1.0)
 
 
 def _pages(load: Sequence[tuple[int, int]], task: str, batch: int, seq: int) -> int:
@@ -182,6 +188,22 @@ def _pages(load: Sequence[tuple[int, int]], task: str, batch: int, seq: int) -> 
             f"{longer:,} of {len(load):,} requests of load are longer than seq, {seq:,}"
         )
     return pages
+
+
+def _with_host(
+    rows: list[Candidate], built: Callable, guess: Callable, tried: Callable, limit: int
+) -> list[Candidate]:
+    """Rows of recipes with weights in host memory, up to the first that fits, the cheapest first.
+
+    `rows` are those that did not fit; `guess` gives (lower bound, seconds) of a recipe.
+    """
+    kinds = host_recipes(rows, lambda recipe: built(recipe).parts["weights"], limit)
+    order = lambda kind: price(guess(kind[0])[1], noise(kind[0]))
+    found: list[Candidate] = []
+    for kind in sorted(kinds, key=order):
+        if not any(row.status == "fits" for row in found):
+            found += tried([(recipe, guess(recipe)[0]) for recipe in kind])
+    return [row for row in found if row.status != "untried"]
 
 
 def _undominated(choices: list[tuple]) -> list[tuple]:

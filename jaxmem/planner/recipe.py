@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from ..codecs import Int
 from ..compiler.devices import target
 from ..compression.plan import Plan
-from ..core.arguments import check_fields
+from ..core.arguments import NAMES, check_fields
 from ..core.codec import OPTIONAL_CODEC
 from ..io.json_fields import parse_object
 from ..train.remat_policy import Remat
@@ -56,6 +56,8 @@ class Recipe:
         release: to train, whether each layer is updated as soon as its gradient is known, as
             `jm.train.released` does. The inputs of layers are kept for all micro-batches, as
             `remat.held` says; `remat` is "full".
+        host: to serve on one device, the paths of weights whose stacks of layers are in host
+            memory; one layer at a time is on the device (see `jm.from_host`).
 
     Raises:
         ValueError: a value is not one of those above, or values do not go together.
@@ -90,9 +92,11 @@ class Recipe:
     pages: int | None = None
     optimizer: str = "adamw"
     release: bool = False
+    host: Sequence[str] = ()
 
     def __post_init__(self):
-        check_fields(self, encoding=OPTIONAL_CODEC)
+        check_fields(self, encoding=OPTIONAL_CODEC, host=NAMES)
+        object.__setattr__(self, "host", tuple(self.host))
         self._check_names()
         target(self.device)  # refuses an unknown name
         if self.cache_bits not in (16, 8, 4, 2):
@@ -117,6 +121,11 @@ class Recipe:
             self._check_pages()
         if self.mesh is not None:
             object.__setattr__(self, "mesh", _checked_mesh(self.mesh))
+        if self.host and (self.task != "serve" or not self._is_one_device):
+            raise ValueError(
+                f"host is {self.host} for task {self.task!r} on {self.device}, expected to serve "
+                "on one device"
+            )
 
     def _check_names(self):
         """Refuses names that are not known."""
@@ -156,13 +165,15 @@ class Recipe:
             raise ValueError(
                 f"pages is {self.pages} for task {self.task!r}, expected at least 1, to serve"
             )
-        if self.cache_bits != 16:
-            raise ValueError(f"cache_bits is {self.cache_bits}, expected 16 for a pool of pages")
-        device = target(self.device)
-        if (device and device.count > 1) or (self.mesh and max(self.mesh.values()) > 1):
+        if not self._is_one_device:
             raise ValueError(
                 f"pages is {self.pages}, but a pool is on one device; got {self.device}"
             )
+
+    @property
+    def _is_one_device(self) -> bool:
+        device = target(self.device)
+        return not (device and device.count > 1) and max((self.mesh or {"": 1}).values()) == 1
 
     @property
     def axes(self) -> dict[str, int]:
@@ -193,6 +204,7 @@ class Recipe:
             cache = f"cache of {self.cache_bits} bits"
             cache += f" in {self.pages:,} pages" if self.pages else ""
             parts = [f"{weights}", cache, f"prompts by {self.prompt}"]
+            parts += [f"on the host: {', '.join(self.host)}"] if self.host else []
         else:
             micro = f"{self.micro} micro-batches" if self.micro > 1 else ""
             is_encoded = self.task == "lora" or self.encoding is not None
@@ -211,7 +223,7 @@ class Recipe:
         """The recipe as JSON text."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["encoding"] = self.encoding and json.loads(Plan({"": self.encoding}).to_json())[""]
-        for name in ("mesh", "packed", "pages"):
+        for name in ("mesh", "packed", "pages", "host"):
             if not fields[name]:
                 del fields[name]
         for name, usual in (("adapter", "lora"), ("optimizer", "adamw"), ("release", False)):

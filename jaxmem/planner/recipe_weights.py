@@ -1,5 +1,7 @@
-"""The weights of a step as shapes, and how the model reads them."""
+"""The weights of a step as shapes, how the model reads them, and which are in host memory."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +11,9 @@ from ..core.paths import is_whole
 from ..core.usage import uses
 from ..models import Model
 from ..models.model import family
+from ..offload.streamed_weights import from_host, layers_on_host
+from .model_head import hidden
+from .recipe import Recipe
 
 
 def bfloat16_shapes(model: Model) -> Any:
@@ -26,3 +31,14 @@ def weight_usage(model: Model) -> Any:
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     net = family(model.config).module(model.config)
     return uses(lambda p, ids: net.apply({"params": p}, ids), bfloat16_shapes(model), ids)
+
+
+def with_host(recipe: Recipe, params: Any) -> Any:
+    """The params with the stacks in host memory that the recipe names."""
+    return layers_on_host(params, only=recipe.host) if recipe.host else params
+
+
+def fetching_hidden(recipe: Recipe, config: Any) -> Callable:
+    """`hidden` of a config, which fetches the layers that the recipe leaves in host memory."""
+    fn = functools.partial(hidden, config)
+    return from_host(fn, only=recipe.host) if recipe.host else fn

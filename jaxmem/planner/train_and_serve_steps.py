@@ -22,11 +22,11 @@ from ..kv_cache.page_allocator import alloc
 from ..kv_cache.page_pool import Pages
 from ..models import KVCache, Model, load
 from ..train.gradient_accumulation import accumulate
-from .model_head import hidden, logits_of
+from .model_head import logits_of
 from .model_limits import check_model
 from .recipe import Recipe
 from .recipe_adapters import first_pairs, scaled_pairs
-from .recipe_weights import bfloat16_shapes, weight_usage
+from .recipe_weights import bfloat16_shapes, fetching_hidden, weight_usage, with_host
 from .released_step import released_step
 from .search_space import OPTIMIZERS
 from .step_layout import StepLayout, step_mesh
@@ -213,15 +213,17 @@ def default_optimizer(
 
 
 def _serve_pages(recipe, model, layout):
-    config, how = model.config, Pages()
-    params = layout.weights(_encoded(recipe, model))
+    config, bits = model.config, recipe.cache_bits
+    how = Pages(None if bits == 16 else bits)
+    place = lambda params: with_host(recipe, layout.weights(params))
+    params, run = place(_encoded(recipe, model)), fetching_hidden(recipe, config)
     sizes = {"rows": recipe.batch, "most": -(-recipe.seq // how.size), "dtype": jnp.bfloat16}
     empty = lambda: how.empty(config, recipe.pages, **sizes)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(pool, params, ids):
         pool, _ = alloc(pool, jnp.full(recipe.batch, ids.shape[1], jnp.int32))
-        x, pool = hidden(config, params, ids, pool)
+        x, pool = run(params, ids, pool)
         with jax.named_scope("logits"):
             logits = logits_of(config, params, x[:, -1:])
         return pool, jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -232,7 +234,7 @@ def _serve_pages(recipe, model, layout):
     programs = {"step": (step, arguments(1)), "prompt": (step, arguments(prompt))}
 
     def init(params, key=None):
-        return empty(), layout.weights(_encode(recipe, model, params))
+        return empty(), place(_encode(recipe, model, params))
 
     return Built(recipe, step, arguments(1), programs, init)
 
@@ -241,7 +243,8 @@ def _serve(recipe, model, layout):
     if recipe.pages is not None:
         return _serve_pages(recipe, model, layout)
     config, bits = model.config, recipe.cache_bits
-    params = layout.weights(_encoded(recipe, model))
+    place = lambda params: with_host(recipe, layout.weights(params))
+    params, run = place(_encoded(recipe, model)), fetching_hidden(recipe, config)
     sizes = (recipe.batch, recipe.seq, jnp.bfloat16)
     empty = lambda: config.cache(*sizes) if bits == 16 else KVCache(bits).empty(config, *sizes)
     cache = jax.eval_shape(empty)
@@ -249,7 +252,7 @@ def _serve(recipe, model, layout):
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(cache, params, ids, position):
-        x, cache = hidden(config, params, ids, cache, position)
+        x, cache = run(params, ids, cache, position)
         with jax.named_scope("logits"):
             logits = logits_of(config, params, x[:, -1:])
         return layout.keep(cache, places), jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -266,7 +269,7 @@ def _serve(recipe, model, layout):
     programs = {"step": (step, arguments(1)), "prompt": (step, arguments(prompt))}
 
     def init(params, key=None):
-        return layout.put(empty(), places), layout.weights(_encode(recipe, model, params))
+        return layout.put(empty(), places), place(_encode(recipe, model, params))
 
     return Built(recipe, step, arguments(1), programs, init)
 

@@ -1,16 +1,23 @@
 """Pages for a load: enough nearly always, and no more than caches of the greatest length take."""
 
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxmem as jm
 from jaxmem.architectures import llama
 from jaxmem.models import Model
-from jaxmem.planner.page_load import pages_at_load, read_load
+from jaxmem.planner.page_load import pages_at_load, read_load, tokens_read
+from jaxmem.planner.search import Candidate
 
 SIZES = dict(vocab=512, width=64, ffn=128, layers=2, heads=4, kv_heads=2, head_dim=16, tied=True)
 CONFIG = llama.Config(**SIZES)
 TINY = Model(CONFIG, llama.module(CONFIG), None, "tiny")
+IDS = jnp.arange(128, dtype=jnp.int32).reshape(2, 64)
 
 
 def conversations(count):
@@ -51,6 +58,29 @@ def test_a_plan_for_a_load_has_a_pool_that_the_compiler_proves_to_fit():
     assert all(row.bound <= row.peak for row in planned.rows)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_pages_of_few_bits_take_fewer_bytes_and_step_as_a_pool_does(bits):
+    dense = jm.Recipe("tiny", "cpu", "serve", 2, 128, pages=4)
+    built = jm.build(dataclasses.replace(dense, cache_bits=bits), model=TINY)
+    sizes = [jm.nbytes(x.parts["KV cache"].stores) for x in (jm.build(dense, model=TINY), built)]
+    assert sizes[1] < sizes[0] * (bits / 16 + 0.1)
+    pool, params = built.init(llama.module(CONFIG).init(jax.random.key(0), IDS)["params"], None)
+    pool, ids = built.programs["prompt"][0](pool, params, IDS)
+    pool, ids = built.step(pool, params, ids)
+    assert ids.shape == (2, 1) and pool.length.tolist() == [65, 65]
+
+
+def test_tokens_a_second_count_prompts_and_bytes_from_the_host():
+    load = [(100, 20), (60, 20)]  # four tokens are read for one that is written
+    recipe = jm.Recipe("tiny", "tpu v5e:1x1", "serve", 4, 128, pages=8, prompt=64)
+    memory = functools.partial(jm.Memory, recipe.device, 1, 0, 0, 0, flops=0, limit=9)
+    step, prompt = memory(traffic=819e9, host=16e9), memory(traffic=64 * 819e9)
+    row = Candidate(recipe, "fits", 0, {"step": step, "prompt": prompt})
+    planned = jm.Planned((row,), step, 9, 0.0, tokens_read(load))
+    assert planned.seconds(row) == 1 + 1 + 4
+    assert planned.to_data()["chosen"]["tokens_per_second_estimated"] == 4 / 6
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -70,7 +100,6 @@ def test_a_load_that_cannot_be_planned_for_is_refused(options, message):
     [
         ({"task": "train"}, "pages is 4 for task 'train'"),
         ({"pages": 0}, "pages is 0 for task 'serve'"),
-        ({"cache_bits": 8}, "expected 16 for a pool of pages"),
         ({"device": "tpu v5e:2x4"}, "a pool is on one device"),
     ],
 )
