@@ -47,6 +47,8 @@ class Queries:
     window: Array | int  # how many tokens a query sees, itself included; or (B, 1, 1, T, 1)
     scale: float
     terms: ScoreTerms
+    near: int | None = None  # of those that it sees, it sees the last `near` only, ...
+    sinks: int = 0  # ... and the first `sinks` tokens
 
     def add(
         self,
@@ -70,6 +72,8 @@ class Queries:
         distance = self.position - token[:, None, None, None]
         scores = changed_scores(scores, self.terms, distance)
         allowed = (distance >= 0) & (distance < self.window) & is_there[:, None, None, None]
+        if self.near is not None:
+            allowed &= (distance < self.near) | (token[:, None, None, None] < self.sinks)
         allowed = jnp.broadcast_to(allowed, scores.shape).reshape(products.shape)
         scores = jnp.where(allowed, scores.reshape(products.shape), LOWEST)
         most = jnp.maximum(sums.most, scores.max(-1, keepdims=True))

@@ -53,9 +53,14 @@ class Pages:
         size: tokens of a page, a multiple of 8.
         rotate: turn queries, keys and values by a Hadamard matrix before they are encoded, which
             spreads large channels (Ashkboos et al., 2024, QuaRot).
+        window: the most tokens that a query sees, itself included, besides the first `sinks`; None
+            for all that the model's layers see. Pages between the two can be released.
+        sinks: the first tokens of a row, which a query sees beside its window (Xiao et al., 2024,
+            StreamingLLM, who take 4). Positions stay those in the text.
 
     Raises:
-        ValueError: other bits, a size that is no positive multiple of 8, or `rotate` with floats.
+        ValueError: other bits, a size that is no positive multiple of 8, `rotate` with floats, a
+            window below 1, or `sinks` without a window.
 
     Example:
         >>> import jax.numpy as jnp, jaxmem as jm
@@ -69,6 +74,8 @@ class Pages:
     _: dataclasses.KW_ONLY
     size: int = 64
     rotate: bool = False
+    window: int | None = None
+    sinks: int = 0
 
     def __post_init__(self):
         check_fields(self)
@@ -79,6 +86,12 @@ class Pages:
         if self.size <= 0 or self.size % PAGE_UNIT:
             raise ValueError(
                 f"size is {self.size} tokens a page, expected a positive multiple of {PAGE_UNIT}"
+            )
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window is {self.window} tokens, expected at least 1, or None")
+        if self.sinks < 0 or (self.sinks and self.window is None):
+            raise ValueError(
+                f"sinks is {self.sinks} with window {self.window}, expected tokens beside a window"
             )
 
     @takes(config=_CONFIG)
@@ -122,6 +135,9 @@ class Pages:
         has_table = getattr(config, "positions", "learned") == "learned"  # or a GPT-2
         limit = min(limit, config.context) if has_table else limit
         zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
+        is_local = all(getattr(config, "local", ()) or (False,))
+        windows = [config.window] if is_local else []
+        windows += [self.window] if self.window is not None else []
         return PagePool(
             stores=(store,),
             tails=tuple(x for x in (tail.keys, tail.values) if x is not None),
@@ -133,7 +149,7 @@ class Pages:
             top=jnp.int32(pages),
             options=self,
             limit=limit,
-            reach=config.window if all(getattr(config, "local", ()) or (False,)) else None,
+            reach=min(windows, default=None),
         )
 
 
@@ -188,7 +204,7 @@ class PagePool:
     top: Array  # () int32
     options: Pages = dataclasses.field(metadata=dict(static=True))
     limit: int = dataclasses.field(metadata=dict(static=True))  # tokens that a row may hold
-    # how many tokens a query sees, itself included, in the layer that sees most; None for all
+    # tokens that a query sees beside sinks, itself included, in the layer that sees most; or None
     reach: int | None = dataclasses.field(metadata=dict(static=True))
 
     @property

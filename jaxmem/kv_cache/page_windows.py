@@ -15,8 +15,8 @@ from .page_pool import PagePool
 def release_behind(pool: PagePool) -> PagePool:
     """The pool without the pages that lie behind the windows of all layers, for each row.
 
-    A row of any length then takes ⌈window / size⌉ + 1 pages at most, besides the new ones. It
-    cannot be shared from any more.
+    A row of any length then takes ⌈window / size⌉ + 1 pages at most, besides the new ones and those
+    of its sinks. It cannot be shared from any more.
 
     Raises:
         ValueError: a layer of the model sees all tokens.
@@ -33,9 +33,13 @@ def release_behind(pool: PagePool) -> PagePool:
         ([[0, 0, 0, 4, 5, 0, 0, 0]], 6)
     """
     if pool.reach is None:
-        raise ValueError("release_behind: a layer of the model sees all tokens, so no page is free")
+        raise ValueError(
+            "release_behind: a layer of the model sees all tokens, so no page is free; "
+            "jm.Pages(window=...) sets a window"
+        )
     first_seen = pool.length - pool.reach + 1
-    ends = (jnp.arange(pool.most, dtype=jnp.int32) + 1) * pool.size
-    behind = ends[None] <= first_seen[:, None]
+    starts = jnp.arange(pool.most, dtype=jnp.int32) * pool.size
+    behind = (starts + pool.size)[None] <= first_seen[:, None]
+    behind &= starts[None] >= pool.options.sinks
     pool = drop(pool, jnp.where(behind, pool.table, 0).reshape(-1))
     return dataclasses.replace(pool, table=jnp.where(behind, 0, pool.table))

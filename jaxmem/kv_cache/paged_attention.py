@@ -87,25 +87,34 @@ def _attend(
     rows = jnp.pad(rows, ((0, 0), (0, 0), (0, 0), (0, width))) if beside else rows
 
     position = where.positions(steps)[:, None, None, :, None]  # (B, 1, 1, T, 1)
-    queries = Queries(position, window, scale, terms)
+    near, sinks = pool.options.window, pool.options.sinks
+    queries = Queries(position, window, scale, terms, near, sinks)
     ends = where.ends if recent is None else where.starts // size * size
     ends = jnp.where(where.counts > 0, ends, 0)
-    first_seen = (position - window + 1).min((1, 2, 3, 4))  # by any query of a row
+    reach = window if near is None else jnp.minimum(window, near)
+    first_seen = (position - reach + 1).min((1, 2, 3, 4))  # by any query of a row
     first_seen = jnp.where(ends > 0, jnp.minimum(first_seen, ends), ends.max())
     read = _read_floats if recent is None else _read_codes
 
-    def add(column, sums):
+    # Pages of sinks come first, then those from the first one that any window reaches.
+    of_sinks = -(-sinks // size)
+    begin = jnp.maximum(jnp.maximum(first_seen.min(), 0) // size, of_sinks)
+    last = (ends.max() + size - 1) // size
+
+    def add(i, sums):
+        column = jnp.where(i < of_sinks, i, i - of_sinks + begin)
         token = column * size + jnp.arange(size, dtype=jnp.int32)
         is_there = token[None] < ends[:, None]  # (B, P)
         pages = lax.dynamic_index_in_dim(where.table, column, 1, keepdims=False)
         page = _page(pool, layer, pages)
         products, mix = read(page, rows, is_there, pool.options.bits)
         more = queries.add(sums, products, mix, token[None], is_there)
-        return chosen((token[0] < ends) & (token[-1] >= first_seen), more, sums)
+        is_seen = (token[-1] >= first_seen) | (token[0] < sinks)
+        return chosen((token[0] < ends) & is_seen, more, sums)
 
     sums = SoftmaxSums.empty(*rows.shape)
-    begin = jnp.maximum(first_seen.min(), 0) // size
-    sums = lax.fori_loop(begin, (ends.max() + size - 1) // size, add, sums)
+    columns = jnp.minimum(of_sinks, last) + jnp.maximum(last - begin, 0)
+    sums = lax.fori_loop(0, columns, add, sums)
     if recent is not None:
         token = ends[:, None] + jnp.arange(recent[0].shape[2], dtype=jnp.int32)[None]
         is_there = token < where.ends[:, None]

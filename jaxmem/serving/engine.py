@@ -50,7 +50,8 @@ class Engine:
         nbytes: the most bytes of the pool of keys and values. The weights, and what programs take
             while they run, come on top.
         rows: the most requests that generate at the same time.
-        pages: the form of the pages, such as `jm.Pages(4)`.
+        pages: the form of the pages, such as `jm.Pages(4)`. Pages that lie behind a window of all
+            layers, the model's or the form's, are free again.
         chunk: tokens of a prompt that one program reads, a multiple of the page size or a divisor;
             None for the smallest multiple that is at least 128.
         length: the most tokens of a prompt with its answer; None for the model's context.
@@ -231,7 +232,7 @@ class Engine:
             if held is not None or not self._queue:
                 continue
             row = self._queue[0]
-            need = self._pool.pages(row.tokens_in_pool + 1) - self._pool.found(row)
+            need = self._pool.held(row.tokens_in_pool + 1) - self._pool.found(row)
             spare = 1 + math.ceil(_SPARE * self.pool.capacity)
             alone = self.generating == 0  # then it fits, since `add` took it
             if not self._pool.make_free(need + spare) and not alone:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ..kv_cache.page_pool import PagePool
+from ..models.device_decode_loop import MOST_STEPS
 from ..models.model import Model
 from . import pool_programs as programs
 from .engine_row import EngineRow
@@ -47,6 +48,18 @@ class EnginePool:
         """How many pages so many tokens of a row take."""
         return -(-tokens // self.pool.size)
 
+    def held(self, tokens: int) -> int:
+        """How many pages so many tokens of a row need at a time, without those behind windows.
+
+        With a cache of prefixes all pages of a prompt are there until the cache has seen them.
+        """
+        reach = self.pool.reach
+        if reach is None or self.prefixes is not None:
+            return self.pages(tokens)
+        new = max(self.chunk, MOST_STEPS)
+        near = self.pages(reach) + self.pages(new) + 1 + self.pages(self.pool.options.sinks)
+        return min(self.pages(tokens), near)
+
     def begin(self, slot: int, row: EngineRow) -> None:
         """Fills an empty row of the pool, so that it generates next.
 
@@ -60,6 +73,7 @@ class EnginePool:
         else:
             self.pool, ok = programs.put_row(self.pool, np.int32(slot), self._filled(row.blob))
             _check_pages(bool(ok))
+        self._release_behind()
 
     def make_free(self, pages: int) -> bool:
         """Whether so many pages are free, after a cache of prefixes gave up what it can."""
@@ -88,6 +102,7 @@ class EnginePool:
             self._seen,
             RowChoices.of([None if row is None else row.request for row in rows]),
         )
+        self._release_behind()
         ids, logprobs, made, ok = jax.device_get(found)
         _check_pages(bool(ok.all()))
         for slot, count in enumerate(made):
@@ -133,7 +148,14 @@ class EnginePool:
             self.pool, ok = programs.read_chunk(
                 config, params, self.pool, np.int32(slot), ids, count
             )
+            if self.prefixes is None:
+                self._release_behind()
         _check_pages(bool(ok))
+
+    def _release_behind(self) -> None:
+        """Frees the pages that no layer sees any more."""
+        if self.pool.reach is not None:
+            self.pool = programs.release_behind(self.pool)
 
     def _filled(self, blob: dict[str, Any]) -> dict[str, Any]:
         """What `take` gave, with the room of the longest row again, which `put_row` takes."""

@@ -26,7 +26,7 @@ def row_of_request(
             f"{request.max_new_tokens} tokens after a prompt of {len(prompt)}, expected no "
             f"more than {length} together"
         )
-    if (pages := pool.pages(tokens - 1)) > pool.pool.capacity:
+    if (pages := pool.held(tokens - 1)) > pool.pool.capacity:
         raise ValueError(
             f"{request.max_new_tokens} tokens after a prompt of {len(prompt)} take {pages} "
             f"pages, expected no more than the {pool.pool.capacity} of the pool"

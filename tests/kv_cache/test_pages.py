@@ -23,6 +23,7 @@ CONFIGS = {
     ),
     "wide": llama.Config(**SIZES | WIDE, positions="alibi", norm="layer"),
     "local": llama.Config(**SIZES, local=(True, True), window=10),
+    "one": llama.Config(**SIZES | dict(layers=1)),
     "gpt2": gpt2.Config(vocab=64, width=32, layers=2, heads=4, context=64),
 }
 IDS = jax.random.randint(jax.random.key(1), (3, 32), 0, 64, jnp.int32)
@@ -177,6 +178,35 @@ def test_pages_behind_all_windows_are_free_and_not_missed():
         jm.pages.release_behind(empty("llama"))
 
 
+def test_a_window_of_the_pool_is_that_of_the_layers():
+    want = jax.jit(model_of("local").apply)(model_of("local").params, IDS)
+    pool = jm.Pages(size=SIZE, window=10).empty(CONFIGS["llama"], pages=20, rows=3, most=6)
+    assert pool.reach == CONFIGS["local"].window == 10
+    for chunk in range(4):
+        ids = IDS[:, chunk * SIZE : (chunk + 1) * SIZE]
+        got, pool = read_of("llama")(pool, ids, [SIZE] * 3)
+        pool = jm.pages.release_behind(pool)
+        np.testing.assert_allclose(got, want[:, chunk * SIZE :][:, :SIZE], rtol=1e-4, atol=1e-4)
+    assert int(pool.top) == 20 - 3 * 2
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_query_sees_the_sinks_and_its_window_where_they_are_in_the_text(bits):
+    model, window, sinks = model_of("one"), 10, 3
+    pages = jm.Pages(bits, size=SIZE, window=window, sinks=sinks)
+    pool = pages.empty(model.config, pages=4, rows=1, most=6)
+    for chunk in range(4):  # 32 tokens in no more than 4 pages
+        ids = IDS[:1, chunk * SIZE : (chunk + 1) * SIZE]
+        got, pool = read_of("one")(pool, ids, [SIZE])
+        pool = jm.pages.release_behind(pool)
+    assert pool.table[0, :4].tolist()[1] == 0 and int(pool.top) == 1
+    seen = jnp.array([*range(sinks), *range(32 - window, 32)], jnp.int32)[None]
+    near = jnp.take_along_axis(IDS[:1], seen, 1)
+    want = model.apply(model.params, near, segments=jnp.ones_like(seen), positions=seen)
+    bound = 1e-4 if bits is None else 2e-2
+    np.testing.assert_allclose(got[0, -1], want[0, -1], rtol=bound, atol=bound)
+
+
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_encoded_pages_are_read_as_what_they_decode_to(bits):
     _, pool = in_chunks(empty("llama", bits), (0, 1), [SIZE, 5, 0])
@@ -227,6 +257,8 @@ def test_what_cannot_be_is_refused_by_name():
         "multiple of 8": lambda: jm.Pages(size=12),
         "2, 4 or 8 bits": lambda: jm.Pages(3),
         "rotate is True": lambda: jm.Pages(rotate=True),
+        "window is 0": lambda: jm.Pages(window=0),
+        "sinks is 4 with window None": lambda: jm.Pages(sinks=4),
         "at least 1": lambda: jm.Pages().empty(model.config, 0, 1, 1),
         "`latent`": lambda: jm.Pages().empty(
             dataclasses.replace(

@@ -234,3 +234,21 @@ def test_a_cache_for_other_chunks_is_refused():
     prefixes = jm.Prefixes(80, size=8, chunk=8)
     with pytest.raises(ValueError, match="pages of 8 tokens in chunks of 8, expected 8 and 16"):
         Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes)
+
+
+@pytest.mark.parametrize("host", [0, 10**6])
+def test_rows_with_a_window_answer_from_fewer_pages_than_their_texts_take(host):
+    options = WIDE | {"rows": 2, "pages": jm.Pages(size=8, window=9, sinks=4)}
+    prompts = [np.arange(n, dtype=np.int32) % 31 + 8 for n in (70, 50, 60)]
+    asked = [GenerationRequest(f"r{i}", ids=p, max_new_tokens=40) for i, p in enumerate(prompts)]
+    found = []
+    for pages in (60, 11):  # a text of 110 tokens takes 14 pages
+        size = jax.eval_shape(
+            functools.partial(options["pages"].empty, model().config, pages, rows=2, most=15)
+        )
+        engine = Engine(model(), nbytes=jm.nbytes(size), host=host, **options)
+        for request in asked:
+            engine.add(request)
+        found.append({id: answer.ids for id, answer in answers(engine).items()})
+        assert engine.usage().allocated == 0
+    assert found[0] == found[1] and len(found[0]) == 3
