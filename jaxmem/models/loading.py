@@ -90,8 +90,9 @@ def load(
 
     Raises:
         ValueError: there is no such model; a file is malformed, truncated or incomplete; the kind
-            of model is unknown, or an option of it is not computed; `encoded=True` for a source
-            without codes. The message names the file and says what to do.
+            of model is unknown, or an option of it is not computed; the tokenizer has more tokens
+            than the model; `encoded=True` for a source without codes. The message names the file
+            and says what to do.
         TypeError: `dtype` is no type of floating-point numbers.
         ConnectionError: a model could not be downloaded.
         ImportError: a package that the source needs is missing; the message names the extra.
@@ -150,6 +151,7 @@ def _load(name: str, dtype: Any, encoded: bool) -> Model:
                 "whose config.json has a quantization_config"
             )
         quantized_weights.keep_codes(tree, weight_maps, checkpoint.coded, checkpoint.leaf)
+    tokenizer_files.check_fits(checkpoint.tokenizer, config.vocab, path)
     beside = tokenizer_files.read_chat_template(folder)
     template = beside or checkpoint.chat_template
     rest = {"chat_template": template}
@@ -186,7 +188,9 @@ def _saved_model(path: pathlib.Path, dtype: Any) -> Model:
         tree = jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_encoded)
     template, source = tokenizer_files.read_chat_template(path), f"{path}, made from {source}"
     rest = {"chat_template": template, "processor": processor, "hf_files": files}
-    return Model(config, tree, tokenizer_files.read_tokenizer(path), source, **rest)
+    tokenizer = tokenizer_files.read_tokenizer(path)
+    tokenizer_files.check_fits(tokenizer, config.vocab, path)
+    return Model(config, tree, tokenizer, source, **rest)
 
 
 def _check_shapes(config: Any, tree: dict, path: pathlib.Path) -> None:

@@ -39,6 +39,40 @@ def read_tokenizer(folder: pathlib.Path) -> "Tokenizer | None":
     return _built(text, path)
 
 
+def check_fits(tokenizer: "Tokenizer | None", vocab: int, source: object) -> None:
+    """Refuses a tokenizer whose texts have tokens that a model of `vocab` tokens lacks.
+
+    A token that was added beyond them, which only its own text makes, is none of these: files have
+    such tokens that are never used (Gemma 3 for texts has that of images). A prompt with it is
+    refused.
+
+    Raises:
+        ValueError: a token of the vocabulary itself, or one around each text, is not below `vocab`.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> words = Tokenizer(models.WordLevel({"a": 0, "b": 64}, unk_token="a"))
+        >>> check_fits(words, 64, "here")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: the tokenizer of here has 'b' with the id 64, expected ids below 64, ...
+    """
+    if tokenizer is None or not vocab or max(tokenizer.get_vocab().values(), default=0) < vocab:
+        return
+    unknown = getattr(tokenizer.model, "unk_token", None)  # any text may have it
+    added = (x.content for x in tokenizer.get_added_tokens_decoder().values())
+    others = set(added) - {unknown}
+    words = tokenizer.get_vocab(with_added_tokens=False).items()
+    beyond = {i: token for token, i in words if i >= vocab and token not in others}
+    beyond |= {i: tokenizer.id_to_token(i) for i in tokenizer.encode("").ids if i >= vocab}
+    if beyond:
+        first = min(beyond)
+        raise ValueError(
+            f"the tokenizer of {source} has {beyond[first]!r} with the id {first}, expected ids "
+            f"below {vocab}, which are the rows of the model's embedding; put the tokenizer of "
+            "these weights there, or none"
+        )
+
+
 def read_chat_template(folder: pathlib.Path) -> str | None:
     """The chat template of a folder, of several the one that is named default; None without one.
 
