@@ -288,18 +288,4 @@ void integer_product(const IntegerRows& weight, const Inputs<kBits>& inputs, int
   rows_range_product<kBits, AllColumns<kBits>>(weight, inputs, first, last, y);
 }
 
-// Calls run(std::integral_constant<int, bits>) for bits from 2 to 8.
-template <typename Run>
-void with_bits(int bits, const Run& run) {
-  switch (bits) {
-    case 2: return run(std::integral_constant<int, 2>{});
-    case 3: return run(std::integral_constant<int, 3>{});
-    case 4: return run(std::integral_constant<int, 4>{});
-    case 5: return run(std::integral_constant<int, 5>{});
-    case 6: return run(std::integral_constant<int, 6>{});
-    case 7: return run(std::integral_constant<int, 7>{});
-    default: return run(std::integral_constant<int, 8>{});
-  }
-}
-
 }  // namespace jaxmem

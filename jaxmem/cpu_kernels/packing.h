@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "simd.h"
 
@@ -68,6 +69,20 @@ inline uint64_t spread(uint64_t packed) {
   for (int i = 0; i < 8; ++i) bytes |= (packed >> i * kWidth & ((1u << kWidth) - 1)) << 8 * i;
   return bytes;
 #endif
+}
+
+// Calls run(std::integral_constant<int, bits>) for bits from 2 to 8.
+template <typename Run>
+void with_bits(int bits, const Run& run) {
+  switch (bits) {
+    case 2: return run(std::integral_constant<int, 2>{});
+    case 3: return run(std::integral_constant<int, 3>{});
+    case 4: return run(std::integral_constant<int, 4>{});
+    case 5: return run(std::integral_constant<int, 5>{});
+    case 6: return run(std::integral_constant<int, 6>{});
+    case 7: return run(std::integral_constant<int, 7>{});
+    default: return run(std::integral_constant<int, 8>{});
+  }
 }
 
 }  // namespace jaxmem

@@ -1,18 +1,23 @@
 """Writes the .npz files beside it: tiny random models and what transformers computes with them.
 
-Wants `pip install torch transformers` (made with torch 2.13, transformers 5.23); the tests do not.
+    python tests/reference/make_reference.py [NAME ...]
+
+Wants `pip install torch transformers` (made with torch 2.13, transformers 5.23;
+gemma3 and gpt2 with 5.24); the tests do not.
 Each file holds the weights (float16, drawn by NumPy from SEED, under their checkpoint names), the
 `config.json` as text, the ids, and the float32 logits or hidden states of those weights.
 """
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 import torch
 import transformers as tf
 
 SEED = 20240601
+SEEDS = {"gemma3": SEED + 10, "gpt2": SEED + 4}  # with these they write several tokens
 SMALL = dict(
     vocab_size=40,
     hidden_size=24,
@@ -31,7 +36,13 @@ LLAMA3 = dict(
     high_freq_factor=4.0,
     original_max_position_embeddings=32,
 )
-GEMMA = dict(num_hidden_layers=3, sliding_window=5, sliding_window_pattern=3)
+GEMMA = dict(
+    hidden_size=20,
+    intermediate_size=18,
+    num_hidden_layers=3,
+    sliding_window=5,
+    sliding_window_pattern=3,
+)
 MODELS = {
     "llama2": tf.LlamaConfig(**SMALL),
     "llama3": tf.LlamaConfig(
@@ -48,7 +59,7 @@ MODELS = {
         rope_scaling=dict(rope_type="linear", factor=4.0),
     ),
     "gpt2": tf.GPT2Config(
-        vocab_size=40, n_positions=32, n_embd=24, n_layer=2, n_head=3, attn_implementation="eager"
+        vocab_size=40, n_positions=32, n_embd=21, n_layer=2, n_head=3, attn_implementation="eager"
     ),
     "bert": tf.BertConfig(
         **{k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "head_dim")},
@@ -57,9 +68,9 @@ MODELS = {
 }
 
 
-def make(config: tf.PreTrainedConfig) -> dict[str, np.ndarray]:
+def make(config: tf.PreTrainedConfig, seed: int) -> dict[str, np.ndarray]:
     """One model's config, weights, inputs and outputs."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     encoder = config.model_type == "bert"
     model = (tf.AutoModel if encoder else tf.AutoModelForCausalLM).from_config(config).eval()
     if encoder:
@@ -85,7 +96,8 @@ def make(config: tf.PreTrainedConfig) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    for name, config in MODELS.items():
+    for name in sys.argv[1:] or MODELS:
         path = pathlib.Path(__file__).with_name(f"{name}.npz")
-        np.savez_compressed(path, **make(config))
+        np.savez_compressed(path, **make(MODELS[name], SEEDS.get(name, SEED)))
         print(f"{path.name}: {path.stat().st_size} bytes")
+        assert path.stat().st_size <= 40_000
