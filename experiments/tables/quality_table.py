@@ -98,6 +98,11 @@ def phonemes():
         yield f"{r['name']} | {r['bytes']:,} | {r['bits']:.2f} | {r['phoneme_error']:.2%}"
 
 
+def translations():
+    for name, r in rows_of("translate_cn2en.json"):
+        yield f"{name} | {r['bytes']:,} | {r['bits']:.2f} | {r['kl']:.5f} | {r['same']:.1%}"
+
+
 def speech():
     spoken = read("transcribe_whisper.json")["spoken"]
     for name, r in rows_of("transcribe_whisper.json"):
@@ -155,6 +160,7 @@ TABLES = {
     encoder: " | bits a weight | Spearman | cosine",
     encoders: " | bytes | bits a weight | pairs | Spearman | cosine",
     phonemes: " | bytes | bits a weight | phoneme error",
+    translations: " | bytes | bits a weight | KL | same",
     speech: " | bytes | bits a weight | KL | with 5 beams | greedy",
     cache: "cache | bytes | with a step's temporaries | grown | KL | speed",
     planes: " | bits a weight | perplexity | KL",
