@@ -1,6 +1,6 @@
 """budget: least Σ sensitivity · ‖x·(w − ŵ)‖² / ‖x·w‖² with Σ bytes ≤ nbytes: one codec a weight.
 
-A multiple-choice knapsack, solved by HiGHS.
+A multiple-choice knapsack, solved by `knapsack.least_loss`.
 """
 
 import collections
@@ -88,7 +88,7 @@ def budget(
         ValueError: no choice is as small as `nbytes` (the message gives the smallest size), or as
             fast as `seconds`; a rule matches no leaf; `runs` is less than 1; a codec cannot take a
             weight; a weight holds NaN or infinity, or has no sensitivity.
-        ImportError: scipy is missing.
+        ImportError: scipy is missing, which a large problem or a limit of seconds wants.
 
     Example:
         >>> import jax, jaxmem as jm

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .pareto_fronts import least_by_fronts
+
 RELATIVE_GAP = 1e-6  # the plan's loss is at most this share above the least possible
 
 
@@ -16,7 +18,8 @@ def least_loss(
 ) -> list[int] | None:
     """The choice in each row, so that the sizes add up to at most `limit` and losses are least.
 
-    A multiple-choice knapsack, solved by HiGHS.
+    A multiple-choice knapsack. With one limit and few rows, dynamic programming solves it exactly;
+    else HiGHS does: to import scipy alone takes longer than to fit a small model.
 
     Args:
         sizes: bytes of the choices of each row, (choices,) each.
@@ -29,15 +32,17 @@ def least_loss(
         the numbers of the choices; None if no choices keep both limits.
 
     Raises:
-        ImportError: scipy is missing.
+        ImportError: HiGHS is needed, and scipy is missing.
     """
+    if not sizes:
+        return []
+    if prices is None and (choices := least_by_fronts(sizes, losses, limit)) is not None:
+        return choices
     try:
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
     except ModuleNotFoundError as e:
         raise ImportError('budget wants scipy: pip install "jaxmem[demo]"') from e
-    if not sizes:
-        return []
     size, loss = np.concatenate(sizes), np.concatenate(losses)
     row = np.repeat(np.arange(len(sizes)), [len(s) for s in sizes])
     which = csr_array((np.ones(len(size)), (row, np.arange(len(size)))))

@@ -1,6 +1,7 @@
 """A budget's plan is the best one, never a byte too large, and the same from every kind of tree."""
 
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
+from jaxmem.compression import pareto_fronts
 from jaxmem.compression.knapsack import least_loss
+from jaxmem.compression.pareto_fronts import least_by_fronts
 from jaxmem.core.lazy import Lazy
 
 CODECS = [jm.Int(b, group=16) for b in (2, 4, 8)]
@@ -204,3 +207,26 @@ def test_a_stack_that_a_candidate_takes_together_stays_whole():
     params = {"up": stack()["up"], "down": stack()["down"]}
     plan = jm.budget(params, nbytes=10**5, candidates=[jm.Int(4), jm.Basis(2)], runs=5)
     assert set(plan) <= {"up", "down"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dynamic_programming_and_highs_choose_the_same(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    bits = np.sort(rng.uniform(2, 8, (12, 9)), 1)
+    sizes = list((10 ** rng.uniform(3, 8, (12, 1)) * bits).astype(int))
+    losses = list(10 ** rng.uniform(-4, 0, (12, 1)) * 4.0**-bits * rng.uniform(0.6, 1.6, (12, 9)))
+    limit = int(sum(row.mean() for row in sizes))
+    exact = least_by_fronts(sizes, losses, limit)
+    monkeypatch.setattr(pareto_fronts, "MOST_SUMS", 1)
+    assert least_by_fronts(sizes, losses, limit) is None
+    total = lambda choice: sum(row[i] for row, i in zip(losses, choice))
+    assert total(exact) == pytest.approx(total(least_loss(sizes, losses, limit)), rel=2e-6)
+    assert sum(row[i] for row, i in zip(sizes, exact)) <= limit
+
+
+def test_a_small_budget_wants_no_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    rows = [np.array([1, 2, 4])] * 3, [np.array([9.0, 5.0, 0.0])] * 3
+    assert sorted(least_loss(*rows, 8)) == [1, 1, 2]
+    with pytest.raises(ImportError, match=r"jaxmem\[demo\]"):
+        least_loss(*rows, 8, [np.ones(3)] * 3, 3.0)
