@@ -13,8 +13,9 @@ from ..core.codec import CODEC, has_independent_rows, row_encoder
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.padded import padded_encoder
+from ..cpu_kernels.library import is_native
 from ..kernels.decoded_tiles import UNROLLED_TILES, decoded_product, map_tiles
-from ..kernels.dispatch import at_most, differentiated_by
+from ..kernels.dispatch import at_most, differentiated_by, on_one_device
 from .float16_scales import divisor
 from .integer_matmul import integer_product
 from .packing import unpack
@@ -155,14 +156,23 @@ def _to_int8(x, low, high):
 
 
 def _few_rows_product(q, zero, leaf):
-    """`_integer_product` for few rows on a CPU."""
+    """`_integer_product` for few rows on a CPU: the library's, where it is there."""
+    return on_one_device(_native_product, _two_term_product, q, zero, leaf, platform="cpu")
+
+
+def _native_product(q, zero, leaf):
+    return (_float_product if is_native() else _two_term_product)(q, zero, leaf)
+
+
+def _two_term_product(q, zero, leaf):
+    """`_integer_product` by XLA: of q, and of ones, which the zero of q multiplies."""
     one = jnp.ones((len(q), 1), jnp.float32)
     ones = jnp.ones((1, q.shape[1]), jnp.int8)
     return integer_product([(q, one), (ones, -zero * one)], leaf)
 
 
 def _float_product(q, zero, leaf):
-    """`_integer_product` in f32, by decoding the weight, which has groups."""
+    """`_integer_product` as the inner leaf multiplies floats; its library keeps integers exact."""
     return leaf.matmul(q.astype(jnp.float32) - zero)
 
 

@@ -44,6 +44,13 @@ def test_integers_of_nine_bits_in_bfloat16_make_the_integer_product(inner):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.skipif(jm.native().instruction_set is None, reason=jm.native().reason)
+def test_a_row_of_integers_is_multiplied_by_the_library():
+    x, leaf = weight(1, 48, seed=1), jm.Dynamic(jm.Int(4)).encode(weight(48, 24))
+    program = jax.jit(jm.lift(jnp.matmul)).lower(x, leaf).as_text()
+    assert "jaxmem_integer_rows" in program and "xi8>, tensor" not in program
+
+
 def test_second_derivatives_go_straight_through_the_rounding():
     leaf, x, v = (
         jm.Dynamic(jm.Int(8)).encode(weight(2, 24, 8)),
