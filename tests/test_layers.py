@@ -152,3 +152,10 @@ def test_orbax_is_imported_when_it_is_first_used():
     for path, names in at_top.items():
         home = {name.rpartition(".")[0] for name in names}
         assert path in readers or not homes & (names | home), path
+
+
+def test_nnx_is_imported_at_the_top_of_one_module_which_is_imported_when_it_is_used():
+    at_top = {path: set(imports(path, lambda tree: tree.body)) for path in FILES}
+    readers = {path.stem for path, names in at_top.items() if any("flax.nnx" in n for n in names)}
+    users = [path for path, names in at_top.items() if any("llama_nnx" in n for n in names)]
+    assert readers == {"llama_nnx"} and not users

@@ -2,11 +2,11 @@
 
 import collections
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
-from flax import nnx
 
 from .arguments import FUNCTION, TREE, takes
 from .lazy import is_lazy
@@ -202,7 +202,9 @@ def arrays_only(fn: Callable, params: Any) -> tuple[Callable, Any]:
 
 def _leaf_keys(tree: Any) -> list[tuple[str, ...]]:
     """The keys that lead to each leaf, as strings, without the `value` of an NNX variable."""
-    is_variable = lambda x: isinstance(x, nnx.Variable)
+    # A tree has variables only where flax.nnx is loaded; to import it takes .3 s.
+    variable = getattr(sys.modules.get("flax.nnx"), "Variable", ())
+    is_variable = lambda x: isinstance(x, variable)
     flatten = jax.tree_util.tree_flatten_with_path
     keys = []
     for key, leaf in flatten(tree, is_leaf=lambda x: is_whole(x) or is_variable(x))[0]:

@@ -17,9 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import nnx
 from flax.core import FrozenDict
-from flax.training.train_state import TrainState
 
 
 def describe(x: Any, arrays: list, at: str = "") -> Any:
@@ -75,7 +73,7 @@ def _describe_value(x: Any, at: str) -> Any:
 def _describe_object(x: Any, arrays: list, at: str) -> Any:
     """The JSON of an object: its class by name, and its content or its fields."""
     named = {"class": class_name(type(x))}
-    if type(x) in _flax_mappings():
+    if type(x) in (FrozenDict, *_loaded_from_nnx("State")):
         content = x.unfreeze() if hasattr(x, "unfreeze") else x.raw_mapping
         return named | {"of": describe(content, arrays, at)}
     if isinstance(x, nn.Module):  # it holds no weights: linen keeps them apart
@@ -84,7 +82,7 @@ def _describe_object(x: Any, arrays: list, at: str) -> Any:
         fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if f.init}
     elif isinstance(x, tuple) and hasattr(x, "_asdict"):
         fields = x._asdict()
-    elif isinstance(x, nnx.Variable):
+    elif isinstance(x, _loaded_from_nnx("Variable")):
         fields = {"value": x.get_value()} | x.get_metadata()
     elif callable(x):
         return _describe_function(x)
@@ -193,8 +191,9 @@ def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
         TypeError: one of `classes` is no dataclass, named tuple or `nnx.Variable`.
         ValueError: two of `classes` have the same name.
     """
-    known = {class_name(cls): cls for cls in _flax_mappings() | _flax_variables() | {TrainState}}
-    known |= {class_name(cls): cls for cls in _optax_states()}
+    from flax import nnx
+
+    known = {class_name(cls): cls for cls in _flax_classes() | _optax_states()}
     known |= _own_classes(len(sys.modules))
     for cls in classes:
         variable = isinstance(cls, type) and issubclass(cls, nnx.Variable)
@@ -270,9 +269,10 @@ def _is_of_a_model(cls: type) -> bool:
     return cls.__module__.startswith(("jaxmem.architectures.", "jaxmem.models."))
 
 
-def _flax_mappings() -> set[type]:
-    """Classes of flax that wrap a dict."""
-    return {FrozenDict, nnx.State}
+def _loaded_from_nnx(name: str) -> tuple[type, ...]:
+    """A class of flax.nnx, if that is loaded, as it is where a tree holds one; it takes .3 s."""
+    module = sys.modules.get("flax.nnx")
+    return (getattr(module, name),) if hasattr(module, name) else ()
 
 
 def _optax_states() -> set[type]:
@@ -286,8 +286,10 @@ def _is_named_tuple(cls: type) -> bool:
     return issubclass(cls, tuple) and hasattr(cls, "_asdict")
 
 
-def _flax_variables() -> set[type]:
-    """Classes of flax.nnx that hold a value and metadata."""
-    return {
-        cls for cls in vars(nnx).values() if isinstance(cls, type) and issubclass(cls, nnx.Variable)
-    }
+def _flax_classes() -> set[type]:
+    """Classes of flax that wrap a dict, that hold a value and metadata, or a training state."""
+    from flax import nnx
+    from flax.training.train_state import TrainState
+
+    is_variable = lambda cls: isinstance(cls, type) and issubclass(cls, nnx.Variable)
+    return {FrozenDict, nnx.State, TrainState, *filter(is_variable, vars(nnx).values())}

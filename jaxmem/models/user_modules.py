@@ -4,12 +4,13 @@ import functools
 import inspect
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
+from flax import linen
 from flax.errors import ScopeCollectionNotFound
 from jax import lax
 
@@ -21,6 +22,7 @@ from .model import PARAMS, RECORD
 from .tokenizer_files import read_chat_template, read_tokenizer
 
 if TYPE_CHECKING:
+    from flax import nnx
     from tokenizers import Tokenizer
 
 # arguments of a call, by the names in use, and their values when nothing is trained
@@ -44,7 +46,7 @@ _INPUTS = Kind(
 
 @takes(params=_PARAMS, eos=INTEGERS, inputs=_INPUTS)
 def from_flax(
-    module: linen.Module | nnx.Module,
+    module: "linen.Module | nnx.Module",
     params: Any = None,
     tokenizer: "Tokenizer | None" = None,
     *,
@@ -113,7 +115,7 @@ def from_flax(
         if cache is None and "cache" in state:  # of a module with `decode=True`
             by_token, cache = True, functools.partial(_empty_cache, module, options)
             run = _by_token(module, options, cache)
-    elif isinstance(module, nnx.Module):
+    elif isinstance(module, getattr(sys.modules.get("flax.nnx"), "Module", ())):
         if cache is None and _decodes(module):
             raise ValueError(
                 f"{name} has decode=True, and nothing keeps its cache: give it decode=False, or a "
@@ -197,13 +199,17 @@ def _by_token(module: linen.Module, options: dict, empty_cache: Callable) -> Cal
     return run
 
 
-def _decodes(module: nnx.Module) -> bool:
+def _decodes(module: "nnx.Module") -> bool:
     """Whether a part of the module writes its keys and values into itself."""
+    from flax import nnx
+
     return any(getattr(part, "decode", None) is True for _, part in nnx.iter_graph(module))
 
 
-def _nnx(module: nnx.Module, params: Any, state: Any, options: dict) -> tuple:
+def _nnx(module: "nnx.Module", params: Any, state: Any, options: dict) -> tuple:
     """(how it runs, its params, its other variables); both are plain nested dicts."""
+    from flax import nnx
+
     module = nnx.merge(*nnx.split(module))  # the user's own module stays in its mode
     module.eval()
     graph, own_params, own_state = nnx.split(module, nnx.Param, ...)
