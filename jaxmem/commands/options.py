@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from tyro.conf import Positional, arg
 
+from ..core.leaf import is_encoded
+from ..core.paths import is_whole
 from ..models import Model, load
 from ..models.example_inputs import window
 from ..models.text_models import vocabulary
@@ -43,8 +45,22 @@ class SourceOptions(CommonOptions):
     """Keep the codes of a quantized file as they are, where there is a codec for them."""
 
     def load(self) -> Model:
-        """The model that is named."""
-        return load(self.model, dtype=self.dtype, encoded=self.encoded)
+        """The model that is named.
+
+        Raises:
+            ValueError: `--encoded` of a source without codes; what `jm.models.load` raises.
+        """
+        try:
+            model = load(self.model, dtype=self.dtype, encoded=self.encoded)
+        except ValueError as error:
+            raise ValueError(str(error).replace("encoded=True", "--encoded")) from error
+        if self.encoded and not any(
+            map(is_encoded, jax.tree.leaves(model.tensors, is_leaf=is_whole))
+        ):
+            raise ValueError(
+                f"--encoded: {self.model} holds no codes that can be kept; leave --encoded out"
+            )
+        return model
 
 
 class Text(str):

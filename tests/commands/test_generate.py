@@ -1,5 +1,6 @@
 """The command `generate` of a model with a chat template."""
 
+import dataclasses
 import io
 import json
 
@@ -87,3 +88,11 @@ def test_options_that_do_not_go_together_are_refused(line, message, monkeypatch,
     monkeypatch.setattr(options, "load", lambda *_, **__: chatting())
     assert cli.main(["generate", "here", *line]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_source_without_codes_refuses_encoded_by_name(tmp_path, capsys):
+    dataclasses.replace(chatting(), tokenizer=None).save(tmp_path / "dense")
+    assert cli.main(["generate", str(tmp_path / "dense"), "--prompt", "CD", "--encoded"]) == 2
+    assert "dense holds no codes that can be kept; leave --encoded out" in capsys.readouterr().err
+    assert cli.main(["inspect", "llama-1b", "--encoded"]) == 2
+    assert "llama-1b has shapes and no codes; --encoded wants" in capsys.readouterr().err
