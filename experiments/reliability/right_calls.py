@@ -124,7 +124,7 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     prompts.write_text('{"prompt": "w1 w2"}')
     pages = {"pool": pool, "ids": jnp.array([1, 2])}
     local = dataclasses.replace(model.config, local=(True, True), window=8)
-    behind = jm.Pages(size=8).empty(local, pages=9, rows=2, most=4)
+    of_bits = lambda bits: jm.Pages(bits, size=8).empty(local, pages=9, rows=2, most=4)
     calls = {
         "Affine": {"bits": 4, "group": 16},
         "Basis": {"rank": 4, "groups": 1, "order": "sequence", "codec": int8},
@@ -394,12 +394,13 @@ def right_calls(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         "pages.alloc": {"pool": pool, "tokens": jnp.array([1, 1])},
         "pages.attach": {**pages, "row": 1, "tokens": 16},
         "pages.drop": pages,
+        "pages.fewer_bits": {"pages": of_bits(8), "bits": 4},
         "pages.grow": {"pool": pool, "pages": 3},
         "pages.hold": pages,
         "pages.put": {**pages, "blob": jm.pages.take(**pages)},
         "pages.put_row": {"pool": pool, "row": 1, "blob": jm.pages.take_row(pool, 0)},
         "pages.release": {"pool": pool, "rows": jnp.array([0])},
-        "pages.release_behind": {"pool": behind},
+        "pages.release_behind": {"pool": of_bits(None)},
         "pages.reserve": {"pool": pool, "count": 2, "most": 3},
         "pages.share": {"pool": pool, "src": 0, "dst": 1, "tokens": 0},
         "pages.shrink": {"pool": pool},

@@ -16,6 +16,7 @@ from .page_extents import grow as grow
 from .page_extents import shrink as shrink
 from .page_pool import PagePool as PagePool
 from .page_pool import PageStore as PageStore
+from .page_precision import fewer_bits as fewer_bits
 from .page_sharing import attach as attach
 from .page_sharing import share as share
 from .page_usage import Usage as Usage

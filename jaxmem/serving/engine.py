@@ -1,5 +1,6 @@
 """Engine: many requests answered at once, their keys and values in one pool of pages."""
 
+import functools
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,16 +17,15 @@ from ..models.device_decode_loop import MOST_STEPS
 from ..models.model import Model
 from ..models.text_models import context, vocabulary
 from .answer import Answer, Piece
-from .engine_pool import EnginePool
+from .engine_pool import EnginePool, check_pages
 from .engine_row import EngineRow
 from .generation_request import GenerationRequest
-from .pool_size import pages_within
+from .pool_size import chunk_of, pages_within
 from .prefix_pages import PrefixPages
 from .prompt_order import depth_first
 from .request_row import row_of_request
 from .served_models import check_model
 
-_LEAST_CHUNK = 128  # tokens
 _SPARE = 0.01  # of the pages stay free when a request is admitted, for rows that grow
 
 
@@ -59,6 +59,9 @@ class Engine:
         prefixes: a cache of prompts that were read before, such as `jm.Prefixes(1000, chunk=128,
             of=(model.params, model.config.to_dict(), pages))`; None to read each prompt whole. It
             serves this engine alone. What it holds in the pool goes when rows want pages.
+        least_bits: 4 or 2: before a row leaves for want of pages, all pages lose their low bits,
+            as by `jm.pages.fewer_bits`, and there are more of them in the same bytes, until nothing
+            is at work any more. Answers then depend on the load. None keeps the bits of `pages`.
 
     Raises:
         ValueError: the model predicts no text, has no weights, or is an encoder-decoder; `nbytes`
@@ -96,6 +99,7 @@ class Engine:
         length: int | None = None,
         host: int | float = 0,
         prefixes: Prefixes | None = None,
+        least_bits: int | None = None,
     ):
         vocab = vocabulary(model)
         check_model(model)
@@ -104,22 +108,14 @@ class Engine:
         self.length = context(model) if length is None else length
         if not 1 <= self.length <= context(model):
             raise ValueError(f"length is {length}, expected at least 1, at most {context(model)}")
-        chunk = -(-_LEAST_CHUNK // pages.size) * pages.size if chunk is None else chunk
-        if chunk < 1 or (chunk % pages.size and pages.size % chunk):
-            raise ValueError(
-                f"chunk is {chunk}, expected a positive multiple of {pages.size}, or a divisor"
-            )
+        chunk = chunk_of(chunk, pages.size)
         dtype = jax.tree.leaves(model.params, is_leaf=is_encoded)[0].dtype
         sizes = {"rows": rows, "most": -(-self.length // pages.size), "dtype": dtype}
         count = pages_within(nbytes, pages, model.config, **sizes)
-        pool = pages.empty(model.config, count, **sizes)
-        if prefixes is not None and (prefixes.size, prefixes.chunk) != (pages.size, chunk):
-            raise ValueError(
-                f"prefixes have pages of {prefixes.size} tokens in chunks of {prefixes.chunk}, "
-                f"expected {pages.size} and {chunk}, as the engine reads them"
-            )
+        empty = functools.partial(pages.empty, model.config, count, **sizes)
+        check_pages(pages, chunk, prefixes, least_bits)
         held = None if prefixes is None else PrefixPages(prefixes)
-        self._pool = EnginePool(model, pool, chunk, vocab, held)
+        self._pool = EnginePool(model, empty, chunk, vocab, held, least_bits)
         self.model, self.host = model, host
         self._rows: list[EngineRow | None] = [None] * rows
         self._queue: deque[EngineRow] = deque()
@@ -190,6 +186,8 @@ class Engine:
                 pieces.append(piece)
                 done += [slot] if piece.answer else []
         self._leave(done)
+        if not self.at_work:
+            self._pool.renew()
         return pieces
 
     def __iter__(self) -> Iterator[Piece]:
@@ -258,6 +256,8 @@ class Engine:
                 return counts
             if self._queue and self._queue[0].hit is not None:
                 self._pool.leave(self._queue[0])  # it is looked up again when there is room
+                continue
+            if self._pool.lower():
                 continue
             last = max((s for s, r in enumerate(self._rows) if r), key=lambda s: self._rows[s].age)
             self._preempt(last)

@@ -1,13 +1,17 @@
 """EnginePool: the pool of an engine, changed by the programs that read, generate and swap rows."""
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from ..kv_cache.page_pool import PagePool
+from ..core.byte_counts import nbytes as bytes_of
+from ..kv_cache import pages
+from ..kv_cache.page_pool import PagePool, Pages
+from ..kv_cache.prefix_cache import Prefixes
 from ..models.device_decode_loop import MOST_STEPS
 from ..models.model import Model
 from . import pool_programs as programs
@@ -21,23 +25,27 @@ class EnginePool:
 
     Args:
         model: a decoder with weights.
-        pool: an empty pool, which nothing else uses.
+        empty: makes the pool, in which every page is free.
         chunk: tokens of a prompt that one program reads.
         vocab: tokens that the model's logits are of.
         prefixes: pages of prompts that were read before, or None.
+        least_bits: the bits to which codes of pages may fall, or None.
     """
 
     def __init__(
         self,
         model: Model,
-        pool: PagePool,
+        empty: Callable[[], PagePool],
         chunk: int,
         vocab: int,
         prefixes: PrefixPages | None = None,
+        least_bits: int | None = None,
     ):
-        self.model, self.pool, self.chunk = model, pool, chunk
-        self.prefixes = prefixes
-        self._seen = np.zeros((pool.rows, vocab), bool)  # tokens of each row's prompt and answer
+        self.model, self.pool, self.chunk, self._empty = model, empty(), chunk, empty
+        self.prefixes, self.least_bits = prefixes, least_bits
+        self._seen = np.zeros(
+            (self.pool.rows, vocab), bool
+        )  # tokens of each row's prompt and answer
 
     @property
     def free(self) -> int:
@@ -71,15 +79,51 @@ class EnginePool:
         if row.blob is None:
             self._begin_prompt(slot, row)
         else:
-            self.pool, ok = programs.put_row(self.pool, np.int32(slot), self._filled(row.blob))
+            blob = self._filled(row.blob)
+            if self.is_lowered and row.bits != self.least_bits:
+                blob = pages.fewer_bits(blob, self.least_bits)
+            self.pool, ok = programs.put_row(self.pool, np.int32(slot), blob)
             _check_pages(bool(ok))
         self._release_behind()
 
-    def make_free(self, pages: int) -> bool:
+    def make_free(self, count: int) -> bool:
         """Whether so many pages are free, after a cache of prefixes gave up what it can."""
-        if self.free < pages and self.prefixes is not None:
-            self.pool = self.prefixes.evict(self.pool, pages - self.free)
-        return self.free >= pages
+        if self.free < count and self.prefixes is not None:
+            self.pool = self.prefixes.evict(self.pool, count - self.free)
+        return self.free >= count
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether the codes of pages have fallen to `least_bits`."""
+        return self.least_bits is not None and self.pool.options.bits == self.least_bits
+
+    def lower(self) -> bool:
+        """Whether codes lost their low bits now, and the same bytes hold more pages.
+
+        One layer at a time is on the device in both forms; the host has the new form of all.
+        """
+        if self.least_bits is None or self.is_lowered:
+            return False
+        bits, before = self.least_bits, bytes_of(self.pool)
+        options = dataclasses.replace(self.pool.options, bits=bits)
+        (store,), rest = self.pool.stores, dataclasses.replace(self.pool, stores=())
+        self.pool = None
+        layers = range(store.keys.shape[0])
+        one = lambda i: jax.tree.map(lambda x: x[i : i + 1], store)
+        parts = [jax.device_get(pages.fewer_bits(one(i), bits)) for i in layers]
+        del store, one
+        store = jax.tree.map(lambda *x: jax.device_put(np.concatenate(x)), *parts)
+        pool = dataclasses.replace(rest, stores=(store,), options=options)
+        page = bytes_of(jax.eval_shape(pages.take, pool, jax.ShapeDtypeStruct((1,), np.int32)))
+        more = (before - bytes_of(pool)) // page - 2  # its null page, and counts
+        self.pool = pages.grow(pool, more) if more > 0 else pool
+        return True
+
+    def renew(self) -> None:
+        """Gives pages the bits back that they began with; nothing may be at work."""
+        if self.is_lowered:
+            self.pool = None
+            self.pool = self._empty()
 
     def found(self, row: EngineRow) -> int:
         """Pages in the pool that a cache of prefixes has for a row, which stay there for it."""
@@ -111,9 +155,10 @@ class EnginePool:
 
     def take(self, slot: int, row: EngineRow) -> dict[str, Any]:
         """What a row holds, on the host: its pages alone, without the room of longer rows."""
-        pages = self.pages(row.tokens_in_pool)
+        count = self.pages(row.tokens_in_pool)
+        row.bits = self.pool.options.bits
         blob = jax.device_get(programs.take_row(self.pool, np.int32(slot)))
-        return {**blob, "pages": jax.tree.map(lambda x: x[:, :pages].copy(), blob["pages"])}
+        return {**blob, "pages": jax.tree.map(lambda x: x[:, :count].copy(), blob["pages"])}
 
     def leave(self, row: EngineRow) -> None:
         """Lets a cache of prefixes give up what the row has used of it."""
@@ -168,3 +213,20 @@ def _check_pages(ok: bool) -> None:
     """Raises if the pool had not the pages that the engine counted."""
     if not ok:
         raise RuntimeError("the pool has fewer free pages than counted; was it changed elsewhere?")
+
+
+def check_pages(
+    pages: Pages, chunk: int, prefixes: Prefixes | None, least_bits: int | None
+) -> None:
+    """Refuses prefixes of other pages than the engine's, and bits to which pages cannot fall."""
+    if prefixes is not None and (prefixes.size, prefixes.chunk) != (pages.size, chunk):
+        raise ValueError(
+            f"prefixes have pages of {prefixes.size} tokens in chunks of {prefixes.chunk}, "
+            f"expected {pages.size} and {chunk}, as the engine reads them"
+        )
+    if least_bits is None:
+        return
+    if least_bits not in (4, 2) or pages.bits is None or least_bits >= pages.bits:
+        raise ValueError(f"least_bits is {least_bits} for {pages}, expected 4 or 2, and fewer bits")
+    if prefixes is not None:
+        raise ValueError(f"least_bits is {least_bits} with prefixes, whose pages keep their bits")

@@ -27,6 +27,7 @@ class EngineRow:
     ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     blob: Any = None
+    bits: int | None = None  # of the codes in `blob`
     age: int = 0
     cached_tokens: int = 0
     hit: PrefixHit | None = None

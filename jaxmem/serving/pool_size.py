@@ -1,4 +1,4 @@
-"""How many pages a number of bytes holds."""
+"""How many pages a number of bytes holds, and how many tokens a program reads."""
 
 from typing import Any
 
@@ -7,6 +7,24 @@ from jax.typing import DTypeLike
 
 from ..core.byte_counts import nbytes as bytes_of
 from ..kv_cache.page_pool import Pages
+
+_LEAST_CHUNK = 128  # tokens
+
+
+def chunk_of(chunk: int | None, size: int) -> int:
+    """Tokens of a prompt that one program reads: a multiple of a page, or a divisor.
+
+    Raises:
+        ValueError: it is neither.
+
+    Example:
+        >>> chunk_of(None, 64), chunk_of(None, 48), chunk_of(16, 64)
+        (128, 144, 16)
+    """
+    chunk = -(-_LEAST_CHUNK // size) * size if chunk is None else chunk
+    if chunk < 1 or (chunk % size and size % chunk):
+        raise ValueError(f"chunk is {chunk}, expected a positive multiple of {size}, or a divisor")
+    return chunk
 
 
 def pages_within(

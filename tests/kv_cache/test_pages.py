@@ -11,7 +11,7 @@ import pytest
 
 import jaxmem as jm
 from jaxmem.architectures import gpt2, llama
-from jaxmem.kv_cache.encoded_pages import decode_pages
+from jaxmem.kv_cache.encoded_pages import decode_pages, encode_pages
 from jaxmem.models import Model
 
 SIZES = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
@@ -280,3 +280,34 @@ def test_what_cannot_be_is_refused_by_name():
     for words, call in wrong.items():
         with pytest.raises((ValueError, NotImplementedError), match=words):
             call()
+
+
+@pytest.mark.parametrize(("had", "bits"), [(8, 4), (8, 2), (4, 2)])
+def test_codes_without_their_low_bits_are_codes_of_fewer_bits(had, bits):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 1, 16, 16), jnp.float32)
+    page = encode_pages(x, 2 * x, had, beside=True)
+    fewer = jm.pages.fewer_bits(page, bits)
+    assert jax.tree.map(jnp.shape, fewer) == jax.tree.map(
+        jnp.shape, encode_pages(x, 2 * x, bits, beside=True)
+    )
+    for old, new, axis in zip(decode_pages(page, had), decode_pages(fewer, bits), (-2, -1)):
+        span = old.max(axis, keepdims=True) - old.min(axis, keepdims=True)
+        bound = 2 ** (had - bits) / 2 * span / (2**had - 1) * 1.01 + 2e-3 * span
+        assert (abs(new - old) <= bound + 1e-3 * abs(old)).all() and (new != old).any()
+
+
+def test_a_row_of_eight_bits_goes_on_in_a_pool_of_four():
+    _, pool = in_chunks(empty("llama", 8), (0, 1), [SIZE, 5, 0])
+    blob = jm.pages.fewer_bits(jm.pages.take_row(pool, 0), 4)
+    small, ok = jm.pages.put_row(empty("llama", 4), 2, blob)
+    assert ok and small.length.tolist() == [0, 0, int(pool.length[0])]
+    lower = jm.pages.fewer_bits(pool, 4)
+    assert lower.table.tolist() == pool.table.tolist() and lower.options.bits == 4
+    got, _ = read_of("llama")(lower, IDS[:, 16:24], [SIZE, SIZE, 0])
+    want, _ = read_of("llama")(pool, IDS[:, 16:24], [SIZE, SIZE, 0])
+    assert 0 < abs(got - want)[:2].max() < 0.3 * abs(want)[:2].max()
+    for wrong in (lambda: jm.pages.fewer_bits(lower, 8), lambda: jm.pages.fewer_bits(lower, 4)):
+        with pytest.raises(ValueError, match="fewer than the 4"):
+            wrong()
+    with pytest.raises(ValueError, match="expected codes"):
+        jm.pages.fewer_bits(empty("llama"), 4)

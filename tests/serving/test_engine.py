@@ -252,3 +252,33 @@ def test_rows_with_a_window_answer_from_fewer_pages_than_their_texts_take(host):
         found.append({id: answer.ids for id, answer in answers(engine).items()})
         assert engine.usage().allocated == 0
     assert found[0] == found[1] and len(found[0]) == 3
+
+
+@pytest.mark.parametrize("host", [0, 10**6])
+def test_pages_lose_bits_before_a_row_leaves_and_have_them_again_when_all_is_done(host):
+    options = WIDE | {"rows": 4, "pages": jm.Pages(8, size=8), "host": host}
+    size = jax.eval_shape(
+        functools.partial(options["pages"].empty, model().config, 24, rows=4, most=15)
+    )
+    asked = [
+        GenerationRequest(f"r{i}", ids=np.arange(30) % 31 + i, max_new_tokens=70) for i in range(4)
+    ]
+    left = {}
+    for bits in (None, 4):
+        engine = Engine(model(), nbytes=jm.nbytes(size), least_bits=bits, **options)
+        whole, most, leave = engine.usage().capacity, 0, engine._preempt
+        left[bits] = []
+        engine._preempt = lambda slot, bits=bits, leave=leave: (
+            left[bits].append(slot),
+            leave(slot),
+        )
+        for request in asked:
+            engine.add(request)
+        for _ in engine:
+            most = max(most, engine.usage().capacity)
+            assert jm.nbytes(engine.pool) <= jm.nbytes(size)
+        assert (most > 1.3 * whole) == (bits == 4)
+        assert engine.usage().capacity == whole and engine.pool.options.bits == 8
+    assert len(left[4]) < len(left[None])
+    with pytest.raises(ValueError, match="least_bits is 4 for Pages"):
+        Engine(model(), nbytes=10**6, least_bits=4)
