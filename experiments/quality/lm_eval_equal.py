@@ -141,7 +141,7 @@ def shared(source: str, data: pathlib.Path) -> dict:
     scores = {}
     for name in ("shared", "not_shared"):
         scorer = ContinuationScorer(model)
-        scorer._shares = name == "shared"
+        scorer._grows = name == "shared"
         for _ in range(2):
             start, cpu = time.perf_counter(), time.process_time()
             scores[name] = score_task(task, model, scorer=scorer)

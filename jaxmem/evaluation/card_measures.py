@@ -53,7 +53,7 @@ def bit_flips_of(
     text = ids[None, :window].astype(np.int32)
 
     def measure() -> TaskScores:
-        found = []
+        found, before = [], asked.logits(asked.model.params, text)
         for part in parts_of(asked.model.params):
             found += flip_divergence(
                 asked.forward,
@@ -62,6 +62,7 @@ def bit_flips_of(
                 part=part,
                 rates=rates,
                 key=jax.random.key(seed),
+                before=before,
             )
         items = ({"item": i, **dataclasses.asdict(flips)} for i, flips in enumerate(found))
         return TaskScores("bit_flips", tuple(items))

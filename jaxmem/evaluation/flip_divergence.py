@@ -34,6 +34,7 @@ def flip_divergence(
     part: str,
     rates: Sequence[float],
     key: Array,
+    before: Array | None = None,
 ) -> list[FlipDivergence]:
     """KL(model ‖ model with flipped bits), mean over tokens, for each rate of flips in one part.
 
@@ -44,6 +45,7 @@ def flip_divergence(
         part: one of those of `flip_bits`: "codes", "scales", "masks" or "weights".
         rates: probabilities that a bit flips.
         key: the same key flips the same bits.
+        before: the logits without flips, if they are known.
 
     Raises:
         ValueError: a rate is not from 0 to 1, or the part is unknown.
@@ -58,7 +60,7 @@ def flip_divergence(
         >>> few.kl < 1e-6 < many.kl
         True
     """
-    before = forward(params, ids)
+    before = forward(params, ids) if before is None else before
     found = []
     for number, rate in enumerate(rates):
         flipped = flip_bits(params, rate, jax.random.fold_in(key, number), parts=[part])

@@ -33,7 +33,7 @@ _DEFAULT_DEVICE = "cuda:0"  # what the command line says where nobody has chosen
 class JaxmemLM(TemplateLM):
     """A model of ours for `lm_eval.simple_evaluate(model=JaxmemLM(model), ...)`.
 
-    Contexts are read once for all of their continuations, and encoded weights stay encoded. With
+    First tokens that texts share are read once, and encoded weights stay encoded. With
     `simple_evaluate` pass `bootstrap_iters=0`: its bootstrap forks, which JAX's threads do not
     stand.
 

@@ -24,6 +24,8 @@ def causal(steps: int, length: int, position: Array | int, window: Array | int) 
 
 def causal_in_texts(position: Packed, window: Array | int) -> Array:
     """`causal` in rows of several texts: tokens see those of their own text, (B, 1, 1, T, T)."""
+    if position.ends is not None:
+        return position.goes_on() & (position.distances() < window)
     length = position.segments.shape[1]
     return causal(length, length, 0, window) & position.same_text()
 

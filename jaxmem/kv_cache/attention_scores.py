@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .attention_masks import token_distances
+from .packed_texts import Packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ def attend(
     allowed: Array,
     scale: float,
     terms: ScoreTerms = PLAIN,
-    position: Array | int = 0,
+    position: Array | int | Packed = 0,
 ) -> Array:
     """softmax(scale * q kᵀ) v where `allowed`: (B, H, T, h).
 
@@ -50,7 +51,7 @@ def attend(
         allowed: broadcasts to (B, K, H/K, T, S).
         scale: factor of the scores before `terms`.
         terms: what else changes a score.
-        position: position of the first query, for ALiBi.
+        position: position of the first query, or of all tokens in a tree of texts, for ALiBi.
 
     Example:
         >>> from jaxmem.kv_cache.attention_masks import causal
@@ -78,7 +79,7 @@ def attend_by(
     allowed: Array,
     scale: float,
     terms: ScoreTerms = PLAIN,
-    position: Array | int = 0,
+    position: Array | int | Packed = 0,
 ) -> Array:
     """`attend`, with functions that multiply by keys and values in place of keys and values.
 
@@ -94,7 +95,7 @@ def attend_by(
         allowed: broadcasts to (B, K, H/K, T, S).
         scale: factor of the scores before `terms`.
         terms: what else changes a score.
-        position: position of the first query, for ALiBi.
+        position: position of the first query, or of all tokens in a tree of texts, for ALiBi.
     """
     batch, heads, steps, width = q.shape
     rows = q.reshape(batch, kv_heads, -1, width)  # (B, K, G*T, h)
@@ -102,13 +103,22 @@ def attend_by(
         rows = jnp.broadcast_to(rows, (batch, kv_heads, 2, width))
     products = scores(rows)
     products = products.reshape(batch, kv_heads, -1, steps, products.shape[-1]) * scale
-    distance = token_distances(*products.shape[-2:], position)[None, None, None]
+    distance = _distances(*products.shape[-2:], position)
     products = changed_scores(products, terms, distance)
     products = jnp.where(allowed, products, jnp.finfo(jnp.float32).min)
     shares = _softmax(products, terms.sinks)
     out = mix(shares.reshape(batch, kv_heads, -1, shares.shape[-1]))
     out = out[:, :, :1] if single else out
     return out.astype(q.dtype).reshape(batch, heads, steps, out.shape[-1])
+
+
+def _distances(queries: int, keys: int, position: Array | int | Packed) -> Array:
+    """Tokens from key s back from query t: (1 or B, 1, 1, queries, keys)."""
+    if isinstance(position, Packed):
+        if position.ends is not None:
+            return position.distances()
+        position = 0  # a text's tokens stand one after the other
+    return token_distances(queries, keys, position)[None, None, None]
 
 
 def changed_scores(products: Array, terms: ScoreTerms, distance: Array) -> Array:

@@ -53,7 +53,7 @@ def attend_through(
             (then `position` is one, too), or more than the cache is long.
     """
     if isinstance(position, Packed):
-        return None, attend(q, k, v, causal_in_texts(position, window), scale, terms)
+        return None, attend(q, k, v, causal_in_texts(position, window), scale, terms, position)
     if isinstance(position, PagedRows):
         return attend_through_pages(cache, layer, position, q, k, v, window, scale, terms)
     if not isinstance(cache, QuantizedCache):

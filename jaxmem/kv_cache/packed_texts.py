@@ -1,4 +1,4 @@
-"""Packed: several texts in a row, each of which attends to itself alone."""
+"""Packed: several texts in a row, each of which attends to itself alone; or a tree of texts."""
 
 from typing import Any
 
@@ -16,14 +16,29 @@ class Packed:
 
     Tokens of one text have one number in `segments`, and stand one after the other; `positions`
     count from 0 in each text. Padding is a text, too: nothing else attends to it.
+
+    With `ends` a row is a tree in which texts share their first tokens. A token stands before those
+    that go on from it, in order of depth: these are the tokens after it and before its end. Then
+    `positions` are depths, and `segments` are None.
     """
 
-    segments: Array  # (B, T) int32
+    segments: Array | None  # (B, T) int32
     positions: Array  # (B, T) int32
+    ends: Array | None = None  # (B, T) int32
 
     def same_text(self) -> Array:
         """Which tokens are of one text: (B, 1, 1, T, T)."""
         return (self.segments[:, :, None] == self.segments[:, None, :])[:, None, None]
+
+    def distances(self) -> Array:
+        """Tokens from key s back from query t, by their positions: (B, 1, 1, T, T)."""
+        return (self.positions[:, :, None] - self.positions[:, None, :])[:, None, None]
+
+    def goes_on(self) -> Array:
+        """Which queries of a tree go on from key s, or are it: (B, 1, 1, T, T)."""
+        at = lax.broadcasted_iota(jnp.int32, (1, *self.positions.shape[1:], 1), 1)  # (1, T, 1)
+        key = at.swapaxes(1, 2)
+        return ((key <= at) & (at < self.ends[:, None, :]))[:, None, None]
 
 
 def packed(ids: Array, segments: Array, positions: Array | None = None) -> Packed:

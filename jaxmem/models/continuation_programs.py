@@ -1,4 +1,4 @@
-"""ContinuationPrograms: what reads contexts and scores continuations, compiled."""
+"""ContinuationPrograms: what scores rows of texts, and trees of texts, compiled."""
 
 import collections
 import functools
@@ -9,58 +9,52 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..kv_cache.packed_texts import Packed
 from .model import Model
-from .next_token_logits import rows_of
 
 
 class ContinuationPrograms:
-    """The compiled functions of a model; `compiled` has the shapes that there are programs of.
+    """The compiled functions of a model; `compiled` has the shapes that there are programs of."""
 
-    Continuations of several rows are read at once, or `by_row` one after the other: products of
-    experts have no batches of batches, and a module of the user may have none.
-    """
-
-    def __init__(self, apply: Callable, *, by_row: bool):
-        self.read = jax.jit(lambda params, ids, cache: apply(params, ids, cache, 0)[1])
+    def __init__(self, apply: Callable):
         self.whole = jax.jit(lambda params, ids, targets: _score(apply(params, ids), targets))
 
-        def after(params, ids, targets, cache, which, starts):
-            def logits_of(ids, cache, start):
-                cache = jax.tree.map(lambda x: x[:, None], cache)
-                return apply(params, ids[None], cache, start)[0][0]
+        def tree(params, ids, depths, ends, after, targets):
+            logits = apply(params, ids, None, Packed(None, depths, ends))
+            return _steps(logits, after, targets)
 
-            if by_row:
-                own = lambda row: jax.tree.map(lambda x: x[:, row], cache)
-                one = lambda x: logits_of(x[0], own(x[1]), x[2])
-                return _score(jax.lax.map(one, (ids, which, starts)), targets)
-            logits = jax.vmap(logits_of, (0, 1, 0))(ids, rows_of(cache, which), starts)
-            return _score(logits, targets)
-
-        self.after = jax.jit(after)
+        self.tree = jax.jit(tree)
         self.compiled: dict = collections.defaultdict(set)  # by the kind of weights
 
 
 def programs_of(model: Model) -> ContinuationPrograms:
     """The programs of a model, which models of one configuration share."""
-    if type(model) is not Model:
-        return ContinuationPrograms(model.apply, by_row=True)
-    return _of_config(model.config)
+    return ContinuationPrograms(model.apply) if type(model) is not Model else _of(model.config)
 
 
 @functools.lru_cache(maxsize=8)
-def _of_config(config: Any) -> ContinuationPrograms:
-    by_row = getattr(config, "mixture", None) is not None
-    return ContinuationPrograms(Model(config, {}, None, "").apply, by_row=by_row)
+def _of(config: Any) -> ContinuationPrograms:
+    return ContinuationPrograms(Model(config, {}, None, "").apply)
+
+
+def _steps(logits: Array, after: Array, targets: Array) -> tuple[Array, Array]:
+    """(log-probability of each target (B, S) after a token, whether it is the most probable one).
+
+    `logits` are (B, T, vocab), `after` (B, S) are tokens of the row; a target of -1 is none.
+    """
+    logits, at = logits.astype(jnp.float32), jnp.maximum(targets, 0)
+    of_token = lambda values: jnp.take_along_axis(values, after, axis=1)
+    rows = jnp.arange(len(logits), dtype=after.dtype)[:, None]
+    logprobs = logits[rows, after, at] - of_token(jax.nn.logsumexp(logits, axis=-1))
+    greedy = of_token(logits.argmax(-1).astype(targets.dtype)) == targets
+    return jnp.where(targets < 0, 0, logprobs), greedy | (targets < 0)
 
 
 def _score(logits: Array, targets: Array) -> tuple[Array, Array]:
     """(log-probabilities (B,) summed over targets (B, T), whether all are most probable (B,)).
 
-    `logits` are (B, T, vocab); a target of -1 is none.
+    The logits (B, T, vocab) of a token are of the target at its place.
     """
-    logits, real = logits.astype(jnp.float32), targets >= 0
-    at = jnp.maximum(targets, 0)[..., None]
-    chosen = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
-    logprobs = jnp.where(real, chosen - jax.nn.logsumexp(logits, axis=-1), 0)
-    greedy = jnp.where(real, logits.argmax(-1) == targets, True)
+    places = jnp.broadcast_to(jnp.arange(targets.shape[1], dtype=targets.dtype), targets.shape)
+    logprobs, greedy = _steps(logits, places, targets)
     return logprobs.sum(-1), greedy.all(-1)

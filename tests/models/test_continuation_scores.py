@@ -60,9 +60,10 @@ def test_a_score_is_that_of_the_whole_text(batch):
     check(model, model.params, asked, batch=batch)
 
 
-def test_experts_read_rows_that_end_at_several_positions():
-    model = tiny("mixtral")
-    check(model, model.params, requests()[:9])
+@pytest.mark.parametrize("name", ["bloom", "deepseek_v3", "gemma2", "llama4", "mixtral"])
+def test_texts_of_a_tree_have_the_scores_of_each_alone(name):
+    model = tiny(name)
+    check(model, model.params, requests()[:12])
 
 
 def test_a_state_takes_in_no_padding():
@@ -76,14 +77,15 @@ def test_encoded_params_stay_encoded():
     check(model, encoded, requests()[:6])
 
 
-def test_a_shared_context_is_read_once(monkeypatch):
+def test_first_tokens_that_texts_share_are_read_once(monkeypatch):
     scorer, read = ContinuationScorer(tiny()), []
-    real = scorer._programs.read
-    monkeypatch.setattr(
-        scorer._programs, "read", lambda *args: read.append(args[1][:, :14]) or real(*args)
-    )
-    scorer([(CONTEXTS[4], [i]) for i in range(1, 9)])
-    assert [ids.sum() for ids in read] == [sum(CONTEXTS[4][:-1])]
+    real = scorer._programs.tree
+    monkeypatch.setattr(scorer._programs, "tree", lambda *args: read.append(args) or real(*args))
+    scorer([([3, 4, 5], [6, 7]), ([3, 4, 5], [6, 8]), ([3, 4, 5], [9]), ([3, 4, 1], [6, 7])])
+    (_, ids, depths, ends, *_) = read[0]
+    assert len(read) == 1 and ids[0, :6].tolist() == [3, 4, 1, 6, 5, 6]
+    assert depths[0, :6].tolist() == [0, 1, 2, 3, 2, 3]
+    assert ends[0, :8].tolist() == [6, 6, 4, 4, 6, 6, 7, 8]
 
 
 def test_models_of_one_configuration_share_their_programs():
@@ -93,11 +95,10 @@ def test_models_of_one_configuration_share_their_programs():
         ContinuationScorer(x, jax.tree.map(lambda w: w + 1, x.params)) for x in (model, other)
     ]
     scorers[0](requests())
-    compiled = scorers[1]._programs.whole._cache_size(), scorers[1]._programs.after._cache_size()
-    scorers[1](requests())
     programs = scorers[0]._programs
-    assert programs is scorers[1]._programs and compiled[1] > 0
-    assert (programs.whole._cache_size(), programs.after._cache_size()) == compiled
+    compiled = programs.tree._cache_size()
+    scorers[1](requests())
+    assert programs is scorers[1]._programs and programs.tree._cache_size() == compiled > 0
 
 
 @pytest.mark.parametrize(
