@@ -129,7 +129,9 @@ class TracedStep:
         stacks = {place: params[i] for place, (i, _) in piece.stacks.items()}
 
         def layer(state, slices):
-            after, ys = piece.layer(values, state, piece.slices(decode(slices[0]), slices[1]))
+            # XLA would decode the whole stack before the loop, and then take slices of it.
+            codes = lax.optimization_barrier(slices[0])
+            after, ys = piece.layer(values, state, piece.slices(decode(codes), slices[1]))
             return after, (self.kept(state), ys)
 
         start = [read(v, values) for v in piece.state]
