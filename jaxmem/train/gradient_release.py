@@ -223,7 +223,9 @@ def _spend(
     for i, grad in zip(indices, grads):
         places = step.update.of_params([i])
         state = {j: opt[j] for j in places}
-        params[i], new, shared = step.updated_in_blocks(i, params[i], grad, state, progress.factor)
+        params[i], new, shared = step.updated_in_blocks(
+            i, params[i], grad, state, progress.factor, 1 + i
+        )
         for j, x in zip(places, new):
             opt[j] = x
     changes = dict(params=params, opt=opt, shared=shared, squares=squares)

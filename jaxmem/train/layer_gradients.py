@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.layer_program import LayerScan, is_float
-from ..core.leaf import decode
+from ..core.leaf import decode, is_encoded
+from ..optimizers.stochastic_rounding import PARAM_SEEDS_PER_STEP
 from .gradient_clipping import sum_of_squares
 from .residual_codec import restored
 from .stack_entries import entry, with_entry
@@ -91,9 +92,7 @@ class LayerGradients:
                 layers = [entry(params[p], i) for p in self.params]
                 state = {j: entry(opt[j], i) for j in stacks}
                 state |= {j: start.opt[j] for j in constant}
-                new, new_state, shared = step.updated(
-                    self.params, layers, grads, state, start.factor, self.seed(i)
-                )
+                new, new_state, shared = self.updated(i, layers, grads, state, start.factor)
                 params = with_entry(params, dict(zip(self.params, new)), i)
                 opt = with_entry(opt, dict(zip(stacks, new_state)), i)
             return params, opt, shared, squares, sums
@@ -115,6 +114,31 @@ class LayerGradients:
         )
         by_param = dict(zip([step.index[v] for v in self.whole_params], sums[1]))
         return progress, self.by_operand(*sums), by_param
+
+    def updated(self, i: Any, layers: list, grads: list, state: dict, factor: Any) -> tuple:
+        """What `TracedStep.updated` gives of layer i.
+
+        Encoded weights are updated one after the other, by blocks, because their rounding has
+        temporaries in f32.
+        """
+        step, triples = self.step, list(zip(self.params, layers, grads))
+        dense = [triple for triple in triples if not is_encoded(triple[1])]
+        if len(dense) == len(triples):
+            return step.updated(self.params, layers, grads, state, factor, self.seed(i))
+        new, new_state, shared = {}, dict(state), {}
+        of = lambda indices: {j: state[j] for j in step.update.of_params(indices) if j in state}
+        for p, w, grad in triples:
+            if is_encoded(w):
+                its, seed = of([p]), self.seed(i) + (1 + p) * PARAM_SEEDS_PER_STEP
+                new[p], changed, shared = step.updated_in_blocks(p, w, grad, its, factor, seed)
+                new_state |= dict(zip(its, changed))
+        if dense:
+            indices, *both = map(list, zip(*dense))
+            its = of(indices)
+            found, changed, shared = step.updated(indices, *both, its, factor, self.seed(i))
+            new |= dict(zip(indices, found))
+            new_state |= dict(zip(its, changed))
+        return [new[p] for p in self.params], [new_state[j] for j in state], shared
 
     def of_layer(self, i: Any, dense: dict, params: list, sums: tuple) -> tuple[list, tuple]:
         """(gradients by layer i, added up over micro-batches, and `sums` with what it adds)."""

@@ -148,9 +148,15 @@ class TracedStep:
         return [keep(x, self.held, i, exact=False) for i, x in enumerate(state)]
 
     def updated_in_blocks(
-        self, index: int, param: Any, grad: Array, state: dict[int, Array], factor: Array | None
+        self,
+        index: int,
+        param: Any,
+        grad: Array,
+        state: dict[int, Array],
+        factor: Array | None,
+        seed: Any,
     ) -> tuple[Any, list, dict[int, Array]]:
-        """`updated` of one param that is no stack, some rows or columns at a time if it is large.
+        """`updated` of one param, or a layer of it, some rows or columns at a time if it is large.
 
         Its temporaries are those of `BLOCK_NUMBERS` numbers; XLA would make some of the whole.
         """
@@ -159,7 +165,7 @@ class TracedStep:
         def change(*arrays):
             param, grad = tree.unflatten(arrays[: len(leaves)]), arrays[len(leaves)]
             its = dict(zip(state, arrays[len(leaves) + 1 :]))
-            new, new_state, shared = self.updated([index], [param], [grad], its, factor, 1 + index)
+            new, new_state, shared = self.updated([index], [param], [grad], its, factor, seed)
             return [*jax.tree.leaves(new), *new_state, *shared.values()]
 
         args, entries = [*leaves, grad, *state.values()], max(grad.shape, default=1)
