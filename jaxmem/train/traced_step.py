@@ -127,11 +127,13 @@ class TracedStep:
     def run_layers(self, piece: LayerScan, values: Values, params: list) -> tuple[Values, list]:
         """(what a scan over layers writes, the carry before each layer)."""
         stacks = {place: params[i] for place, (i, _) in piece.stacks.items()}
+        is_any_encoded = any(map(is_encoded, stacks.values()))
 
         def layer(state, slices):
-            # XLA would decode the whole stack before the loop, and then take slices of it.
-            codes = lax.optimization_barrier(slices[0])
-            after, ys = piece.layer(values, state, piece.slices(decode(codes), slices[1]))
+            layers, others = slices
+            if is_any_encoded:  # XLA would decode the whole stack before the loop, and slice that
+                layers = lax.optimization_barrier(layers)
+            after, ys = piece.layer(values, state, piece.slices(decode(layers), others))
             return after, (self.kept(state), ys)
 
         start = [read(v, values) for v in piece.state]
