@@ -13,7 +13,7 @@ from ..core.leaf import decode, is_encoded
 from ..optimizers.stochastic_rounding import PARAM_SEEDS_PER_STEP
 from .gradient_clipping import sum_of_squares
 from .residual_codec import restored
-from .stack_entries import entry, with_entry
+from .stack_entries import entry, row_major, with_entry
 from .traced_step import Progress, TracedStep
 
 Slopes = dict[Any, Array]  # {variable: the loss's gradient by it (micro-batches, ...)}
@@ -82,6 +82,7 @@ class LayerGradients:
 
         def layer(t, carried):
             params, opt, shared, squares, sums = carried
+            params = row_major(params)
             i = t if piece.reverse else piece.length - 1 - t
             dense = {p: decode(entry(params[p], i)) for p in self.params}
             grads, sums = self.of_layer(i, dense, start.params, sums)
@@ -89,11 +90,11 @@ class LayerGradients:
             if self.spends:
                 # A stack is written after all reads of it, so that XLA needs no copy of it.
                 grads, sums, params, opt = lax.optimization_barrier((grads, sums, params, opt))
-                layers = [entry(params[p], i) for p in self.params]
+                layers = row_major([entry(params[p], i) for p in self.params])
                 state = {j: entry(opt[j], i) for j in stacks}
                 state |= {j: start.opt[j] for j in constant}
                 new, new_state, shared = self.updated(i, layers, grads, state, start.factor)
-                params = with_entry(params, dict(zip(self.params, new)), i)
+                params = row_major(with_entry(params, row_major(dict(zip(self.params, new))), i))
                 opt = with_entry(opt, dict(zip(stacks, new_state)), i)
             return params, opt, shared, squares, sums
 
