@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import pytest
@@ -91,10 +92,18 @@ def it_is_tuned_and_merged(names, shown):
     assert names["written"].text in shown and "perplexity" in shown
 
 
+def it_is_trained_in_full(names, shown):
+    plain, less = (int(x.replace(",", "")) for x in re.findall(r"full.*: ([\d,]+) bytes", shown))
+    assert less < plain and names["learnt"].loss < names["learnt"].history[0]["loss"] - 0.5
+    assert names["planned"].chosen.memory.fits and not names["trained"].skipped
+    assert "after" in shown and names["written"].text in shown
+
+
 SHOWN = {
     "card": it_says_what_changed,
     "qlora": it_is_tuned_and_merged,
     "quickstart": it_fits,
     "prune_and_retrain": it_is_sparse_and_smaller,
     "one_device_to_many": it_is_the_same_on_many,
+    "train_in_full": it_is_trained_in_full,
 }

@@ -48,6 +48,32 @@ def test_what_cannot_be_trained_is_one_line(folder, more, message):
     assert code == 2 and not out and err.count("\n") <= 3 and message in err.splitlines()[-1]
 
 
+def test_weights_on_a_mesh_are_trained_to_the_losses_of_one_device(folder):
+    found = {}
+    for axes in (None, "fsdp=2"):
+        out = folder / f"mesh {axes}"
+        more = ("--out", out, *(("--mesh", axes) if axes else ()))
+        code, said, err = run(*line(folder, *more, steps=3))
+        assert code == 0, err
+        found[axes] = json.loads(said)
+    assert found["fsdp=2"]["recipe"]["mesh"] == {"fsdp": 2}
+    for figures in found.values():
+        assert figures["loss"] == pytest.approx(found[None]["loss"], rel=5e-3)
+    code, out, err = run(*line(folder, "--out", folder / "mesh fsdp=2", "--mesh", "fsdp=4"))
+    assert code == 2 and "{'fsdp': 4}, expected the recipe's {'fsdp': 2}" in err
+
+
+def test_a_model_is_trained_from_new_weights(folder):
+    out = folder / "new"
+    code, _, err = run(*line(folder, "--task", "pretrain", "--out", out, steps=8))
+    assert code == 0, err
+    rows = [json.loads(row) for row in (out / "scalars.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] > math.log(320) - 0.5  # it knows nothing at first
+    assert rows[7]["loss"] < rows[0]["loss"] - 0.5
+    up = lambda where: jm.models.load(where).params["layers"]["mlp"]["up"]["kernel"]
+    assert abs(up(folder / "model") - up(out / "model")).max() > 0.1
+
+
 @pytest.mark.parametrize("adapter", ["rslora", "dora"])
 def test_adapters_are_trained_written_for_peft_and_merged(folder, adapter):
     out = folder / adapter
