@@ -5,7 +5,6 @@ What is in host memory passes over the link to the host at each step, so that th
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,10 +15,10 @@ from ..compression.knapsack import least_loss
 from ..core.byte_counts import device_bytes
 from ..core.paths import is_whole, paths
 from ..offload.streamed_weights import layers_on_host
+from .product_counts import OF_LAYERS
 from .recipe import Recipe
 from .search import Candidate
 
-_OF_LAYERS = re.compile(r"layers(_\d+)?/")
 _SPARE = 0.0, 0.05, 0.15, 0.3  # shares of the limit that are freed beside what is missing
 
 
@@ -43,7 +42,7 @@ def stacks_for_host(params: Any, excess: int) -> tuple[str, ...]:
     """
     freed, names = [], []
     for path, leaf in zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)):
-        if _OF_LAYERS.match(path):
+        if OF_LAYERS.match(path):
             stays = device_bytes(layers_on_host({"": leaf}))
             moved = device_bytes(leaf) - stays
             if moved:

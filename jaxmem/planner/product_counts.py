@@ -9,7 +9,7 @@ import jax
 from ..architectures.configs.decoder_config import Config
 from ..core.paths import is_whole, paths
 
-_OF_LAYERS = re.compile(r"layers(_\d+)?/")
+OF_LAYERS = re.compile(r"layers(_\d+)?/")
 
 
 def split_experts(params: Any) -> tuple[list, list]:
@@ -39,7 +39,7 @@ def token_weights(config: Config, params: Any) -> tuple[float, float]:
     stacks = {
         path: math.prod(leaf.shape)
         for path, leaf in zip(paths(params), leaves)
-        if _OF_LAYERS.match(path) and len(leaf.shape) >= 3
+        if OF_LAYERS.match(path) and len(leaf.shape) >= 3
     }
     of_experts = sum(size for path, size in stacks.items() if "/experts/" in path)
     mixture = getattr(config, "mixture", None)
