@@ -44,8 +44,8 @@ if jax.__version__.startswith("0.10."):  # a context takes half the time of lowe
 collect_ignore = ["docs/_build", "docs/conf.py"]  # the second is for Sphinx
 if importlib.util.find_spec("lm_eval") is None:  # the harness, which no other module wants
     collect_ignore.append("jaxmem/interop/lm_eval.py")
-# They run in other libraries: some write fixtures, one is a client.
-collect_ignore_glob = ["tests/reference/make_*.py", "tests/clients/*_logits.py"]
+# They run in other libraries: some write fixtures, others are clients.
+collect_ignore_glob = ["tests/reference/*.py", "tests/clients/*_logits.py"]
 SHARED = pathlib.Path(__file__).parent / "../shared/data"
 
 
