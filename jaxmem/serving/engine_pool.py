@@ -1,6 +1,7 @@
 """EnginePool: the pool of an engine, changed by the programs that read, generate and swap rows."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -100,23 +101,28 @@ class EnginePool:
     def lower(self) -> bool:
         """Whether codes lost their low bits now, and the same bytes hold more pages.
 
-        One layer at a time is on the device in both forms; the host has the new form of all.
+        One layer at a time is on the device in both forms; the host has the new form of all. If a
+        transfer fails, the pool is whole all the same: as before, or on the host, from where the
+        next program takes it.
         """
         if self.least_bits is None or self.is_lowered:
             return False
-        bits, before = self.least_bits, bytes_of(self.pool)
+        bits, before, (store,) = self.least_bits, bytes_of(self.pool), self.pool.stores
+        fewer = jax.eval_shape(functools.partial(pages.fewer_bits, bits=bits), store)
+        lowered = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), fewer)
+        for i in range(store.keys.shape[0]):
+            layer = jax.tree.map(lambda x: x[i : i + 1], store)  # noqa: B023
+            layer = jax.device_get(pages.fewer_bits(layer, bits))
+            jax.tree.map(lambda to, x: to.__setitem__(slice(i, i + 1), x), lowered, layer)  # noqa: B023
+        del store
         options = dataclasses.replace(self.pool.options, bits=bits)
-        (store,), rest = self.pool.stores, dataclasses.replace(self.pool, stores=())
-        self.pool = None
-        layers = range(store.keys.shape[0])
-        one = lambda i: jax.tree.map(lambda x: x[i : i + 1], store)
-        parts = [jax.device_get(pages.fewer_bits(one(i), bits)) for i in layers]
-        del store, one
-        store = jax.tree.map(lambda *x: jax.device_put(np.concatenate(x)), *parts)
-        pool = dataclasses.replace(rest, stores=(store,), options=options)
-        page = bytes_of(jax.eval_shape(pages.take, pool, jax.ShapeDtypeStruct((1,), np.int32)))
-        more = (before - bytes_of(pool)) // page - 2  # its null page, and counts
-        self.pool = pages.grow(pool, more) if more > 0 else pool
+        self.pool = dataclasses.replace(self.pool, stores=(lowered,), options=options)
+        self.pool = dataclasses.replace(self.pool, stores=(jax.device_put(lowered),))
+        one = jax.ShapeDtypeStruct((1,), np.int32)
+        page = bytes_of(jax.eval_shape(pages.take, self.pool, one))
+        more = (before - bytes_of(self.pool)) // page - 2  # its null page, and counts
+        if more > 0:
+            self.pool = pages.grow(self.pool, more)
         return True
 
     def renew(self) -> None:

@@ -282,3 +282,26 @@ def test_pages_lose_bits_before_a_row_leaves_and_have_them_again_when_all_is_don
     assert len(left[4]) < len(left[None])
     with pytest.raises(ValueError, match="least_bits is 4 for Pages"):
         Engine(model(), nbytes=10**6, least_bits=4)
+
+
+@pytest.mark.parametrize("transfer", ["device_get", "device_put"])
+def test_an_engine_answers_on_when_lowering_its_pages_fails_half_way(transfer, monkeypatch):
+    options = WIDE | {"rows": 4, "pages": jm.Pages(8, size=8), "least_bits": 4}
+    empty = functools.partial(options["pages"].empty, model().config, 24, rows=4, most=15)
+    engine = Engine(model(), nbytes=jm.nbytes(jax.eval_shape(empty)), **options)
+    for i in range(4):
+        engine.add(GenerationRequest(f"r{i}", ids=np.arange(30) + i, max_new_tokens=70))
+    calls, right = [], getattr(jax, transfer)
+
+    def fail_once(x):
+        calls.append(x)
+        if len(calls) == (2 if transfer == "device_get" else 1):
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        return right(x)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="EXHAUSTED"):
+        patch.setattr(jax, transfer, fail_once)
+        engine.step()
+    assert engine.pool.options.bits == (8 if transfer == "device_get" else 4)
+    assert sorted(answers(engine)) == ["r0", "r1", "r2", "r3"]
+    assert engine.usage().allocated == 0
