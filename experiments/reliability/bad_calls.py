@@ -3,7 +3,7 @@ r"""Every public function and class called with one wrong argument at a time: is
     XLA_FLAGS=--xla_force_host_platform_device_count=8 \
         python experiments/reliability/bad_calls.py --only "Int|encode"
 
-`right_calls.py` has a right call of each public name. One argument after the other is replaced by a
+`right_calls` has a right call of each public name. One argument after the other is replaced by a
 value of another kind, or by one of the right kind that cannot be right: a negative count, NaN, a
 path that is not there. The answer is one of the classes of `outcomes.py`; "wrong" is no error. A
 value that the annotation of the argument admits is left out, if it can be right. `MAY` lists the
@@ -272,7 +272,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         calls = right_calls(pathlib.Path(folder))
         if missing := public_names() - set(calls):
-            raise ValueError(f"right_calls.py has no call of {', '.join(sorted(missing))}")
+            raise ValueError(f"right_calls has no call of {', '.join(sorted(missing))}")
         for name in filter(re.compile(only).fullmatch, sorted(calls)):
             called = lambda name=name: [*map(dataclasses.astuple, in_a_folder(name, calls[name]))]
             for row in itertools.starmap(Answer, once(log, name, called)):
