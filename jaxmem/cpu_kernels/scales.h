@@ -30,7 +30,7 @@ struct ScaledMatrix {
   }
 
   // Fetches those of kBlockRows rows from `row` on in group g of numbers (groups, n) of the scales' type.
-  void fetch_block(const void* numbers, int64_t g, int64_t row) const {
+  JAXMEM_INLINE void fetch_block(const void* numbers, int64_t g, int64_t row) const {
     const int64_t size = half_scale ? 2 : 4;
     fetch(static_cast<const uint8_t*>(numbers) + (g * n + row) * size, kBlockRows * size);
   }

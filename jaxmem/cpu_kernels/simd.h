@@ -78,12 +78,13 @@ JAXMEM_INLINE Vector load_once(const void* from) {
   return v;
 }
 
-// Fetches what is 2 kB beyond `from`, perhaps beyond the array's end. Kernels read a weight in the order
-// of memory: a CPU foresees nothing else so well, and computes meanwhile.
-inline void fetch_ahead(const uint8_t* from) { __builtin_prefetch(from + 2048, 0, 3); }
+// Fetches what is 4 kB beyond `from`, perhaps beyond the array's end. Kernels read a weight in the order
+// of memory: a CPU foresees nothing else so well, and computes meanwhile. Always inlined, since GCC takes a
+// function that only fetches for one without effect, and drops its calls.
+JAXMEM_INLINE void fetch_ahead(const uint8_t* from) { __builtin_prefetch(from + 4096, 0, 3); }
 
 // Fetches some bytes into the second cache, perhaps beyond their array's end.
-inline void fetch(const void* from, int64_t bytes) {
+JAXMEM_INLINE void fetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const uint8_t*>(from) + i, 0, 2);
 }
 
