@@ -8,9 +8,12 @@ products (`jm.native()`). The encodings take turns in one process, in an order t
 shuffles, on 8 weights that take turns too, so that none stays in a cache. `times_dense` is the
 median over rounds of the dense time over the encoding's time in the same round;
 `times_dense_by_cpu` is that of CPU times. `times_dense_by_least` is the ratio of the shortest
-times, which a busy neighbour changes less: it slows most what reads most. `error` is the largest
-difference to the product with `decode`, divided by the largest value of that product. The machine
-must be quiet; to use one core: `taskset -c 0 ...`.
+times, which a busy neighbour changes less: it slows most what reads most. `ceiling` is what
+`times_dense` would be if the encoding's bytes came as fast as one thread of NumPy reads the dense
+weights, in the same rounds. `error` is the largest difference to the product with `decode`,
+divided by the largest value of that product. Products are called 90 times before they are
+measured: by then the library has asked for large pages under the codes, as it does in a decoding
+loop. The machine must be quiet; to use one core: `taskset -c 0 ...`.
 """
 
 import argparse
@@ -23,10 +26,11 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxmem as jm
 
-K, N, COPIES = 2048, 8192, 8
+K, N, COPIES, WARM_UP = 2048, 8192, 8, 90
 BATCHES = (1, 8)
 CODECS = {
     "int8": jm.Int(8),
@@ -51,11 +55,20 @@ CODECS = {
 }
 
 
+def warm_up(weights: dict) -> None:
+    x, run = jnp.ones((1, K)), jax.jit(jm.lift(jnp.matmul))
+    for copies in weights.values():
+        for w in copies:
+            for _ in range(WARM_UP):
+                jax.block_until_ready(run(x, w))
+
+
 def measure(weights: dict, batch: int, rounds: int) -> list[dict]:
     x = jax.random.normal(jax.random.key(1), (batch, K))
     run = jax.jit(jm.lift(jnp.matmul))
     times = {name: [] for name in weights}
     cpu_times = {name: [] for name in weights}
+    read_times = []  # seconds a byte
     order, shuffle = list(weights), random.Random(0).shuffle
     for round_index in range(rounds + 1):
         last = order[-1]
@@ -69,6 +82,10 @@ def measure(weights: dict, batch: int, rounds: int) -> list[dict]:
             if round_index:  # the first round compiles
                 times[name].append((time.perf_counter() - start) / len(copies))
                 cpu_times[name].append((time.process_time() - cpu_start) / len(copies))
+        start = time.perf_counter()
+        for w in weights["dense f32"]:
+            np.asarray(w).view(np.uint8).max()
+        read_times.append((time.perf_counter() - start) / (COPIES * w.nbytes))
     rows = []
     for name, seconds in times.items():
         w = weights[name][0]
@@ -83,6 +100,12 @@ def measure(weights: dict, batch: int, rounds: int) -> list[dict]:
                 "times_dense": round(
                     statistics.median(d / s for d, s in zip(times["dense f32"], seconds)), 3
                 ),
+                "ceiling": round(
+                    statistics.median(times["dense f32"])
+                    / (jm.nbytes(w) * statistics.median(read_times)),
+                    2,
+                ),
+                "gigabytes_per_second_read": round(1e-9 / statistics.median(read_times), 2),
                 "least_microseconds": round(1e6 * min(seconds), 1),
                 "times_dense_by_least": round(min(times["dense f32"]) / min(seconds), 3),
                 "times_dense_by_cpu": round(
@@ -114,6 +137,7 @@ def main() -> None:
     weights = {"dense f32": dense}
     for name, codec in CODECS.items():
         weights[name] = jax.block_until_ready([codec.encode(w) for w in dense])
+    warm_up(weights)
     results = {
         "command": f"python experiments/speed/cpu_matvec.py --rounds {rounds}",
         "jax": jax.__version__,
