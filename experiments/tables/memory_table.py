@@ -83,6 +83,15 @@ def traffic():
         yield f"{name} | {r['layers']} | {sizes} | {r['traffic_over_floor']:.4f}"
 
 
+def recurrent():
+    for r in read("recurrent_traffic.json")["rows"]:
+        if r["device"] != "cpu":
+            ratios = r["ratio"], r["ratio_to_rows"], r["traffic"] / r["steps"]
+            cells = " | ".join(f"{x:.2f}" for x in ratios)
+            size = f"{r['units']:,} | {r['words']:,} | {r['batch']} | {r['weights']}"
+            yield f"{size} | {r['traffic'] / 1e6:,.1f} | {cells}"
+
+
 def resident():
     results = read("resident.json")
     for name, r in results["rows"].items():
@@ -160,6 +169,7 @@ TABLES = {
     estimators: "estimator | median error | ",
     budgets: "budget, GiB | fixed order takes | tokens/s | with micro-batches | tokens/s",
     traffic: "weights | layers | GB moved | floor, GB | ratio",
+    recurrent: "units | words | texts | weights | MB moved | to all once | to rows | to steps",
     products: "format | bits a weight | temp, MiB | v5e: 1 | 8 | 256 | v6e: 1 | 8 | 256",
     on_cpu: "format | bits a weight | 1 row, jax 0.10.2 | 0.12 | 8 rows, jax 0.10.2 | 0.12",
     caches: "model | batch | tokens | cache | MiB | temp, MiB | GB moved a step",

@@ -1,4 +1,4 @@
-"""Weights of a recurrent cell on a CPU: decoded before the loop over tokens, not in every step."""
+"""Weights of a recurrent cell: decoded before the loop over tokens, not in every step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,15 @@ from jax import lax
 
 from .leaf import decode, is_encoded
 
-MOST_BYTES = 2**22  # of the decoded weights together: a core's cache holds them
+# Bytes of the decoded weights together: a CPU core's cache, or a TPU's on-chip memory, holds them.
+MOST_BYTES = {"cpu": 2**22, "tpu": 2**25}
 LEAST_STEPS = 8
 
 Scan = Callable[[list, list], list]  # (constants, carry and scanned stacks) -> outputs
 
 
-def is_small_cell(body: Any, const: list, length: int) -> bool:
-    """Whether a scan is the loop of a recurrent cell whose weights, decoded, are small.
+def small_on(body: Any, const: list, length: int) -> tuple[str, ...]:
+    """The platforms on which a scan is the loop of a recurrent cell whose weights are small.
 
     Its encoded weights are constants of the loop, and its body has no loop of its own: the body of
     a loop over the tokens of a model of many layers has one.
@@ -23,16 +24,22 @@ def is_small_cell(body: Any, const: list, length: int) -> bool:
     bytes_decoded = sum(x.size * x.dtype.itemsize for x in leaves)
     is_long = isinstance(length, int) and length >= LEAST_STEPS
     once = is_long and bool(leaves) and all(x.decoded_once for x in leaves)
-    return once and bytes_decoded <= MOST_BYTES and not _has_loop(body)
+    if not once or _has_loop(body):
+        return ()
+    return tuple(name for name, most in MOST_BYTES.items() if bytes_decoded <= most)
 
 
-def decoded_on_a_cpu(scan: Scan, as_stored: Scan, const: list, rest: list) -> list:
-    """`scan(decoded const, rest)` where a CPU runs it, else `as_stored(const, rest)`.
+def decoded_first(
+    platforms: tuple[str, ...], scan: Scan, as_stored: Scan, const: list, rest: list
+) -> list:
+    """`scan(decoded const, rest)` where one of `platforms` runs it, else `as_stored(const, rest)`.
 
-    Other platforms keep such weights on the chip, as they are stored.
+    XLA's compiler for TPUs may leave arguments that a loop reads in main memory: each step then
+    reads them again. What is computed before the loop, as decoded weights are, stays on the chip.
     """
     decoded = lambda const, rest: scan(decode(const), rest)
-    return lax.platform_dependent(const, rest, cpu=decoded, default=as_stored)
+    branches = dict.fromkeys(platforms, decoded)
+    return lax.platform_dependent(const, rest, **branches, default=as_stored)
 
 
 def _has_loop(jaxpr: Any) -> bool:

@@ -14,7 +14,7 @@ from jax import lax
 from jax.extend import source_info_util
 
 from ..kernels.ragged_matmul import ragged_matmul
-from .decoded_once import decoded_on_a_cpu, is_small_cell
+from .decoded_once import decoded_first, small_on
 from .encoded_product import decoded
 from .leaf import decode, is_encoded, separate_shared
 from .loop_carries import filled, moving, passed_through, scan_arity
@@ -139,15 +139,16 @@ def _scan(replay, inputs, **params):
     n_const, _ = scan_arity(params)
     const, rest = [without_name(x) for x in inputs[:n_const]], inputs[n_const:]
     changes = replay.wrap is not None or any(isinstance(x, NamedLeaf) for x in rest)
-    if changes or not is_small_cell(params["jaxpr"].jaxpr, const, params["length"]):
+    platforms = () if changes else small_on(params["jaxpr"].jaxpr, const, params["length"])
+    if not platforms:
         return _run_scan(replay, inputs, **params)
 
     def as_stored(const, rest):
         named = [with_name(value, [x]) for value, x in zip(const, inputs)]
         return replay.as_arrays("scan", _run_scan(replay, [*named, *rest], **params))
 
-    decoded_first = functools.partial(scan_products_first, replay.run_equations, **params)
-    return decoded_on_a_cpu(decoded_first, as_stored, const, rest)
+    products_first = functools.partial(scan_products_first, replay.run_equations, **params)
+    return decoded_first(platforms, products_first, as_stored, const, rest)
 
 
 def _run_scan(replay, inputs, *, jaxpr, length, reverse, unroll, **params):

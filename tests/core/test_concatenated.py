@@ -90,7 +90,17 @@ def cell(w, xs):
     return jax.lax.scan(step, jnp.zeros_like(xs[0]), xs)[0]
 
 
-def test_a_small_cell_is_decoded_and_its_inputs_multiplied_before_the_loop_on_a_cpu():
+@pytest.mark.parametrize("width, platforms", [(16, ("cpu", "tpu")), (1536, ("tpu",)), (3072, ())])
+def test_a_cell_is_decoded_before_its_loop_where_a_chip_holds_it(width, platforms):
+    w = jax.eval_shape(jm.Int(8).encode, jax.ShapeDtypeStruct((width, width), jnp.float32))
+    xs = jax.ShapeDtypeStruct((9, 3, width), jnp.float32)
+    traced, product = jax.jit(jm.lift(cell)).trace(w, xs), f"-> tensor<9x3x{width}xf32>"
+    text = lambda name: traced.lower(lowering_platforms=(name,)).as_text()
+    all_inputs = lambda name: any("dot" in x and product in x for x in text(name).splitlines())
+    assert tuple(x for x in ("cpu", "cuda", "tpu") if all_inputs(x)) == platforms
+
+
+def test_a_small_cell_is_decoded_and_its_inputs_multiplied_before_the_loop():
     w, xs = leaf(16, 16), jax.random.normal(jax.random.key(3), (9, 3, 16))
     lifted = jm.lift(cell, on_decode="error")
     text = lambda xs: str(jax.make_jaxpr(lifted)(w, xs))
