@@ -1,31 +1,22 @@
 """Chinese clauses in English by cn2en, a GRU encoder-decoder: dense, and fitted into few bits.
 
-    pip install "pip<24.1"            # newer ones refuse the metadata of this package
-    pip download --no-deps cn2en==0.0.118
-    python experiments/quality/translate_cn2en.py cn2en*.whl SENTENCES.json ...
+    python experiments/quality/cn2en_arrays.py cn2en*.whl cn2en.npz     # says how to get the wheel
+    python experiments/quality/cn2en_torch.py cn2en*.whl cn2en.npz cn2en_torch.npz
+    python experiments/quality/translate_cn2en.py cn2en.npz cn2en_torch.npz SENTENCES.json ...
 
-The figures go into translate_cn2en.json. Each line of SENTENCES is an object with a "sentence" (of
-CLUE's tnews and FewCLUE's eprstmt), which is cut at punctuation; clauses of 3 to LONGEST characters
-that the model knows are shuffled with SEED. CLAUSES are measured, others are read where a row is
-calibrated. `kl` is the mean over tokens of the KL divergence of the dense model's next token from
-the fitted one's, in nats, after what the dense model writes; `same` the share of clauses of which
-both write the same English.
-
-The wheel (MIT) has its weights and words in pickles, which could run any code. jaxmem reads none;
-`values` below takes the opcodes of these three files, whose sha256 is checked, and builds numbers,
-texts, tuples, dicts and arrays of them. It imports and calls nothing that a file names, and refuses
-every opcode and every name that it does not list.
+The figures go into translate_cn2en.json: first how far the logits are from PyTorch's, relative to
+the largest of them. Each line of SENTENCES is an object with a "sentence" (of CLUE's tnews and
+FewCLUE's eprstmt), which is cut at punctuation; clauses of 3 to LONGEST characters that the model
+knows are shuffled with SEED. CLAUSES are measured, others are read where a row is calibrated. `kl`
+is the mean over tokens of the KL divergence of the dense model's next token from the fitted one's,
+in nats, after what the dense model writes; `same` the share of clauses of which both write the same
+English.
 """
 
 import argparse
-import hashlib
-import io
 import json
-import math
 import pathlib
-import pickletools
 import re
-import zipfile
 
 import flax.linen as nn
 import jax
@@ -37,76 +28,6 @@ import jaxmem as jm
 CLAUSES, CALIBRATION, SEED, LONGEST, MOST, BATCH, WIDTH = 512, 512, 0, 12, 12, 128, 256
 BITS, START, END = (8, 4.5, 4, 3), 0, 1
 KNOWN = ("我爱你", "你会说英语吗")  # "i love you", "do you speak english ?"
-SHA256 = {
-    "cn2en/model.pth": "ec6415ab27b1fef85b1e8d7334b5530152061992f9732b61a67dcb649369a6cb",
-    "cn2en/input_lang.pkl": "ce0df7c56c3d1f06fc5387227b84988f1c69759fd69a96f9ad38fa78efe97f65",
-    "cn2en/output_lang.pkl": "9ec82de5ecb91811b7e400c69136dbe3af24bf25e4cc9db0c29b744ed6830152",
-}
-CONSTANTS = {"BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
-EMPTY = {"EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "NEWFALSE": bool}
-TENSOR, STORAGE = "torch._utils _rebuild_tensor_v2", "torch FloatStorage"
-OBJECTS = ("collections OrderedDict", "__main__ Lang")
-MARK = object()
-
-
-def values(data: bytes, storages: dict[str, bytes]):
-    """What a pickle says: an object is the dict of its fields, a tensor an array of f32."""
-    stack, memo = [], {}
-
-    def last(count: int) -> list:
-        items = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
-        return items
-
-    def after_mark() -> list:
-        return last(next(i for i, x in enumerate(stack[::-1], 1) if x is MARK))[1:]
-
-    def name(text: str) -> None:
-        if text not in (TENSOR, STORAGE, *OBJECTS):
-            raise ValueError(f"the pickle names {text!r}, which is none of cn2en's")
-        stack.append(text)
-
-    def make(text: str, arguments: tuple) -> None:
-        if text not in (TENSOR, *OBJECTS) or (text != TENSOR and arguments):
-            raise ValueError(f"the pickle calls {text!r} with {arguments}")
-        stack.append(array(storages, *arguments[:4]) if text == TENSOR else {})
-
-    put = lambda at: memo.update({len(memo) if at is None else at: stack[-1]})
-    get = lambda at: stack.append(memo[at])
-    add = lambda items: stack[-1].update(zip(items[::2], items[1::2], strict=True))
-    actions = {
-        "MARK": lambda _: stack.append(MARK),
-        **{opcode: lambda _, kind=kind: stack.append(kind()) for opcode, kind in EMPTY.items()},
-        **{"BINPUT": put, "MEMOIZE": put, "BINGET": get, "LONG_BINGET": get},
-        "GLOBAL": name,
-        "STACK_GLOBAL": lambda _: name(" ".join(last(2))),
-        "TUPLE": lambda _: stack.append(tuple(after_mark())),
-        "TUPLE1": lambda _: stack.append(tuple(last(1))),
-        "TUPLE2": lambda _: stack.append(tuple(last(2))),
-        "SETITEM": lambda _: add(last(2)),
-        "SETITEMS": lambda _: add(after_mark()),
-        "BINPERSID": lambda _: None,  # a storage is known by its tuple
-        "REDUCE": lambda _: make(*last(2)),
-        "NEWOBJ": lambda _: make(*last(2)),
-        "BUILD": lambda _: [stack[-1].update(state) for state in [stack.pop()]],
-        **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda _: None),
-        **dict.fromkeys(CONSTANTS, stack.append),
-    }
-    for opcode, value, _ in pickletools.genops(data):
-        if opcode.name not in actions:
-            raise ValueError(f"the pickle has the opcode {opcode.name}, which cn2en's have not")
-        actions[opcode.name](value)
-    return stack.pop()
-
-
-def array(storages: dict, storage: tuple, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
-    """A tensor whose numbers lie in order in its storage ("storage", kind, key, device, count)."""
-    if storage[1] != STORAGE:
-        raise ValueError(f"a tensor is of {storage[1]!r}, expected {STORAGE}")
-    x = np.frombuffer(storages[storage[2]], "<f4")[offset:][: math.prod(shape)].reshape(shape)
-    if x.strides != tuple(4 * s for s in strides):
-        raise ValueError(f"a tensor has the strides {strides}, expected those of {shape} in order")
-    return x
 
 
 class Translator(nn.Module):
@@ -125,9 +46,9 @@ class Translator(nn.Module):
         return nn.Dense(self.words, name="out")(x)
 
 
-def gru(tensors: dict) -> dict:
+def gru(file, part: str) -> dict:
     """The params of a GRUCell; PyTorch joins the kernels of its gates r, z and n by rows."""
-    gates = lambda name: np.split(tensors[f"gru.{name}_l0"], 3)
+    gates = lambda name: np.split(file[f"{part}.gru.{name}_l0"], 3)
     inputs, states = gates("weight_ih"), gates("weight_hh")
     input_bias, state_bias = gates("bias_ih"), gates("bias_hh")
     biases = [*(a + b for a, b in zip(input_bias[:2], state_bias[:2])), input_bias[2]]
@@ -166,22 +87,26 @@ def divergence(dense: jax.Array, other: jax.Array, real: np.ndarray) -> tuple[fl
     return float(((jnp.exp(dense) * (dense - other)).sum(-1) * real).sum()), int(real.sum())
 
 
-def read(wheel: zipfile.ZipFile) -> tuple[dict, dict[str, int], dict[int, str]]:
-    """The params, the characters' ids, and the words by id."""
-    files = {name: wheel.read(name) for name in SHA256}
-    for name, data in files.items():
-        if hashlib.sha256(data).hexdigest() != SHA256[name]:
-            raise ValueError(f"{name} is not the file of cn2en 0.0.118")
-    weights, characters, words = files.values()
-    with zipfile.ZipFile(io.BytesIO(weights)) as archive:
-        parts = {x.rpartition("/")[2]: archive.read(x) for x in archive.namelist()}
-    tensors = values(parts["data.pkl"], parts)
-    encoder, decoder = tensors["encoder"], tensors["decoder"]
-    params = {"characters": {"embedding": encoder["embedding.weight"]}, "encoder": gru(encoder)}
-    params |= {"words": {"embedding": decoder["embedding.weight"]}, "decoder": gru(decoder)}
-    params["out"] = {"kernel": decoder["out.weight"].T, "bias": decoder["out.bias"]}
-    ids, english = values(characters, {})["word2index"], values(words, {})["index2word"]
-    return jax.tree.map(jnp.asarray, params), ids, english
+def read(file) -> dict:
+    """The params of the module."""
+    params = {part: gru(file, part) for part in ("encoder", "decoder")}
+    params["characters"] = {"embedding": file["encoder.embedding.weight"]}
+    params["words"] = {"embedding": file["decoder.embedding.weight"]}
+    params["out"] = {"kernel": file["decoder.out.weight"].T, "bias": file["decoder.out.bias"]}
+    return jax.tree.map(jnp.asarray, params)
+
+
+def against_torch(run, params, file) -> dict:
+    """How far the logits (B, MOST, words) are from PyTorch's, after the words that it wrote."""
+    before = np.pad(file["written"], ((0, 0), (1, 0)), constant_values=START)[:, :MOST]
+    got = np.asarray(run(params, file["source"], file["lengths"], before))
+    return {
+        "torch": str(file["torch"]),
+        "sentences": len(got),
+        "largest_relative_difference": float(abs(got - file["logits"]).max() / abs(got).max()),
+        "same_words": int((got.argmax(-1) == file["written"]).sum()),
+        "words": file["written"].size,
+    }
 
 
 def drawn_clauses(paths: list[pathlib.Path], ids: dict[str, int]) -> list[list[str]]:
@@ -195,13 +120,16 @@ def drawn_clauses(paths: list[pathlib.Path], ids: dict[str, int]) -> list[list[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("wheel", type=zipfile.ZipFile)
+    parser.add_argument("arrays", type=np.load)
+    parser.add_argument("reference", type=np.load)
     parser.add_argument("sentences", type=pathlib.Path, nargs="+")
     args = parser.parse_args()
-    params, ids, english = read(args.wheel)
+    params, english = read(args.arrays), args.arrays["words"].tolist()
+    ids = {x: i for i, x in enumerate(args.arrays["characters"].tolist())}
     module = Translator(*(len(params[x]["embedding"]) for x in ("characters", "words")))
     apply = lambda params, *inputs: module.apply({"params": params}, *inputs)
     dense = jax.jit(apply)
+    compared = against_torch(dense, params, args.reference)
     parts = drawn_clauses(args.sentences, ids)
     written = [greedy(dense, params, part, ids) for part in parts]
     batches = [batch(part, ids, text) for part, text in zip(parts, written)]
@@ -209,10 +137,13 @@ def main() -> None:
 
     path = pathlib.Path(__file__).with_suffix(".json")
     figures = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": {}}
-    count, weights = sum(x.size for x in jax.tree.leaves(params)), "cn2en/model.pth"
+    count, sha256 = sum(x.size for x in jax.tree.leaves(params)), str(args.arrays["sha256"])
     figures |= {"jax": jax.__version__, "backend": jax.default_backend(), "seed": SEED}
-    figures |= {"model": f"cn2en==0.0.118, {weights}, sha256 {SHA256[weights]}, MIT"}
+    figures |= {"model": f"cn2en==0.0.118, cn2en/model.pth, sha256 {sha256}, MIT"}
     figures |= {"weights": count, "clauses": CLAUSES, "calibration_clauses": CALIBRATION}
+    figures["against_torch"] = compared
+    print(compared, flush=True)
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     rows = {"dense": (None, None)}
     rows |= {f"{bits} bits": (bits, None) for bits in BITS}
     rows |= {f"{bits} bits, calibrated": (bits, batches[measured:]) for bits in BITS}
