@@ -13,12 +13,20 @@ from .paged_rows import PagedRows
 
 
 def write_encoded(
-    pool: PagePool, layer: Array, where: PagedRows, k: Array, v: Array
+    pool: PagePool, layer: Array, place: Array, where: PagedRows, k: Array, v: Array
 ) -> tuple[PagePool, tuple[Array, ...]]:
     """(the pool with k, v (B, K, T, h), keys and values in floats from a page's start).
 
     The second are arrays (B, K, S, w): for each row the tokens of the page that was not full
     before, then the new ones. Keys and values are in one array if they are `beside` each other.
+
+    Args:
+        pool: the pool, of codes.
+        layer: which layer, an integer.
+        place: its place in pages.
+        where: the rows, with the table of the layer's group.
+        k: keys (B, K, T, h).
+        v: values (B, K, T, h).
     """
     size, steps = pool.size, k.shape[2]
     new = (jnp.concatenate([k, v], -1),) if pool.beside else (k, v)
@@ -30,7 +38,8 @@ def write_encoded(
         tails.append(tail)
         recent.append(joined)
     pool = dataclasses.replace(pool, tails=tuple(tails))
-    return _put_full(pool, layer, where, tuple(recent), pages), tuple(recent)
+    pool = _put_full(pool, layer, place, where, tuple(recent), pages)
+    return pool, tuple(recent)
 
 
 def _join_token(tail, layer, where, x, pages):
@@ -68,7 +77,12 @@ def _rows_of(tail, layer, where):
 
 
 def _put_full(
-    pool: PagePool, layer: Array, where: PagedRows, recent: tuple[Array, ...], pages: int
+    pool: PagePool,
+    layer: Array,
+    place: Array,
+    where: PagedRows,
+    recent: tuple[Array, ...],
+    pages: int,
 ) -> PagePool:
     """The pool with those of the pages of `recent` (B, K, pages * P, w) that are full now.
 
@@ -83,12 +97,12 @@ def _put_full(
     order = jnp.argsort(jnp.where(is_full, 0, 1).reshape(-1), stable=True)
 
     def write(i, stores):
-        row, place = order[i] // pages, order[i] % pages
+        row, number = order[i] // pages, order[i] % pages
         if pages == 1:  # all of it is in the tails, which are read where they are
             at = (layer, where.numbers[row], 0, 0, 0)
             parts = [lax.dynamic_slice(x, at, (1, 1, *x.shape[2:]))[0, 0] for x in pool.tails]
         else:
-            at = (row, 0, place * size, 0)
+            at = (row, 0, number * size, 0)
             sizes = lambda x: (1, x.shape[1], size, x.shape[3])
             parts = [lax.dynamic_slice(x, at, sizes(x))[0] for x in recent]
         keys, values = jnp.split(parts[0], 2, -1) if pool.beside else parts
@@ -97,7 +111,7 @@ def _put_full(
         for store in stores:
             to = local_pages(store, first)(page[order[i]])
             put = lambda a, x, to=to: lax.dynamic_update_slice(
-                a, x[None, None], (layer, to, *(0,) * x.ndim)
+                a, x[None, None], (place, to, *(0,) * x.ndim)
             )
             written.append(jax.tree.map(put, store, encoded))
             first += store.pages

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from ..core.arguments import INTEGER, Kind, check_fields, takes
 from ..core.hadamard import hadamard
+from .layer_groups import LayerGroups
 
 LANES = 128  # columns of a TPU register
 PAGE_UNIT = 8  # the tokens of a page are a multiple of this: rows of a TPU register
@@ -57,6 +58,9 @@ class Pages:
             for all that the model's layers see. Pages between the two can be released.
         sinks: the first tokens of a row, which a query sees beside its window (Xiao et al., 2024,
             StreamingLLM, who take 4). Positions stay those in the text.
+        by_window: layers with a window have pages of their own, of which those behind the window
+            can be released while the other layers keep theirs. A page then holds fewer layers, and
+            a row takes more of them. No cache of prefixes takes such pages.
 
     Raises:
         ValueError: other bits, a size that is no positive multiple of 8, `rotate` with floats, a
@@ -76,6 +80,7 @@ class Pages:
     rotate: bool = False
     window: int | None = None
     sinks: int = 0
+    by_window: bool = False
 
     def __post_init__(self):
         check_fields(self)
@@ -104,7 +109,7 @@ class Pages:
             config: the configuration of a decoder.
             pages: how many pages rows can take; the null page is one more.
             rows: how many rows of tokens there are.
-            most: the most pages of a row.
+            most: the most pages of a row, for each group of layers (`by_window`).
             dtype: of keys and values that are not encoded.
 
         Raises:
@@ -126,7 +131,8 @@ class Pages:
             _ = self.rotate and hadamard(width)
         except ValueError as error:
             raise ValueError(f"{self} cannot turn heads of width {width}: {error}") from None
-        store = empty_store(self, (layers, pages + 1, heads), width, dtype)
+        groups = LayerGroups.of(config, self.window, by_window=self.by_window)
+        store = empty_store(self, (groups.size, pages + 1, heads), width, dtype)
         tail = PageStore(None, None)
         if self.bits:  # the unfinished pages, and one for rows that are not there
             floats = dataclasses.replace(self, bits=None, rotate=False)
@@ -135,13 +141,10 @@ class Pages:
         has_table = getattr(config, "positions", "learned") == "learned"  # or a GPT-2
         limit = min(limit, config.context) if has_table else limit
         zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
-        is_local = all(getattr(config, "local", ()) or (False,))
-        windows = [config.window] if is_local else []
-        windows += [self.window] if self.window is not None else []
         return PagePool(
             stores=(store,),
             tails=tuple(x for x in (tail.keys, tail.values) if x is not None),
-            table=zeros(rows, most),
+            table=zeros(rows, most * len(groups)),
             length=zeros(rows),
             room=zeros(rows),
             refs=zeros(pages + 1),
@@ -149,7 +152,7 @@ class Pages:
             top=jnp.int32(pages),
             options=self,
             limit=limit,
-            reach=min(windows, default=None),
+            groups=groups,
         )
 
 
@@ -162,6 +165,7 @@ class PageStore:
     is 64 wide would be copied as a whole, to another layout, by XLA for TPU.
     """
 
+    # L layers of a group
     keys: Array  # (L, N, K, P, h), or (L, N, K, P, 2h) with the values of a token after its key
     values: Array | None  # (L, N, K, P, h), or None
     # Of codes: P · bits / 8 in place of P, and ranges in f16.
@@ -196,7 +200,7 @@ class PagePool:
 
     stores: tuple[PageStore, ...]
     tails: tuple[Array, ...]  # of codes: (L, rows + 1, K, P, h or 2h), the unfinished pages
-    table: Array  # (rows, most) int32: pages in order, 0 for none
+    table: Array  # (rows, most) int32: pages in order, of one group after the other; 0 for none
     length: Array  # (rows,) int32
     room: Array  # (rows,) int32
     refs: Array  # (1 + capacity,) int32
@@ -204,8 +208,7 @@ class PagePool:
     top: Array  # () int32
     options: Pages = dataclasses.field(metadata=dict(static=True))
     limit: int = dataclasses.field(metadata=dict(static=True))  # tokens that a row may hold
-    # tokens that a query sees beside sinks, itself included, in the layer that sees most; or None
-    reach: int | None = dataclasses.field(metadata=dict(static=True))
+    groups: LayerGroups = dataclasses.field(metadata=dict(static=True))  # of layers in a page
 
     @property
     def size(self) -> int:
@@ -244,7 +247,7 @@ class PagePool:
 
     def pages_of(self, tokens: Array) -> Array:
         """How many pages so many tokens take."""
-        return (tokens + self.size - 1) // self.size
+        return (tokens + self.size - 1) // self.size * len(self.groups)
 
 
 def empty_store(

@@ -93,7 +93,8 @@ def _begin(
     ok, row = ok & pool.is_row(row), jnp.clip(row, 0, pool.rows - 1)
     column = jnp.arange(pool.most, dtype=jnp.int32)
     used = column < pool.pages_of(tokens)
-    whole = column < tokens // pool.size
+    before = tokens // pool.size * len(pool.groups)  # columns of whole pages
+    whole = column < before
     is_held = (ids > 0) & (ids <= pool.capacity) & (pool.refs[jnp.clip(ids, 0, pool.capacity)] > 0)
     ok = ok & (pool.room[row] == 0)
     ok = ok & (tokens >= 0) & (tokens <= pool.limit)
@@ -101,13 +102,15 @@ def _begin(
 
     # a part of a page is copied into a page of the row's own
     has_part = tokens % pool.size > 0
-    taken, new, enough = reserve(pool, jnp.where(ok & has_part, 1, 0), most=1)
+    parts = len(pool.groups)
+    taken, new, enough = reserve(pool, jnp.where(ok & has_part, parts, 0), most=parts)
     ok = ok & enough
-    source = jnp.where(ok & has_part, ids[jnp.minimum(tokens // pool.size, pool.most - 1)], 0)
-    part = take(taken, source[None])
+    last = jnp.minimum(before + jnp.arange(parts, dtype=jnp.int32), pool.most - 1)
+    part = take(taken, jnp.where(ok & has_part, ids[last], 0))
     pool = put(taken, new, part)
     if pool.tails:
-        tails = decode_pages(jax.tree.map(lambda x: x[:, 0], part), pool.options.bits)
+        group, place = pool.groups.places
+        tails = decode_pages(jax.tree.map(lambda x: x[place, group], part), pool.options.bits)
         tails = (jnp.concatenate(tails, -1),) if pool.beside else tails
         if src is not None:
             is_tail = pool.length[src] // pool.size == tokens // pool.size
@@ -117,5 +120,6 @@ def _begin(
 
     whole = whole & ok
     pool = hold(pool, jnp.where(whole, ids, 0))
-    entries = jnp.where(whole, ids, jnp.where(used & ok, new[0], 0))
+    copies = new[jnp.clip(column - before, 0, parts - 1)]
+    entries = jnp.where(whole, ids, jnp.where(used & ok, copies, 0))
     return with_row(pool, row, entries, tokens, ok), ok

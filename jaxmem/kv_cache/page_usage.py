@@ -15,7 +15,8 @@ class Usage:
 
     `free` = `capacity` − `allocated`, in pages; `shared` pages have more than one reference.
     `tokens` are those that pages hold, each once; a page that no row has, but is held, counts as
-    full. `utilisation` is tokens ÷ slots of allocated pages, and `fragmentation` the empty rest:
+    full. Where layers have pages of their own, a token counts by the share of groups of layers that
+    keep it. `utilisation` is tokens ÷ slots of allocated pages, and `fragmentation` the empty rest:
     as pages are of one size, none is lost between them.
     """
 
@@ -44,7 +45,8 @@ def usage(pool: PagePool) -> Usage:
     """
     parts = (pool.table, pool.length, pool.refs)
     table, length, refs = (np.asarray(x) for x in jax.device_get(parts))
-    slots = np.arange(pool.most) * pool.size
+    groups = len(pool.groups)
+    slots = np.arange(pool.most) // groups * pool.size
     filled = np.clip(length[:, None] - slots[None], 0, pool.size)
     of_page = np.zeros(len(refs), np.int64)
     np.maximum.at(of_page, table, filled)
@@ -59,7 +61,7 @@ def usage(pool: PagePool) -> Usage:
         allocated=allocated,
         free=int(pool.top),
         shared=int((refs > 1).sum()),
-        tokens=tokens,
+        tokens=tokens // groups,
         utilisation=utilisation,
         fragmentation=1 - utilisation if allocated else 0.0,
     )

@@ -1,9 +1,10 @@
-"""Pages that no layer sees any more, since all layers have a window, are free again."""
+"""Pages that none of their layers sees any more, since these have a window, are free again."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.arguments import takes
 from .page_allocator import drop
@@ -13,13 +14,13 @@ from .page_pool import PagePool
 @takes()
 @jax.jit
 def release_behind(pool: PagePool) -> PagePool:
-    """The pool without the pages that lie behind the windows of all layers, for each row.
+    """The pool without the pages that lie behind the windows of all their layers, for each row.
 
     A row of any length then takes ⌈window / size⌉ + 1 pages at most, besides the new ones and those
     of its sinks. It cannot be shared from any more.
 
     Raises:
-        ValueError: a layer of the model sees all tokens.
+        ValueError: each page has a layer that sees all tokens.
 
     Example:
         >>> import jaxmem as jm
@@ -32,14 +33,17 @@ def release_behind(pool: PagePool) -> PagePool:
         >>> pool.table.tolist(), int(pool.top)  # the next query, at 40, sees tokens from 29 on
         ([[0, 0, 0, 4, 5, 0, 0, 0]], 6)
     """
-    if pool.reach is None:
+    reaches = pool.groups.reaches
+    if set(reaches) == {None}:
         raise ValueError(
-            "release_behind: a layer of the model sees all tokens, so no page is free; "
-            "jm.Pages(window=...) sets a window"
+            "release_behind: each page has a layer that sees all tokens, so none is free; "
+            "jm.Pages(window=...) sets a window, and jm.Pages(by_window=True) sets layers apart"
         )
-    first_seen = pool.length - pool.reach + 1
-    starts = jnp.arange(pool.most, dtype=jnp.int32) * pool.size
-    behind = (starts + pool.size)[None] <= first_seen[:, None]
+    reach = np.array([pool.limit if reach is None else reach for reach in reaches], np.int32)
+    column = np.arange(pool.most)
+    starts = (column // len(reaches) * pool.size).astype(np.int32)
+    first_seen = pool.length[:, None] - reach[column % len(reaches)][None] + 1
+    behind = (starts + pool.size)[None] <= first_seen
     behind &= starts[None] >= pool.options.sinks
     pool = drop(pool, jnp.where(behind, pool.table, 0).reshape(-1))
     return dataclasses.replace(pool, table=jnp.where(behind, 0, pool.table))

@@ -53,13 +53,15 @@ def attend_through_pages(
             f"a pool for {pool.heads[0]} heads of width {pool.heads[1]}, and keys of {k.shape[1]} "
             f"heads of width {k.shape[3]}: make it with the model's config"
         )
+    group, place = pool.groups.place(layer)
+    where = where.of_group(group, len(pool.groups))
     if pool.options.bits is None:
-        pool = write_pages(pool, layer, where, k, v)
-        return pool, _attend(pool, layer, where, None, q, window, scale, terms)
+        pool = write_pages(pool, place, where, k, v)
+        return pool, _attend(pool, place, where, None, q, window, scale, terms)
     rotation = hadamard(k.shape[-1]) if pool.options.rotate else None
     q, k, v = (rotated_heads(x, rotation) for x in (q, k, v))
-    pool, recent = write_encoded(pool, layer, where, k, v)
-    y = _attend(pool, layer, where, recent, q, window, scale, terms)
+    pool, recent = write_encoded(pool, layer, place, where, k, v)
+    y = _attend(pool, place, where, recent, q, window, scale, terms)
     return pool, rotated_heads(y, None if rotation is None else rotation.T)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from .page_pool import PagePool
 
@@ -35,6 +35,14 @@ class PagedRows:
     def ends(self) -> Array:
         """The tokens of each row after the call, (B,); 0 for a row without new tokens."""
         return jnp.where(self.counts > 0, self.starts + self.counts, 0)
+
+    def of_group(self, group: Array | int, groups: int) -> "PagedRows":
+        """The same rows, with the table of one of `groups` groups of layers."""
+        if groups == 1:
+            return self
+        table = self.table.reshape(len(self.table), -1, groups)
+        table = lax.dynamic_index_in_dim(table, group, 2, keepdims=False)
+        return dataclasses.replace(self, table=table)
 
     def pages(self, column: Array) -> Array:
         """The page of each row in a column (B,) of its table: (B,), 0 outside the table."""

@@ -51,7 +51,8 @@ class Engine:
             while they run, come on top.
         rows: the most requests that generate at the same time.
         pages: the form of the pages, such as `jm.Pages(4)`. Pages that lie behind a window of all
-            layers, the model's or the form's, are free again.
+            their layers, the model's or the form's, are free again: `jm.Pages(by_window=True)` for
+            a model of which some layers have a window.
         chunk: tokens of a prompt that one program reads, a multiple of the page size or a divisor;
             None for the smallest multiple that is at least 128.
         length: the most tokens of a prompt with its answer; None for the model's context.

@@ -55,19 +55,21 @@ class EnginePool:
 
     def pages(self, tokens: int) -> int:
         """How many pages so many tokens of a row take."""
-        return -(-tokens // self.pool.size)
+        return -(-tokens // self.pool.size) * len(self.pool.groups)
 
     def held(self, tokens: int) -> int:
         """How many pages so many tokens of a row need at a time, without those behind windows.
 
         With a cache of prefixes all pages of a prompt are there until the cache has seen them.
         """
-        reach = self.pool.reach
-        if reach is None or self.prefixes is not None:
+        if self.prefixes is not None:
             return self.pages(tokens)
-        new = max(self.chunk, MOST_STEPS)
-        near = self.pages(reach) + self.pages(new) + 1 + self.pages(self.pool.options.sinks)
-        return min(self.pages(tokens), near)
+        count = lambda tokens: -(-tokens // self.pool.size)
+        new = count(max(self.chunk, MOST_STEPS)) + 1 + count(self.pool.options.sinks)
+        return sum(
+            count(tokens) if reach is None else min(count(tokens), count(reach) + new)
+            for reach in self.pool.groups.reaches
+        )
 
     def begin(self, slot: int, row: EngineRow) -> None:
         """Fills an empty row of the pool, so that it generates next.
@@ -204,8 +206,8 @@ class EnginePool:
         _check_pages(bool(ok))
 
     def _release_behind(self) -> None:
-        """Frees the pages that no layer sees any more."""
-        if self.pool.reach is not None:
+        """Frees the pages that none of their layers sees any more."""
+        if any(self.pool.groups.reaches):
             self.pool = programs.release_behind(self.pool)
 
     def _filled(self, blob: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +232,8 @@ def check_pages(
             f"prefixes have pages of {prefixes.size} tokens in chunks of {prefixes.chunk}, "
             f"expected {pages.size} and {chunk}, as the engine reads them"
         )
+    if prefixes is not None and pages.by_window:
+        raise ValueError("by_window is True with prefixes, whose pages hold all layers")
     if least_bits is None:
         return
     if least_bits not in (4, 2) or pages.bits is None or least_bits >= pages.bits:

@@ -24,6 +24,7 @@ CONFIGS = {
     "wide": llama.Config(**SIZES | WIDE, positions="alibi", norm="layer"),
     "local": llama.Config(**SIZES, local=(True, True), window=10),
     "one": llama.Config(**SIZES | dict(layers=1)),
+    "some": llama.Config(**SIZES | dict(layers=3), local=(True, True, False), window=11),
     "gpt2": gpt2.Config(vocab=64, width=32, layers=2, heads=4, context=64),
 }
 IDS = jax.random.randint(jax.random.key(1), (3, 32), 0, 64, jnp.int32)
@@ -65,7 +66,7 @@ def empty(family, bits=None, rotate=False):
     return options.empty(CONFIGS[family], pages=20, rows=3, most=6)
 
 
-CASES = [(family, False) for family in CONFIGS if family != "local"]
+CASES = [(family, False) for family in CONFIGS if family not in ("local", "some")]
 CASES += [(f, True) for f in ("llama", "windows", "gpt2")]
 
 
@@ -181,7 +182,7 @@ def test_pages_behind_all_windows_are_free_and_not_missed():
 def test_a_window_of_the_pool_is_that_of_the_layers():
     want = jax.jit(model_of("local").apply)(model_of("local").params, IDS)
     pool = jm.Pages(size=SIZE, window=10).empty(CONFIGS["llama"], pages=20, rows=3, most=6)
-    assert pool.reach == CONFIGS["local"].window == 10
+    assert pool.groups.reaches == (CONFIGS["local"].window,) == (10,)
     for chunk in range(4):
         ids = IDS[:, chunk * SIZE : (chunk + 1) * SIZE]
         got, pool = read_of("llama")(pool, ids, [SIZE] * 3)
@@ -311,3 +312,35 @@ def test_a_row_of_eight_bits_goes_on_in_a_pool_of_four():
             wrong()
     with pytest.raises(ValueError, match="expected codes"):
         jm.pages.fewer_bits(empty("llama"), 4)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_layers_with_a_window_give_pages_back_and_no_bit_changes(bits):
+    config, read, ids = CONFIGS["some"], read_of("some"), IDS[:, :SIZE]
+    pools = [
+        jm.Pages(bits, size=SIZE, by_window=apart).empty(config, pages=60, rows=3, most=6)
+        for apart in (False, True)
+    ]
+    assert [len(pool.groups) for pool in pools] == [1, 3]
+    shared, ok = jm.pages.share(read(pools[1], ids, [SIZE, 0, 0])[1], 0, 1, SIZE - 3)
+    assert ok and int((shared.refs > 0).sum()) == 6  # a part of each of 3 pages is copied
+    got, _ = read(shared, ids[:1].repeat(3, 0), [0, SIZE, 0])
+    assert jnp.isfinite(got).all()
+    for step in range(4):
+        tokens = [SIZE, SIZE if step else 3, SIZE if step < 2 else 0]
+        (want, pools[0]), (got, pools[1]) = (read(pool, ids, tokens) for pool in pools)
+        np.testing.assert_array_equal(got, want)
+        pools[1] = jm.pages.release_behind(pools[1])
+    used = np.asarray(pools[1].table).reshape(3, 6, 3) > 0
+    assert used[0].sum(0).tolist() == [2, 2, 4]  # of 32 tokens, those from 22 on are seen
+    use = jm.pages.usage(pools[1])
+    assert use.allocated + use.free == 60 and use.allocated == used.sum()
+    blob = jm.pages.take_row(pools[1], 0)
+    moved, ok = jm.pages.put_row(jm.pages.release(pools[1], jnp.array([0, 2])), 2, blob)
+    assert ok
+    token = jnp.ones((3, SIZE), jnp.int32)
+    last, there = (
+        np.asarray(read(*asked)[0][:, 0])
+        for asked in ((pools[1], token, [1, 0, 0]), (moved, token, [0, 0, 1]))
+    )
+    np.testing.assert_array_equal(there[2], last[0])

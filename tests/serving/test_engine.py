@@ -305,3 +305,23 @@ def test_an_engine_answers_on_when_lowering_its_pages_fails_half_way(transfer, m
     assert engine.pool.options.bits == (8 if transfer == "device_get" else 4)
     assert sorted(answers(engine)) == ["r0", "r1", "r2", "r3"]
     assert engine.usage().allocated == 0
+
+
+def test_layers_without_a_window_keep_their_pages_while_others_give_them_back():
+    some = dataclasses.replace(model().config, local=(True, False), window=9)
+    some = dataclasses.replace(model(), config=some)
+    prompts = [np.arange(n, dtype=np.int32) % 31 + 8 for n in (70, 50, 60)]
+    found, most = [], []
+    for pages, capacity in ((jm.Pages(size=8), 60), (jm.Pages(size=8, by_window=True), 24)):
+        size = functools.partial(pages.empty, some.config, capacity, rows=2, most=15)
+        options = WIDE | {"rows": 2, "pages": pages, "host": 10**6}
+        engine = Engine(some, nbytes=jm.nbytes(jax.eval_shape(size)), **options)
+        for i, ids in enumerate(prompts):
+            engine.add(GenerationRequest(f"r{i}", ids=ids, max_new_tokens=40))
+        found.append({id: answer.ids for id, answer in answers(engine).items()})
+        assert engine.usage().allocated == 0
+        most.append(jm.nbytes(engine.pool))
+    assert found[0] == found[1] and len(found[0]) == 3 and most[1] < most[0] / 3
+    prefixes = jm.Prefixes(9, size=8, chunk=16)
+    with pytest.raises(ValueError, match="by_window is True with prefixes"):
+        Engine(some, nbytes=10**6, **options, prefixes=prefixes)
