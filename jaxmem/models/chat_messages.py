@@ -9,6 +9,7 @@ from ..core.arguments import shown, takes
 from ..formats import chat_template
 from .generation import Generation, generate
 from .model import Model
+from .prompts import whole_text
 from .tokenizer_files import TOKENIZER_CONFIG
 
 Messages = str | Sequence[Mapping[str, Any]]
@@ -105,7 +106,7 @@ def chat_tokens(
     """
     if model.tokenizer is None:
         raise ValueError(f"{model.source} has no tokenizer, which a chat takes")
-    text = chat_prompt(model, messages, variables=variables)
+    text = whole_text(chat_prompt(model, messages, variables=variables))
     ids = model.tokenizer.encode(text, add_special_tokens=False).ids  # the template writes them
     return np.array(ids, np.int32)
 

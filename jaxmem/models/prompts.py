@@ -26,6 +26,19 @@ def prompt_rows(model: Model, prompt: Any) -> list[np.ndarray]:
     return _spectrograms(model, prompt)
 
 
+def whole_text(text: str) -> str:
+    """The text, which JSON may have given half of a surrogate pair: no tokenizer takes that.
+
+    Raises:
+        ValueError: it has one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a prompt has half of a surrogate pair: {error}") from error
+    return text
+
+
 def _spectrograms(model: Model, prompt: Any) -> list[np.ndarray]:
     """The sounds as rows (mels, frames) f32, of files, of samples, or already made."""
     is_file = isinstance(prompt, str | os.PathLike)
@@ -53,7 +66,7 @@ def _tokens(model: Model, prompt: Any, vocab: int) -> list[np.ndarray]:
     if _all_of(prompt, str):
         if model.tokenizer is None:
             raise ValueError(f"{model.source} has no tokenizer: expected token ids, not text")
-        prompt = [model.tokenizer.encode(text).ids for text in prompt]
+        prompt = [model.tokenizer.encode(whole_text(text)).ids for text in prompt]
     if not isinstance(prompt, list | tuple) and not np.ndim(prompt):
         raise TypeError(f"prompt is {shown(prompt)}, expected a text, or token ids (tokens,)")
     ragged = _all_of(prompt, (list, tuple, np.ndarray, Array))

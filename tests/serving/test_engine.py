@@ -117,6 +117,7 @@ BAD = {
     "the token ids reach": {"ids": [10**6]},
     "together": {"ids": [1] * 100, "max_new_tokens": 21},
     "no more than the 13 of the pool": {"ids": [1] * 90, "max_new_tokens": 30},
+    "half of a surrogate pair": {"prompt": "A\ud800"},
     "has no chat template": {"messages": [{"role": "user", "content": "A"}]},
 }
 
@@ -205,6 +206,17 @@ def test_warm_answers_are_the_cold_ones_and_no_page_is_lost(device, host):
     assert sum(prefixes.stats().hits.values()) >= warm
     use = engine.usage()
     assert use.allocated == len(prefixes.evict(10**6))  # rows have none: all are the cache's
+
+
+def test_prefixes_that_were_flushed_are_found_by_the_engine_of_a_later_program(tmp_path):
+    for hits in (False, True):
+        prefixes = cache(80, disk="1MB", path=tmp_path)
+        engine = Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes)
+        engine.add(alike("a")[5])
+        (answer,) = answers(engine).values()
+        assert (answer.ids, answer.cached_tokens > 0) == (without()["5"], hits)
+        engine.flush()
+    assert prefixes.stats().hits["disk"] > 0
 
 
 def test_what_is_cancelled_pins_nothing():
