@@ -59,7 +59,8 @@ class Engine:
         host: the most bytes of swapped pages in host memory.
         prefixes: a cache of prompts that were read before, such as `jm.Prefixes(1000, chunk=128,
             of=(model.params, model.config.to_dict(), pages))`; None to read each prompt whole. It
-            serves this engine alone. What it holds in the pool goes when rows want pages.
+            serves this engine alone. What it holds in the pool goes when rows want pages, and with
+            the engine, but for what `flush` writes.
         least_bits: 4 or 2: before a row leaves for want of pages, all pages lose their low bits,
             as by `jm.pages.fewer_bits`, and there are more of them in the same bytes, until nothing
             is at work any more. Answers then depend on the load. None keeps the bits of `pages`.
@@ -195,6 +196,10 @@ class Engine:
         """Steps until nothing is at work; yields each piece as it comes."""
         while self.at_work:
             yield from self.step()
+
+    def flush(self) -> None:
+        """Writes what prefixes hold to their files, where a later program finds it."""
+        self._pool.flush()
 
     @property
     def at_work(self) -> int:

@@ -168,6 +168,11 @@ class EnginePool:
         blob = jax.device_get(programs.take_row(self.pool, np.int32(slot)))
         return {**blob, "pages": jax.tree.map(lambda x: x[:, :count].copy(), blob["pages"])}
 
+    def flush(self) -> None:
+        """Writes the pages of a cache of prefixes that are in no file yet, if it has files."""
+        if self.prefixes is not None:
+            self.prefixes.flush(self.pool)
+
     def leave(self, row: EngineRow) -> None:
         """Lets a cache of prefixes give up what the row has used of it."""
         if row.hit is not None:
