@@ -15,7 +15,8 @@ from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
 from ..core.padded import with_last_column
 from .float16_scales import divisor, float16_above
-from .packing import cut_packed, join_fields, pack, shard_packed, slice_packed, unpack, unpack_rows
+from .host_packing import cut_packed
+from .packing import join_fields, pack, shard_packed, slice_packed, unpack, unpack_rows
 from .scaled import check_group, packed_matmul
 
 _WIDTHS = (2, 1, 1, 1, 1, 1, 1)  # bits of each plane, from the highest bits down

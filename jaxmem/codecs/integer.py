@@ -12,11 +12,11 @@ from ..core.fold import Fold
 from ..core.matrix_leaf import MatrixLeaf
 from .cpu_layout import CpuRows
 from .float16_scales import divisor, float16_above, float16_below
+from .host_packing import cut_packed
 from .integer_matmul import matmul
 from .packing import (
     WIDTHS,
     centred_parts,
-    cut_packed,
     pack,
     shard_packed,
     shifts,

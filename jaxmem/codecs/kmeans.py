@@ -14,9 +14,9 @@ from ..core.fold import Fold
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf
 from ..core.padded import block_of_sums, sum_in_blocks, with_last_column
+from .host_packing import cut_packed
 from .packing import (
     WIDTHS,
-    cut_packed,
     pack,
     shard_packed,
     shifts,

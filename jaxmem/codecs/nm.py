@@ -17,7 +17,8 @@ from ..cpu_kernels.integer_rows import kept_rows_product
 from ..kernels.decoded_tiles import UNROLLED_TILES, decoded_product
 from ..kernels.dispatch import differentiated_by, on_one_device
 from ..kernels.pallas_nm_matmul import nm_product, supports
-from .packing import WIDTHS, cut_packed, pack, shifts, slice_packed, unpack, unpack_rows
+from .host_packing import cut_packed
+from .packing import WIDTHS, pack, shifts, slice_packed, unpack, unpack_rows
 from .scaled import select_level
 from .sparse import (
     Count,

@@ -123,29 +123,6 @@ def slice_packed(
     )
 
 
-def cut_packed(fields: tuple[Any, ...], bits: int, n: int, axis: int) -> tuple[Any, ...]:
-    """The fields of the first n codes along the packed `axis`, -1 or -2, of NumPy arrays.
-
-    The other codes of the last byte become zeros, as `pack` leaves them.
-
-    Example:
-        >>> import numpy as np
-        >>> full = np.full((32, 1), 255, np.uint8)
-        >>> [field[:, 0].tolist() for field in cut_packed((full, full), 3, 9, -2)]
-        [[255, 255, 3], [255, 1]]
-    """
-    others = (slice(None),) * (-1 - axis)
-
-    def cut(field, width):
-        field = field[(..., slice(-(-n * width // 8)), *others)]
-        if left := n * width % 8:
-            field = field.copy()
-            field[(..., slice(-1, None), *others)] &= (1 << left) - 1
-        return field
-
-    return tuple(map(cut, fields, WIDTHS[bits]))
-
-
 def field_parts(field: Array, width: int) -> list[Array]:
     """The 8/width interleaved parts of a field, as int8 codes of `width` bits."""
     if width == 8:

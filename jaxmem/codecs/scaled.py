@@ -22,9 +22,9 @@ from ..cpu_kernels.scaled_rows import scaled_rows_product
 from ..kernels.decoded_tiles import UNROLLED_TILES, cpu_product, decoded_product
 from ..kernels.dispatch import differentiated_by
 from ..kernels.pallas_packed_matmul import packed_product
+from .host_packing import cut_packed
 from .packing import (
     WIDTHS,
-    cut_packed,
     field_parts,
     interleave,
     pack,

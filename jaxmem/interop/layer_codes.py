@@ -14,8 +14,8 @@ from ..codecs.cast import CastArray
 from ..codecs.double_quantized_scales import DoubleQuantArray
 from ..codecs.dynamic_quantization import DynamicArray
 from ..codecs.float_offset import AffineArray
+from ..codecs.host_packing import unpack_on_host
 from ..codecs.integer import IntArray
-from ..codecs.packing import unpack
 from ..core.fold import Fold
 from ..core.lazy import is_lazy
 from ..core.leaf import is_encoded
@@ -109,10 +109,15 @@ def layers(leaf: Any, weight_map: WeightMap) -> Iterator[Any]:
 
 
 def apart(leaf: Any, weight_map: WeightMap) -> Any:
-    """The leaf, decoded if it holds all layers together, as one matrix."""
-    if is_encoded(leaf) and weight_map.stacked and not leaf.stack and not leaf.ends:
+    """The leaf in host memory, decoded if it holds all layers together, as one matrix.
+
+    On the device a program would be compiled for each shape that layers are sliced and unpacked in.
+    """
+    if not is_encoded(leaf):
+        return leaf
+    if weight_map.stacked and not leaf.stack and not leaf.ends:
         return leaf.decode()
-    return leaf
+    return jax.tree.map(np.asarray, leaf)
 
 
 def layer(leaf: Any, i: int | None) -> Any:
@@ -143,14 +148,19 @@ def unwrap_inputs(leaf: Any) -> Any:
 def unwrap(leaf: Any) -> Any:
     """The leaf without the rounding of its inputs, and with scales that are arrays."""
     leaf = unwrap_inputs(leaf)
-    return leaf.unwrapped() if isinstance(leaf, DoubleQuantArray) else leaf
+    return _on_device(leaf).unwrapped() if isinstance(leaf, DoubleQuantArray) else leaf
 
 
 def stored_array(leaf: Any) -> Any:
     """The dense array of a layer, in the dtype in which it is stored."""
     if isinstance(leaf, CastArray):
         return np.asarray(leaf.values)
-    return np.asarray(leaf.decode()) if is_encoded(leaf) else leaf
+    return np.asarray(_on_device(leaf).decode()) if is_encoded(leaf) else leaf
+
+
+def _on_device(leaf: Any) -> Any:
+    """The leaf with arrays of JAX, which its methods expect."""
+    return jax.tree.map(jnp.asarray, leaf)
 
 
 def stored_dtype(leaf: Any) -> np.dtype:
@@ -173,8 +183,7 @@ def limits(leaf: IntArray) -> tuple[int, int]:
 
 def matrix(leaf: IntArray | AffineArray) -> np.ndarray:
     """The codes (n, k) of an unstacked leaf as int16, unsigned."""
-    codes = unpack(leaf.codes, leaf.bits, leaf.scale.shape[-1], axis=-2).astype(jnp.int16)
-    return np.asarray(codes + 128 if leaf.bits == 8 else codes)
+    return unpack_on_host(leaf.codes, leaf.bits, leaf.scale.shape[-1], -2).astype(np.int16)
 
 
 def numbers(leaf: IntArray) -> np.ndarray:
@@ -186,8 +195,7 @@ def numbers(leaf: IntArray) -> np.ndarray:
 
 def zero_points(leaf: IntArray) -> np.ndarray:
     """(groups, n) of an unstacked leaf with zero points, unsigned int16."""
-    zeros = leaf.zeros().astype(jnp.int16)
-    return np.asarray(zeros + 128 if leaf.bits == 8 else zeros)
+    return unpack_on_host(leaf.zero, leaf.bits, leaf.scale.shape[-1], -1).astype(np.int16)
 
 
 def repeat_groups(leaf: IntArray | AffineArray, groups: Any, run: int = 1) -> np.ndarray:
