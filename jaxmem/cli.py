@@ -1,6 +1,7 @@
 """The library from a shell: `jaxmem COMMAND`, one for each module of `commands`."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -33,7 +34,9 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the line itself is wrong (2), or asks for help (0).
     """
-    args = sys.argv[1:] if args is None else args
+    if args is None:  # the process is this command's alone, and what is imported stays
+        gc.freeze()
+        args = sys.argv[1:]
     if list(args) == ["--version"]:
         from . import __version__
 

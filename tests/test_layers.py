@@ -113,6 +113,7 @@ def test_a_codec_knows_no_other_codec(path):
     assert siblings <= {
         "cpu_layout",
         "integer_matmul",
+        "host_packing",
         "packing",
         "float16_scales",
         "row_sparse",

@@ -45,8 +45,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JAXMEM_CACHE": f"{folder}/cache", "JAX_PLATFORMS": "cpu"}
         start = [sys.executable, "-c"]
-        fit = f"from jaxmem.cli import main; raise SystemExit(main(['fit', {model!r}, '--bytes', "
-        runs = [f"{fit}'{SIZE}', '--out', '{folder}/{i}']))" for i in range(1 + RUNS)]
+        arguments = lambda i: ["jaxmem", "fit", model, "--bytes", SIZE, "--out", f"{folder}/{i}"]
+        fit = "import sys; from jaxmem.cli import main; sys.argv = "
+        runs = [f"{fit}{arguments(i)!r}; raise SystemExit(main())" for i in range(1 + RUNS)]
         rows["fit, programs compiled"] = cpu_seconds([*start, runs[0]], environment)
         rows["fit, warm"] = [cpu_seconds([*start, run], environment) for run in runs[1:]]
         for name, line in IMPORTS.items():

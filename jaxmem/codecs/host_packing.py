@@ -1,4 +1,4 @@
-"""Bit fields of NumPy arrays, cut and unpacked on the host: no program is compiled for a shape.
+"""Bit fields of NumPy arrays, made and taken apart on the host: no program for each shape.
 
 The fields are those of `packing`.
 """
@@ -31,6 +31,29 @@ def cut_packed(fields: tuple[Any, ...], bits: int, n: int, axis: int) -> tuple[A
         return field
 
     return tuple(map(cut, fields, WIDTHS[bits]))
+
+
+def pack_on_host(codes: np.ndarray, bits: int, axis: int) -> tuple[np.ndarray, ...]:
+    """The fields of NumPy codes (uint8, below 2^bits), packed along `axis`, -1 or -2.
+
+    Example:
+        >>> import numpy as np
+        >>> [field.tolist() for field in pack_on_host(np.uint8([1, 2, 7]), 3, -1)]
+        [[57], [4]]
+    """
+    if bits == 8:
+        return ((codes ^ np.uint8(128)).view(np.int8),)
+    at, fields = codes.ndim + axis, []
+    others = (1,) * (-1 - axis)
+    for width, shift in shifts(bits):
+        per_byte = 8 // width
+        padding = [(0, -size % per_byte if a == at else 0) for a, size in enumerate(codes.shape)]
+        field = np.pad(codes >> np.uint8(shift) & np.uint8((1 << width) - 1), padding)
+        count = field.shape[at] // per_byte
+        field = field.reshape(*codes.shape[:at], count, per_byte, *codes.shape[at + 1 :])
+        places = np.arange(0, 8, width, dtype=np.uint8).reshape(-1, *others)
+        fields.append(np.bitwise_or.reduce(field << places, at + 1))
+    return tuple(fields)
 
 
 def unpack_on_host(fields: tuple[Any, ...], bits: int, n: int, axis: int) -> np.ndarray:

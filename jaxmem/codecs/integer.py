@@ -66,22 +66,27 @@ class Int(Scaled):
             raise ValueError(f"Int takes 2 to 8 bits, got {self.bits}")
         check_group(self)
 
-    def range(self, low: Array, high: Array) -> tuple[Array, Array]:
-        """The f16 scale and integer zero point that span [low, high], which includes 0."""
-        return _range(low, high, self.bits, self.symmetric)
+    def range(self, low: Array, high: Array, bits: Any = None) -> tuple[Array, Array]:
+        """The f16 scale and integer zero point that span [low, high], which includes 0.
+
+        `bits`, which may be traced, are used in place of the codec's.
+        """
+        return _range(low, high, self.bits if bits is None else bits, self.symmetric)
 
     def round(self, matrix, scale, zero, fold, dtype) -> "IntArray":
         """The leaf with the nearest codes, given scale and zero (*stack, n, groups)."""
         k = matrix.shape[-1]
         group = min(self.group or k, k) or 1
         wide = lambda a: repeat_groups(a, group, k)
-        codes = _codes(matrix, wide(scale), wide(zero), self.bits, self.symmetric)
+        codes = nearest_codes(matrix, wide(scale), wide(zero), self.bits, self.symmetric)
         zeros = None if self.symmetric else pack(zero.mT.astype(jnp.uint8), self.bits, axis=-1)
         dtype = jnp.dtype(dtype)
         return IntArray(pack_rows(codes, self.bits), scale.mT, zeros, self.bits, group, fold, dtype)
 
-    def snap(self, values: Array, scale: Array, zero: Array) -> Array:
+    def snap(self, values: Array, scale: Array, zero: Array, bits: Any = None) -> Array:
         """The f32 values of the nearest codes; `scale` and `zero` have the rank of `values`.
+
+        `bits`, which may be traced, are used in place of the codec's.
 
         Example:
             >>> import jax.numpy as jnp
@@ -90,7 +95,8 @@ class Int(Scaled):
             >>> [round(float(y), 4) for y in Int(8).snap(x, scale, middle)]
             [1.0827, 2.2087, 3.2913, 4.4173, 5.5]
         """
-        codes = _codes(values, scale, zero, self.bits, self.symmetric)
+        bits = self.bits if bits is None else bits
+        codes = nearest_codes(values, scale, zero, bits, self.symmetric)
         return (codes - zero.astype(jnp.float32)) * scale.astype(jnp.float32)
 
 
@@ -109,7 +115,7 @@ def rounded(matrix: Array, bits: Any, group: int | None, symmetric: bool) -> Arr
     low, high = group_limits(matrix, group)
     wide = lambda a: repeat_groups(a, group, matrix.shape[-1])
     scale, zero = map(wide, _range(low, high, bits, symmetric))
-    codes = _codes(matrix, scale, zero, bits, symmetric)
+    codes = nearest_codes(matrix, scale, zero, bits, symmetric)
     return (codes - zero.astype(jnp.float32)) * scale.astype(jnp.float32)
 
 
@@ -127,8 +133,8 @@ def _range(low: Array, high: Array, bits: Any, symmetric: bool) -> tuple[Array, 
     return scale, jnp.clip(zero, 0, top)
 
 
-def _codes(values: Array, scale: Array, zero: Array, bits: Any, symmetric: bool) -> Array:
-    """The nearest codes, in f32."""
+def nearest_codes(values: Array, scale: Array, zero: Array, bits: Any, symmetric: bool) -> Array:
+    """The nearest codes of so many bits, which may be traced, in f32."""
     codes = jnp.round(values / divisor(scale)) + zero.astype(jnp.float32)
     return jnp.clip(codes, 1 if symmetric else 0, _number((1 << bits) - 1))
 

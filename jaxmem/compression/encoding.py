@@ -25,16 +25,15 @@ from ..core.usage import summed_axes
 from .joined_pieces import joined
 from .leaf_shapes import abstract_leaf
 from .plan_paths import by_layer
+from .quick_programs import QUICK_AND_VECTORIZED, QUICK_TO_COMPILE
 from .row_blocks import encode_in_blocks
+from .searched_groups import is_search, search_by_groups
 from .shape_classes import encode_in_class, has_class
 from .shared_memory import copied, in_place, strided, without
 
 DENSE_WEIGHTS = 2**21  # weights of a large matrix that are dense at a time
 FEW_WEIGHTS = 2**18  # for so few, a program takes longer to compile than to run
 OPTIMIZED_WEIGHTS = 2**14  # from so many on, a program that weights share is worth optimizing
-QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
-if jax.__version_info__ < (0, 11):  # newer ones have no other emitters
-    QUICK_TO_COMPILE["xla_cpu_use_fusion_emitters"] = False
 
 
 @takes(params=TREE, plan=MAPPING, uses=OPTIONAL_MAPPING, stats=OPTIONAL_MAPPING)
@@ -170,7 +169,10 @@ def _encode_concrete(codec, w, axes, stats):
     is_small = _is_small_on_cpu(w)
     run = _quickly_compiled if is_small else _compiled
     if is_small and stats is None and has_class(codec, w):
-        encoded, finite, finite_parts = encode_in_class(_run_shared, codec, axes, w)
+        if is_search(codec) and w.size:
+            encoded, finite, finite_parts = search_by_groups(codec, axes, w)
+        else:
+            encoded, finite, finite_parts = encode_in_class(_run_shared, codec, axes, w)
     else:
         encoded, finite, finite_parts = run(codec, axes, w, stats)
     if isinstance(finite, jax.core.Tracer):  # a traced function closes over a concrete weight
@@ -200,11 +202,8 @@ _compiled = jax.jit(_encode_and_check, static_argnums=(0, 1))
 _quickly_compiled = jax.jit(
     _encode_and_check, static_argnums=(0, 1), compiler_options=QUICK_TO_COMPILE
 )
-# The lowest level that uses vector instructions: code several times as fast, with the same bits.
 _compiled_to_share = jax.jit(
-    _encode_and_check,
-    static_argnums=(0, 1),
-    compiler_options=QUICK_TO_COMPILE | {"xla_backend_optimization_level": 1},
+    _encode_and_check, static_argnums=(0, 1), compiler_options=QUICK_AND_VECTORIZED
 )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..calibration.statistics import Moments
+from ..codecs.integer import Int
 from ..codecs.scaled import grouped
 from ..core.codec import ignores_zeros
 from ..core.padded import block_of_sums, padded_encoder, sum_in_blocks
@@ -57,20 +58,32 @@ class Search(Solver):
         n, k = matrix.shape
         tile = min(n, max(1, TILE_WEIGHTS // k))  # rows
         tiles = jnp.pad(matrix, ((0, -n % tile), (0, 0))).reshape(-1, tile, k)
-        search = lambda rows: best_range(self.codec, grouped(rows, self.codec.group), weight)
+        bits = None
+        if type(self.codec) is Int:  # the barrier keeps them from being a constant
+            bits = lax.optimization_barrier(jnp.int32(self.codec.bits))
+        search = lambda rows: best_range(self.codec, grouped(rows, self.codec.group), weight, bits)
         return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1])[:n], lax.map(search, tiles))
 
 
-def best_range(codec: Any, groups: Array, weight: Array) -> tuple[Array, Array | None]:
+def best_range(
+    codec: Any, groups: Array, weight: Array, bits: Any = None
+) -> tuple[Array, Array | None]:
     """The scales and zeros (n, groups) of least error for weights (n, groups, group).
 
-    `weight`, broadcast to the shape of `groups`, is the weight of each squared error.
+    `weight`, broadcast to the shape of `groups`, is the weight of each squared error. `bits`, which
+    are traced, are used in place of those of an `Int`: so one program serves all of them, and a
+    division by a constant, which a compiler may turn into a product, is in none.
     """
+    own = {} if bits is None else {"bits": bits}
     low, high = groups.min(-1, initial=0.0), groups.max(-1, initial=0.0)
     around = [(a, b) for a in FINE_OFFSETS for b in FINE_OFFSETS]
     fixed = jnp.array([(a, a) for a in COARSE_FACTORS] + around)[:, :, None, None]
     coarse, known = len(COARSE_FACTORS), len(fixed)
     total = functools.partial(sum_in_blocks, block=block_of_sums(codec.group))
+
+    def span(a, b):
+        """The scale and zero of [a · low, b · high]. The barrier rounds both ends."""
+        return codec.range(*lax.optimization_barrier((low * a, high * b)), **own)
 
     def step(i, state):
         """One range tried; the three stages share this body, so that it is compiled once."""
@@ -78,8 +91,9 @@ def best_range(codec: Any, groups: Array, weight: Array) -> tuple[Array, Array |
         least, factors, ratio, centre = state
         tried = fixed[jnp.minimum(i, known - 1)] + jnp.where(i < coarse, 0.0, centre)
         tried = jnp.where(i < known, tried, factors * ratio[None])
-        scale, zero = codec.range(low * tried[0], high * tried[1])
-        near = codec.snap(groups, scale[..., None], zero if zero is None else zero[..., None])
+        scale, zero = span(*tried)
+        wide = scale[..., None], zero if zero is None else zero[..., None]
+        near = codec.snap(groups, *wide, **own)
         error = total(weight * jnp.square(groups - near))
         square = total(weight * near * near)
         refit = total(weight * groups * near) / jnp.where(square > 0, square, 1.0)
@@ -93,4 +107,4 @@ def best_range(codec: Any, groups: Array, weight: Array) -> tuple[Array, Array |
     both = jnp.stack([one, one])
     first = (jnp.full(low.shape, jnp.inf), both, one, both)
     shrink = lax.fori_loop(0, known + REFITS, step, first)[1]
-    return codec.range(low * shrink[0], high * shrink[1])
+    return span(*shrink)

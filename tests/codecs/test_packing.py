@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxmem as jm
+from jaxmem.codecs.host_packing import pack_on_host, unpack_on_host
 from jaxmem.codecs.packing import WIDTHS, field_parts, interleave, pack, shifts, unpack, unpack_rows
 
 packed = jit(pack, static_argnames=("bits", "axis"))
@@ -47,6 +48,8 @@ def test_codes_come_back_from_any_shape(bits, shape, axis):
     back = unpacked(fields, bits=bits, n=shape[axis], axis=axis)
     assert back.dtype == jnp.int8
     np.testing.assert_array_equal(back, as_unpacked(codes, bits))
+    np.testing.assert_array_equal(unpack_on_host(fields, bits, shape[axis], axis), codes)
+    jax.tree.map(np.testing.assert_array_equal, pack_on_host(codes, bits, axis), fields)
 
 
 @each_width

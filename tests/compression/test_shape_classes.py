@@ -6,7 +6,7 @@ import pytest
 from contract_codecs import CODECS, KINDS, assert_same, encoder, weight
 
 import jaxmem as jm
-from jaxmem.compression import encoding
+from jaxmem.compression import encoding, searched_groups
 from jaxmem.core.padded import padded_encoder
 
 PADDED = [codec for codec in CODECS if padded_encoder(codec)]
@@ -65,6 +65,28 @@ def test_weights_of_many_shapes_are_encoded_by_one_program():
     encoded = jm.encode(params, dict.fromkeys(params, codec))
     assert encoding._compiled_to_share._cache_size() == before + 1
     assert all(encoded[name].shape == w.shape for name, w in params.items())
+
+
+SEARCHED = [
+    (jm.Int(3, group=24), (40, 24)),
+    (jm.Int(6, group=64, symmetric=False), (2, 144, 9)),
+    (jm.Int(8), (172, 5)),
+]
+
+
+@pytest.mark.parametrize("codec, shape", SEARCHED, ids=str)
+def test_searched_groups_have_the_bits_of_a_program_of_their_own(codec, shape):
+    codec, w = jm.Search(codec), weight(*shape)
+    assert_same(jm.encode({"w": w}, {"w": codec})["w"], encoder(codec)(w))
+
+
+def test_ranges_of_any_bits_and_shape_are_searched_by_one_program():
+    before = searched_groups._search._cache_size()
+    params = {f"w{i}": weight(70 * i, 30 + i) for i in range(3, 7)}
+    plan = {f"w{i}": jm.Search(jm.Int(i, group=32 * i)) for i in range(3, 7)}
+    encoded = jm.encode(params, plan)
+    assert searched_groups._search._cache_size() <= before + 2  # groups of 128, and longer ones
+    assert all(encoded[name].bits == int(name[1:]) for name in params)
 
 
 def test_a_weight_that_is_committed_to_a_device_is_encoded_there():
