@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-HEADS, EPS, THETA, BETAS = 4, 1e-5, 10_000.0, (0.9, 0.99)
+HEADS, EPS, THETA, BETAS = 3, 1e-5, 10_000.0, (0.9, 0.99)
 PEERS = {  # learning rates of seed 0
     "torch AdamW, float32": (4e-3, 8e-3),
     "bitsandbytes AdamW8bit, float32 weights": (4e-3, 8e-3),
