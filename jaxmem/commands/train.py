@@ -263,6 +263,11 @@ class _Lines:
 
     def __call__(self, step: int, steps: int, numbers: dict) -> None:
         self._counted(step, steps)
+        if "skipped" in numbers:
+            self._output.note(
+                f"  step {step:>6}  its loss or gradient is not finite: skipped, nothing changed"
+            )
+            return
         if step % max(1, steps // 10) == 0 or step == steps or "held_out_loss" in numbers:
             more = (
                 f", held out {numbers['held_out_loss']:.4f}" if "held_out_loss" in numbers else ""

@@ -60,7 +60,8 @@ def run(
     """Trains `model` and writes it below `out`; a run that was killed there is continued.
 
     `out` gets `checkpoints`, `scalars.jsonl` with the numbers of each step, and at the end `model`,
-    which `jm.models.load` and every command read, or `adapters.jm` for the task "lora".
+    which `jm.models.load` and every command read, or `adapters.jm` for the task "lora". A step with
+    a loss or gradient that is not finite changes nothing; its numbers have the count as "skipped".
 
     Args:
         model: a decoder with dense weights, such as `jm.models.load` or `jm.training.fresh` gives;
@@ -132,6 +133,8 @@ def run(
                 numbers |= measure(state["params"], *frozen)
             before, skipped = skipped, int(state["skipped"])
             in_a_row = in_a_row + 1 if skipped > before else 0
+            if in_a_row:
+                numbers["skipped"] = skipped
             if in_a_row == MOST_SKIPPED:
                 raise ValueError(
                     f"the loss or the gradient of steps {count - in_a_row + 1} to {count} is not "

@@ -45,7 +45,8 @@ def trained(model, out, steps=8, recipe=RECIPE, text=TEXT, **options):
 def test_a_run_lowers_the_loss_and_its_model_loads(model, tmp_path):
     made = trained(model, tmp_path, steps=20, held_out=TEXT[:64])
     losses = [row["loss"] for row in made.history]
-    assert losses[-1] < losses[0] - 1 and made.perplexity < 10 and made.skipped == 0
+    assert losses[-1] < losses[0] - 1 and made.perplexity < 10
+    assert made.skipped == 0 and not any("skipped" in row for row in made.history)
     loaded = jm.models.load(str(tmp_path / "model"))
     ids = jnp.asarray(TEXT[None, :16])
     same = loaded.apply(loaded.params, ids) == made.model.apply(made.model.params, ids)
@@ -73,6 +74,7 @@ def test_steps_that_are_not_finite_change_nothing_and_ten_end_the_run(model, tmp
         trained(broken, tmp_path, steps=12, save_every=None)
     rows = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == [None] * 9 and not (tmp_path / "model").exists()
+    assert [row["skipped"] for row in rows] == list(range(1, 10))
     last = trained(broken, tmp_path / "short", steps=1, held_out=TEXT[:32])
     assert last.loss is None and last.perplexity is None and last.skipped == 1
     assert "not finite" in last._repr_html_()
