@@ -45,6 +45,7 @@ CASES = {
     "1b, 8 x 128": Case("llama-1b", "tpu v5e:1x1", 8, 128, 8),
     "1b, 8 x 2048, in int8": Case("llama-1b", "tpu v5e:1x1", 8, 2048, 8, "int8"),
     "1.1b, 8 x 2048, in int8": Case("tinyllama-1.1b", "tpu v5e:1x1", 8, 2048, 8, "int8"),
+    "1.1b, 16 x 512, in int8": Case("tinyllama-1.1b", "tpu v5e:1x1", 16, 512, 16, "int8"),
 }
 
 
