@@ -140,7 +140,9 @@ class Batches:
         if batch < 1 or not 0 <= place < count or batch % count:
             raise ValueError(f"batch {batch} in shard {place} of {count}: expected a multiple")
         if len(rows) < batch:
-            raise ValueError(f"there are {len(rows)} rows, and a batch takes {batch}: add data or lower it")
+            raise ValueError(
+                f"rows are {len(rows)}, and a batch takes {batch}: add data, or take fewer"
+            )
         self.rows, self.batch, self.shuffle, self.shard = rows, batch, shuffle, shard
         self._seed, self._step, self._epoch_order = seed, 0, (-1, np.empty(0, np.int64))
 
