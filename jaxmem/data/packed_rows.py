@@ -141,7 +141,7 @@ class Batches:
             raise ValueError(f"batch {batch} in shard {place} of {count}: expected a multiple")
         if len(rows) < batch:
             raise ValueError(
-                f"there are {len(rows)} rows, and a batch takes {batch}: add data or take fewer rows"
+                f"there are {len(rows)} rows, and a batch takes {batch}: add data or take fewer"
             )
         self.rows, self.batch, self.shuffle, self.shard = rows, batch, shuffle, shard
         self._seed, self._step, self._epoch_order = seed, 0, (-1, np.empty(0, np.int64))
