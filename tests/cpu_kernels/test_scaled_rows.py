@@ -43,9 +43,11 @@ def test_the_compiled_product_is_that_with_the_decoded_weight(codec, m, k, n):
     assert (np.abs(got - np.asarray(x) @ rows.T) <= bound).all()
 
 
-def test_the_smallest_floats_are_not_lost():
+@pytest.mark.parametrize("size", [1, 2.0**-100, 2.0**100], ids=["x", "a small x", "a large x"])
+def test_the_smallest_floats_are_not_lost(size):
     leaf = jm.Float("e4m3").encode(jnp.array([[448.0], [2.0**-9], [-3 * 2.0**-9]]))
-    np.testing.assert_array_equal(product(jnp.eye(3)[1:], leaf)[:, 0], [2.0**-9, -3 * 2.0**-9])
+    y = product(jnp.eye(3)[1:] * size, leaf)[:, 0]
+    np.testing.assert_array_equal(y, np.array([2.0**-9, -3 * 2.0**-9]) * size)
 
 
 @pytest.mark.parametrize(
