@@ -90,6 +90,11 @@ JAXMEM_INLINE void fetch(const void* from, int64_t bytes) {
 
 // The sum of the kWords numbers of a vector.
 inline float sum_of_lanes(const Floats& v) {
+#if defined(__AVX2__) && !defined(JAXMEM_AVX512)
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#endif
   float sums[kWords];
   store(sums, v);
   for (int half = kWords / 2; half > 0; half /= 2) {
