@@ -152,6 +152,12 @@ def _softmax(products: Array, sinks: Array | None) -> Array:
     return shares / (shares.sum(-1, keepdims=True) + jnp.exp(sinks - most))
 
 
+def per_head_product(x: Array, y: Array, axis: int) -> Array:
+    """x (B, K, R, c) times y (B, K, ...) over `axis` of y, for each of (B, K), in f32."""
+    dims = (((3,), (axis,)), ((0, 1), (0, 1)))
+    return lax.dot_general(x, y.astype(x.dtype), dims, preferred_element_type=jnp.float32)
+
+
 def by_head(values: Array, kv_heads: int) -> Array:
     """Numbers (H,) as f32 (1, K, H/K, 1, 1), which goes with scores (B, K, G, T, S).
 

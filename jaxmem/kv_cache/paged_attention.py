@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.hadamard import hadamard
-from .attention_scores import PLAIN, ScoreTerms
+from .attention_scores import PLAIN, ScoreTerms, per_head_product
 from .encoded_page_writes import write_encoded
 from .encoded_pages import unpacked_codes
 from .head_rotation import rotated_heads
@@ -152,7 +152,9 @@ def _read_floats(page: PageStore, rows: Array, is_there: Array, bits: Any = None
     clean = lambda x: jnp.where(is_there[:, None, :, None], x, 0)
     keys = clean(page.keys)
     values = keys if page.values is None else clean(page.values)
-    return _dot(rows, keys, 3), lambda shares: _dot(shares.astype(values.dtype), values, 2)
+    return per_head_product(rows, keys, 3), lambda shares: per_head_product(
+        shares.astype(values.dtype), values, 2
+    )
 
 
 def _read_codes(page: PageStore, rows: Array, is_there: Array, bits: int):
@@ -166,17 +168,11 @@ def _read_codes(page: PageStore, rows: Array, is_there: Array, bits: int):
     scaled = (q * f32(page.key_step)[:, :, None]).astype(dtype)
     scaled = jnp.pad(scaled, ((0, 0), (0, 0), (0, 0), (0, rows.shape[-1] - width)))
     low = (q * f32(page.key_low)[:, :, None]).sum(-1, keepdims=True)  # (B, K, R, 1)
-    products = _dot(scaled, keys, 3) + low
+    products = per_head_product(scaled, keys, 3) + low
 
     def mix(shares):
         parts = (shares * f32(page.value_step)[:, :, None]).astype(dtype)
         low = (shares * f32(page.value_low)[:, :, None]).sum(-1, keepdims=True)
-        return _dot(parts, values, 2) + low
+        return per_head_product(parts, values, 2) + low
 
     return products, mix
-
-
-def _dot(x: Array, y: Array, axis: int) -> Array:
-    """x (B, K, R, c) times y (B, K, ...) over `axis` of y, in f32."""
-    dims = (((3,), (axis,)), ((0, 1), (0, 1)))
-    return lax.dot_general(x, y.astype(x.dtype), dims, preferred_element_type=jnp.float32)

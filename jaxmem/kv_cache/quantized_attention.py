@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .attention_masks import causal
-from .attention_scores import PLAIN, ScoreTerms, attend_by
+from .attention_scores import PLAIN, ScoreTerms, attend_by, per_head_product
 from .quantized import BLOCK_TOKENS, QuantizedCache, QuantizedStates
 
 DECODED_BYTES = 2**24  # bytes of keys, or of values, that are decoded at a time
@@ -58,7 +58,7 @@ def attend_quantized(
             out = lax.fori_loop(0, length // tokens, put, zeros)
         if not single:
             return out
-        unrounded = _dot(rows, recent(cache.keys), 3)
+        unrounded = per_head_product(rows, recent(cache.keys), 3)
         return lax.dynamic_update_slice(out, unrounded, (0, 0, 0, last_block))
 
     def mix(shares):
@@ -66,7 +66,7 @@ def attend_quantized(
         shares, out = shares.astype(q.dtype), jnp.zeros((), jnp.float32)
         if single:
             recent_shares = lax.dynamic_slice_in_dim(shares, last_block, BLOCK_TOKENS, 3)
-            out = _dot(recent_shares, recent(cache.values), 2)
+            out = per_head_product(recent_shares, recent(cache.values), 2)
             nothing = jnp.zeros_like(recent_shares)
             shares = lax.dynamic_update_slice(shares, nothing, (0, 0, 0, last_block))
 
@@ -108,9 +108,10 @@ def _scores(rows, parts, axis):
     """rows (B, K, R, h) times keys: (B, K, R, tokens)."""
     if axis == -1:  # each part has some of the channels
         pairs = zip(jnp.split(rows, len(parts), -1), parts)
-        return sum(_dot(x, _tokens_first(k), 3) for x, k in pairs)
+        return sum(per_head_product(x, _tokens_first(k), 3) for x, k in pairs)
     products = [
-        _dot(rows, _tokens_first(k), 3).reshape(*rows.shape[:3], *k.shape[2:4]) for k in parts
+        per_head_product(rows, _tokens_first(k), 3).reshape(*rows.shape[:3], *k.shape[2:4])
+        for k in parts
     ]
     return jnp.stack(products, -2).reshape(*rows.shape[:3], -1)
 
@@ -119,22 +120,16 @@ def _scores(rows, parts, axis):
 def _mixed(shares, parts, axis):
     """shares (B, K, R, tokens) times values: (B, K, R, h)."""
     if axis == -1:  # each part has some of the channels
-        return jnp.concatenate([_dot(shares, _tokens_first(v), 2) for v in parts], -1)
+        return jnp.concatenate([per_head_product(shares, _tokens_first(v), 2) for v in parts], -1)
     blocks, rows = parts[0].shape[2:4]
     by_part = shares.reshape(*shares.shape[:3], blocks, len(parts), rows)
     part_shares = lambda i: by_part[..., i, :].reshape(*shares.shape[:3], -1)
-    return sum(_dot(part_shares(i), _tokens_first(v), 2) for i, v in enumerate(parts))
+    return sum(per_head_product(part_shares(i), _tokens_first(v), 2) for i, v in enumerate(parts))
 
 
 def _tokens_first(part):
     """(B, K, blocks, tokens of a block, h) as (B, K, tokens, h)."""
     return part.reshape(*part.shape[:2], -1, part.shape[-1])
-
-
-def _dot(x, y, axis):
-    """x (B, K, R, c) times y over `axis` of y, for each of (B, K), in f32."""
-    dims = (((3,), (axis,)), ((0, 1), (0, 1)))
-    return lax.dot_general(x, y.astype(x.dtype), dims, preferred_element_type=jnp.float32)
 
 
 def _decoded(states: QuantizedStates, layer, start, tokens: int, joined: bool) -> list[Array]:
