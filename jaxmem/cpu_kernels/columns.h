@@ -104,7 +104,7 @@ struct FixedPoint {
         middles.add_products(Bytes{} + middle_code(kBits), typename Sums::Registers(digits));
       }
       starts[c].subtract(middles);
-      if constexpr (fits_int(kBits)) joined_starts[c] = starts[c].integer_lanes();
+      if constexpr (fits_int(kBits)) joined_starts[c] = in_first_half<kBits>(starts[c].integer_lanes());
       group_sums[group] += sum_of_lanes(__builtin_convertvector(sums[0], Floats));
       if (paired && count > kLanes / 2) {
         group_sums[group + 1] = sum_of_lanes(__builtin_convertvector(sums[1], Floats));

@@ -55,6 +55,25 @@ inline Floats joined(Ints high, Ints middle, Ints low) {
 // Whether high · 2^14 + middle · 2^7 + low of codes of so many bits are summed in integers of 32 bits.
 constexpr bool fits_int(int bits) { return bits < 7; }
 
+// Whether the halves of a vector may be two rows of codes of so many bits (see two_rows.h).
+constexpr bool has_two_rows(int bits) {
+#if defined(__AVX2__) && !defined(JAXMEM_AVX512) && !defined(__AVXVNNI__)
+  return bits == 4;
+#else
+  return false;
+#endif
+}
+
+// Lanes of the same sum, all of it in the first half where a vector may have two rows.
+template <int kBits>
+inline Ints in_first_half(Ints lanes) {
+#if defined(__AVX2__) && !defined(JAXMEM_AVX512)
+  const __m128i first = _mm256_castsi256_si128((__m256i)lanes), last = _mm256_extracti128_si256((__m256i)lanes, 1);
+  if (has_two_rows(kBits)) return (Ints)_mm256_set_m128i(__m128i{}, _mm_add_epi32(first, last));
+#endif
+  return lanes;
+}
+
 // Whether products of codes of so many bits keep the codes' sign, so that their sums start at 0.
 constexpr bool starts_at_zero(int bits) {
 #if defined(JAXMEM_AVX512) || defined(__AVX2__) && defined(__AVXVNNI__)

@@ -23,6 +23,7 @@ struct IntegerRows : ScaledMatrix {
   CodedNumbers scale_codes, low_codes;  // in place of `scale` and of `low`, if they have bits
 
   int64_t kept() const { return patterns[0] ? k / 2 : k; }  // columns of `fields`
+  bool has_offsets() const { return zeros[0] || low || low_codes.bits; }
 };
 
 // The last rows of a weight, fewer than 8, filled up with zeros.

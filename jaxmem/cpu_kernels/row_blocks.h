@@ -1,0 +1,121 @@
+// Scales and offsets of a block of rows of integer codes, read in vectors of 8 rows.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "columns.h"
+#include "packing.h"
+#include "simd.h"
+#include "stored_integers.h"
+#include "two_rows.h"
+
+namespace jaxmem {
+
+// What is computed of a block of rows, in vectors of 8 rows.
+struct Block {
+  std::vector<EightFloats> scales;  // (kBlockVectors, groups)
+  std::vector<EightFloats> y;       // (m, kBlockVectors)
+  std::vector<EightFloats> lows;    // (groups), of 8 rows
+  std::vector<uint8_t> bytes;       // codes of the scales of 8 rows
+};
+
+// x (m, k) as a product with a weight of kBits bits reads it.
+template <int kBits>
+struct Inputs {
+  std::vector<Chunk> chunks;
+  std::vector<FixedPoint<kBits>> rows;
+
+  Inputs(const float* x, int64_t m, const IntegerRows& weight)
+      : chunks(chunks_of(weight.k, weight.group, DigitSums<kBits>::kMostVectors * kLanes)) {
+    for (int64_t i = 0; i < m; ++i) rows.emplace_back(x + i * weight.k, weight.k, weight.group, chunks);
+  }
+};
+
+// The bytes of 8 packed codes of a group, the first in the lowest byte.
+template <int kBits, int kField = 0>
+inline uint64_t unpack_eight(const uint8_t* const* fields, int64_t g, int64_t n, int64_t row) {
+  if constexpr (kField == field_count(kBits)) {
+    return 0;
+  } else {
+    constexpr Field kLayout = field(kBits, kField);
+    constexpr int kWidth = kLayout.width;
+    uint64_t packed = 0;
+    std::memcpy(&packed, fields[kField] + g * packed_size(n, kWidth) + row * kWidth / 8, kWidth);
+    return spread<kWidth>(packed) << kLayout.shift | unpack_eight<kBits, kField + 1>(fields, g, n, row);
+  }
+}
+
+// The code that products are less by: the middle of the codes' range, or 0.
+template <int kBits>
+inline float subtracted_code(const IntegerRows& weight) {
+  return are_two_rows<kBits>(weight) && weight.has_offsets() ? 0 : 1 << (kBits - 1);
+}
+
+// The zero points of 8 rows from `row` in group g, less `middle` if they have no sign.
+template <int kBits>
+inline EightFloats read_zeros(const IntegerRows& weight, int64_t g, int64_t row, float middle) {
+  const uint64_t codes = unpack_eight<kBits>(weight.zeros, g, weight.n, row);
+  if constexpr (kBits == 8) return from_bytes<int8_t>(codes);
+  return from_bytes<uint8_t>(codes) - middle;
+}
+
+// Subtracts from the y of 8 rows, y (m, kBlockVectors), what a group's offsets take from their products.
+template <int kBits>
+JAXMEM_INLINE void subtract_offsets(EightFloats offsets, int64_t g, const Inputs<kBits>& inputs, EightFloats* y) {
+  for (const auto& x : inputs.rows) {
+    *y -= offsets * x.group_sums[g];
+    y += kBlockVectors;
+  }
+}
+
+// Reads the groups of `rows` rows from `row` on, a multiple of 8 and at most kBlockRows.
+template <int kBits, typename Number>
+void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t row, int64_t rows,
+                 Block* block) {
+  const float middle = subtracted_code<kBits>(weight);
+  const int64_t groups = weight.groups();
+  block->y.assign(inputs.rows.size() * kBlockVectors, EightFloats{});
+  EightFloats* scales = block->scales.data();
+  for (int64_t g = 0; g < groups; ++g) {
+    weight.fetch_block(weight.scale, g, row + kBlockRows);
+    if (weight.low) weight.fetch_block(weight.low, g, row + kBlockRows);
+    for (int f = 0; weight.zeros[0] && f < field_count(kBits); ++f) {
+      const int width = field(kBits, f).width;
+      fetch(weight.zeros[f] + g * packed_size(weight.n, width) + (row + kBlockRows) * width / 8, kBlockRows * width / 8);
+    }
+    for (int v = 0; v * kByteRows < rows; ++v) {
+      scales[v * groups + g] = weight.eight<Number>(weight.scale, g, row + v * kByteRows);
+    }
+    for (int v = 0; weight.has_offsets() && v * kByteRows < rows; ++v) {
+      const int64_t first = row + v * kByteRows;
+      const EightFloats scale = scales[v * groups + g];
+      const EightFloats offsets = weight.low ? -scale * middle - weight.eight<Number>(weight.low, g, first)
+                                             : scale * read_zeros<kBits>(weight, g, first, middle);
+      subtract_offsets(offsets, g, inputs, block->y.data() + v);
+    }
+  }
+}
+
+// The same where scales are codes.
+template <int kBits>
+void read_coded_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t row, int64_t rows,
+                       Block* block) {
+  const float middle = subtracted_code<kBits>(weight);
+  const int64_t groups = weight.groups();
+  block->y.assign(inputs.rows.size() * kBlockVectors, EightFloats{});
+  block->lows.resize(groups);
+  for (int v = 0; v * kByteRows < rows; ++v) {
+    const int64_t first = row + v * kByteRows;
+    EightFloats* scales = block->scales.data() + v * groups;
+    weight.scale_codes.read(weight.n, groups, first, &block->bytes, scales);
+    if (!weight.low_codes.bits) continue;
+    weight.low_codes.read(weight.n, groups, first, &block->bytes, block->lows.data());
+    for (int64_t g = 0; g < groups; ++g) {
+      subtract_offsets(-scales[g] * middle - block->lows[g], g, inputs, block->y.data() + v);
+    }
+  }
+}
+
+}  // namespace jaxmem
