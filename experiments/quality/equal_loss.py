@@ -51,25 +51,25 @@ def stacked_kernels(params):
 
 
 FORMS = {  # weights, the optimizer by its learning rate, the learning rates of seed 0
-    "float32, Adam in float32": ("float32", lambda r: in_float32(adam(r)), (2e-3, 4e-3)),
-    "bfloat16, Adam in bfloat16": ("bfloat16", lambda r: in_bfloat16(adam(r)), (2e-3, 4e-3)),
-    "split, Adam in int8": ("split", lambda r: in_int8(adam(r)), (2e-3, 4e-3)),
-    "bfloat16, Adam in int8": ("bfloat16", lambda r: in_int8(adam(r)), (2e-3, 4e-3)),
-    "bfloat16, Adam in int4": ("bfloat16", lambda r: in_int4(adam(r)), (2e-3, 4e-3)),
-    "bfloat16, SCALE": ("bfloat16", lambda r: scale_sgd(r, b2=0.99), (2e-3, 4e-3)),
-    "int8, SCALE": ("int8", lambda r: scale_sgd(r, b2=0.99), (2e-3, 4e-3)),
+    "float32, Adam in float32": ("float32", lambda r: in_float32(adam(r)), (4e-3, 2e-3)),
+    "bfloat16, Adam in bfloat16": ("bfloat16", lambda r: in_bfloat16(adam(r)), (4e-3, 2e-3)),
+    "split, Adam in int8": ("split", lambda r: in_int8(adam(r)), (4e-3, 2e-3)),
+    "bfloat16, Adam in int8": ("bfloat16", lambda r: in_int8(adam(r)), (4e-3, 2e-3)),
+    "bfloat16, Adam in int4": ("bfloat16", lambda r: in_int4(adam(r)), (4e-3, 2e-3)),
+    "bfloat16, SCALE": ("bfloat16", lambda r: scale_sgd(r, b2=0.99), (2e-3, 1e-3)),
+    "int8, SCALE": ("int8", lambda r: scale_sgd(r, b2=0.99), (2e-3, 1e-3)),
     "bfloat16, Adam in int8, cubic": (
         "bfloat16",
         lambda r: in_int8(adam(r), code="cubic"),
-        (2e-3, 4e-3),
+        (4e-3, 2e-3),
     ),
-    "split, Adam in float32": ("split", lambda r: in_float32(adam(r)), (2e-3, 4e-3)),
-    "int8, Adam in int8": ("int8", lambda r: in_int8(adam(r)), (2e-3, 4e-3)),
+    "split, Adam in float32": ("split", lambda r: in_float32(adam(r)), (4e-3, 2e-3)),
+    "int8, Adam in int8": ("int8", lambda r: in_int8(adam(r)), (4e-3, 2e-3)),
     "bfloat16, APOLLO-mini": ("bfloat16", mini, (1e-2, 2e-2)),
     "bfloat16, Adam-mini in int8": (
         "bfloat16",
         lambda r: in_int8(adam_mini(r, b2=0.99, heads={".*/attn/[qk]/kernel": 3})),
-        (2e-3, 4e-3),
+        (4e-3, 2e-3),
     ),
     "bfloat16, Muon in int8": (
         "bfloat16",

@@ -22,10 +22,10 @@ from torch.nn import functional
 
 HEADS, EPS, THETA, BETAS = 3, 1e-5, 10_000.0, (0.9, 0.99)
 PEERS = {  # learning rates of seed 0
-    "torch AdamW, float32": (2e-3, 4e-3),
-    "bitsandbytes AdamW8bit, float32 weights": (2e-3, 4e-3),
-    "torchao AdamW4bit, bfloat16 weights": (2e-3, 4e-3),
-    "FlashOptim AdamW, split weights": (2e-3, 4e-3),
+    "torch AdamW, float32": (4e-3, 2e-3),
+    "bitsandbytes AdamW8bit, float32 weights": (4e-3, 2e-3),
+    "torchao AdamW4bit, bfloat16 weights": (4e-3, 2e-3),
+    "FlashOptim AdamW, split weights": (4e-3, 2e-3),
 }
 
 

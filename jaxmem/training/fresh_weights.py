@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax import Array
 
 from ..core.arguments import takes
 from ..core.paths import is_whole
@@ -11,16 +12,16 @@ from ..models import Model
 from ..models.example_inputs import example_inputs
 from ..models.model import family
 
-TIED_DEVIATION = 0.02  # of a table that is the head, too, as GPT-2, BERT and Llama draw theirs
+DEVIATION = 0.02  # of tables of vectors, as GPT-2, BERT and Llama draw theirs
 
 
 @takes()
 def fresh(model: Model, *, seed: int = 0) -> Model:
     """The model with new random weights in f32, as its Flax module draws them.
 
-    An embedding that is the head, too, has a standard deviation of .02 (Radford et al., 2018), so
-    that the first loss of a narrow model is near that of a uniform guess. T5's is left alone: what
-    its head reads is scaled.
+    Where the embedding is the head, too, tables of vectors have a standard deviation of .02
+    (Radford et al., 2018), so that the first loss of a narrow model is near that of a uniform
+    guess. T5's are left alone: what its head reads is scaled.
 
     Raises:
         ValueError: the module makes other params than the model has.
@@ -47,10 +48,13 @@ def fresh(model: Model, *, seed: int = 0) -> Model:
 
 
 def _with_narrow_head(config: Any, params: dict) -> dict:
-    """The params, whose embedding is scaled to `TIED_DEVIATION` where it makes the logits."""
+    """The params, whose tables of vectors have `DEVIATION` where one of them makes the logits."""
     tied = getattr(config, "tied", getattr(config, "head", None) == "masked_lm")
     if not tied or getattr(config, "head_scale", 1.0) != 1:
         return params
-    table = params["embed"]["embedding"]  # (vocab, width), drawn with a deviation of width**-.5
-    factor = TIED_DEVIATION * table.shape[1] ** 0.5
-    return params | {"embed": {**params["embed"], "embedding": table * factor}}
+
+    def narrowed(path: tuple, x: Array) -> Array:  # drawn with a deviation of width**-.5
+        is_table = getattr(path[-1], "key", None) == "embedding"
+        return x * (DEVIATION * x.shape[-1] ** 0.5) if is_table else x
+
+    return jax.tree.map_with_path(narrowed, params)
