@@ -155,7 +155,16 @@ def stored_array(leaf: Any) -> Any:
     """The dense array of a layer, in the dtype in which it is stored."""
     if isinstance(leaf, CastArray):
         return np.asarray(leaf.values)
-    return np.asarray(_on_device(leaf).decode()) if is_encoded(leaf) else leaf
+    if not is_encoded(leaf):
+        return leaf
+    # The values of integers are products: a program of all steps rounds as one for each step does.
+    leaf = _decoded(leaf) if isinstance(leaf, IntArray) else _on_device(leaf).decode()
+    return np.asarray(leaf)
+
+
+@jax.jit
+def _decoded(leaf: IntArray) -> jax.Array:
+    return leaf.decode()
 
 
 def _on_device(leaf: Any) -> Any:
