@@ -11,6 +11,7 @@ from ..core.arguments import PATH, Kind, takes
 from ..io.json_fields import parse_object
 from .generation_request import GenerationRequest
 
+_PROMPTS = ("prompt", "messages", "ids")
 _FIELDS = {field.name for field in dataclasses.fields(GenerationRequest)}
 _PATH = Kind(PATH.expected, lambda x: isinstance(x, str | os.PathLike))
 
@@ -38,7 +39,9 @@ def read_requests(
         defaults: fields of lines that do not have them.
 
     Raises:
-        ValueError: the file has no request, or is not UTF-8; `defaults` has an unknown field.
+        ValueError: the file has no request, or is not UTF-8; `defaults` has an unknown field, or
+            one that is out of range.
+        TypeError: a field of `defaults` is of another type.
         OSError: the file cannot be read.
 
     Example:
@@ -52,6 +55,8 @@ def read_requests(
     defaults = dict(defaults or {})
     if unknown := sorted(set(defaults) - _FIELDS):
         raise ValueError(f"defaults have {unknown[0]!r}, which is no field of a request")
+    options = {name: value for name, value in defaults.items() if name not in _PROMPTS}
+    GenerationRequest(**{"id": "defaults", "prompt": "-", **options})  # checks them
     found: list[GenerationRequest | Refusal] = []
     names: set[str] = set()
     try:

@@ -83,6 +83,8 @@ def test_a_file_without_requests_is_refused(tmp_path):
         read_requests(path)
     with pytest.raises(ValueError, match="defaults have 'heat'"):
         read_requests(path, defaults={"heat": 1})
+    with pytest.raises(ValueError, match="temperature is -1"):
+        read_requests(path, defaults={"prompt": "a", "temperature": -1})
 
 
 def test_prompts_that_share_a_prefix_stand_together():
