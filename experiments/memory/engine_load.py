@@ -7,9 +7,10 @@ The figures go into engine_load.json; a row that is there is left alone. The req
 of the Azure conversation trace of 2023 (azure_conv.csv, CC BY 4.0), their lengths divided by 8,
 with random prompts; the model is smollm2-135m in f32, and end tokens are switched off, so that each
 answer is as long as the trace says. The cache of the longest length is the same engine with pages
-of 2,048 tokens: each request has one of them, whatever its length. The page that is no one's comes
-on top of its bytes, since such a cache has none. Pages of 4 bits have 32 tokens: of each row the
-unfinished page is in floats. `rows_held` is the mean over
+of 2,048 tokens: each request has one of them, whatever its length. Three pages come on
+top of its bytes, since such a cache needs none of them: that of no one, and two that an engine
+keeps free for rows that grow. Pages of 4 bits have 32 tokens: of each row the unfinished page is in
+floats. `rows_held` is the mean over
 steps in which requests wait. Seconds are of the whole load, after a load of two requests that
 compiles the programs; other work on the machine changes them.
 """
@@ -54,7 +55,7 @@ def measured(model: jm.models.Model, requests: list, pages: jm.Pages, rows: int)
     """What an engine holds, and how fast it answers."""
     sizes = {"rows": rows, "length": LENGTH, "chunk": CHUNK}
     nobody = jax.eval_shape(lambda: pages.empty(model.config, 1, 1, 1))  # and a page of a row
-    nbytes = NBYTES + (jm.nbytes(nobody.stores) // 2 if pages.size == LENGTH else 0)
+    nbytes = NBYTES + (3 * jm.nbytes(nobody.stores) // 2 if pages.size == LENGTH else 0)
     engine = jm.serving.Engine(model, nbytes=nbytes, pages=pages, **sizes)
     for request in requests[:2]:
         engine.add(request)
