@@ -111,3 +111,7 @@ def _interruptible() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+if __name__ == "__main__":  # python -m jaxmem.cli
+    sys.exit(main())

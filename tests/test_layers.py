@@ -79,7 +79,7 @@ def arrows():
 
 def test_the_package_holds_wings_and_nothing_else():
     entries = {p.name for p in ROOT.iterdir()} - {"__pycache__"}
-    assert entries == {"__init__.py", "cli.py", "py.typed", *WINGS}
+    assert entries == {"__init__.py", "__main__.py", "cli.py", "py.typed", *WINGS}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

@@ -1,5 +1,7 @@
 """Every command on a tiny random Llama: wrong lines, and what each writes."""
 
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -134,3 +136,11 @@ def test_a_warning_is_one_line_without_code(capsys):
         warnings.simplefilter("always")
         warnings.warn("the head\nis left out", stacklevel=1)
     assert capsys.readouterr().err == "jaxmem: warning: the head is left out\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["jaxmem", "jaxmem.cli"])
+def test_a_module_is_the_command(module):
+    line = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == (f"jaxmem {jm.__version__}", 0)

@@ -1,70 +1,16 @@
 """A pool of pages: the logits of a cache of one piece, and rows that do not touch each other."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from page_pools import CODES, CONFIGS, IDS, SIZE, empty, model_of, read_of
 
 import jaxmem as jm
-from jaxmem.architectures import gpt2, llama
 from jaxmem.kv_cache.encoded_pages import decode_pages, encode_pages
-from jaxmem.models import Model
-
-SIZES = dict(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
-WIDE = dict(heads=2, kv_heads=1, head_dim=128, layers=1)  # keys and values in arrays of their own
-CONFIGS = {
-    "llama": llama.Config(**SIZES),
-    "windows": llama.Config(
-        **SIZES, local=(True, False), window=11, attention_softcap=5.0, sinks=True
-    ),
-    "wide": llama.Config(**SIZES | WIDE, positions="alibi", norm="layer"),
-    "local": llama.Config(**SIZES, local=(True, True), window=10),
-    "one": llama.Config(**SIZES | dict(layers=1)),
-    "some": llama.Config(**SIZES | dict(layers=3), local=(True, True, False), window=11),
-    "gpt2": gpt2.Config(vocab=64, width=32, layers=2, heads=4, context=64),
-}
-IDS = jax.random.randint(jax.random.key(1), (3, 32), 0, 64, jnp.int32)
-SIZE = 8
-CODES = dict(bits=4, rotate=True)
-
-
-@functools.cache
-def model_of(family):
-    config = CONFIGS[family]
-    module = (gpt2 if family == "gpt2" else llama).module(config)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), IDS)["params"]
-    draw = np.random.default_rng(0).standard_normal
-    params = jax.tree.map(lambda x: jnp.asarray(draw(x.shape, np.float32) * 0.2), shapes)
-    return Model(config, params, None, "random")
-
-
-@functools.cache
-def read_of(family):
-    """Reads a chunk of ids into a pool: each row the tokens that are asked for it."""
-    model = model_of(family)
-
-    @jax.jit
-    def read(params, ids, pool, tokens):
-        pool, ok = jm.pages.alloc(pool, tokens)
-        logits, pool = model.apply(params, ids, pool)
-        return logits, pool, ok
-
-    def checked(pool, ids, tokens, params=model.params):
-        logits, pool, ok = read(params, ids, pool, jnp.asarray(tokens, jnp.int32))
-        assert ok.all()
-        return logits, pool
-
-    return checked
-
-
-def empty(family, bits=None, rotate=False):
-    options = jm.Pages(bits, size=SIZE, rotate=rotate)
-    return options.empty(CONFIGS[family], pages=20, rows=3, most=6)
-
 
 CASES = [(family, False) for family in CONFIGS if family not in ("local", "some")]
 CASES += [(f, True) for f in ("llama", "windows", "gpt2")]
@@ -160,52 +106,6 @@ def test_a_pool_that_grew_gives_the_same_bits_and_shrinks_again():
     assert jm.pages.shrink(grown).capacity == 10
     back = jm.pages.shrink(jm.pages.release(grown, jnp.arange(3)))
     assert back.capacity == int(back.top) == 3 and jm.nbytes(back) == jm.nbytes(small)
-
-
-def test_pages_behind_all_windows_are_free_and_not_missed():
-    model = model_of("local")
-    want = jax.jit(model.apply)(model.params, IDS)
-    pool, held = empty("local"), []
-    for chunk in range(4):
-        ids = IDS[:, chunk * SIZE : (chunk + 1) * SIZE]
-        got, pool = read_of("local")(pool, ids, [SIZE, 0, SIZE])
-        pool = jm.pages.release_behind(pool)
-        expected = want[::2, chunk * SIZE : (chunk + 1) * SIZE]
-        np.testing.assert_allclose(got[::2], expected, rtol=1e-4, atol=1e-4)
-        held.append(20 - int(pool.top))
-    assert held == [2, 4, 4, 4]
-    assert not jm.pages.share(pool, 0, 1, 16)[1]  # its first pages are gone
-    with pytest.raises(ValueError, match="sees all tokens"):
-        jm.pages.release_behind(empty("llama"))
-
-
-def test_a_window_of_the_pool_is_that_of_the_layers():
-    want = jax.jit(model_of("local").apply)(model_of("local").params, IDS)
-    pool = jm.Pages(size=SIZE, window=10).empty(CONFIGS["llama"], pages=20, rows=3, most=6)
-    assert pool.groups.reaches == (CONFIGS["local"].window,) == (10,)
-    for chunk in range(4):
-        ids = IDS[:, chunk * SIZE : (chunk + 1) * SIZE]
-        got, pool = read_of("llama")(pool, ids, [SIZE] * 3)
-        pool = jm.pages.release_behind(pool)
-        np.testing.assert_allclose(got, want[:, chunk * SIZE :][:, :SIZE], rtol=1e-4, atol=1e-4)
-    assert int(pool.top) == 20 - 3 * 2
-
-
-@pytest.mark.parametrize("bits", [None, 8])
-def test_a_query_sees_the_sinks_and_its_window_where_they_are_in_the_text(bits):
-    model, window, sinks = model_of("one"), 10, 3
-    pages = jm.Pages(bits, size=SIZE, window=window, sinks=sinks)
-    pool = pages.empty(model.config, pages=4, rows=1, most=6)
-    for chunk in range(4):  # 32 tokens in no more than 4 pages
-        ids = IDS[:1, chunk * SIZE : (chunk + 1) * SIZE]
-        got, pool = read_of("one")(pool, ids, [SIZE])
-        pool = jm.pages.release_behind(pool)
-    assert pool.table[0, :4].tolist()[1] == 0 and int(pool.top) == 1
-    seen = jnp.array([*range(sinks), *range(32 - window, 32)], jnp.int32)[None]
-    near = jnp.take_along_axis(IDS[:1], seen, 1)
-    want = model.apply(model.params, near, segments=jnp.ones_like(seen), positions=seen)
-    bound = 1e-4 if bits is None else 2e-2
-    np.testing.assert_allclose(got[0, -1], want[0, -1], rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
@@ -312,35 +212,3 @@ def test_a_row_of_eight_bits_goes_on_in_a_pool_of_four():
             wrong()
     with pytest.raises(ValueError, match="expected codes"):
         jm.pages.fewer_bits(empty("llama"), 4)
-
-
-@pytest.mark.parametrize("bits", [None, 4])
-def test_layers_with_a_window_give_pages_back_and_no_bit_changes(bits):
-    config, read, ids = CONFIGS["some"], read_of("some"), IDS[:, :SIZE]
-    pools = [
-        jm.Pages(bits, size=SIZE, by_window=apart).empty(config, pages=60, rows=3, most=6)
-        for apart in (False, True)
-    ]
-    assert [len(pool.groups) for pool in pools] == [1, 3]
-    shared, ok = jm.pages.share(read(pools[1], ids, [SIZE, 0, 0])[1], 0, 1, SIZE - 3)
-    assert ok and int((shared.refs > 0).sum()) == 6  # a part of each of 3 pages is copied
-    got, _ = read(shared, ids[:1].repeat(3, 0), [0, SIZE, 0])
-    assert jnp.isfinite(got).all()
-    for step in range(4):
-        tokens = [SIZE, SIZE if step else 3, SIZE if step < 2 else 0]
-        (want, pools[0]), (got, pools[1]) = (read(pool, ids, tokens) for pool in pools)
-        np.testing.assert_array_equal(got, want)
-        pools[1] = jm.pages.release_behind(pools[1])
-    used = np.asarray(pools[1].table).reshape(3, 6, 3) > 0
-    assert used[0].sum(0).tolist() == [2, 2, 4]  # of 32 tokens, those from 22 on are seen
-    use = jm.pages.usage(pools[1])
-    assert use.allocated + use.free == 60 and use.allocated == used.sum()
-    blob = jm.pages.take_row(pools[1], 0)
-    moved, ok = jm.pages.put_row(jm.pages.release(pools[1], jnp.array([0, 2])), 2, blob)
-    assert ok
-    token = jnp.ones((3, SIZE), jnp.int32)
-    last, there = (
-        np.asarray(read(*asked)[0][:, 0])
-        for asked in ((pools[1], token, [1, 0, 0]), (moved, token, [0, 0, 1]))
-    )
-    np.testing.assert_array_equal(there[2], last[0])

@@ -6,61 +6,10 @@ import functools
 import jax
 import numpy as np
 import pytest
-from chat_models import chatting
+from engines import PAGES, WIDE, answers, model, nbytes, requests
 
 import jaxmem as jm
 from jaxmem.serving import Engine, GenerationRequest
-
-PAGES = 13
-WIDE = {"rows": 5, "chunk": 16, "pages": jm.Pages(size=8), "length": 120}
-
-
-@functools.cache
-def model():
-    m = chatting()
-    return dataclasses.replace(m, config=dataclasses.replace(m.config, context=128, eos=(7,)))
-
-
-def nbytes():
-    """The bytes of a pool of `PAGES` pages."""
-    empty = lambda: WIDE["pages"].empty(model().config, PAGES, WIDE["rows"], 15)
-    return jm.nbytes(jax.eval_shape(empty))
-
-
-def requests(count, seed=0, **options):
-    """Requests of all kinds, with prompts and answers of many lengths."""
-    rng = np.random.default_rng(seed)
-    ways = [
-        {},
-        {"temperature": 1.0, "seed": 5},
-        {"temperature": 0.7, "top_k": 7, "min_p": 0.01},
-        {"repetition_penalty": 1.5, "logprobs": True},
-    ]
-    lengths = rng.integers(1, (41, 65), (count, 2)).tolist()
-    vocab = model().config.vocab
-    return [
-        GenerationRequest(
-            f"r{i}",
-            ids=rng.integers(0, vocab, prompt),
-            max_new_tokens=answer,
-            **{**ways[i % 4], **options},
-        )
-        for i, (prompt, answer) in enumerate(lengths)
-    ]
-
-
-def answers(engine):
-    """{id: answer} of all that is at work; the pieces of each make its answer."""
-    found, ids, texts = {}, {}, {}
-    for piece in engine:
-        ids[piece.id] = ids.get(piece.id, ()) + piece.ids
-        texts[piece.id] = texts.get(piece.id, "") + piece.text
-        if piece.answer is not None:
-            assert piece.id not in found
-            found[piece.id] = piece.answer
-    assert ids == {id: a.ids for id, a in found.items()}
-    assert texts == {id: a.text for id, a in found.items()}
-    return found
 
 
 @functools.cache
@@ -169,67 +118,6 @@ def test_models_that_no_pool_takes_are_refused():
         Engine(shapes, nbytes=10**9)
 
 
-def alike(name):
-    """Requests whose prompts begin alike, of which some are the same."""
-    rng = np.random.default_rng(1)
-    starts = [rng.integers(0, 40, 36) for _ in range(2)]
-    prompts = [np.append(starts[i % 2][: 20 + i], rng.integers(0, 40, 3 + i)) for i in range(6)]
-    prompts = [*prompts, *prompts[:2]]
-    return [GenerationRequest(f"{name}{i}", ids=p, max_new_tokens=9) for i, p in enumerate(prompts)]
-
-
-@functools.cache
-def without():
-    """The ids of each answer of an engine that reads every prompt whole."""
-    engine = Engine(model(), nbytes=nbytes(), **WIDE)
-    engine.add_sorted(alike("a"))
-    return {id[1:]: answer.ids for id, answer in answers(engine).items()}
-
-
-def cache(pages, **tiers):
-    """A cache of prefixes for the pages and the chunks of the engine."""
-    of = (model().params, model().config.to_dict())
-    return jm.Prefixes(pages, size=8, chunk=WIDE["chunk"], of=of, **tiers)
-
-
-@pytest.mark.parametrize(("device", "host"), [(80, 0), (3, "1MB")], ids=["device", "host"])
-def test_warm_answers_are_the_cold_ones_and_no_page_is_lost(device, host):
-    prefixes = cache(device, host=host)
-    engine = Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes)
-    warm = 0
-    for name in "ab":
-        assert engine.add_sorted(alike(name)) == []
-        found = answers(engine)
-        assert {id[1:]: answer.ids for id, answer in found.items()} == without()
-        warm += sum(answer.cached_tokens for answer in found.values())
-    assert warm > 100
-    assert sum(prefixes.stats().hits.values()) >= warm
-    use = engine.usage()
-    assert use.allocated == len(prefixes.evict(10**6))  # rows have none: all are the cache's
-
-
-def test_prefixes_that_were_flushed_are_found_by_the_engine_of_a_later_program(tmp_path):
-    for hits in (False, True):
-        prefixes = cache(80, disk="1MB", path=tmp_path)
-        engine = Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes)
-        engine.add(alike("a")[5])
-        (answer,) = answers(engine).values()
-        assert (answer.ids, answer.cached_tokens > 0) == (without()["5"], hits)
-        engine.flush()
-    assert prefixes.stats().hits["disk"] > 0
-
-
-def test_what_is_cancelled_pins_nothing():
-    prefixes = cache(80)
-    engine = Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes)
-    engine.add_sorted(alike("a"))
-    engine.step()
-    for request in alike("a"):
-        engine.cancel(request.id)
-    assert engine.at_work == 0
-    assert engine.usage().allocated == len(prefixes.evict(10**6)) > 0
-
-
 @pytest.mark.parametrize("bits", [None, 4])
 def test_chunks_may_be_parts_of_a_page(bits):
     found = []
@@ -240,12 +128,6 @@ def test_chunks_may_be_parts_of_a_page(bits):
         found.append(answers(engine))
     parts, whole = found
     assert {i: a.ids for i, a in parts.items()} == {i: a.ids for i, a in whole.items()}
-
-
-def test_a_cache_for_other_chunks_is_refused():
-    prefixes = jm.Prefixes(80, size=8, chunk=8)
-    with pytest.raises(ValueError, match="pages of 8 tokens in chunks of 8, expected 8 and 16"):
-        Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes)
 
 
 @pytest.mark.parametrize("host", [0, 10**6])
