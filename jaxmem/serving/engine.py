@@ -42,25 +42,21 @@ class Engine:
 
     A request is admitted when its prompt and one more page fit into the free pages, less 1 % of
     all. If rows grow until no page is left, the last one admitted leaves: its pages go to the host
-    if `host` bytes have room for them; otherwise it starts again later, and comes to the same
-    tokens.
+    if `host` bytes have room; otherwise it starts again later, and comes to the same tokens.
 
     Args:
         model: a decoder with weights, dense or encoded, on one device.
-        nbytes: the most bytes of the pool of keys and values. The weights, and what programs take
-            while they run, come on top.
+        nbytes: the most bytes of the pool of keys and values; weights and temporaries come on top.
         rows: the most requests that generate at the same time.
-        pages: the form of the pages, such as `jm.Pages(4)`. Pages that lie behind a window of all
-            their layers, the model's or the form's, are free again: `jm.Pages(by_window=True)` for
-            a model of which some layers have a window.
+        pages: the form of the pages, such as `jm.Pages(4)`. Those behind a window of all their
+            layers are free again; `jm.Pages(by_window=True)` sets layers with a window apart.
         chunk: tokens of a prompt that one program reads, a multiple of the page size or a divisor;
             None for the smallest multiple that is at least 128.
         length: the most tokens of a prompt with its answer; None for the model's context.
         host: the most bytes of swapped pages in host memory.
         prefixes: a cache of prompts that were read before, such as `jm.Prefixes(1000, chunk=128,
             of=(model.params, model.config.to_dict(), pages))`; None to read each prompt whole. It
-            serves this engine alone. What it holds in the pool goes when rows want pages, and with
-            the engine, but for what `flush` writes.
+            serves this engine alone. What it holds goes when rows want pages; `flush` writes it.
         least_bits: 4 or 2: before a row leaves for want of pages, all pages lose their low bits,
             as by `jm.pages.fewer_bits`, and there are more of them in the same bytes, until nothing
             is at work any more. Answers then depend on the load. None keeps the bits of `pages`.
