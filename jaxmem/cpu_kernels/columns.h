@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -33,6 +34,7 @@ inline std::vector<Chunk> chunks_of(int64_t k, int64_t group, int most) {
   std::vector<Chunk> chunks;
   int64_t vector = 0;
   const int64_t step = are_paired(group) ? kLanes : group;
+  chunks.reserve((k + step - 1) / step * ((std::min(step, k) + most - 1) / most));
   for (int64_t start = 0; start < k; start += step) {
     const int64_t end = std::min(k, start + step);
     for (int64_t column = start; column < end; column += most) {
@@ -49,12 +51,15 @@ constexpr int kNotFinite = 1 << 20;
 // The exponent of the step of k numbers: a power of two, so that numbers of few bits are exact.
 inline int exponent_of_step(const float* x, int64_t k) {
   Ints largest = {};  // as bits, which have the order of the sizes
-  for (int64_t i = 0; i < k; i += kWords) {
-    const Ints bits = (Ints)load_floats(x + i, k - i) & 0x7FFFFFFF;
+  const auto add = [&](Floats numbers) {
+    const Ints bits = (Ints)numbers & 0x7FFFFFFF;
     largest = bits > largest ? bits : largest;
-  }
+  };
+  int64_t i = 0;
+  for (; i + kWords <= k; i += kWords) add(load<Floats>(x + i));
+  if (i < k) add(load_floats(x + i, k - i));
   int bits = 0, exponent;
-  for (int i = 0; i < kWords; ++i) bits = std::max(bits, largest[i]);
+  for (int lane = 0; lane < kWords; ++lane) bits = std::max(bits, largest[lane]);
   if (bits >= 0x7F800000) return kNotFinite;
   float size;
   std::memcpy(&size, &bits, sizeof size);
@@ -96,11 +101,18 @@ struct FixedPoint {
       Sums middles;
       for (int i = 0; i < count; i += kLanes) {
         auto& digits = vectors[vector + i / kLanes];
-        for (int j = 0; j < std::min(kLanes, count - i); j += kWords) {
-          const Ints values = nearest(load_floats(x + column + i + j, count - i - j) * unit * rest);
-          digits.set(j, values);
-          sums[paired && j >= kLanes / 2] += values;
+        const float* from = x + column + i;
+        float few[kLanes];
+        if (i + kLanes > count) {
+          std::memset(few, 0, sizeof few);
+          from = static_cast<const float*>(std::memcpy(few, from, (count - i) * sizeof *from));
         }
+        Ints values[kQuarters];
+#pragma GCC unroll 4
+        for (int q = 0; q < kQuarters; ++q) values[q] = nearest(load<Floats>(from + q * kWords) * unit * rest);
+        sums[0] += values[0] + values[1];
+        sums[paired] += values[2] + values[3];
+        digits.set(values);
         middles.add_products(Bytes{} + middle_code(kBits), typename Sums::Registers(digits));
       }
       starts[c].subtract(middles);

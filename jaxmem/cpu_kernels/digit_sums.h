@@ -7,29 +7,43 @@
 
 namespace jaxmem {
 
+// Vectors of numbers of 32 bits that kLanes columns are.
+constexpr int kQuarters = kLanes / kWords;
+
+// Stores numbers that fit so, in their order: the kLanes numbers of four vectors.
+template <typename Narrow>
+JAXMEM_INLINE void store_narrow(const Ints* values, Narrow* to) {
+#if defined(__AVX2__) && !defined(JAXMEM_AVX512)  // which a compiler makes of one number at a time
+  const auto shorts = [&](int i) { return _mm256_packs_epi32((__m256i)values[i], (__m256i)values[i + 1]); };
+  if constexpr (sizeof(Narrow) == 1) {  // each half of a vector is packed by itself
+    const __m256i bytes = _mm256_packs_epi16(shorts(0), shorts(2));
+    store(to, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+  } else {
+    store(to, _mm256_permute4x64_epi64(shorts(0), 0xD8));
+    store(to + kLanes / 2, _mm256_permute4x64_epi64(shorts(2), 0xD8));
+  }
+#else
+  typedef Narrow Some __attribute__((vector_size(kWords * sizeof(Narrow))));
+  for (int q = 0; q < kQuarters; ++q) store(to + q * kWords, __builtin_convertvector(values[q], Some));
+#endif
+}
+
 // x of kLanes columns in fixed point, as products with codes read it, in three signed digits of 8 bits.
 struct alignas(kLanes) Digits {
   int8_t high[kLanes] = {}, middle[kLanes] = {}, low[kLanes] = {};
 
-  // Sets the columns from i on.
-  void set(int i, Ints values) {
-    const Ints above = (values + 64) >> 7, top = (above + 64) >> 7;
-    store(high + i, to_bytes(top));
-    store(middle + i, to_bytes(above - (top << 7)));
-    store(low + i, to_bytes(values - (above << 7)));
-  }
-
- private:
-  typedef int8_t Quarter __attribute__((vector_size(kWords)));
-  static JAXMEM_INLINE Quarter to_bytes(Ints values) {
-#if defined(__AVX2__) && !defined(JAXMEM_AVX512)  // which a compiler makes of one number at a time
-    const __m256i lowest = _mm256_set1_epi32(0x0C080400);  // of four numbers of 4 bytes
-    const __m256i halves = _mm256_shuffle_epi8((__m256i)values, lowest);
-    const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
-    return load<Quarter>(&eight);
-#else
-    return __builtin_convertvector(values, Quarter);
-#endif
+  void set(const Ints* values) {
+    Ints tops[kQuarters], middles[kQuarters], rests[kQuarters];
+#pragma GCC unroll 4
+    for (int q = 0; q < kQuarters; ++q) {
+      const Ints above = (values[q] + 64) >> 7;
+      tops[q] = (above + 64) >> 7;
+      middles[q] = above - (tops[q] << 7);
+      rests[q] = values[q] - (above << 7);
+    }
+    store_narrow(tops, high);
+    store_narrow(middles, middle);
+    store_narrow(rests, low);
   }
 };
 
@@ -37,12 +51,15 @@ struct alignas(kLanes) Digits {
 struct alignas(kLanes) Halves {
   int16_t high[kLanes] = {}, low[kLanes] = {};
 
-  void set(int i, Ints values) {
-    for (int j = i; j < i + kWords; ++j) {
-      const int above = (values[j - i] + 64) >> 7;
-      high[j] = static_cast<int16_t>(above);
-      low[j] = static_cast<int16_t>(values[j - i] - above * 128);
+  void set(const Ints* values) {
+    Ints tops[kQuarters], rests[kQuarters];
+#pragma GCC unroll 4
+    for (int q = 0; q < kQuarters; ++q) {
+      tops[q] = (values[q] + 64) >> 7;
+      rests[q] = values[q] - (tops[q] << 7);
     }
+    store_narrow(tops, high);
+    store_narrow(rests, low);
   }
 };
 

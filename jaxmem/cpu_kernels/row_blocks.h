@@ -33,17 +33,17 @@ struct Inputs {
   }
 };
 
-// The bytes of 8 packed codes of a group, the first in the lowest byte.
+// The bytes of 8 packed codes, the first in the lowest byte: the v-th 8 of each of the fields.
 template <int kBits, int kField = 0>
-inline uint64_t unpack_eight(const uint8_t* const* fields, int64_t g, int64_t n, int64_t row) {
+JAXMEM_INLINE uint64_t unpack_eight(const uint8_t* const* fields, int64_t v) {
   if constexpr (kField == field_count(kBits)) {
     return 0;
   } else {
     constexpr Field kLayout = field(kBits, kField);
     constexpr int kWidth = kLayout.width;
     uint64_t packed = 0;
-    std::memcpy(&packed, fields[kField] + g * packed_size(n, kWidth) + row * kWidth / 8, kWidth);
-    return spread<kWidth>(packed) << kLayout.shift | unpack_eight<kBits, kField + 1>(fields, g, n, row);
+    std::memcpy(&packed, fields[kField] + v * kWidth, kWidth);
+    return spread<kWidth>(packed) << kLayout.shift | unpack_eight<kBits, kField + 1>(fields, v);
   }
 }
 
@@ -53,10 +53,10 @@ inline float subtracted_code(const IntegerRows& weight) {
   return are_two_rows<kBits>(weight) && weight.has_offsets() ? 0 : 1 << (kBits - 1);
 }
 
-// The zero points of 8 rows from `row` in group g, less `middle` if they have no sign.
+// The v-th 8 of some zero points, less `middle` if they have no sign.
 template <int kBits>
-inline EightFloats read_zeros(const IntegerRows& weight, int64_t g, int64_t row, float middle) {
-  const uint64_t codes = unpack_eight<kBits>(weight.zeros, g, weight.n, row);
+JAXMEM_INLINE EightFloats eight_zeros(const uint8_t* const* fields, int64_t v, float middle) {
+  const uint64_t codes = unpack_eight<kBits>(fields, v);
   if constexpr (kBits == 8) return from_bytes<int8_t>(codes);
   return from_bytes<uint8_t>(codes) - middle;
 }
@@ -78,22 +78,36 @@ void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t
   const int64_t groups = weight.groups();
   block->y.assign(inputs.rows.size() * kBlockVectors, EightFloats{});
   EightFloats* scales = block->scales.data();
+  const int64_t count = rows / kByteRows, m = inputs.rows.size();
+  if (m == 0) return;
   for (int64_t g = 0; g < groups; ++g) {
     weight.fetch_block(weight.scale, g, row + kBlockRows);
-    if (weight.low) weight.fetch_block(weight.low, g, row + kBlockRows);
-    for (int f = 0; weight.zeros[0] && f < field_count(kBits); ++f) {
-      const int width = field(kBits, f).width;
-      fetch(weight.zeros[f] + g * packed_size(weight.n, width) + (row + kBlockRows) * width / 8, kBlockRows * width / 8);
-    }
-    for (int v = 0; v * kByteRows < rows; ++v) {
-      scales[v * groups + g] = weight.eight<Number>(weight.scale, g, row + v * kByteRows);
-    }
-    for (int v = 0; weight.has_offsets() && v * kByteRows < rows; ++v) {
-      const int64_t first = row + v * kByteRows;
-      const EightFloats scale = scales[v * groups + g];
-      const EightFloats offsets = weight.low ? -scale * middle - weight.eight<Number>(weight.low, g, first)
-                                             : scale * read_zeros<kBits>(weight, g, first, middle);
-      subtract_offsets(offsets, g, inputs, block->y.data() + v);
+    const Number* scale = static_cast<const Number*>(weight.scale) + g * weight.n + row;
+    // Calls offset(v, the scales of 8 rows) for the offsets of these, and subtracts what they take.
+    const auto with_offsets = [&](const auto& offset) __attribute__((always_inline)) {
+      EightFloats* y = block->y.data();
+      const float sum = inputs.rows[0].group_sums[g];
+      for (int64_t v = 0; v < count; ++v) {
+        const EightFloats eight = eight_of(scale + v * kByteRows), offsets = offset(v, eight);
+        scales[v * groups + g] = eight;
+        y[v] -= offsets * sum;
+        for (int64_t i = 1; i < m; ++i) y[i * kBlockVectors + v] -= offsets * inputs.rows[i].group_sums[g];
+      }
+    };
+    if (weight.low) {
+      weight.fetch_block(weight.low, g, row + kBlockRows);
+      const Number* low = static_cast<const Number*>(weight.low) + g * weight.n + row;
+      with_offsets([&](int64_t v, EightFloats eight) { return -eight * middle - eight_of(low + v * kByteRows); });
+    } else if (weight.zeros[0]) {
+      const uint8_t* zeros[3] = {};
+      for (int f = 0; f < field_count(kBits); ++f) {
+        const int width = field(kBits, f).width;
+        zeros[f] = weight.zeros[f] + g * packed_size(weight.n, width) + row * width / 8;
+        fetch(zeros[f] + kBlockVectors * width, kBlockVectors * width);
+      }
+      with_offsets([&](int64_t v, EightFloats eight) { return eight * eight_zeros<kBits>(zeros, v, middle); });
+    } else {
+      for (int64_t v = 0; v < count; ++v) scales[v * groups + g] = eight_of(scale + v * kByteRows);
     }
   }
 }

@@ -13,6 +13,13 @@ constexpr int kByteRows = 8;     // rows that begin at a whole byte of every fie
 constexpr int kBlockRows = 128;  // rows whose scales are read together
 constexpr int kBlockVectors = kBlockRows / kByteRows;
 
+// 8 scales, of f32 or of float16 as its bits.
+template <typename Number>
+JAXMEM_INLINE EightFloats eight_of(const Number* from) {
+  if constexpr (sizeof(Number) == 4) return load<EightFloats>(from);
+  else return from_halves<EightFloats>(from);
+}
+
 // What all weights with scales have.
 struct ScaledMatrix {
   int64_t n, k, group;  // rows, columns, and columns that share a scale
@@ -20,14 +27,6 @@ struct ScaledMatrix {
   bool half_scale;
 
   int64_t groups() const { return k ? (k + group - 1) / group : 0; }
-
-  // Those of 8 rows from `row` on in group g of numbers (groups, n), all of which are there.
-  template <typename Number>
-  JAXMEM_INLINE EightFloats eight(const void* numbers, int64_t g, int64_t row) const {
-    const Number* from = static_cast<const Number*>(numbers) + g * n + row;
-    if constexpr (sizeof(Number) == 4) return load<EightFloats>(from);
-    else return from_halves<EightFloats>(from);
-  }
 
   // Fetches those of kBlockRows rows from `row` on in group g of numbers (groups, n) of the scales' type.
   JAXMEM_INLINE void fetch_block(const void* numbers, int64_t g, int64_t row) const {
@@ -47,8 +46,7 @@ struct ScaledMatrix {
     const Number* from = static_cast<const Number*>(scale) + place;
     Number few[kByteRows] = {};
     if (count < kByteRows) from = static_cast<Number*>(std::memcpy(few, from, count * sizeof *from));
-    if constexpr (sizeof(Number) == 4) return load<EightFloats>(from);
-    else return from_halves<EightFloats>(from);
+    return eight_of(from);
   }
 };
 

@@ -67,10 +67,9 @@ def test_the_cache_is_read_and_another_compiler_option_compiles_again(monkeypatc
     assert library._compiled() == cached and cached.read_bytes() == b""
 
 
-@needs_compiler
-@pytest.mark.parametrize("instructions", [None, *library.CHOSEN])
-def test_no_kernel_reads_or_writes_beyond_its_arrays(tmp_path, monkeypatch, instructions):
-    monkeypatch.setenv("JAXMEM_NATIVE", instructions or "1")
+@pytest.fixture
+def self_test(tmp_path):
+    """A program that says what the self test finds."""
     program = tmp_path / "test.cc"
     program.write_text(
         '#include <cstdio>\n#include "self_test.h"\n'
@@ -78,12 +77,45 @@ def test_no_kernel_reads_or_writes_beyond_its_arrays(tmp_path, monkeypatch, inst
         "  const std::string wrong = jaxmem::self_test();\n"
         "  std::puts(wrong.c_str());\n  return wrong.empty() ? 0 : 1;\n}\n"
     )
+    return program
+
+
+run = functools.partial(subprocess.run, check=False, capture_output=True, text=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("instructions", [None, *library.CHOSEN])
+def test_no_kernel_reads_or_writes_beyond_its_arrays(self_test, monkeypatch, instructions):
+    monkeypatch.setenv("JAXMEM_NATIVE", instructions or "1")
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
     options = ["-std=c++17", "-O0", "-w", *library._instructions(), *checks, "-I", library.SOURCES]
-    run = functools.partial(subprocess.run, check=False, capture_output=True, text=True)
-    compiled = run(["c++", *options, program, "-o", tmp_path / "test"])
+    compiled = run(["c++", *options, self_test, "-o", self_test.with_suffix("")])
     if "cannot find" in compiled.stderr:
         pytest.skip("the compiler has no sanitizers")
     assert compiled.returncode == 0, compiled.stderr
-    result = run([tmp_path / "test"])
+    result = run([self_test.with_suffix("")])
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@needs_compiler
+def test_kernels_for_avx512_compile(self_test):
+    options = ["-std=c++17", "-fsyntax-only", "-w", "-march=icelake-server", "-I", library.SOURCES]
+    compiled = run(["c++", *options, self_test])
+    if "march" in compiled.stderr:
+        pytest.skip("the compiler is not one for x86")
+    assert compiled.returncode == 0, compiled.stderr
+
+
+@pytest.mark.client
+@pytest.mark.skipif(
+    not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")),
+    reason="there is no compiler for ARM, or no emulator",
+)
+@pytest.mark.parametrize("instructions", ["armv8.2-a+dotprod", "armv8-a"])
+def test_kernels_for_arm_are_right_under_an_emulator(self_test, instructions):
+    options = ["-std=c++17", "-O1", "-w", "-static", f"-march={instructions}"]
+    command = ["aarch64-linux-gnu-g++", *options, "-I", library.SOURCES, self_test]
+    compiled = run([*command, "-o", self_test.with_suffix("")])
+    assert compiled.returncode == 0, compiled.stderr
+    result = run(["qemu-aarch64", self_test.with_suffix("")])
     assert result.returncode == 0, result.stdout + result.stderr
