@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from ..evaluation.card_comparison import compare_cards
 from ..evaluation.model_card import card
+from ..io.scalar_writers import TensorBoard
 from ..models import load
 from . import options
 from .output import Output
@@ -45,6 +46,8 @@ class MakeCard(options.SourceOptions):
     """What is asked of the words of some texts; by default what the suite has."""
     out: Annotated[str | None, arg(metavar="FOLDER")] = None
     """Where the card and its items are written; a suite that was stopped goes on."""
+    track: Annotated[str | None, arg(metavar="DIR")] = None
+    """A directory for event files of TensorBoard."""
 
     def run(self, output: Output) -> dict:
         """Makes the card, or compares two, and shows a table."""
@@ -58,6 +61,7 @@ class MakeCard(options.SourceOptions):
         words = None if self.words is None else options.read(self.words).split("\n")
         words = words and [word.strip() for word in words if word.strip()]
         out = None if self.out is None else check_out(self.out, makes_parents=True)
+        writer = TensorBoard(self.track) if self.track else None
         model, reference = self.load(), load(self.reference, dtype=self.dtype)
         with output.stages() as progress:
             found = card(
@@ -70,6 +74,7 @@ class MakeCard(options.SourceOptions):
                 explain=self.explain,
                 out=out,
                 progress=progress,
+                writer=writer,
             )
         line = " ".join(["jaxmem", *sys.argv[1:]])
         found = dataclasses.replace(found, origin={**found.origin, "command": line})
@@ -93,8 +98,10 @@ class MakeCard(options.SourceOptions):
 
     def _compare(self, output: Output) -> dict:
         """Pairs the items of two cards."""
-        if self.reference is not None:
-            raise ValueError("--compare takes two cards that are there, and no --reference")
+        if self.reference is not None or self.track is not None:
+            raise ValueError(
+                "--compare takes two cards that are there, and no --reference and no --track"
+            )
         found = compare_cards(self.model, self.compare)
         names = {name: None for row in found.values() for name in row}
         cell = lambda value: f"{value:.4g}" if isinstance(value, float) else value

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import pathlib
+import time
 from typing import Annotated, Any
 
 import jax
@@ -102,10 +103,12 @@ class Fit(options.SourceOptions):
             shares = {self.calibrate[0]: len(calibrate)}
             if len(ids) > 1:
                 calibrate, shares = jm.calibration.mix_texts(ids, window(dense))
+        start = time.perf_counter()
         with output.stages() as progress:
             fitted = fit(
                 dense, self.nbytes, calibrate=calibrate, options=fit_options, progress=progress
             )
+        seconds = time.perf_counter() - start
         output.say(work_line(fitted))
         if len(shares) > 1:
             counts = (f"{path}: {count:,}" for path, count in shares.items())
@@ -121,9 +124,13 @@ class Fit(options.SourceOptions):
             places = places_of(self.mesh, where)
             output.say(mesh_line(places))
         if self.text:
-            small = dataclasses.replace(fitted.model, tensors=encoded)
-            compared = {"windows": self.windows, "reference": dense}
-            evaluation = measure(output, small, texts[self.text], **compared)
+            evaluation = measure(
+                output,
+                dataclasses.replace(fitted.model, tensors=encoded),
+                texts[self.text],
+                windows=self.windows,
+                reference=dense,
+            )
             output.say(evaluation)
         calibration = {
             path: {"sha256": hashlib.sha256(texts[path].encode()).hexdigest(), "tokens": count}
@@ -131,8 +138,8 @@ class Fit(options.SourceOptions):
         }
         with output.step("saving"):
             fitted.model.save(out, encoded)
-            if calibration:  # which a card's origin reads
-                write_whole(out / FIT_RECORD, json.dumps({"calibration": calibration}).encode())
+            record = {"seconds": seconds, "calibration": calibration}  # which a card reads
+            write_whole(out / FIT_RECORD, json.dumps(record).encode())
         figures = sizes(model, encoded) | {
             "limit_bytes": self.nbytes,
             "calibration": fitted.done or None,

@@ -1,9 +1,9 @@
-"""columns_of: a card's columns of one row, from per-item scores and those of the dense row."""
+"""columns_of, row_of: a card's columns of one row, from its scores and those of the dense row."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .card_explanations import EXPLANATIONS, explained_columns
+from .card_explanations import explained_columns
 from .confidence import Estimate, spearman
 from .confidence_calibration import calibration_of
 from .group_fairness import group_gaps
@@ -21,6 +21,7 @@ COLUMNS = (
 
 def columns_of(
     tasks: Sequence[Task],
+    noisy_tasks: Sequence[Task],
     dense: Mapping[str, TaskScores],
     found: Mapping[str, TaskScores],
     divergence: TokenDivergence | None,
@@ -31,27 +32,40 @@ def columns_of(
         columns["loss"] = divergence.summary()
         if divergence.seconds_per_token is not None:
             columns["time"] = {"seconds_per_token": divergence.seconds_per_token}
+    for task in noisy_tasks:
+        columns["robustness"][task.name] = _compared(task, dense[task.name], found[task.name])
     for task in tasks:
         before, after = dense[task.name], found[task.name]
-        noisy = task.name.split(".")[0] in found and "." in task.name
-        columns["robustness" if noisy else "tasks"][task.name] = _compared(task, before, after)
-        if noisy:
+        columns["tasks"][task.name] = _compared(task, before, after)
+        if not after.items:
             continue
         if task.kind in ("choice", "probe") and not task.group:
             columns["calibration"][task.name] = vars(calibration_of(after.items))
         if task.group and task.kind == "choice":
             columns["fairness"][task.name] = _fairness(before, after)
-    for kind in EXPLANATIONS:
-        if kind in found:
-            for column, said in explained_columns(dense[kind], found[kind], kind).items():
-                columns[column] |= said
     return {name: column for name, column in columns.items() if column}
+
+
+def row_of(
+    columns: dict[str, dict[str, Any]],
+    dense_words: Mapping[str, TaskScores],
+    words: Mapping[str, TaskScores],
+    more: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """The columns of a row in their order, with what is said of words and what is in `more`."""
+    for kind, found in words.items():
+        for key, said in explained_columns(dense_words[kind], found, kind).items():
+            columns[key] = {**columns.get(key, {}), **said}
+    both = {key: {**columns.get(key, {}), **more.get(key, {})} for key in COLUMNS}
+    return {key: column for key, column in both.items() if column}
 
 
 def _compared(task: Task, before: TaskScores, after: TaskScores) -> dict[str, Any]:
     """The score with its interval, and what changed against the dense model."""
     result: dict[str, Any] = {"metric": task.metric, "items": len(after.items)}
     result["skipped"] = after.skipped
+    if not after.items:
+        return result
     scores = [item["score"] for item in after.items]
     if task.kind == "pairs":
         targets = [item["target"] for item in after.items]

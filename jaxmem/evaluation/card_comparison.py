@@ -35,6 +35,8 @@ def compare_cards(first: str | os.PathLike, second: str | os.PathLike) -> dict[s
         task = [header["key"].split(" ")[1:] for header in (one, other)]
         if task[0] != task[1]:
             raise ValueError(f"{path.stem} of {first} and of {second} is not the same task")
+        if not before:  # all items are longer than the context
+            continue
         if path in tokens:
             found[path.stem] = _losses(before, after)
         else:

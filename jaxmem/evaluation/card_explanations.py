@@ -92,7 +92,8 @@ def _asked(
             return {"worth": kernel_shap(game, len(words), samples=_COALITIONS).tolist()}
 
         return shapley
-    margin = InputMargin(asked.model, asked.probes.get(task.name))
+    probe = asked.probe_of(task) if task.kind == "probe" else None
+    margin = InputMargin(asked.model, probe)
     text_of = lambda item, answer: asked_text(asked.model, task, item, field, answer)
     if kind == "gradients":
 

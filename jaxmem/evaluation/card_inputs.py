@@ -67,10 +67,19 @@ def tasks_of(data: Any, suite: str, predicts: bool) -> list[Task]:
     for task in data:
         if task.kind not in kinds:
             raise ValueError(f"{task.name} is of kind {task.kind}, expected one of {kinds}")
-    names = [task.name for task in data]
+    return list(data)
+
+
+def check_names(tasks: Sequence[Task]) -> None:
+    """Refuses two tasks of one name, of which one may have noise in its texts.
+
+    Names that begin with "tokens" are those of the texts, when two cards are compared.
+    """
+    names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ValueError(f"the tasks are named {names}, expected another name for each")
-    return list(data)
+    if wrong := [name for name in names if name.split(".")[0] == "tokens"]:
+        raise ValueError(f"a task is named {wrong[0]!r}, as texts are: expected another name")
 
 
 def with_prompts(tasks: Sequence[Task], suite: str) -> list[Task]:

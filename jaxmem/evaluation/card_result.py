@@ -93,30 +93,33 @@ class Card:
     def plot(self) -> Picture:
         """A picture of the answers that changed in each task, beside the noise floor.
 
+        Without tasks it shows the KL divergence by the position in the text's windows.
+
         Raises:
-            ValueError: no task was asked.
+            ValueError: neither a task was asked nor a text read, as of a model that gives vectors.
             ImportError: matplotlib is missing.
         """
-        shown = {}
-        for name in (FLOOR, MODEL):
-            row = self.rows[name]
-            columns = {**row.get("tasks", {}), **row.get("robustness", {})}
-            shown[name] = {k: v["changed"] for k, v in columns.items() if "changed" in v}
+        shown = {name: _changed(self.rows[name]) for name in (FLOOR, MODEL)}
+        label = "answers that changed, %"
+        if not shown[MODEL]:
+            kl = lambda row: row.get("loss", {}).get("kl_by_position", {})
+            shown = {name: {at: x.mean for at, x in kl(self.rows[name]).items()} for name in shown}
+            label = "KL divergence by position, nats"
         if not shown[MODEL]:
             raise ValueError("no task was asked, whose answers could have changed")
         figure = new_figure(7, 1.5 + 0.5 * len(shown[MODEL]))
         axes = figure.subplots()
-        for i, (name, changed) in enumerate(shown.items()):
-            at = [y + 0.4 * i - 0.2 for y in range(len(changed))]
-            axes.barh(at, [100 * share for share in changed.values()], 0.38, label=name)
+        for i, (name, values) in enumerate(shown.items()):
+            at = [y + 0.4 * i - 0.2 for y in range(len(values))]
+            axes.barh(at, list(values.values()), 0.38, label=name)
         axes.set_yticks(range(len(shown[MODEL])), list(shown[MODEL]))
         axes.invert_yaxis()
-        axes.set(xlabel="answers that changed, %", title=str(self.origin["model"]))
+        axes.set(xlabel=label, title=str(self.origin["model"]))
         axes.legend()
         return Picture(figure)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes `card.json` and `README.md` into a folder; `card.png`, if a task was asked.
+        """Writes `card.json`, `README.md` and `card.png` into a folder.
 
         If words were explained, `attribution.html` and `attribution.png` show one text.
         """
@@ -124,7 +127,7 @@ class Card:
         for name, text in (("card.json", self.to_json()), ("README.md", self.markdown())):
             with replacing(folder / name) as new:
                 new.write_text(text, encoding="utf-8")
-        if self.rows[MODEL].get("tasks"):
+        if _changed(self.rows[MODEL]) or "loss" in self.rows[MODEL]:
             with replacing(folder / "card.png") as new:
                 self.plot().save(new)
         if self.explained:
@@ -134,6 +137,12 @@ class Card:
                 new.write_text(attribution_html(*shown), encoding="utf-8")
             with replacing(folder / "attribution.png") as new:
                 attribution_plot(*shown).save(new)
+
+
+def _changed(row: Mapping[str, Any]) -> dict[str, float]:
+    """{task: the answers that changed, in percent} of a row."""
+    columns = {**row.get("tasks", {}), **row.get("robustness", {})}
+    return {name: 100 * x["changed"] for name, x in columns.items() if "changed" in x}
 
 
 def _paths(tree: Mapping[str, Any]) -> list[tuple[str, ...]]:

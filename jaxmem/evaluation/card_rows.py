@@ -23,7 +23,7 @@ from .origin import weights_sha256
 from .probe import Probe
 from .prompt_template import fill
 from .task import Task
-from .task_scores import TaskScores, encoded_pair, fitted_probe, score_task
+from .task_scores import AllTooLong, TaskScores, encoded_pair, fitted_probe, score_task
 from .token_divergence import KeptLogits, TokenDivergence, token_divergence
 
 _TOKEN_FIELDS = ("nll", "dense_nll", "kl", "same_top")
@@ -101,22 +101,35 @@ class AskedModel:
             vars(self).pop(name, None)
 
     def scores(self, task: Task) -> TaskScores:
-        """Of a task; a probe is the one that was fitted on the dense model's vectors."""
-        plain = task.name.split(".")[0]
-        if task.kind == "probe" and plain not in self.probes:
-            self.probes[plain] = self._probe(task)
-        measure = lambda: score_task(
-            task,
-            self.model,
-            scorer=self.scorer,
-            embed=self.embed,
-            probe=self.probes.get(plain),
-            progress=self.places.tell(f"{self.row}: {task.name}"),
-        )
+        """Of a task; a probe is the one that was fitted on the dense model's vectors.
+
+        There are none if all items are longer than the model's context.
+        """
+        probe = self.probe_of(task) if task.kind == "probe" else None
+
+        def measure() -> TaskScores:
+            try:
+                return score_task(
+                    task,
+                    self.model,
+                    scorer=self.scorer,
+                    embed=self.embed,
+                    probe=probe,
+                    progress=self.places.tell(f"{self.row}: {task.name}"),
+                )
+            except AllTooLong:
+                return TaskScores(task.name, (), len(task.items))
+
         return self.places.kept(self.row, task.name, f"{self.hash} {task.sha256}", measure)
 
-    def _probe(self, task: Task) -> Probe:
-        """The probe that is fitted on this model's vectors, or that is kept."""
+    def probe_of(self, task: Task) -> Probe:
+        """The probe that the first of the rows fitted on its vectors, or that is kept."""
+        of = hashlib.sha256(repr((task.prompt, task.answer, task.train)).encode()).hexdigest()
+        if of not in self.probes:
+            self.probes[of] = self._probe(task, of)
+        return self.probes[of]
+
+    def _probe(self, task: Task, of: str) -> Probe:
 
         def measure() -> TaskScores:
             probe = fitted_probe(task, self.embed)
@@ -124,7 +137,6 @@ class AskedModel:
             labels = {"item": len(rows), "labels": list(probe.labels)}
             return TaskScores("probe", (*rows, labels))
 
-        of = hashlib.sha256(repr((task.prompt, task.answer, task.train)).encode()).hexdigest()
         *rows, labels = self.column(f"probe.{task.name}", of, measure).items
         weights = np.array([row["weights"] for row in rows], np.float32)
         return Probe(weights, tuple(labels["labels"]))
@@ -186,7 +198,7 @@ class AskedModel:
         """By how many nats the answer is ahead of the next choice, (items,)."""
         if task.kind == "probe":
             texts = [fill(task.prompt, item) for item in items]
-            logprobs = list(self.probes[task.name].logprobs(self.embed(texts)))
+            logprobs = list(self.probe_of(task).logprobs(self.embed(texts)))
         else:
             requests, counts = [], []
             for item in items:

@@ -15,15 +15,22 @@ from ..io.scalar_writers import ScalarWriter
 from ..models.example_inputs import WINDOW_TOKENS
 from ..models.example_inputs import window as window_of
 from ..models.model import Model
-from .card_columns import COLUMNS, columns_of
+from .card_columns import columns_of, row_of
 from .card_explanations import EXPLANATIONS, explained, one_explained
-from .card_inputs import check_models, check_texts, sha256_of, tasks_of, with_prompts
+from .card_inputs import (
+    check_models,
+    check_names,
+    check_texts,
+    sha256_of,
+    tasks_of,
+    with_prompts,
+)
 from .card_measures import bit_flips_of, continuations_of, membership_of, seconds_of
 from .card_result import DENSE, FLOOR, MODEL, Card
 from .card_rows import AskedModel, Places
 from .card_suites import SUITES, Suite
 from .model_bytes import space_of
-from .origin import forms, plan_of, source_of, versions
+from .origin import forms, plan_of, seconds_to_encode, source_of, versions
 from .probe import Probe
 from .task import Task
 from .task_scores import TaskScores
@@ -131,11 +138,12 @@ def card(
     tasks = [size.chosen(task) for task in tasks_of(data, suite, predicts)]
     if not tasks and (text is None or not predicts):
         raise ValueError("there is nothing to measure: give data with tasks, or a text")
-    noisy = [(task, kind) for task in with_prompts(tasks, suite) for kind in size.noise]
-    tasks += [noisy_task(task, kind) for task, kind in noisy]
-    to_explain = [task for task in with_prompts(tasks, "quick") if "." not in task.name]
+    to_explain = with_prompts(tasks, "quick")
+    noisy = [noisy_task(x, kind) for x in with_prompts(tasks, suite) for kind in size.noise]
+    check_names([*tasks, *noisy])
     places = Places(pathlib.Path(out) if out is not None else None, progress)
-    items: dict[str, dict[str, TaskScores]] = {}
+    items: dict[str, dict[str, TaskScores]] = {}  # by row and task
+    words_of: dict[str, dict[str, TaskScores]] = {}  # by row and kind
     divergence: dict[str, TokenDivergence] = {}
     probes: dict[str, Probe] = {}
     asked_models = {DENSE: reference, FLOOR: _rounded(reference), MODEL: model}
@@ -146,10 +154,14 @@ def card(
     for name, asked in rows_asked.items():
         stored = asked.model if name != FLOOR else _in_bfloat16(reference)
         more[name] = {"space": space_of(stored, with_file=name != FLOOR)}
-        items[name] = {task.name: asked.scores(task) for task in tasks}
-        for task, kind in itertools.product(to_explain[:1], explain):
-            dense = items[DENSE][task.name]
-            items[name][kind] = explained(asked, task, dense, size.explained, kind)
+        if name == MODEL and (seconds := seconds_to_encode(model.source)) is not None:
+            more[name]["time"] = {"encode": seconds}
+        items[name] = {task.name: asked.scores(task) for task in (*tasks, *noisy)}
+        to_explain = [task for task in to_explain if items[DENSE][task.name].items][:1]
+        words_of[name] = {
+            kind: explained(asked, task, items[DENSE][task.name], size.explained, kind)
+            for task, kind in itertools.product(to_explain, explain)
+        }
         if predicts and text is not None:
             dense_row = rows_asked[DENSE]
             divergence[name], found = _of_texts(asked, dense_row, texts, words, size)
@@ -160,18 +172,17 @@ def card(
         asked.forget()
     rows = {}
     for name in rows_asked:
-        columns = columns_of(tasks, items[DENSE], items[name], divergence.get(name))
-        both = {key: {**columns.get(key, {}), **more[name].get(key, {})} for key in COLUMNS}
-        rows[name] = {key: column for key, column in both.items() if column}
+        columns = columns_of(tasks, noisy, items[DENSE], items[name], divergence.get(name))
+        rows[name] = row_of(columns, words_of[DENSE], words_of[name], more[name])
     origin = {
         "suite": suite,
         "weights_sha256": dict(places.hashes),
         "text_sha256": sha256_of(texts),
-        "tasks_sha256": {task.name: task.sha256 for task in tasks},
+        "tasks_sha256": {task.name: task.sha256 for task in (*tasks, *noisy)},
     }
     origin = _origin_of(model, reference) | origin
     block = divergence[MODEL].block() if divergence else ""
-    one = one_explained(to_explain[:1], {name: items[name] for name in (DENSE, MODEL)})
+    one = one_explained(to_explain, {name: words_of[name] for name in (DENSE, MODEL)})
     made = Card(origin=origin, rows=rows, llama_cpp=block, explained=one)
     if writer:
         writer.write_scalars(0, made.scalars())

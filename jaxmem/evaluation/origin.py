@@ -16,7 +16,7 @@ from ..core.byte_counts import nbytes
 from ..core.leaf import is_encoded
 from ..core.paths import leaf_paths
 
-FIT_RECORD = "fit.json"  # in a folder of `jaxmem fit`: what it was calibrated with
+FIT_RECORD = "fit.json"  # in a folder of `jaxmem fit`: its seconds, what it was calibrated with
 
 
 def weights_sha256(params: Any) -> str:
@@ -90,8 +90,21 @@ def source_of(source: str) -> dict[str, Any]:
     found = {"source": source, "licence": licence, "files": digests}
     for path in files:
         if path.name == FIT_RECORD:
-            found["calibration"] = json.loads(path.read_text("utf-8"))["calibration"]
+            found["calibration"] = json.loads(path.read_text("utf-8"))["calibration"] or None
     return found
+
+
+def seconds_to_encode(source: str) -> float | None:
+    """The seconds that `jaxmem fit` took, if it made the folder that a model was loaded from.
+
+    Example:
+        >>> seconds_to_encode("smollm2-135m") is None
+        True
+    """
+    for path in source_files(source):
+        if path.name == FIT_RECORD:
+            return json.loads(path.read_text("utf-8")).get("seconds")
+    return None
 
 
 def plan_of(params: Any) -> dict[str, str]:

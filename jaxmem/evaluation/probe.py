@@ -54,7 +54,16 @@ class Probe:
         return cls(found.reshape(x.shape[1], -1).astype(np.float32), classes)
 
     def logprobs(self, vectors: np.ndarray) -> np.ndarray:
-        """Log-probabilities (n, classes) of vectors (n, d), in float64."""
+        """Log-probabilities (n, classes) of vectors (n, d), in float64.
+
+        Raises:
+            ValueError: the vectors are of another size than those that it was fitted on.
+        """
+        width = len(self.weights) - 1
+        if np.shape(vectors)[1] != width:
+            raise ValueError(
+                f"vectors have {np.shape(vectors)[1]} numbers, the probe wants {width}"
+            )
         logits = _with_one(vectors).astype(np.float64) @ self.weights
         top = logits.max(1, keepdims=True)
         return logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))

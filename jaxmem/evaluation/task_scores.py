@@ -40,6 +40,10 @@ class TaskScores:
         return float(np.mean([item["score"] for item in self.items]))
 
 
+class AllTooLong(ValueError):
+    """No item of a task fits the model's context."""
+
+
 @takes()
 def score_task(
     task: Task,
@@ -86,7 +90,7 @@ def score_task(
             found = _classes(task, embed, probe or fitted_probe(task, embed))
     items = tuple(item for item in found if item is not None)
     if not items:
-        raise ValueError(f"all {len(found)} items of {task.name} are longer than the context")
+        raise AllTooLong(f"all {len(found)} items of {task.name} are longer than the context")
     return TaskScores(task.name, items, len(found) - len(items))
 
 

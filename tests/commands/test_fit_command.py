@@ -9,7 +9,7 @@ from command_lines import CONTEXT, DENSE, found, model_folder, run, square_tenso
 
 import jaxmem as jm
 from jaxmem.evaluation import Task, write_task
-from jaxmem.evaluation.origin import source_of
+from jaxmem.evaluation.origin import seconds_to_encode, source_of
 
 LITTLE = 20_000  # bytes that the model takes only without a layer
 
@@ -49,6 +49,7 @@ def test_fit_keeps_to_the_bytes_and_says_so(here, fitted):
     assert [pathlib.Path(path).name for path in texts] == ["b.txt", "c.txt"]
     assert len({text["tokens"] for text in texts.values()}) == 1
     assert source_of(str(here / "fitted"))["calibration"] == texts  # which a card shows
+    assert seconds_to_encode(str(here / "fitted")) > 0
 
 
 @pytest.mark.slow

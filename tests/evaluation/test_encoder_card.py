@@ -17,9 +17,11 @@ WORDS = ["?", "a", "film", "and", "so", "the", "story", "was"]
 TEXTS = [" ".join(np.random.default_rng(i).permutation(WORDS[1:])[:5]) for i in range(12)]
 PAIRS = tuple({"a": a, "b": b, "answer": i} for i, (a, b) in enumerate(zip(TEXTS, TEXTS[::-1])))
 LABELS = tuple({"text": text, "answer": "film" in text.split()[:2]} for text in TEXTS)
+WRONG = [item | {"answer": not item["answer"]} for item in LABELS[:6]]
 TASKS = [
     Task("alike", "pairs", PAIRS[:6], choices=("{a}", "{b}")),
-    Task("mood", "probe", LABELS[6:], "{text}", train=LABELS[:6] + LABELS[:1]),
+    Task("mood.b", "probe", LABELS[6:], "{text}", train=LABELS[:6] + LABELS[:1]),
+    Task("mood.a", "probe", LABELS[6:], "{text}", train=tuple(WRONG)),
 ]
 
 
@@ -35,13 +37,15 @@ def test_an_encoder_has_a_card(tmp_path):
     card = jm.card(model, dense, data=TASKS, out=tmp_path)
     for row in card.rows.values():
         columns = {"space", "tasks", "calibration", "robustness", "attribution"}
-        assert set(row) == columns and set(row["tasks"]) == {"alike", "mood"}
+        assert set(row) == columns and set(row["tasks"]) == {"alike", "mood.a", "mood.b"}
         assert "cache_per_token" not in row["space"]
     same, other = card.rows["dense"], card.rows["model"]
-    assert same["tasks"]["alike"]["cosine_change"].mean == same["tasks"]["mood"]["changed"] == 0
+    assert same["tasks"]["alike"]["cosine_change"].mean == same["tasks"]["mood.b"]["changed"] == 0
+    scores = [same["tasks"][f"mood.{x}"]["score"].mean for x in "ab"]
+    assert sum(scores) == pytest.approx(1)  # a probe of the opposite labels
     assert same["attribution"]["occlusion"]["rank_correlation"].mean == pytest.approx(1)
     assert other["tasks"]["alike"]["cosine_change"].mean > 1e-3
-    assert other["tasks"]["mood"]["total_variation"] > 0
+    assert other["tasks"]["mood.b"]["total_variation"] > 0
     assert "| tasks alike score |" in card.markdown()
     choice = Task("sums", "choice", ({"text": "a", "answer": 0},), "{text}", ("a", "b"))
     with pytest.raises(ValueError, match="sums is of kind choice, expected one of"):

@@ -137,5 +137,7 @@ def test_a_probe_separates_what_can_be_separated():
     x = np.eye(3)[labels] * 3 + rng.normal(size=(150, 3)) * 0.3
     probe = Probe.fit(x, labels)
     logprobs = probe.logprobs(x)
+    with pytest.raises(ValueError, match=f"vectors have 1 numbers, the probe wants {x.shape[1]}"):
+        probe.logprobs(x[:, :1])
     assert (logprobs.argmax(1) == labels).mean() > 0.98
     assert np.exp(logprobs).sum(1) == pytest.approx(np.ones(150))

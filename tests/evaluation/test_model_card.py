@@ -1,5 +1,6 @@
 """A card says what compression changed; a model beside itself differs in nothing."""
 
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,7 @@ import jaxmem as jm
 from jaxmem.architectures import llama
 from jaxmem.evaluation import Task, card_rows, compare_cards, write_task
 from jaxmem.evaluation.card_columns import COLUMNS
+from jaxmem.evaluation.model_bytes import space_of
 from jaxmem.evaluation.occlusion import attribution_agreement, occlusion
 from jaxmem.evaluation.text_noise import noisy, noisy_task
 from jaxmem.evaluation.unwanted_words import holds_words
@@ -51,6 +53,7 @@ def folder(tmp_path_factory):
     model = jm.models.Model(config, params, tokenizer_of(WORDS), "random")
     model.save(folder / "model")
     model.save(folder / "small", jm.encode(params, jm.choose(params, {".*/kernel": jm.Int(8)})))
+    (folder / "small" / "fit.json").write_text('{"seconds": 2.5, "calibration": {}}')
     (folder / "tasks").mkdir()
     for task in (TASK, GROUPS):
         write_task(folder / "tasks" / f"{task.name}.jsonl", task)
@@ -62,7 +65,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def line(folder):
     places = {"reference": "model", "data": "tasks", "out": "small.card"}
-    places |= {"seen": "a.txt", "unseen": "b.txt", "words": "words.txt"}
+    places |= {"seen": "a.txt", "unseen": "b.txt", "words": "words.txt", "track": "track"}
     (folder / "words.txt").write_text("bad\n\nawful\n")
     options = (word for name, place in places.items() for word in (f"--{name}", folder / place))
     texts = ("--text", folder / "a.txt", folder / "b.txt")
@@ -84,7 +87,10 @@ def test_a_card_has_every_column_beside_the_noise_floor(made, folder):
     assert space["file"] == sum(x.stat().st_size for x in (folder / "small").iterdir())
     assert space["cache_per_token"] == 2 * 16 * 4
     assert rows["dense in bfloat16"]["space"]["cache_per_token"] == 2 * 16 * 2
+    embedding = len(WORDS) * 16 * 4
+    assert space["resident"] - space["read_per_token"] == embedding - embedding // len(WORDS)
     assert {"first_token", "token"} < set(rows["model"]["time"])
+    assert rows["model"]["time"]["encode"] == 2.5 and "encode" not in rows["dense"]["time"]
     privacy = rows["model"]["privacy"]
     assert privacy["seen"] == 4 and 0 <= privacy["auc"]["mean"] <= 1
     kl = {name: row["loss"]["kl"]["mean"] for name, row in rows.items()}
@@ -126,11 +132,13 @@ def test_a_word_counts_as_a_whole():
     assert holds_words("a bad-tempered man", ["bad"]) and not holds_words("bad", [])
 
 
-def test_a_table_a_model_card_and_a_picture_are_written(made, folder):
+def test_a_table_a_model_card_a_picture_and_events_are_written(made, folder):
     written = folder / "small.card"
     assert json.loads((written / "card.json").read_text()) == made
     assert "| tasks mood score |" in (written / "README.md").read_text()
     assert (written / "card.png").read_bytes().startswith(b"\x89PNG")
+    (events,) = (folder / "track").iterdir()
+    assert b"tasks/mood/changed" in events.read_bytes()
 
 
 def test_a_suite_that_was_stopped_goes_on(made, line, folder, monkeypatch):
@@ -179,6 +187,7 @@ def test_two_cards_are_compared_in_pairs(made, folder):
         ((), "a card wants the dense model"),
         (("--reference", "model"), "there is nothing to measure"),
         (("--reference", "model", "--compare", "x"), "no --reference"),
+        (("--track", "x", "--compare", "x"), "no --reference and no --track"),
     ],
 )
 def test_a_wrong_line_is_said(options, message, folder):
@@ -193,6 +202,10 @@ def test_what_a_card_cannot_be_of_is_said(folder):
         jm.card(model, model, suite="slow", data=[TASK])
     with pytest.raises(ValueError, match="expected another name for each"):
         jm.card(model, model, data=[TASK, TASK])
+    with pytest.raises(ValueError, match="expected another name for each"):
+        jm.card(model, model, data=[TASK, dataclasses.replace(TASK, name="mood.typo")])
+    with pytest.raises(ValueError, match=r"'tokens\.a', as texts are"):
+        jm.card(model, model, data=[dataclasses.replace(TASK, name="tokens.a")])
     with pytest.raises(ValueError, match=r"llama-8b .* expected the same vocabulary|no tokenizer"):
         jm.card(model, jm.models.load("llama-8b"), data=[TASK])
     with pytest.raises(ValueError, match=r"small.* is encoded, expected a dense model"):
@@ -207,6 +220,33 @@ def test_what_a_card_cannot_be_of_is_said(folder):
         jm.card(model, model, data=[TASK], seen="a film")
     with pytest.raises(TypeError, match="data is 3, expected a folder"):
         jm.card(model, model, data=3)
+
+
+def test_a_task_that_is_too_long_is_counted_and_the_others_are_asked(folder, tmp_path):
+    model = jm.models.load(folder / "model")
+    long = dataclasses.replace(
+        TASK, name="sst2", items=tuple(x | {"text": x["text"] * 9} for x in ITEMS)
+    )
+    swaps = dataclasses.replace(TASK, name="swaps")  # as is a way to explain words
+    row = jm.card(model, model, data=[long, swaps], explain=["swaps"], out=tmp_path).rows["model"]
+    assert row["tasks"]["sst2"] == {"metric": "acc", "items": 0, "skipped": 10}
+    assert row["tasks"]["swaps"]["items"] == 10 and row["calibration"].keys() == {"swaps"}
+    assert row["robustness"]["sst2.typo"]["skipped"] == 10 and "swaps" not in row["robustness"]
+    assert compare_cards(tmp_path, tmp_path).keys() == {"swaps"}
+    text = (folder / "a.txt").read_text()
+    card = jm.card(model, model, data=[long], text=text, out=tmp_path / "text")
+    card.save(tmp_path / "text")  # its picture is of the text alone
+    assert (tmp_path / "text" / "card.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_token_reads_its_own_experts_and_one_row_of_the_embedding():
+    mixture = {"experts": 4, "per_token": 2, "ffn": 8}
+    sizes = {"vocab": 8, "width": 16, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 16}
+    config = llama.Config(**sizes, ffn=16, mixture=mixture)
+    init = lambda: llama.module(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    space = space_of(jm.models.Model(config, jax.eval_shape(init)["params"], None, "shapes"))
+    others = 2 * 3 * 16 * 8 + 7 * 16  # two experts, seven rows
+    assert space["resident"] - space["read_per_token"] == others * 4
 
 
 @pytest.mark.parametrize("kind", ["typo", "keyboard", "case"])
