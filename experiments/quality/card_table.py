@@ -6,10 +6,11 @@
 DATA is a folder with the files of published sets. The first half of TEXT calibrates SmolLM2, the
 second half measures it; MiniLM is calibrated on training sentences of STS-B and SST-2. Quantization
 starts from the rotated SmolLM2, pruning from the model as it is. DIR keeps statistics, encoded
-weights and the items of the cards, which two cards can be compared by. Rows of "crows" have all
-1,508 pairs of CrowS-Pairs and nothing else, rows of "full" are of the full suite. `--rows` picks
-rows by a regex of their names; a row that is in the file is not measured again. Seconds are those
-of the model's own row; the first row of a file has those of the dense model, too.
+weights and the items of the cards, which two cards can be compared by. Rows of "flips" have the
+answers that changed in 64 items of each task and in all 1,508 pairs of CrowS-Pairs, rows of "full"
+are of the full suite. `--rows` picks rows by a regex of their names; a row that is in the file is
+not measured again. Seconds are those of the model's own row; the first row of a file has those of
+the dense model, too.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmem as jm
-from jaxmem.evaluation import published_tasks
+from jaxmem.evaluation import answer_flips, published_tasks, score_task
 
 COMMAND = "python experiments/quality/card_table.py"
 BLOCKS = "layers/.*/kernel"
@@ -50,7 +51,9 @@ PRUNED = {
 NARROW = "20 % narrower"
 NEURONS = {"smollm2-135m": 1017, "minilm-l6": 1075}  # left: a fifth of all parameters, or of the
 # parameters of MiniLM's blocks, is removed
-CROWS = ("4.3 bits RTN", "4.3 bits GPTQ")
+FLIPS = ("4.3 bits RTN", "4.3 bits GPTQ")
+FLIP_TASKS = {name: 64 for name in ("arc_easy", "piqa", "sst2", "winobias", "winobias_type2")}
+FLIP_TASKS["crows_pairs"] = 1508
 FULL = ("8 bits RTN", "4.5 bits GPTQ", "3.3 bits GPTQ", "2:4")
 
 
@@ -110,13 +113,35 @@ class Table:
         source = f"{model.source}, {row}"
         return dataclasses.replace(model, tensors=jm.load(path), source=source)
 
+    def flips(self, row: str) -> dict:
+        """What changed in the answers of each task; the items of each model and task are kept."""
+        published = published_tasks(self.args.data)
+        found = {}
+        for task, count in FLIP_TASKS.items():
+            scores = []
+            for which in ("dense", row):
+                path = self.args.keep / f"{self.name} {which} {task}.json"
+                if not path.exists():
+                    model = self.rotated if which == "dense" else self.made(row, True)
+                    params = jax.jit(jm.decode)(model.params)
+                    asked = score_task(published[task].sample(count), self.rotated, params=params)
+                    path.write_text(json.dumps(asked.items), encoding="utf-8")
+                    print(which, task, asked.mean, flush=True)
+                scores.append(json.loads(path.read_text(encoding="utf-8")))
+            found[task] = dataclasses.asdict(answer_flips(*scores))
+        few = [found[task] for task, count in FLIP_TASKS.items() if count == 64]
+        return found | {
+            "changed_of_all_but_crows_pairs": float(np.mean([x["changed"] for x in few]))
+        }
+
     def row(self, row: str) -> tuple[dict, dict]:
         """(A row of the JSON, those of the dense model, which are measured once)."""
-        crows, full = row.endswith(" crows"), row.endswith(" full")
-        name = row.removesuffix(" crows").removesuffix(" full")
+        if row.endswith(" flips"):
+            return self.flips(row.removesuffix(" flips")), {}
+        full, name = row.endswith(" full"), row.removesuffix(" full")
         rotated = self.name == "smollm2-135m" and name in QUANTIZED
         folder = self.args.keep / "cards" / self.name
-        dense = "dense" + " rotated" * rotated + " crows" * crows + " full" * full
+        dense = "dense" + " rotated" * rotated + " full" * full
         if (folder / dense).is_dir():
             shutil.copytree(folder / dense, folder / row / "items", dirs_exist_ok=True)
         start = time.perf_counter()
@@ -124,10 +149,7 @@ class Table:
         jax.block_until_ready(model.params)
         made = time.perf_counter() - start
         options = {"data": self.args.data, "suite": "full" if full else "quick"}
-        options |= {"text": self.held_out}
-        if crows:
-            crows_pairs = published_tasks(self.args.data)["crows_pairs"]
-            options = {"data": [crows_pairs], "suite": "full"}
+        options["text"] = self.held_out
         start, cpu = time.perf_counter(), time.process_time()
 
         def tell(what: str, done: int, parts: int) -> None:
@@ -170,7 +192,7 @@ def main() -> None:
         results |= {"models": json.loads(path.read_text(encoding="utf-8"))["models"]}
     for name in NEURONS:
         rows = [*QUANTIZED, *PRUNED, NARROW]
-        more = {"smollm2-135m": (CROWS, "crows"), "minilm-l6": (FULL, "full")}
+        more = {"smollm2-135m": (FLIPS, "flips"), "minilm-l6": (FULL, "full")}
         rows += [f"{row} {kind}" for few, kind in [more[name]] for row in few]
         table = None
         for row in rows:
