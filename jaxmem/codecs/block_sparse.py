@@ -11,7 +11,13 @@ from ..core.arguments import INTEGER, Kind, check_fields
 from ..core.matrix_leaf import MatrixLeaf
 from ..cpu_kernels.integer_rows import integer_rows_product
 from ..kernels.decoded_tiles import decoded_product
-from ..kernels.dispatch import at_most, differentiated_by, on_one_device
+from ..kernels.dispatch import (
+    at_most,
+    by_platform,
+    differentiated_by,
+    on_one_device,
+    product_like,
+)
 from ..kernels.pallas_block_sparse_matmul import block_sparse_product, supports
 from .sparse import (
     Count,
@@ -161,10 +167,10 @@ def _plain_product(x, leaf, precision):
     if integers is None or leaf.outputs % 8 or not leaf.places.size:
         return gathered(x, leaf)
     by_strips = functools.partial(_by_strips, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=by_strips, default=gathered)
+    return by_platform(x, leaf, cpu=by_strips, default=gathered, like=product_like(x, leaf))
 
 
-@differentiated_by(_plain_product)
+@differentiated_by(_plain_product, product_like)
 def _matmul(x, leaf, *, precision):
     """x (m, k) . rows^T: (m, n) f32, by a kernel on one TPU chip."""
     plain = functools.partial(_plain_product, precision=precision)
@@ -176,7 +182,7 @@ def _matmul(x, leaf, *, precision):
     kernel = lambda x, leaf: block_sparse_product(
         x, leaf.values, leaf.places, leaf.inputs, leaf.fold.n, precision
     )
-    return on_one_device(kernel, plain, x, leaf)
+    return on_one_device(kernel, plain, x, leaf, like=product_like(x, leaf))
 
 
 def _blocks_of_strips(x, leaf):

@@ -12,7 +12,7 @@ from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.stack_layer import StackLayer
 from ..cpu_kernels.coded_scales import has_coded_scales
 from ..cpu_kernels.integer_rows import integer_rows_product
-from ..kernels.dispatch import differentiated_by
+from ..kernels.dispatch import by_platform, differentiated_by, product_like
 
 
 @jax.tree_util.register_dataclass
@@ -73,9 +73,9 @@ def _decoded_matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="precision")
-@differentiated_by(_decoded_matmul)
+@differentiated_by(_decoded_matmul, product_like)
 def _coded_matmul(x, leaf, *, precision):
     """`_decoded_matmul`, in which a CPU's compiled product decodes the scales."""
     decoded = functools.partial(_decoded_matmul, precision=precision)
     on_cpu = functools.partial(integer_rows_product, otherwise=decoded)
-    return lax.platform_dependent(x, leaf, cpu=on_cpu, default=decoded)
+    return by_platform(x, leaf, cpu=on_cpu, default=decoded, like=product_like(x, leaf))

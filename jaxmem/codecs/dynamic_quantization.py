@@ -15,7 +15,7 @@ from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.padded import padded_encoder
 from ..cpu_kernels.library import is_native
 from ..kernels.decoded_tiles import UNROLLED_TILES, decoded_product, map_tiles
-from ..kernels.dispatch import at_most, differentiated_by, on_one_device
+from ..kernels.dispatch import at_most, differentiated_by, on_one_device, product_like
 from .float16_scales import divisor
 from .integer_matmul import integer_product
 from .packing import unpack
@@ -130,7 +130,7 @@ def _decoded_inner_product(x, leaf, precision):
 @functools.partial(
     jax.jit, static_argnames="precision"
 )  # layers of one shape are traced and lowered once
-@differentiated_by(_decoded_inner_product)
+@differentiated_by(_decoded_inner_product, product_like)
 def _matmul(x, leaf, *, precision):
     """rounded(x) (m, k) . rows^T of an unstacked `DynamicArray`: (m, n) f32."""
     x_f32, inner = x.astype(jnp.float32), leaf.inner.as_int_array()
@@ -157,7 +157,10 @@ def _to_int8(x, low, high):
 
 def _few_rows_product(q, zero, leaf):
     """`_integer_product` for few rows on a CPU: the library's, where it is there."""
-    return on_one_device(_native_product, _two_term_product, q, zero, leaf, platform="cpu")
+    like = product_like(q, leaf)
+    return on_one_device(
+        _native_product, _two_term_product, q, zero, leaf, platform="cpu", like=like
+    )
 
 
 def _native_product(q, zero, leaf):

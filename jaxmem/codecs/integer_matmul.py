@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from ..cpu_kernels.integer_rows import integer_rows_product
 from ..kernels.decoded_tiles import UNROLLED_TILES, cpu_product, decoded_product, map_tiles
-from ..kernels.dispatch import at_most, differentiated_by
+from ..kernels.dispatch import at_most, by_platform, differentiated_by, product_like
 from ..kernels.pallas_packed_matmul import packed_product
 from .float16_scales import divisor
 from .packing import centred_parts, field_parts, interleave, shifts
@@ -27,7 +27,7 @@ _LAST_AXES = (((1,), (1,)), ((), ()))  # both operands are summed over their las
 @functools.partial(
     jax.jit, static_argnames="precision"
 )  # layers of one shape are traced and lowered once
-@differentiated_by(decoded_product)
+@differentiated_by(decoded_product, product_like)
 def matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
     """x (m, k) . rows^T of an unstacked `IntArray`: (m, n) f32, by what is fast on the platform.
 
@@ -46,14 +46,14 @@ def matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
         tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
         otherwise = scaled_after if groups == 1 and at_most(m * n, INTERLEAVED_SUMS) else tiles
         elsewhere = functools.partial(packed_product, otherwise=otherwise, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
+    return by_platform(x, leaf, cpu=on_cpu, default=elsewhere, like=product_like(x, leaf))
 
 
 def _matmul_in_stack(x, leaf, precision):
     """`matmul` of a `StackLayer`: the library reads the layer where it lies, others slice it."""
     sliced = lambda x, leaf: matmul(x, leaf.unwrapped(), precision=precision)
     on_cpu = functools.partial(integer_rows_product, otherwise=sliced)
-    return lax.platform_dependent(x, leaf, cpu=on_cpu, default=sliced)
+    return by_platform(x, leaf, cpu=on_cpu, default=sliced, like=product_like(x, leaf))
 
 
 def _weighted_parts(leaf):

@@ -15,7 +15,7 @@ from ..core.leaf import divided_shape
 from ..core.matrix_leaf import MatrixLeaf
 from ..cpu_kernels.integer_rows import kept_rows_product
 from ..kernels.decoded_tiles import UNROLLED_TILES, decoded_product
-from ..kernels.dispatch import differentiated_by, on_one_device
+from ..kernels.dispatch import by_platform, differentiated_by, on_one_device, product_like
 from ..kernels.pallas_nm_matmul import nm_product, supports
 from .host_packing import cut_packed
 from .packing import WIDTHS, pack, shifts, slice_packed, unpack, unpack_rows
@@ -175,18 +175,18 @@ class NMArray(SparseArray):
         return rows.reshape(*index.shape, self.fold.k)
 
 
-@differentiated_by(decoded_product)
+@differentiated_by(decoded_product, product_like)
 def _matmul(x, leaf, *, precision):
     """x (rows, k) . rows^T in f32, by what is fast on the platform."""
     decoded = functools.partial(decoded_product, precision=precision)
     elsewhere = functools.partial(decoded, unrolled=UNROLLED_TILES)
     if leaf.on_chip():
         kernel = lambda x, leaf: nm_product(x, **leaf.on_chip(), precision=precision)
-        elsewhere = functools.partial(on_one_device, kernel, elsewhere)
+        elsewhere = functools.partial(on_one_device, kernel, elsewhere, like=product_like(x, leaf))
     on_cpu = decoded
     if leaf.has_kept_integers():
         on_cpu = functools.partial(kept_rows_product, otherwise=decoded)
-    return lax.platform_dependent(x, leaf, cpu=on_cpu, default=elsewhere)
+    return by_platform(x, leaf, cpu=on_cpu, default=elsewhere, like=product_like(x, leaf))
 
 
 def pattern(mask: Array, n: int) -> Array:

@@ -20,7 +20,7 @@ from ..core.matrix_leaf import MatrixLeaf
 from ..cpu_kernels.integer_rows import integer_rows_product
 from ..cpu_kernels.scaled_rows import scaled_rows_product
 from ..kernels.decoded_tiles import UNROLLED_TILES, cpu_product, decoded_product
-from ..kernels.dispatch import differentiated_by
+from ..kernels.dispatch import by_platform, differentiated_by, product_like
 from ..kernels.pallas_packed_matmul import packed_product
 from .host_packing import cut_packed
 from .packing import (
@@ -175,33 +175,33 @@ class ScaledArray(MatrixLeaf):
 @functools.partial(
     jax.jit, static_argnames="precision"
 )  # layers of one shape are traced and lowered once
-@differentiated_by(decoded_product)
+@differentiated_by(decoded_product, product_like)
 def packed_matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
     """x (m, k) . rows^T of an unstacked leaf with `on_chip`: (m, n) f32, fast on each platform."""
     decoded = _on_cpu(leaf, precision)
     tiles = functools.partial(decoded_product, precision=precision, unrolled=UNROLLED_TILES)
     kernel = functools.partial(packed_product, otherwise=tiles, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=decoded, default=kernel)
+    return by_platform(x, leaf, cpu=decoded, default=kernel, like=product_like(x, leaf))
 
 
 @functools.partial(
     jax.jit, static_argnames="precision"
 )  # layers of one shape are traced and lowered once
-@differentiated_by(decoded_product)
+@differentiated_by(decoded_product, product_like)
 def _scaled_matmul(x, leaf, *, precision):
     """`packed_matmul` of a leaf with one scale a row: an accelerator scales the sums instead."""
     decoded = _on_cpu(leaf, precision)
     scaled_after = functools.partial(_product_then_scale, precision=precision)
-    return lax.platform_dependent(x, leaf, cpu=decoded, default=scaled_after)
+    return by_platform(x, leaf, cpu=decoded, default=scaled_after, like=product_like(x, leaf))
 
 
 @functools.partial(jax.jit, static_argnames="precision")
-@differentiated_by(decoded_product)
+@differentiated_by(decoded_product, product_like)
 def _matmul_in_stack(x, leaf, *, precision):
     """`packed_matmul` of a `StackLayer`: the library reads it where it lies, others slice it."""
     sliced = lambda x, leaf: leaf.unwrapped().matmul(x, precision)
     on_cpu = functools.partial(_compiled_product(leaf.in_stack()[0]), otherwise=sliced)
-    return lax.platform_dependent(x, leaf, cpu=on_cpu, default=sliced)
+    return by_platform(x, leaf, cpu=on_cpu, default=sliced, like=product_like(x, leaf))
 
 
 def _on_cpu(leaf, precision):

@@ -49,4 +49,5 @@ def attended_row(
         return call(q, keys, values, places, scale=np.float32(scale))
 
     args = q, keys, values, as_int(layer), as_int(position), as_int(window)
-    return on_one_device(kernel, otherwise, *args, platform="cpu")
+    like = jax.ShapeDtypeStruct(q.shape, jnp.float32)
+    return on_one_device(kernel, otherwise, *args, platform="cpu", like=like)

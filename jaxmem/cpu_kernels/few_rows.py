@@ -5,7 +5,7 @@ from typing import Any
 
 from jax import Array
 
-from ..kernels.dispatch import at_most, on_one_device
+from ..kernels.dispatch import at_most, on_one_device, product_like
 from .library import is_native, native
 
 
@@ -29,4 +29,4 @@ def few_rows_product(
         most = most_rows.get(native().instruction_set, most_rows["avx2"])
         return call(x, leaf) if is_native() and x.shape[0] <= most else otherwise(x, leaf)
 
-    return on_one_device(kernel, otherwise, x, leaf, platform="cpu")
+    return on_one_device(kernel, otherwise, x, leaf, platform="cpu", like=product_like(x, leaf))

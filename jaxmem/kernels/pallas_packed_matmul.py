@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from .dispatch import on_one_device
+from .dispatch import on_one_device, product_like
 from .pallas_cost_estimate import cost
 
 LANES = 128  # columns unpacked at a time: the width of the chip's registers and of its matrix unit
@@ -36,7 +36,7 @@ def packed_product(x: Array, leaf: Any, otherwise: Callable, precision=None) -> 
     if not supports(x.shape[1], arguments["group"], groups):
         return otherwise(x, leaf)
     kernel = lambda x, leaf: grouped_product(x, **leaf.on_chip(), precision=precision)
-    return on_one_device(kernel, otherwise, x, leaf)
+    return on_one_device(kernel, otherwise, x, leaf, like=product_like(x, leaf))
 
 
 def supports(k: int, group: int, groups: int = 2) -> bool:
