@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from .attention_masks import token_distances
 from .packed_texts import Packed
+from .query_blocks import in_query_blocks, queries_at_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ def attend(
     """softmax(scale * q kᵀ) v where `allowed`: (B, H, T, h).
 
     H/K query heads share a head of keys and values. They are rows of one product, so keys and
-    values are never repeated.
+    values are never repeated. Within `scores_within` it is computed for some queries at a time.
 
     Args:
         q: queries (B, H, T, h).
@@ -68,7 +69,17 @@ def attend(
         shares = shares.astype(v.dtype)
         return lax.dot_general(shares, v, (((3,), (2,)), both), preferred_element_type=jnp.float32)
 
-    return attend_by(scores, mix, q, k.shape[1], allowed, scale, terms, position)
+    is_tree = isinstance(position, Packed) and position.ends is not None
+    block = queries_at_once(q.shape[0] * q.shape[1], q.shape[2], k.shape[2])
+    if is_tree or block == q.shape[2]:
+        return attend_by(scores, mix, q, k.shape[1], allowed, scale, terms, position)
+    first = 0 if isinstance(position, Packed) else position
+
+    def attended(q, allowed, bias, start):
+        its = dataclasses.replace(terms, bias=bias)
+        return attend_by(scores, mix, q, k.shape[1], allowed, scale, its, first + start)
+
+    return in_query_blocks(attended, block, q, allowed, terms.bias)
 
 
 def attend_by(

@@ -16,7 +16,7 @@ from .product_counts import (
 )
 from .recipe import Recipe
 from .search_space import HELD, REMATS
-from .step_losses import TILE
+from .step_losses import SCORES, TILE
 from .train_and_serve_steps import Built
 
 HOST = 16e9  # bytes a second between a chip and its host: PCIe 3 x16
@@ -61,7 +61,7 @@ def arithmetic(
     gradients = device_bytes(arguments[0]["params"]) * (1 if recipe.micro == 1 else 2)
     inputs = c.layers * recipe.micro * layer_input
     if recipe.release:
-        kept, logits, gradients = _released(recipe, c, inputs, tokens)
+        kept, scores, logits, gradients = _released(recipe, c, inputs, scores, tokens)
     working = max(2 * scores, logits)
     least = argument_bytes + int(CERTAIN_SHARE * (kept + working + gradients))
     # Products, and traffic to the chip's own memory.
@@ -92,14 +92,15 @@ def arithmetic(
     return least, seconds + 2 * on_host / HOST
 
 
-def _released(recipe: Recipe, config: Any, inputs: float, tokens: float) -> tuple:
-    """Bytes of (inputs of layers, logits, gradients) of a step that releases gradients.
+def _released(recipe: Recipe, config: Any, inputs: float, scores: float, tokens: float) -> tuple:
+    """Bytes of (inputs of layers, scores, logits, gradients) of a step that releases gradients.
 
     The inputs are those of all micro-batches, the gradient that of the head.
     """
     copies = 1 if recipe.micro == 1 else 2
     logits = tokens * min(TILE, config.vocab) * 4
-    return inputs * HELD[recipe.remat.held], logits, 2 * config.vocab * config.width * copies
+    gradients = 2 * config.vocab * config.width * copies
+    return inputs * HELD[recipe.remat.held], min(scores, SCORES), logits, gradients
 
 
 def _unread(recipe: Recipe, config: Any, params: Any) -> float:

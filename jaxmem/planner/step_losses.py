@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ..kv_cache.query_blocks import scores_within
 from ..models import Model
 from ..parallel.sharding_constraints import constrain
 from ..train.chunked_cross_entropy import next_token_loss
@@ -16,6 +17,7 @@ from .recipe import Recipe
 from .training_batch import model_inputs, share_of_mean
 
 TILE = 2048  # ids whose logits exist at a time, in a step that releases gradients
+SCORES = 2**26  # bytes of attention scores that exist at a time there, about
 
 
 def step_loss(recipe: Recipe, model: Model, policy: Remat | None = None) -> Callable:
@@ -24,10 +26,19 @@ def step_loss(recipe: Recipe, model: Model, policy: Remat | None = None) -> Call
     `policy` is another remat than the recipe's.
 
     Logits of a decoder exist `recipe.chunk` positions at a time, or `TILE` ids of all positions if
-    the recipe releases gradients; an encoder's head makes all logits of a micro-batch.
+    the recipe releases gradients, and so do `SCORES` bytes of attention scores; an encoder's head
+    makes all logits of a micro-batch.
     """
     make = _of_hidden if predicts_hidden_tokens(model.config) else _of_next
-    return make(recipe, model, policy or recipe.remat)
+    loss = make(recipe, model, policy or recipe.remat)
+    if not recipe.release:
+        return loss
+
+    def with_few_scores(params, batch):
+        with scores_within(SCORES):
+            return loss(params, batch)
+
+    return with_few_scores
 
 
 def _of_next(recipe: Recipe, model: Model, policy: Remat) -> Callable:
