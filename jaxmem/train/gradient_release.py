@@ -19,6 +19,7 @@ from ..core.leaf import decode
 from .gradient_accumulation import micro_batches
 from .gradient_clipping import clip_factor, sum_of_squares
 from .layer_gradients import LayerGradients, Slopes
+from .loss_scale import ScaledOptimizer, ScaledState
 from .residual_codec import HELD, Held
 from .stack_entries import entry
 from .traced_step import Progress, TracedStep
@@ -83,7 +84,8 @@ def released(
     Args:
         loss: `loss(params, batch)`, a mean over the rows of the batch; of dense params.
         optimizer: treats each array of the params by itself, as Adam does; it is given one layer
-            of a stack at a time.
+            of a stack at a time. One of `scaled` has its loss scaled, and takes the second backward
+            pass that `clip` takes.
         micro: micro-batches, whose gradients are added up for each layer. The first axis of every
             array in a batch counts rows.
         clip: the largest norm of the whole gradient, which is scaled down to it. The norm is exact,
@@ -121,25 +123,39 @@ def released(
                 f"the state has {sorted(state)}, expected that of train_state(..., "
                 "counts_skipped=True)"
             )
-        run = TracedStep.of(loss, optimizer, state, micro_batches(batch, micro), held)
+        opt = state["opt"]
+        is_scaled = isinstance(optimizer, ScaledOptimizer)
+        if is_scaled and not isinstance(opt, ScaledState):
+            raise ValueError("state['opt'] is not that of jm.train.scaled, as the optimizer is")
+        plain, scale = (optimizer.inner, opt.scale) if is_scaled else (optimizer, None)
+        inner = state | {"opt": opt.inner} if is_scaled else state
+        run = TracedStep.of(loss, plain, inner, micro_batches(batch, micro), held, scale)
         crossing, inputs = run.forward()
         first = factor = None
-        if clip is not None or skip_nonfinite:
+        if clip is not None or skip_nonfinite or is_scaled:
             first = _backward(run, crossing, inputs, run.start(), spends=False)
+        if is_scaled:
+            factor = 1 / scale
         if clip is not None:
-            factor = clip_factor(jnp.sqrt(first.squares), clip)
+            norm = jnp.sqrt(first.squares)
+            norm = norm if factor is None else norm * factor
+            factor = clip_factor(norm, clip) * (1.0 if factor is None else factor)
 
         def updated():
             end = _backward(run, crossing, inputs, run.start(factor), spends=True)
             return run.new_state(end), end.loss
 
-        if not skip_nonfinite:
+        if not (skip_nonfinite or is_scaled):
             return updated()
         finite = jnp.isfinite(first.loss) & jnp.isfinite(first.squares)
-        unchanged = {name: state[name] for name in ("params", "opt", "step")}
+        unchanged = {name: inner[name] for name in ("params", "opt", "step")}
         new, value = lax.cond(finite, updated, lambda: (unchanged, first.loss))
-        skipped = state["skipped"] + 1 - finite.astype(jnp.int32)
-        return new | {"step": state["step"] + 1, "skipped": skipped}, value
+        new["step"] = state["step"] + 1
+        if is_scaled:
+            new["opt"] = optimizer.after(opt, new["opt"], finite)
+        if skip_nonfinite:
+            new["skipped"] = state["skipped"] + 1 - finite.astype(jnp.int32)
+        return new, value
 
     return step
 
@@ -164,7 +180,18 @@ def _backward(
             layers = LayerGradients(step, piece, crossing, inputs[i], slopes, spends)
             progress, found, by_param = layers.run(progress)
         else:
-            progress, found, by_param = _straight_back(step, piece, crossing, progress, slopes)
+            reads = [v for v in piece.reads if v in program.active]
+            if due := [v for v in reads if v in step.late and step.index[v] in ends.get(i, [])]:
+                # Not before the layers are done, and not together with the first time.
+                crossing, kept = lax.optimization_barrier((crossing, list(slopes.values())))
+                slopes, last = dict(zip(slopes, kept)), program.pieces[-1]
+                whole |= _straight_back(step, last, crossing, step.start(), {}, due, whole)[2]
+            if piece is program.pieces[-1]:
+                reads = [v for v in reads if v not in step.late]
+            progress, found, by_param = _straight_back(
+                step, piece, crossing, progress, slopes, reads, whole
+            )
+            whole, by_param = whole | by_param, {}
         slopes = {v: x for v, x in slopes.items() if v not in piece.writes}
         for total, new in ((slopes, found), (whole, by_param)):
             total |= {k: total[k] + x if k in total else x for k, x in new.items()}
@@ -177,15 +204,23 @@ def _backward(
 
 
 def _straight_back(
-    step: TracedStep, piece: Any, crossing: list, progress: Progress, slopes: Slopes
+    step: TracedStep,
+    piece: Any,
+    crossing: list,
+    progress: Progress,
+    slopes: Slopes,
+    reads: list,
+    whole: dict[int, Array],
 ) -> tuple[Progress, Slopes, dict[int, Array]]:
-    """What `LayerGradients.run` gives, for a piece between scans; the last one gives the loss."""
+    """What `LayerGradients.run` gives, for a piece between scans; the last one gives the loss.
+
+    The gradients are those by the variables `reads`; by params, they are added to those in `whole`.
+    """
     program, index = step.program, step.index
     is_last = piece is program.pieces[-1]
     outputs = [program.result] if is_last else [v for v in piece.writes if v in slopes]
     if not outputs:
         return progress, {}, {}
-    reads = [v for v in piece.reads if v in program.active]
     of_params, of_pieces = [v for v in reads if v in index], [v for v in reads if v not in index]
 
     def add(total, m):
@@ -197,14 +232,16 @@ def _straight_back(
             return [known[v] for v in outputs]
 
         out, pull = jax.vjp(run, [values[v] for v in reads])
-        mean = [jnp.full((), 1 / step.micro, x.dtype) for x in out] if is_last else None
+        share = (1.0 if step.scale is None else step.scale) / step.micro
+        mean = [jnp.asarray(share, x.dtype) for x in out] if is_last else None
         found = dict(zip(reads, *pull(mean or entry([slopes[v] for v in outputs], m))))
         loss = out[0].astype(jnp.float32) / step.micro if is_last else jnp.float32(0)
         sums = [x + found[v] for x, v in zip(total[1], of_params)]
         return (total[0] + loss, sums), [found[v] for v in of_pieces]
 
-    zeros = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in of_params]
-    (loss, sums), found = step.over_micro_batches(add, (progress.loss, zeros))
+    zeros = lambda v: jnp.zeros(v.aval.shape, v.aval.dtype)
+    sums = [whole[index[v]] if index[v] in whole else zeros(v) for v in of_params]
+    (loss, sums), found = step.over_micro_batches(add, (progress.loss, sums))
     progress = dataclasses.replace(progress, loss=loss)
     return progress, dict(zip(of_pieces, found)), dict(zip([index[v] for v in of_params], sums))
 

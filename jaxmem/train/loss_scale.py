@@ -26,6 +26,27 @@ class ScaledState(NamedTuple):
     skipped: Array  # int32: steps whose gradients were not finite
 
 
+class ScaledOptimizer(optax.GradientTransformation):
+    """What `scaled` makes; `jm.train.released` runs its optimizer layer by layer."""
+
+    inner: optax.GradientTransformation
+    every: int
+    least: float
+
+    def after(self, state: ScaledState, inner: Any, finite: Array) -> ScaledState:
+        """The state after a step whose gradients were `finite` or not; `inner` is then so, too."""
+        good = jnp.where(finite, state.good_steps + 1, 0)
+        grown = good >= self.every
+        larger = jnp.minimum(state.scale * 2, _LARGEST)
+        scale = jnp.where(
+            finite,
+            jnp.where(grown, larger, state.scale),
+            jnp.maximum(state.scale / 2, self.least),
+        )
+        skipped = state.skipped + (~finite).astype(jnp.int32)
+        return ScaledState(inner, scale, jnp.where(grown, 0, good), skipped)
+
+
 @takes(optimizer=_OPTIMIZER)
 def scaled(
     optimizer: optax.GradientTransformation,
@@ -83,18 +104,11 @@ def scaled(
         keep = lambda new, old: jnp.where(finite, new.astype(old.dtype), old)
         updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros((), u.dtype)), updates)
         inner = jax.tree.map(keep, inner, state.inner)
-        good = jnp.where(finite, state.good_steps + 1, 0)
-        grown = good >= every
-        larger = jnp.minimum(state.scale * 2, _LARGEST)
-        scale = jnp.where(
-            finite,
-            jnp.where(grown, larger, state.scale),
-            jnp.maximum(state.scale / 2, least),
-        )
-        skipped = state.skipped + (~finite).astype(jnp.int32)
-        return updates, ScaledState(inner, scale, jnp.where(grown, 0, good), skipped)
+        return updates, made.after(state, inner, finite)
 
-    return optax.GradientTransformation(init, update)
+    made = ScaledOptimizer(init, update)
+    made.inner, made.every, made.least = optimizer, every, least
+    return made
 
 
 @takes(state=TREE)

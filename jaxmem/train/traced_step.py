@@ -47,6 +47,7 @@ class TracedStep:
     rows: Any  # the batch, its arrays (micro-batches, rows, ...)
     micro: int
     held: Held | None = None  # how the inputs of layers wait for the backward pass
+    scale: Array | None = None  # that the loss is multiplied by for its gradients
 
     @classmethod
     def of(
@@ -56,6 +57,7 @@ class TracedStep:
         state: dict,
         rows: Any,
         held: Held | None = None,
+        scale: Array | None = None,
     ):
         """The step; see `released` for the arguments and for what is refused."""
         leaves, tree = jax.tree.flatten(state["params"], is_leaf=is_encoded)
@@ -64,7 +66,7 @@ class TracedStep:
         _check(program, leaves, leaf_paths(state["params"]))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dense)
         update = LayerwiseUpdate.of(optimizer, shapes, state["opt"])
-        return cls(program, update, state, rows, len(jax.tree.leaves(rows)[0]), held)
+        return cls(program, update, state, rows, len(jax.tree.leaves(rows)[0]), held, scale)
 
     @property
     def index(self) -> dict:
@@ -76,6 +78,21 @@ class TracedStep:
         """{place: array} of the optimizer's state that belongs to no param."""
         opt = jax.tree.leaves(self.state["opt"])
         return {j: opt[j] for j, owner in enumerate(self.update.owners) if owner is None}
+
+    @property
+    def late(self) -> list:
+        """The variables of large params that the last piece and an earlier one between scans read.
+
+        For the gradient of such a param, as a tied embedding is, the last piece is run again when
+        the earlier one is: it is not in memory while layers run.
+        """
+        program, found = self.program, []
+        for v in program.pieces[-1].reads:
+            first = program.first_reader.get(self.index.get(v))
+            is_early = first is not None and isinstance(program.pieces[first], Straight)
+            if is_early and first < len(program.pieces) - 1 and v.aval.size > BLOCK_NUMBERS:
+                found.append(v)
+        return found
 
     def start(self, factor: Array | None = None) -> Progress:
         """Before the backward pass."""
@@ -202,7 +219,9 @@ class TracedStep:
             seed: differs between two updates of one step.
         """
         if factor is not None:
-            grads = [g * factor.astype(g.dtype) for g in grads]
+            # One in float16 might become 0 if it is divided by a loss scale.
+            wide = lambda g: g.astype(jnp.float32) if g.dtype == jnp.float16 else g
+            grads = [wide(g) * factor.astype(wide(g).dtype) for g in grads]
         scans = [piece for piece in self.program.pieces if isinstance(piece, LayerScan)]
         seeds = 1 + len(self.program.params) + sum(piece.length for piece in scans)
         step = (self.state["step"] + 1) * seeds + seed

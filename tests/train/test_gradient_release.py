@@ -14,7 +14,7 @@ from flax import nnx
 import jaxmem as jm
 from jaxmem.core.axis_blocks import AxisBlocks
 from jaxmem.optimizers import apply_rounded, in_float32, in_int8
-from jaxmem.train import released, train_state
+from jaxmem.train import released, scale_of, scaled, train_state
 from jaxmem.train.traced_step import in_blocks
 
 WIDTH, LAYERS, VOCAB = 8, 3, 16
@@ -175,6 +175,30 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(value):
     skipped = int(jnp.isnan(value))
     assert (int(new["skipped"]), int(new["step"])) == (skipped, 1)
     assert bool((new["params"]["head"] == params["head"]).all()) == bool(skipped)
+
+
+@pytest.mark.parametrize("start", [64.0, 2.0**24], ids=["finite", "overflow"])
+def test_a_scaled_loss_is_released_as_the_usual_step_scales_it(start):
+    loss, params = in_bytes(None)
+    params = jax.tree.map(lambda w: w.astype(jnp.float16), params)
+    x = jax.random.normal(jax.random.key(2), (8, 16))
+    optimizer = scaled(in_float32(optax.sgd(0.1, 0.9)), start=start)
+    old = train_state(params, optimizer)
+
+    def usual(state):
+        times = lambda p: loss(p, x) * scale_of(state["opt"])
+        slope = jax.grad(times)(state["params"])
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt = optimizer.update(slope, state["opt"], state["params"])
+        return apply_rounded(state["params"], updates, 0), opt
+
+    new, _ = jit(released(loss, optimizer, micro=2, clip=1e6))(old, x)
+    params, opt = jit(usual)(old)
+    assert int(new["opt"].skipped) == int(start > 64) and new["opt"].scale == opt.scale
+    assert_close(new["params"], params, atol=2e-3)
+    assert_close(jax.tree.leaves(new["opt"]), jax.tree.leaves(opt), atol=1e-2)  # steps of float16
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), new["params"], old["params"])
+    assert set(jax.tree.leaves(moved)) == {start == 64}
 
 
 def in_bytes(codec):
