@@ -110,7 +110,8 @@ def show(output: Output, planned: jm.Planned) -> None:
         ("recipe", "peak", "seconds", *(["tokens/s"] if serve else []), "noise", ""),
         rows,
         f"seconds: {step}, an estimate from flops and traffic over published peaks. noise: the "
-        "error that encodings add, relative to what they encode. Taken is the least of "
+        "error that encodings add, relative to what they encode, and the loss that forms of "
+        "training cost, in nats a token. Taken is the least of "
         f"seconds · (1 + noise / {TOLERANCE:.0%}).",
     )
     larger = [row for row in planned.rows if row.status == "too large" and row.programs]

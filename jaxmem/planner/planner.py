@@ -67,7 +67,7 @@ def plan(
     its smallest recipe is too large, and the search ends when `most` kinds fit. If two recipes
     differ only in optimizer state, the second is not estimated again: its estimate is the first's
     plus the difference of their lower bounds. Only if nothing else fits are tried, to train: a
-    state in int8, then weights in int8, then the optimizer "scale"; to serve on one device:
+    state in 8 or 4 bits, then weights in int8, then the optimizer "scale"; to serve on one device:
     weights in host memory (see `planner.host_placement`).
     Compilers run in separate processes: one that dies or takes longer than `timeout` costs its
     candidate only. Arrays are laid out by `jm.layouts` on each mesh (see `Recipe`).
@@ -80,7 +80,7 @@ def plan(
         seq: tokens of a row; to serve, tokens of a row that the cache holds.
         limit: bytes on one device; the device's memory by default.
         encodings: codecs to try for weights that are not trained; None is bfloat16.
-        states: forms of the optimizer's state to try, of `float32`, `bfloat16` and `int8`.
+        states: forms of the optimizer's state to try, of `float32`, `bfloat16`, `int8`, `int4`.
         meshes: sizes of mesh axes to try, such as `{"fsdp": 4, "tensor": 2}`; by default
             combinations of `fsdp` and `tensor` to train, of `data` and `tensor` to serve, and of
             `data` and `expert` to serve a mixture of experts.

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from ..codecs import Int
 from ..optimizers.companded_codes import encode_companded
+from ..optimizers.int4_state import encode_int4
 from ..optimizers.stochastic_rounding import stochastic_round
+from .equal_loss import measured_cost
 from .recipe import Recipe
 
 TOLERANCE = 0.01  # the noise that doubles the price of a step: between that of 8 and of 4 bits
@@ -25,12 +27,16 @@ def price(seconds: float | None, noise: float) -> float:
 
 
 def noise(recipe: Recipe) -> float:
-    """The relative squared errors of a recipe's weights, cache and optimizer state, added up."""
+    """The relative squared errors of a recipe's weights, cache and residuals, added up.
+
+    To train, what the forms of optimizer and weights were measured to cost counts besides, in nats
+    a token (see `equal_loss`), or the rounding error of the optimizer's state if that is larger.
+    """
     total = noise_of(recipe.encoding)
     if recipe.task == "serve" and recipe.cache_bits < 16:
         total += noise_of(Int(recipe.cache_bits, group=64, symmetric=False))  # like `KVCache`
     if recipe.task != "serve":
-        total += _state_noise(recipe.state)
+        total += max(_state_noise(recipe.state), measured_cost(recipe))
         total += noise_of(Int(8, group=128)) if recipe.remat.held == "int8" else 0.0
     return total
 
@@ -59,5 +65,6 @@ def _state_noise(state: str) -> float:
         "float32": lambda: x,
         "bfloat16": lambda: stochastic_round(x, 1),
         "int8": lambda: encode_companded(x, 1).decode(),
+        "int4": lambda: encode_int4(x, 1).decode(),
     }[state]()
     return float(((rounded.astype(jnp.float32) - x) ** 2).mean() / (x**2).mean())

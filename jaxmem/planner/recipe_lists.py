@@ -11,7 +11,7 @@ from ..codecs import Int
 from ..parallel.axes import ROWS
 from ..train.remat_policy import Remat
 from .recipe import Recipe
-from .search_space import HELD, OPTIMIZERS, REMATS, chunks, micro_batches, prompts
+from .search_space import CODED_STATES, HELD, OPTIMIZERS, REMATS, chunks, micro_batches, prompts
 
 
 def recipe_lists(
@@ -32,8 +32,8 @@ def recipe_lists(
     for codec in encodings if first.task == "lora" else (None,):
         layouts = [(mesh, shared) for mesh in meshes for shared in _shared(mesh)]
         for state, offload, (mesh, shared) in itertools.product(states, (False, True), layouts):
-            # An adapter's state is small, and so is a chip's share of one, or one of 8 bits.
-            if offload and (first.task == "lora" or mesh or state == "int8"):
+            # An adapter's state is small, and so is a chip's share of one, or one of few bits.
+            if offload and (first.task == "lora" or mesh or state in CODED_STATES):
                 continue
             knobs = dict(encoding=codec, state=state, offload=offload, shared=shared, mesh=mesh)
             rows = first.batch // math.prod((mesh or {}).get(axis, 1) for axis in ROWS)
@@ -48,14 +48,15 @@ def recipe_lists(
             yield [change(**knobs, remat=r, micro=n) for r, n in fine]
 
 
-def last_resorts(recipe: Recipe) -> tuple[bool, ...]:
+def last_resorts(recipe: Recipe) -> tuple[int, ...]:
     """What of a recipe is tried only if nothing else fits, the worst first.
 
-    Another optimizer than Adam, weights to train in int8, and an optimizer's state in int8, whose
-    update takes a compiler minutes.
+    Another optimizer than Adam, weights to train in int8, and an optimizer's state in 4 or 8 bits,
+    whose update takes a compiler minutes.
     """
     is_encoded = recipe.task == "train" and recipe.encoding is not None
-    return recipe.optimizer != "adamw", is_encoded, recipe.state == "int8"
+    coded = CODED_STATES.index(recipe.state) + 1 if recipe.state in CODED_STATES else 0
+    return recipe.optimizer != "adamw", is_encoded, coded
 
 
 def _shared(mesh: Mapping[str, int] | None) -> tuple[bool, ...]:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import optax
 
 from ..codecs import Int
-from ..optimizers import in_bfloat16, in_float32, in_int8, scale_sgd
+from ..optimizers import in_bfloat16, in_float32, in_int4, in_int8, scale_sgd
 from ..train.remat_policy import Remat
 
 CHUNKS = (512, 128)  # positions whose logits exist at a time
 ENCODINGS = (None, Int(8), Int(4, group=128), Int(4))
-# The forms of an optimizer's state. The last takes a compiler minutes.
-STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8}
+# The forms of an optimizer's state, and those whose update takes a compiler minutes.
+STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8, "int4": in_int4}
+CODED_STATES = ("int8", "int4")
 # What changes the weights, and a learning rate that plans are compiled with.
 OPTIMIZERS = {"adamw": (optax.adamw, 1e-4), "scale": (scale_sgd, 1e-3)}
 HELD = {

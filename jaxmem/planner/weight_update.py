@@ -12,7 +12,7 @@ from ..offload.optimizer_state import on_host, streamed
 from ..optimizers.rounded_updates import apply_rounded
 from ..train.gradient_clipping import clipped, global_norm
 from .recipe import Recipe
-from .search_space import STATES
+from .search_space import CODED_STATES, STATES
 from .step_layout import StepLayout
 
 
@@ -62,8 +62,8 @@ class WeightUpdate:
                 return new
             return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (params, opt))
 
-        # The update of an int8 state makes f32 temporaries; layer by layer they stay small.
-        by_layer = self.recipe.offload or self.recipe.state == "int8"
+        # The update of a state in codes makes f32 temporaries; layer by layer they stay small.
+        by_layer = self.recipe.offload or self.recipe.state in CODED_STATES
         change = streamed(update, far=self.recipe.offload) if by_layer else update
         with jax.named_scope("optimizer"):
             params, opt = change(state["params"], state["opt"], gradient)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 
 import pytest
 
@@ -10,6 +11,7 @@ import jaxmem as jm
 from jaxmem.architectures import llama
 from jaxmem.compiler.devices import Device
 from jaxmem.models import Model
+from jaxmem.planner.equal_loss import ABOVE_FLOAT32
 from jaxmem.planner.estimates import arithmetic
 from jaxmem.planner.planned import as_data
 from jaxmem.planner.planner import kept
@@ -71,9 +73,10 @@ def test_adapters_are_planned_beside_encoded_weights_and_built_again():
 
 
 @pytest.mark.slow
-def test_a_state_of_eight_bits_is_planned_where_it_is_asked_for():
-    planned = PLAN(task="train", limit=6 * MIB, states=["int8"])
-    assert planned.recipe.state == "int8" and planned.chosen.peak <= 6 * MIB
+@pytest.mark.parametrize("state", ["int8", "int4"])
+def test_a_state_in_codes_is_planned_where_it_is_asked_for(state):
+    planned = PLAN(task="train", limit=6 * MIB, states=[state])
+    assert planned.recipe.state == state and planned.chosen.peak <= 6 * MIB
 
 
 @pytest.mark.slow
@@ -115,6 +118,18 @@ def test_noise_grows_with_every_bit_that_goes():
     noises = [noise(serve(encoding=codec, cache_bits=bits)) for codec, bits in choices]
     assert noises == sorted(noises) and noises[0] == 0 and len(set(noises)) == 5
     assert price(1.0, noises[-1]) > price(1.0, noises[0])
+
+
+def test_the_costs_of_forms_are_those_that_were_measured():
+    path = pathlib.Path(__file__).parents[2] / "experiments/quality/equal_loss.json"
+    lines = {line["form"]: line for line in json.loads(path.read_text())["summary"]}
+    names = {"adamw": "Adam", "scale": "SCALE"}
+    for (weights, optimizer, state), cost in ABOVE_FLOAT32.items():
+        form = f"{weights}, {names[optimizer]}" + ("" if state == "any" else f" in {state}")
+        assert lines[form]["seeds"] >= 3 and abs(lines[form]["above_float32"] - cost) < 1e-4
+    train = functools.partial(jm.Recipe, "tiny", "cpu", "train", 1, 64)
+    assert noise(train()) == 0 < noise(train(state="int8")) < 0.01
+    assert noise(train(optimizer="scale")) == pytest.approx(0.0287, abs=1e-4)
 
 
 def test_the_pareto_rows_are_beaten_by_none():
