@@ -180,17 +180,22 @@ def main() -> None:
     parser.add_argument("--start", type=pathlib.Path, required=True)
     out = pathlib.Path(__file__).with_name("equal_loss_peers.json")
     parser.add_argument("--out", type=pathlib.Path, default=out)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
+    parser.add_argument("--runs", type=int, default=math.inf, help="the most that this call makes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = dict(np.load(arguments.start))
     rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
-    for peer, rates in PEERS.items():
-        runs = [(rate, 0) for rate in rates] + [(None, 1), (None, 2)]
+    most = len(rows) + arguments.runs
+    for peer in arguments.peers:
+        runs = [(rate, 0) for rate in PEERS[peer]] + [(None, 1), (None, 2)]
         for seed_rate, seed in runs:
             first = [r for r in rows if r["form"] == peer and r["seed"] == 0]
             rate = seed_rate or min(first, key=lambda r: r["loss"])["rate"]
             if any((r["form"], r["rate"], r["seed"]) == (peer, rate, seed) for r in rows):
                 continue
+            if len(rows) >= most:
+                return
             rows.append(train(peer, rate, seed, data))
             print(rows[-1], flush=True)
             result = {"torch": torch.__version__, "rows": rows}
