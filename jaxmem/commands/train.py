@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from ..data import Batches, MaskedBatches
 from ..io.atomic import write_whole
 from ..models import Model, packed_batches
 from ..models.text_models import context
+from ..parallel.axes import ROWS
 from ..planner.model_limits import predicts_hidden_tokens
 from ..planner.recipe import Recipe
 from ..planner.search_space import micro_batches
@@ -164,7 +166,7 @@ class Train(options.SourceOptions):
         axes = {k: v for k, v in mesh.shape.items() if v > 1} if mesh else None
         if predicts_hidden_tokens(model.config):
             with output.step("planning"):
-                recipe = self._searched(model, device, seq, limit)
+                recipe = self._searched(model, device, seq, limit, axes)
         else:
             with output.step("planning"):
                 planned = self._planned(
@@ -192,10 +194,13 @@ class Train(options.SourceOptions):
                     raise
         raise AssertionError("unreachable")
 
-    def _searched(self, model: Model, device: str, seq: int, limit: int | None) -> Recipe:
+    def _searched(
+        self, model: Model, device: str, seq: int, limit: int | None, axes: dict[str, int] | None
+    ) -> Recipe:
         """The first recipe to train an encoder that is proved to fit: fewer micro-batches first."""
         options = {"rank": RANK if self.rank in (None, "auto") else self.rank, "packed": True}
-        options |= {"adapter": self.adapter or "lora"}
+        options |= {"adapter": self.adapter or "lora", "mesh": axes}
+        rows = self.batch // math.prod((axes or {}).get(axis, 1) for axis in ROWS)
         first = Recipe(model.source, device, TASKS[self.task], self.batch, seq, **options)
         change = functools.partial(dataclasses.replace, first)
 
@@ -204,7 +209,7 @@ class Train(options.SourceOptions):
             return built.step, built.arguments
 
         remats = [jm.Remat("none"), jm.Remat("full")]
-        knobs = {"micro": micro_batches(self.batch), "remat": remats}
+        knobs = {"micro": micro_batches(max(rows, 1)), "remat": remats}
         return change(**jm.search(step, knobs, device=device, limit=limit).chosen.knobs)
 
     def _figures(self, trained: Trained, recipe: Recipe, out: pathlib.Path, output: Output) -> dict:

@@ -77,8 +77,16 @@ class MaskedBatches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        random = np.random.default_rng((self._seed, self.batches.state()["step"]))
-        batch = next(self.batches)
+        step = self.batches.state()["step"]
+        return self.hidden(next(self.batches), step)
+
+    def hidden(self, batch: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
+        """A packed batch, some of whose tokens are hidden as those of this step are.
+
+        Raises:
+            ValueError: all tokens of the batch are among those that are never hidden.
+        """
+        random = np.random.default_rng((self._seed, step))
         ids, can_be_hidden = batch["ids"], batch["segments"] > 0
         can_be_hidden &= ~np.isin(ids, self.never)
         places = np.flatnonzero(can_be_hidden)

@@ -1,6 +1,6 @@
-"""replacing_together: several processes write one file, which appears whole or not at all.
+"""replacing_together: several processes write one file or directory, which appears whole or not.
 
-Each process writes its own parts of the file, into a file system that all processes share.
+Each process writes its own parts, into a file system that all processes share.
 Process 0 creates the temporary file and renames it. A single process needs no agreement, so for
 one process these functions only call `replacing`.
 """
@@ -19,10 +19,12 @@ from .atomic import replacing, temporary_path
 
 
 @contextlib.contextmanager
-def replacing_together(path: pathlib.Path, plan: bytes) -> Iterator[pathlib.Path]:
+def replacing_together(
+    path: pathlib.Path, plan: bytes, *, replace_directory: bool = False
+) -> Iterator[pathlib.Path]:
     """An empty temporary file, the same for all processes; it is renamed to `path` at the end.
 
-    `plan` describes what all processes together write.
+    `plan` describes what all processes together write. With `replace_directory` it is a directory.
 
     Raises:
         ValueError: the processes' plans differ.
@@ -36,7 +38,7 @@ def replacing_together(path: pathlib.Path, plan: bytes) -> Iterator[pathlib.Path
         multihost_utils.sync_global_devices("jaxmem.save: the file is there")
         yield temporary_path(path, name)
     else:
-        with replacing(path, token=name) as temporary:
+        with replacing(path, token=name, replace_directory=replace_directory) as temporary:
             if several:
                 multihost_utils.sync_global_devices("jaxmem.save: the file is there")
             yield temporary
@@ -49,6 +51,12 @@ def largest(numbers: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return numbers
     return multihost_utils.process_allgather(numbers).max(axis=0)
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process is here; `what` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def _agreed(token: int, crc: int) -> int:

@@ -131,17 +131,18 @@ class Model:
         """Writes a directory that `load` reads: configuration, tokenizer, template and `params`.
 
         `params` are this model's tensors encoded, or None for the tensors themselves. The directory
-        appears whole or not at all, and replaces only a directory that `save` wrote.
+        appears whole or not at all, and replaces only a directory that `save` wrote. Several
+        processes write it together, in a file system that they share.
 
         Raises:
             ValueError: `path` exists and was not written by `save`.
         """
-        from ..io.atomic import replacing
+        from ..io.multihost import replacing_together
 
         path = pathlib.Path(path)
         if path.exists() and not (path / RECORD).exists():
             raise ValueError(f"{path} exists and was not written by jaxmem; choose another place")
-        with replacing(path, replace_directory=True) as new:
+        with replacing_together(path, self.source.encode(), replace_directory=True) as new:
             self._write(new, self.params if params is None else params)
 
     def _write(self, folder: pathlib.Path, params: dict) -> None:
@@ -149,6 +150,8 @@ class Model:
         from ..io import checkpoint
 
         checkpoint.save(folder / PARAMS, params)
+        if jax.process_index() > 0:
+            return
         if self.tokenizer is not None:
             (folder / "tokenizer.json").write_text(self.tokenizer.to_str(), encoding="utf-8")
         if self.chat_template is not None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..models.model import check_in_vocabulary
@@ -11,6 +12,8 @@ from ..planner.training_batch import fields
 
 def checked_batch(batch: Any, recipe: Recipe, config: Any) -> Any:
     """Ids (batch, seq) int32, or with `recipe.packed` a dict of the fields that `config` takes.
+
+    One of n processes may have batch / n rows.
 
     Raises:
         ValueError: a shape or a dtype is another one, an id is outside the vocabulary, or a recipe
@@ -33,13 +36,14 @@ def checked_batch(batch: Any, recipe: Recipe, config: Any) -> Any:
         raise ValueError(f"a packed recipe takes batches with {', '.join(names)}{cure}")
     arrays = {name: np.asarray(batch[name]) for name in names}
     for name, x in arrays.items():
-        if x.shape != (recipe.batch, recipe.seq) or x.dtype.kind not in "biu":
+        if x.shape not in _shapes(recipe) or x.dtype.kind not in "biu":
             raise ValueError(
                 f"{name} of a batch is {x.dtype} {x.shape}, expected integers or booleans "
                 f"{(recipe.batch, recipe.seq)}"
             )
     predicted = arrays["mask"] if "targets" in names else arrays["mask"][:, 1:]
-    if not predicted.any():
+    is_whole = len(predicted) == recipe.batch  # other processes may have what is predicted
+    if is_whole and not predicted.any():
         raise ValueError("the mask of a batch hides all tokens, expected one to be predicted")
     typed = {name: x.astype(names[name]) for name, x in arrays.items()}
     if "targets" in typed:
@@ -47,9 +51,22 @@ def checked_batch(batch: Any, recipe: Recipe, config: Any) -> Any:
     return typed | {"ids": _ids(arrays["ids"], recipe, config.vocab)}
 
 
+def placed(x: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array of a batch on the devices of `like`, also from the rows that this process has."""
+    if x.shape == like.shape:
+        return jax.device_put(x, like.sharding)
+    return jax.make_array_from_process_local_data(like.sharding, x, like.shape)
+
+
+def _shapes(recipe: Recipe) -> list[tuple[int, int]]:
+    """The shapes of the ids that this process may have."""
+    return [(recipe.batch, recipe.seq), (recipe.batch // jax.process_count(), recipe.seq)]
+
+
 def _ids(ids: Any, recipe: Recipe, vocab: int) -> np.ndarray:
-    ids, shape = np.asarray(ids), (recipe.batch, recipe.seq)
-    if ids.shape != shape or not np.issubdtype(ids.dtype, np.integer):
+    ids = np.asarray(ids)
+    if ids.shape not in _shapes(recipe) or not np.issubdtype(ids.dtype, np.integer):
+        shape = recipe.batch, recipe.seq
         raise ValueError(f"a batch is {ids.dtype} {ids.shape}, expected integers {shape}")
     check_in_vocabulary(ids, vocab)
     return ids.astype(np.int32)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..data.masked_tokens import MaskedBatches
 from ..models import Model
 from ..models.model import check_in_vocabulary
 from ..planner.model_limits import predicts_hidden_tokens
@@ -14,17 +15,22 @@ from ..planner.train_and_serve_steps import Built
 class HeldOut:
     """Measures the mean loss of a text, cut into rows as long as those of training.
 
+    Of a model that predicts hidden tokens, `training` says which ones are hidden: always the same.
+
     Raises:
         ValueError: the text is shorter than one micro-batch, or has ids the model does not know;
-            the model predicts hidden tokens.
+            or the model predicts hidden tokens, and `training` hides none.
     """
 
-    def __init__(self, built: Built, ids: Any, model: Model):
+    def __init__(self, built: Built, ids: Any, model: Model, training: Any):
         self._loss, self._batches = jax.jit(built.loss), None
         if ids is None:
             return
-        if predicts_hidden_tokens(model.config):
-            raise ValueError(f"{model.source} predicts hidden tokens; leave the held-out text out")
+        hides = predicts_hidden_tokens(model.config)
+        if hides and not isinstance(training, MaskedBatches):
+            raise ValueError(
+                f"{model.source} predicts hidden tokens: a held-out text wants MaskedBatches"
+            )
         recipe = built.recipe
         rows, ids = recipe.batch // recipe.micro, np.asarray(ids)
         count = len(ids) // (rows * recipe.seq)
@@ -37,6 +43,8 @@ class HeldOut:
         batches = ids[: count * rows * recipe.seq].astype(np.int32)
         batches = batches.reshape(count, rows, recipe.seq)
         self._batches = [_one_text_a_row(x) if recipe.packed else x for x in batches]
+        if hides:
+            self._batches = [training.hidden(x, i) for i, x in enumerate(self._batches)]
 
     def __call__(self, *trained_and_frozen: Any) -> dict[str, float]:
         """{"held_out_loss": nats a token}; nothing without a text."""

@@ -8,16 +8,22 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from ..interop.orbax import Restore, Save
+from ..io import multihost
 
 KEPT = 2  # checkpoints
+DATA = "data (hash of the first batch)"  # None of many processes
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Keeps other runs out of a folder; a process that is killed leaves no lock.
+
+    Of a run's processes the first one takes it for all.
 
     Raises:
         ValueError: another run is there.
@@ -25,10 +31,14 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another run is at work in {folder}, expected one") from None
+        is_refused = False
+        if jax.process_index() == 0:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_refused = True
+        if multihost.largest(np.array([is_refused])).any():
+            raise ValueError(f"another run is at work in {folder}, expected one")
         yield
     finally:
         os.close(handle)
@@ -80,7 +90,8 @@ class RunCheckpoints:
         saved = self._manager.restore(self.latest, args=args)["about"]["run"]
         for name in sorted({*saved, *self._record}):
             old, new = saved.get(name), self._record.get(name)
-            if old != new:
+            is_unknown = name == DATA and None in (old, new)
+            if old != new and not is_unknown:
                 raise ValueError(
                     f"{self._folder} holds a run with {name} {_first_difference(old, new)}; "
                     "continue it as it was, or choose another place"

@@ -17,6 +17,7 @@ from ..adapters.lora import attach
 from ..compiler.measurement import growth
 from ..core.arguments import ROW_OF_INTEGERS, Kind, takes
 from ..core.leaf import is_encoded
+from ..io import multihost
 from ..io.checkpoint import save
 from ..io.fingerprint import fingerprint
 from ..io.scalar_writers import JsonLines, ScalarWriter
@@ -25,7 +26,7 @@ from ..parallel.mesh import mesh as make_mesh
 from ..planner.recipe import Recipe
 from ..planner.recipe_adapters import scaled_pairs
 from ..planner.train_and_serve_steps import Built, build, default_optimizer
-from .checked_batch import checked_batch
+from .checked_batch import checked_batch, placed
 from .first_batch import first_batch_hash
 from .held_out_loss import HeldOut
 from .training_options import TrainingOptions
@@ -62,12 +63,15 @@ def run(
     `out` gets `checkpoints`, `scalars.jsonl` with the numbers of each step, and at the end `model`,
     which `jm.models.load` and every command read, or `adapters.jm` for the task "lora". A step with
     a loss or gradient that is not finite changes nothing; its numbers have the count as "skipped".
+    Many processes run it together, each with the same arguments but for its rows of the batches;
+    `out` is in a file system that they share, and the first of them writes the numbers.
 
     Args:
         model: a decoder with dense weights, such as `jm.models.load` or `jm.training.fresh` gives;
             or an encoder with the head of a masked language model, on `jm.data.MaskedBatches`.
         batches: `jm.data.Batches`, or another iterator with its methods `state` and `restore`. A
-            batch has `recipe.batch` rows of `recipe.seq` tokens: ids (rows, tokens), or a dict of
+            batch has `recipe.batch` rows of `recipe.seq` tokens, or one of many processes has its
+            share of them, as `Batches(shard=)` gives: ids (rows, tokens), or a dict of
             "ids", "segments", "positions" and "mask". Rows of several texts, with padding, or of
             which something is not learnt want a recipe that is `packed`.
         recipe: what the step is, such as `jm.plan` chose; its task is "train" or "lora".
@@ -84,7 +88,7 @@ def run(
             model does not know; the step takes more than `limit`; `out` holds another run, or
             one is at work there; the loss or its gradient was not finite for ten steps in a row.
     """
-    from .run_checkpoints import RunCheckpoints, locked  # it imports orbax, which takes a second
+    from .run_checkpoints import DATA, RunCheckpoints, locked  # imports orbax: a second
 
     if recipe.task == "serve":
         raise ValueError("the recipe is one to serve, expected one to train or of lora")
@@ -99,25 +103,25 @@ def run(
         clip=options.clip,
         skip_nonfinite=True,
     )
-    measure = HeldOut(built, held_out, model)
+    measure = HeldOut(built, held_out, model, batches)
     state, frozen = built.init(_copied(model.params), jax.random.key(options.seed))
     frozen = [frozen] if recipe.task == "lora" else []
     step, predicted = _compiled(built, limit)
     like = built.arguments[-1]
     record = {"recipe": json.loads(recipe.to_json()), "model": model.source}
     record["options"] = dataclasses.asdict(options)
-    record["data (hash of the first batch)"] = first_batch_hash(batches)
+    record[DATA] = first_batch_hash(batches)
     record["weights (hash)"] = fingerprint(model.params)
     with locked(out), RunCheckpoints(out / CHECKPOINTS, record) as checkpoints:
         first = checkpoints.latest or 0
         if first:
             state, data_state = checkpoints.restore(None if mesh is None else built.shardings[0])
             batches.restore(data_state)
-        writers = [JsonLines(out / SCALARS, after=first), *([writer] if writer else [])]
+        writers = _writers(out, first, writer)
         grown, in_a_row, skipped = None, 0, int(state["skipped"])
         for count in range(first + 1, options.steps + 1):
             batch = checked_batch(next(batches), recipe, model.config)
-            batch = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), batch, like)
+            batch = jax.tree.map(placed, batch, like)
             start = time.perf_counter()
             with growth(batch) as growing:
                 state, loss = step(state, *frozen, batch)
@@ -146,9 +150,17 @@ def run(
                 checkpoints.save(count, state, batches.state())
             if progress:
                 progress(count, options.steps, numbers)
+        multihost.wait_for_all("jaxmem.training.run: all steps are written")
     history = tuple(JsonLines(out / SCALARS).history)
     counts = history, int(state["skipped"]), predicted, grown
     return _written(model, recipe, out, state["params"], frozen, counts)
+
+
+def _writers(out: pathlib.Path, first: int, writer: ScalarWriter | None) -> list[ScalarWriter]:
+    """Where the numbers of steps after `first` go; of many processes, from the first one only."""
+    if jax.process_index() > 0:
+        return []
+    return [JsonLines(out / SCALARS, after=first), *([writer] if writer else [])]
 
 
 def _written(

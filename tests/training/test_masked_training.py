@@ -1,5 +1,7 @@
 """An encoder learns to predict tokens that are hidden, the same ones when it resumes."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -26,7 +28,12 @@ def model():
 def test_an_encoder_learns_what_is_hidden(model, tmp_path):
     options = jm.training.TrainingOptions(30, learning_rate=0.03, save_every=None)
     with jax.numpy_dtype_promotion("standard"):
-        made = jm.training.run(model, batches(), RECIPE, out=tmp_path, options=options)
+        text = np.tile(np.arange(16) % 8 + 8, 8)
+        made = jm.training.run(
+            model, batches(), RECIPE, out=tmp_path, options=options, held_out=text
+        )
+    held_out = made.history[-1]["held_out_loss"]
+    assert 0 < held_out < np.log(32) - 0.5 and made.perplexity == np.exp(held_out)
     losses = [row["loss"] for row in made.history]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
 
@@ -53,6 +60,9 @@ def test_what_does_not_fit_an_encoder_is_refused(model, tmp_path):
         jm.plan(model, device="cpu", task="train", batch=2, seq=16, limit=2**30, packed=True)
     options = jm.training.TrainingOptions(1)
     plain = jm.data.Batches(jm.data.PackedRows(TEXTS, 16), 2)
+    with pytest.raises(ValueError, match="a held-out text wants MaskedBatches"):
+        run = functools.partial(jm.training.run, model, plain, RECIPE, out=tmp_path)
+        run(options=options, held_out=TEXTS[0])
     with pytest.raises(ValueError, match=r"targets; see jm\.data"):
         jm.training.run(model, plain, RECIPE, out=tmp_path, options=options)
 
