@@ -22,6 +22,7 @@ class LayerGroups:
     layers: tuple[tuple[int, ...], ...]
     # tokens that a query sees beside sinks, itself included, in the layer that sees most; or None
     reaches: tuple[int | None, ...]
+    windows: tuple[int | None, ...]  # the same of each layer
 
     @classmethod
     def of(cls, config: Any, window: int | None, *, by_window: bool) -> "LayerGroups":
@@ -32,25 +33,27 @@ class LayerGroups:
             >>> sizes = dict(vocab=64, width=32, ffn=48, heads=4, kv_heads=2, head_dim=8)
             >>> local = (True, True, True, False)
             >>> config = llama.Config(**sizes, layers=4, local=local, window=12)
-            >>> LayerGroups.of(config, None, by_window=True)
-            LayerGroups(layers=((0,), (1,), (2,), (3,)), reaches=(12, 12, 12, None))
+            >>> groups = LayerGroups.of(config, None, by_window=True)
+            >>> groups.layers, groups.reaches
+            (((0,), (1,), (2,), (3,)), (12, 12, 12, None))
             >>> LayerGroups.of(config, 8, by_window=False)
-            LayerGroups(layers=((0, 1, 2, 3),), reaches=(8,))
+            LayerGroups(layers=((0, 1, 2, 3),), reaches=(8,), windows=(8, 8, 8, 8))
         """
         local = getattr(config, "local", ()) or (False,) * config.layers
         least = lambda *windows: min((w for w in windows if w is not None), default=None)
+        windows = tuple(least(config.window if near else None, window) for near in local)
         near = [i for i, is_local in enumerate(local) if is_local]
         far = [i for i, is_local in enumerate(local) if not is_local]
         if not by_window or not (near and far):
             own = config.window if near and not far else None
-            return cls((tuple(range(config.layers)),), (least(own, window),))
+            return cls((tuple(range(config.layers)),), (least(own, window),), windows)
         size = min(len(near), len(far))
         groups, reaches = [], []
         for layers, own in ((near, config.window), (far, None)):
             parts = [tuple(layers[i : i + size]) for i in range(0, len(layers), size)]
             groups += parts
             reaches += [least(own, window)] * len(parts)
-        return cls(tuple(groups), tuple(reaches))
+        return cls(tuple(groups), tuple(reaches), windows)
 
     def __len__(self) -> int:
         return len(self.layers)

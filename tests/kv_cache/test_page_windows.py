@@ -1,5 +1,7 @@
 """Pages behind the windows of their layers are free, and what is read stays the same."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,23 @@ def test_pages_behind_all_windows_are_free_and_not_missed():
     assert not jm.pages.share(pool, 0, 1, 16)[1]  # its first pages are gone
     with pytest.raises(ValueError, match="sees all tokens"):
         jm.pages.release_behind(empty("llama"))
+
+
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_usage_says_which_tokens_no_query_to_come_sees(sinks):
+    config = dataclasses.replace(CONFIGS["some"], window=10)
+    local = sum(config.local)
+    pages = jm.Pages(size=SIZE, window=20, sinks=sinks)
+    pool = pages.empty(config, pages=20, rows=3, most=6)
+    pool, _ = jm.pages.alloc(pool, jnp.array([32, 0, 9]))
+    pool = dataclasses.replace(pool, length=pool.room)
+    lost = [
+        max(n - 9 - sinks, 0) * local + max(n - 19 - sinks, 0) * (config.layers - local)
+        for n in (32, 9)
+    ]
+    assert jm.pages.usage(pool).unseen == pytest.approx(sum(lost) / (41 * config.layers))
+    pool = jm.pages.hold(jm.pages.release(pool, jnp.array([2])), pool.table[0])
+    assert jm.pages.usage(jm.pages.release(pool, jnp.array([0]))).unseen == 0  # held for any row
 
 
 def test_a_window_of_the_pool_is_that_of_the_layers():
@@ -74,7 +93,9 @@ def test_layers_with_a_window_give_pages_back_and_no_bit_changes(bits):
         pools[1] = jm.pages.release_behind(pools[1])
     used = np.asarray(pools[1].table).reshape(3, 6, 3) > 0
     assert used[0].sum(0).tolist() == [2, 2, 4]  # of 32 tokens, those from 22 on are seen
-    use = jm.pages.usage(pools[1])
+    uses = [jm.pages.usage(pool) for pool in pools]
+    assert uses[0].unseen > 2 * uses[1].unseen > 0
+    use = uses[1]
     assert use.allocated + use.free == 60 and use.allocated == used.sum()
     blob = jm.pages.take_row(pools[1], 0)
     moved, ok = jm.pages.put_row(jm.pages.release(pools[1], jnp.array([0, 2])), 2, blob)
