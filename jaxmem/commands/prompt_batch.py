@@ -11,6 +11,7 @@ from ..kv_cache.prefix_cache import Prefixes
 from ..models import Model
 from ..serving import Answer, Engine, GenerationRequest, Refusal, read_requests
 from ..serving.answer_file import AnswerFile, request_key
+from ..serving.pool_size import PoolTooSmall
 from .output import Output
 from .output_path import check_out_file
 from .sizes import show
@@ -55,14 +56,11 @@ class PromptBatch:
         missing = set(file.missing)
         new = [(key, request) for key, request in zip(keys, requests) if key in missing]
         prefixes = Prefixes(_MOST_PAGES, size=self.pages.size, chunk=_CHUNK, policy="lru")
-        engine = Engine(
-            model,
-            nbytes=room,
-            rows=self.rows,
-            pages=self.pages,
-            chunk=_CHUNK,
-            prefixes=prefixes,
-        )
+        options = {"rows": self.rows, "pages": self.pages, "chunk": _CHUNK, "prefixes": prefixes}
+        try:
+            engine = Engine(model, nbytes=room, **options)
+        except PoolTooSmall as error:
+            raise ValueError(self._too_small(nbytes(model.params), error.least)) from None
         start = time.perf_counter()
         answers = self._answer(engine, new, file, output)
         seconds = time.perf_counter() - start
@@ -87,6 +85,14 @@ class PromptBatch:
             "pool_bytes": nbytes(engine.pool),
             "out": str(self.out),
         }
+
+    def _too_small(self, weights: int, pool: int) -> str:
+        """Why not even one page fits, in terms of the options."""
+        return (
+            f"--memory is {show(self.memory)}, expected at least {weights + pool:,} bytes: "
+            f"{show(weights)} of weights, and {show(pool)} of keys and values in a single page "
+            f"for --rows {self.rows}"
+        )
 
     def _answer(
         self,

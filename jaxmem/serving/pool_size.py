@@ -11,6 +11,16 @@ from ..kv_cache.page_pool import Pages
 _LEAST_CHUNK = 128  # tokens
 
 
+class PoolTooSmall(ValueError):
+    """A number of bytes that does not hold the smallest pool; `least` is what that takes."""
+
+    def __init__(self, nbytes: int | float, least: int, rows: int):
+        self.least = least
+        super().__init__(
+            f"nbytes is {nbytes}, expected at least {least}: a pool of {rows} rows and one page"
+        )
+
+
 def chunk_of(chunk: int | None, size: int) -> int:
     """Tokens of a prompt that one program reads: a multiple of a page, or a divisor.
 
@@ -41,7 +51,7 @@ def pages_within(
         dtype: the type of keys and values.
 
     Raises:
-        ValueError: not even a pool of one page is so small.
+        PoolTooSmall: not even a pool of one page is so small.
         NotImplementedError: no pool holds what this model keeps.
 
     Example:
@@ -55,7 +65,5 @@ def pages_within(
         for n in (1, 2)
     )
     if nbytes < one:
-        raise ValueError(
-            f"nbytes is {nbytes}, expected at least {one}: a pool of {rows} rows and one page"
-        )
+        raise PoolTooSmall(nbytes, one, rows)
     return 1 + int(nbytes - one) // (two - one)

@@ -3,10 +3,12 @@
 import dataclasses
 import io
 import json
+import re
 
 import pytest
 from chat_models import chatting
 
+import jaxmem as jm
 from jaxmem import cli
 from jaxmem.commands import options
 from jaxmem.models import generate
@@ -88,6 +90,32 @@ def test_options_that_do_not_go_together_are_refused(line, message, monkeypatch,
     monkeypatch.setattr(options, "load", lambda *_, **__: chatting())
     assert cli.main(["generate", "here", *line]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_memory_that_holds_no_page_is_refused_with_the_least_that_does(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(options, "load", lambda *_, **__: chatting())
+    prompts, out = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    prompts.write_text('{"prompt": "CD", "max_new_tokens": 1}\n')
+    weights = jm.nbytes(chatting().params)
+    line = [
+        "generate",
+        "here",
+        "--raw",
+        "--prompts",
+        str(prompts),
+        "--out",
+        str(out),
+        "--rows",
+        "1",
+    ]
+    assert cli.main([*line, "--memory", str(weights + 1)]) == 2
+    said = capsys.readouterr().err
+    least = re.search(r"--memory is .*, expected at least ([\d,]+) bytes", said)
+    assert "--rows 1" in said and "nbytes" not in said
+    assert cli.main([*line, "--memory", least[1].replace(",", "")]) == 0
+    assert json.loads(out.read_text())["finish"] == "length"
 
 
 def test_a_source_without_codes_refuses_encoded_by_name(tmp_path, capsys):
