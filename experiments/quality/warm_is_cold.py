@@ -115,7 +115,7 @@ def main() -> None:
         stream = prompts(options.seed + done, model.config.vocab, most * size - 1)
         with tempfile.TemporaryDirectory() as folder:
             limits = {"host": 8 * reader.page_bytes, "disk": 100 * reader.page_bytes + 10**6}
-            cache = jm.Prefixes(most, **limits, path=folder, size=size, chunk=chunk)
+            cache = jm.Prefixes(most, **limits, path=folder, size=size, chunk=chunk, of=bits)
             pool = reader.empty
             while counts["requests"] < options.requests:
                 prompt = next(stream)

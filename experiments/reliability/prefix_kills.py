@@ -42,7 +42,7 @@ def content(prefix: np.ndarray) -> np.ndarray:
 
 
 def opened(folder: pathlib.Path) -> jm.Prefixes:
-    return jm.Prefixes(2 * PAGES, disk=LIMIT, path=folder, size=SIZE)
+    return jm.Prefixes(2 * PAGES, disk=LIMIT, path=folder, size=SIZE, of=0)
 
 
 def write_until_killed(folder: pathlib.Path, running: pathlib.Path, seed: int) -> None:

@@ -40,12 +40,13 @@ class Prefixes:
         size: tokens a page.
         chunk: tokens that the program reads at once, a multiple of `size`; None is `size`.
         of: what pages are computed from, such as `(params, config.to_dict(), pages)`: a tree that
-            `jm.save` takes. It is hashed once, and pages of anything else are never found.
+            `jm.save` takes. It is hashed once, and pages of anything else are never found. A disk
+            wants it, since files outlive the weights of a program.
         salt: a text that is part of each key; who does not know it finds nothing.
 
     Raises:
         ValueError: `device` is below 1, `chunk` is no multiple of `size`, there is no such policy,
-            a disk without a path, or a path that is no folder.
+            a disk without a path or without `of`, or a path that is no folder.
         TypeError: an argument is of another kind.
 
     Example:
@@ -86,16 +87,20 @@ class Prefixes:
         disk_bytes = _bytes("disk", disk)
         if bool(disk_bytes) != (path is not None):
             raise ValueError(f"Prefixes: disk is {disk!r} and path {path!r}, expected both or none")
+        if disk_bytes and of is None:
+            raise ValueError("Prefixes: disk without of, expected the weights that pages are of")
         self.size, self.chunk = size, chunk
         pages = 0 if of is None else fingerprint(of)
         root = [pages, salt, size, chunk, jax.__version__, of is None or jax.default_backend()]
-        self._root = json.dumps(root).encode()
+        self._root_of = lambda form: json.dumps([*root, form]).encode()
+        self._root = self._root_of("")
         self._policy = policy_named(policy, device)
         limits = device, _bytes("host", host), disk_bytes
         self._tiers = PageTiers(self._policy, limits, pathlib.Path(path or "."))
         self._lookups = self._asked = 0
         self._hits = dict.fromkeys(TIERS, 0)
         self._seconds = 0.0
+        self._owner: Any = None  # of the pool whose pages are held
 
     def match(self, tokens: Sequence[int] | np.ndarray) -> PrefixHit:
         """The longest prefix of `tokens` (n,) in whole chunks that is here; one token stays unread.
@@ -251,6 +256,22 @@ class Prefixes:
         for i, key in zip(ids, keys):
             if self._tiers.key_of.get(i, key) != key:
                 raise ValueError(f"insert: page {i} is held for another prefix")
+
+
+def claim(cache: Prefixes, owner: Any, form: str) -> None:
+    """Makes `owner` the one that has the pool whose pages the cache holds.
+
+    Pages in memory or files that are not of this `form`, such as of other bits, are not found.
+
+    Raises:
+        ValueError: the cache holds pages of another's pool, whose numbers mean nothing here.
+    """
+    if cache._owner is not owner and cache._tiers.key_of:
+        raise ValueError(
+            f"prefixes hold {len(cache._tiers.key_of)} pages of another pool, expected a cache for "
+            "this engine alone"
+        )
+    cache._owner, cache._root = owner, cache._root_of(form)
 
 
 def _bytes(name: str, size: int | str) -> int:

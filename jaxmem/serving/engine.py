@@ -63,7 +63,8 @@ class Engine:
 
     Raises:
         ValueError: the model predicts no text, has no weights, or is an encoder-decoder; `nbytes`
-            does not hold one page; an option is out of range.
+            does not hold one page; `prefixes` hold pages of another pool; an option is out of
+            range.
         NotImplementedError: the model's layers have states, or it is sharded over devices, or is a
             user's module: what no pool holds.
 
@@ -112,7 +113,7 @@ class Engine:
         count = pages_within(nbytes, pages, model.config, **sizes)
         empty = functools.partial(pages.empty, model.config, count, **sizes)
         check_pages(pages, chunk, prefixes, least_bits)
-        held = None if prefixes is None else PrefixPages(prefixes)
+        held = None if prefixes is None else PrefixPages(prefixes, f"{pages} {dtype}")
         self._pool = EnginePool(model, empty, chunk, vocab, held, least_bits)
         self.model, self.host = model, host
         self._rows: list[EngineRow | None] = [None] * rows

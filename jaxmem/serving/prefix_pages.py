@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 
 from ..kv_cache.page_pool import PagePool
-from ..kv_cache.prefix_cache import Prefixes
+from ..kv_cache.prefix_cache import Prefixes, claim
 from . import pool_programs as programs
 from .engine_row import EngineRow
 
@@ -20,14 +20,20 @@ class PrefixPages:
 
     Args:
         cache: holds no page yet, or what it found in files.
+        form: says what pages are: their options and their dtype.
+
+    Raises:
+        ValueError: the cache holds pages of another pool; also when a prompt is looked up.
     """
 
-    def __init__(self, cache: Prefixes):
-        self.cache = cache
+    def __init__(self, cache: Prefixes, form: str):
+        self.cache, self.form = cache, form
+        claim(cache, self, form)
 
     def find(self, row: EngineRow) -> None:
         """Looks a prompt up, and pins what is on the device, unless it was done for this row."""
         if row.hit is None:
+            claim(self.cache, self, self.form)
             row.hit = self.cache.match(row.prompt)
             row.pinned = list(row.hit.ids)
             self.cache.pin(row.pinned)

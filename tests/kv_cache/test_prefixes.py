@@ -62,7 +62,7 @@ def test_tails_go_first_and_pinned_pages_stay(policy):
 )
 def test_pages_come_back_from_lower_tiers_as_they_were(tmp_path, tiers):
     path = tmp_path / "pages" if "disk" in tiers else None
-    cache = jm.Prefixes(4, size=4, path=path, **tiers)
+    cache = jm.Prefixes(4, size=4, path=path, of=1, **tiers)
     reading(cache, prompt(1, 2, 3), 11, seconds=300.0)
     reading(cache, prompt(4, 5, 6, 7), 21)
     hit = cache.match(prompt(1, 2, 3))
@@ -75,7 +75,7 @@ def test_pages_come_back_from_lower_tiers_as_they_were(tmp_path, tiers):
 
 def on_disk(path, **options):
     """A cache whose pages of (1, 2, 3) are in files of a folder."""
-    cache = jm.Prefixes(9, disk="1MB", path=path, size=4, **options)
+    cache = jm.Prefixes(9, disk="1MB", path=path, size=4, **{"of": 1} | options)
     reading(cache, prompt(1, 2, 3), 11)
     cache.flush(take=take)
     return cache
@@ -86,7 +86,7 @@ def test_files_are_found_again_by_the_same_model_alone(tmp_path):
     on_disk(tmp_path, of=weights)
     again = lambda **options: jm.Prefixes(9, disk="1MB", path=tmp_path, size=4, **options)
     assert len(again(of=weights).match(prompt(1, 2, 3)).blobs) == 3
-    for other in ({"of": {"w": np.zeros(3)}}, {"of": weights, "salt": "b"}, {}):
+    for other in ({"of": {"w": np.zeros(3)}}, {"of": weights, "salt": "b"}):
         assert again(**other).match(prompt(1, 2, 3)).tokens == 0
 
 
@@ -109,7 +109,7 @@ def test_a_bad_file_is_a_miss_and_is_removed(tmp_path, damage):
 
 
 def test_the_disk_is_bounded_in_bytes_and_a_full_one_is_counted(tmp_path, monkeypatch):
-    cache = jm.Prefixes(3, disk=12_000, path=tmp_path, size=4)
+    cache = jm.Prefixes(3, disk=12_000, path=tmp_path, size=4, of=1)
     for i in range(10):
         reading(cache, prompt(3 * i, 3 * i + 1, 3 * i + 2), 100 + 3 * i)
     files = list(tmp_path.rglob("*.jm"))
@@ -184,7 +184,8 @@ def test_auto_is_nearer_the_better_policy(limit):
         ({"path": "a"}, ValueError, "expected both or none"),
         ({"policy": "fifo"}, ValueError, "policy is 'fifo'"),
         ({"salt": 3}, TypeError, "salt is 3"),
-        ({"disk": 10, "path": __file__}, ValueError, "expected a folder"),
+        ({"disk": 10, "path": __file__, "of": 1}, ValueError, "expected a folder"),
+        ({"disk": 10, "path": "a"}, ValueError, "disk without of"),
     ],
 )
 def test_wrong_options_are_refused(options, error, says):

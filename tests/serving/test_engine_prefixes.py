@@ -1,5 +1,6 @@
 """Prefixes that an engine keeps: warm answers are the cold ones, and nothing stays pinned."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -58,6 +59,11 @@ def test_prefixes_that_were_flushed_are_found_by_the_engine_of_a_later_program(t
         assert (answer.ids, answer.cached_tokens > 0) == (without()["5"], hits)
         engine.flush()
     assert prefixes.stats().hits["disk"] > 0
+    turned = cache(80, disk="1MB", path=tmp_path)  # pages of the same shapes, and other numbers
+    wide = {**WIDE, "pages": dataclasses.replace(WIDE["pages"], window=40)}
+    engine = Engine(model(), nbytes=nbytes(), **wide, prefixes=turned)
+    engine.add(alike("a")[5])
+    assert answers(engine)["a5"].cached_tokens == 0
 
 
 def test_what_is_cancelled_pins_nothing():
@@ -69,6 +75,20 @@ def test_what_is_cancelled_pins_nothing():
         engine.cancel(request.id)
     assert engine.at_work == 0
     assert engine.usage().allocated == len(prefixes.evict(10**6)) > 0
+
+
+def test_a_cache_of_another_engine_is_refused_until_it_holds_nothing():
+    prefixes = cache(80)
+    one, other = (Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes) for _ in range(2))
+    one.add(alike("a")[5])
+    answers(one)
+    other.add(alike("b")[5])
+    with pytest.raises(ValueError, match="pages of another pool"):
+        other.step()
+    with pytest.raises(ValueError, match="pages of another pool"):
+        Engine(model(), nbytes=nbytes(), **WIDE, prefixes=prefixes)
+    prefixes.evict(10**6)
+    assert answers(other)["b5"].ids == without()["5"]
 
 
 def test_a_cache_for_other_chunks_is_refused():
