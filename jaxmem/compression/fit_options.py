@@ -13,6 +13,7 @@ from .product_forms import PLATFORMS, Platform
 
 Target = Literal[FileTarget, Platform]
 TARGETS = (*FILE_TARGETS, *PLATFORMS)
+JUDGES = ("choice", "generation")  # kinds of tasks that a text model answers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,8 @@ class FitOptions:
             convolutions dense.
         judge: the task whose score makes the last choice, between plans that weigh errors
             otherwise or between structures, which are equal in bytes; None: the KL divergence to
-            the dense model. It wants `calibrate` of a text.
+            the dense model. It wants `calibrate` of a text, choices or generated texts, and a
+            metric of which more is better.
         speed: with a platform as `target`, at most 1 / `speed` of the seconds a token that the
             dense weights take there, as `jm.speeds` predicts; `Fitted.speed` has the prediction.
         windows: the most windows (of 1,024 tokens, or the model's context) of `calibrate` that are
@@ -46,7 +48,8 @@ class FitOptions:
     Raises:
         ValueError: `among` names no form for the weights that stay, or an unknown technique;
             `tune_steps` is negative; `windows` is less than 1; `target` is unknown, or given with
-            another `among` than ("int",); `speed` is not positive, or given without a platform.
+            another `among` than ("int",); `speed` is not positive, or given without a platform;
+            `judge` wants vectors of texts, or its metric is "wer".
 
     Example:
         >>> import jaxmem as jm
@@ -86,6 +89,12 @@ class FitOptions:
             )
         if self.target not in (None, *TARGETS):
             raise ValueError(f"target is {self.target!r}, expected {' or '.join(TARGETS)}")
+        judge = self.judge
+        if judge is not None and (judge.kind not in JUDGES or judge.metric == "wer"):
+            raise ValueError(
+                f"judge is the task {judge.name}, a {judge.kind} by {judge.metric}, expected "
+                f"{' or '.join(JUDGES)}, and a metric of which more is better"
+            )
         if self.target is not None and self.among != INTEGERS:
             forms = "integers" if self.target in PLATFORMS else "the forms of its files"
             raise ValueError(

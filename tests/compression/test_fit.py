@@ -85,6 +85,11 @@ def test_windows_limit_the_text_that_is_read(llama):
     assert len(calibration_ids(llama, list(IDS), None)) == len(IDS)
 
 
+SAID = {"a": "x", "b": "y", "answer": 1}
+HEARD = jm.evaluation.Task("heard", "generation", (SAID,), "{a}", metric="wer")
+ALIKE = jm.evaluation.Task("alike", "pairs", (SAID,), choices=("{a}", "{b}"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -96,6 +101,8 @@ def test_windows_limit_the_text_that_is_read(llama):
         ({"target": "onnx"}, "target is 'onnx', expected gguf or compressed-tensors or cpu"),
         ({"target": "cpu", "among": ("int", "n:m")}, "'cpu' chooses among integers, and among is"),
         ({"target": "gguf", "among": ("int", "n:m")}, "leave one of them out"),
+        ({"judge": HEARD}, "judge is the task heard, a generation by wer, expected choice or"),
+        ({"judge": ALIKE}, "judge is the task alike, a pairs by spearman, expected choice or"),
     ],
 )
 def test_options_that_cannot_be_are_refused(change, message):
