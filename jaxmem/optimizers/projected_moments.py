@@ -41,7 +41,7 @@ def apollo(
     learning_rate: optax.ScalarOrSchedule,
     *,
     rank: int = 256,
-    scaled: Literal["channel", "matrix"] = "channel",
+    scaled: Literal["channel", "matrix", "back"] = "channel",
     alpha: float = 1.0,
     period: int = 200,
     dense: str | None = None,
@@ -61,7 +61,9 @@ def apollo(
     Args:
         learning_rate: a number or a schedule; .01 with a warm-up and a cosine is the authors'.
         rank: rows that a gradient is projected to.
-        scaled: whether each channel of the longer side has a rate, or the whole matrix one.
+        scaled: whether each channel of the longer side has a rate, or the whole matrix one. With
+            "back" the update is not along the gradient: it is Adam's of the projected gradient,
+            projected back by Pᵀ, as GaLore's (Zhao et al., 2024), here with a random P.
         alpha: the update is multiplied by √alpha.
         period: steps until P is drawn anew.
         dense: a regex of the paths that take Adam; None for embeddings and heads, by name.
@@ -79,8 +81,10 @@ def apollo(
         >>> state.moments.mu.shape, state.norm.shape
         ((256, 8), (1, 1))
     """
-    if scaled not in ("channel", "matrix"):
-        raise ValueError(f"apollo: scaled is {shown(scaled)}, expected 'channel' or 'matrix'")
+    if scaled not in ("channel", "matrix", "back"):
+        raise ValueError(
+            f"apollo: scaled is {shown(scaled)}, expected 'channel', 'matrix' or 'back'"
+        )
     if not alpha > 0:
         raise ValueError(f"apollo: alpha is {alpha}, expected a number above 0")
     adam = AdamRule(b1, b2, eps)
@@ -91,7 +95,8 @@ def apollo(
                 return adam.init(role)
             weight = jax.ShapeDtypeStruct(role.shape, jnp.float32)
             matrix = jax.eval_shape(lambda w: Fold.from_weight(w, role.axes)[0], weight)
-            low = jax.eval_shape(lambda m: _projected(m, rank, jax.random.key(0)), matrix)
+            draw = lambda m: _projected(m, _projection(m, rank, jax.random.key(0)))
+            low = jax.eval_shape(draw, matrix)
             norm = jnp.zeros((*matrix.shape[:-2], 1, 1), jnp.float32)
             return ProjectedMoments(adam.init(low), norm, role.axes, index)
 
@@ -106,8 +111,14 @@ def apollo(
         key = jax.random.fold_in(jax.random.key(seed), state.index)
         key = jax.random.fold_in(key, (count - 1) // period)
         matrix, fold = Fold.from_weight(gradient, state.axes)
-        low = _projected(matrix, rank, key)
+        projection = _projection(matrix, rank, key)
+        low = _projected(matrix, projection)
         direction, moments = adam.update(state.moments, low, count)
+        if scaled == "back":
+            update = _projected_back(direction, projection, matrix)
+            return math.sqrt(alpha) * fold.unfold(update), dataclasses.replace(
+                state, moments=moments
+            )
         # How far Adam goes along the projected gradient, for its length: so far goes the gradient.
         projected_axis = (-1,) if _projects_inputs(matrix) else (-2,)
         over = (-2, -1) if scaled == "matrix" else projected_axis
@@ -127,14 +138,25 @@ def _projects_inputs(matrix: Array) -> bool:
     return matrix.shape[-1] <= matrix.shape[-2]
 
 
-def _projected(matrix: Array, rank: int, key: Array) -> Array:
-    """The matrix (*stack, n, k) with its shorter side projected to `rank`, by N(0, 1/rank)."""
+def _projection(matrix: Array, rank: int, key: Array) -> Array:
+    """P (shorter side, rank) of a matrix (*stack, n, k), of N(0, 1/rank): P Pᵀ is 1 on average."""
     short = min(matrix.shape[-2:])
     rank = min(rank, short)
-    projection = jax.random.normal(key, (short, rank), jnp.float32) / math.sqrt(rank)
+    return jax.random.normal(key, (short, rank), jnp.float32) / math.sqrt(rank)
+
+
+def _projected(matrix: Array, projection: Array) -> Array:
+    """The matrix (*stack, n, k) with its shorter side projected."""
     if _projects_inputs(matrix):
         return matrix @ projection
     return jnp.einsum("...nk,nr->...rk", matrix, projection)
+
+
+def _projected_back(low: Array, projection: Array, matrix: Array) -> Array:
+    """A projected array in the shape of the matrix."""
+    if _projects_inputs(matrix):
+        return low @ projection.T
+    return jnp.einsum("...rk,nr->...nk", low, projection)
 
 
 def _length(x: Array, axes: tuple[int, ...]) -> Array:

@@ -70,11 +70,24 @@ def test_apollo_of_full_rank_and_matrices_goes_as_far_as_adam():
     assert (other.update(g, other.init(g))[0]["up"]["kernel"] != again).any()
 
 
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6)])
+def test_what_is_projected_back_has_few_ranks_and_descends(shape):
+    g = {"up": {"kernel": DRAW(*shape)}}
+    optimizer = apollo(1.0, rank=2, scaled="back")
+    update = optimizer.update(g, optimizer.init(g))[0]["up"]["kernel"]
+    sizes = np.linalg.svd(np.asarray(update), compute_uv=False)
+    assert sizes[1] > 0.1 * sizes[0] and sizes[2] < 1e-5 * sizes[0]
+    assert (update * g["up"]["kernel"]).sum() < 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: scale_sgd(1e-3, momentum=1.0), "momentum is 1.0, expected a number in"),
-        (lambda: apollo(1e-2, scaled="row"), "scaled is 'row', expected 'channel' or 'matrix'"),
+        (
+            lambda: apollo(1e-2, scaled="row"),
+            "'row', expected 'channel', 'matrix' or 'back'",
+        ),
         (lambda: apollo(1e-2, alpha=0.0), "alpha is 0.0, expected a number above 0"),
         (lambda: adam_mini(float("nan")), "learning_rate is nan, expected a number of at least 0"),
         (lambda: adam_mini(1e-3, b2=1.0), "Adam's b2 is 1.0, expected a number in"),
