@@ -37,7 +37,9 @@ def layers_on_host(params: Any, *, only: Sequence[str] = _ALL) -> Any:
         ('pinned_host', None)
     """
     arrays, tree = jax.tree.flatten(params)
-    return tree.unflatten([on_host(x) if far else x for x, far in zip(arrays, _far(params, only))])
+    return tree.unflatten(
+        [on_host(x) if far else x for x, far in zip(arrays, are_far(params, only))]
+    )
 
 
 @takes(only=NAMES)
@@ -64,7 +66,7 @@ def from_host(fn: Callable, *, only: Sequence[str] = _ALL) -> Callable:
     def run(params, *args):
         # The type of a traced argument does not say that it is in host memory: go by its id.
         arrays = jax.tree.leaves(params)
-        stacks = {id(x) for x, far in zip(arrays, _far(params, only)) if far}
+        stacks = {id(x) for x, far in zip(arrays, are_far(params, only)) if far}
         read = set()
 
         def scan(body, init, xs, length, **options):
@@ -74,7 +76,7 @@ def from_host(fn: Callable, *, only: Sequence[str] = _ALL) -> Callable:
             xs = [jax.device_put(x, host) if moved else x for x, moved in zip(xs, far)]
 
             def near(carry, xs):
-                return body(carry, [_fetched(x) if moved else x for x, moved in zip(xs, far)])
+                return body(carry, [fetched(x) if moved else x for x, moved in zip(xs, far)])
 
             return lax.scan(near, init, xs, length, **options)
 
@@ -86,13 +88,13 @@ def from_host(fn: Callable, *, only: Sequence[str] = _ALL) -> Callable:
     return run
 
 
-def _fetched(x: jax.Array) -> jax.Array:
+def fetched(x: jax.Array) -> jax.Array:
     """One layer on the device, in the host's layout: libtpu aborts if a transfer transposes."""
     layer = jax.device_put(x, jax.memory.Space.Device)
     return with_layout_constraint(layer, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
-def _far(params: Any, only: Sequence[str]) -> list[bool]:
+def are_far(params: Any, only: Sequence[str]) -> list[bool]:
     """For each array of `params`, whether it is a stack of a leaf that one of `only` matches."""
     names = leaf_paths(params)
     chosen = match(names, dict.fromkeys(only, True)) if names else {}

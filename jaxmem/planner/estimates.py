@@ -46,7 +46,8 @@ def arithmetic(
         summed = c.layers * rows * c.width * 4  # once for attention, once for the MLP, in f32
         received = _all_reduce(2 * summed, tensor) + _all_reduce(summed, expert)
         read = argument_bytes - _unread(recipe, c, arguments[1])
-        passed = nbytes(arguments[1]) - device_bytes(arguments[1]) if recipe.host else 0
+        # what a layer writes back goes the other way at the same time
+        passed = nbytes(arguments) - argument_bytes if recipe.host else 0
         seconds = read / chip.bandwidth + received / chip.links + passed / HOST
         return argument_bytes + int(CERTAIN_SHARE * scores), seconds
     # Activations of one layer, in bytes; heads and hidden units are divided over `tensor`. What a

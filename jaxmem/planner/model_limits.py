@@ -17,8 +17,12 @@ def cache_bits(config: Config) -> tuple[int, ...]:
         >>> cache_bits(jm.models.load("llama-1b").config)
         (16, 8, 4)
     """
-    floats_only = getattr(config, "latent", None) or getattr(config, "recurrence", None)
-    return (16,) if floats_only else (16, 8, 4)
+    return (16, 8, 4) if keeps_heads(config) else (16,)
+
+
+def keeps_heads(config: Any) -> bool:
+    """Whether a cache holds keys and values of heads: no latents, and no recurrent states."""
+    return not (getattr(config, "latent", None) or getattr(config, "recurrence", None))
 
 
 def expert_count(config: Any) -> int:
@@ -37,8 +41,8 @@ def check_model(model: Model, recipe: Recipe) -> None:
 
     Raises:
         ValueError: the model is no decoder, and no encoder to train that predicts hidden tokens in
-            packed rows; its latents or recurrent states would be cached in
-            fewer bits; the mesh axis `expert` does not divide its experts; rows are longer than
+            packed rows; its latents or recurrent states would be cached in fewer bits or in host
+            memory; the mesh axis `expert` does not divide its experts; rows are longer than
             its table of positions.
 
     Example:
@@ -61,6 +65,11 @@ def check_model(model: Model, recipe: Recipe) -> None:
         raise ValueError(
             f"cache_bits is {recipe.cache_bits}, but the {kept} of {source} are cached in floats "
             "only; expected 16"
+        )
+    if recipe.host_states and not keeps_heads(config):
+        raise ValueError(
+            f"host is {recipe.host}, but {source} caches latents or recurrent states, which stay "
+            "on the device"
         )
     experts, parts = expert_count(config), recipe.axes.get("expert", 1)
     if parts > 1 and experts == 1:

@@ -19,7 +19,13 @@ from ..models import load as load_model
 from ..train.remat_policy import Remat
 from .estimates import arithmetic
 from .host_placement import host_recipes
-from .model_limits import cache_bits, check_model, expert_count, predicts_hidden_tokens
+from .model_limits import (
+    cache_bits,
+    check_model,
+    expert_count,
+    keeps_heads,
+    predicts_hidden_tokens,
+)
 from .page_load import pages_at_load, tokens_read
 from .planned import Planned
 from .price import noise, price
@@ -68,7 +74,7 @@ def plan(
     differ only in optimizer state, the second is not estimated again: its estimate is the first's
     plus the difference of their lower bounds. Only if nothing else fits are tried, to train: a
     state in 8 or 4 bits, then weights in int8, then the optimizer "scale"; to serve on one device:
-    weights in host memory (see `planner.host_placement`).
+    weights, keys and values in host memory (see `planner.host_placement`).
     Compilers run in separate processes: one that dies or takes longer than `timeout` costs its
     candidate only. Arrays are laid out by `jm.layouts` on each mesh (see `Recipe`).
 
@@ -163,7 +169,7 @@ def plan(
         fit += any(row.status == "fits" for row in tried_rows)
         rows += [row for row in tried_rows if row.status != "untried"]
     if not fit and task == "serve" and not any(meshes):
-        rows += _with_host(rows, built, guess, tried, limit)
+        rows += _with_host(rows, built, guess, tried, limit, model.config)
         fit = any(row.status == "fits" for row in rows)
     if not fit:
         raise _nothing(rows, built, device, limit)
@@ -191,13 +197,25 @@ def _pages(load: Sequence[tuple[int, int]], task: str, batch: int, seq: int) -> 
 
 
 def _with_host(
-    rows: list[Candidate], built: Callable, guess: Callable, tried: Callable, limit: int
+    rows: list[Candidate],
+    built: Callable,
+    guess: Callable,
+    tried: Callable,
+    limit: int,
+    config: Any,
 ) -> list[Candidate]:
-    """Rows of recipes with weights in host memory, up to the first that fits, the cheapest first.
+    """Rows of recipes that leave something in host memory, up to the first that fits.
+
+    The cheapest are first.
 
     `rows` are those that did not fit; `guess` gives (lower bound, seconds) of a recipe.
     """
-    kinds = host_recipes(rows, lambda recipe: built(recipe).parts["weights"], limit)
+
+    def parts(recipe):
+        found = built(recipe).parts
+        return found if keeps_heads(config) else found | {"KV cache": None}
+
+    kinds = host_recipes(rows, parts, limit)
     order = lambda kind: price(guess(kind[0])[1], noise(kind[0]))
     found: list[Candidate] = []
     for kind in sorted(kinds, key=order):

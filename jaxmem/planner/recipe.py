@@ -16,6 +16,7 @@ from .search_space import OPTIMIZERS, STATES
 
 TASKS = ("train", "lora", "serve")
 ADAPTERS = ("lora", "rslora", "dora")
+CACHE = "cache/"  # what paths of a cache begin with, beside those of weights
 MESH_AXES = ("data", "fsdp", "expert", "tensor")  # the axes of `jm.mesh` that a recipe can name
 
 
@@ -57,7 +58,9 @@ class Recipe:
             `jm.train.released` does. The inputs of layers are kept for all micro-batches, as
             `remat.held` says; `remat` is "full".
         host: to serve on one device, the paths of weights whose stacks of layers are in host
-            memory; one layer at a time is on the device (see `jm.from_host`).
+            memory; one layer at a time is on the device (see `jm.from_host`). Paths that begin
+            with "cache/" are those of the cache or pool: keys and values come to the device and go
+            back layer by layer.
 
     Raises:
         ValueError: a value is not one of those above, or values do not go together.
@@ -185,6 +188,16 @@ class Recipe:
             return {}
         to_serve = "tensor" if self.shared else "data"
         return {to_serve if self.task == "serve" else "fsdp": device.count}
+
+    @property
+    def host_weights(self) -> tuple[str, ...]:
+        """The paths of `host` that are of weights."""
+        return tuple(path for path in self.host if not path.startswith(CACHE))
+
+    @property
+    def host_states(self) -> tuple[str, ...]:
+        """The paths of `host` that are of the cache, in the cache."""
+        return tuple(path.removeprefix(CACHE) for path in self.host if path.startswith(CACHE))
 
     @property
     def summary(self) -> str:

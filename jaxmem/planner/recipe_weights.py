@@ -1,4 +1,4 @@
-"""The weights of a step as shapes, how the model reads them, and which are in host memory."""
+"""The weights of a step as shapes, how the model reads them, and what is in host memory."""
 
 import functools
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from ..core.paths import is_whole
 from ..core.usage import uses
 from ..models import Model
 from ..models.model import family
+from ..offload.streamed_states import states_from_host
 from ..offload.streamed_weights import from_host, layers_on_host
 from .model_head import hidden
 from .recipe import Recipe
@@ -35,10 +36,19 @@ def weight_usage(model: Model) -> Any:
 
 def with_host(recipe: Recipe, params: Any) -> Any:
     """The params with the stacks in host memory that the recipe names."""
-    return layers_on_host(params, only=recipe.host) if recipe.host else params
+    names = recipe.host_weights
+    return layers_on_host(params, only=names) if names else params
+
+
+def cache_with_host(recipe: Recipe, cache: Any) -> Any:
+    """A cache or pool with the stacks of layers in host memory that the recipe names."""
+    names = recipe.host_states
+    return layers_on_host(cache, only=names) if names else cache
 
 
 def fetching_hidden(recipe: Recipe, config: Any) -> Callable:
     """`hidden` of a config, which fetches the layers that the recipe leaves in host memory."""
     fn = functools.partial(hidden, config)
+    if recipe.host_states:
+        return states_from_host(fn, only=recipe.host_states, weights=recipe.host_weights)
     return from_host(fn, only=recipe.host) if recipe.host else fn

@@ -26,7 +26,13 @@ from .model_head import logits_of
 from .model_limits import check_model
 from .recipe import Recipe
 from .recipe_adapters import first_pairs, scaled_pairs
-from .recipe_weights import bfloat16_shapes, fetching_hidden, weight_usage, with_host
+from .recipe_weights import (
+    bfloat16_shapes,
+    cache_with_host,
+    fetching_hidden,
+    weight_usage,
+    with_host,
+)
 from .released_step import released_step
 from .search_space import OPTIMIZERS
 from .step_layout import StepLayout, step_mesh
@@ -228,13 +234,13 @@ def _serve_pages(recipe, model, layout):
             logits = logits_of(config, params, x[:, -1:])
         return pool, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    pool = jax.eval_shape(empty)
+    pool = cache_with_host(recipe, jax.eval_shape(empty))
     arguments = lambda tokens: (pool, params, layout.rows((recipe.batch, tokens), jnp.int32))
     prompt = min(recipe.prompt, recipe.seq)
     programs = {"step": (step, arguments(1)), "prompt": (step, arguments(prompt))}
 
     def init(params, key=None):
-        return empty(), place(_encode(recipe, model, params))
+        return cache_with_host(recipe, empty()), place(_encode(recipe, model, params))
 
     return Built(recipe, step, arguments(1), programs, init)
 
@@ -247,7 +253,7 @@ def _serve(recipe, model, layout):
     params, run = place(_encoded(recipe, model)), fetching_hidden(recipe, config)
     sizes = (recipe.batch, recipe.seq, jnp.bfloat16)
     empty = lambda: config.cache(*sizes) if bits == 16 else KVCache(bits).empty(config, *sizes)
-    cache = jax.eval_shape(empty)
+    cache = cache_with_host(recipe, jax.eval_shape(empty))
     places = layout.cache_shardings(cache, recipe.batch)
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -269,7 +275,8 @@ def _serve(recipe, model, layout):
     programs = {"step": (step, arguments(1)), "prompt": (step, arguments(prompt))}
 
     def init(params, key=None):
-        return layout.put(empty(), places), place(_encode(recipe, model, params))
+        cache = cache_with_host(recipe, layout.put(empty(), places))
+        return cache, place(_encode(recipe, model, params))
 
     return Built(recipe, step, arguments(1), programs, init)
 

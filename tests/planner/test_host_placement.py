@@ -50,6 +50,39 @@ def test_a_step_with_weights_on_the_host_writes_the_same_tokens(options):
     np.testing.assert_array_equal(*written)
 
 
+@pytest.mark.parametrize(
+    ("options", "host"),
+    [
+        ({}, ("cache/k", "cache/v", UP)),
+        ({"cache_bits": 8}, ("cache/keys/codes", "cache/values/codes")),
+        ({"pages": 4}, ("cache/stores/0/keys",)),
+        ({"pages": 4, "cache_bits": 4, "encoding": jm.Int(8)}, ("cache/stores/0/keys", UP)),
+    ],
+    ids=str,
+)
+def test_a_step_with_keys_and_values_on_the_host_writes_the_same_tokens(options, host):
+    recipe = dataclasses.replace(SERVE, prompt=64, seq=128, **options)
+    config = dataclasses.replace(CONFIG, head_dim=64 if recipe.pages else 128)
+    params = llama.module(config).init(jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    model = Model(config, llama.module(config), None, "tiny")
+    prompt = jnp.arange(128, dtype=jnp.int32).reshape(2, 64)
+    caches, written = [], []
+    for names in ((), host):
+        built = jm.build(dataclasses.replace(recipe, host=names), model=model)
+        cache, weights = built.init(params, None)
+        place = lambda n: () if recipe.pages else (jnp.int32(n),)
+        cache, ids = built.programs["prompt"][0](cache, weights, prompt, *place(0))
+        cache, ids = built.step(cache, weights, ids, *place(64))
+        cache, ids = built.step(cache, weights, ids, *place(65))
+        kinds = {x.sharding.memory_kind for x in jax.tree.leaves(cache)}
+        assert ("pinned_host" in kinds) == bool(names)
+        written.append(np.asarray(ids))
+        caches.append(jax.device_get(cache))
+    np.testing.assert_array_equal(*written)
+    for a, b in zip(*map(jax.tree.leaves, caches)):
+        np.testing.assert_allclose(*map(np.float32, (a, b)), rtol=0, atol=1e-2)
+
+
 def test_a_recipe_names_what_is_on_the_host_and_where_that_cannot_be():
     recipe = dataclasses.replace(SERVE, host=[UP])
     assert jm.Recipe.from_json(recipe.to_json()) == recipe and UP in recipe.summary
