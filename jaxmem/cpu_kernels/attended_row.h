@@ -30,13 +30,14 @@ inline void add_scaled(const float* x, float factor, int64_t width, float* y) {
   for (; i < width; ++i) y[i] += x[i] * factor;
 }
 
-// y (heads, width) for q (heads, width) over keys and values [first, last), each (·, width).
-inline void attend_row(const float* q, int64_t heads, const float* keys, const float* values, int64_t first,
-                       int64_t last, int64_t width, float scale, float* y) {
+// y (heads, width) for q (heads, width) over tokens [first, last): key(s) and value(s) point to `width` numbers.
+template <typename Key, typename Value>
+void attend_row(const float* q, int64_t heads, const Key& key_of, const Value& value_of, int64_t first,
+                int64_t last, int64_t width, float scale, float* y) {
   const int64_t count = last - first;
   std::vector<float> shares(heads * count);
   for (int64_t s = 0; s < count; ++s) {
-    const float* key = keys + (first + s) * width;
+    const float* key = key_of(first + s);
     for (int64_t h = 0; h < heads; ++h) shares[h * count + s] = scale * dot(q + h * width, key, width);
   }
   for (int64_t h = 0; h < heads; ++h) {
@@ -48,7 +49,7 @@ inline void attend_row(const float* q, int64_t heads, const float* keys, const f
   }
   std::fill(y, y + heads * width, 0.0f);
   for (int64_t s = 0; s < count; ++s) {
-    const float* value = values + (first + s) * width;
+    const float* value = value_of(first + s);
     for (int64_t h = 0; h < heads; ++h) add_scaled(value, shares[h * count + s], width, y + h * width);
   }
 }

@@ -1,6 +1,8 @@
 // The products of this folder as functions that XLA calls (jax.ffi).
+#include <algorithm>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "attended_row.h"
 #include "integer_rows.h"
@@ -173,8 +175,73 @@ ffi::Error attended_row(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buff
   const int64_t work = (last - first) * width * heads * count;
   parallel_for(pool, work > kPartWeights ? pool.num_threads() : 1, count, [&](int64_t i) {
     const int64_t start = (layer * count + i) * length * width, row = i * heads * width;
-    attend_row(q.typed_data() + row, heads, keys.typed_data() + start, values.typed_data() + start, first,
-               last, width, scale, y->typed_data() + row);
+    attend_row(q.typed_data() + row, heads, [&](int64_t s) { return keys.typed_data() + start + s * width; },
+               [&](int64_t s) { return values.typed_data() + start + s * width; }, first, last, width, scale,
+               y->typed_data() + row);
+  });
+  return ffi::Error::Success();
+}
+
+// Attention of q (batch, heads, 1, width) over a layer of pages. `table` (batch, columns) has the pages of
+// each row. `ends` (batch) are its tokens, and 0 gives y = 0. `places` are the layer and the tokens that a
+// query sees. `stores` are, of each extent, keys and values (layers, pages, heads of keys, tokens, width); or
+// keys (..., 2 width) that have the value of a token after its key, and no values. Pages are numbered through
+// the extents, without the first page of each.
+ffi::Error attended_pages(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::S32> table,
+                          ffi::Buffer<ffi::S32> ends, ffi::Buffer<ffi::S32> places, ffi::RemainingArgs stores,
+                          ffi::ResultBuffer<ffi::F32> y, bool beside, float scale) {
+  struct Extent {
+    const float *keys, *values;
+    int64_t pages;
+  };
+  const auto sizes = q.dimensions(), columns = table.dimensions();
+  const size_t each = beside ? 1 : 2;
+  if (sizes.size() != 4 || sizes[2] != 1 || columns.size() != 2 || columns[0] != sizes[0] ||
+      ends.element_count() != static_cast<size_t>(sizes[0]) || places.element_count() != 2 || stores.size() == 0 ||
+      stores.size() % each) {
+    return ffi::Error::InvalidArgument("wrong shapes of queries and table");
+  }
+  const int64_t width = sizes[3];
+  std::vector<Extent> extents;
+  std::vector<int64_t> shape;
+  for (size_t i = 0; i < stores.size(); ++i) {
+    const auto array = stores.get<ffi::Buffer<ffi::F32>>(i);
+    if (array.has_error()) return array.error();
+    std::vector<int64_t> own(array->dimensions().begin(), array->dimensions().end());
+    if (own.size() != 5 || std::count(own.begin(), own.end(), 0) || own[4] != (beside ? 2 : 1) * width) {
+      return ffi::Error::InvalidArgument("wrong shapes of pages");
+    }
+    const float* data = array->typed_data();
+    if (i % each == 0) extents.push_back({data, data + width, own[1]});
+    else extents.back().values = data;
+    if (i % each == 0 && !shape.empty()) shape[1] = own[1];
+    if (!shape.empty() && own != shape) return ffi::Error::InvalidArgument("pages differ in shape");
+    shape = own;
+  }
+  const int64_t shared = shape[2], size = shape[3], row_size = shape[4];
+  if (sizes[1] % shared) return ffi::Error::InvalidArgument("wrong number of heads");
+  const int64_t heads = sizes[1] / shared, count = sizes[0] * shared;
+  const int64_t layer = std::clamp<int64_t>(places.typed_data()[0], 0, shape[0] - 1);
+  const int64_t window = std::max<int64_t>(1, places.typed_data()[1]);
+  int64_t longest = 0;
+  for (int64_t row = 0; row < sizes[0]; ++row) longest = std::max<int64_t>(longest, ends.typed_data()[row]);
+  const int64_t work = longest * width * heads * count;
+  parallel_for(pool, work > kPartWeights ? pool.num_threads() : 1, count, [&](int64_t i) {
+    const int64_t row = i / shared, head = i % shared;
+    const int64_t last = std::clamp<int64_t>(ends.typed_data()[row], 0, columns[1] * size);
+    const int64_t first = std::max<int64_t>(0, last - window);
+    float* out = y->typed_data() + i * heads * width;
+    if (last == 0) return std::fill(out, out + heads * width, 0.0f);
+    const int32_t* of_row = table.typed_data() + row * columns[1];
+    const auto at = [&](int64_t s, const float* Extent::*data) {
+      int64_t page = std::max<int64_t>(of_row[s / size], 0);
+      const Extent* extent = extents.data();
+      for (; page >= extent->pages && extent != &extents.back(); ++extent) page -= extent->pages - 1;
+      page = std::min(page, extent->pages - 1);
+      return extent->*data + (((layer * extent->pages + page) * shared + head) * size + s % size) * row_size;
+    };
+    attend_row(q.typed_data() + i * heads * width, heads, [&](int64_t s) { return at(s, &Extent::keys); },
+               [&](int64_t s) { return at(s, &Extent::values); }, first, last, width, scale, out);
   });
   return ffi::Error::Success();
 }
@@ -189,6 +256,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_attended_row, jaxmem::attended_row,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("scale"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_attended_pages, jaxmem::attended_pages,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<bool>("beside")
                                   .Attr<float>("scale"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_integer_rows, jaxmem::integer_rows,

@@ -24,7 +24,12 @@ from ..io.disk_cache import cache_dir
 SOURCES = pathlib.Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 # What XLA calls.
-FUNCTIONS = ("jaxmem_attended_row", "jaxmem_integer_rows", "jaxmem_scaled_rows")
+FUNCTIONS = (
+    "jaxmem_attended_pages",
+    "jaxmem_attended_row",
+    "jaxmem_integer_rows",
+    "jaxmem_scaled_rows",
+)
 OPTIONS = ("-std=c++17", "-O2", "-w", "-fPIC", "-shared", "-fno-math-errno")
 COMPILE_SECONDS = 900  # it takes about 30 of a processor, which a busy machine may share among many
 # Instruction sets that JAXMEM_NATIVE may name, of an x86 processor, and the compiler's options.

@@ -208,7 +208,8 @@ inline bool attention_is_right(int64_t heads, int64_t width, int64_t first, int6
   };
   const auto q = numbers(heads * width), keys = numbers(last * width), values = numbers(last * width);
   std::vector<float> y(heads * width, NAN);
-  attend_row(q.data(), heads, keys.data(), values.data(), first, last, width, 0.5f, y.data());
+  attend_row(q.data(), heads, [&](int64_t s) { return keys.data() + s * width; },
+             [&](int64_t s) { return values.data() + s * width; }, first, last, width, 0.5f, y.data());
   for (int64_t h = 0; h < heads; ++h) {
     std::vector<double> sums(width);
     double total = 0;

@@ -27,6 +27,11 @@ class ScoreTerms:
     slopes: Array | None = None
     sinks: Array | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a score is a scaled product and no more."""
+        return not self.softcap and self.bias is self.slopes is self.sinks is None
+
 
 PLAIN = ScoreTerms()
 

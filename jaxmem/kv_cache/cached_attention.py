@@ -93,7 +93,6 @@ def _attend_dense(
 
     args = q, cache["k"], cache["v"], layer, position, window
     all_f32 = {x.dtype for x in args[:3]} == {jnp.dtype(jnp.float32)}
-    plain = not terms.softcap and terms.bias is terms.slopes is terms.sinks is None
-    if steps == 1 and plain and all_f32 and not jnp.ndim(window):
+    if steps == 1 and terms.is_plain and all_f32 and not jnp.ndim(window):
         return attended_row(*args, scale=scale, otherwise=attended)
     return attended(*args)

@@ -4,6 +4,7 @@ The loop ends with the longest row, so that a step reads the pages in use. What 
 on its own tokens alone, bit for bit: a page that it does not have changes none of its sums.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.hadamard import hadamard
+from ..cpu_kernels.attended_pages import attended_pages
 from .attention_scores import PLAIN, ScoreTerms, per_head_product
 from .encoded_page_writes import write_encoded
 from .encoded_pages import unpacked_codes
@@ -57,12 +59,41 @@ def attend_through_pages(
     where = where.of_group(group, len(pool.groups))
     if pool.options.bits is None:
         pool = write_pages(pool, place, where, k, v)
-        return pool, _attend(pool, place, where, None, q, window, scale, terms)
+        return pool, _attend_floats(pool, place, where, q, window, scale, terms)
     rotation = hadamard(k.shape[-1]) if pool.options.rotate else None
     q, k, v = (rotated_heads(x, rotation) for x in (q, k, v))
     pool, recent = write_encoded(pool, layer, place, where, k, v)
     y = _attend(pool, place, where, recent, q, window, scale, terms)
     return pool, rotated_heads(y, None if rotation is None else rotation.T)
+
+
+def _attend_floats(
+    pool: PagePool,
+    layer: Array,
+    where: PagedRows,
+    q: Array,
+    window: Array | int,
+    scale: float,
+    terms: ScoreTerms,
+) -> Array:
+    """Attention of q (B, H, T, h) over pages of floats; compiled, of one token a row, on a CPU."""
+    shell = jax.tree.map(lambda _: None, pool)  # what is static of it
+    beside = pool.beside
+
+    def by_xla(q, table, ends, layer, window, *arrays):
+        there = jnp.minimum(ends, 1)
+        rows = PagedRows(ends, ends - there, there, table, where.is_whole)
+        parts = [(a, None) for a in arrays] if beside else zip(arrays[::2], arrays[1::2])
+        pages = dataclasses.replace(shell, stores=tuple(PageStore(*part) for part in parts))
+        return _attend(pages, layer, rows, None, q, window, scale, terms)
+
+    arrays = jax.tree.leaves(pool.stores)
+    is_f32 = {q.dtype, arrays[0].dtype} == {jnp.dtype(jnp.float32)}
+    is_one = q.shape[2] == 1 and pool.options.window is None
+    if not (is_f32 and is_one and terms.is_plain and jnp.ndim(window) == 0):
+        return _attend(pool, layer, where, None, q, window, scale, terms)
+    args = q, where.table, where.ends, layer, window, *arrays
+    return attended_pages(*args, beside=beside, scale=scale, otherwise=by_xla)
 
 
 def _attend(
