@@ -66,6 +66,5 @@ def test_a_step_that_releases_gradients_holds_few_scores():
     model = jm.models.Model(config, llama.module(config), None, "tiny")
     recipe = jm.Recipe("tiny", "cpu", "train", 1, 2048, release=True)
     built = jm.build(recipe, model=model)
-    scores = 8 * 2048 * 2048 * 4
-    memory = jm.memory(built.step, *built.arguments, device="tpu v5e:1x1", quick=True)
-    assert memory.temp < scores
+    text = str(jax.make_jaxpr(built.step)(*built.arguments))
+    assert "f32[1,2,4,1024,2048]" in text and "f32[1,2,4,2048,2048]" not in text
