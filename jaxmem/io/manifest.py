@@ -174,6 +174,8 @@ def _class(name: str, classes: dict[str, type], at: str) -> type:
     Raises:
         ValueError: `classes` has none.
     """
+    if name not in classes and name.startswith("flax."):
+        classes = _by_name(_flax_classes())
     if name not in classes:
         raise ValueError(
             f"it holds a {name} at {at!r}, which is no class of this jaxmem; add yours to "
@@ -185,22 +187,22 @@ def _class(name: str, classes: dict[str, type], at: str) -> type:
 def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
     """{name in a file: class}, for all classes that a file may name.
 
-    They are jaxmem's frozen dataclasses, some classes of flax, the states of optax, and `classes`.
+    They are jaxmem's frozen dataclasses, the states of optax, and `classes`. Classes of flax, which
+    take .3 s to import, are looked for when a file names one.
 
     Raises:
         TypeError: one of `classes` is no dataclass, named tuple or `nnx.Variable`.
         ValueError: two of `classes` have the same name.
     """
-    from flax import nnx
-
-    known = {class_name(cls): cls for cls in _flax_classes() | _optax_states()}
-    known |= _own_classes(len(sys.modules))
+    known = _by_name(_optax_states()) | _own_classes(len(sys.modules))
     for cls in classes:
+        from flax import nnx
+
+        known = _by_name(_flax_classes()) | known
         variable = isinstance(cls, type) and issubclass(cls, nnx.Variable)
         if not (dataclasses.is_dataclass(cls) or hasattr(cls, "_asdict") or variable):
-            raise TypeError(
-                f"classes holds {cls!r}; expected dataclasses, named tuples and nnx.Variables"
-            )
+            expected = "dataclasses, named tuples and nnx.Variables"
+            raise TypeError(f"classes holds {cls!r}; expected {expected}")
         if known.setdefault(class_name(cls), cls) is not cls:
             raise ValueError(f"classes holds two classes named {class_name(cls)}")
     return known
@@ -209,12 +211,10 @@ def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
 @functools.lru_cache(maxsize=1)
 def _own_classes(modules: int) -> dict[str, type]:
     """jaxmem's frozen dataclasses, looked for again once another module is imported."""
-    known = {}
-    for module in [m for name, m in sys.modules.items() if name.split(".")[0] == "jaxmem"]:
-        for cls in vars(module).values():
-            if dataclasses.is_dataclass(cls) and isinstance(cls, type) and _is_ours(cls):
-                known[class_name(cls)] = cls
-    return known
+    ours = [m for name, m in sys.modules.items() if name.split(".")[0] == "jaxmem"]
+    found = [cls for module in ours for cls in vars(module).values()]
+    found = [cls for cls in found if dataclasses.is_dataclass(cls) and isinstance(cls, type)]
+    return _by_name(filter(_is_ours, found))
 
 
 def class_name(cls: type) -> str:
@@ -280,6 +280,10 @@ def _optax_states() -> set[type]:
     import optax
 
     return {cls for cls in vars(optax).values() if isinstance(cls, type) and _is_named_tuple(cls)}
+
+
+def _by_name(classes: Iterable[type]) -> dict[str, type]:
+    return {class_name(cls): cls for cls in classes}
 
 
 def _is_named_tuple(cls: type) -> bool:
