@@ -52,7 +52,7 @@ def differentiated_by(
         @functools.wraps(product)
         def run(*operands, **options):
             options = tuple(sorted(options.items()))
-            result = like and like(*operands)
+            result = None if like is None else like(*operands)
             return _bind(operands, product, plain, options, only_on=None, like=result)
 
         return run
@@ -130,7 +130,7 @@ def _are_known(args):
 def _bind(operands, fast, plain, options, only_on, like):
     arrays, tree = jax.tree.flatten(operands)  # a primitive takes arrays, no pytrees
     of_arrays = lambda fn: _OfArrays(fn, tree, options)
-    like = like and (tuple(like.shape), jnp.dtype(like.dtype))
+    like = None if like is None else (tuple(like.shape), jnp.dtype(like.dtype))
     functions = dict(fast=of_arrays(fast), plain=of_arrays(plain))
     return _product.bind(*arrays, **functions, only_on=only_on, like=like)
 
@@ -193,7 +193,7 @@ def _batch(axis, arrays, axes, *, fast, plain, like, **params):
     if all(a is None for a in axes):
         return _product.bind(*arrays, fast=fast, plain=plain, like=like, **params), None
     mapped = lambda fn: _Mapped(fn, tuple(axes), axis.spmd_name or None)
-    like = like and ((axis.size, *like[0]), like[1])
+    like = None if like is None else ((axis.size, *like[0]), like[1])
     return _product.bind(*arrays, fast=mapped(fast), plain=mapped(plain), like=like, **params), 0
 
 
