@@ -1,4 +1,4 @@
-"""One of the processes of a training run: tests/training/test_processes.py runs it."""
+"""One of the processes of a training run: tests/training/test_run_in_processes.py runs it."""
 
 import json
 import pathlib
