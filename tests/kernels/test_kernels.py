@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
-from jaxmem.kernels.dispatch import on_one_device
+from jaxmem.kernels.dispatch import by_platform, on_one_device
 from jaxmem.kernels.pallas_block_sparse_matmul import block_sparse_product
 from jaxmem.kernels.pallas_nm_matmul import nm_product
 from jaxmem.kernels.pallas_packed_matmul import MAX_BLOCK_COLUMNS, grouped_product, supports
@@ -123,6 +123,15 @@ def test_a_choice_maps_like_the_function_it_chooses(axes):
     either = lambda x, w: on_one_device(jnp.matmul, jnp.matmul, x, w)
     x, w = (jnp.ones(s) if a is None else jnp.ones((2, *s)) for s, a in zip([(3, 4), (4, 5)], axes))
     np.testing.assert_array_equal(jax.vmap(either, axes)(x, w), jax.vmap(jnp.matmul, axes)(x, w))
+
+
+def test_what_another_platform_would_run_is_not_traced():
+    def elsewhere(x):
+        raise AssertionError("it is traced")
+
+    double = lambda x: by_platform(x, cpu=lambda x: x * 2, default=elsewhere, like=x)
+    np.testing.assert_array_equal(jax.jit(double)(jnp.ones(3)), 2 * np.ones(3))
+    np.testing.assert_array_equal(jax.vmap(double)(jnp.ones((2, 3))), 2 * np.ones((2, 3)))
 
 
 @pytest.mark.parametrize("count", [1, 8])
