@@ -63,8 +63,7 @@ class Engine:
 
     Raises:
         ValueError: the model predicts no text, has no weights, or is an encoder-decoder; `nbytes`
-            does not hold one page; `prefixes` hold pages of another pool; an option is out of
-            range.
+            holds no page; `prefixes` have pages of another pool; an option is out of range.
         NotImplementedError: the model's layers have states, or it is sharded over devices, or is a
             user's module: what no pool holds.
 
