@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from ..kv_cache.packed_texts import Packed, packed, token_positions
@@ -75,6 +75,8 @@ class Decoder(nn.Module):
     With `segments` (B, T) a row is several texts, and no token sees another text: its logits are
     those of its text alone. `positions` (B, T) count a text's tokens from 0; if they are None, a
     text begins where the number in `segments` changes.
+
+    With `last` the logits (B, 1, vocab) are those after `ids[:, last]` alone.
     """
 
     config: Config
@@ -89,6 +91,7 @@ class Decoder(nn.Module):
         segments: Array | None = None,
         positions: Array | None = None,
         rows: Array | None = None,
+        last: Array | int | None = None,
     ):
         c = self.config
         if segments is not None:
@@ -122,6 +125,7 @@ class Decoder(nn.Module):
             inputs = jax.tree.map(lambda a: a[part], values)  # noqa: B023
             block = layers(c, segment.kind, name=segment.name)
             (x, cache), _ = block((x, cache), inputs, position)
+        x = x if last is None else lax.dynamic_slice_in_dim(x, last, 1, axis=1)
         x = Norm(c, c.norm_bias, name="final_norm")(x) if c.final_norm else x
         if c.embed_width:
             x = Linear(c.embed_width, name="embed_out")(x)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
@@ -122,7 +122,8 @@ class GPT2(nn.Module):
     """Maps ids (B, T) to logits (B, T, vocab) in f32 (Radford et al., 2019).
 
     With a `cache` from `config.cache`, the first id is at `position` and the result is
-    (logits, cache). `segments`, `positions`, pools and their `rows` are those of a `Decoder`.
+    (logits, cache). `segments`, `positions`, pools, their `rows` and `last` are those of a
+    `Decoder`.
     """
 
     config: Config
@@ -137,6 +138,7 @@ class GPT2(nn.Module):
         segments: Array | None = None,
         positions: Array | None = None,
         rows: Array | None = None,
+        last: Array | int | None = None,
     ):
         c = self.config
         if segments is not None:
@@ -163,6 +165,7 @@ class GPT2(nn.Module):
         )
         index = jnp.arange(c.layers, dtype=jnp.int32)
         (x, cache), _ = layers(c, name="layers")((x, cache), index, position)
+        x = x if last is None else lax.dynamic_slice_in_dim(x, last, 1, axis=1)
         x = LayerNorm(c.eps, name="final_norm")(x)
         logits = embed.logits(x) if c.tied else Linear(c.vocab, name="head")(x, jnp.float32)
         cache = advanced(cache, position) if isinstance(cache, PagePool) else cache

@@ -14,8 +14,9 @@ from .sampling import Sampling, pick
 
 MOST_STEPS = 32  # tokens of a run of the program
 
-# forward(config, inputs, ids (batch, T), cache, position): (logits (batch, T, vocab), cache)
-Forward = Callable[[Any, Any, Array, Any, Array], tuple[Array, Any]]
+# forward(config, inputs, ids (batch, T), cache, position): (logits (batch, T, vocab), cache); with
+# another argument, `last`, the logits (batch, 1, vocab) after ids[:, last].
+Forward = Callable[..., tuple[Array, Any]]
 
 
 @functools.partial(

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.sharding import NamedSharding
 
+from ..codecs.compiled_rows import compiled_rows
 from ..core.leaf import is_encoded
 from ..kv_cache.quantized import BLOCK_TOKENS, KVCache
 from ..parallel import layouts
@@ -18,6 +19,7 @@ from .device_decode_loop import Forward, State, decode
 from .flax_model import FlaxModel
 from .model import Model
 from .output_tokens import banned_tokens, without
+from .prompt_blocks import MOST_BLOCK_TOKENS, logits_by_blocks
 from .sampling import Sampling, pick
 
 PROMPT_STEP, CACHE_STEP = 32, 128  # lengths are rounded up to these, to compile less often
@@ -47,19 +49,31 @@ class Reader:
 class CacheReader(Reader):
     """A reader of a model whose `forward` takes a cache; `decode` generates tokens in one program.
 
-    `first_length` is the length to which what is read first is padded.
+    `first_length` is the length to which what is read first is padded. It is read at once, or
+    `columns` at a time unless that is 0.
     """
 
     def __init__(
-        self, forward: Forward, config: Any, inputs: Any, cache: Any, first_length: int = 0
+        self,
+        forward: Forward,
+        config: Any,
+        inputs: Any,
+        cache: Any,
+        first_length: int = 0,
+        columns: int = 0,
     ):
         self.forward, self.config, self.inputs, self.cache = forward, config, inputs, cache
-        self.first_length = first_length
+        self.first_length, self.columns = first_length, columns
 
     def __call__(self, tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
         if rows is not None:
             self.cache = rows_of(self.cache, rows)
         last = tokens.shape[1] - 1
+        if position == 0 and self.columns:
+            tokens = np.pad(tokens, ((0, 0), (0, MOST_BLOCK_TOKENS - tokens.shape[1])))
+            args = self.config, self.forward, self.inputs, tokens, self.cache, last + 1
+            logits, self.cache = logits_by_blocks(*args, columns=self.columns)
+            return logits
         if position == 0 and self.first_length:
             tokens = np.pad(tokens, ((0, 0), (0, self.first_length - tokens.shape[1])))
         logits, self.cache = logits_after(
@@ -120,7 +134,8 @@ def reader(
     steps = length + -length % (BLOCK_TOKENS if cache else PROMPT_STEP)
     steps = steps if cache else min(steps, max(length, config.context))
     is_own = isinstance(model, FlaxModel)
-    if config.by_token if is_own else getattr(config, "recurrence", None):
+    is_state = config.by_token if is_own else getattr(config, "recurrence", None) is not None
+    if is_state:
         steps = length  # a state would take in the padding
     room = max(steps, length + max_new_tokens)
     room += -room % CACHE_STEP
@@ -130,13 +145,17 @@ def reader(
     state = shard_like(params, empty, config, batch)
     if is_own:
         return ModuleReader(model, state, steps)
-    return CacheReader(_forward, config, params, state, steps)
+    in_blocks = batch == 1 and cache is None and not is_state and length <= MOST_BLOCK_TOKENS
+    columns = compiled_rows(params) if in_blocks else 0
+    if columns and length + -length % columns > config.context:
+        columns = 0  # the last block would end after the last position
+    return CacheReader(_forward, config, params, state, steps, columns)
 
 
 def _forward(
-    config: Any, params: dict, ids: Array, cache: Any, position: Array
+    config: Any, params: dict, ids: Array, cache: Any, position: Array, last: Array | None = None
 ) -> tuple[Array, Any]:
-    return Model(config, {}, None, "").apply(params, ids, cache, position)
+    return Model(config, {}, None, "").apply(params, ids, cache, position, last=last)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "forward"), donate_argnames="cache")
@@ -155,8 +174,8 @@ def logits_after(
     The configuration is static and the weights are arguments, so that a compiled step holds no
     weights. Padding after `last` fills cache positions that later steps write before they read.
     """
-    logits, cache = forward(config, inputs, ids, cache, position)
-    return lax.dynamic_index_in_dim(logits, last, axis=1, keepdims=False), cache
+    logits, cache = forward(config, inputs, ids, cache, position, last)
+    return logits[:, 0], cache
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from ..core.leaf import is_encoded
 from .model import Model
@@ -50,9 +50,10 @@ def _encode(config: Any, params: dict, source: Array, mask: Array | None) -> dic
 
 
 def _forward(
-    config: Any, inputs: tuple, ids: Array, cache: dict, position: Array
+    config: Any, inputs: tuple, ids: Array, cache: dict, position: Array, last: Array | None = None
 ) -> tuple[Array, dict]:
-    """(logits (batch, T, vocab) of ids (batch, T), the cache with them in it)."""
+    """(logits (batch, T, vocab) of ids (batch, T), or of `ids[:, last]`; the cache with them)."""
     params, memory, mask = inputs
     args = (ids, memory, mask, cache, position)
-    return Model(config, {}, None, "").apply(params, *args, method="decode")
+    logits, cache = Model(config, {}, None, "").apply(params, *args, method="decode")
+    return logits if last is None else lax.dynamic_slice_in_dim(logits, last, 1, axis=1), cache
