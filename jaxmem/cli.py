@@ -71,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
         ):  # ConnectionError and a full disk are OSError
             return _failed(error, 1)
         raise
-    if command.json:
+    if command.json and found is not None:  # of several processes the first one has it
         print(json.dumps(found, indent=1))
     return 0
 

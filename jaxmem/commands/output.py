@@ -14,17 +14,22 @@ from rich.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """With `json` everything goes to stderr, since stdout belongs to the JSON."""
+    """With `json` everything goes to stderr, since stdout belongs to the JSON.
+
+    With `quiet` nothing is shown: the process is not the first of those at work.
+    """
 
     json: bool = False
+    quiet: bool = False
 
     def say(self, text: object, end: str = "\n") -> None:
         """Prints a result."""
-        print(text, end=end, file=sys.stderr if self.json else sys.stdout, flush=True)
+        if not self.quiet:
+            print(text, end=end, file=sys.stderr if self.json else sys.stdout, flush=True)
 
     def note(self, text: str) -> None:
         """Prints a note on the progress."""
-        _console(stderr=True).print(text)
+        self._console(stderr=True).print(text)
 
     def table(self, title: str, heads: Iterable[str], rows: Iterable, caption: str = "") -> None:
         """Prints rows under their heads: the first column aligned left, the others right."""
@@ -35,12 +40,12 @@ class Output:
             table.add_column(head, justify=side, no_wrap=not i, overflow="fold")
         for row in rows:
             table.add_row(*map(brief, row))
-        _console(stderr=self.json).print(table)
+        self._console(stderr=self.json).print(table)
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[None]:
         """Shows that the work `what` is running, and at its end how long it took."""
-        console, start = _console(stderr=True), time.perf_counter()
+        console, start = self._console(stderr=True), time.perf_counter()
         with console.status(what):
             yield
         console.print(f"{what}: {time.perf_counter() - start:.1f} s")
@@ -48,7 +53,7 @@ class Output:
     @contextlib.contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """Like `step`; yields a function that takes (parts done, parts in all)."""
-        console, start = _console(stderr=True), time.perf_counter()
+        console, start = self._console(stderr=True), time.perf_counter()
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         quiet = not console.is_terminal
         with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
@@ -59,7 +64,7 @@ class Output:
     @contextlib.contextmanager
     def stages(self) -> Iterator[Callable[[str, int, int], None]]:
         """A function (stage, done, total) that shows each stage, and its seconds at its end."""
-        console, current, start = _console(stderr=True), None, time.perf_counter()
+        console, current, start = self._console(stderr=True), None, time.perf_counter()
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -86,6 +91,10 @@ class Output:
             yield progress
             end()
 
+    def _console(self, stderr: bool) -> Console:
+        options = {"markup": False, "highlight": False, "emoji": False, "quiet": self.quiet}
+        return Console(stderr=stderr, **options)
+
 
 def brief(value: object) -> str:
     """A codec as its constructor call, without default arguments; any other value as text.
@@ -110,7 +119,3 @@ def _arguments(value: object) -> Iterator[str]:
         is_tuple = isinstance(argument, tuple)
         text = f"({', '.join(map(written, argument))})" if is_tuple else written(argument)
         yield text if field.default is dataclasses.MISSING else f"{field.name}={text}"
-
-
-def _console(stderr: bool) -> Console:
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)

@@ -7,13 +7,14 @@ import math
 import pathlib
 from typing import Annotated, Any, Literal
 
+import jax
 from tyro.conf import arg
 
 import jaxmem as jm
 
 from ..compiler.local_devices import local_device
 from ..compiler.measurement import available_bytes
-from ..data import Batches, MaskedBatches
+from ..io import multihost
 from ..io.atomic import write_whole
 from ..models import Model, packed_batches
 from ..models.text_models import context
@@ -26,14 +27,15 @@ from ..training import run as train
 from ..training.training_run import ADAPTERS, MODEL
 from . import options
 from .adapter_files import write_adapters
+from .hidden_tokens import held_out_tokens, hidden_in_part
 from .mesh_option import MeshOption, parse
 from .output import Output
 from .plan import show as show_plan
+from .processes import Coordinator, ProcessCount, ProcessId, join
 from .sizes import Size, show
 
 RATES = {"full": 3e-5, "lora": 2e-4, "pretrain": 1e-3}  # the highest learning rate
 TASKS = {"full": "train", "lora": "lora", "pretrain": "train"}  # the task of the recipe
-MASKS = ("[MASK]", "<mask>")  # what encoders call the token that hides another
 RANK, RANKS = 16, (64, 32, 16, 8, 4)  # of adapters
 WIDTH = 1024  # tokens of a row, unless the model takes fewer
 
@@ -85,6 +87,9 @@ class Train(options.SourceOptions):
     recipe: Annotated[str | None, arg(metavar="FILE")] = None
     """A recipe that `jaxmem plan --out` wrote, or an earlier run; it is not planned again."""
     mesh: MeshOption = None
+    processes: ProcessCount = None
+    process_id: ProcessId = None
+    coordinator: Coordinator = None
     seed: int = 0
     """Draws the order of the rows, and new weights."""
     track: Annotated[str | None, arg(metavar="DIR")] = None
@@ -92,15 +97,22 @@ class Train(options.SourceOptions):
     plot: Annotated[str | None, arg(metavar="FILE")] = None
     """The PNG file to draw the losses in."""
 
-    def run(self, output: Output) -> dict:
-        """Plans, trains, and shows the losses; the figures are returned as plain data."""
+    def run(self, output: Output) -> dict | None:
+        """Plans, trains, and shows the losses; the figures are returned as plain data.
+
+        Of several processes the first one alone shows and returns them.
+        """
         given = {"--adapter": self.adapter, "--rank": self.rank, "--merge": self.merge}
         wrong = [name for name, value in given.items() if value]
         if wrong and self.task != "lora":
             raise ValueError(f"{wrong[0]} is of adapters, but the task is {self.task}: --task lora")
-        writer = TensorBoard(self.track) if self.track else None
+        join(self.processes, self.process_id, self.coordinator)
+        self._check_processes(jax.process_count())
+        is_first = jax.process_index() == 0
+        output = output if is_first else dataclasses.replace(output, quiet=True)
+        writer = TensorBoard(self.track) if self.track and is_first else None
         model = self.load()
-        held_out = self.held_out and options.tokens(model, options.read(self.held_out))
+        held_out = self.held_out and held_out_tokens(model, self.held_out)
         model = fresh(model, seed=self.seed) if self.task == "pretrain" else model
         out, seq = pathlib.Path(self.out), self.seq or min(WIDTH, context(model))
         if seq > context(model):
@@ -123,7 +135,8 @@ class Train(options.SourceOptions):
             save_every=self.save_every,
             seed=self.seed,
         )
-        recipe, limit = self._recipe(model, seq, output)
+        text = multihost.from_first(lambda: self._recipe(model, seq, output).to_json())
+        recipe = Recipe.from_json(text)
         with output.counting("training") as counted:
             shown = _Lines(output, counted)
             trained = train(
@@ -134,19 +147,35 @@ class Train(options.SourceOptions):
                 options=settings,
                 held_out=held_out,
                 mesh=parse(self.mesh) if self.mesh else None,
-                limit=limit,
+                limit=self.memory,
                 writer=writer,
                 progress=shown,
             )
+        if not is_first:
+            return None
         if self.plot:
             trained.plot().save(self.plot)
         figures = self._figures(trained, recipe, out, output)
         if self.task == "lora":
+            if jax.process_count() > 1:  # the other processes have parts of these arrays
+                trained = dataclasses.replace(
+                    trained, adapters=jm.load(out / ADAPTERS), base=model.tensors
+                )
             figures |= write_adapters(trained, next(batches)["ids"], out, output, self.merge)
         return figures
 
-    def _recipe(self, model: Model, seq: int, output: Output) -> tuple[Recipe, int | None]:
-        """(the recipe of the run, the bytes that its step may take on a device)."""
+    def _check_processes(self, count: int) -> None:
+        """Refuses what several processes cannot do together."""
+        if count > 1 and not self.mesh:
+            raise ValueError(
+                f"{count} processes train on a mesh of their {jax.device_count()} devices: give "
+                f"--mesh, such as --mesh fsdp={jax.device_count()}"
+            )
+        if count > 1 and self.merge:
+            raise ValueError("--merge wants the weights in one process: train without it")
+
+    def _recipe(self, model: Model, seq: int, output: Output) -> Recipe:
+        """The recipe of the run: that of a file, or a planned one."""
         out = pathlib.Path(self.out) / "recipe.json"
         given = self.recipe or (out if out.exists() else None)
         if given is not None:
@@ -159,7 +188,7 @@ class Train(options.SourceOptions):
                     raise ValueError(
                         f"{given} is a recipe with {name} {getattr(recipe, name)}, not {value}"
                     )
-            return recipe, self.memory
+            return recipe
         mesh = parse(self.mesh) if self.mesh else None
         device = local_device(mesh.size if mesh else 1)
         limit = self.memory or (available_bytes() if device == "cpu" else None)
@@ -180,7 +209,7 @@ class Train(options.SourceOptions):
             recipe = planned.recipe
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, (recipe.to_json() + "\n").encode())
-        return recipe, limit
+        return recipe
 
     def _planned(self, model: Model, **options: Any) -> jm.Planned:
         """The plan; with --rank auto that of the largest rank for which there is one."""
@@ -242,22 +271,6 @@ class Train(options.SourceOptions):
 
 def _number(x: float | None, form: str) -> str:
     return "not finite" if x is None else f"{x:{form}}"
-
-
-def hidden_in_part(model: Model, batches: Batches, seed: int) -> MaskedBatches:
-    """Batches for an encoder, whose tokens are hidden in part by its tokenizer's mask token.
-
-    Raises:
-        ValueError: the tokenizer has no such token.
-    """
-    ids = [model.tokenizer.token_to_id(text) for text in MASKS]
-    mask_id = next((i for i in ids if i is not None), None)
-    if mask_id is None:
-        raise ValueError(f"the tokenizer of {model.source} has none of {', '.join(MASKS)}")
-    special = [
-        i for i, token in model.tokenizer.get_added_tokens_decoder().items() if token.special
-    ]
-    return MaskedBatches(batches, mask_id, model.config.vocab, never=special, seed=seed)
 
 
 class _Lines:

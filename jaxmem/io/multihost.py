@@ -5,17 +5,21 @@ Process 0 creates the temporary file and renames it. A single process needs no a
 one process these functions only call `replacing`.
 """
 
+import concurrent.futures
 import contextlib
 import pathlib
 import secrets
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from .atomic import replacing, temporary_path
+
+ASK_SECONDS = 0.5  # between two questions whether process 0 has a text
 
 
 @contextlib.contextmanager
@@ -51,6 +55,37 @@ def largest(numbers: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return numbers
     return multihost_utils.process_allgather(numbers).max(axis=0)
+
+
+def from_first(make: Callable[[], str]) -> str:
+    """The text that `make` gives in process 0, in every process; the others do not call it.
+
+    It may take minutes. Until it is there the processes ask each other twice a second, because a
+    collective that one of them comes to late fails on CPUs.
+
+    Raises:
+        ConnectionError: `make` raised in process 0, which raises that; the others stop, too.
+    """
+    if jax.process_count() == 1:
+        return make()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        future = pool.submit(make) if jax.process_index() == 0 else None
+        length, is_failed = 0, False
+        while not (length or is_failed):
+            length, is_failed = largest(np.array(_state(future), np.int32)).tolist()
+            time.sleep(ASK_SECONDS)
+    if is_failed and future is None:
+        raise ConnectionError("process 0 failed and says why; this one stops, too")
+    text = future.result().encode() if future is not None else bytes(length)
+    return bytes(largest(np.frombuffer(text, np.uint8))).decode()
+
+
+def _state(future: concurrent.futures.Future | None) -> tuple[int, int]:
+    """(the bytes of a result, 0 as long as there is none; whether there never will be one)."""
+    if future is None or not future.done():
+        return 0, 0
+    is_failed = future.exception() is not None
+    return (0 if is_failed else len(future.result().encode())), int(is_failed)
 
 
 def wait_for_all(what: str) -> None:

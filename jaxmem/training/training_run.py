@@ -84,17 +84,17 @@ def run(
         progress: called as `progress(step, steps, numbers)` after each step.
 
     Raises:
-        ValueError: the recipe serves; a batch has another shape than the recipe, or an id that the
-            model does not know; the step takes more than `limit`; `out` holds another run, or
-            one is at work there; the loss or its gradient was not finite for ten steps in a row.
+        ValueError: the recipe serves; many processes have no mesh; a batch has another shape than
+            the recipe, or an id that the model does not know; the step takes more than `limit`;
+            `out` holds another run, or one is at work there; the loss or its gradient was not
+            finite for ten steps in a row.
     """
     from .run_checkpoints import DATA, RunCheckpoints, locked  # imports orbax: a second
 
     if recipe.task == "serve":
         raise ValueError("the recipe is one to serve, expected one to train or of lora")
     out = pathlib.Path(out)
-    if mesh is None and recipe.axes:
-        mesh = make_mesh(**recipe.axes)
+    mesh = _mesh(recipe, mesh)
     built = build(
         recipe,
         model=model,
@@ -154,6 +154,17 @@ def run(
     history = tuple(JsonLines(out / SCALARS).history)
     counts = history, int(state["skipped"]), predicted, grown
     return _written(model, recipe, out, state["params"], frozen, counts)
+
+
+def _mesh(recipe: Recipe, mesh: Mesh | None) -> Mesh | None:
+    """The devices to train on, or None for one of them."""
+    if mesh is None and recipe.axes:
+        return make_mesh(**recipe.axes)
+    if mesh is None and jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes train on a mesh: expected one, or a recipe with one"
+        )
+    return mesh
 
 
 def _writers(out: pathlib.Path, first: int, writer: ScalarWriter | None) -> list[ScalarWriter]:

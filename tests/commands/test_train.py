@@ -5,9 +5,14 @@ import math
 
 import pytest
 from command_lines import model_folder, run
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 import jaxmem as jm
+from jaxmem.architectures import encoder
 
+AT = ("--coordinator", "localhost:1234")
 OPTIONS = ("--batch", 2, "--seq", 16, "--learning-rate", 0.01, "--json")
 
 
@@ -41,11 +46,40 @@ def test_a_text_is_learnt_and_the_same_line_goes_on(folder):
         (("--learning-rate", -1), "learning_rate is -1.0"),
         (("--data", "none.txt"), "none.txt"),
         (("--rank", 4), "--rank is of adapters, but the task is full: --task lora"),
+        (("--process-id", 0), "--process-id is given without --processes"),
+        (("--processes", 2), "--processes 2 wants --coordinator and --process-id, too"),
+        (("--processes", 2, *AT, "--process-id", 2), "--process-id is 2, expected 0 to 1"),
+        (("--processes", 2, *AT, "--process-id", -1), "--process-id is -1, expected 0 to 1"),
+        (("--processes", 0, *AT, "--process-id", 0), "--processes is 0, expected at least 1"),
+        (("--processes", 2, "--coordinator", "here", "--process-id", 0), "expected HOST:PORT"),
+        (("--processes", "auto", *AT), "--processes auto finds it: leave it out"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(folder, more, message):
     code, out, err = run(*line(folder, *more))
     assert code == 2 and not out and err.count("\n") <= 3 and message in err.splitlines()[-1]
+
+
+def test_an_encoder_learns_hidden_words_and_a_text_is_held_out(folder):
+    words = ["[UNK]", "[MASK]", *(chr(97 + i) for i in range(14))]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.add_special_tokens(words[:2])
+    sizes = dict(vocab=16, width=16, ffn=16, layers=1, heads=2, context=16, head="masked_lm")
+    config = encoder.Config(**sizes)
+    module = encoder.module(config)
+    jm.training.fresh(jm.models.Model(config, module, tokenizer, "tiny")).save(folder / "encoder")
+    (folder / "words.txt").write_text("a b c d e f g h " * 40)
+    text, out = ("--data", folder / "words.txt"), folder / "masked"
+    more = ("--held-out", folder / "words.txt", "--steps", 8, "--memory", "2GB")
+    code, said, err = run("train", folder / "encoder", *text, "--out", out, *more, *OPTIONS)
+    assert code == 0, err
+    assert 1 < json.loads(said)["perplexity"] < 20
+    (folder / "few.txt").write_text("a b c")
+    code, _, err = run(
+        "train", folder / "encoder", *text, "--out", out, "--held-out", folder / "few.txt", *OPTIONS
+    )
+    assert code == 2 and "the held-out text has 3 tokens, expected at least" in err
 
 
 @pytest.mark.slow

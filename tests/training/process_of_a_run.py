@@ -1,32 +1,24 @@
 """One of the processes of a training run: tests/training/test_run_in_processes.py runs it."""
 
-import json
 import pathlib
 import sys
 
-import jax
-import numpy as np
+from command_lines import run
 
-import jaxmem as jm
-from jaxmem.architectures import llama
-
-CONFIG = llama.Config(vocab=32, width=16, ffn=24, layers=2, heads=2, kv_heads=2, head_dim=8)
-TEXT = np.tile(np.arange(16), 40)
+STEPS = ("--steps", 4, "--save-every", 2, "--learning-rate", 0.02, "--batch", 4, "--seq", 16)
 
 
-def run(out, count=1, index=0):
-    """The losses of a run of 4 steps in `count` processes."""
-    model = jm.training.fresh(jm.models.Model(CONFIG, llama.module(CONFIG), None, "tiny"))
-    rows = jm.data.PackedRows([TEXT], 16, longer="split")
-    batches = jm.data.Batches(rows, 4, shard=(index, count))
-    recipe = jm.Recipe("tiny", "cpu", "train", 4, 16, mesh={"fsdp": 2}, chunk=16, packed=True)
-    options = jm.training.TrainingOptions(4, learning_rate=0.02, save_every=2)
-    made = jm.training.run(model, batches, recipe, out=out, options=options)
-    return [row["loss"] for row in made.history]
+def line(folder, *more):
+    """A line that trains new weights of the model in `folder` on two devices."""
+    texts = ("--data", folder / "a.txt", "--held-out", folder / "b.txt", "--out", folder / "run")
+    recipe = ("--recipe", folder / "recipe.json", "--mesh", "fsdp=2", "--task", "pretrain")
+    return ("train", folder / "model", *texts, *recipe, *STEPS, *more, "--json")
 
 
 if __name__ == "__main__":
-    out, address, count, index = sys.argv[1:]
-    jax.distributed.initialize(address, int(count), int(index))
-    losses = run(out, int(count), int(index))
-    pathlib.Path(f"{out}.{index}.json").write_text(json.dumps(losses))
+    folder, address, index = sys.argv[1:]
+    joined = ("--processes", 2, "--process-id", index, "--coordinator", address)
+    code, out, err = run(*line(pathlib.Path(folder), *joined))
+    pathlib.Path(folder, f"said.{index}").write_text(out)
+    print(err)
+    sys.exit(code)

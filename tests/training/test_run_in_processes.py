@@ -1,4 +1,4 @@
-"""Two processes train together, and one goes on from their checkpoint to the same losses."""
+"""Two processes run one command together, and one goes on from their checkpoint."""
 
 import json
 import os
@@ -8,9 +8,9 @@ import socket
 import subprocess
 import sys
 
-import jax
 import process_of_a_run
 import pytest
+from command_lines import model_folder, run
 
 import jaxmem as jm
 
@@ -19,16 +19,20 @@ QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_cou
 
 
 @pytest.fixture
-def losses(tmp_path):
-    """What each of two processes says of their run in `tmp_path`/run."""
+def folder(tmp_path):
+    """A folder in which two processes trained a model."""
+    model_folder(tmp_path)
+    recipe = jm.Recipe("tiny", "cpu", "train", 4, 16, mesh={"fsdp": 2}, chunk=16, packed=True)
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
     with socket.socket() as connection:
         connection.bind(("localhost", 0))
         address = f"localhost:{connection.getsockname()[1]}"
     flags = f"{QUICK} --xla_force_host_platform_device_count=1"
-    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     workers, logs = [], [tmp_path / f"log.{i}" for i in range(2)]
     for i, log in enumerate(logs):
-        command = [sys.executable, process_of_a_run.__file__, tmp_path / "run", address, 2, i]
+        command = [sys.executable, process_of_a_run.__file__, tmp_path, address, i]
         with log.open("w") as file:
             streams = {"stdout": file, "stderr": file}
             workers.append(subprocess.Popen([*map(str, command)], env=env, **streams))
@@ -38,14 +42,22 @@ def losses(tmp_path):
         for worker in workers:
             worker.kill()
     assert codes == [0, 0], [log.read_text()[-2000:] for log in logs]
-    return [json.loads((tmp_path / f"run.{i}.json").read_text()) for i in range(2)]
+    return tmp_path
 
 
 @pytest.mark.slow
-def test_two_processes_train_together_and_one_goes_on_from_their_checkpoint(tmp_path, losses):
-    assert losses[0] == losses[1] and losses[0][3] < losses[0][0]
-    assert jm.models.load(tmp_path / "run/model").config == process_of_a_run.CONFIG
-    shutil.rmtree(tmp_path / "run/checkpoints/4")
-    with jax.numpy_dtype_promotion("standard"):
-        alone = process_of_a_run.run(tmp_path / "run")
-    assert alone == pytest.approx(losses[0], rel=1e-3) and alone[:2] == losses[0][:2]
+def test_two_processes_train_together_and_one_goes_on_from_their_checkpoint(folder):
+    made = json.loads((folder / "said.0").read_text())
+    assert (
+        not (folder / "said.1").read_text() and "step      4" not in (folder / "log.1").read_text()
+    )
+    rows = lambda: [json.loads(x) for x in (folder / "run/scalars.jsonl").read_text().splitlines()]
+    together = rows()
+    assert together[3]["loss"] == made["loss"] < together[0]["loss"]
+    assert "embed" in jm.models.load(folder / "run/model").params
+    shutil.rmtree(folder / "run/checkpoints/4")
+    code, _, err = run(*process_of_a_run.line(folder))
+    assert code == 0, err
+    assert rows()[:2] == together[:2]
+    for name in ("loss", "held_out_loss"):
+        assert rows()[3][name] == pytest.approx(together[3][name], rel=1e-3)
