@@ -154,7 +154,42 @@ def structured():
         yield f"{removal} | {quality(r)} | {speed} | {r['v5e_peak_bytes'] / 2**20:.0f} MiB"
 
 
+CARDS = " | bytes | STS-B | SST-2 | changed | to wrong / right | typos | ECE | ρ | same top word"
+CARD_ORDER = ("RTN", "GPTQ", "%", "2:4", "narrower")
+
+
+def cards_of(model, full=False):
+    """(Name, row) of a model's cards: the most bits first, then what is pruned."""
+    kind = lambda name: next(i for i, end in enumerate(CARD_ORDER) if name.endswith(end))
+    rows = read("card_table.json")["models"][model]["rows"]
+    rows = {name.removesuffix(" full"): r for name, r in rows.items() if "tasks" in r
+            and name.endswith(" full") == full}  # fmt: skip
+    bits = lambda name: float(name.split(" bits")[0]) if " bits" in name else 0.0
+    return sorted(rows.items(), key=lambda row: (-bits(row[0]), kind(row[0])))
+
+
+def changed(cells):
+    """Answers that changed, and of these how many became wrong and right."""
+    counts = (sum(x[way] for x in cells) for way in ("right_to_wrong", "wrong_to_right"))
+    return f"{sum(x['changed'] for x in cells) / len(cells):.1%} | {' / '.join(map(str, counts))}"
+
+
+def card_rank(r):
+    found = r["attribution"]["occlusion"]
+    return f"{found['rank_correlation']['mean']:.3f} | {found['same_top_word']:.0%}"
+
+
+def small_cards(full=False):
+    for name, r in cards_of("minilm-l6", full):
+        stsb, probe = r["tasks"]["stsb"], r["tasks"]["sst2_probe"]
+        typos, ece = r["robustness"]["sst2_probe.typo"], r["calibration"]["sst2_probe"]["ece"]
+        size = f"{r['space']['resident']:,} | {stsb['score']['mean']:.3f}"
+        asked = f"{probe['score']['mean']:.3f} | {changed([probe])} | {typos['changed']:.1%}"
+        yield f"{name} | {size} | {asked} | {ece:.3f} | {card_rank(r)}"
+
+
 TABLES = {
+    small_cards: CARDS,
     blocks: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     everything: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     encoder: " | bits a weight | Spearman | cosine",
