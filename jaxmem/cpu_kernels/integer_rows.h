@@ -27,8 +27,8 @@ inline Floats joined_halves(Floats first, Floats last) {
 }
 
 // Sets totals[kRow] to Σ scale · code · x of each of some rows, as lanes to be added. `rows` gives their
-// codes, scales[8 · g + kRow] are their scales in group g; `kPaired` says whether a chunk is of two
-// groups.
+// codes, and where their scales are among those of a group, which begin at scales[8 · g]; `kPaired` says
+// whether a chunk is of two groups.
 template <int kBits, bool kPaired, int... kRow, typename Rows>
 inline void rows_product(const Rows& rows, const float* scales, const std::vector<Chunk>& chunks,
                          const FixedPoint<kBits>& x, Floats* totals) {
@@ -52,10 +52,10 @@ inline void rows_product(const Rows& rows, const float* scales, const std::vecto
            rows.template codes<kRow, false>(chunk.column + i, few), digits), ...);
     }
     const float* scale = scales + kByteRows * chunk.group;
-    ((sums[kRow] += products[kRow].lanes() * scale[kRow]), ...);
+    ((sums[kRow] += products[kRow].lanes() * scale[rows.template scale<kRow>()]), ...);
     if constexpr (kPaired) {
       const float* next = scale + (chunk.count > kLanes / 2 ? kByteRows : 0);
-      ((last_sums[kRow] += products[kRow].lanes() * next[kRow]), ...);
+      ((last_sums[kRow] += products[kRow].lanes() * next[rows.template scale<kRow>()]), ...);
     }
   }
   ((totals[kRow] = kPaired ? joined_halves(sums[kRow], last_sums[kRow]) : sums[kRow]), ...);
@@ -86,7 +86,7 @@ JAXMEM_INLINE void whole_groups_product(const Rows& rows, const float* scales, i
       if constexpr (fits_int(kBits)) return __builtin_convertvector(sum.integer_lanes() + x.joined_starts[g], Floats);
       else return sum.lanes();
     };
-    ((sums[kRow] += lanes(products[kRow]) * scale[kRow]), ...);
+    ((sums[kRow] += lanes(products[kRow]) * scale[rows.template scale<kRow>()]), ...);
   }
   ((totals[kRow] = sums[kRow]), ...);
 }
@@ -107,15 +107,14 @@ JAXMEM_INLINE void eight_rows(const Rows& rows, const float* scales, Floats* tot
   if constexpr (kFirst + kCount < kPeriod) eight_rows<kBits, kFirst + kCount>(rows, scales, totals, run);
 }
 
-// `rows_product` of all 8 rows.
-template <int kBits, typename Rows>
-inline void eight_rows_product(const Rows& rows, const EightFloats* group_scales, int64_t group,
-                               const std::vector<Chunk>& chunks, const FixedPoint<kBits>& x,
-                               Floats* totals) {
-  const float* scales = reinterpret_cast<const float*>(group_scales);
-  const int64_t groups = rows.k % group ? 0 : rows.k / group;  // whole ones
+// Calls run(product), where product(rows, scales, totals, numbers of some rows as constants) is the
+// `rows_product` that is fastest for such groups.
+template <int kBits, typename Run>
+inline void with_rows_product(int64_t k, int64_t group, const std::vector<Chunk>& chunks,
+                              const FixedPoint<kBits>& x, const Run& run) {
+  const int64_t groups = k % group ? 0 : k / group;  // whole ones
   const auto with_groups = [&](auto vectors) {
-    eight_rows<kBits>(rows, scales, totals, [&](const Rows& rows, const float* scales, Floats* totals, auto... row) {
+    run([&](const auto& rows, const float* scales, Floats* totals, auto... row) __attribute__((always_inline)) {
       whole_groups_product<kBits, decltype(vectors)::value, decltype(row)::value...>(rows, scales, groups, x, totals);
     });
   };
@@ -123,12 +122,43 @@ inline void eight_rows_product(const Rows& rows, const EightFloats* group_scales
   if constexpr (kMostGroupVectors<kBits> >= 2) {
     if (groups > 0 && group == 2 * kLanes) return with_groups(std::integral_constant<int, 2>{});
   }
-  eight_rows<kBits>(rows, scales, totals, [&](const Rows& rows, const float* scales, Floats* totals, auto... row) {
+  run([&](const auto& rows, const float* scales, Floats* totals, auto... row) __attribute__((always_inline)) {
     if constexpr (kPairs) {
       if (are_paired(group)) return rows_product<kBits, true, decltype(row)::value...>(rows, scales, chunks, x, totals);
     }
     rows_product<kBits, false, decltype(row)::value...>(rows, scales, chunks, x, totals);
   });
+}
+
+// Products with codes of 8 bits of as many of the block's eights as kFarRows divides; returns how many these
+// are. They are read from kFarRows places by turns.
+template <typename Done>
+int far_rows_product(const IntegerRows& weight, const Inputs<8>& inputs, const Block& block, int64_t row, int eights,
+                     const Done& done) {
+  const int64_t groups = weight.groups();
+  const int step = eights / kFarRows;
+  for (int v = 0; v < step; ++v) {
+    const float* scales = reinterpret_cast<const float*>(block.scales.data() + v * groups);
+    for (size_t i = 0; i < inputs.rows.size(); ++i) {
+      const auto& x = inputs.rows[i];
+      Floats totals[kFarRows][kByteRows];
+      with_rows_product<8>(weight.k, weight.group, inputs.chunks, x, [&](const auto& product) {
+        for (int r = 0; r < kByteRows; ++r) {
+          Floats sums[kFarRows];
+          const FarRows rows{weight.fields[0] + (row + v * kByteRows + r) * weight.k, step * kByteRows * weight.k,
+                             step * kByteRows * groups};
+          product(rows, scales + r, sums, std::integral_constant<int, 0>{}, std::integral_constant<int, 1>{},
+                  std::integral_constant<int, 2>{}, std::integral_constant<int, 3>{});
+          for (int f = 0; f < kFarRows; ++f) totals[f][r] = sums[f];
+        }
+      });
+      for (int f = 0; f < kFarRows; ++f) {
+        const int at = v + f * step;
+        done(i, row + at * kByteRows, (sums_of_lanes(totals[f]) + block.y[i * kBlockVectors + at]) * x.step);
+      }
+    }
+  }
+  return step * kFarRows;
 }
 
 // Calls done(i, row, y) for x's row i and the y of 8 rows of the weight from `row`, for rows
@@ -139,37 +169,44 @@ void whole_rows_product(const IntegerRows& weight, const Inputs<kBits>& inputs, 
   const int64_t groups = weight.groups(), m = inputs.rows.size();
   Block block;
   block.scales.resize(groups * kBlockVectors);
-  for (int64_t row = first; row < last; row += kByteRows) {
-    const int v = (row - first) / kByteRows % kBlockVectors;
-    if (v == 0) {
-      const int64_t rows = std::min<int64_t>(kBlockRows, last - row);
-      if (weight.scale_codes.bits) read_coded_groups<kBits>(weight, inputs, row, rows, &block);
-      else if (weight.half_scale) read_groups<kBits, uint16_t>(weight, inputs, row, rows, &block);
-      else read_groups<kBits, float>(weight, inputs, row, rows, &block);
+  for (int64_t begin = first; begin < last; begin += kBlockRows) {
+    const int64_t count = std::min<int64_t>(kBlockRows, last - begin);
+    if (weight.scale_codes.bits) read_coded_groups<kBits>(weight, inputs, begin, count, &block);
+    else if (weight.half_scale) read_groups<kBits, uint16_t>(weight, inputs, begin, count, &block);
+    else read_groups<kBits, float>(weight, inputs, begin, count, &block);
+    const int eights = count / kByteRows;
+    int v = 0;
+    if constexpr (kBits == 8 && std::is_same_v<Rows, AllColumns<8>>) {
+      v = far_rows_product(weight, inputs, block, begin, eights, done);
     }
-    Rows rows{};
-    rows.k = weight.k;
-    for (int f = 0; f < field_count(kBits); ++f) {
-      rows.fields[f] = weight.fields[f] + row * field(kBits, f).width / 8 * weight.kept();
-    }
-    if constexpr (std::is_same_v<Rows, KeptColumns<kBits>>) {
-      for (int f = 0; f < 2; ++f) {
-        rows.patterns[f] = weight.patterns[f] + row * field(3, f).width / 8 * (weight.k / 4);
+    for (; v < eights; ++v) {
+      const int64_t row = begin + v * kByteRows;
+      Rows rows{};
+      rows.k = weight.k;
+      for (int f = 0; f < field_count(kBits); ++f) {
+        rows.fields[f] = weight.fields[f] + row * field(kBits, f).width / 8 * weight.kept();
       }
-    }
-    for (int64_t i = 0; i < m; ++i) {
-      const auto& x = inputs.rows[i];
-      Floats totals[kByteRows];
-      const EightFloats* scales = block.scales.data() + v * groups;
-      if constexpr (has_two_rows(kBits) && std::is_same_v<Rows, AllColumns<kBits>>) {
-        if (are_two_rows<kBits>(weight)) {
-          const EightFloats sums = two_rows_product(rows.fields[0], groups, scales, x, !weight.has_offsets());
-          done(i, row, (sums + block.y[i * kBlockVectors + v]) * x.step);
-          continue;
+      if constexpr (std::is_same_v<Rows, KeptColumns<kBits>>) {
+        for (int f = 0; f < 2; ++f) {
+          rows.patterns[f] = weight.patterns[f] + row * field(3, f).width / 8 * (weight.k / 4);
         }
       }
-      eight_rows_product<kBits>(rows, scales, weight.group, inputs.chunks, x, totals);
-      done(i, row, (sums_of_lanes(totals) + block.y[i * kBlockVectors + v]) * x.step);
+      const EightFloats* scales = block.scales.data() + v * groups;
+      for (int64_t i = 0; i < m; ++i) {
+        const auto& x = inputs.rows[i];
+        Floats totals[kByteRows];
+        if constexpr (has_two_rows(kBits) && std::is_same_v<Rows, AllColumns<kBits>>) {
+          if (are_two_rows<kBits>(weight)) {
+            const EightFloats sums = two_rows_product(rows.fields[0], groups, scales, x, !weight.has_offsets());
+            done(i, row, (sums + block.y[i * kBlockVectors + v]) * x.step);
+            continue;
+          }
+        }
+        with_rows_product<kBits>(weight.k, weight.group, inputs.chunks, x, [&](const auto& product) {
+          eight_rows<kBits>(rows, reinterpret_cast<const float*>(scales), totals, product);
+        });
+        done(i, row, (sums_of_lanes(totals) + block.y[i * kBlockVectors + v]) * x.step);
+      }
     }
   }
 }

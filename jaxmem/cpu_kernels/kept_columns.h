@@ -18,6 +18,9 @@ struct AllColumns {
   const uint8_t* fields[3];  // where the bytes of the 8 rows begin
   int64_t k;
 
+  template <int kRow>
+  static constexpr int64_t scale() { return kRow; }  // where that of a row is among those of 8 rows
+
   // The same of rows from `row` on, which begin at a byte of each field.
   AllColumns from(int row) const {
     AllColumns moved = *this;
@@ -32,6 +35,23 @@ struct AllColumns {
       fetch_ahead(from);
       return StoredBytes{from};
     } else return unpack<kBits, kRow, kWhole>(fields, k, column, count);
+  }
+};
+
+// Rows of codes of 8 bits that are far from each other in memory.
+struct FarRows {
+  const uint8_t* codes_of_first;
+  int64_t codes_between, scales_between;  // two rows
+
+  template <int kRow>
+  int64_t scale() const { return kRow * scales_between; }
+
+  template <int kRow, bool kWhole>
+  JAXMEM_INLINE auto codes(int64_t column, int count) const {
+    const uint8_t* from = codes_of_first + kRow * codes_between + column;
+    fetch_ahead<kFarRows>(from);
+    if constexpr (kWhole) return StoredBytes{from};
+    else return load_bytes<false>(from, count);
   }
 };
 
@@ -51,6 +71,9 @@ struct KeptColumns {
   const uint8_t* fields[3];    // of the kept codes, (·, k / 2)
   const uint8_t* patterns[2];  // the fields of their patterns' numbers, of 3 bits, (·, k / 4)
   int64_t k;
+
+  template <int kRow>
+  static constexpr int64_t scale() { return kRow; }
 
   const KeptColumns& from(int) const { return *this; }
 

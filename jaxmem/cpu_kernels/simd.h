@@ -78,10 +78,18 @@ JAXMEM_INLINE Vector load_once(const void* from) {
   return v;
 }
 
-// Fetches what is 4 kB beyond `from`, perhaps beyond the array's end. Kernels read a weight in the order
-// of memory: a CPU foresees nothing else so well, and computes meanwhile. Always inlined, since GCC takes a
-// function that only fetches for one without effect, and drops its calls.
-JAXMEM_INLINE void fetch_ahead(const uint8_t* from) { __builtin_prefetch(from + 4096, 0, 3); }
+// Where memory is read from several places by turns, these are the places. A core of a CPU has more of its
+// bytes a second so: 17 GB/s from four places that are 64 kB apart where one gave it 11 (AMD Zen 3).
+constexpr int kFarRows = 4;
+
+// Fetches what is 4 kB beyond `from`, or 512 bytes where rows are read from several places, perhaps beyond
+// the array's end. Kernels read a weight in the order of memory: a CPU foresees nothing else so well, and
+// computes meanwhile. Always inlined, since GCC takes a function that only fetches for one without effect,
+// and drops its calls.
+template <int kPlaces = 1>
+JAXMEM_INLINE void fetch_ahead(const uint8_t* from) {
+  __builtin_prefetch(from + (kPlaces == 1 ? 4096 : 512), 0, 3);
+}
 
 // Fetches some bytes into the second cache, perhaps beyond their array's end.
 JAXMEM_INLINE void fetch(const void* from, int64_t bytes) {
