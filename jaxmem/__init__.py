@@ -166,6 +166,9 @@ from .train.remat_policy import Remat as Remat
 from .train.remat_policy import remat as remat
 from .train.scale_tuning import tune as tune
 
+if not _gc.get_freeze_count():  # the objects go to the oldest generation, and none is looked at
+    _gc.freeze()
+    _gc.unfreeze()
 _gc.set_threshold(*_thresholds)
 
 

@@ -120,6 +120,7 @@ class Decoder(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
                 length=segment.length,
+                check_constancy_invariants=False,  # else a layer is traced twice
             )
             part = slice(segment.start, segment.start + segment.length)
             inputs = jax.tree.map(lambda a: a[part], values)  # noqa: B023

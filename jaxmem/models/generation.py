@@ -173,11 +173,15 @@ def _sampled(
     stream: Callable[[str], Any] | None,
 ) -> Generation:
     """`generate` for prompts `ids` (batch, tokens) of one length, with options that are checked."""
-    key, eos, batch = jax.random.key(seed), np.array(model.config.eos, np.int32), len(ids)
+    eos, batch, greedy = np.array(model.config.eos, np.int32), len(ids), not sampling.temperature
+    key = None if greedy else jax.random.key(seed)
     start, shown = time.perf_counter(), ""
     first, read = _begin(model, ids, forced, max_new_tokens, cache)
     logits = without(read(first, 0), banned_tokens(model.config, 0))
-    token = np.asarray(pick(logits, key, 0, sampling), np.int32)
+    # One row of logits is read here in less time than it takes to load another program.
+    one_greedy = greedy and batch == 1
+    token = np.asarray(logits).argmax(-1) if one_greedy else pick(logits, key, 0, sampling)
+    token = np.asarray(token, np.int32)
     state = State(token, np.int32(first.shape[1] - 1), np.int32(0), np.zeros(batch, bool))
     state = state.after(token, eos)
     new = [np.tile(np.array(forced, np.int32), (batch, 1)), token[:, None]]

@@ -62,7 +62,7 @@ class Model:
     @functools.cached_property
     def params(self) -> dict:
         """The tensors as JAX arrays, read once; abstract and encoded leaves do not change."""
-        read = lambda x: jnp.asarray(x.load() if lazy.is_lazy(x) else x)
+        read = lambda x: jax.device_put(x.load() if lazy.is_lazy(x) else x)
         dense = lambda x: lazy.is_lazy(x) or isinstance(x, np.ndarray)
         return jax.tree.map(lambda x: read(x) if dense(x) else x, self.tensors, is_leaf=_is_leaf)
 

@@ -49,31 +49,19 @@ class Reader:
 class CacheReader(Reader):
     """A reader of a model whose `forward` takes a cache; `decode` generates tokens in one program.
 
-    `first_length` is the length to which what is read first is padded. It is read at once, or
-    `columns` at a time unless that is 0.
+    `first_length` is the length to which what is read first is padded.
     """
 
     def __init__(
-        self,
-        forward: Forward,
-        config: Any,
-        inputs: Any,
-        cache: Any,
-        first_length: int = 0,
-        columns: int = 0,
+        self, forward: Forward, config: Any, inputs: Any, cache: Any, first_length: int = 0
     ):
         self.forward, self.config, self.inputs, self.cache = forward, config, inputs, cache
-        self.first_length, self.columns = first_length, columns
+        self.first_length = first_length
 
     def __call__(self, tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
         if rows is not None:
             self.cache = rows_of(self.cache, rows)
         last = tokens.shape[1] - 1
-        if position == 0 and self.columns:
-            tokens = np.pad(tokens, ((0, 0), (0, MOST_BLOCK_TOKENS - tokens.shape[1])))
-            args = self.config, self.forward, self.inputs, tokens, self.cache, last + 1
-            logits, self.cache = logits_by_blocks(*args, columns=self.columns)
-            return logits
         if position == 0 and self.first_length:
             tokens = np.pad(tokens, ((0, 0), (0, self.first_length - tokens.shape[1])))
         logits, self.cache = logits_after(
@@ -89,6 +77,23 @@ class CacheReader(Reader):
             config, self.forward, self.inputs, self.cache, state, steps, key, sampling=sampling
         )
         return np.asarray(tokens)[:, : int(state.step) - step], state
+
+
+class BlockReader(CacheReader):
+    """A `CacheReader` that reads a short prompt by `logits_by_blocks`, into a new cache."""
+
+    def __init__(self, forward: Forward, config: Any, inputs: Any, **sizes: Any):
+        super().__init__(forward, config, inputs, None)
+        self.sizes = sizes
+
+    def __call__(self, tokens: np.ndarray, position: int, rows: np.ndarray | None = None) -> Array:
+        if position > 0:
+            return super().__call__(tokens, position, rows)
+        count = tokens.shape[1]
+        tokens = np.pad(tokens, ((0, 0), (0, MOST_BLOCK_TOKENS - count)))
+        args = self.config, self.forward, self.inputs, tokens, np.int32(count)
+        logits, self.cache = logits_by_blocks(*args, **self.sizes)
+        return logits
 
 
 class ModuleReader(Reader):
@@ -141,15 +146,15 @@ def reader(
     room += -room % CACHE_STEP
     room = min(room, config.context) if is_own else room  # its table of positions may end there
     dtype = jax.tree.leaves(params, is_leaf=is_encoded)[0].dtype
+    in_blocks = batch == 1 and cache is None and not is_state and length <= MOST_BLOCK_TOKENS
+    columns = compiled_rows(params) if in_blocks and not is_own else 0
+    if columns and length + -length % columns <= config.context:  # a block ends before it
+        return BlockReader(_forward, config, params, columns=columns, room=room, dtype=dtype)
     empty = cache.empty(config, batch, room, dtype) if cache else config.cache(batch, room, dtype)
     state = shard_like(params, empty, config, batch)
     if is_own:
         return ModuleReader(model, state, steps)
-    in_blocks = batch == 1 and cache is None and not is_state and length <= MOST_BLOCK_TOKENS
-    columns = compiled_rows(params) if in_blocks else 0
-    if columns and length + -length % columns > config.context:
-        columns = 0  # the last block would end after the last position
-    return CacheReader(_forward, config, params, state, steps, columns)
+    return CacheReader(_forward, config, params, state, steps)
 
 
 def _forward(

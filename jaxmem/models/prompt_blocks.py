@@ -10,29 +10,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from .device_decode_loop import Forward
 
 MOST_BLOCK_TOKENS = 64  # a longer prompt is read faster at once
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "forward", "columns"), donate_argnames="cache"
-)
+@functools.partial(jax.jit, static_argnames=("config", "forward", "columns", "room", "dtype"))
 def logits_by_blocks(
     config: Any,
     forward: Forward,
     inputs: Any,
     ids: Array,
-    cache: Any,
     count: Array,
     *,
     columns: int,
+    room: int,
+    dtype: DTypeLike,
 ) -> tuple[Array, Any]:
-    """`logits_after` the first `count` ids of each row, of which it reads `columns` at a time.
+    """(logits (batch, vocab) after the first `count` ids of each row, a cache with them in it).
 
-    One program reads prompts of every length up to that of `ids`, a multiple of `columns`.
+    It reads `columns` tokens at a time. One program reads prompts of every length up to that of
+    `ids`, a multiple of `columns`; the cache has room for `room` tokens.
     """
+    cache = config.cache(len(ids), room, dtype)
 
     def read(carry: tuple) -> tuple:
         start, cache, _ = carry

@@ -38,11 +38,12 @@ def test_a_prompt_read_by_blocks_writes_what_it_writes_read_at_once(name, monkey
 def test_a_long_prompt_and_several_are_read_at_once(monkeypatch):
     m = encoded_model("llama2")
     monkeypatch.setattr(next_token_logits, "compiled_rows", lambda params: 4)
-    columns = lambda batch, length: next_token_logits.reader(m, batch, length, 1, None).columns
+    reader = lambda batch, length: next_token_logits.reader(m, batch, length, 1, None)
+    in_blocks = lambda *sizes: isinstance(reader(*sizes), next_token_logits.BlockReader)
     asked = [(1, MOST_BLOCK_TOKENS), (1, MOST_BLOCK_TOKENS + 1), (2, 8)]
-    assert [columns(*sizes) for sizes in asked] == [4, 0, 0]
+    assert [in_blocks(*sizes) for sizes in asked] == [True, False, False]
     m = dataclasses.replace(m, config=dataclasses.replace(m.config, context=30))
-    assert [columns(1, length) for length in (28, 29)] == [4, 0]
+    assert in_blocks(1, 28) and not in_blocks(1, 29)
 
 
 def test_blocks_are_for_weights_that_the_library_multiplies():

@@ -27,7 +27,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array, dtype: jnp.dtype | None = None) -> Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = drawn_param(self, "kernel", nn.initializers.lecun_normal(), shape)
         y = product(x, kernel)
         if self.bias:
             y += row(self.param("bias", nn.initializers.zeros, (self.features,)), y)
@@ -42,7 +42,7 @@ class Embed(nn.Module):
 
     def setup(self):
         init = nn.initializers.normal(self.width**-0.5)
-        self.embedding = self.param("embedding", init, (self.rows, self.width))
+        self.embedding = drawn_param(self, "embedding", init, (self.rows, self.width))
 
     def __call__(self, ids: Array) -> Array:
         table = looked_up(self.embedding, ids.size)
@@ -51,6 +51,17 @@ class Embed(nn.Module):
     def logits(self, x: Array) -> Array:
         """`x @ embedding.T` in f32."""
         return product(x, self.embedding, axis=1)
+
+
+def drawn_param(
+    module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]
+) -> Array:
+    """A parameter of a module that `init` draws, unless it is there.
+
+    Flax traces what would draw one that is there, for its shape: to trace zeros takes less time.
+    """
+    is_there = module.has_variable("params", name)
+    return module.param(name, nn.initializers.zeros if is_there else init, shape)
 
 
 def product(x: Array, w: Array, axis: int = 0) -> Array:
