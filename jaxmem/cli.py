@@ -43,17 +43,14 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"jaxmem {__version__}")
         return 0
     try:
-        import tyro
-
-        from .commands import Command, Output
+        from .commands import Output, parsed
         from .compiler.compile_subprocess import CompileError
         from .io.program_cache import kept_programs
     except ModuleNotFoundError as error:
         if error.name.split(".")[0] not in ("tyro", "rich"):
             raise
         return _failed(f'the command line wants {error.name}: pip install "jaxmem[demo]"', 1)
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    command = tyro.cli(Command, prog="jaxmem", description=_DESCRIPTION, args=args, config=flags)
+    command = parsed(list(args), description=_DESCRIPTION)
     expected = () if os.environ.get("JAXMEM_TRACEBACK") else (Exception,)
     try:
         programs = contextlib.nullcontext() if command.no_cache else kept_programs()

@@ -3,7 +3,10 @@
 import ast
 import pathlib
 import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 import jaxmem
@@ -79,7 +82,7 @@ def arrows():
 
 def test_the_package_holds_wings_and_nothing_else():
     entries = {p.name for p in ROOT.iterdir()} - {"__pycache__"}
-    assert entries == {"__init__.py", "__main__.py", "cli.py", "py.typed", *WINGS}
+    assert entries == {"__init__.py", "__main__.py", "cli.py", "names.py", "py.typed", *WINGS}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
@@ -135,7 +138,7 @@ def test_only_what_replays_jaxprs_reads_them_and_nobody_reads_private_jax():
 
 
 def test_no_module_shares_its_name_with_a_public_function():
-    for init in ROOT.rglob("__init__.py"):
+    for init in [ROOT / "names.py", *ROOT.glob("*/**/__init__.py")]:
         modules = {f.stem for f in init.parent.glob("*.py")} | {
             f.parent.name for f in init.parent.glob("*/__init__.py")
         }
@@ -160,3 +163,18 @@ def test_nnx_is_imported_at_the_top_of_one_module_which_is_imported_when_it_is_u
     readers = {path.stem for path, names in at_top.items() if any("flax.nnx" in n for n in names)}
     users = [path for path, names in at_top.items() if any("llama_nnx" in n for n in names)]
     assert readers == {"llama_nnx"} and not users
+
+
+def test_the_library_is_imported_when_a_file_or_a_line_asks_for_its_names(tmp_path):
+    jaxmem.save(tmp_path / "w.jm", {"w": jaxmem.Int(8).encode(np.ones((8, 2), np.float32))})
+    lines = f"""
+import sys
+import jaxmem.commands.generate
+from jaxmem.io.checkpoint import load
+assert not {{"jaxmem.names", "jaxmem.planner", "optax"}} & set(sys.modules)
+for name in [n for n in sys.modules if n.startswith("jaxmem.codecs")]:
+    del sys.modules[name]  # as if no command had imported them
+print(type(load({str(tmp_path / "w.jm")!r})["w"]).__module__, "Plan" in dir(jaxmem))
+"""
+    run = subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True)
+    assert run.stdout == "jaxmem.codecs.integer True\n"

@@ -80,7 +80,7 @@ REFERENCE = pathlib.Path(__file__).parents[1] / "docs" / "reference"
 def public(space):
     """Names of a namespace that the package defines, with what they name; no modules."""
     ours = lambda value: str(getattr(value, "__module__", "")).startswith("jaxmem")
-    named = {name: value for name, value in vars(space).items() if not name.startswith("_")}
+    named = {name: getattr(space, name) for name in dir(space) if not name.startswith("_")}
     return {n: v for n, v in named.items() if ours(v) and not inspect.ismodule(v)}
 
 

@@ -248,7 +248,8 @@ def in_a_folder(name: str, arguments: dict[str, Any]) -> list[Answer]:
 def public_names() -> set[str]:
     """Every public name of the package that can be called; those of `jm.` have no space."""
     ours = lambda value: str(getattr(value, "__module__", "")).startswith("jaxmem")
-    top = {n: v for n, v in vars(jm).items() if not n.startswith("_") and ours(v) and callable(v)}
+    every = {name: getattr(jm, name) for name in dir(jm) if not name.startswith("_")}
+    top = {name: value for name, value in every.items() if ours(value) and callable(value)}
     names = set(top)
     for space in NAMESPACES:
         for name, value in vars(getattr(jm, space)).items():

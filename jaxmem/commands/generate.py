@@ -12,7 +12,6 @@ from ..models.generation import Generation
 from .mesh_option import MeshOption, mesh_line, spread_model
 from .options import Count, SourceOptions, TextFile
 from .output import Output
-from .prompt_batch import PromptBatch
 from .sizes import Size
 
 
@@ -92,6 +91,8 @@ class Generate(SourceOptions):
 
     def _answer_file(self, output: Output) -> dict:
         """Answers the prompts of a file."""
+        from .prompt_batch import PromptBatch  # and so the engine, which one prompt does not take
+
         model = self.load()
         if (self.chat or self.system is not None) and model.chat_template is None:
             raise ValueError(f"{model.source} has no chat template, which --chat and --system take")

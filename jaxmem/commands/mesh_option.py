@@ -6,10 +6,12 @@ from typing import Annotated, Any
 import jax
 from tyro.conf import arg
 
-import jaxmem as jm
-
 from ..models import Model
+from ..parallel import layouts
 from ..parallel.axes import AXES
+from ..parallel.mesh import mesh as mesh_of
+from ..parallel.placement import Placement, placement
+from ..parallel.sharding import shard, shardings
 from .sizes import show
 
 MeshOption = Annotated[
@@ -35,14 +37,14 @@ def parse(text: str) -> jax.sharding.Mesh:
         if name not in AXES or name in axes or not size.isdecimal():
             raise ValueError(f"--mesh {text!r}: expected {', '.join(AXES)}, each once, as fsdp=8")
         axes[name] = int(size)
-    return jm.mesh(**axes)
+    return mesh_of(**axes)
 
 
-def spread(model: Model, params: Any, mesh: jax.sharding.Mesh) -> tuple[Any, jm.Placement]:
+def spread(model: Model, params: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Placement]:
     """(the params sharded over a mesh, the bytes on each device)."""
-    rules = jm.layouts.sequence(model.config, mesh)
-    placement = jm.placement(params, mesh, rules)
-    return jm.shard(params, jm.shardings(params, mesh, rules)), placement
+    rules = layouts.sequence(model.config, mesh)
+    placed = placement(params, mesh, rules)
+    return shard(params, shardings(params, mesh, rules)), placed
 
 
 def spread_model(model: Model, text: str | None) -> tuple[Model, dict]:
@@ -54,7 +56,7 @@ def spread_model(model: Model, text: str | None) -> tuple[Model, dict]:
     return dataclasses.replace(model, tensors=params), as_data(text, placement)
 
 
-def as_data(text: str, placement: jm.Placement) -> dict:
+def as_data(text: str, placement: Placement) -> dict:
     """The mesh, its devices and the bytes on each, as plain data for `--json`."""
     return {
         "mesh": text,

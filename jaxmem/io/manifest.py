@@ -1,13 +1,14 @@
 """describe, rebuild: a tree as plain JSON and a list of arrays, and back, with no template.
 
 Only data is described. The JSON names classes. A name stands for a frozen dataclass of jaxmem, one
-of a few classes of flax and optax, or a class that the caller passes. So a file cannot cause an
-import, an unpickling or any other code to run. Of a function only its name is kept: the caller
-gives it back.
+of a few classes of flax and optax, or a class that the caller passes. So a file cannot cause the
+import of another package, an unpickling or any other code to run. Of a function only its name is
+kept: the caller gives it back.
 """
 
 import dataclasses
 import functools
+import importlib
 import sys
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -174,8 +175,14 @@ def _class(name: str, classes: dict[str, type], at: str) -> type:
     Raises:
         ValueError: `classes` has none.
     """
-    if name not in classes and name.startswith("flax."):
+    package = name.split(".", maxsplit=1)[0]
+    if name not in classes and package == "flax":
         classes = _by_name(_flax_classes())
+    elif name not in classes and package == "optax":
+        classes = _by_name(_optax_states())
+    elif name not in classes and package == "jaxmem":
+        importlib.import_module("jaxmem.names")  # all of the library
+        classes = _own_classes(len(sys.modules))
     if name not in classes:
         raise ValueError(
             f"it holds a {name} at {at!r}, which is no class of this jaxmem; add yours to "
@@ -187,18 +194,19 @@ def _class(name: str, classes: dict[str, type], at: str) -> type:
 def known_classes(classes: Iterable[type] = ()) -> dict[str, type]:
     """{name in a file: class}, for all classes that a file may name.
 
-    They are jaxmem's frozen dataclasses, the states of optax, and `classes`. Classes of flax, which
-    take .3 s to import, are looked for when a file names one.
+    They are jaxmem's frozen dataclasses, and `classes`. What takes time to import is looked for
+    when a file names one: classes of flax, states of optax, and modules of jaxmem that are not
+    imported yet.
 
     Raises:
         TypeError: one of `classes` is no dataclass, named tuple or `nnx.Variable`.
         ValueError: two of `classes` have the same name.
     """
-    known = _by_name(_optax_states()) | _own_classes(len(sys.modules))
+    known = dict(_own_classes(len(sys.modules)))
     for cls in classes:
         from flax import nnx
 
-        known = _by_name(_flax_classes()) | known
+        known = _by_name(_optax_states() | _flax_classes()) | known
         variable = isinstance(cls, type) and issubclass(cls, nnx.Variable)
         if not (dataclasses.is_dataclass(cls) or hasattr(cls, "_asdict") or variable):
             expected = "dataclasses, named tuples and nnx.Variables"
