@@ -11,6 +11,7 @@ from .recipe import Recipe
 ABOVE_FLOAT32 = {
     ("bfloat16", "adamw", "int8"): -0.0002,
     ("bfloat16", "adamw", "int4"): 0.0090,
+    ("split", "adamw", "int8"): 0.0059,
     ("bfloat16", "scale", "any"): 0.0287,
     ("int8", "scale", "any"): 0.0289,
 }
@@ -26,6 +27,7 @@ def measured_cost(recipe: Recipe) -> float:
     """
     if recipe.task == "serve":
         return 0.0
-    weights = "bfloat16" if recipe.task == "lora" or recipe.encoding is None else "int8"
+    in_int8 = recipe.task == "train" and recipe.encoding is not None
+    weights = "int8" if in_int8 else recipe.weights
     forms = [(weights, recipe.optimizer, state) for state in (recipe.state, "any")]
     return max(0.0, *(ABOVE_FLOAT32.get(form, 0.0) for form in forms))

@@ -20,6 +20,7 @@ from .step_losses import SCORES, TILE
 from .train_and_serve_steps import Built
 
 HOST = 16e9  # bytes a second between a chip and its host: PCIe 3 x16
+TILED_SHARE = 0.7  # of a forward pass: about the share of an MLP and what stands beside it
 CERTAIN_SHARE = 0.8  # of the formula for activations: no compiler has done with less
 
 
@@ -59,7 +60,7 @@ def arithmetic(
     remat = REMATS[recipe.remat.kind]
     kept = remat.kept(c.layers, layer_input, products, scores * attention_share(c))
     logits = rows * recipe.chunk * c.vocab * 4 / tensor
-    gradients = device_bytes(arguments[0]["params"]) * (1 if recipe.micro == 1 else 2)
+    gradients = _gradients(recipe, arguments[0]["params"])
     inputs = c.layers * recipe.micro * layer_input
     if recipe.release:
         kept, scores, logits, gradients = _released(recipe, c, inputs, scores, tokens)
@@ -71,7 +72,7 @@ def arithmetic(
     weights = dense + c.vocab * c.width + recipe.seq * attended_numbers(c) * c.layers
     # Experts over `expert` are not divided over `tensor`, too.
     weights = weights / tensor + of_experts / (expert if expert > 1 else tensor)
-    passes = (3 if recipe.task == "train" else 2) + remat.recomputed
+    passes = (3 if recipe.task == "train" else 2) + remat.recomputed + _tiled_passes(recipe)
     flops = 2 * passes * recipe.batch * recipe.seq * weights / (fsdp * data)
     head = 2 * c.vocab * c.width * (recipe.seq // recipe.chunk - 1)  # read again for each chunk
     moved = recipe.micro * passes * (device_bytes(arguments[:2]) + head) + 2 * argument_bytes
@@ -102,6 +103,17 @@ def _released(recipe: Recipe, config: Any, inputs: float, scores: float, tokens:
     logits = tokens * min(TILE, config.vocab) * 4
     gradients = 2 * config.vocab * config.width * copies
     return inputs * HELD[recipe.remat.held], min(scores, SCORES), logits, gradients
+
+
+def _gradients(recipe: Recipe, params: Any) -> float:
+    """Bytes of the gradients of params; where micro-batches add them up, they are there twice."""
+    share = 2 / 3 if recipe.weights == "split" else 1  # they are those of the bfloat16 halves
+    return share * device_bytes(params) * (1 if recipe.micro == 1 else 2)
+
+
+def _tiled_passes(recipe: Recipe) -> float:
+    """Forward passes that tiles of tokens add: the backward pass computes each tile again."""
+    return 0.0 if recipe.tile is None else TILED_SHARE
 
 
 def _unread(recipe: Recipe, config: Any, params: Any) -> float:

@@ -45,7 +45,14 @@ _MESHES = Kind(
 )
 
 
-@takes(limit=OPTIONAL_BYTES, states=NAMES, meshes=_MESHES, most=POSITIVE, timeout=AT_LEAST_0)
+@takes(
+    limit=OPTIONAL_BYTES,
+    states=NAMES,
+    weights=NAMES,
+    meshes=_MESHES,
+    most=POSITIVE,
+    timeout=AT_LEAST_0,
+)
 def plan(
     model: str | Model,
     *,
@@ -56,6 +63,7 @@ def plan(
     limit: int | None = None,
     encodings: Sequence[Any] = ENCODINGS,
     states: Sequence[str] = tuple(STATES),
+    weights: Sequence[str] = ("bfloat16",),
     meshes: Sequence[Mapping[str, int]] | None = None,
     packed: bool = False,
     rank: int = 16,
@@ -87,6 +95,7 @@ def plan(
         limit: bytes on one device; the device's memory by default.
         encodings: codecs to try for weights that are not trained; None is bfloat16.
         states: forms of the optimizer's state to try, of `float32`, `bfloat16`, `int8`, `int4`.
+        weights: forms of weights to try, to train: of `bfloat16` and `split` (see `Recipe`).
         meshes: sizes of mesh axes to try, such as `{"fsdp": 4, "tensor": 2}`; by default
             combinations of `fsdp` and `tensor` to train, of `data` and `tensor` to serve, and of
             `data` and `expert` to serve a mixture of experts.
@@ -152,7 +161,7 @@ def plan(
     rows: list[Candidate] = []
     fit = 0  # kinds that fit
     order = lambda kind: (last_resorts(kind[0]), min(map(price_of, kind)))
-    of_model = recipe_lists(first, encodings, states, meshes, widths)
+    of_model = recipe_lists(first, encodings, states, meshes, widths, weights, experts == 1)
     for kind in sorted(of_model, key=order):
         if fit == most or (fit and any(last_resorts(kind[0]))):
             break
@@ -227,14 +236,15 @@ def _with_host(
 def _undominated(choices: list[tuple]) -> list[tuple]:
     """The (recipe, bytes) of `choices` that are smaller than all cheaper ones of the same remat.
 
-    `choices` has the cheapest recipe first. Recipes of different remat policies are not compared,
-    because arithmetic is not accurate enough for that.
+    `choices` has the cheapest recipe first. Recipes of different remat policies or tiles are not
+    compared, because arithmetic is not accurate enough for that.
     """
     least: dict = {}
     smaller = []
     for recipe, size in choices:
-        if size < least.get(recipe.remat, math.inf):
-            least[recipe.remat] = size
+        kind = recipe.remat, recipe.tile
+        if size < least.get(kind, math.inf):
+            least[kind] = size
             smaller.append((recipe, size))
     return smaller
 

@@ -12,11 +12,13 @@ from ..core.arguments import NAMES, check_fields
 from ..core.codec import OPTIONAL_CODEC
 from ..io.json_fields import parse_object
 from ..train.remat_policy import Remat
-from .search_space import OPTIMIZERS, STATES
+from .search_space import OPTIMIZERS, STATES, WEIGHTS
 
 TASKS = ("train", "lora", "serve")
 ADAPTERS = ("lora", "rslora", "dora")
 CACHE = "cache/"  # what paths of a cache begin with, beside those of weights
+_TILED = ("none", "full", "nested")  # remat of recipes with tiles
+_USUAL = {"adapter": "lora", "optimizer": "adamw", "release": False, "weights": "bfloat16"}
 MESH_AXES = ("data", "fsdp", "expert", "tensor")  # the axes of `jm.mesh` that a recipe can name
 
 
@@ -61,6 +63,11 @@ class Recipe:
             memory; one layer at a time is on the device (see `jm.from_host`). Paths that begin
             with "cache/" are those of the cache or pool: keys and values come to the device and go
             back layer by layer.
+        tile: to train, the most tokens of a row that a layer computes at a time, as
+            `jm.train.tiled` does it, so that hidden numbers of an MLP exist for these only; None
+            for all tokens. `remat` is "none", "full" or "nested".
+        weights: to train on one device, "bfloat16", or "split" for 3 bytes a weight, which hold
+            about 24 bits (see `jm.optimizers.split_weights`); models read the first two.
 
     Raises:
         ValueError: a value is not one of those above, or values do not go together.
@@ -96,6 +103,8 @@ class Recipe:
     optimizer: str = "adamw"
     release: bool = False
     host: Sequence[str] = ()
+    tile: int | None = None
+    weights: str = "bfloat16"
 
     def __post_init__(self):
         check_fields(self, encoding=OPTIONAL_CODEC, host=NAMES)
@@ -122,6 +131,7 @@ class Recipe:
             )
         if self.pages is not None:
             self._check_pages()
+        self._check_trained()
         if self.mesh is not None:
             object.__setattr__(self, "mesh", _checked_mesh(self.mesh))
         if self.host and (self.task != "serve" or not self._is_one_device):
@@ -134,7 +144,9 @@ class Recipe:
         """Refuses names that are not known."""
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; expected one of {', '.join(TASKS)}")
-        for name, known in (("state", STATES), ("adapter", ADAPTERS), ("optimizer", OPTIMIZERS)):
+        choices = {"state": STATES, "adapter": ADAPTERS}
+        choices |= {"optimizer": OPTIMIZERS, "weights": WEIGHTS}
+        for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
@@ -161,6 +173,21 @@ class Recipe:
                     f"release is True and {what}: expected task 'train', encoding None or Int(8), "
                     "remat 'full', no offload and one device"
                 )
+
+    def _check_trained(self):
+        """Refuses tiles and forms of weights where nothing computes them."""
+        is_tiled = self.task == "train" and self.remat.kind in _TILED
+        if self.tile is not None and (self.tile < 1 or not is_tiled):
+            raise ValueError(
+                f"tile is {self.tile} for task {self.task!r} with remat {self.remat.kind!r}, "
+                f"expected at least 1 token, task 'train' and remat {', '.join(_TILED)}"
+            )
+        is_whole = self.task == "train" and self.encoding is None and not self.offload
+        if self.weights != "bfloat16" and not (is_whole and self._is_one_device):
+            raise ValueError(
+                f"weights is {self.weights!r} for task {self.task!r}, expected task 'train' on one "
+                "device, with encoding None and no offload"
+            )
 
     def _check_pages(self):
         """Refuses a pool of pages where none is computed."""
@@ -223,9 +250,11 @@ class Recipe:
             is_encoded = self.task == "lora" or self.encoding is not None
             parts = [f"{weights}" if is_encoded else "", f"{self.state} state"]
             parts[1:1] = [f"{self.adapter} {self.rank}"] if self.adapter != "lora" else []
+            parts[1:1] = [f"{self.weights} weights"] if self.weights != "bfloat16" else []
             parts[1:1] = [self.optimizer] if self.optimizer != "adamw" else []
             held = f" in {self.remat.held}" if self.remat.held else ""
             parts += ["released" if self.release else "", f"remat {self.remat.kind}{held}", micro]
+            parts += [f"tiles of {self.tile} tokens" if self.tile else ""]
             parts += ["state on the host" if self.offload else ""]
         parts.append("packed" if self.packed else "")
         parts.append(" x ".join(f"{axis} {size}" for axis, size in self.axes.items()))
@@ -236,10 +265,10 @@ class Recipe:
         """The recipe as JSON text."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["encoding"] = self.encoding and json.loads(Plan({"": self.encoding}).to_json())[""]
-        for name in ("mesh", "packed", "pages", "host"):
+        for name in ("mesh", "packed", "pages", "host", "tile"):
             if not fields[name]:
                 del fields[name]
-        for name, usual in (("adapter", "lora"), ("optimizer", "adamw"), ("release", False)):
+        for name, usual in _USUAL.items():
             if fields[name] == usual:
                 del fields[name]
         return json.dumps(fields | {"remat": dataclasses.asdict(self.remat)}, indent=1)

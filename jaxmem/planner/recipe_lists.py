@@ -11,7 +11,16 @@ from ..codecs import Int
 from ..parallel.axes import ROWS
 from ..train.remat_policy import Remat
 from .recipe import Recipe
-from .search_space import CODED_STATES, HELD, OPTIMIZERS, REMATS, chunks, micro_batches, prompts
+from .search_space import (
+    CODED_STATES,
+    HELD,
+    OPTIMIZERS,
+    REMATS,
+    chunks,
+    micro_batches,
+    prompts,
+    tiles,
+)
 
 
 def recipe_lists(
@@ -20,8 +29,13 @@ def recipe_lists(
     states: Sequence[str],
     meshes: Sequence[Mapping[str, int] | None],
     cache_bits: Sequence[int] = (16, 8, 4),
+    weights: Sequence[str] = ("bfloat16",),
+    is_tiled: bool = True,
 ) -> Iterator[list[Recipe]]:
-    """Recipes in lists: within one, remat, micro-batches and chunks trade seconds for bytes."""
+    """Recipes in lists: within one, remat, micro-batches and chunks trade seconds for bytes.
+
+    `is_tiled` is False for mixtures, whose tokens go to experts through operations that mix them.
+    """
     change = functools.partial(dataclasses.replace, first)
     if first.task == "serve":
         for codec, bits, mesh in itertools.product(encodings, cache_bits, meshes):
@@ -37,15 +51,20 @@ def recipe_lists(
                 continue
             knobs = dict(encoding=codec, state=state, offload=offload, shared=shared, mesh=mesh)
             rows = first.batch // math.prod((mesh or {}).get(axis, 1) for axis in ROWS)
-            fine = itertools.product(policies, micro_batches(rows), chunks(first.seq))
-            yield [change(**knobs, remat=r, micro=n, chunk=c) for r, n, c in fine]
+            fine = list(itertools.product(policies, micro_batches(rows), chunks(first.seq)))
+            for form in weights:
+                if form == "bfloat16" or not (offload or mesh or first.task == "lora"):
+                    knobs["weights"] = form
+                    yield [change(**knobs, remat=r, micro=n, chunk=c) for r, n, c in fine]
     if first.task == "train" and not any(meshes):
         policies = [Remat("full", held=held) for held in HELD if held != "host"]  # refused on a TPU
-        for optimizer, codec, state in itertools.product(OPTIMIZERS, (None, Int(8)), states):
+        tokens = tiles(first.seq) if is_tiled else [None]
+        forms = [(None, form) for form in weights] + [(Int(8), "bfloat16")]
+        for optimizer, (codec, form), state in itertools.product(OPTIMIZERS, forms, states):
             knobs = dict(release=True, optimizer=optimizer, encoding=codec, state=state)
-            knobs |= dict(chunk=chunks(first.seq)[-1], mesh=None)
-            fine = itertools.product(policies, micro_batches(first.batch))
-            yield [change(**knobs, remat=r, micro=n) for r, n in fine]
+            knobs |= dict(chunk=chunks(first.seq)[-1], mesh=None, weights=form)
+            fine = itertools.product(policies, micro_batches(first.batch), tokens)
+            yield [change(**knobs, remat=r, micro=n, tile=t) for r, n, t in fine]
 
 
 def last_resorts(recipe: Recipe) -> tuple[int, ...]:

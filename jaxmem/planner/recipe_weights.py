@@ -7,14 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.paths import is_whole
+from ..compression.encoding import encode
+from ..compression.plan import Plan
+from ..core.leaf import decode
+from ..core.paths import is_whole, match, paths
 from ..core.usage import uses
 from ..models import Model
 from ..models.model import family
 from ..offload.streamed_states import states_from_host
 from ..offload.streamed_weights import from_host, layers_on_host
+from ..optimizers.split_leaf import split_weights
 from .model_head import hidden
 from .recipe import Recipe
+
+_WEIGHTS = ".*(kernel|embedding)"  # paths of the weights that are encoded
 
 
 def bfloat16_shapes(model: Model) -> Any:
@@ -25,6 +31,29 @@ def bfloat16_shapes(model: Model) -> Any:
         ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         tensors = jax.eval_shape(tensors.init, jax.random.key(0), ids)["params"]
     return jax.tree.map(narrow, tensors, is_leaf=is_whole)
+
+
+def encoded_shapes(recipe: Recipe, model: Model) -> Any:
+    """The shapes of a model's params, encoded as the recipe says."""
+    return encoded_weights(recipe, model, bfloat16_shapes(model))
+
+
+def encoded_weights(recipe: Recipe, model: Model, params: Any) -> Any:
+    """The params in bfloat16, or in the form that the recipe says."""
+    if recipe.weights == "split":  # of f32 weights, which keep what bfloat16 does not hold
+        shapes = any(isinstance(w, jax.ShapeDtypeStruct) for w in jax.tree.leaves(params))
+        return jax.eval_shape(split_weights, params) if shapes else split_weights(params)
+    narrow = lambda w: w if isinstance(w, jax.ShapeDtypeStruct) else w.astype(jnp.bfloat16)
+    params = jax.tree.map(narrow, params)  # the leaves that the recipe's plan was compiled with
+    if recipe.encoding is None:
+        return params
+    plan = Plan({path: recipe.encoding for path in match(paths(params), {_WEIGHTS: True})})
+    return encode(params, plan, uses=weight_usage(model))
+
+
+def loss_of_form(recipe: Recipe, loss: Callable) -> Callable:
+    """The loss of params in the form that a recipe trains them in, with which models are called."""
+    return loss if recipe.weights != "split" else lambda params, batch: loss(decode(params), batch)
 
 
 def weight_usage(model: Model) -> Any:

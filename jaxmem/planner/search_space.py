@@ -15,6 +15,8 @@ ENCODINGS = (None, Int(8), Int(4, group=128), Int(4))
 # The forms of an optimizer's state, and those whose update takes a compiler minutes.
 STATES = {"float32": in_float32, "bfloat16": in_bfloat16, "int8": in_int8, "int4": in_int4}
 CODED_STATES = ("int8", "int4")
+WEIGHTS = ("bfloat16", "split")  # the forms of weights that are trained
+TILE_TOKENS = 512  # of a row, that a layer computes at a time if it does not compute all
 # What changes the weights, and a learning rate that plans are compiled with.
 OPTIMIZERS = {"adamw": (optax.adamw, 1e-4), "scale": (scale_sgd, 1e-3)}
 HELD = {
@@ -100,6 +102,16 @@ def chunks(seq: int) -> list[int]:
     """
     largest = lambda most: next(n for n in range(min(most, seq), 0, -1) if seq % n == 0)
     return sorted({largest(most) for most in CHUNKS})
+
+
+def tiles(seq: int) -> list[int | None]:
+    """The tokens of a row to try that a layer computes at a time; None is all of them.
+
+    Example:
+        >>> tiles(2048), tiles(512)
+        ([None, 512], [None])
+    """
+    return [None, TILE_TOKENS] if seq >= 2 * TILE_TOKENS else [None]
 
 
 def prompts(seq: int, cache_bits: int) -> list[int]:

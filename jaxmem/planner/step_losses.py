@@ -11,6 +11,7 @@ from ..parallel.sharding_constraints import constrain
 from ..train.chunked_cross_entropy import next_token_loss
 from ..train.remat_policy import Remat, remat
 from ..train.token_losses import cross_entropy
+from ..train.token_tiles import tiled
 from .model_head import finished, head_matrix, hidden
 from .model_limits import predicts_hidden_tokens
 from .recipe import Recipe
@@ -44,7 +45,7 @@ def step_loss(recipe: Recipe, model: Model, policy: Remat | None = None) -> Call
 def _of_next(recipe: Recipe, model: Model, policy: Remat) -> Callable:
     config = model.config
     run = lambda params, ids, where: hidden(config, params, ids, **where)
-    body = remat(run, policy)
+    body = remat(run if recipe.tile is None else tiled(run, recipe.tile), policy)
     # A bias of the head is trained, and tiles give it no gradient; encoded rows are read by eight.
     in_tiles = recipe.release and not getattr(config, "head_bias", False) and config.vocab % 8 == 0
 
@@ -65,7 +66,7 @@ def _of_next(recipe: Recipe, model: Model, policy: Remat) -> Callable:
 
 def _of_hidden(recipe: Recipe, model: Model, policy: Remat) -> Callable:
     run = lambda params, ids, where: model.apply(params, ids, **where)
-    body = remat(run, policy)
+    body = remat(run if recipe.tile is None else tiled(run, recipe.tile), policy)
 
     def loss(params, batch):
         ids, where, mask = model_inputs(batch)

@@ -14,10 +14,8 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from ..adapters.lora import attach
-from ..compression.encoding import encode
-from ..compression.plan import Plan
 from ..core.arguments import takes
-from ..core.paths import match, paths
+from ..core.leaf import decode
 from ..kv_cache.page_allocator import alloc
 from ..kv_cache.page_pool import Pages
 from ..models import KVCache, Model, load
@@ -27,9 +25,11 @@ from .model_limits import check_model
 from .recipe import Recipe
 from .recipe_adapters import first_pairs, scaled_pairs
 from .recipe_weights import (
-    bfloat16_shapes,
     cache_with_host,
+    encoded_shapes,
+    encoded_weights,
     fetching_hidden,
+    loss_of_form,
     weight_usage,
     with_host,
 )
@@ -39,8 +39,6 @@ from .step_layout import StepLayout, step_mesh
 from .step_losses import step_loss
 from .training_batch import abstract_batch, fields, with_predictions
 from .weight_update import WeightUpdate
-
-_WEIGHTS = ".*(kernel|embedding)"  # paths of the weights that are encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,41 +143,44 @@ def build(
 
 
 def _train(recipe, model, layout, update):
-    params = bfloat16_shapes(model)
-    state = jax.eval_shape(update.start, params)
+    state = jax.eval_shape(update.start, encoded_shapes(recipe, model))
     places = layout.state_shardings(state)
     loss = step_loss(recipe, model)
 
     def init(params, key=None):
-        params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+        params = encoded_weights(recipe, model, params)
         return update.hosted(layout.put(update.start(params), places)), params
 
     def step(state, batch):
         batch = with_predictions(batch, recipe.micro)
-        value, slope = accumulate(loss, recipe.micro)(state["params"], batch)
+        value, slope = accumulate(loss, recipe.micro)(decode(state["params"]), batch)
         return update(state, value, slope, places), value
 
     step = jax.jit(step, donate_argnums=0)
     state = update.hosted(layout.put(state, places))
     arguments = (state, abstract_batch(recipe, layout, fields(model.config)))
-    return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss)
+    return Built(
+        recipe, step, arguments, {"step": (step, arguments)}, init, loss_of_form(recipe, loss)
+    )
 
 
 def _released(recipe, model, layout, update):
     start, step, loss = released_step(recipe, model, update)
-    state = jax.eval_shape(start, _encoded(recipe, model))
+    state = jax.eval_shape(start, encoded_shapes(recipe, model))
 
     def init(params, key=None):
-        params = _encode(recipe, model, params)
+        params = encoded_weights(recipe, model, params)
         return start(params), params
 
     step = jax.jit(step, donate_argnums=0)
     arguments = (state, abstract_batch(recipe, layout, fields(model.config)))
-    return Built(recipe, step, arguments, {"step": (step, arguments)}, init, loss)
+    return Built(
+        recipe, step, arguments, {"step": (step, arguments)}, init, loss_of_form(recipe, loss)
+    )
 
 
 def _lora(recipe, model, layout, update):
-    frozen = _encoded(recipe, model)
+    frozen = encoded_shapes(recipe, model)
     pairs = jax.eval_shape(
         lambda k, params: first_pairs(recipe, k, params), jax.random.key(0), frozen
     )
@@ -188,7 +189,7 @@ def _lora(recipe, model, layout, update):
     loss = step_loss(recipe, model)
 
     def init(params, key):
-        params = _encode(recipe, model, params)
+        params = encoded_weights(recipe, model, params)
         pairs = first_pairs(recipe, key, params)
         state = layout.put(update.start(pairs), places)
         return update.hosted(state), layout.weights(params)
@@ -222,7 +223,7 @@ def _serve_pages(recipe, model, layout):
     config, bits = model.config, recipe.cache_bits
     how = Pages(None if bits == 16 else bits)
     place = lambda params: with_host(recipe, layout.weights(params))
-    params, run = place(_encoded(recipe, model)), fetching_hidden(recipe, config)
+    params, run = place(encoded_shapes(recipe, model)), fetching_hidden(recipe, config)
     sizes = {"rows": recipe.batch, "most": -(-recipe.seq // how.size), "dtype": jnp.bfloat16}
     empty = lambda: how.empty(config, recipe.pages, **sizes)
 
@@ -240,7 +241,7 @@ def _serve_pages(recipe, model, layout):
     programs = {"step": (step, arguments(1)), "prompt": (step, arguments(prompt))}
 
     def init(params, key=None):
-        return cache_with_host(recipe, empty()), place(_encode(recipe, model, params))
+        return cache_with_host(recipe, empty()), place(encoded_weights(recipe, model, params))
 
     return Built(recipe, step, arguments(1), programs, init)
 
@@ -250,7 +251,7 @@ def _serve(recipe, model, layout):
         return _serve_pages(recipe, model, layout)
     config, bits = model.config, recipe.cache_bits
     place = lambda params: with_host(recipe, layout.weights(params))
-    params, run = place(_encoded(recipe, model)), fetching_hidden(recipe, config)
+    params, run = place(encoded_shapes(recipe, model)), fetching_hidden(recipe, config)
     sizes = (recipe.batch, recipe.seq, jnp.bfloat16)
     empty = lambda: config.cache(*sizes) if bits == 16 else KVCache(bits).empty(config, *sizes)
     cache = cache_with_host(recipe, jax.eval_shape(empty))
@@ -276,21 +277,6 @@ def _serve(recipe, model, layout):
 
     def init(params, key=None):
         cache = cache_with_host(recipe, layout.put(empty(), places))
-        return cache, place(_encode(recipe, model, params))
+        return cache, place(encoded_weights(recipe, model, params))
 
     return Built(recipe, step, arguments(1), programs, init)
-
-
-def _encoded(recipe, model):
-    """The shapes of a model's params, encoded as the recipe says."""
-    return _encode(recipe, model, bfloat16_shapes(model))
-
-
-def _encode(recipe, model, params):
-    """The params in bfloat16, or encoded as the recipe says."""
-    narrow = lambda w: w if isinstance(w, jax.ShapeDtypeStruct) else w.astype(jnp.bfloat16)
-    params = jax.tree.map(narrow, params)  # the leaves that the recipe's plan was compiled with
-    if recipe.encoding is None:
-        return params
-    plan = Plan({path: recipe.encoding for path in match(paths(params), {_WEIGHTS: True})})
-    return encode(params, plan, uses=weight_usage(model))

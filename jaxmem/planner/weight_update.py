@@ -63,7 +63,9 @@ class WeightUpdate:
             return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (params, opt))
 
         # The update of a state in codes makes f32 temporaries; layer by layer they stay small.
-        by_layer = self.recipe.offload or self.recipe.state in CODED_STATES
+        # The halves of a split weight are updated together, which `streamed` does not do.
+        is_coded = self.recipe.state in CODED_STATES and self.recipe.weights != "split"
+        by_layer = self.recipe.offload or is_coded
         change = streamed(update, far=self.recipe.offload) if by_layer else update
         with jax.named_scope("optimizer"):
             params, opt = change(state["params"], state["opt"], gradient)

@@ -46,5 +46,6 @@ from .scale_tuning import tune as tune
 from .teacher_losses import distilled_cross_entropy as distilled_cross_entropy
 from .teacher_losses import teacher_divergence as teacher_divergence
 from .token_losses import cross_entropy as cross_entropy
+from .token_tiles import tiled as tiled
 from .vocabulary_cross_entropy import tiled_cross_entropy as tiled_cross_entropy
 from .vocabulary_tiles import tiled_divergence as tiled_divergence

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ..adapters.lora import attach
 from ..compiler.measurement import growth
 from ..core.arguments import ROW_OF_INTEGERS, Kind, takes
-from ..core.leaf import is_encoded
+from ..core.leaf import decode, is_encoded
 from ..io import multihost
 from ..io.checkpoint import save
 from ..io.fingerprint import fingerprint
@@ -183,6 +183,8 @@ def _written(
         save(out / ADAPTERS, pairs)
         made = dataclasses.replace(model, tensors=attach(frozen[0], pairs))
         return Trained(made, pairs, frozen[0], *counts)
+    if recipe.weights == "split":  # models read the half in bfloat16
+        trained = decode(trained)
     made = dataclasses.replace(model, tensors=trained)
     made.save(out / MODEL)
     return Trained(made, None, None, *counts)

@@ -149,6 +149,7 @@ def calls(o: types.SimpleNamespace) -> dict[str, dict[str, Any]]:
         "train.released": {"loss": lambda w, x: layers(w, x).mean(), "optimizer": sgd, "micro": 2,
                            "clip": 1.0, "held": "int8", "skip_nonfinite": True},
         "train.squared": {"target": logits, "found": logits},
+        "train.tiled": {"fn": layers, "tokens": 4},
         "train.train_state": {"params": params, "optimizer": sgd, "counts_skipped": True},
         "training.TrainingOptions": {"steps": 1, "learning_rate": 1e-3, "weight_decay": 0.0,
                                      "clip": 1.0, "evaluate_every": None, "save_every": None,
