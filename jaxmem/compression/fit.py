@@ -138,7 +138,8 @@ def _fit_model(model, nbytes, calibrate, options, progress, writer) -> Fitted:
     if ids is None or options.target is not None:
         ways = uses(model.apply, model.tensors, *example_inputs(model))
     if options.target is not None:
-        fast = fast_integers(model.tensors, nbytes, options.target, ways)
+        many = not hasattr(model.config, "cache")  # an encoder never reads one token alone
+        fast = fast_integers(model.tensors, nbytes, options.target, ways, many_rows=many)
         limit = seconds_limit(model.tensors, options, ways)
     if ids is None:
         rest = options.among, ways, progress, fast, limit

@@ -23,13 +23,26 @@ WITH_TWO_BITS = (*TWO_BITS, *USUAL[0]), (Int(2, symmetric=False), *USUAL[1])
 
 
 def fast_integers(
-    params: Any, nbytes: int, platform: Platform, uses: Mapping | None
+    params: Any,
+    nbytes: int,
+    platform: Platform,
+    uses: Mapping | None,
+    *,
+    many_rows: bool = False,
 ) -> dict[str, tuple]:
     """{regex: codecs} for `budget`: the integers of 3 to 8 bits that a platform multiplies fast.
 
     They have scales by group where the platform multiplies such groups fast, and one scale a row
     elsewhere. Kernels of convolutions, which are decoded, have no candidate. As in `fit` without a
     target, 2 bits are candidates only where 3 take more than `nbytes`.
+
+    Args:
+        params: the dense params, lazy or abstract too.
+        nbytes: the most bytes that the encoded params may take.
+        platform: what multiplies them.
+        uses: how the model uses each weight.
+        many_rows: whether every product has many rows, as those of an encoder, which never reads
+            one token alone. A CPU would decode groups for them, so each row has one scale.
 
     Raises:
         ValueError: the platform multiplies no weight of `params` fast.
@@ -41,7 +54,8 @@ def fast_integers(
         [(3, None), (4, None)]
     """
     leaves = dict(zip(paths(params), jax.tree.leaves(params, is_leaf=is_whole)))
-    for integers in (USUAL, WITH_TWO_BITS):
+    first = int(many_rows and platform == "cpu")
+    for integers in (USUAL[first:], WITH_TWO_BITS[first:]):
         found, least = {}, 0
         for path, leaf in leaves.items():
             sizes = _sizes(path, leaves, platform, uses, integers)

@@ -6,6 +6,7 @@ import pytest
 from flax import linen
 
 import jaxmem as jm
+from jaxmem.architectures import bert
 from jaxmem.compression import token_seconds
 from jaxmem.compression.fit_platform import fast_integers
 from jaxmem.compression.product_forms import ProductForm, has_fast_product
@@ -39,6 +40,20 @@ def test_every_candidate_is_fast_on_its_platform(platform):
         assert all(has_fast_product(leaf, platform) for leaf in leaves)
         assert min(codec.bits for codec in codecs) == least
         assert {codec.group is None for codec in codecs} == {platform == "gpu"}
+
+
+def test_an_encoder_has_one_scale_a_row_on_a_cpu(monkeypatch):
+    known = jm.Speeds("cpu", {ProductForm("float32", 32): 1.0}, "not measured")
+    monkeypatch.setattr(token_seconds, "speeds", lambda device: known)
+    config = bert.Config(vocab=8, width=64, ffn=64, layers=1, heads=2, context=16)
+    ids = jnp.zeros((1, 4), jnp.int32)
+    params = bert.module(config).init(jax.random.key(0), ids, ids == 0)["params"]
+    model = jm.models.Model(config, params, None, "an encoder")
+    fitted = jm.fit(model, 30_000, options=jm.FitOptions(target="cpu"))
+    assert {codec.codec.group for codec in fitted.plan.values()} == {None}
+    shape = {"w": jax.ShapeDtypeStruct((4096, 256), jnp.float32)}
+    [codecs] = fast_integers(shape, 10**7, "tpu", None, many_rows=True).values()
+    assert None not in {codec.group for codec in codecs}  # whose kernel reads groups for many rows
 
 
 def test_a_convolution_stays_dense_and_alone_is_refused(monkeypatch):
