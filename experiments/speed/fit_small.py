@@ -25,7 +25,7 @@ SIZE, RUNS = "200kB", 3
 IMPORTS = {
     "python": "pass",
     "import jax": "import jax",
-    "the command's imports": "import jaxmem.cli",
+    "the command's imports": "import jaxmem.commands.fit",
 }
 
 
