@@ -179,6 +179,25 @@ def card_rank(r):
     return f"{found['rank_correlation']['mean']:.3f} | {found['same_top_word']:.0%}"
 
 
+def cards():
+    for name, r in cards_of("smollm2-135m"):
+        tasks = [r["tasks"][task] for task in ("arc_easy", "piqa", "sst2")]
+        crows, typos = r["tasks"]["crows_pairs"], r["robustness"]["sst2.typo"]
+        few = f"{crows['changed']:.1%} | {typos['changed']:.1%}"
+        size = f"{r['space']['resident']:,} | {r['loss']['kl']['mean']:.4f}"
+        yield f"{name} | {size} | {changed(tasks)} | {few} | {card_rank(r)}"
+
+
+def flips():
+    for row, r in read("card_table.json")["models"]["smollm2-135m"]["rows"].items():
+        if row.endswith(" flips"):
+            few = [r[task]["changed"] for task in ("arc_easy", "piqa", "sst2", "winobias")]
+            few = " | ".join(f"{x:.1%}" for x in (*few, r["winobias_type2"]["changed"]))
+            mean = r["changed_of_all_but_crows_pairs"]
+            name = row.removesuffix(" flips")
+            yield f"{name} | {few} | {mean:.1%} | {r['crows_pairs']['changed']:.1%}"
+
+
 def small_cards(full=False):
     for name, r in cards_of("minilm-l6", full):
         stsb, probe = r["tasks"]["stsb"], r["tasks"]["sst2_probe"]
@@ -188,8 +207,14 @@ def small_cards(full=False):
         yield f"{name} | {size} | {asked} | {ece:.3f} | {card_rank(r)}"
 
 
+def full_cards():
+    return small_cards(full=True)
+
+
 TABLES = {
+    flips: " | ARC-Easy | PIQA | SST-2 | WinoBias 1 | WinoBias 2 | mean | CrowS-Pairs",
     small_cards: CARDS,
+    full_cards: CARDS,
     blocks: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     everything: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
     encoder: " | bits a weight | Spearman | cosine",
