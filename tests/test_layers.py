@@ -122,6 +122,7 @@ def test_a_codec_knows_no_other_codec(path):
         "row_sparse",
         "scaled",
         "sparse",
+        "trained_product",
     }
 
 

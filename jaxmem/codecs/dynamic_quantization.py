@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.arguments import check_fields
-from ..core.codec import CODEC, has_independent_rows, row_encoder
+from ..core.codec import CODEC, has_independent_rows, rounding_codec, row_encoder
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.padded import padded_encoder
@@ -61,6 +61,13 @@ class Dynamic:
     def independent_rows(self) -> bool:
         return has_independent_rows(self.codec)
 
+    @property
+    def backward_codes(self) -> tuple[str, ...]:
+        """The values of `Fake.backward` for which a product has codes to read."""
+        grid = rounding_codec(self.codec)
+        is_plain = getattr(grid, "symmetric", False) and grid.group is None
+        return ("codes", "int8") if is_plain and self.to == "int8" else ("codes",)
+
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "DynamicArray":
         if is_encoded(w):
             return w.map(self.encode)
@@ -109,17 +116,22 @@ class DynamicArray(MatrixLeafWrapper):
             low, high = x.min(-1, keepdims=True, initial=0), x.max(-1, keepdims=True, initial=0)
         return jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
 
+    def input_codes(self, x: Array) -> tuple[Array, Array, Array]:
+        """What a product makes of x (m, k) f32: x ≈ (codes − zero) · step.
+
+        The codes (m, k) are int8 or fp8; zero and step are (m or 1, 1) f32.
+        """
+        low, high = self.ranges(x)
+        if self.to not in _FLOATS:
+            return _to_int8(x, low, high)
+        codes, step = _to_float8(x, low, high, self.to)
+        return codes, jnp.zeros_like(step), step
+
 
 def rounded(x: Array, leaf: DynamicArray) -> Array:
     """x (m, k) f32 as the product of `leaf` rounds it, in f32."""
-    low, high = leaf.ranges(x)
-    if leaf.to in _FLOATS:
-        dtype, largest = _FLOATS[leaf.to]
-        step = divisor(jnp.maximum(-low, high) / largest)
-        nearest = jnp.clip(x / step, -largest, largest).astype(dtype)
-        return nearest.astype(jnp.float32) * step
-    q, zero, step = _to_int8(x, low, high)
-    return (q.astype(jnp.float32) - zero) * step
+    codes, zero, step = leaf.input_codes(x)
+    return (codes.astype(jnp.float32) - zero) * step
 
 
 def _decoded_inner_product(x, leaf, precision):
@@ -146,6 +158,13 @@ def _matmul(x, leaf, *, precision):
     )
     products = dict(cpu=on_cpu, tpu=on_tpu, default=_integer_product)
     return lax.platform_dependent(q, zero, inner, **products) * step
+
+
+def _to_float8(x, low, high, to):
+    """(codes in fp8 (m, k), step): x ≈ code · step, step (m or 1, 1) f32."""
+    dtype, largest = _FLOATS[to]
+    step = divisor(jnp.maximum(-low, high) / largest)
+    return jnp.clip(x / step, -largest, largest).astype(dtype), step
 
 
 def _to_int8(x, low, high):

@@ -13,6 +13,7 @@ from ..core.codec import (
     RoundingCodec,
     RowEncoder,
     SolvingCodec,
+    backward_codes,
     needs_stats,
     rounding_codec,
     row_unit,
@@ -24,6 +25,7 @@ from ..core.strided_weight import StridedWeight
 from ..kernels.dispatch import differentiated_by
 from .float16_scales import divisor
 from .scaled import group_limits, grouped, repeat_groups
+from .trained_product import BACKWARD, TrainedArray
 
 T = TypeVar("T")
 
@@ -47,8 +49,21 @@ class Fake:
     span. A range starts at the choice of `codec` (such as `Search`), or at LSQ's scale if that is
     less. The bytes are those of w, and an f32 for each group.
 
+    `backward` says what a product of a codec that rounds inputs keeps for the backward pass:
+
+    - None: x and the decoded weight, as floats, as a product that rounds no inputs does.
+    - codes: the codes of both operands that the product multiplied. The inputs take half or a
+      quarter of their bytes, the codes of the weight come on top. The gradient of the weight is
+      that for the rounded inputs.
+    - int8: likewise, and the gradient that comes in is rounded to int8 at random (so that its mean
+      is right), with a scale for each token and one for each output, so that both products of the
+      backward pass are int8 × int8, summed in int32.
+
     Raises:
-        TypeError: `codec` needs stats, or does not round to scales and `learn` is set.
+        TypeError: `codec` needs stats, or does not round to scales and `learn` is set; or, with
+            `backward`, it is no `Dynamic`, or for "int8" no `Dynamic` of a symmetric `Int` without
+            groups.
+        ValueError: `backward` is unknown, or goes with `learn`, whose ranges want floats.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -63,13 +78,30 @@ class Fake:
     codec: Any
     _: dataclasses.KW_ONLY
     learn: bool = False
+    backward: str | None = None
 
     def __post_init__(self):
         check_fields(self, codec=CODEC)
+        self._check_backward()
         if needs_stats(self.codec):
             raise TypeError(f"Fake rounds anew at each step, without the stats {self.codec} wants")
         if self.learn and (rounding_codec(self.codec) is None or ties_layers(self.codec)):
             raise TypeError(f"{self.codec} has no scales to learn, expected Int, Float or Codebook")
+
+    def _check_backward(self):
+        """Refuses a backward pass that the codec's product has no codes for."""
+        if self.backward is None:
+            return
+        if self.backward not in BACKWARD or self.learn:
+            raise ValueError(
+                f"backward is {self.backward!r}, learn {self.learn}: expected None or one of "
+                f"{', '.join(BACKWARD)}, and learn False"
+            )
+        if self.backward not in backward_codes(self.codec):
+            raise TypeError(
+                f"backward {self.backward!r} of {self.codec}: expected a Dynamic; for 'int8' one "
+                "to int8, of a symmetric Int without groups"
+            )
 
     def row_encoder(self, w, axes, stats):
         """Finds the ranges of some rows; the weight itself is not encoded."""
@@ -78,7 +110,7 @@ class Fake:
             return None
         w = w.dense() if isinstance(w, StridedWeight) else w
         grown = lambda rows: _start(self.codec, rows, axes)
-        leaf = lambda rows, start: FakeArray(w, grown(rows), self.codec, axes, jnp.dtype(w.dtype))
+        leaf = lambda rows, start: self._leaf(w, grown(rows), axes)
         return RowEncoder(leaf, unit)
 
     def encode(self, w: Any, axes: tuple[int, ...] = (-2,), stats: Any = None) -> "FakeArray":
@@ -87,7 +119,10 @@ class Fake:
         axes = tuple(a if a < 0 else a - w.ndim for a in axes)
         Fold.from_weight(w, axes)  # raises if the weight has no such axes
         grown = _start(self.codec, jnp.asarray(w), axes) if self.learn else None
-        return FakeArray(jnp.asarray(w), grown, self.codec, axes, jnp.dtype(w.dtype))
+        return self._leaf(jnp.asarray(w), grown, axes)
+
+    def _leaf(self, w, grown, axes):
+        return FakeArray(w, grown, self.codec, axes, jnp.dtype(w.dtype), self.backward)
 
 
 @jax.tree_util.register_dataclass
@@ -100,8 +135,10 @@ class FakeArray(Encoded):
     codec: Any = dataclasses.field(metadata=dict(static=True))
     axes: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
     dtype: Any = dataclasses.field(metadata=dict(static=True))
+    backward: str | None = dataclasses.field(default=None, metadata=dict(static=True))
 
     shape = property(lambda self: self.w.shape)
+    recomputed = property(lambda self: self.backward is None)  # else what is kept is codes
 
     @property
     def stack(self):
@@ -118,6 +155,11 @@ class FakeArray(Encoded):
 
     def dot(self, x, dims, preferred_element_type=None, precision=None):
         leaf = lax.stop_gradient(self).encoded()
+        if self.backward is not None:
+            matrix = Fold.from_weight(self.w, self.axes)[0]
+            y = TrainedArray(leaf, matrix, self.backward).dot(x, dims, jnp.float32, precision)
+            if y is not NotImplemented:
+                return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
         y = _product(x, self._straight(leaf).astype(x.dtype), leaf, dims=dims, precision=precision)
         return y.astype(preferred_element_type or jnp.promote_types(x.dtype, self.dtype))
 

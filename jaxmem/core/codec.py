@@ -49,6 +49,7 @@ class OptionalMembers:
     independent_rows: bool = False  # whether each row of the matrix is encoded without the others
     ignores_zeros: bool = False  # whether `cut` of the leaf undoes rows and columns of zeros
     row_unit: int | None = None  # rows that are encoded together, without all other rows
+    backward_codes: tuple[str, ...] = ()  # the values of `Fake.backward` that it can do
     codec: Codec | None = None  # the codec that this one wraps
 
     def row_encoder(self, w: Any, axes: tuple[int, ...], stats: Any) -> "RowEncoder | None":
@@ -188,6 +189,17 @@ def ignores_zeros(codec: Codec) -> bool:
         (True, False)
     """
     return _member(codec, "ignores_zeros")
+
+
+def backward_codes(codec: Codec) -> tuple[str, ...]:
+    """The values of `Fake.backward` for which a codec's product has codes to read.
+
+    Example:
+        >>> import jaxmem as jm
+        >>> backward_codes(jm.Dynamic(jm.Int(8))), backward_codes(jm.Int(8))
+        (('codes', 'int8'), ())
+    """
+    return _member(codec, "backward_codes")
 
 
 def row_unit(codec: Codec) -> int | None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.random_bits import hashed_bits
 from .encoded_state import (
     StateCodes,
     in_groups,
@@ -18,7 +19,6 @@ from .encoded_state import (
     share_of,
     ungrouped,
 )
-from .stochastic_rounding import hashed_bits
 
 GROUP_SIZE = 64  # numbers that share a scale, along the last axis
 

@@ -14,6 +14,7 @@ from jax import Array
 
 from ..codecs.scaled import select_level
 from ..core.arguments import takes
+from ..core.random_bits import hashed_bits
 from .encoded_state import (
     StateCodes,
     encoded_state,
@@ -23,7 +24,6 @@ from .encoded_state import (
     share_of,
     ungrouped,
 )
-from .stochastic_rounding import hashed_bits
 
 LARGEST_GROUP = 128  # numbers that share a scale, along the last axis
 # The magnitudes of a dynamic code with three powers of ten, the last of them 1.

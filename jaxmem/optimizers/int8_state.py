@@ -14,9 +14,9 @@ import optax
 from jax import Array
 
 from ..core.arguments import shown, takes
+from ..core.random_bits import hashed_bits
 from .companded_codes import encode_companded
 from .encoded_state import StateCodes, encoded_state, in_groups, rounded_up, ungrouped
-from .stochastic_rounding import hashed_bits
 
 BLOCK_SIZE = 256  # numbers that share a scale of `Eighths`, along the last axis
 

@@ -11,8 +11,8 @@ from jax import Array
 from ..codecs.float16_scales import divisor, float16_above
 from ..codecs.integer import IntArray
 from ..core.fold import Fold
+from ..core.random_bits import hashed_bits
 from .encoded_state import in_groups, ungrouped
-from .stochastic_rounding import hashed_bits
 
 LARGEST_CODE = 127
 NEW_LARGEST_CODE = 112  # what the largest weight of a group has under a new scale: room to grow

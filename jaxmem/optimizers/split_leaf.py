@@ -12,7 +12,7 @@ from jax import Array
 
 from ..core.arguments import TREE, takes
 from ..core.leaf import Encoded, divided_shape, is_dense_float, is_encoded
-from .stochastic_rounding import hashed_bits
+from ..core.random_bits import hashed_bits
 
 _LEAST_EXPONENT = 16  # a float below 2^-111 keeps no rest: half a step of it may be subnormal
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.arguments import INTEGER, Kind, takes
+from ..core.random_bits import hashed_bits
 
 SEEDS_PER_STEP = 7919  # seeds between two training steps: one for each array of an optimizer state
 PARAM_SEEDS_PER_STEP = 104_729  # likewise, for each array of the params
@@ -38,19 +39,3 @@ def stochastic_round(x: Array, seed: Array | int) -> Array:
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) + noise
     rounded = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
-
-
-def hashed_bits(shape: tuple[int, ...], seed: Array | int) -> Array:
-    """Random bits, uint32 of this shape: a hash of each number's position and `seed`."""
-    # the position of each number, its axes mixed by multiplication
-    position = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):
-        broadcast = [1] * len(shape)
-        broadcast[axis] = size
-        index = jnp.arange(size, dtype=jnp.uint32).reshape(broadcast)
-        position = position * jnp.uint32(0x9E3779B1) + index
-    # shifts and odd factors spread each bit over all others
-    h = position ^ (jnp.asarray(seed).astype(jnp.uint32) * jnp.uint32(0x85EBCA6B))
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons, 2018
-        h = (h ^ (h >> shift)) * jnp.uint32(factor)
-    return h ^ (h >> 16)

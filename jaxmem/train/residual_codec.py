@@ -9,7 +9,7 @@ from jax import Array
 
 from ..codecs.float16_scales import divisor
 from ..core.linear_parts import is_float
-from ..optimizers.stochastic_rounding import hashed_bits
+from ..core.random_bits import hashed_bits
 
 HELD = ("int8", "int4", "host")
 Held = Literal["int8", "int4", "host"]

@@ -11,6 +11,7 @@ import pytest
 from cheap_jit import jit
 
 import jaxmem as jm
+from jaxmem.codecs.dynamic_quantization import rounded
 
 CODECS = [
     jm.Int(2),
@@ -204,3 +205,54 @@ def test_options_out_of_range_are_refused(options, words):
         jm.Fake(jm.KMeans(2), learn=True)
     with pytest.raises(TypeError, match="without the stats"):
         jm.Fake(jm.Dynamic(jm.GPTQ(jm.Int(4))))
+
+
+def straight(x, leaf, slope):
+    """The gradients of Σ slope · (x · w) that go straight through the rounding of x and w."""
+    encoded = jm.export(leaf)
+    return slope @ encoded.decode().T, rounded(x, encoded).T @ slope
+
+
+@pytest.mark.parametrize("backward", ["codes", "int8"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_backward_pass_reads_the_codes_of_the_product(bits, backward):
+    leaf = jm.Fake(jm.Dynamic(jm.Int(bits)), backward=backward).encode(weight(48, 40))
+    x, slope = weight(64, 48, seed=1).at[:, 0].mul(9.0), weight(64, 40, seed=2)
+    y, pull = jax.vjp(jm.lift(jnp.matmul), x, leaf)
+    np.testing.assert_array_equal(y, jm.lift(jnp.matmul)(x, jm.export(leaf)))
+    large = [a.dtype for a in jax.tree.leaves(pull) if a.size >= 48 * 40 // 2]
+    assert large and all(dtype.itemsize == 1 for dtype in large)
+    (by_x, by_w), want = pull(slope), straight(x, leaf, slope)
+    for got, exact in zip((by_x, by_w.w), want):
+        error = jnp.linalg.norm(got - exact) / jnp.linalg.norm(exact)
+        assert error < (1e-5 if backward == "codes" else 0.02)
+        assert backward == "codes" or abs((got - exact).mean()) < 5e-3
+
+
+def test_layers_keep_fewer_bytes_for_the_backward_pass():
+    x, w = weight(512, 64), weight(16, 64, 64) / 8
+    layer = lambda x, w: (x + jax.nn.relu(x @ w) @ w, None)
+    scan = jm.lift(lambda w, x: jax.lax.scan(layer, x, w)[0])
+
+    def temp(backward):
+        leaf = jm.Fake(jm.Dynamic(jm.Int(8)), backward=backward).encode(w)
+        slope = jax.grad(lambda leaf, x: scan(leaf, x).sum())
+        return jm.memory(slope, leaf, x).temp
+
+    assert temp("int8") < 0.75 * temp(None)
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "error", "message"),
+    [
+        (jm.Int(8), {"backward": "codes"}, TypeError, "expected a Dynamic"),
+        (jm.Dynamic(jm.Int(8)), {"backward": "int4"}, ValueError, "one of codes, int8"),
+        (jm.Dynamic(jm.Int(8)), {"backward": "int8", "learn": True}, ValueError, "learn False"),
+        (jm.Dynamic(jm.Int(8, group=8)), {"backward": "int8"}, TypeError, "without groups"),
+        (jm.Dynamic(jm.Int(8), "e4m3"), {"backward": "int8"}, TypeError, "to int8"),
+    ],
+    ids=range(5),
+)
+def test_a_backward_pass_without_codes_is_refused(codec, options, error, message):
+    with pytest.raises(error, match=message):
+        jm.Fake(codec, **options)

@@ -39,7 +39,7 @@ def calls(o: types.SimpleNamespace) -> dict[str, dict[str, Any]]:
         "Csr": density,
         "DoubleQuant": {"codec": jm.Int(4, group=16), "scales": jm.Float("e4m3", group=16)},
         "Dynamic": {"codec": int8, "to": "int8"},
-        "Fake": {"codec": int8, "learn": False},
+        "Fake": {"codec": jm.Dynamic(int8), "learn": False, "backward": "codes"},
         "FitOptions": {"among": ("int",), "rotate": False, "tune_steps": 2, "windows": 1,
                        "target": None, "speed": None},
         "Float": {"format": "e4m3", "group": 16},
