@@ -30,7 +30,7 @@ struct ReadSubnormals {
 };
 #endif
 
-// The values of 16 codes of 4 bits.
+// The values of 16 codes of 4 bits. With AVX2, one row of x has a product of its own (level_rows.h).
 struct Levels {
   static constexpr int kRowsOfByte = 2;
   static constexpr int kMostRows = kWords == 16 ? 4 : 2;  // of x, whose sums stay in registers

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "columns.h"
+#include "level_rows.h"
 #include "scaled_codes.h"
 #include "scales.h"
 #include "simd.h"
@@ -43,7 +44,7 @@ struct OrderedInputs {
 // Sets `sums` (kFar, kRowsOfByte, kRows) to the products of one group of kFar rows of bytes, which are
 // `between` bytes apart, with kRows rows, which are `length` floats apart.
 template <int kRows, int kFar, typename Decoder>
-inline void group_product(const Decoder& decoder, const uint8_t* codes, int64_t between, int64_t count,
+JAXMEM_INLINE void group_product(const Decoder& decoder, const uint8_t* codes, int64_t between, int64_t count,
                           const float* x, int64_t length, Floats (*sums)[kRows]) {
   constexpr int kCodes = Decoder::kRowsOfByte, kSums = kFar * kCodes;
   constexpr int kChains = kRows > 1 ? 1 : kWords == 16 && kFar == 1 ? 4 / kCodes : 2;
@@ -140,11 +141,10 @@ void block_product(const ScaledRows& weight, const EightFloats* scales,
   for (; row < last; row += kCodes) far_product<kRows, 1>(decoder, weight, scales, x, from, first, row, 0, y);
 }
 
-// y (m, n) of rows [first, last) of the weight; 8 divides `first`.
-template <typename Decoder>
-void scaled_product(const ScaledRows& weight, const OrderedInputs<Decoder>& x, int64_t m,
-                    int64_t first, int64_t last, float* y) {
-  constexpr int kMostRows = Decoder::kMostRows;
+// Calls run(scales, row, end) for blocks of rows [row, end) of rows [first, last) of the weight, with their
+// scales, (vectors of 8 rows, groups); 8 divides `first`.
+template <typename Run>
+void for_blocks(const ScaledRows& weight, int64_t first, int64_t last, const Run& run) {
   const int64_t groups = weight.groups();
   std::vector<EightFloats> scales(groups * kBlockVectors);
   for (int64_t row = first; row < last; row += kBlockRows) {
@@ -155,18 +155,40 @@ void scaled_product(const ScaledRows& weight, const OrderedInputs<Decoder>& x, i
         scales[v * groups + g] = weight.scales_of(g, row + v * kByteRows);
       }
     }
-    int64_t i = 0;
-    for (; i + kMostRows <= m; i += kMostRows) {
-      block_product<kMostRows>(weight, scales.data(), x, i, row, end, y);
-    }
-    for (; kMostRows > 2 && i + 2 <= m; i += 2) block_product<2>(weight, scales.data(), x, i, row, end, y);
-    for (; i < m; ++i) block_product<1>(weight, scales.data(), x, i, row, end, y);
+    run(scales.data(), row, end);
   }
 }
+
+// y (m, n) of rows [first, last) of the weight; 8 divides `first`.
+template <typename Decoder>
+void scaled_product(const ScaledRows& weight, const OrderedInputs<Decoder>& x, int64_t m,
+                    int64_t first, int64_t last, float* y) {
+  constexpr int kMostRows = Decoder::kMostRows;
+  for_blocks(weight, first, last, [&](const EightFloats* scales, int64_t row, int64_t end) {
+    int64_t i = 0;
+    for (; i + kMostRows <= m; i += kMostRows) block_product<kMostRows>(weight, scales, x, i, row, end, y);
+    for (; kMostRows > 2 && i + 2 <= m; i += 2) block_product<2>(weight, scales, x, i, row, end, y);
+    for (; i < m; ++i) block_product<1>(weight, scales, x, i, row, end, y);
+  });
+}
+
+#if defined(__AVX2__) && !defined(JAXMEM_AVX512)
+// The same of one row of x.
+inline void scaled_product(const ScaledRows& weight, const LevelInput& x, int64_t, int64_t first, int64_t last, float* y) {
+  for_blocks(weight, first, last, [&](const EightFloats* scales, int64_t row, int64_t end) {
+    level_rows_product(weight, scales, x, row, end, y);
+  });
+}
+
+#endif
 
 // Calls run(x) with the rows of x as the decoder of the weight wants them.
 template <typename Run>
 void with_inputs(const ScaledRows& weight, const float* x, int64_t m, const Run& run) {
+  #if defined(__AVX2__) && !defined(JAXMEM_AVX512)
+  // Of more rows, floats that are decoded once take less time.
+  if (weight.bits == 4 && m == 1) return run(LevelInput(x, weight));
+#endif
   if (weight.bits == 4) return run(OrderedInputs<Levels>(x, m, weight));
   if (weight.exponent_bits == 4) return run(OrderedInputs<Float8<4>>(x, m, weight));
   return run(OrderedInputs<Float8<5>>(x, m, weight));
