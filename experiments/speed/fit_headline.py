@@ -99,9 +99,8 @@ def quality(args, rows: dict) -> Iterator[None]:
 def works(dense, data: pathlib.Path) -> dict[str, Callable]:
     """{what is done: its seconds as a function of a model}."""
     if hasattr(dense.config, "cache"):
-        endless = lambda m: dataclasses.replace(m, config=dataclasses.replace(m.config, eos=()))
-        write = lambda m: jm.models.generate(endless(m), PROMPT, max_new_tokens=TOKENS)
-        return {"a token": lambda m: write(m).seconds_per_token}
+        write = lambda model: jm.models.generate(model, PROMPT, max_new_tokens=TOKENS)
+        return {"a token": lambda model: write(model).seconds_per_token}
     sentences = [sentence for pair in read_pairs(data)[0] for sentence in pair]
 
     def seconds(model, embed: Callable, count: int) -> float:
@@ -113,13 +112,21 @@ def works(dense, data: pathlib.Path) -> dict[str, Callable]:
     return {name: run(n, sentence_embedder(dense, batch=n)) for name, n in BATCHES.items()}
 
 
+def endless(model):
+    """The model, in which no token ends a text."""
+    if not hasattr(model.config, "eos"):
+        return model
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, eos=()))
+
+
 def times(args, rows: dict) -> Iterator[None]:
-    """Measures the fits in DIR, each beside its dense model."""
-    for name in dict.fromkeys(FITS[row][0] for row in args.rows):
-        dense = jm.models.load(name)
-        fits = [row for row in args.rows if FITS[row][0] == name]
-        models = {"dense": dense} | {row: jm.models.load(args.dir / row) for row in fits}
-        for work, seconds in works(dense, args.data).items():
+    """Measures the fits in DIR that have their row, each beside its dense model."""
+    there = [row for row in args.rows if row in rows and (args.dir / row).exists()]
+    for name in dict.fromkeys(FITS[row][0] for row in there):
+        fits = [row for row in there if FITS[row][0] == name]
+        models = {row: endless(jm.models.load(args.dir / row)) for row in fits}
+        models["dense"] = endless(jm.models.load(name))
+        for work, seconds in works(models["dense"], args.data).items():
             found = {row: [] for row in models}
             for _ in range(args.rounds + 1):
                 for row, model in models.items():
