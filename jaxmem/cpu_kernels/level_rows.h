@@ -112,6 +112,7 @@ JAXMEM_INLINE void add_levels(const LevelParts& levels, __m256i codes, const Lev
   const __m256i rests = _mm256_maddubs_epi16(values(levels.low), load<__m256i>(x.top));
   *high += products(front, x.high[0]) + products(back, x.high[1]) + (Ints)_mm256_madd_epi16(rests, _mm256_set1_epi16(1));
   *low += products(front, x.low[0]) + products(back, x.low[1]);
+  asm("" : "+x"(*high), "+x"(*low));  // GCC would add up many products at a time, more than registers hold
 }
 
 // Sets the two `totals` to the products of the two rows of `codes` with x. Their scales in group g are the
