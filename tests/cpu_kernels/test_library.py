@@ -1,5 +1,6 @@
 """The library is compiled once, and where it cannot be, the reason is told."""
 
+import ctypes
 import functools
 import shutil
 import subprocess
@@ -65,6 +66,22 @@ def test_the_cache_is_read_and_another_compiler_option_compiles_again(monkeypatc
     cached.parent.mkdir()
     cached.write_bytes(b"")
     assert library._compiled() == cached and cached.read_bytes() == b""
+
+
+@needs_compiler
+def test_products_are_tried_until_all_were_right_once(tmp_path):
+    source, mark = tmp_path / "library.cc", tmp_path / "library.right"
+    source.write_text('extern "C" const char* jaxmem_self_test() { return WHAT; }\n')
+
+    def found(what):
+        path = tmp_path / f"{what}.so"
+        compiler = "c++" if shutil.which("c++") else "g++"
+        run([compiler, "-shared", "-fPIC", f'-DWHAT="{what}"', source, "-o", path])
+        return library._wrong_product(ctypes.CDLL(str(path)), mark)
+
+    assert (found("one"), mark.exists()) == ("one", False)
+    assert (found(""), mark.exists()) == ("", True)
+    assert found("two") == ""
 
 
 @pytest.fixture
