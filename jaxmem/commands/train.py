@@ -106,6 +106,8 @@ class Train(options.SourceOptions):
         wrong = [name for name, value in given.items() if value]
         if wrong and self.task != "lora":
             raise ValueError(f"{wrong[0]} is of adapters, but the task is {self.task}: --task lora")
+        if self.evaluate_every and not self.held_out:
+            raise ValueError("--evaluate-every wants --held-out FILE, which it measures")
         join(self.processes, self.process_id, self.coordinator)
         self._check_processes(jax.process_count())
         is_first = jax.process_index() == 0

@@ -84,15 +84,17 @@ def run(
         progress: called as `progress(step, steps, numbers)` after each step.
 
     Raises:
-        ValueError: the recipe serves; many processes have no mesh; a batch has another shape than
-            the recipe, or an id that the model does not know; the step takes more than `limit`;
-            `out` holds another run, or one is at work there; the loss or its gradient was not
-            finite for ten steps in a row.
+        ValueError: the recipe serves; `evaluate_every` has no text; many processes have no mesh; a
+            batch has another shape than the recipe, or an id that the model does not know; the step
+            takes more than `limit`; `out` holds another run, or one is at work there; the loss or
+            its gradient was not finite for ten steps in a row.
     """
     from .run_checkpoints import DATA, RunCheckpoints, locked  # imports orbax: a second
 
     if recipe.task == "serve":
         raise ValueError("the recipe is one to serve, expected one to train or of lora")
+    if options.evaluate_every is not None and held_out is None:
+        raise ValueError("evaluate_every wants held_out, the text whose loss is measured")
     out = pathlib.Path(out)
     mesh = _mesh(recipe, mesh)
     built = build(

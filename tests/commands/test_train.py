@@ -46,6 +46,7 @@ def test_a_text_is_learnt_and_the_same_line_goes_on(folder):
         (("--learning-rate", -1), "learning_rate is -1.0"),
         (("--data", "none.txt"), "none.txt"),
         (("--rank", 4), "--rank is of adapters, but the task is full: --task lora"),
+        (("--evaluate-every", 2), "--evaluate-every wants --held-out FILE"),
         (("--process-id", 0), "--process-id is given without --processes"),
         (("--processes", 2), "--processes 2 wants --coordinator and --process-id, too"),
         (("--processes", 2, *AT, "--process-id", 2), "--process-id is 2, expected 0 to 1"),
