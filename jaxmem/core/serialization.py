@@ -5,6 +5,7 @@ Static fields are written as the JSON of `io.manifest`: nothing is pickled.
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import flax.serialization
@@ -50,8 +51,12 @@ def _names_of(cls: type, static: bool) -> list[str]:
 
 
 def _leaf(cls: type, static: tuple, children: tuple) -> Any:
-    """The leaf of these fields. `children` may be placeholders, so nothing checks them."""
-    leaf = object.__new__(cls)
+    """The leaf of these fields. `children` may be placeholders, so nothing checks them.
+
+    Static fields at the end that an older program lacks have their defaults.
+    """
+    leaf, later = object.__new__(cls), _names_of(cls, True)[len(static) :]
+    static = (*static, *(cls.__dataclass_fields__[name].default for name in later))
     for is_static, values in ((True, static), (False, children)):
         for name, value in zip(_names_of(cls, is_static), values, strict=True):
             object.__setattr__(leaf, name, value)
@@ -66,6 +71,16 @@ def _to_state(leaf: Any) -> dict[str, Any]:
     return state | {"static": _text(static)}
 
 
+def _texts(leaf: Any) -> Iterator[str]:
+    """The text of a leaf's static fields, and texts from before its last ones, if at defaults."""
+    names, fields = _names_of(type(leaf), True), type(leaf).__dataclass_fields__
+    values = tuple(getattr(leaf, name) for name in names)
+    yield _text(values)
+    while names and values[-1] == fields[names.pop()].default:
+        values = values[:-1]
+        yield _text(values)
+
+
 def _from_state(target: Any, state: dict[str, Any]) -> Any:
     """The leaf of `state`, which is encoded as `target` is.
 
@@ -76,7 +91,7 @@ def _from_state(target: Any, state: dict[str, Any]) -> Any:
     if not isinstance(state, dict) or set(state) != set(expected):
         fields = list(state) if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"the state of a {name} has {fields}, expected {list(expected)}")
-    if state["static"] != expected["static"]:
+    if state["static"] not in _texts(target):
         raise ValueError(
             f"the state is of a {name} with {state['static']}, and the target's has "
             f"{expected['static']}: encode the target by the same plan"

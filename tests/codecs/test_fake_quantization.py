@@ -1,8 +1,10 @@
 """Fake and distillation: weights learn through their rounding; exports are those of training."""
 
 import functools
+import json
 
 import chex
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -256,3 +258,13 @@ def test_layers_keep_fewer_bytes_for_the_backward_pass():
 def test_a_backward_pass_without_codes_is_refused(codec, options, error, message):
     with pytest.raises(error, match=message):
         jm.Fake(codec, **options)
+
+
+def test_a_state_from_before_the_last_option_is_that_of_its_default():
+    leaf = jm.Fake(jm.Dynamic(jm.Int(8))).encode(jnp.ones((8, 4)))
+    older = flax.serialization.to_state_dict(leaf)
+    older["static"] = json.dumps({"tuple": json.loads(older["static"])["tuple"][:-1]})
+    chex.assert_trees_all_equal(flax.serialization.from_state_dict(leaf, older), leaf)
+    other = jm.Fake(jm.Dynamic(jm.Int(8)), backward="codes").encode(jnp.ones((8, 4)))
+    with pytest.raises(ValueError, match="same plan"):
+        flax.serialization.from_state_dict(other, older)
