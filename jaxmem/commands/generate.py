@@ -1,5 +1,6 @@
 """generate: a prompt continued or answered, token by token; or a file of them, all at once."""
 
+import contextlib
 import dataclasses
 import sys
 from typing import Annotated, Literal
@@ -8,6 +9,7 @@ from tyro.conf import arg
 
 from ..kv_cache.page_pool import Pages
 from ..models import KVCache, Model, chat, generate
+from ..models.chat_messages import template_process_started
 from ..models.generation import Generation
 from .mesh_option import MeshOption, mesh_line, spread_model
 from .options import Count, SourceOptions, TextFile
@@ -62,6 +64,11 @@ class Generate(SourceOptions):
         self._check()
         if self.prompts is not None:
             return self._answer_file(output)
+        with contextlib.nullcontext() if self.raw else template_process_started():
+            return self._answer(output)
+
+    def _answer(self, output: Output) -> dict:
+        """Answers or continues the prompt."""
         model, places = spread_model(self.load(), self.mesh)
         if places:
             output.say(mesh_line(places))

@@ -13,6 +13,7 @@ from .prompts import whole_text
 from .tokenizer_files import TOKENIZER_CONFIG
 
 Messages = str | Sequence[Mapping[str, Any]]
+template_process_started = chat_template.started
 
 
 @takes()

@@ -81,3 +81,12 @@ def test_jinja_is_found_where_this_process_finds_it(tmp_path, monkeypatch):
 def test_values_of_other_types_than_json_s_are_refused():
     with pytest.raises(TypeError, match="values of JSON alone: Object of type set"):
         render("{{ x }}", [{"x": {1}}])
+
+
+def test_a_process_that_was_started_before_renders_once_and_ends_if_it_is_not_asked():
+    with chat_template.started():
+        (first,) = chat_template._READY
+        assert [render("{{ x }}", [{"x": i}]) for i in (1, 2)] == [["1"], ["2"]]
+    with chat_template.started():
+        (second,) = chat_template._READY
+    assert first.returncode == 0 and second.returncode is not None and not chat_template._READY
