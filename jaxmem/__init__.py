@@ -1,6 +1,7 @@
 """Fit any language model into the memory you have, and prove it before you rent the machine."""
 
 import importlib as _importlib
+from importlib.util import find_spec as _find_spec
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
@@ -11,13 +12,16 @@ if _TYPE_CHECKING:
 def __getattr__(name: str) -> _Any:
     """A name of the library, all of which `names` imports when the first is asked for.
 
-    So a command of the shell, which asks for none, imports what it uses. `__version__` is read
-    from the installed package.
+    So a command of the shell, which asks for none, imports what it uses. A wing is imported alone,
+    since wings ask for each other while they are imported. `__version__` is read from the installed
+    package.
     """
     if name == "__version__":
         from importlib.metadata import version
 
         return globals().setdefault(name, version("jaxmem"))
+    if not name.startswith("_") and _find_spec(f".{name}", __name__):
+        return _importlib.import_module(f".{name}", __name__)
     _import_names()
     if name not in globals():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -173,6 +173,8 @@ import sys
 import jaxmem.commands.generate
 from jaxmem.io.checkpoint import load
 assert not {{"jaxmem.names", "jaxmem.planner", "optax"}} & set(sys.modules)
+import jaxmem.compression.plan  # asks this package for the wing of codecs
+assert "jaxmem.names" not in sys.modules
 for name in [n for n in sys.modules if n.startswith("jaxmem.codecs")]:
     del sys.modules[name]  # as if no command had imported them
 print(type(load({str(tmp_path / "w.jm")!r})["w"]).__module__, "Plan" in dir(jaxmem))
