@@ -78,7 +78,7 @@ class Fake:
     codec: Any
     _: dataclasses.KW_ONLY
     learn: bool = False
-    backward: str | None = None
+    backward: str | None = dataclasses.field(default=None, metadata=dict(added=True))
 
     def __post_init__(self):
         check_fields(self, codec=CODEC)

@@ -184,10 +184,15 @@ def _codecs_and_axes(data: Any) -> tuple[Any, dict]:
 
 
 def _to_data(value):
-    """A codec, or a field of one, as plain JSON data: {class name: fields}."""
+    """A codec, or a field of one, as plain JSON data: {class name: fields}.
+
+    A field that is `added` to an older codec is written where it is set, so that a plan without it
+    stays the same text.
+    """
     if dataclasses.is_dataclass(value):
-        fields = {f.name: _to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {type(value).__name__: fields}
+        pairs = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        pairs = [(f, x) for f, x in pairs if not (f.metadata.get("added") and x == f.default)]
+        return {type(value).__name__: {f.name: _to_data(x) for f, x in pairs}}
     if isinstance(value, tuple):
         return [_to_data(v) for v in value]
     return value
