@@ -43,6 +43,13 @@ def test_the_compiled_product_is_that_with_the_decoded_weight(codec, m, k, n):
     assert (np.abs(got - np.asarray(x) @ rows.T) <= bound).all()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_values_times_the_largest_inputs_do_not_overflow(sign):
+    leaf = jm.Codebook("nf4", group=64).encode(jnp.full((192, 8), float(sign)))
+    y = product(jnp.full((1, 192), 0.9921), leaf)
+    np.testing.assert_allclose(y, 192 * 0.9921 * sign * np.ones((1, 8)), rtol=2e-6)
+
+
 @pytest.mark.parametrize("size", [1, 2.0**-100, 2.0**100], ids=["x", "a small x", "a large x"])
 def test_the_smallest_floats_are_not_lost(size):
     leaf = jm.Float("e4m3").encode(jnp.array([[448.0], [2.0**-9], [-3 * 2.0**-9]]))
