@@ -160,6 +160,11 @@ inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, O
 inline bool scaled_is_right(int exponent_bits, int64_t m, int64_t n, int64_t k, int64_t group,
                             std::mt19937& random) {
   const int bits = exponent_bits ? 8 : 4;
+#if defined(__AVX2__) && !defined(JAXMEM_AVX512)
+  const bool in_integers = bits == 4 && m == 1;
+#else
+  const bool in_integers = false;
+#endif
   ScaledRows weight{{n, k, group, nullptr, true}, 0.5f, bits, exponent_bits, nullptr, nullptr};
   std::vector<float> levels(16), x(m * k), y(m * n, NAN);
   std::vector<uint8_t> codes(packed_size(n, bits) * k);
@@ -192,7 +197,7 @@ inline bool scaled_is_right(int exponent_bits, int64_t m, int64_t n, int64_t k, 
         const double w = value(row, column) * scale;
         sum += w * x[i * k + column];
         size += std::fabs(w * x[i * k + column]);
-        if (bits == 4) most += scale;  // the largest level and the largest x are about 1 (see level_rows.h)
+        if (in_integers) most += scale;  // the largest level and the largest x are about 1 (see level_rows.h)
       }
       if (!(std::fabs(y[i * n + row] - sum) <= size * 0x1p-18 + most * 0x1p-20)) return false;
     }
