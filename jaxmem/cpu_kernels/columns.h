@@ -67,6 +67,23 @@ inline int exponent_of_step(const float* x, int64_t k) {
   return exponent - 21 + (fraction > 127 / 128.0f);
 }
 
+// The step of k numbers, and the numbers in steps. The step is NaN if a number is not finite.
+struct Steps {
+  float step = std::numeric_limits<float>::quiet_NaN();
+
+  Steps(const float* x, int64_t k) {
+    const int exponent = exponent_of_step(x, k);
+    if (exponent == kNotFinite) return;
+    step = std::ldexp(1.0f, exponent);
+    first_ = std::ldexp(1.0f, -exponent / 2), rest_ = std::ldexp(1.0f, -exponent - -exponent / 2);
+  }
+
+  Floats of(Floats numbers) const { return numbers * first_ * rest_; }
+
+ private:
+  float first_ = 0, rest_ = 0;  // two factors, since 1 / step may be too large for one number
+};
+
 // The integers that numbers of at most 2^22 in size are nearest to.
 inline Ints nearest(Floats numbers) {
   const Floats shift = Floats{} + 0x1.8p23f;
@@ -88,13 +105,10 @@ struct FixedPoint {
       : starts(chunks.size()), joined_starts(fits_int(kBits) ? chunks.size() : 0),
         group_sums(k ? (k + group_columns - 1) / group_columns : 0) {
     const bool paired = are_paired(group_columns);
-    const int exponent = exponent_of_step(x, k);
+    const Steps steps(x, k);
     if (!chunks.empty()) vectors.resize(chunks.back().vector + vectors_of(chunks.back().count));
-    step = std::numeric_limits<float>::quiet_NaN();
-    if (exponent == kNotFinite) return;
-    step = std::ldexp(1.0f, exponent);
-    // Two factors, since 1 / step may be too large for one number.
-    const float unit = std::ldexp(1.0f, -exponent / 2), rest = std::ldexp(1.0f, -exponent - -exponent / 2);
+    step = steps.step;
+    if (std::isnan(step)) return;
     for (size_t c = 0; c < chunks.size(); ++c) {
       const auto& [column, group, count, vector] = chunks[c];
       Ints sums[2] = {};  // of both groups, if there are two
@@ -109,7 +123,7 @@ struct FixedPoint {
         }
         Ints values[kQuarters];
 #pragma GCC unroll 4
-        for (int q = 0; q < kQuarters; ++q) values[q] = nearest(load<Floats>(from + q * kWords) * unit * rest);
+        for (int q = 0; q < kQuarters; ++q) values[q] = nearest(steps.of(load<Floats>(from + q * kWords)));
         sums[0] += values[0] + values[1];
         sums[paired] += values[2] + values[3];
         digits.set(values);

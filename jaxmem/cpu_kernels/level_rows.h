@@ -10,7 +10,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "columns.h"
@@ -82,12 +81,10 @@ struct LevelInput {
   LevelInput(const float* x, const ScaledRows& weight)
       : chunks(chunks_of(weight.k, weight.group, kLevelVectors * kLanes)), starts(chunks.size()) {
     const LevelParts levels(weight);
-    const int exponent = exponent_of_step(x, weight.k);
+    const Steps steps(x, weight.k);
     if (!chunks.empty()) digits.resize(chunks.back().vector + vectors_of(chunks.back().count));
-    step = std::numeric_limits<float>::quiet_NaN();
-    if (exponent == kNotFinite) return;
-    step = std::ldexp(1.0f, exponent);
-    const float unit = std::ldexp(1.0f, -exponent / 2), rest = std::ldexp(1.0f, -exponent - -exponent / 2);
+    step = steps.step;
+    if (std::isnan(step)) return;
     for (size_t c = 0; c < chunks.size(); ++c) {
       const auto& [column, group, count, vector] = chunks[c];
       for (int at = 0; at < count; at += kLanes) {
@@ -95,7 +92,7 @@ struct LevelInput {
 #pragma GCC unroll 4
         for (int q = 0; q < kQuarters; ++q) {
           const int from = at + q * kWords;
-          if (from < count) values[q] = nearest(load_floats(x + column + from, count - from) * unit * rest);
+          if (from < count) values[q] = nearest(steps.of(load_floats(x + column + from, count - from)));
         }
         starts[c] += digits[vector + at / kLanes].set(values, levels);
       }
