@@ -61,7 +61,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted; nothing was left half-written", 130)
     except expected as error:
-        if isinstance(error, ValueError | TypeError | FileNotFoundError | IsADirectoryError):
+        paths = FileNotFoundError | IsADirectoryError | NotADirectoryError
+        if isinstance(error, ValueError | TypeError | paths):
             return _failed(error, 2)
         if isinstance(
             error, ImportError | OSError | CompileError

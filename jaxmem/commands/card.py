@@ -15,7 +15,7 @@ from ..io.scalar_writers import TensorBoard
 from ..models import load
 from . import options
 from .output import Output
-from .output_path import check_out
+from .output_path import check_out_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class MakeCard(options.SourceOptions):
         texts |= self._text()
         words = None if self.words is None else options.read(self.words).split("\n")
         words = words and [word.strip() for word in words if word.strip()]
-        out = None if self.out is None else check_out(self.out, makes_parents=True)
+        out = None if self.out is None else check_out_folder(self.out)
         writer = TensorBoard(self.track) if self.track else None
         model, reference = self.load(), load(self.reference, dtype=self.dtype)
         with output.stages() as progress:

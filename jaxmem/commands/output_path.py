@@ -42,3 +42,16 @@ def check_out_file(path: str | pathlib.Path) -> pathlib.Path:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, expected a file to write")
     return path
+
+
+def check_out_folder(path: str | pathlib.Path) -> pathlib.Path:
+    """The same for a folder, which is made with its parents or filled further.
+
+    Raises:
+        NotADirectoryError: a file is there.
+        ValueError: as `check_out`.
+    """
+    path = check_out(path, makes_parents=True)
+    if os.path.lexists(path) and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file, expected a folder to write in")
+    return path

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from jaxmem.commands.card import MakeCard
 from jaxmem.commands.demo import Demo
 from jaxmem.commands.export import Export
 from jaxmem.commands.fit import Fit
@@ -17,6 +18,7 @@ COMMANDS = {
     "plan": lambda out: Plan("no model", device="cpu", task="lora", batch=1, seq=1, out=out),
     "plot": lambda out: Plan("no model", device="cpu", task="lora", batch=1, seq=1, plot=out),
     "demo": lambda out: Demo(out=out),
+    "card": lambda out: MakeCard("no model", reference="none", out=out),
 }
 
 
@@ -33,6 +35,12 @@ def test_a_file_wants_its_folder_and_no_folder_in_its_place(name, tmp_path):
         COMMANDS[name](f"{tmp_path}/missing/out").run(Output())
     with pytest.raises(IsADirectoryError, match="is a directory, expected a file to write"):
         COMMANDS[name](str(tmp_path)).run(Output())
+
+
+def test_a_card_wants_no_file_in_the_place_of_its_folder(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(NotADirectoryError, match="out is a file, expected a folder to write in"):
+        COMMANDS["card"](f"{tmp_path}/out").run(Output())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
