@@ -155,6 +155,7 @@ def structured():
 
 
 CARDS = " | bytes | STS-B | SST-2 | changed | to wrong / right | typos | ECE | ρ | same top word"
+TEXT_CARDS = " | bytes | KL | changed | to wrong / right | CrowS-Pairs | typos | ρ | same top word"
 CARD_ORDER = ("RTN", "GPTQ", "%", "2:4", "narrower")
 
 
@@ -213,6 +214,7 @@ def full_cards():
 
 TABLES = {
     flips: " | ARC-Easy | PIQA | SST-2 | WinoBias 1 | WinoBias 2 | mean | CrowS-Pairs",
+    cards: TEXT_CARDS,
     small_cards: CARDS,
     full_cards: CARDS,
     blocks: "bits | method | bits a weight | perplexity | KL | gain of the step | took | GiB",
