@@ -1,0 +1,41 @@
+"""Writes the tables of docs/applications.md from the experiments' JSON.
+
+python experiments/tables/applications_table.py
+"""
+
+from pages import fill, read
+
+
+def rows_of(name):
+    return read(name)["rows"].items()
+
+
+def bits(r):
+    return f"{r['bits_per_weight']:.2f}" if r["bits_per_weight"] else ""
+
+
+def searches():
+    for name, r in rows_of("search_sentiment.json"):
+        search, mood = r["search"], r["sentiment"]
+        found = f"{search['ndcg@10']:.3f} | {search['overlap_of_10']:.1%}"
+        answers = f"{mood['accuracy']:.3f} | {mood['changed']:.1%} | {mood['ece']:.3f}"
+        yield f"{name} | {r['bytes']:,} | {bits(r)} | {found} | {answers}"
+
+
+def flipped():
+    rates = ("1e-05", "0.0001", "0.001")
+    cell = lambda x: "" if x["kl"] is None else f"{x['kl']:.4f}"
+    for name, r in rows_of("flip_bits.json"):
+        for part in ("codes", "scales", "masks"):
+            if part in r:
+                yield f"{name} | {part} | {' | '.join(cell(r[part][rate]) for rate in rates)}"
+
+
+TABLES = {
+    searches: " | bytes | bits a weight | nDCG@10 | first ten | SST-2 | changed | ECE",
+    flipped: " | part | 1e-5 | 1e-4 | 1e-3",
+}
+
+
+if __name__ == "__main__":
+    fill("applications.md", "applications_table.py", TABLES)
