@@ -94,6 +94,25 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+@contextlib.contextmanager
+def lost_process_named() -> Iterator[None]:
+    """If a program that several processes run together fails, says that one of them may be gone.
+
+    Raises:
+        ConnectionError: a program of several processes failed; with what JAX says of it.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        count = jax.process_count()
+        if count == 1:
+            raise
+        raise ConnectionError(
+            f"process {jax.process_index()} of {count} cannot go on, as it seems because another "
+            f"one is gone: start all {count} again ({error})"
+        ) from error
+
+
 def _agreed(token: int, crc: int) -> int:
     """Process 0's token, if all processes have the same `crc` of their plan."""
     answers = multihost_utils.process_allgather(np.array([token, crc], np.uint32))

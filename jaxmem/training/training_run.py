@@ -88,6 +88,7 @@ def run(
             batch has another shape than the recipe, or an id that the model does not know; the step
             takes more than `limit`; `out` holds another run, or one is at work there; the loss or
             its gradient was not finite for ten steps in a row.
+        ConnectionError: another one of many processes is gone; all of them may be started again.
     """
     from .run_checkpoints import DATA, RunCheckpoints, locked  # imports orbax: a second
 
@@ -114,7 +115,11 @@ def run(
     record["options"] = dataclasses.asdict(options)
     record[DATA] = first_batch_hash(batches)
     record["weights (hash)"] = fingerprint(model.params)
-    with locked(out), RunCheckpoints(out / CHECKPOINTS, record) as checkpoints:
+    with (
+        multihost.lost_process_named(),
+        locked(out),
+        RunCheckpoints(out / CHECKPOINTS, record) as checkpoints,
+    ):
         first = checkpoints.latest or 0
         if first:
             state, data_state = checkpoints.restore(None if mesh is None else built.shardings[0])

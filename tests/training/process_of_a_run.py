@@ -16,9 +16,9 @@ def line(folder, *more):
 
 
 if __name__ == "__main__":
-    folder, address, index = sys.argv[1:]
+    folder, address, index, *more = sys.argv[1:]
     joined = ("--processes", 2, "--process-id", index, "--coordinator", address)
-    code, out, err = run(*line(pathlib.Path(folder), *joined))
+    code, out, err = run(*line(pathlib.Path(folder), *joined, *more))
     pathlib.Path(folder, f"said.{index}").write_text(out)
-    print(err)
+    print(err, flush=True)  # as it waits for the others before it ends
     sys.exit(code)
