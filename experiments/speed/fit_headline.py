@@ -34,7 +34,8 @@ FITS = {  # row: (model, its float32 bytes over those of the fit, FitOptions)
     "smollm2": ("smollm2-135m", 4, FAST),
     "smollm2-text": ("smollm2-135m", 4, FAST | {"windows": 4, "tune_steps": 0}),
     "minilm": ("minilm-l6", 4, {"target": "cpu"}),
-    "minilm-seventh": ("minilm-l6", 7, {"target": "cpu"}),
+    "minilm-int8": ("minilm-l6", 4, {"target": "cpu", "activations": "int8"}),
+    "minilm-seventh": ("minilm-l6", 7, {"target": "cpu", "activations": "int8"}),
 }
 
 

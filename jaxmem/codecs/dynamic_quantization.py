@@ -13,6 +13,7 @@ from ..core.codec import CODEC, has_independent_rows, rounding_codec, row_encode
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.padded import padded_encoder
+from ..cpu_kernels.integer_rows import ROUNDED_ROWS, rounded_rows_product
 from ..cpu_kernels.library import is_native
 from ..kernels.decoded_tiles import UNROLLED_TILES, decoded_product, map_tiles
 from ..kernels.dispatch import at_most, differentiated_by, on_one_device, product_like
@@ -148,7 +149,15 @@ def _matmul(x, leaf, *, precision):
     x_f32, inner = x.astype(jnp.float32), leaf.inner.as_int_array()
     if leaf.to != "int8" or inner is None or 0 in x.shape:
         return leaf.inner.matmul(rounded(x_f32, leaf).astype(x.dtype), precision)
-    q, zero, step = _to_int8(x_f32, *leaf.ranges(x_f32))
+    if leaf.limits is None and not at_most(x.shape[0], ROUNDED_ROWS - 1):
+        in_jax = lambda x, inner: _int8_product(x, dataclasses.replace(leaf, inner=inner), inner)
+        return rounded_rows_product(x_f32, inner, otherwise=in_jax)
+    return _int8_product(x_f32, leaf, inner)
+
+
+def _int8_product(x, leaf, inner):
+    """x (m, k) f32, rounded to int8 as `leaf` does, times the rows of the `IntArray` `inner`."""
+    q, zero, step = _to_int8(x, *leaf.ranges(x))
     # With groups, int8 products on a chip would write their sums by group to memory.
     grouped = inner.scale.shape[-2] > 1
     few_rows = at_most(x.shape[0], CPU_PACKED_ROWS)

@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 from tyro.conf import arg
@@ -56,6 +56,9 @@ class Fit(options.SourceOptions):
     speed: Times = None
     """With --for cpu, tpu or gpu: at least so many times the dense weights' speed (2x), by a
     prediction of the products of a token; on this CPU the tokens a second are measured, too."""
+    activations: Literal["int8"] | None = None
+    """int8: the inputs of products are rounded, too, each token in a range of its own, and meet the
+    integers of the weights: prompts and encoders run faster, one token alone does not."""
     among: tuple[Technique, ...] = INTEGERS
     """What one budget chooses among: int (codes of 2 to 8 bits), sparsity and n:m (with codes for
     the weights that stay), rank (low rank, alone and beside codes), and, with --calibrate, fewer
@@ -187,6 +190,7 @@ class Fit(options.SourceOptions):
             tune_steps=steps,
             target=self.target,
             speed=self.speed,
+            activations=self.activations,
             judge=judge,
         )
 

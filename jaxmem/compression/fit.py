@@ -15,6 +15,7 @@ from ..models.rotation import rotate
 from .budgeting import budget
 from .candidates import techniques
 from .encoding import encode
+from .fit_activations import round_inputs
 from .fit_calibrated import (
     fit_by_integers,
     gptq_batches,
@@ -142,11 +143,12 @@ def _fit_model(model, nbytes, calibrate, options, progress, writer) -> Fitted:
         fast = fast_integers(model.tensors, nbytes, options.target, ways, many_rows=many)
         limit = seconds_limit(model.tensors, options, ways)
     if ids is None:
-        rest = options.among, ways, progress, fast, limit
+        rest = options.among, ways, progress, fast, limit, options.activations
         plan, encoded = _without_data(model.tensors, nbytes, *rest)
     elif options.among == INTEGERS:
         rest = options.tune_steps, progress, fast, options.judge, writer, limit
-        plan, encoded, record = fit_by_integers(model, nbytes, ids, *rest)
+        activations = options.activations
+        plan, encoded, record = fit_by_integers(model, nbytes, ids, *rest, activations=activations)
     else:
         rest = options.tune_steps, progress, options.judge, writer
         model, plan, encoded, record = fit_by_techniques(model, nbytes, options.among, ids, *rest)
@@ -238,7 +240,8 @@ def _encode(apply, params, shapes, nbytes, batches, options, progress) -> tuple[
     if options.target is not None:
         fast = fast_integers(params, nbytes, options.target, ways)
         limit = seconds_limit(params, options, ways)
-    return *_without_data(params, nbytes, options.among, ways, progress, fast, limit), {}
+    rest = options.among, ways, progress, fast, limit, options.activations
+    return *_without_data(params, nbytes, *rest), {}
 
 
 def _without_data(
@@ -249,12 +252,14 @@ def _without_data(
     progress: Progress | None,
     candidates: Mapping | None = None,
     seconds: SecondsLimit | None = None,
+    activations: str | None = None,
 ) -> tuple[Plan, Any]:
     """(the plan that fits `nbytes`, the params encoded by it), each range searched."""
     with stage(progress, f"planning {nbytes:,} bytes"):
         if among == INTEGERS:
             limits = {"uses": ways, "seconds": seconds}
             plan = search_ranges(plan_integers(params, nbytes, candidates, **limits))
+            plan = round_inputs(plan, ways, activations)
         else:
             candidates = techniques(params, among, uses=ways)
             plan = budget(params, nbytes=nbytes, candidates=candidates, uses=ways)

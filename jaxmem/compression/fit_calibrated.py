@@ -21,6 +21,7 @@ from ..models.model import Model
 from ..solvers import GPTQ, Search
 from ..train.scale_tuning import tune
 from .blockwise import encode_by_block
+from .fit_activations import round_inputs
 from .fit_integers import plan_integers
 from .fit_judge import judged, least_harmed
 from .plan import Plan
@@ -87,13 +88,15 @@ def fit_by_integers(
     judge: Task | None = None,
     writer: ScalarWriter | None = None,
     seconds: SecondsLimit | None = None,
+    activations: str | None = None,
 ) -> tuple[Plan, Any, dict]:
     """(the plan of integers that fits `nbytes`, the tensors encoded by it on a text, a record).
 
     Two plans are made: one weighs an error by its Fisher information, one by the weight's role.
     The one with less KL to the dense model is used, or the one with the higher score in `judge`.
     `steps` of scale tuning follow, whose losses `writer` takes. With `candidates`, {regex:
-    codecs}, the plans are made of these, and with `seconds` they keep both limits.
+    codecs}, the plans are made of these, and with `seconds` they keep both limits. `activations`
+    are those of the options.
     """
     with stage(progress, "calibrating: moments of the weights' inputs"):
         moments = input_moments(model, ids)
@@ -107,7 +110,7 @@ def fit_by_integers(
             options |= {"candidates": candidates, "seconds": seconds}
             plans[name] = plan_integers(model.tensors, nbytes, **options)
     name, compared = _least_harmful(model, plans, ways, ids, progress, judge)
-    plan = solve_by_gptq(plans[name], ways)
+    plan = round_inputs(solve_by_gptq(plans[name], ways), ways, activations)
     encoded, record = encode_and_tune(model, plan, ids, steps, progress, writer=writer)
     record |= {"plan": name, "plans_kl": {name: row["kl"] for name, row in compared.items()}}
     if judge is not None:

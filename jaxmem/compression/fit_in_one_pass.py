@@ -17,6 +17,7 @@ from ..train.scale_tuning import tune
 from .budgeting import budget
 from .candidates import techniques
 from .encoding import encode
+from .fit_activations import round_inputs
 from .fit_calibrated import solve_by_gptq, tuning_rate
 from .fit_integers import plan_integers
 from .fit_options import FitOptions
@@ -67,6 +68,8 @@ def fit_in_one_pass(
             name: _planned(params, nbytes, options.among, fast, sensitivity=cost, **tables, **limit)
             for name, cost in costs.items()
         }
+        inputs = ways, options.activations
+        plans = {name: round_inputs(plan, *inputs) for name, plan in plans.items()}
     with stage(progress, "encoding"):
         encoded = {name: encode(params, plan, **tables) for name, plan in plans.items()}
     record = {"batches": len(batches), "tuning_steps": 0}

@@ -42,6 +42,10 @@ class FitOptions:
             metric of which more is better.
         speed: with a platform as `target`, at most 1 / `speed` of the seconds a token that the
             dense weights take there, as `jm.speeds` predicts; `Fitted.speed` has the prediction.
+        activations: "int8": the inputs of products are rounded, too, each token in a range of its
+            own (`Dynamic`), and int8 meets the integers of the weights. Prompts, batches and
+            encoders run faster; one token alone does not. A table that is looked up as well, such
+            as a tied embedding, stays as it is.
         windows: the most windows (of 1,024 tokens, or the model's context) of `calibrate` that are
             read; None reads what each method takes.
 
@@ -49,7 +53,8 @@ class FitOptions:
         ValueError: `among` names no form for the weights that stay, or an unknown technique;
             `tune_steps` is negative; `windows` is less than 1; `target` is unknown, or given with
             another `among` than ("int",); `speed` is not positive, or given without a platform;
-            `judge` wants vectors of texts, or its metric is "wer".
+            `judge` wants vectors of texts, or its metric is "wer"; `activations` are something else
+            than "int8", or given with a file format, or with another `among` than ("int",).
 
     Example:
         >>> import jaxmem as jm
@@ -65,6 +70,7 @@ class FitOptions:
     target: Target | None = None
     judge: Task | None = None
     speed: float | None = None
+    activations: Literal["int8"] | None = None
 
     def __post_init__(self):
         check_fields(self, among=NAMES)
@@ -89,6 +95,12 @@ class FitOptions:
             )
         if self.target not in (None, *TARGETS):
             raise ValueError(f"target is {self.target!r}, expected {' or '.join(TARGETS)}")
+        if self.activations not in (None, "int8"):
+            raise ValueError(f"activations are {self.activations!r}, expected int8 or None")
+        if self.activations and self.target in FILE_TARGETS:
+            raise ValueError(f"activations in int8: a file for {self.target!r} does not say so")
+        if self.activations and self.among != INTEGERS:
+            raise ValueError(f"activations in int8 meet integers alone, and among is {self.among}")
         judge = self.judge
         if judge is not None and (judge.kind not in JUDGES or judge.metric == "wer"):
             raise ValueError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..codecs.codebook import CodebookArray
+from ..codecs.dynamic_quantization import DynamicArray
 from ..codecs.float_formats import FloatArray
 from ..codecs.integer import IntArray
 from ..codecs.low_rank import LowRankArray
@@ -53,6 +54,8 @@ def form(leaf: Any) -> ProductForm | None:
     if not is_encoded(leaf):
         dtype = jnp.dtype(leaf.dtype)
         return ProductForm(dtype.name, 8 * dtype.itemsize)
+    if isinstance(leaf, DynamicArray):  # its product with one row is that of the weight inside
+        return form(leaf.inner)
     if not isinstance(leaf, IntArray | CodebookArray | FloatArray):
         return None
     group = leaf.group if leaf.scale.shape[-2] > 1 else None

@@ -95,12 +95,13 @@ template <int kBits>
 struct FixedPoint {
   using Sums = DigitSums<kBits>;
 
-  float step;                     // NaN if an x is not finite, so that the products are NaN
+  float step = std::numeric_limits<float>::quiet_NaN();  // NaN if an x is not finite, so that the products are NaN
   std::vector<typename Sums::Vector> vectors;
   std::vector<Sums> starts;       // where the sums of each chunk start
   std::vector<Ints> joined_starts;  // the same as integers, if they fit
   std::vector<float> group_sums;  // Σ x of each group, as it is in fixed point
 
+  FixedPoint() = default;
   FixedPoint(const float* x, int64_t k, int64_t group_columns, const std::vector<Chunk>& chunks)
       : starts(chunks.size()), joined_starts(fits_int(kBits) ? chunks.size() : 0),
         group_sums(k ? (k + group_columns - 1) / group_columns : 0) {

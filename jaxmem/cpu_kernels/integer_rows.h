@@ -10,6 +10,7 @@
 #include "columns.h"
 #include "kept_columns.h"
 #include "packing.h"
+#include "rounded_inputs.h"
 #include "row_blocks.h"
 #include "simd.h"
 #include "stored_integers.h"
@@ -161,13 +162,27 @@ int far_rows_product(const IntegerRows& weight, const Inputs<8>& inputs, const B
   return step * kFarRows;
 }
 
+// Calls done(i, y) for each row i of x in panels, with 8 rows of the weight. Codes count less `middle`.
+template <int kBits, typename Inputs, typename Rows, typename Done>
+void panels_product(const Rows& rows, const Inputs& inputs, int middle, const EightFloats* scales, CodePanel* codes,
+                       const Done& done) {
+  constexpr bool kDigits = !std::is_same_v<Inputs, RoundedInputs>;
+  codes->read<kBits>(rows, inputs.chunks, inputs.pieces, middle);
+  EightFloats y[kPanelVectors * kWords];
+  for (const XPanel& panel : inputs.panels) {
+    any_panel_product<kDigits>(*codes, inputs.pieces, scales, panel, y);
+    for (int i = 0; i < panel.count; ++i) done(panel.first + i, y[i]);
+  }
+}
+
 // Calls done(i, row, y) for x's row i and the y of 8 rows of the weight from `row`, for rows
 // [first, last) of the weight; 8 divides their number, kBlockRows divides `first`.
-template <int kBits, typename Rows, typename Done>
-void whole_rows_product(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t first,
-                        int64_t last, const Done& done) {
+template <int kBits, typename Rows, typename Inputs, typename Done>
+void whole_rows_product(const IntegerRows& weight, const Inputs& inputs, int64_t first, int64_t last,
+                        const Done& done) {
   const int64_t groups = weight.groups(), m = inputs.rows.size();
   Block block;
+  CodePanel codes;
   block.scales.resize(groups * kBlockVectors);
   for (int64_t begin = first; begin < last; begin += kBlockRows) {
     const int64_t count = std::min<int64_t>(kBlockRows, last - begin);
@@ -176,8 +191,8 @@ void whole_rows_product(const IntegerRows& weight, const Inputs<kBits>& inputs, 
     else read_groups<kBits, float>(weight, inputs, begin, count, &block);
     const int eights = count / kByteRows;
     int v = 0;
-    if constexpr (kBits == 8 && std::is_same_v<Rows, AllColumns<8>>) {
-      v = far_rows_product(weight, inputs, block, begin, eights, done);
+    if constexpr (kBits == 8 && std::is_same_v<Rows, AllColumns<8>> && std::is_same_v<Inputs, jaxmem::Inputs<8>>) {
+      if (inputs.panels.empty()) v = far_rows_product(weight, inputs, block, begin, eights, done);
     }
     for (; v < eights; ++v) {
       const int64_t row = begin + v * kByteRows;
@@ -192,28 +207,36 @@ void whole_rows_product(const IntegerRows& weight, const Inputs<kBits>& inputs, 
         }
       }
       const EightFloats* scales = block.scales.data() + v * groups;
-      for (int64_t i = 0; i < m; ++i) {
-        const auto& x = inputs.rows[i];
-        Floats totals[kByteRows];
-        if constexpr (has_two_rows(kBits) && std::is_same_v<Rows, AllColumns<kBits>>) {
-          if (are_two_rows<kBits>(weight)) {
-            const EightFloats sums = two_rows_product(rows.fields[0], groups, scales, x, !weight.has_offsets());
-            done(i, row, (sums + block.y[i * kBlockVectors + v]) * x.step);
-            continue;
+      const auto add_offsets = [&](int64_t i, EightFloats sums) {
+        done(i, row, (sums + block.y[i * kBlockVectors + v]) * inputs.rows[i].step);
+      };
+      if (!inputs.panels.empty()) {
+        const int middle = static_cast<int>(subtracted_code<kBits>(weight));
+        panels_product<kBits>(rows, inputs, middle, scales, &codes, add_offsets);
+        continue;
+      }
+      if constexpr (!std::is_same_v<Inputs, RoundedInputs>) {
+        for (int64_t i = 0; i < m; ++i) {
+          const auto& x = inputs.rows[i];
+          if constexpr (has_two_rows(kBits) && std::is_same_v<Rows, AllColumns<kBits>>) {
+            if (are_two_rows<kBits>(weight)) {
+              add_offsets(i, two_rows_product(rows.fields[0], groups, scales, x, !weight.has_offsets()));
+              continue;
+            }
           }
+          Floats totals[kByteRows];
+          with_rows_product<kBits>(weight.k, weight.group, inputs.chunks, x, [&](const auto& product) {
+            eight_rows<kBits>(rows, reinterpret_cast<const float*>(scales), totals, product);
+          });
+          add_offsets(i, sums_of_lanes(totals));
         }
-        with_rows_product<kBits>(weight.k, weight.group, inputs.chunks, x, [&](const auto& product) {
-          eight_rows<kBits>(rows, reinterpret_cast<const float*>(scales), totals, product);
-        });
-        done(i, row, (sums_of_lanes(totals) + block.y[i * kBlockVectors + v]) * x.step);
       }
     }
   }
 }
 
-template <int kBits, typename Rows>
-void rows_range_product(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t first,
-                        int64_t last, float* y) {
+template <int kBits, typename Rows, typename Inputs>
+void rows_range_product(const IntegerRows& weight, const Inputs& inputs, int64_t first, int64_t last, float* y) {
   const int64_t n = weight.n, whole = last / kByteRows * kByteRows;
   whole_rows_product<kBits, Rows>(weight, inputs, first, whole, [&](int64_t i, int64_t row, EightFloats values) {
     store(y + i * n + row, values);
@@ -226,9 +249,8 @@ void rows_range_product(const IntegerRows& weight, const Inputs<kBits>& inputs, 
 }
 
 // y (m, n) in rows [first, last) of the weight; kBlockRows divides `first`.
-template <int kBits>
-void integer_product(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t first,
-                     int64_t last, float* y) {
+template <int kBits, typename Inputs>
+void integer_product(const IntegerRows& weight, const Inputs& inputs, int64_t first, int64_t last, float* y) {
   if constexpr (has_kept_columns(kBits)) {
     if (weight.patterns[0]) return rows_range_product<kBits, KeptColumns<kBits>>(weight, inputs, first, last, y);
   }

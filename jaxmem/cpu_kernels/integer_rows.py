@@ -1,5 +1,6 @@
 """integer_rows_product: rows of x times packed integers, by the compiled library on a CPU."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,12 @@ from .few_rows import few_rows_product
 
 # Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
 ONE_GROUP_ROWS = {"avx512-vnni": math.inf, "avx2": 32, "baseline": 2}  # with one scale a row
+LONG_GROUP_ROWS = {"avx512-vnni": math.inf, "avx2": 4, "baseline": 2}  # for 64 weights or more
 GROUP_ROWS = {"avx512-vnni": 8, "avx2": 4, "baseline": 2}
-KEPT_ROWS = {"avx2": 8, "baseline": 2}  # with 2 of every 4 weights
+LONG_GROUP = 64
+# From so many rows of x on, the library is faster with 8 bits of x than with all of them.
+ROUNDED_ROWS = 8
+KEPT_ROWS = {"avx512-vnni": math.inf, "avx2": 8, "baseline": 2}  # with 2 of every 4 weights
 
 
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
@@ -31,9 +36,22 @@ def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], 
 
     `otherwise(x, leaf)` is the product elsewhere (see `few_rows_product`).
     """
-    one_group = _stored(leaf)[0].scale.shape[-2] == 1
-    most_rows = ONE_GROUP_ROWS if one_group else GROUP_ROWS
+    stored = _stored(leaf)[0]
+    if stored.scale.shape[-2] == 1:
+        most_rows = ONE_GROUP_ROWS
+    else:
+        most_rows = LONG_GROUP_ROWS if stored.group >= LONG_GROUP else GROUP_ROWS
     return few_rows_product(_call, most_rows, x, leaf, otherwise)
+
+
+def rounded_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
+    """`integer_rows_product` of x (m, k) f32 rounded to int8, with a range for each row.
+
+    The codes of x are those of `Dynamic`. Sums of products of codes are exact; so the error is that
+    of rounding x, plus that of f32 sums over the groups. There are at least `ROUNDED_ROWS` rows.
+    """
+    most_rows = {"avx512-vnni": math.inf, "avx2": math.inf, "baseline": 0}
+    return few_rows_product(functools.partial(_call, rounds=True), most_rows, x, leaf, otherwise)
 
 
 def kept_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
@@ -52,7 +70,7 @@ def _stored(leaf):
     return (leaf.coded() if hasattr(leaf, "coded") else leaf), layer
 
 
-def _call(x, leaf, patterns=()):
+def _call(x, leaf, patterns=(), rounds=False):
     """The library's product; `patterns` are the bit fields of the patterns if 2:4 are kept."""
     leaf, layer = _stored(leaf)
     shape = jax.ShapeDtypeStruct((x.shape[0], leaf.scale.shape[-1]), jnp.float32)
@@ -71,5 +89,5 @@ def _call(x, leaf, patterns=()):
         all_half = {a.dtype for a in (scale, low) if a is not None} == {jnp.dtype(jnp.float16)}
         dtype = jnp.float16 if all_half else jnp.float32
         scale, fields = scale.astype(dtype), fields if low is None else (*fields, low.astype(dtype))
-    attributes |= dict(has_low=low is not None, in_stack=bool(layers))
+    attributes |= dict(has_low=low is not None, in_stack=bool(layers), rounds=rounds)
     return product(x.astype(jnp.float32), scale, *fields, *layers, **attributes)

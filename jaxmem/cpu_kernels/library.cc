@@ -16,25 +16,34 @@
 namespace jaxmem {
 
 constexpr int64_t kPartWeights = 1 << 15;  // weights that are worth a thread
-constexpr int64_t kInputRows = 32;         // rows of x whose fixed point stays in a core's second cache
+constexpr int64_t kBatches = 8;            // of rows of x that are read together
 
-// Calls run(first, last) for parts of n rows of k weights each, which threads share.
+// Calls run(batch, first, last) for each of some batches of x and parts of n rows of k weights each, which
+// threads share.
 template <typename Run>
-void for_rows(ffi::ThreadPool& pool, int64_t n, int64_t k, const Run& run) {
+void for_rows(ffi::ThreadPool& pool, int64_t batches, int64_t n, int64_t k, const Run& run) {
   const int64_t threads = pool.num_threads();
   const int64_t most_parts = std::max<int64_t>(1, n * k / kPartWeights);
-  const int64_t parts = threads > 1 ? std::min(4 * threads, most_parts) : 1;
-  const int64_t rows = (n / parts / kBlockRows + 1) * kBlockRows;
-  parallel_for(pool, threads, (n + rows - 1) / rows,
-               [&](int64_t i) { run(i * rows, std::min(n, (i + 1) * rows)); });
+  const int64_t parts = threads > 1 ? std::min((4 * threads + batches - 1) / batches, most_parts) : 1;
+  const int64_t rows = (n / parts / kBlockRows + 1) * kBlockRows, count = (n + rows - 1) / rows;
+  parallel_for(pool, threads, batches * count, [&](int64_t i) {
+    const int64_t first = i / batches * rows;
+    run(i % batches, first, std::min(n, first + rows));
+  });
 }
 
-template <int kBits>
+// y (m, n) by integer_product<kBits>, where x is read as `Inputs`.
+template <int kBits, typename Inputs>
 void multiply(ffi::ThreadPool& pool, const IntegerRows& weight, const float* x, int64_t m, float* y) {
-  for (int64_t i = 0; i < m; i += kInputRows) {
-    const Inputs<kBits> inputs(x + i * weight.k, std::min(kInputRows, m - i), weight);
-    for_rows(pool, weight.n, weight.k, [&](int64_t first, int64_t last) {
-      integer_product(weight, inputs, first, last, y + i * weight.n);
+  const auto each = [&](int64_t count, const auto& run) { parallel_for(pool, pool.num_threads(), count, run); };
+  for (int64_t begin = 0; begin < m; begin += kBatches * Inputs::kRows) {
+    std::vector<Inputs> inputs;
+    for (int64_t i = begin; i < std::min(m, begin + kBatches * Inputs::kRows); i += Inputs::kRows) {
+      inputs.emplace_back(x + i * weight.k, std::min<int64_t>(Inputs::kRows, m - i), m, weight, each);
+    }
+    for_rows(pool, inputs.size(), weight.n, weight.k, [&](int64_t batch, int64_t first, int64_t last) {
+      const int64_t row = begin + batch * Inputs::kRows;
+      integer_product<kBits>(weight, inputs[batch], first, last, y + row * weight.n);
     });
   }
 }
@@ -43,11 +52,11 @@ void multiply(ffi::ThreadPool& pool, const IntegerRows& weight, const float* x, 
 // those of the patterns, if 2 of every 4 columns are kept, then what the smallest code of each group means,
 // if `has_low`. If `scale_bits` is not 0, scales (and what smallest codes mean) are codes of so many bits,
 // whose units stand in their place; their fields come next. If all these are stacks of layers, the last of
-// `arrays` is the layer, (1, 1) int32.
+// `arrays` is the layer, (1, 1) int32. If `rounds`, x is rounded to 8 bits first.
 ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale,
                         ffi::RemainingArgs arrays, ffi::Result<ffi::AnyBuffer> y, int64_t bits,
                         int64_t group, bool is_kept, bool has_low, int64_t scale_bits, int64_t scale_middle,
-                        int64_t scale_group, bool in_stack) {
+                        int64_t scale_group, bool in_stack, bool rounds) {
   const auto sizes = y->dimensions(), x_sizes = x.dimensions();
   const size_t rank = sizes.size();
   const bool coded = scale_bits != 0;
@@ -107,7 +116,10 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
     }
     const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
-    with_bits(weight.bits, [&](auto b) { multiply<decltype(b)::value>(pool, weight, rows, m, out); });
+    with_bits(weight.bits, [&](auto b) {
+      if (rounds) multiply<decltype(b)::value, RoundedInputs>(pool, weight, rows, m, out);
+      else multiply<decltype(b)::value, Inputs<decltype(b)::value>>(pool, weight, rows, m, out);
+    });
   });
   return ffi::Error::Success();
 }
@@ -145,7 +157,7 @@ ffi::Error scaled_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer sc
     const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
     with_inputs(weight, rows, m, [&](const auto& x) {
-      for_rows(pool, n, k, [&](int64_t first, int64_t last) {
+      for_rows(pool, 1, n, k, [&](int64_t, int64_t first, int64_t last) {
         scaled_product(weight, x, m, first, last, out);
       });
     });
@@ -284,7 +296,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_integer_rows, jaxmem::integer_rows,
                                   .Attr<int64_t>("scale_bits")
                                   .Attr<int64_t>("scale_middle")
                                   .Attr<int64_t>("scale_group")
-                                  .Attr<bool>("in_stack"));
+                                  .Attr<bool>("in_stack")
+                                  .Attr<bool>("rounds"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_scaled_rows, jaxmem::scaled_rows,
                               ffi::Ffi::Bind()

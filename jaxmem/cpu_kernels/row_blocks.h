@@ -1,12 +1,14 @@
 // Scales and offsets of a block of rows of integer codes, read in vectors of 8 rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 #include "columns.h"
 #include "packing.h"
+#include "panels.h"
 #include "simd.h"
 #include "stored_integers.h"
 #include "two_rows.h"
@@ -21,15 +23,30 @@ struct Block {
   std::vector<uint8_t> bytes;       // codes of the scales of 8 rows
 };
 
-// x (m, k) as a product with a weight of kBits bits reads it.
+// x (m, k) as a product with a weight of kBits bits reads it: in panels, or row by row.
 template <int kBits>
 struct Inputs {
-  std::vector<Chunk> chunks;
-  std::vector<FixedPoint<kBits>> rows;
+  static constexpr int kRows = 4 * kWords;  // that a core multiplies with a block of codes
 
-  Inputs(const float* x, int64_t m, const IntegerRows& weight)
-      : chunks(chunks_of(weight.k, weight.group, DigitSums<kBits>::kMostVectors * kLanes)) {
-    for (int64_t i = 0; i < m; ++i) rows.emplace_back(x + i * weight.k, weight.k, weight.group, chunks);
+  std::vector<Chunk> chunks;
+  std::vector<Piece> pieces;
+  std::vector<FixedPoint<kBits>> rows;
+  std::vector<XPanel> panels;
+
+  // `each(count, run)` calls run(i) for i from 0 to `count`; x is part of an x of `all` rows.
+  template <typename Each>
+  Inputs(const float* x, int64_t m, int64_t all, const IntegerRows& weight, const Each& each)
+      : chunks(chunks_of(weight.k, weight.group, DigitSums<kBits>::kMostVectors * kLanes)), rows(m) {
+    each(m, [&](int64_t i) { rows[i] = FixedPoint<kBits>(x + i * weight.k, weight.k, weight.group, chunks); });
+    if constexpr (kDigitPanels) {
+      if (!are_in_panels(all, weight.k)) return;
+      pieces = pieces_of(chunks, weight.group);
+      panels.resize((m + kWords - 1) / kWords);
+      each(panels.size(), [&](int64_t p) {
+        const int64_t first = p * kWords;
+        panels[p] = digit_panel(&rows[first], first, static_cast<int>(std::min<int64_t>(kWords, m - first)));
+      });
+    }
   }
 };
 
@@ -62,8 +79,8 @@ JAXMEM_INLINE EightFloats eight_zeros(const uint8_t* const* fields, int64_t v, f
 }
 
 // Subtracts from the y of 8 rows, y (m, kBlockVectors), what a group's offsets take from their products.
-template <int kBits>
-JAXMEM_INLINE void subtract_offsets(EightFloats offsets, int64_t g, const Inputs<kBits>& inputs, EightFloats* y) {
+template <typename Inputs>
+JAXMEM_INLINE void subtract_offsets(EightFloats offsets, int64_t g, const Inputs& inputs, EightFloats* y) {
   for (const auto& x : inputs.rows) {
     *y -= offsets * x.group_sums[g];
     y += kBlockVectors;
@@ -71,8 +88,8 @@ JAXMEM_INLINE void subtract_offsets(EightFloats offsets, int64_t g, const Inputs
 }
 
 // Reads the groups of `rows` rows from `row` on, a multiple of 8 and at most kBlockRows.
-template <int kBits, typename Number>
-void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t row, int64_t rows,
+template <int kBits, typename Number, typename Inputs>
+void read_groups(const IntegerRows& weight, const Inputs& inputs, int64_t row, int64_t rows,
                  Block* block) {
   const float middle = subtracted_code<kBits>(weight);
   const int64_t groups = weight.groups();
@@ -113,8 +130,8 @@ void read_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t
 }
 
 // The same where scales are codes.
-template <int kBits>
-void read_coded_groups(const IntegerRows& weight, const Inputs<kBits>& inputs, int64_t row, int64_t rows,
+template <int kBits, typename Inputs>
+void read_coded_groups(const IntegerRows& weight, const Inputs& inputs, int64_t row, int64_t rows,
                        Block* block) {
   const float middle = subtracted_code<kBits>(weight);
   const int64_t groups = weight.groups();

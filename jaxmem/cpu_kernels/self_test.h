@@ -129,16 +129,30 @@ struct RandomRows {
   }
 };
 
-// Whether the product of (m, k) random numbers is that of a plain loop.
+// Whether the product of (m, k) random numbers, rounded to 8 bits if `rounds`, is that of a plain loop.
 inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, Offsets offsets,
-                     bool is_kept, int scale_bits, std::mt19937& random) {
+                     bool is_kept, int scale_bits, bool rounds, std::mt19937& random) {
   const RandomRows rows(bits, n, k, group, offsets, is_kept, scale_bits, random);
   std::vector<float> x(m * k), y(m * n, NAN);
   for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;
   with_bits(bits, [&](auto b) {
-    const Inputs<decltype(b)::value> inputs(x.data(), m, rows.weight);
-    integer_product(rows.weight, inputs, 0, n, y.data());
+    constexpr int kBits = decltype(b)::value;
+    const auto each = [](int64_t count, const auto& run) {
+      for (int64_t i = 0; i < count; ++i) run(i);
+    };
+    if (rounds) integer_product<kBits>(rows.weight, RoundedInputs(x.data(), m, m, rows.weight, each), 0, n, y.data());
+    else integer_product<kBits>(rows.weight, Inputs<kBits>(x.data(), m, m, rows.weight, each), 0, n, y.data());
   });
+  for (int64_t i = 0; rounds && k && i < m; ++i) {
+    float* row = x.data() + i * k;
+    const float low = std::min(0.0f, *std::min_element(row, row + k)), high = std::max(0.0f, *std::max_element(row, row + k));
+    const float range = (high - low) / 255, step = range == 0 ? 1 : range;
+    const float zero = std::nearbyint(-low / step) - 128;
+    for (int64_t column = 0; column < k; ++column) {
+      const float code = std::min(127.0f, std::max(-128.0f, std::nearbyint(row[column] / step) + zero));
+      row[column] = (code - zero) * step;
+    }
+  }
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t row = 0; row < n; ++row) {
       double sum = 0, size = 0;
@@ -238,15 +252,17 @@ inline std::string self_test() {
       {1, 1, 1, 1}, {1, 9, 70, 70}, {2, 131, 300, 64}, {1, 7, 33, 5}, {3, 16, 512, 128},
       {0, 8, 32, 32}, {1, 0, 32, 32}, {1, 8, 0, 1}, {1, 2, 5000, 5000},
       {2, 9, 96, 32}, {1, 9, 128, 64}, {1, 17, 150, 32}, {1, 8, 72, 32}, {1, 9, 44, 16}, {1, 9, 28, 8},
+      {59, 9, 150, 32}, {25, 131, 300, 300},
   };
   for (int bits = 2; bits <= 8; ++bits) {
     for (const auto& [m, n, k, group] : shapes) {
       for (const Offsets offsets : {Offsets::kNone, Offsets::kZeros, Offsets::kLow}) {
         const bool plain = offsets == Offsets::kNone, is_kept = has_kept_columns(bits) && plain;
         const int scale_bits = offsets == Offsets::kZeros ? 0 : n % 3 == 0 ? 8 : n % 3 == 1 ? 6 : 4;
-        if (!is_right(bits, m, n, k, group, offsets, false, 0, random) ||
-            scale_bits && !is_right(bits, m, n, k, group, offsets, false, scale_bits, random) ||
-            is_kept && !is_right(bits, m, n, k / 4 * 4, 4 * group, offsets, true, 0, random)) {
+        if (!is_right(bits, m, n, k, group, offsets, false, 0, false, random) ||
+            !is_right(bits, m, n, k, group, offsets, false, 0, true, random) ||
+            scale_bits && !is_right(bits, m, n, k, group, offsets, false, scale_bits, false, random) ||
+            is_kept && !is_right(bits, m, n, k / 4 * 4, 4 * group, offsets, true, 0, false, random)) {
           return std::to_string(bits) + " bits, (" + std::to_string(m) + ", " + std::to_string(k) +
                  ") times (" + std::to_string(k) + ", " + std::to_string(n) + ") in groups of " +
                  std::to_string(group) + (offsets == Offsets::kZeros ? " with zero points" : offsets == Offsets::kLow ? " with offsets" : "");

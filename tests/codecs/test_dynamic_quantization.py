@@ -51,6 +51,15 @@ def test_a_row_of_integers_is_multiplied_by_the_library():
     assert "jaxmem_integer_rows" in program and "xi8>, tensor" not in program
 
 
+@pytest.mark.skipif(jm.native().instruction_set in (None, "baseline"), reason="no such product")
+def test_many_rows_are_rounded_by_the_library_and_those_with_fixed_ranges_are_not():
+    x, enc = weight(9, 48, seed=1), {"w": jm.Dynamic(jm.Int(8)).encode(weight(48, 24))}
+    run = jm.lift(lambda w, x: x @ w["w"])
+    fixed = jm.static(enc, run, [(x,)])
+    is_rounded = lambda w: "rounds = true" in jax.jit(run).lower(w, x).as_text()
+    assert is_rounded(enc) and not is_rounded(fixed)
+
+
 def test_second_derivatives_go_straight_through_the_rounding():
     leaf, x, v = (
         jm.Dynamic(jm.Int(8)).encode(weight(2, 24, 8)),

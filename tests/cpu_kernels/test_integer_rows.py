@@ -12,8 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
+from jaxmem.codecs.dynamic_quantization import rounded
 from jaxmem.core.lifting import lift_inference
-from jaxmem.cpu_kernels.integer_rows import integer_rows_product
+from jaxmem.cpu_kernels.integer_rows import _call, integer_rows_product, rounded_rows_product
 
 pytestmark = pytest.mark.skipif(jm.native().instruction_set is None, reason=jm.native().reason)
 
@@ -53,6 +54,30 @@ def assert_is_the_product(y, x, leaf):
 def test_the_compiled_product_is_that_with_the_decoded_weight(bits, m, n, k, group, symmetric):
     leaf, x = random_leaf(bits, n, k, group, symmetric), random_x(m, k)
     assert_is_the_product(product(x, leaf), x, leaf)
+
+
+@pytest.mark.parametrize("bits, group", [(8, None), (4, 64)])
+def test_what_a_row_among_many_gives_does_not_depend_on_its_place(bits, group):
+    leaf, x = random_leaf(bits, 24, 128, group, False), random_x(70, 128)  # not whole panels
+    y = jax.jit(_call)(x, leaf)
+    assert_is_the_product(y, x, leaf)
+    order = np.random.default_rng(0).permutation(len(x))
+    np.testing.assert_array_equal(jax.jit(_call)(x[order], leaf), y[order])
+
+
+@pytest.mark.parametrize("bits, group", [(8, None), (5, 40), (4, 32)])
+@pytest.mark.parametrize("rows", [8, 70])
+def test_rounded_rows_are_those_that_dynamic_rounds(bits, group, rows):
+    leaf, x = random_leaf(bits, 21, 150, group, False), random_x(rows, 150) + 0.3
+    y = rounded_rows_product(x, leaf, lambda x, leaf: x @ leaf.rows().T + jnp.nan)
+    expected = rounded(x, jm.Dynamic(jm.Int(bits)).encode(jnp.ones((150, 21))))
+    np.testing.assert_allclose(y, expected @ leaf.rows().T, rtol=1e-5, atol=1e-4)
+
+
+def test_a_row_that_is_not_finite_is_rounded_to_nan_and_a_row_of_zeros_to_zeros():
+    leaf, x = random_leaf(8, 8, 32), random_x(9, 32).at[1, 3].set(jnp.inf).at[2].set(0.0)
+    y = rounded_rows_product(x, leaf, decoded)
+    assert jnp.isnan(y[1]).all() and (y[2] == 0).all() and jnp.isfinite(y[3:]).all()
 
 
 @pytest.mark.parametrize("rows, group, is_compiled", [(2, 16, True), (9, 16, False), (2, 32, True)])
