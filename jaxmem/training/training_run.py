@@ -29,6 +29,7 @@ from ..planner.train_and_serve_steps import Built, build, default_optimizer
 from .checked_batch import checked_batch, placed
 from .first_batch import first_batch_hash
 from .held_out_loss import HeldOut
+from .resumable_batches import is_resumable, resumable
 from .training_options import TrainingOptions
 from .training_result import Trained
 
@@ -38,8 +39,9 @@ MOST_SKIPPED = 10  # steps in a row
 
 
 _BATCHES = Kind(
-    "an endless iterator of batches with state() and restore(state), such as jm.data.Batches",
-    lambda x: all(hasattr(x, name) for name in ("__next__", "state", "restore")),
+    "an endless iterator of batches with state() and restore(state), such as jm.data.Batches, or "
+    "one of grain",
+    is_resumable,
 )
 _HELD_OUT = Kind("token ids (tokens,), or None", lambda x: x is None or ROW_OF_INTEGERS.accepts(x))
 
@@ -69,8 +71,9 @@ def run(
     Args:
         model: a decoder with dense weights, such as `jm.models.load` or `jm.training.fresh` gives;
             or an encoder with the head of a masked language model, on `jm.data.MaskedBatches`.
-        batches: `jm.data.Batches`, or another iterator with its methods `state` and `restore`. A
-            batch has `recipe.batch` rows of `recipe.seq` tokens, or one of many processes has its
+        batches: `jm.data.Batches`, or another endless iterator with its methods `state` and
+            `restore`, or one of grain, such as `iter(dataset.repeat().to_iter_dataset())`. A batch
+            has `recipe.batch` rows of `recipe.seq` tokens, or one of many processes has its
             share of them, as `Batches(shard=)` gives: ids (rows, tokens), or a dict of
             "ids", "segments", "positions" and "mask". Rows of several texts, with padding, or of
             which something is not learnt want a recipe that is `packed`.
@@ -96,7 +99,7 @@ def run(
         raise ValueError("the recipe is one to serve, expected one to train or of lora")
     if options.evaluate_every is not None and held_out is None:
         raise ValueError("evaluate_every wants held_out, the text whose loss is measured")
-    out = pathlib.Path(out)
+    out, batches = pathlib.Path(out), resumable(batches)
     mesh = _mesh(recipe, mesh)
     built = build(
         recipe,

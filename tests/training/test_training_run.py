@@ -67,6 +67,25 @@ def test_a_run_that_was_stopped_continues_to_the_same_losses(model, tmp_path):
     assert [r["loss"] for r in parts.history] == [r["loss"] for r in whole.history]
 
 
+def test_batches_of_grain_are_read_and_a_run_of_them_continues(model, tmp_path):
+    grain = pytest.importorskip("grain")
+    rows = jm.data.PackedRows([TEXT], 16, longer="split")
+    stream = grain.MapDataset.source(rows).shuffle(seed=0).repeat().batch(2).to_iter_dataset()
+
+    def stop(step, steps, numbers):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    options = TrainingOptions(8, learning_rate=0.02, save_every=2)
+    go = lambda name, **more: run(
+        model, iter(stream), RECIPE, out=tmp_path / name, options=options, **more
+    )
+    with pytest.raises(KeyboardInterrupt):
+        go("parts", progress=stop)
+    losses = [[row["loss"] for row in go(name).history] for name in ("parts", "whole")]
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]
+
+
 def test_steps_that_are_not_finite_change_nothing_and_ten_end_the_run(model, tmp_path):
     spoiled = {**model.params, "final_norm": {"scale": jnp.full((16,), jnp.nan)}}
     broken = dataclasses.replace(model, tensors=spoiled)
