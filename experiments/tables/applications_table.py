@@ -22,6 +22,13 @@ def searches():
         yield f"{name} | {r['bytes']:,} | {bits(r)} | {found} | {answers}"
 
 
+def languages():
+    for name, r in rows_of("calibrate_languages.json"):
+        kl = [f"{r['kl'][text]['mean']:.3f}" for text in ("wikitext2", "sst2", "tnews", "eprstmt")]
+        means = f"{r['kl_en']:.3f} | {r['kl_zh']:.3f} | {r['zh_over_en']:.2f}"
+        yield f"{name} | {r['bytes']:,} | {' | '.join(kl)} | {means} | {r['changed']:.0%}"
+
+
 def flipped():
     rates = ("1e-05", "0.0001", "0.001")
     cell = lambda x: "" if x["kl"] is None else f"{x['kl']:.4f}"
@@ -33,6 +40,8 @@ def flipped():
 
 TABLES = {
     searches: " | bytes | bits a weight | nDCG@10 | first ten | SST-2 | changed | ECE",
+    languages: "calibrated on | bytes | WikiText-2 | SST-2 | tnews | eprstmt | English | "
+    "Chinese | ratio | changed",
     flipped: " | part | 1e-5 | 1e-4 | 1e-3",
 }
 
