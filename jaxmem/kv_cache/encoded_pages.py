@@ -15,7 +15,7 @@ from .quantized import packed_codes, rounded
 def encode_pages(keys: Array, values: Array, bits: int, beside: bool) -> PageStore:
     """Pages of keys and values (..., P, h) in `bits` bits, as a `PageStore` holds them.
 
-    Codes are (..., P · bits / 8, h); the ranges of keys (..., h) and of values (..., P), in f16.
+    Codes are (..., P · bits / 8, h), and ranges in f16 (..., 2h + 2P): `split_ranges` parts them.
     With `beside` the codes of values are beside those of keys.
 
     Error: |x − decoded x| ≤ range/(2^bits − 1)/2 + 2^-10 · (|low| + range), the second for f16.
@@ -23,22 +23,31 @@ def encode_pages(keys: Array, values: Array, bits: int, beside: bool) -> PageSto
     Example:
         >>> x = jnp.linspace(-1, 1, 64).reshape(8, 8)
         >>> page = encode_pages(x, x, 4, beside=True)
-        >>> page.keys.shape, page.key_step.shape, page.value_step.shape
-        ((4, 16), (8,), (8,))
+        >>> page.keys.shape, page.ranges.shape
+        ((4, 16), (32,))
     """
-    keys, key_step, key_low = rounded(keys, bits, -2)
-    values, value_step, value_low = rounded(values, bits, -1)
+    keys, *of_keys = rounded(keys, bits, -2)
+    values, *of_values = rounded(values, bits, -1)
+    ranges = [*(x[..., 0, :] for x in of_keys), *(x[..., 0] for x in of_values)]
     if beside:
         keys, values = jnp.concatenate([keys, values], -1), None
     pack = lambda codes: None if codes is None else packed_codes(codes, bits, -2)
-    return PageStore(
-        keys=pack(keys),
-        values=pack(values),
-        key_step=key_step[..., 0, :],
-        key_low=key_low[..., 0, :],
-        value_step=value_step[..., 0],
-        value_low=value_low[..., 0],
-    )
+    return PageStore(pack(keys), pack(values), jnp.concatenate(ranges, -1))
+
+
+def split_ranges(page: PageStore) -> tuple[Array, Array, Array, Array]:
+    """Step and low of the keys (..., h), step and low of the values (..., P), in f32.
+
+    Example:
+        >>> x = jnp.arange(64.0).reshape(8, 8)
+        >>> page = encode_pages(x, x, 8, beside=True)
+        >>> [float(part[0]) for part in split_ranges(page)]  # 0 to 56, and 0 to 7
+        [0.2196044921875, 0.0, 0.0274505615234375, 0.0]
+    """
+    width = page.keys.shape[-1] // (2 if page.values is None else 1)
+    size = page.ranges.shape[-1] // 2 - width
+    ranges = page.ranges.astype(jnp.float32)
+    return tuple(jnp.split(ranges, (width, 2 * width, 2 * width + size), -1))
 
 
 def decode_pages(page: PageStore, bits: int) -> tuple[Array, Array]:
@@ -55,10 +64,10 @@ def decode_pages(page: PageStore, bits: int) -> tuple[Array, Array]:
         keys, values = jnp.split(keys, 2, -1)
     else:
         values = unpacked_codes(page.values, bits)
-    f32 = lambda x: x.astype(jnp.float32)
-    keys = f32(keys) * f32(page.key_step)[..., None, :] + f32(page.key_low)[..., None, :]
-    values = f32(values) * f32(page.value_step)[..., None] + f32(page.value_low)[..., None]
-    return keys, values
+    keys, values = keys.astype(jnp.float32), values.astype(jnp.float32)
+    key_step, key_low, value_step, value_low = split_ranges(page)
+    keys = keys * key_step[..., None, :] + key_low[..., None, :]
+    return keys, values * value_step[..., None] + value_low[..., None]
 
 
 def unpacked_codes(packed: Array, bits: int) -> Array:

@@ -168,11 +168,9 @@ class PageStore:
     # L layers of a group
     keys: Array  # (L, N, K, P, h), or (L, N, K, P, 2h) with the values of a token after its key
     values: Array | None  # (L, N, K, P, h), or None
-    # Of codes: P · bits / 8 in place of P, and ranges in f16.
-    key_step: Array | None = None  # (L, N, K, h)
-    key_low: Array | None = None
-    value_step: Array | None = None  # (L, N, K, P)
-    value_low: Array | None = None
+    # Of codes: P · bits / 8 in place of P, and in f16 the step and low of each channel of keys, and
+    # of each token's value: (L, N, K, 2h + 2P). Arrays of 64 lanes would be copied as above.
+    ranges: Array | None = None
 
     @property
     def pages(self) -> int:
@@ -255,14 +253,11 @@ def empty_store(
 ) -> PageStore:
     """Pages of zeros for `sizes` (L, N, K) and heads of width h; page 0 is one of the N."""
     zeros = lambda *shape: jnp.zeros((*sizes, *shape), dtype)
-    half = lambda size: jnp.zeros((*sizes, size), jnp.float16)
-    tokens, size = options.size, options.size
-    ranges = {}
+    tokens, ranges = options.size, None
     if options.bits:
         zeros = lambda *shape: jnp.zeros((*sizes, *shape), jnp.uint8)
-        tokens = size * options.bits // 8
-        ranges = {name: half(width) for name in ("key_step", "key_low")}
-        ranges |= {name: half(size) for name in ("value_step", "value_low")}
+        tokens = tokens * options.bits // 8
+        ranges = jnp.zeros((*sizes, 2 * width + 2 * options.size), jnp.float16)
     if width < LANES:
-        return PageStore(zeros(tokens, 2 * width), None, **ranges)
-    return PageStore(zeros(tokens, width), zeros(tokens, width), **ranges)
+        return PageStore(zeros(tokens, 2 * width), None, ranges)
+    return PageStore(zeros(tokens, width), zeros(tokens, width), ranges)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.arguments import Kind, takes
-from .encoded_pages import unpacked_codes
+from .encoded_pages import split_ranges, unpacked_codes
 from .page_pool import PagePool, PageStore
 from .quantized import packed_codes
 
@@ -61,9 +61,9 @@ def fewer_bits(pages: Any, bits: int) -> Any:
 
 def _bits_of(store: PageStore) -> int:
     """The bits of the codes of pages."""
-    if store.key_step is None:
+    if store.ranges is None:
         raise ValueError("the pages hold floats, expected codes: jm.Pages(8)")
-    return 8 * store.keys.shape[-2] // store.value_step.shape[-1]
+    return 8 * store.keys.shape[-2] // split_ranges(store)[2].shape[-1]
 
 
 @functools.partial(jax.jit, static_argnames=("had", "bits"))
@@ -73,13 +73,9 @@ def _fewer(store: PageStore, had: int, bits: int) -> PageStore:
     def codes(x: Array | None) -> Array | None:
         return None if x is None else packed_codes(unpacked_codes(x, had) >> lost, bits, -2)
 
-    def ranges(step: Array, low: Array) -> tuple[Array, Array]:
-        wide = step.astype(jnp.float32)
-        middle = low.astype(jnp.float32) + wide * ((2**lost - 1) / 2)
-        return (wide * 2**lost).astype(step.dtype), middle.astype(low.dtype)
-
-    key_step, key_low = ranges(store.key_step, store.key_low)
-    value_step, value_low = ranges(store.value_step, store.value_low)
-    return PageStore(
-        codes(store.keys), codes(store.values), key_step, key_low, value_step, value_low
-    )
+    key_step, key_low, value_step, value_low = split_ranges(store)
+    middle = (2**lost - 1) / 2
+    parts = [key_step * 2**lost, key_low + key_step * middle]
+    parts += [value_step * 2**lost, value_low + value_step * middle]
+    ranges = jnp.concatenate(parts, -1).astype(store.ranges.dtype)
+    return PageStore(codes(store.keys), codes(store.values), ranges)

@@ -15,7 +15,7 @@ from ..core.hadamard import hadamard
 from ..cpu_kernels.attended_pages import attended_pages
 from .attention_scores import PLAIN, ScoreTerms, per_head_product
 from .encoded_page_writes import write_encoded
-from .encoded_pages import unpacked_codes
+from .encoded_pages import split_ranges, unpacked_codes
 from .head_rotation import rotated_heads
 from .online_softmax import Queries, SoftmaxSums, chosen
 from .page_pool import PagePool, PageStore
@@ -190,20 +190,20 @@ def _read_floats(page: PageStore, rows: Array, is_there: Array, bits: Any = None
 
 def _read_codes(page: PageStore, rows: Array, is_there: Array, bits: int):
     """The same of a page of codes, which is full: codes are multiplied, and no page is decoded."""
-    f32 = lambda x: x.astype(jnp.float32)
-    dtype, width = rows.dtype, page.key_step.shape[-1]
+    key_step, key_low, value_step, value_low = (x[:, :, None] for x in split_ranges(page))
+    dtype, width = rows.dtype, key_step.shape[-1]
     codes = lambda packed: unpacked_codes(packed, bits).astype(dtype)
     keys = codes(page.keys)
     values = keys if page.values is None else codes(page.values)
-    q = f32(rows[..., :width])
-    scaled = (q * f32(page.key_step)[:, :, None]).astype(dtype)
+    q = rows[..., :width].astype(jnp.float32)
+    scaled = (q * key_step).astype(dtype)
     scaled = jnp.pad(scaled, ((0, 0), (0, 0), (0, 0), (0, rows.shape[-1] - width)))
-    low = (q * f32(page.key_low)[:, :, None]).sum(-1, keepdims=True)  # (B, K, R, 1)
+    low = (q * key_low).sum(-1, keepdims=True)  # (B, K, R, 1)
     products = per_head_product(scaled, keys, 3) + low
 
     def mix(shares):
-        parts = (shares * f32(page.value_step)[:, :, None]).astype(dtype)
-        low = (shares * f32(page.value_low)[:, :, None]).sum(-1, keepdims=True)
+        parts = (shares * value_step).astype(dtype)
+        low = (shares * value_low).sum(-1, keepdims=True)
         return per_head_product(parts, values, 2) + low
 
     return products, mix
