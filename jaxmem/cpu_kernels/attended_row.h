@@ -31,27 +31,44 @@ inline void add_scaled(const float* x, float factor, int64_t width, float* y) {
 }
 
 // y (heads, width) for q (heads, width) over tokens [first, last): key(s) and value(s) point to `width` numbers.
+// Some tokens at a time (Milakov and Gimelshein, 2018), so that memory is read once and in order; those that come
+// next are asked for before: a page is seldom beside the one before it.
 template <typename Key, typename Value>
 void attend_row(const float* q, int64_t heads, const Key& key_of, const Value& value_of, int64_t first,
                 int64_t last, int64_t width, float scale, float* y) {
-  const int64_t count = last - first;
-  std::vector<float> shares(heads * count);
-  for (int64_t s = 0; s < count; ++s) {
-    const float* key = key_of(first + s);
-    for (int64_t h = 0; h < heads; ++h) shares[h * count + s] = scale * dot(q + h * width, key, width);
-  }
-  for (int64_t h = 0; h < heads; ++h) {
-    float most = -std::numeric_limits<float>::infinity(), sum = 0;
-    float* share = shares.data() + h * count;
-    for (int64_t s = 0; s < count; ++s) most = std::max(most, share[s]);
-    for (int64_t s = 0; s < count; ++s) sum += share[s] = std::exp(share[s] - most);
-    for (int64_t s = 0; s < count; ++s) share[s] /= sum;
-  }
+  constexpr int64_t kTokens = 32;
+  std::vector<float> shares(heads * kTokens), sums(heads, 0.0f);
+  std::vector<float> most(heads, -std::numeric_limits<float>::infinity());
   std::fill(y, y + heads * width, 0.0f);
-  for (int64_t s = 0; s < count; ++s) {
-    const float* value = value_of(first + s);
-    for (int64_t h = 0; h < heads; ++h) add_scaled(value, shares[h * count + s], width, y + h * width);
+  for (int64_t begin = first; begin < last; begin += kTokens) {
+    const int64_t count = std::min(kTokens, last - begin);
+    for (int64_t s = 0; s < count; ++s) {
+      const float* key = key_of(begin + s);
+      if (const int64_t later = begin + s + kTokens; later < last) {
+        for (int64_t i = 0; i < width; i += 16) {
+          __builtin_prefetch(key_of(later) + i);
+          __builtin_prefetch(value_of(later) + i);
+        }
+      }
+      for (int64_t h = 0; h < heads; ++h) shares[h * kTokens + s] = scale * dot(q + h * width, key, width);
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      float* share = shares.data() + h * kTokens;
+      const float before = most[h];
+      for (int64_t s = 0; s < count; ++s) most[h] = std::max(most[h], share[s]);
+      if (begin > first && most[h] != before) {
+        const float factor = std::exp(before - most[h]);
+        for (int64_t i = 0; i < width; ++i) y[h * width + i] *= factor;
+        sums[h] *= factor;
+      }
+      for (int64_t s = 0; s < count; ++s) sums[h] += share[s] = std::exp(share[s] - most[h]);
+    }
+    for (int64_t s = 0; s < count; ++s) {
+      const float* value = value_of(begin + s);
+      for (int64_t h = 0; h < heads; ++h) add_scaled(value, shares[h * kTokens + s], width, y + h * width);
+    }
   }
+  for (int64_t i = 0; i < heads * width; ++i) y[i] /= sums[i / width];
 }
 
 }  // namespace jaxmem

@@ -245,15 +245,20 @@ ffi::Error attended_pages(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Bu
     float* out = y->typed_data() + i * heads * width;
     if (last == 0) return std::fill(out, out + heads * width, 0.0f);
     const int32_t* of_row = table.typed_data() + row * columns[1];
-    const auto at = [&](int64_t s, const float* Extent::*data) {
+    std::vector<const float*> keys(last - first), values(last - first);  // of each token
+    for (int64_t s = first; s < last;) {
       int64_t page = std::max<int64_t>(of_row[s / size], 0);
       const Extent* extent = extents.data();
       for (; page >= extent->pages && extent != &extents.back(); ++extent) page -= extent->pages - 1;
       page = std::min(page, extent->pages - 1);
-      return extent->*data + (((layer * extent->pages + page) * shared + head) * size + s % size) * row_size;
-    };
-    attend_row(q.typed_data() + i * heads * width, heads, [&](int64_t s) { return at(s, &Extent::keys); },
-               [&](int64_t s) { return at(s, &Extent::values); }, first, last, width, scale, out);
+      int64_t at = (((layer * extent->pages + page) * shared + head) * size + s % size) * row_size;
+      for (const int64_t end = std::min(last, (s / size + 1) * size); s < end; ++s, at += row_size) {
+        keys[s - first] = extent->keys + at;
+        values[s - first] = extent->values + at;
+      }
+    }
+    attend_row(q.typed_data() + i * heads * width, heads, [&](int64_t s) { return keys[s - first]; },
+               [&](int64_t s) { return values[s - first]; }, first, last, width, scale, out);
   });
   return ffi::Error::Success();
 }
