@@ -4,12 +4,14 @@
     python experiments/memory/page_pool_tpu.py
 
 The compiler says how many bytes a step holds and moves; nothing is run. A step reads one token for
-each of `batch` rows that hold `tokens` tokens each, in pages of 64. `traffic_ratio` is bytes moved
-÷ (weights + pages read). Models have 4 of their layers: heads of 64 (llama-1b, bf16) and of 128
-(llama-8b, weights in 8 bits). `attention alone` scans 8 layers of attention over a pool: ours, a
-scatter for the write, a gather of each row's pages, and JAX's own kernel, of which a layer is
-sliced from the pool. A row that is in the file already is not compiled again; a number on the
-command line is the most rows of one run.
+each of `batch` rows and gives the next one. Rows are half a page short of `tokens` tokens, in pages
+of 64; in rows of "pages that fill" they are one token short, so that all rows encode a page, which
+each does in one step of 64. `traffic_ratio` is bytes moved ÷ (weights + pages read); unfinished
+pages of codes are not in what it is divided by. Models have 4 of their layers: heads of 64
+(llama-1b, bf16) and of 128 (llama-8b, weights in 8 bits). `attention alone` scans 8 layers of
+attention over a pool: ours, a scatter for the write, a gather of each row's pages, and JAX's own
+kernel, of which a layer is sliced from the pool. A row that is in the file already is not compiled
+again; a number on the command line is the most rows of one run.
 """
 
 import dataclasses
@@ -38,8 +40,8 @@ def shape(*dims, dtype=jnp.int32):
 
 
 def filled(pool, tokens):
-    """The pool, whose rows all hold `tokens` tokens less one, known when it is compiled."""
-    length = jnp.full(pool.rows, tokens - 1, jnp.int32)
+    """The pool, whose rows all hold `tokens` tokens, known when it is compiled."""
+    length = jnp.full(pool.rows, tokens, jnp.int32)
     return dataclasses.replace(pool, length=length, room=length + 1)
 
 
@@ -58,8 +60,8 @@ def told(m, read):
     }
 
 
-def whole_step(device, name, batch, bits):
-    """A step of a model, as the compiler sees it."""
+def whole_step(device, name, batch, bits, lacks=SIZE // 2):
+    """A step of a model whose rows lack some tokens of `MODELS`, as the compiler sees it."""
     model, tokens = jm.models.load(name), MODELS[name]
     config = dataclasses.replace(model.config, layers=LAYERS)
     first = lambda x: shape(LAYERS, *x.shape[1:], dtype=x.dtype)
@@ -69,10 +71,16 @@ def whole_step(device, name, batch, bits):
         codecs = {r"layers/.*/kernel": jm.Int(8)}
         params = jax.eval_shape(lambda p: jm.encode(p, jm.choose(p, codecs)), params)
     pool = empty(config, bits, batch, tokens)
-    step = lambda params, ids, pool: model.apply(params, ids, filled(pool, tokens))
+
+    def step(params, ids, pool):
+        logits, pool = model.apply(params, ids, filled(pool, tokens - lacks))
+        return jnp.argmax(logits[:, 0], -1).astype(jnp.int32), pool
+
     m = jm.memory(step, params, shape(batch, 1), pool, donate_argnums=2, device=device)
     table = 0 if config.tied else jm.nbytes(params["embed"])  # of which `batch` rows are read
-    read = jm.nbytes(params) - table + jm.nbytes(pool.stores)
+    whole = (tokens - lacks) // SIZE + (bits is None)  # of a row; the last one is read, too
+    pages = jm.nbytes(pool.stores) // (pool.capacity + 1) * batch * whole
+    read = jm.nbytes(params) - table + pages
     return told(m, read)
 
 
@@ -92,7 +100,7 @@ def attention_alone(device, way, batch, width):
     table = shape(batch, columns)
 
     def ours(pool, table, q, k, v):
-        pool = filled(pool, tokens)
+        pool = filled(pool, tokens - 1)
         pool = dataclasses.replace(pool, table=table)
         where = position_in(pool, jnp.zeros((batch, 1), jnp.int32), 0, None)
 
@@ -159,12 +167,13 @@ def main() -> None:
         ("whole step", device, model, batch, bits)
         for batch, device, bits, model in itertools.product(BATCHES, DEVICES, BITS, MODELS)
     ]
-    cases = [*steps[:6], *peers, *steps[6:]]
+    full = [("pages that fill", DEVICES[0], "llama-8b", 64, bits, 1) for bits in BITS[1:]]
+    cases = [*steps[:6], *peers, *steps[6:], *full]
     names = {f"{jax.__version__} " + ", ".join(map(str, case)): case for case in cases}
     new = [name for name in names if name not in results["rows"]]
     for name in new[: int(sys.argv[1]) if sys.argv[1:] else None]:
         case = names[name]
-        run = whole_step if case[0] == "whole step" else attention_alone
+        run = attention_alone if case[0] == "attention alone" else whole_step
         try:
             row = run(*case[1:])
         except (jm.CompileError, ValueError, NotImplementedError) as error:
