@@ -212,3 +212,19 @@ def test_a_row_of_eight_bits_goes_on_in_a_pool_of_four():
             wrong()
     with pytest.raises(ValueError, match="expected codes"):
         jm.pages.fewer_bits(empty("llama"), 4)
+
+
+def test_a_cold_row_alone_falls_to_four_bits_and_gives_its_bytes_back():
+    pages = jm.Pages(8, size=SIZE).empty(CONFIGS["llama"], pages=3, rows=3, most=6)
+    _, pool = in_chunks(pages, (0, 1), [SIZE, 0, 0])
+    _, pool = in_chunks(pool, (2,), [3, 0, 0])  # row 0 has all pages
+    _, pool = in_chunks(jm.pages.grow(pool, 3), (0, 1, 2), [0, SIZE, 0])  # row 1 is in an extent
+    want, _ = read_of("llama")(pool, IDS[:, 24:], [3, 0, 0])
+    blob = jm.pages.fewer_bits(jm.pages.take_row(pool, 1), 4)
+    cold = jm.Pages(4, size=SIZE).empty(CONFIGS["llama"], pages=3, rows=1, most=6)
+    cold, ok = jm.pages.put_row(cold, 0, blob)
+    rest = jm.pages.shrink(jm.pages.release(pool, jnp.array([1])))
+    assert ok and rest.capacity == 3 and jm.nbytes(rest) == jm.nbytes(pages)
+    got, _ = read_of("llama")(rest, IDS[:, 24:], [3, 0, 0])
+    assert np.array_equal(got[0], want[0])  # row 0 keeps its 8 bits, and all of them
+    assert 1.9 * jm.nbytes(cold.stores[0].keys) < jm.nbytes(pool.stores[1].keys)
