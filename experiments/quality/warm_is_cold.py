@@ -23,7 +23,6 @@ import jaxmem as jm
 from jaxmem.architectures import llama
 
 JSON = pathlib.Path(__file__).with_suffix(".json")
-EVERY = 50  # requests between two writings of the JSON
 SMALL = llama.Config(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
 
 
@@ -107,6 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     model = jm.models.load(options.model) if options.model else small_model()
     size, chunk, most = (64, 128, 16) if options.model else (8, 16, 16)
+    every = 5 if options.model else 50  # requests between two writings of the JSON
     for bits in options.bits:
         result = json.loads(JSON.read_text()) if JSON.exists() else {}
         name = f"{options.model or 'small'}, {bits} bits"
@@ -123,7 +123,7 @@ def main() -> None:
                 cold, _, _ = reader.read(reader.empty, prompt)
                 differing = int((warm.view(np.uint32) != cold.view(np.uint32)).sum())
                 counts.update({"requests": 1, str(tier): 1, "differing logits": differing})
-                if counts["requests"] % EVERY and counts["requests"] < options.requests:
+                if counts["requests"] % every and counts["requests"] < options.requests:
                     continue
                 setting = {"jax": jax.__version__, "backend": jax.default_backend()}
                 setting |= {
