@@ -18,8 +18,13 @@
 
 namespace jaxmem {
 
-// Rows that are multiplied together: those that share a byte, so that bytes are read in order.
-constexpr int rows_at_once(int bits) { return bits == 8 ? 1 : 2; }
+// Rows that are multiplied together: some that share a byte, so that bytes are read in order.
+constexpr int rows_at_once(int bits) {
+#if defined(JAXMEM_AVX512)
+  if (bits == 3 || bits == 6) return 4;  // those of a byte of the field of 2 bits, which is read once
+#endif
+  return bits == 8 ? 1 : 2;
+}
 
 // The first half of one vector, and the last half of another one.
 inline Floats joined_halves(Floats first, Floats last) {
@@ -102,8 +107,13 @@ JAXMEM_INLINE void eight_rows(const Rows& rows, const float* scales, Floats* tot
     const auto some = [&](auto... row) __attribute__((always_inline)) {
       run(rows.from(first), scales + first, totals + first, row...);
     };
+    const auto numbered = [&](auto... next) __attribute__((always_inline)) {
+      some(integral_constant<int, kFirst + decltype(next)::value>{}...);
+    };
+    using One = integral_constant<int, 1>;
     if constexpr (kCount == 1) some(integral_constant<int, kFirst>{});
-    else some(integral_constant<int, kFirst>{}, integral_constant<int, kFirst + 1>{});
+    else if constexpr (kCount == 2) numbered(integral_constant<int, 0>{}, One{});
+    else numbered(integral_constant<int, 0>{}, One{}, integral_constant<int, 2>{}, integral_constant<int, 3>{});
   }
   if constexpr (kFirst + kCount < kPeriod) eight_rows<kBits, kFirst + kCount>(rows, scales, totals, run);
 }
