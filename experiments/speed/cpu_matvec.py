@@ -31,7 +31,7 @@ import numpy as np
 import jaxmem as jm
 
 K, N, COPIES, WARM_UP = 2048, 8192, 8, 90
-BATCHES = (1, 8)
+BATCHES, PROMPT = (1, 8), 512
 CODECS = {
     "int8": jm.Int(8),
     "w8a8": jm.Dynamic(jm.Int(8)),
@@ -85,7 +85,7 @@ def measure(weights: dict, batch: int, rounds: int) -> list[dict]:
         start = time.perf_counter()
         for w in weights["dense f32"]:
             np.asarray(w).view(np.uint8).max()
-        read_times.append((time.perf_counter() - start) / (COPIES * w.nbytes))
+        read_times.append((time.perf_counter() - start) / (len(weights["dense f32"]) * w.nbytes))
     rows = []
     for name, seconds in times.items():
         w = weights[name][0]
@@ -150,6 +150,7 @@ def main() -> None:
         "shape": [K, N],
         "weights": COPIES,
         "rows": [row for batch in BATCHES for row in measure(weights, batch, rounds)],
+        "prompts": measure({name: w[:1] for name, w in weights.items()}, PROMPT, rounds // 5),
     }
     name = f".{jm.native().instruction_set}.jax{jax.__version__}.json"
     path = pathlib.Path(__file__).with_suffix(name)
