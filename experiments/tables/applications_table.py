@@ -22,6 +22,15 @@ def searches():
         yield f"{name} | {r['bytes']:,} | {bits(r)} | {found} | {answers}"
 
 
+def texts():
+    for name, r in rows_of("summaries_chat.json"):
+        cells = [f"{r['summaries']['rouge_l']:.3f} | {r['summaries']['to_dense']:.3f}"]
+        cells += [f"{r['answers']['f1']:.3f} | {r['answers']['to_dense']:.3f}"]
+        chat = r["chat"]
+        cells += [f"{chat['to_dense']:.3f} | {chat['agreed']:.1f} | {chat['same']:.0%}"]
+        yield f"{name} | {bits(r)} | {' | '.join(cells)}"
+
+
 def languages():
     for name, r in rows_of("calibrate_languages.json"):
         kl = [f"{r['kl'][text]['mean']:.3f}" for text in ("wikitext2", "sst2", "tnews", "eprstmt")]
@@ -40,6 +49,8 @@ def flipped():
 
 TABLES = {
     searches: " | bytes | bits a weight | nDCG@10 | first ten | SST-2 | changed | ECE",
+    texts: " | bits a weight | summaries | to dense | answers | to dense | chat to dense | "
+    "agreed | same",
     languages: "calibrated on | bytes | WikiText-2 | SST-2 | tnews | eprstmt | English | "
     "Chinese | ratio | changed",
     flipped: " | part | 1e-5 | 1e-4 | 1e-3",
