@@ -1,18 +1,18 @@
 """How many requests 256 MB of keys and values hold: pages against a cache of the longest length.
 
     pip install -e ".[demo]"
-    python experiments/memory/engine_load.py --traces FOLDER [--only NAME]
+    python experiments/memory/engine_load.py --traces FOLDER [--only NAME] [--requests 96]
 
-The figures go into engine_load.json; a row that is there is left alone. The requests are the first
-of the Azure conversation trace of 2023 (azure_conv.csv, CC BY 4.0), their lengths divided by 8,
-with random prompts; the model is smollm2-135m in f32, and end tokens are switched off, so that each
-answer is as long as the trace says. The cache of the longest length is the same engine with pages
-of 2,048 tokens: each request has one of them, whatever its length. Three pages come on
-top of its bytes, since such a cache needs none of them: that of no one, and two that an engine
-keeps free for rows that grow. Pages of 4 bits have 32 tokens: of each row the unfinished page is in
-floats. `rows_held` is the mean over
-steps in which requests wait. Seconds are of the whole load, after a load of two requests that
-compiles the programs; other work on the machine changes them, and CPU seconds less.
+The figures go into engine_load.json; a row that is there is left alone, unless what it was measured
+with is another. The requests are the first of the Azure conversation trace of 2023 (azure_conv.csv,
+CC BY 4.0), their lengths divided by 8, with random prompts; the model is smollm2-135m in f32, and
+end tokens are switched off, so that each answer is as long as the trace says. The cache of the
+longest length is the same engine with pages of 2,048 tokens: each request has one of them, whatever
+its length. Three pages come on top of its bytes, since such a cache needs none of them: that of no
+one, and two that an engine keeps free for rows that grow. Pages of 4 bits have 32 tokens: of each
+row the unfinished page is in floats. `rows_held` is the mean over steps in which requests wait.
+Seconds are of the whole load, after a load of two requests that compiles the programs; other work
+on the machine changes them, and CPU seconds less.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import time
@@ -30,7 +31,7 @@ import numpy as np
 import jaxmem as jm
 from jaxmem.models import downloading
 
-NBYTES, LENGTH, CHUNK, REQUESTS, SHORTER, SEED = 256_000_000, 2048, 128, 96, 8, 0
+NBYTES, LENGTH, CHUNK, SHORTER, SEED = 256_000_000, 2048, 128, 8, 0
 KINDS = {  # name: (options of the pages, rows of the engine)
     "longest length": ({"size": LENGTH}, 2),
     "pages": ({}, 40),
@@ -38,11 +39,11 @@ KINDS = {  # name: (options of the pages, rows of the engine)
 }
 
 
-def load(path: pathlib.Path, vocab: int) -> list[jm.serving.GenerationRequest]:
+def load(path: pathlib.Path, vocab: int, count: int) -> list[jm.serving.GenerationRequest]:
     """Requests with the lengths of the trace."""
     rng = np.random.default_rng(SEED)
     with (path / "azure_conv.csv").open() as file:
-        lines = [line for _, line in zip(range(REQUESTS), csv.DictReader(file))]
+        lines = [line for _, line in zip(range(count), csv.DictReader(file))]
     sizes = [(int(x["ContextTokens"]), int(x["GeneratedTokens"])) for x in lines]
     sizes = [(max(prompt // SHORTER, 1), max(answer // SHORTER, 1)) for prompt, answer in sizes]
     return [
@@ -90,22 +91,27 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--traces", type=pathlib.Path, required=True)
     parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--requests", type=int, default=96)
     arguments = parser.parse_args()
-    out = pathlib.Path(__file__).with_suffix(".json")
-    found = json.loads(out.read_text()) if out.exists() else {"rows": {}}
     model = jm.models.load("smollm2-135m", dtype="float32")
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos=()))
-    requests = load(arguments.traces, model.config.vocab)
+    requests = load(arguments.traces, model.config.vocab, arguments.requests)
     gguf = downloading.fetch("smollm2-135m")
-    found |= {
+    setting = {
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "machine": platform.machine(),
+        "native": jm.native().instruction_set,
+        "cores": len(os.sched_getaffinity(0)),
         "seed": SEED,
-        "requests": REQUESTS,
+        "requests": arguments.requests,
         "nbytes": NBYTES,
         "model_sha256": hashlib.sha256(gguf.read_bytes()).hexdigest(),
     }
+    out = pathlib.Path(__file__).with_suffix(".json")
+    found = json.loads(out.read_text()) if out.exists() else {}
+    if {name: found.get(name) for name in setting} != setting:
+        found = {"rows": {}, **setting}
     for name, (options, rows) in KINDS.items():
         if name in found["rows"] or arguments.only not in (None, name):
             continue
