@@ -13,10 +13,17 @@ from ..core.codec import CODEC, has_independent_rows, rounding_codec, row_encode
 from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.padded import padded_encoder
+from ..core.stack_layer import StackLayer
 from ..cpu_kernels.integer_rows import ROUNDED_ROWS, rounded_rows_product
 from ..cpu_kernels.library import is_native
 from ..kernels.decoded_tiles import UNROLLED_TILES, decoded_product, map_tiles
-from ..kernels.dispatch import at_most, differentiated_by, on_one_device, product_like
+from ..kernels.dispatch import (
+    at_most,
+    by_platform,
+    differentiated_by,
+    on_one_device,
+    product_like,
+)
 from .float16_scales import divisor
 from .integer_matmul import integer_product
 from .packing import unpack
@@ -106,8 +113,15 @@ class DynamicArray(MatrixLeafWrapper):
     def splits_sums(self):
         return self.limits is not None and self.inner.splits_sums  # a range is of a whole token
 
+    @property
+    def reads_in_stack(self):
+        return self.to == "int8" and self.limits is None and self.inner.as_int_array() is self.inner
+
     def matmul(self, x, precision=None):
         return _matmul(x, self, precision=precision)
+
+    def layer_matmul(self, x, layer, precision=None):
+        return _matmul_in_stack(x, layer, precision=precision)
 
     def ranges(self, x: Array) -> tuple[Array, Array]:
         """The smallest and largest x, (m, 1) or (1, 1) f32, extended to 0."""
@@ -153,6 +167,33 @@ def _matmul(x, leaf, *, precision):
         in_jax = lambda x, inner: _int8_product(x, dataclasses.replace(leaf, inner=inner), inner)
         return rounded_rows_product(x_f32, inner, otherwise=in_jax)
     return _int8_product(x_f32, leaf, inner)
+
+
+def _sliced_product(x, layer, precision):
+    """The straight-through derivative of a `StackLayer`."""
+    return decoded_product(x, layer.unwrapped().inner, precision)
+
+
+@functools.partial(jax.jit, static_argnames="precision")
+@differentiated_by(_sliced_product, product_like)
+def _matmul_in_stack(x, layer, *, precision):
+    """`_matmul` of a `StackLayer`: the library reads the layer where it lies, others slice it."""
+
+    def sliced(x, layer):
+        return _matmul(x, layer.unwrapped(), precision=precision)
+
+    def in_stack(x, layer):
+        if not is_native():
+            return sliced(x, layer)
+        stack, index = layer.in_stack()
+        weight, x_f32 = StackLayer(stack.inner, index), x.astype(jnp.float32)
+        if at_most(x.shape[0], ROUNDED_ROWS - 1):
+            q, zero, step = stack.input_codes(x_f32)
+            return weight.matmul(q.astype(jnp.float32) - zero) * step
+        around = lambda w: StackLayer(DynamicArray(w.inner, None, "int8"), w.index)
+        return rounded_rows_product(x_f32, weight, lambda x, w: sliced(x, around(w)))
+
+    return by_platform(x, layer, cpu=in_stack, default=sliced, like=product_like(x, layer))
 
 
 def _int8_product(x, leaf, inner):
