@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ..core.byte_counts import nbytes
+from ..core.lifting import lift_inference
 from ..models.model import Model, check_in_vocabulary
 from ..models.sentence_pooling import Pooling, pooling_of
 from ..models.sentence_vectors import vectors_of_texts
@@ -112,9 +113,8 @@ def sentence_embedder(
 
 def _compiled(model: Any, pooling: Pooling | None) -> Callable:
     """`vectors_of_texts` under jit; models of one configuration share its programs."""
-    run = vectors_of_texts(model, pooling)
     if type(model) is not Model:
-        return jax.jit(run)
+        return jax.jit(lift_inference(vectors_of_texts(model, pooling)))
     if pooling is None and getattr(model.config, "head", "") != "vector":
         pooling = pooling_of(model.hf_files, model.source)
     return _of_config(model.config, pooling)
@@ -122,7 +122,7 @@ def _compiled(model: Any, pooling: Pooling | None) -> Callable:
 
 @functools.lru_cache(maxsize=8)
 def _of_config(config: Any, pooling: Pooling | None) -> Callable:
-    return jax.jit(vectors_of_texts(Model(config, {}, None, ""), pooling))
+    return jax.jit(lift_inference(vectors_of_texts(Model(config, {}, None, ""), pooling)))
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
