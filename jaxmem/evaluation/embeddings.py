@@ -113,8 +113,9 @@ def sentence_embedder(
 
 def _compiled(model: Any, pooling: Pooling | None) -> Callable:
     """`vectors_of_texts` under jit; models of one configuration share its programs."""
+    run = vectors_of_texts(model, pooling)
     if type(model) is not Model:
-        return jax.jit(lift_inference(vectors_of_texts(model, pooling)))
+        return jax.jit(lift_inference(run))
     if pooling is None and getattr(model.config, "head", "") != "vector":
         pooling = pooling_of(model.hf_files, model.source)
     return _of_config(model.config, pooling)
