@@ -186,7 +186,7 @@ void panels_product(const Rows& rows, const Inputs& inputs, int middle, const Ei
 }
 
 // Calls done(i, row, y) for x's row i and the y of 8 rows of the weight from `row`, for rows
-// [first, last) of the weight; 8 divides their number, kBlockRows divides `first`.
+// [first, last) of the weight; 8 divides their number and `first`.
 template <int kBits, typename Rows, typename Inputs, typename Done>
 void whole_rows_product(const IntegerRows& weight, const Inputs& inputs, int64_t first, int64_t last,
                         const Done& done) {
@@ -258,7 +258,7 @@ void rows_range_product(const IntegerRows& weight, const Inputs& inputs, int64_t
   });
 }
 
-// y (m, n) in rows [first, last) of the weight; kBlockRows divides `first`.
+// y (m, n) in rows [first, last) of the weight; 8 divides `first`.
 template <int kBits, typename Inputs>
 void integer_product(const IntegerRows& weight, const Inputs& inputs, int64_t first, int64_t last, float* y) {
   if constexpr (has_kept_columns(kBits)) {

@@ -16,7 +16,8 @@
 namespace jaxmem {
 
 constexpr int64_t kPartWeights = 1 << 15;  // weights that are worth a thread
-constexpr int64_t kBatches = 8;            // of rows of x that are read together
+constexpr int64_t kPartRows = 4 * kByteRows;  // that divide the rows of a part
+constexpr int64_t kBatches = 8;               // of rows of x that are read together
 
 // Calls run(batch, first, last) for each of some batches of x and parts of n rows of k weights each, which
 // threads share.
@@ -25,7 +26,8 @@ void for_rows(ffi::ThreadPool& pool, int64_t batches, int64_t n, int64_t k, cons
   const int64_t threads = pool.num_threads();
   const int64_t most_parts = std::max<int64_t>(1, n * k / kPartWeights);
   const int64_t parts = threads > 1 ? std::min((4 * threads + batches - 1) / batches, most_parts) : 1;
-  const int64_t rows = (n / parts / kBlockRows + 1) * kBlockRows, count = (n + rows - 1) / rows;
+  const int64_t steps = (n + parts * kPartRows - 1) / (parts * kPartRows), rows = std::max<int64_t>(1, steps) * kPartRows;
+  const int64_t count = (n + rows - 1) / rows;
   parallel_for(pool, threads, batches * count, [&](int64_t i) {
     const int64_t first = i / batches * rows;
     run(i % batches, first, std::min(n, first + rows));

@@ -7,9 +7,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "columns.h"
+#include "kept_columns.h"
 #include "packing.h"
 #include "scales.h"
 #include "simd.h"
@@ -90,16 +92,22 @@ inline std::vector<Piece> pieces_of(const std::vector<Chunk>& chunks, int64_t gr
 
 // Codes of 8 rows in words, and their sums over each piece.
 struct CodePanel {
-  std::vector<int32_t> words;                        // (kByteRows, words of a row)
+  const uint8_t* words;   // those of a row are `row_bytes` after those of the last one
+  int64_t row_bytes = 0;
   std::vector<std::array<int32_t, kByteRows>> sums;  // of each piece
-  int64_t row_words = 0;
 
   // Reads codes, which count less `middle` if they have no sign.
   template <int kBits, typename Rows>
   void read(const Rows& rows, const std::vector<Chunk>& chunks, const std::vector<Piece>& pieces, int middle) {
-    row_words = pieces.empty() ? 0 : pieces.back().word + pieces.back().words;
-    words.resize(kByteRows * row_words);
-    read_rows<kBits>(rows, chunks, kBits == 8 ? 0 : middle);
+    row_bytes = pieces.empty() ? 0 : 4 * (pieces.back().word + pieces.back().words);
+    if (are_words<kBits, Rows>(rows)) {
+      words = rows.fields[0];
+      for (int64_t i = 0; i < kByteRows * row_bytes; i += 64) fetch_ahead(words + i);
+    } else {
+      unpacked_.resize(kByteRows * row_bytes);
+      words = unpacked_.data();
+      read_rows<kBits>(rows, chunks, kBits == 8 ? 0 : middle);
+    }
     const Ints ones = Ints{} + (sizeof(Wide) == 1 ? 0x01010101 : 0x00010001);
     sums.resize(pieces.size());
     for (size_t p = 0; p < pieces.size(); ++p) {
@@ -107,7 +115,7 @@ struct CodePanel {
       for (int row = 0; row < kByteRows; ++row) {
         Ints sum = {};
         for (int w = 0; w < pieces[p].words; w += kWords) {
-          const int32_t* from = words.data() + row * row_words + pieces[p].word + w;
+          const uint8_t* from = words + row * row_bytes + 4 * (pieces[p].word + w);
           const int few = std::min(kWords, pieces[p].words - w);
           sum = add_words(sum, ones, (Ints)load_floats(reinterpret_cast<const float*>(from), few));
         }
@@ -119,12 +127,20 @@ struct CodePanel {
   }
 
  private:
+  std::vector<uint8_t> unpacked_;
+
+  // Whether codes are words as they are stored: signed, and a row has no more words than columns.
+  template <int kBits, typename Rows>
+  bool are_words(const Rows& rows) const {
+    return kBits == 8 && sizeof(Wide) == 1 && std::is_same_v<Rows, AllColumns<8>> && rows.k == row_bytes;
+  }
+
   template <int kBits, int kRow = 0, typename Rows>
   void read_rows(const Rows& rows, const std::vector<Chunk>& chunks, int middle) {
-    int32_t* to = words.data() + kRow * row_words;
+    uint8_t* to = unpacked_.data() + kRow * row_bytes;
     const Bytes less = Bytes{} + static_cast<uint8_t>(middle);
     for (const Chunk& chunk : chunks) {
-      for (int i = 0; i < chunk.count; i += kLanes, to += kVectorWords) {
+      for (int i = 0; i < chunk.count; i += kLanes, to += kLanes * sizeof(Wide)) {
         const int64_t column = chunk.column + i;
         const int count = chunk.count - i;
         if (count >= kLanes) store_wide((Bytes)rows.template codes<kRow, true>(column, kLanes) - less, to);
@@ -134,56 +150,22 @@ struct CodePanel {
     if constexpr (kRow + 1 < kByteRows) read_rows<kBits, kRow + 1>(rows, chunks, middle);
   }
 
-  static JAXMEM_INLINE void store_wide(Bytes codes, int32_t* to) {
+  static JAXMEM_INLINE void store_wide(Bytes codes, uint8_t* to) {
     typedef int8_t Signed __attribute__((vector_size(kLanes)));
     typedef Wide Some __attribute__((vector_size(sizeof(Wide) * kLanes)));
     store(to, __builtin_convertvector((Signed)codes, Some));
   }
 };
 
-// x of some rows in words: those of row i are lane i % kWords of vector i / kWords, or of three vectors, one
-// for each digit. Numbers are stored with `zeros` added.
-struct XPanel {
-  int64_t first = 0;            // of its rows
-  int count = 0, vectors = 0;   // its rows, and vectors
-  std::vector<Ints> words;      // (words of a row, vectors)
-  Ints zeros[kPanelVectors] = {};
-
-  // Where the lane of a row begins, in words; the row's next word is vectors * kWords farther.
-  int32_t* lane(int row) { return reinterpret_cast<int32_t*>(words.data()) + row; }
-};
-
-// Sets sums[row][v] to the sums of some words of kTileRows rows of codes with a panel's vectors, each less
-// the panel's zero times the sum of the codes.
-template <int kVectors, bool kDigits>
-JAXMEM_INLINE void tile_product(const int32_t* codes, int64_t row_words, const Ints* x, int words, const Ints* zeros,
-                                const int32_t* code_sums, Ints (*sums)[kVectors]) {
-#pragma GCC unroll 8
-  for (int row = 0; row < kTileRows; ++row) {
-    const Ints sum = Ints{} + code_sums[row];
-#pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) sums[row][v] = kDigits ? sum * -kXOffset : sum * -zeros[v];
-  }
-  for (int w = 0; w < words; ++w, x += kVectors) {
-    Ints of_x[kVectors];
-#pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) of_x[v] = load_once<Ints>(x + v);
-#pragma GCC unroll 8
-    for (int row = 0; row < kTileRows; ++row) {
-      const Ints code = Ints{} + codes[row * row_words + w];
-#pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) sums[row][v] = add_words(sums[row][v], of_x[v], code);
-    }
-  }
-}
-
-// The columns of 8 rows of `count` numbers each: to[i] has those of column i.
-inline void transpose(const float* from, int64_t stride, int count, EightFloats* to) {
+// Calls done(i, column i) for the columns of 8 rows of `count` numbers each, which begin at row(0), ... row(7);
+// 8 divides `count` with AVX2.
+template <typename Row, typename Done>
+JAXMEM_INLINE void for_columns(int64_t count, const Row& row, const Done& done) {
 #if defined(__AVX2__)
-  for (int i = 0; i < count; i += 8, from += 8, to += 8) {
+  for (int64_t i = 0; i < count; i += 8) {
     __m256 rows[8], pairs[8];
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) rows[j] = (__m256)load<EightFloats>(from + j * stride);
+    for (int j = 0; j < 8; ++j) rows[j] = (__m256)load<EightFloats>(row(j) + i);
 #pragma GCC unroll 4
     for (int j = 0; j < 8; j += 2) {
       pairs[j] = _mm256_unpacklo_ps(rows[j], rows[j + 1]);
@@ -198,15 +180,62 @@ inline void transpose(const float* from, int64_t stride, int count, EightFloats*
     }
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      to[j] = (EightFloats)_mm256_permute2f128_ps(rows[j], rows[j + 4], 0x20);
-      to[j + 4] = (EightFloats)_mm256_permute2f128_ps(rows[j], rows[j + 4], 0x31);
+      done(i + j, (EightFloats)_mm256_permute2f128_ps(rows[j], rows[j + 4], 0x20));
+      done(i + j + 4, (EightFloats)_mm256_permute2f128_ps(rows[j], rows[j + 4], 0x31));
     }
   }
 #else
-  for (int i = 0; i < count; ++i) {
-    for (int j = 0; j < 8; ++j) to[i][j] = from[j * stride + i];
+  for (int64_t i = 0; i < count; ++i) {
+    EightFloats column;
+    for (int j = 0; j < 8; ++j) column[j] = row(j)[i];
+    done(i, column);
   }
 #endif
+}
+
+// x of some rows in words: those of row i are lane i % kWords of vector i / kWords, or of three vectors, one
+// for each digit. Numbers are stored with `zeros` added.
+struct XPanel {
+  int64_t first = 0;            // of its rows
+  int count = 0, vectors = 0;   // its rows, and vectors
+  std::vector<Ints> words;      // (words of a row, vectors)
+  Ints zeros[kPanelVectors] = {};
+
+  // Writes `count` words of 8 rows, whose first lane is `lane` words after that of the first row, from the
+  // word `first` on. Row j of them begins at row(j); those that are not there may be anything.
+  template <typename Row>
+  void write(int lane, int64_t first, int64_t count, const Row& row) {
+    float* to = reinterpret_cast<float*>(words.data()) + lane + first * vectors * kWords;
+    const int lanes = std::min(8, vectors * kWords - lane);
+    for_columns(count, row, [&](int64_t i, EightFloats column) {
+      if (lanes == 8) store(to + i * vectors * kWords, column);
+      else std::memcpy(to + i * vectors * kWords, &column, lanes * sizeof *to);
+    });
+  }
+};
+
+// Sets sums[row][v] to the sums of some words of kTileRows rows of codes with a panel's vectors, each less
+// the panel's zero times the sum of the codes.
+template <int kVectors, bool kDigits>
+JAXMEM_INLINE void tile_product(const uint8_t* codes, int64_t row_bytes, const Ints* x, int words, const Ints* zeros,
+                                const int32_t* code_sums, Ints (*sums)[kVectors]) {
+#pragma GCC unroll 8
+  for (int row = 0; row < kTileRows; ++row) {
+    const Ints sum = Ints{} + code_sums[row];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) sums[row][v] = kDigits ? sum * -kXOffset : sum * -zeros[v];
+  }
+  for (int w = 0; w < words; ++w, x += kVectors) {
+    Ints of_x[kVectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) of_x[v] = load_once<Ints>(x + v);
+#pragma GCC unroll 8
+    for (int row = 0; row < kTileRows; ++row) {
+      const Ints code = Ints{} + load<int32_t>(codes + row * row_bytes + 4 * w);
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) sums[row][v] = add_words(sums[row][v], of_x[v], code);
+    }
+  }
 }
 
 // Σ scale · code · x of 8 rows of codes: y[i] for row i of the panel. The scales are those of the groups.
@@ -220,7 +249,7 @@ void panel_product(const CodePanel& codes, const std::vector<Piece>& pieces, con
     for (size_t p = 0; p < pieces.size(); ++p) {
       const Piece& piece = pieces[p];
       Ints sums[kTileRows][kVectors];
-      tile_product<kVectors, kDigits>(codes.words.data() + first * codes.row_words + piece.word, codes.row_words,
+      tile_product<kVectors, kDigits>(codes.words + first * codes.row_bytes + 4 * piece.word, codes.row_bytes,
                              x.words.data() + piece.word * kVectors, piece.words, x.zeros,
                              codes.sums[p].data() + first, sums);
       const float* scale = reinterpret_cast<const float*>(scales + piece.group) + first;
@@ -236,7 +265,8 @@ void panel_product(const CodePanel& codes, const std::vector<Piece>& pieces, con
       }
     }
   }
-  transpose(reinterpret_cast<const float*>(tile), kSums * kWords, kSums * kWords, y);
+  for_columns(kSums * kWords, [&](int row) { return reinterpret_cast<const float*>(tile[row]); },
+              [&](int64_t i, EightFloats column) { y[i] = column; });
 }
 
 // The same for a panel of any number of vectors; of three with `kDigits`.
@@ -256,18 +286,19 @@ XPanel digit_panel(const FixedPoint<kBits>* rows, int64_t first, int count) {
   const int64_t vectors = rows->vectors.size();
   panel.words.resize(vectors * kVectorWords * 3);
   for (Ints& zero : panel.zeros) zero += kXOffset;
-  for (int row = 0; row < count; ++row) {
-    int32_t* to = panel.lane(row);
+  for (int row = 0; row < count; row += 8) {
     for (int64_t v = 0; v < vectors; ++v) {
-      const Digits& digits = rows[row].vectors[v];
-      for (int w = 0; w < kVectorWords; ++w) {
-        for (const int8_t* from : {digits.high, digits.middle, digits.low}) {
-          int32_t word;
-          std::memcpy(&word, from + 4 * w, 4);
-          *to = word ^ (kXOffset ? 0x80808080 : 0), to += kWords;
-        }
+      const auto digits = [&](int j) -> const Digits& { return rows[std::min(row + j, count - 1)].vectors[v]; };
+      for (int digit = 0; digit < 3; ++digit) {
+        panel.write(digit * kWords + row, v * kVectorWords, kVectorWords, [&](int j) {
+          const Digits& of_row = digits(j);
+          return reinterpret_cast<const float*>(digit == 0 ? of_row.high : digit == 1 ? of_row.middle : of_row.low);
+        });
       }
     }
+  }
+  if (kXOffset) {
+    for (Ints& word : panel.words) word ^= static_cast<int32_t>(0x80808080);
   }
   return panel;
 }

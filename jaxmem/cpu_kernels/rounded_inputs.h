@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -20,17 +21,15 @@ struct RoundedRow {
   int zero = 0;
   std::vector<float> group_sums;  // Σ (code − zero) of each group, if a weight has offsets
 
-  // Writes the words of k numbers to `to`, each `stride` words after the last.
-  void round(const float* x, int64_t k, const std::vector<Chunk>& chunks, bool paired, int32_t* to,
-             int64_t stride) {
+  // Writes the codes of k numbers to `to`, as wide as a panel has them.
+  void round(const float* x, int64_t k, const std::vector<Chunk>& chunks, bool paired, Wide* to) {
     Floats lows = {}, highs = {}, difference = {};
     for (int64_t i = 0; i < k; i += kWords) {
       const Floats numbers = load_floats(x + i, k - i);
       lows = numbers < lows ? numbers : lows, highs = numbers > highs ? numbers : highs;
       difference += numbers - numbers;  // NaN if one is not finite
     }
-    float low = 0, high = 0;
-    for (int lane = 0; lane < kWords; ++lane) low = std::min(low, lows[lane]), high = std::max(high, highs[lane]);
+    const float low = least(lows), high = -least(-highs);
     const float range = (high - low) / 255, unit = range == 0 ? 1 : range;
     if (std::isfinite(unit) && sum_of_lanes(difference) == 0) {
       step = unit, zero = static_cast<int>(std::nearbyint(-low / unit)) - 128;
@@ -38,26 +37,24 @@ struct RoundedRow {
     for (const Chunk& chunk : chunks) {
       Ints sums[2] = {};  // of both groups, if there are two
       for (int i = 0; i < chunk.count; i += kLanes) {
+        const float* from = x + chunk.column + i;
+        float few[kLanes];
+        if (i + kLanes > chunk.count) {
+          std::memset(few, 0, sizeof few);
+          from = static_cast<const float*>(std::memcpy(few, from, (chunk.count - i) * sizeof *from));
+        }
         Ints codes[kQuarters];
+        divide(from, codes);
 #pragma GCC unroll 4
-        for (int q = 0; q < kQuarters; ++q) codes[q] = Ints{} + zero;
-        if (!std::isnan(step)) {
-          for (int q = 0; q < kQuarters; ++q) {
-            const int place = i + q * kWords;
-            if (place >= chunk.count) break;
-            codes[q] += nearest(load_floats(x + chunk.column + place, chunk.count - place) / step);
-            codes[q] = codes[q] < -128 ? Ints{} - 128 : codes[q];
-            codes[q] = codes[q] > 127 ? Ints{} + 127 : codes[q];
-            sums[paired && q >= kQuarters / 2] += codes[q] - zero;
-          }
+        for (int q = 0; q < kQuarters; ++q) {
+          codes[q] += zero;
+          codes[q] = codes[q] < -128 ? Ints{} - 128 : codes[q];
+          codes[q] = codes[q] > 127 ? Ints{} + 127 : codes[q];
+          sums[paired && q >= kQuarters / 2] += codes[q] - zero;
         }
-        Wide wide[kLanes];
-        store_narrow(codes, wide);
-        for (int w = 0; w < kVectorWords; ++w, to += stride) {
-          int32_t word;
-          std::memcpy(&word, wide + w * kWordColumns, 4);
-          *to = word ^ (kXOffset ? 0x80808080 : 0);
-        }
+        store_narrow(codes, to);
+        if (kXOffset) store(to, load<Bytes>(to) ^ 128);
+        to += kLanes;
       }
       if (group_sums.empty()) continue;
       group_sums[chunk.group] += sum_of_lanes(__builtin_convertvector(sums[0], Floats));
@@ -65,6 +62,31 @@ struct RoundedRow {
         group_sums[chunk.group + 1] = sum_of_lanes(__builtin_convertvector(sums[1], Floats));
       }
     }
+  }
+
+ private:
+  static float least(Floats v) {
+    float lanes[kWords];
+    store(lanes, v);
+    for (int half = kWords / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) lanes[i] = lanes[i + half] < lanes[i] ? lanes[i + half] : lanes[i];
+    }
+    return lanes[0];
+  }
+
+  // The integers nearest to kLanes numbers / step. A product is not rounded as a quotient is, which takes
+  // longer; so where one is close to the middle of two integers, quotients decide. Of a NaN they do, too.
+  JAXMEM_INLINE void divide(const float* numbers, Ints* to) const {
+    Ints are_far = Ints{} - 1;
+#pragma GCC unroll 4
+    for (int q = 0; q < kQuarters; ++q) {
+      const Floats product = load<Floats>(numbers + q * kWords) * (1 / step);
+      to[q] = nearest(product);
+      const Floats rest = product - __builtin_convertvector(to[q], Floats);
+      are_far &= (rest < 0.4999f) & (rest > -0.4999f);
+    }
+    if (!any_lane(~are_far)) return;
+    for (int q = 0; q < kQuarters; ++q) to[q] = nearest(load<Floats>(numbers + q * kWords) / step);
   }
 };
 
@@ -90,12 +112,17 @@ struct RoundedInputs {
       panel.count = static_cast<int>(std::min<int64_t>(kPanelRows, m - panel.first));
       panel.vectors = (panel.count + kWords - 1) / kWords;
       panel.words.resize(vectors * kVectorWords * panel.vectors);
+      std::vector<Wide> codes(8 * vectors * kLanes);
       for (int i = 0; i < panel.count; ++i) {
         RoundedRow& row = rows[panel.first + i];
         row.group_sums.resize(weight.has_offsets() ? weight.groups() : 0);
         row.round(x + (panel.first + i) * weight.k, weight.k, chunks, are_paired(weight.group),
-                  panel.lane(i), panel.vectors * kWords);
+                  codes.data() + i % 8 * vectors * kLanes);
         panel.zeros[i / kWords][i % kWords] = row.zero + kXOffset;
+        if (i % 8 < 7 && i + 1 < panel.count) continue;
+        panel.write(i / 8 * 8, 0, vectors * kVectorWords, [&](int j) {
+          return reinterpret_cast<const float*>(codes.data() + j * vectors * kLanes);
+        });
       }
     });
   }

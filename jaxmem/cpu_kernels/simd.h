@@ -60,6 +60,20 @@ JAXMEM_INLINE void store(void* to, const Vector& v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+// Whether a lane is not 0, of lanes that are 0 or −1.
+JAXMEM_INLINE bool any_lane(Ints lanes) {
+#if defined(JAXMEM_AVX512)
+  return _mm512_movepi32_mask((__m512i)lanes);
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)lanes);
+#else
+  for (int i = 0; i < kWords; ++i) {
+    if (lanes[i]) return true;
+  }
+  return false;
+#endif
+}
+
 // kWords numbers from `from`; those from `count` on are 0 and are not read.
 JAXMEM_INLINE Floats load_floats(const float* from, int64_t count) {
   if (count >= kWords) return load<Floats>(from);
