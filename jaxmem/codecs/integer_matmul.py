@@ -52,8 +52,10 @@ def matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
 def _matmul_in_stack(x, leaf, precision):
     """`matmul` of a `StackLayer`: the library reads the layer where it lies, others slice it."""
     sliced = lambda x, leaf: matmul(x, leaf.unwrapped(), precision=precision)
+    as_stored = lambda x, leaf: matmul(x, leaf.slice_of_stack(), precision=precision)
     on_cpu = functools.partial(integer_rows_product, otherwise=sliced)
-    return by_platform(x, leaf, cpu=on_cpu, default=sliced, like=product_like(x, leaf))
+    elsewhere = as_stored if leaf.in_stack()[0].read_as_stored else sliced
+    return by_platform(x, leaf, cpu=on_cpu, default=elsewhere, like=product_like(x, leaf))
 
 
 def _weighted_parts(leaf):

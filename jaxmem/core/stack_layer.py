@@ -30,7 +30,15 @@ class StackLayer(MatrixLeafWrapper):
 
     def unwrapped(self):
         # behind a barrier, without which XLA may decode all layers at once
-        return lax.optimization_barrier(_layer(self.inner, self.index))
+        return lax.optimization_barrier(self.slice_of_stack())
+
+    def slice_of_stack(self) -> MatrixLeaf:
+        """The layer without a barrier, for a product that does not decode it.
+
+        A TPU then reads the layer in the stack; behind a barrier it may copy each layer first.
+        """
+        at_index = lambda a: lax.dynamic_index_in_dim(a, self.index, 0, keepdims=False)
+        return jax.tree.map(at_index, self.inner)
 
     def in_stack(self):
         return self.inner, self.index
@@ -72,7 +80,3 @@ def layers_in_stack(leaf: Any) -> tuple[Array, Callable[[Array], StackLayer]] | 
     if not (isinstance(leaf, MatrixLeaf) and leaf.reads_in_stack and len(leaf.batch_shape) == 1):
         return None
     return jnp.arange(*leaf.batch_shape, dtype=jnp.int32), lambda index: StackLayer(leaf, index)
-
-
-def _layer(stack: MatrixLeaf, index: Array) -> MatrixLeaf:
-    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, 0, keepdims=False), stack)

@@ -54,3 +54,29 @@ def test_gradients_through_a_layer_in_its_stack_are_those_through_the_slice():
     (w, x), (expected_w, expected_x) = grads
     np.testing.assert_allclose(w.scale, expected_w.scale, 2e-3, 2e-3)
     np.testing.assert_allclose(x, expected_x, 1e-5, 1e-5)
+
+
+def test_a_tpu_reads_stored_numbers_in_their_stack():
+    """Behind a barrier a v6e moved 1.67 times these weights, with a layer of temporaries."""
+    pytest.importorskip("libtpu")
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.bfloat16)
+    encoded = lambda *dims: jax.eval_shape(lambda w: jm.Int(8).encode(w, (1,)), shape(*dims))
+    up, down = (4, 4096, 14336), (4, 14336, 4096)
+    params = encoded(*up), encoded(*up), encoded(*down)
+
+    def layer(x, weights):
+        gate, up, down = weights
+        return x + (jax.nn.silu(x @ gate) * (x @ up)) @ down, None
+
+    run = lift_inference(lambda params, x: lax.scan(layer, x, params)[0])
+    memory = jm.memory(run, params, shape(16, 4096), device="tpu v6e:1x1")
+    assert memory.temp < 1e6
+    assert memory.traffic < 1.01 * jm.nbytes(params)
+
+
+@pytest.mark.parametrize(("codec", "barriers"), [(jm.Int(8), 0), (jm.Int(8, group=8), 1)], ids=str)
+def test_only_a_layer_that_is_decoded_is_behind_a_barrier_on_a_tpu(codec, barriers):
+    run = lift_inference(lambda w, x: lax.scan(lambda x, w: (x @ w, None), x, w)[0])
+    traced = jax.jit(run).trace(codec.encode(jnp.asarray(STACK)), ROWS)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("optimization_barrier") == barriers
