@@ -49,7 +49,7 @@ struct FarRows {
   template <int kRow, bool kWhole>
   JAXMEM_INLINE auto codes(int64_t column, int count) const {
     const uint8_t* from = codes_of_first + kRow * codes_between + column;
-    fetch_ahead<kFarRows>(from);
+    fetch_ahead(from, kNearAhead);
     if constexpr (kWhole) return StoredBytes{from};
     else return load_bytes<false>(from, count);
   }

@@ -68,7 +68,7 @@ JAXMEM_INLINE void group_product(const Decoder& decoder, const uint8_t* codes, i
 #pragma GCC unroll 4
     for (int f = 0; f < kFar; ++f) {
       const uint8_t* from = codes + f * between + column;
-      fetch_ahead<kFar>(from);
+      fetch_ahead(from, kFar == 1 ? kFarAhead : kNearAhead);
       add(from, f * kCodes, x + column);
     }
   }

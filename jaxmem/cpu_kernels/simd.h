@@ -96,13 +96,13 @@ JAXMEM_INLINE Vector load_once(const void* from) {
 // bytes a second so: 17 GB/s from four places that are 64 kB apart where one gave it 11 (AMD Zen 3).
 constexpr int kFarRows = 4;
 
-// Fetches what is 4 kB beyond `from`, or 512 bytes where rows are read from several places, perhaps beyond
-// the array's end. Kernels read a weight in the order of memory: a CPU foresees nothing else so well, and
-// computes meanwhile. Always inlined, since GCC takes a function that only fetches for one without effect,
+// Fetches what is some bytes beyond `from`: 4 kB, or 512 bytes where rows are read from several places. It may
+// be beyond the array's end. Kernels read a weight in the order of memory: a CPU foresees nothing else so well,
+// and computes meanwhile. Always inlined, since GCC takes a function that only fetches for one without effect,
 // and drops its calls.
-template <int kPlaces = 1>
-JAXMEM_INLINE void fetch_ahead(const uint8_t* from) {
-  __builtin_prefetch(from + (kPlaces == 1 ? 4096 : 512), 0, 3);
+constexpr int kFarAhead = 4096, kNearAhead = 512;
+JAXMEM_INLINE void fetch_ahead(const uint8_t* from, int64_t distance = kFarAhead) {
+  __builtin_prefetch(from + distance, 0, 3);
 }
 
 // Fetches some bytes into the second cache, perhaps beyond their array's end.
