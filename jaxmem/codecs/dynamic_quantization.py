@@ -193,7 +193,9 @@ def _matmul_in_stack(x, layer, *, precision):
         around = lambda w: StackLayer(DynamicArray(w.inner, None, "int8"), w.index)
         return rounded_rows_product(x_f32, weight, lambda x, w: sliced(x, around(w)))
 
-    return by_platform(x, layer, cpu=in_stack, default=sliced, like=product_like(x, layer))
+    as_stored = lambda x, layer: _matmul(x, layer.slice_of_stack(), precision=precision)
+    elsewhere = as_stored if layer.inner.inner.read_as_stored else sliced
+    return by_platform(x, layer, cpu=in_stack, default=elsewhere, like=product_like(x, layer))
 
 
 def _int8_product(x, leaf, inner):

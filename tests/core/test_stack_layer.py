@@ -74,7 +74,16 @@ def test_a_tpu_reads_stored_numbers_in_their_stack():
     assert memory.traffic < 1.01 * jm.nbytes(params)
 
 
-@pytest.mark.parametrize(("codec", "barriers"), [(jm.Int(8), 0), (jm.Int(8, group=8), 1)], ids=str)
+@pytest.mark.parametrize(
+    ("codec", "barriers"),
+    [
+        (jm.Int(8), 0),
+        (jm.Int(8, group=8), 1),
+        (jm.Dynamic(jm.Int(8)), 0),
+        (jm.Dynamic(jm.Int(4)), 1),
+    ],
+    ids=str,
+)
 def test_only_a_layer_that_is_decoded_is_behind_a_barrier_on_a_tpu(codec, barriers):
     run = lift_inference(lambda w, x: lax.scan(lambda x, w: (x @ w, None), x, w)[0])
     traced = jax.jit(run).trace(codec.encode(jnp.asarray(STACK)), ROWS)
