@@ -34,11 +34,11 @@ def batches(ids, mask_id=None):
     return stream if mask_id is None else jm.data.MaskedBatches(stream, mask_id, mask_id + 1)
 
 
-def by_recipe(config, module, stream, steps, held_out=None):
+def by_recipe(config, module, stream, steps, rate, held_out):
     """(the curve of a model trained by a recipe, what it made)."""
     model = jm.training.fresh(jm.models.Model(config, module, None, "small"), seed=SEED)
     recipe = jm.Recipe("small", "cpu", "train", ROWS, LENGTH, packed=True, remat=jm.Remat("none"))
-    options = jm.training.TrainingOptions(steps, learning_rate=3e-3, save_every=None)
+    options = jm.training.TrainingOptions(steps, learning_rate=rate, save_every=None)
     with tempfile.TemporaryDirectory() as out:
         made = jm.training.run(model, stream, recipe, out=out, options=options, held_out=held_out)
     return [row["loss"] for row in made.history], made
@@ -127,7 +127,7 @@ def ordered_lines(made, text, letters, steps):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", required=True)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1200)
     args = parser.parse_args()
     text = pathlib.Path(args.text).read_text()
     letters = {c: i for i, c in enumerate(sorted(set(text)))}
@@ -138,14 +138,15 @@ def main():
     config = llama.Config(vocab=vocab, **sizes, kv_heads=2, head_dim=24)
     curves, figures = {}, {}
     curves["Llama"], made = by_recipe(
-        config, llama.module(config), batches(train), args.steps, held_out
+        config, llama.module(config), batches(train), args.steps, 3e-3, held_out
     )
     figures["Llama"] = {"held_out_loss": made.history[-1]["held_out_loss"]}
     config = encoder.Config(vocab=vocab + 1, **sizes, context=LENGTH, head="masked_lm")
     stream = batches(train, mask_id=vocab)
     curves["BERT, hidden characters"], made = by_recipe(
-        config, encoder.module(config), stream, args.steps
+        config, encoder.module(config), stream, args.steps, 1e-3, held_out
     )
+    figures["BERT, hidden characters"] = {"held_out_loss": made.history[-1]["held_out_loss"]}
     curves["BERT, tuned"], accuracy = ordered_lines(made, text, letters, args.steps // 2)
     figures["BERT, tuned"] = {"accuracy": accuracy}
     curves["LSTM, 4 bits"], figures["LSTM, 4 bits"] = recurrent(ids, vocab, args.steps)
