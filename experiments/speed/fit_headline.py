@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rows", nargs="+", choices=FITS, default=list(FITS))
     parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=60)
     args = parser.parse_args()
     args.dir.mkdir(parents=True, exist_ok=True)
     path = pathlib.Path(__file__).with_suffix(".json")
