@@ -146,7 +146,7 @@ XPanel digit_panel(const FixedPoint<kBits>* rows, int64_t first, int count) {
   for (int row = 0; row < count; row += 8) {
     for (int64_t v = 0; v < vectors; ++v) {
       const auto digits = [&](int j) -> const Digits& { return rows[std::min(row + j, count - 1)].vectors[v]; };
-      for (int digit = 0; digit < 3; ++digit) {
+      for (int digit = 0; digit < 3; ++digit) {  // where vectors are short, each is written over the last one's end
         panel.write(digit * kWords + row, v * kVectorWords, kVectorWords, [&](int j) {
           const Digits& of_row = digits(j);
           return reinterpret_cast<const float*>(digit == 0 ? of_row.high : digit == 1 ? of_row.middle : of_row.low);
