@@ -2,14 +2,17 @@
 
 ARC-Easy (Clark et al., 2018) and PIQA (Bisk et al., 2020) as instructions with answers, CrowS-Pairs
 (Nangia et al., 2020), WinoBias (Zhao et al., 2018), SST-2 (Socher et al., 2013), STS-B (Cer et al.,
-2017), DialogSum (Chen et al., 2021), and of FewCLUE (Xu et al., 2021) tnews and eprstmt.
+2017), DialogSum (Chen et al., 2021), Multi30k (Elliott et al., 2016), German to English, and of
+FewCLUE (Xu et al., 2021) tnews and eprstmt.
 """
 
 import csv
+import gzip
 import json
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -42,7 +45,7 @@ def published_tasks(folder: str | os.PathLike) -> dict[str, Task]:
             continue
         try:
             found[name] = read(name, *paths)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{paths[0]} is not as {name} is published: {error}") from error
     return found
 
@@ -117,6 +120,15 @@ def _dialogsum(name: str, path: pathlib.Path) -> Task:
     return Task(name, "generation", items, prompt, metric="rouge_l")
 
 
+def _multi30k(name: str, german: pathlib.Path, english: pathlib.Path) -> Task:
+    """The answer is an English caption, which chrF compares (extra `eval`)."""
+    read = lambda path: gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
+    pairs = zip(read(german), read(english), strict=True)
+    items = tuple({"german": german, "answer": english} for german, english in pairs)
+    prompt = "German: {german}\nEnglish:"
+    return Task(name, "generation", items, prompt, metric="chrf")
+
+
 def _tnews(name: str, path: pathlib.Path) -> Task:
     items = tuple(
         {"sentence": x["sentence"], "answer": _TNEWS[x["label_desc"].removeprefix("news_")]}
@@ -163,6 +175,7 @@ _SETS: dict[str, tuple[tuple[str, ...], Callable[..., Task]]] = {
     "winobias": (("winobias_pro_type1_dev.txt", "winobias_anti_type1_dev.txt"), _winobias),
     "winobias_type2": (("winobias_pro_type2_dev.txt", "winobias_anti_type2_dev.txt"), _winobias),
     "dialogsum": (("dialogsum_dev.jsonl",), _dialogsum),
+    "multi30k": (("multi30k_val.de.gz", "multi30k_val.en.gz"), _multi30k),
     "stsb": (("stsb_en_dev.csv",), _stsb),
     "sst2_probe": (("sst2_dev.tsv", "sst2_train.tsv"), _sst2_probe),
     "tnews": (("tnews.json",), _tnews),

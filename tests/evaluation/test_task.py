@@ -125,6 +125,8 @@ def test_the_published_sets_are_read_whole(shared_data):
         2010,
         610,
     )
+    assert len(tasks["multi30k"].items) == 1014 and tasks["multi30k"].metric == "chrf"
+    assert tasks["multi30k"].items[1]["german"].startswith("Ein Mann schläft")
     item = tasks["arc_easy"].items[1]
     assert tasks["arc_easy"].choice_texts(item)[item["answer"]] == "breathing mask"
     pro, anti = tasks["winobias"].choice_texts(tasks["winobias"].items[1])
@@ -134,4 +136,9 @@ def test_the_published_sets_are_read_whole(shared_data):
 def test_a_file_that_is_not_as_published_is_named(tmp_path):
     (tmp_path / "sst2_dev.tsv").write_text("a sentence without a label\n")
     with pytest.raises(ValueError, match=r"sst2_dev.tsv is not as sst2 is published"):
+        published_tasks(tmp_path)
+    (tmp_path / "sst2_dev.tsv").unlink()
+    for language in ("de", "en"):
+        (tmp_path / f"multi30k_val.{language}.gz").write_bytes(b"no gzip file")
+    with pytest.raises(ValueError, match=r"multi30k_val.de.gz is not as multi30k is published"):
         published_tasks(tmp_path)
