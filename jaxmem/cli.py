@@ -34,10 +34,20 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the line itself is wrong (2), or asks for help (0).
     """
-    if args is None:  # the process is this command's alone, and what is imported stays
-        gc.freeze()
-        args = sys.argv[1:]
-    if list(args) == ["--version"]:
+    if args is not None:
+        return _run(list(args))
+    gc.freeze()  # the process is this command's alone, and what is imported stays
+    code = _run(sys.argv[1:])
+    if code:
+        from .io.multihost import leave
+
+        leave(code)
+    return code
+
+
+def _run(args: list[str]) -> int:
+    """Runs one command and returns its exit code."""
+    if args == ["--version"]:
         from . import __version__
 
         print(f"jaxmem {__version__}")
@@ -50,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if error.name.split(".")[0] not in ("tyro", "rich"):
             raise
         return _failed(f'the command line wants {error.name}: pip install "jaxmem[demo]"', 1)
-    command = parsed(list(args), description=_DESCRIPTION)
+    command = parsed(args, description=_DESCRIPTION)
     expected = () if os.environ.get("JAXMEM_TRACEBACK") else (Exception,)
     try:
         programs = contextlib.nullcontext() if command.no_cache else kept_programs()

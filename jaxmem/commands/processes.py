@@ -1,5 +1,10 @@
 """--processes: this process and others run a command together, as `jax.distributed` joins them."""
 
+import concurrent.futures
+import os
+import sys
+import threading
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import jax
@@ -64,7 +69,7 @@ def join(
     if not host or not port.isdecimal():
         raise ValueError(f"--coordinator is {coordinator!r}, expected HOST:PORT")
     try:
-        jax.distributed.initialize(coordinator, processes, process_id)
+        _in_a_thread(lambda: _initialize(coordinator, processes, process_id))
     except RuntimeError as error:  # also JAX's own, at the end of its five minutes
         raise ConnectionError(
             f"the {processes} processes did not meet at {coordinator}: {error}"
@@ -74,9 +79,32 @@ def join(
 def _join_job() -> None:
     """Joins the processes of the job that this process belongs to."""
     try:
-        jax.distributed.initialize()
+        _in_a_thread(_initialize)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"--processes auto found no job of several processes here ({error}): give --processes "
             "N, --process-id I and --coordinator HOST:PORT"
         ) from error
+
+
+def _initialize(*job: str | int) -> None:
+    """`jax.distributed.initialize`, which leaves SIGTERM to the command line."""
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(*job)
+    if sys.stdout is sys.__stdout__:  # Gloo greets on it, where JSON stands alone
+        sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+        os.dup2(2, 1)
+
+
+def _in_a_thread(call: Callable[[], None]) -> None:
+    """Calls in another thread: a signal interrupts this one, but no call of a compiled library."""
+    future = concurrent.futures.Future()
+
+    def run():
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    future.result()
