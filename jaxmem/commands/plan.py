@@ -11,6 +11,7 @@ import jaxmem as jm
 
 from ..compiler.memory_breakdown import plot
 from ..io.atomic import write_whole
+from ..planner.equal_loss import is_measured
 from ..planner.page_load import read_load
 from ..planner.planner import kept
 from ..planner.price import TOLERANCE, noise
@@ -98,11 +99,12 @@ def show(output: Output, planned: jm.Planned) -> None:
             _gib(row.peak),
             _number(planned.seconds(row)),
             *([_number(planned.tokens_per_second(row))] if serve else []),
-            f"{noise(row.knobs):.2%}",
+            f"{noise(row.knobs):.2%}" + ("" if is_measured(row.knobs) else " + ?"),
             "taken" if row is chosen else "",
         )
         for row in sorted(planned.pareto, key=lambda row: row.peak)
     ]
+    unmeasured = not all(is_measured(row.knobs) for row in planned.pareto)
     versions = ", ".join(f"{k} {v}" for k, v in chosen.memory.versions.items())
     step = f"of reading {planned.read:.3g} tokens a row and writing one" if serve else "of a step"
     output.table(
@@ -112,7 +114,10 @@ def show(output: Output, planned: jm.Planned) -> None:
         f"seconds: {step}, an estimate from flops and traffic over published peaks. noise: the "
         "error that encodings add, relative to what they encode, and the loss that forms of "
         "training cost, in nats a token. Taken is the least of "
-        f"seconds · (1 + noise / {TOLERANCE:.0%}).",
+        f"seconds · (1 + noise / {TOLERANCE:.0%})."
+        + (
+            " ?: what this form costs in loss was not measured, and counts 0." if unmeasured else ""
+        ),
     )
     larger = [row for row in planned.rows if row.status == "too large" and row.programs]
     larger = sorted(larger, key=lambda row: row.peak)[:LARGER_ROWS]

@@ -28,7 +28,22 @@ def measured_cost(recipe: Recipe) -> float:
     """
     if recipe.task == "serve":
         return 0.0
+    return max(0.0, *(ABOVE_FLOAT32.get(form, 0.0) for form in _forms(recipe)))
+
+
+def is_measured(recipe: Recipe) -> bool:
+    """Whether the loss of a recipe that trains all weights was measured; True for other tasks.
+
+    Example:
+        >>> train = lambda **knobs: Recipe("llama-8b", "cpu", "train", 8, 2048, **knobs)
+        >>> is_measured(train(state="int8")), is_measured(train(state="float32"))
+        (True, False)
+    """
+    return recipe.task != "train" or any(form in ABOVE_FLOAT32 for form in _forms(recipe))
+
+
+def _forms(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """The keys of `ABOVE_FLOAT32` that a recipe may have."""
     in_int8 = recipe.task == "train" and recipe.encoding is not None
     weights = "int8" if in_int8 else recipe.weights
-    forms = [(weights, recipe.optimizer, state) for state in (recipe.state, "any")]
-    return max(0.0, *(ABOVE_FLOAT32.get(form, 0.0) for form in forms))
+    return [(weights, recipe.optimizer, state) for state in (recipe.state, "any")]

@@ -6,6 +6,7 @@ import json
 from ..compiler.devices import GIB
 from ..compiler.memory_analysis import Memory
 from ..core.pictures import Picture, html_table, new_figure
+from .equal_loss import is_measured
 from .estimates import HOST
 from .price import noise, price
 from .recipe import Recipe
@@ -142,6 +143,7 @@ def as_data(row: Candidate) -> dict:
         "compiled": row.status == "fits" or bool(row.programs and row.memory.exact),
         "seconds_estimated": step_seconds(row),
         "noise": noise(row.knobs),
+        "loss_is_measured": is_measured(row.knobs),
         "recipe": json.loads(row.knobs.to_json()),
         "why": row.why,
     } | ({"certificate": row.certificate()} if row.status == "fits" else {})

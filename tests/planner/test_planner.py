@@ -11,7 +11,7 @@ import jaxmem as jm
 from jaxmem.architectures import llama
 from jaxmem.compiler.devices import Device
 from jaxmem.models import Model
-from jaxmem.planner.equal_loss import ABOVE_FLOAT32
+from jaxmem.planner.equal_loss import ABOVE_FLOAT32, is_measured
 from jaxmem.planner.estimates import arithmetic
 from jaxmem.planner.planned import as_data
 from jaxmem.planner.planner import kept
@@ -129,6 +129,7 @@ def test_the_costs_of_forms_are_those_that_were_measured():
         assert lines[form]["seeds"] >= 3 and abs(lines[form]["above_float32"] - cost) < 1e-4
     train = functools.partial(jm.Recipe, "tiny", "cpu", "train", 1, 64)
     assert noise(train()) == 0 < noise(train(state="int8")) < 0.01
+    assert is_measured(train(state="int8")) and not is_measured(train())
     assert noise(train(optimizer="scale")) == ABOVE_FLOAT32["bfloat16", "scale", "any"]
 
 
