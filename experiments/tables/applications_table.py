@@ -38,6 +38,16 @@ def languages():
         yield f"{name} | {r['bytes']:,} | {' | '.join(kl)} | {means} | {r['changed']:.0%}"
 
 
+def headlines():
+    for name, r in rows_of("chinese_answers.json"):
+        cells = [f"{r['bytes']:,}"]
+        for x in (r["tnews"], r["eprstmt"]):
+            ways = f"{x['right_to_wrong']} / {x['wrong_to_right']}" if "changed" in x else ""
+            share = f"{x['changed']:.1%}" if "changed" in x else ""
+            cells.append(f"{x['accuracy']['mean']:.3f} | {share} | {ways}")
+        yield f"{name} | {' | '.join(cells)}"
+
+
 def flipped():
     rates = ("1e-05", "0.0001", "0.001")
     cell = lambda x: "" if x["kl"] is None else f"{x['kl']:.4f}"
@@ -53,6 +63,8 @@ TABLES = {
     "agreed | same",
     languages: "calibrated on | bytes | WikiText-2 | SST-2 | tnews | eprstmt | English | "
     "Chinese | ratio | changed",
+    headlines: " | bytes | tnews | changed | to wrong / right | eprstmt | changed | "
+    "to wrong / right",
     flipped: " | part | 1e-5 | 1e-4 | 1e-3",
 }
 
