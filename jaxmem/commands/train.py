@@ -57,9 +57,10 @@ class Train(options.SourceOptions):
     """A directory of this run: checkpoints, the loss of each step, and at the end the model."""
     task: Literal["full", "lora", "pretrain"] = "full"
     """Train all weights, adapters beside frozen weights, or new random weights."""
-    adapter: Literal["lora", "rslora", "dora"] | None = None
+    adapter: Literal["lora", "rslora", "dora", "lora-fa", "adalora"] | None = None
     """What is trained beside the frozen weights for --task lora: pairs (lora unless given), pairs
-    times the root of their rank, or pairs with a magnitude for each output."""
+    times the root of their rank, pairs with a magnitude for each output, pairs of which one half
+    stays as it was drawn, or pairs whose ranks are chosen on the way, --rank on average."""
     rank: int | Literal["auto"] | None = None
     """The rank of adapters, 16 unless given; auto is the largest of 64, 32, 16, 8 and 4 with which
     a step fits."""

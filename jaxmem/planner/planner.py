@@ -101,7 +101,7 @@ def plan(
             `data` and `expert` to serve a mixture of experts.
         packed: whether rows to train hold several texts each (see `Recipe`).
         rank: of the adapters, for the task "lora".
-        adapter: "lora", "rslora" or "dora".
+        adapter: "lora", "rslora", "dora", "lora-fa" or "adalora", as in `Recipe`.
         load: to serve, (tokens of the prompt, tokens generated) of requests as they come: keys and
             values are in a pool of as many pages as `batch` rows of them need (see
             `planner.page_load`), and not of `seq` tokens for every row.

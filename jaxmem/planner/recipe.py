@@ -15,7 +15,7 @@ from ..train.remat_policy import Remat
 from .search_space import OPTIMIZERS, STATES, WEIGHTS
 
 TASKS = ("train", "lora", "serve")
-ADAPTERS = ("lora", "rslora", "dora")
+ADAPTERS = ("lora", "rslora", "dora", "lora-fa", "adalora")
 CACHE = "cache/"  # what paths of a cache begin with, beside those of weights
 _TILED = ("none", "full", "nested")  # remat of recipes with tiles
 _USUAL = {"adapter": "lora", "optimizer": "adamw", "release": False, "weights": "bfloat16"}
@@ -40,10 +40,10 @@ class Recipe:
         offload: whether the optimizer's state is in host memory, and is updated layer by layer.
         micro: micro-batches, of which one is in memory at a time.
         chunk: positions whose logits exist at a time.
-        packed: rows hold several texts, none of which sees another, as `jm.data.Batches` gives
-            them, and predict what their masks say; otherwise a row is one text, to train.
+        packed: rows hold several texts and masks, as `jm.data.Batches` gives them; otherwise one.
         rank: the rank of LoRA pairs.
-        adapter: "lora", "rslora" (the pairs times √rank) or "dora" (with magnitudes).
+        adapter: "lora", "rslora" (the pairs times √rank), "dora" (with magnitudes), "lora-fa" (v
+            stays) or "adalora" (triples are dropped until `rank` is the average; on one device).
         prompt: tokens of a row's prompt that are read at a time, to serve.
         shared: whether weights are divided over `fsdp`, as `jm.layouts.fsdp_tensor` says. If not,
             they are laid out as `jm.layouts.tensor` says, and only the optimizer's state and the

@@ -49,6 +49,8 @@ def recipe_lists(
             # An adapter's state is small, and so is a chip's share of one, or one of few bits.
             if offload and (first.task == "lora" or mesh or state in CODED_STATES):
                 continue
+            if first.adapter == "adalora" and state in CODED_STATES:
+                continue
             knobs = dict(encoding=codec, state=state, offload=offload, shared=shared, mesh=mesh)
             rows = first.batch // math.prod((mesh or {}).get(axis, 1) for axis in ROWS)
             fine = list(itertools.product(policies, micro_batches(rows), chunks(first.seq)))

@@ -23,7 +23,7 @@ from ..train.gradient_accumulation import accumulate
 from .model_head import logits_of
 from .model_limits import check_model
 from .recipe import Recipe
-from .recipe_adapters import first_pairs, scaled_pairs
+from .recipe_adapters import adapter_optimizer, first_pairs, scaled_pairs, with_penalty
 from .recipe_weights import (
     cache_with_host,
     encoded_shapes,
@@ -137,7 +137,7 @@ def build(
     if recipe.task == "serve":
         return _serve(recipe, model, layout)
     make = _released if recipe.release else {"train": _train, "lora": _lora}[recipe.task]
-    optimizer = optimizer or default_optimizer(recipe, model)
+    optimizer = optimizer or adapter_optimizer(recipe, default_optimizer(recipe, model), 2)
     update = WeightUpdate(recipe, layout, optimizer, clip, skip_nonfinite)
     return make(recipe, model, layout, update)
 
@@ -201,6 +201,7 @@ def _lora(recipe, model, layout, update):
         of_batch = lambda pairs, batch: loss_of_pairs(pairs, params, batch)
         batch = with_predictions(batch, recipe.micro)
         value, slope = accumulate(of_batch, recipe.micro)(state["params"], batch)
+        slope = with_penalty(recipe, state["params"], slope)
         return update(state, value, slope, places), value
 
     step = jax.jit(step, donate_argnums=0)

@@ -24,7 +24,7 @@ from ..io.scalar_writers import JsonLines, ScalarWriter
 from ..models import Model
 from ..parallel.mesh import mesh as make_mesh
 from ..planner.recipe import Recipe
-from ..planner.recipe_adapters import scaled_pairs
+from ..planner.recipe_adapters import adapter_optimizer, last_pairs
 from ..planner.train_and_serve_steps import Built, build, default_optimizer
 from .checked_batch import checked_batch, placed
 from .first_batch import first_batch_hash
@@ -189,7 +189,7 @@ def _written(
 ) -> Trained:
     """The result of a run, whose weights or adapters are written below `out`."""
     if recipe.task == "lora":
-        pairs = scaled_pairs(recipe, trained)
+        pairs = last_pairs(recipe, trained)
         save(out / ADAPTERS, pairs)
         made = dataclasses.replace(model, tensors=attach(frozen[0], pairs))
         return Trained(made, pairs, frozen[0], *counts)
@@ -205,13 +205,14 @@ def _optimizer(
 ) -> optax.GradientTransformation:
     """The optimizer of a recipe, as the options say."""
     if recipe.optimizer == "adamw":
-        return options.optimizer
+        return adapter_optimizer(recipe, options.optimizer, options.steps)
     if options.weight_decay:
         raise ValueError(
             f"weight_decay is {options.weight_decay}, but the optimizer of the recipe is "
             f"{recipe.optimizer!r}, which has none: expected 0"
         )
-    return default_optimizer(recipe, model, options.schedule)
+    made = default_optimizer(recipe, model, options.schedule)
+    return adapter_optimizer(recipe, made, options.steps)
 
 
 def _compiled(built: Built, limit: int | None) -> tuple[Callable, int]:

@@ -112,7 +112,7 @@ def test_a_model_is_trained_from_new_weights(folder):
     assert abs(up(folder / "model") - up(out / "model")).max() > 0.1
 
 
-@pytest.mark.parametrize("adapter", ["rslora", "dora"])
+@pytest.mark.parametrize("adapter", ["rslora", "dora", "lora-fa", "adalora"])
 def test_adapters_are_trained_written_for_peft_and_merged(folder, adapter):
     out = folder / adapter
     texts = ("--data", folder / "a.txt", "--out", out, "--memory", "2GB", "--steps", 4)

@@ -16,6 +16,7 @@ from jaxmem.training import TrainingOptions, fresh, run
 
 CONFIG = llama.Config(vocab=32, width=16, ffn=24, layers=2, heads=2, kv_heads=1, head_dim=8)
 TEXT = np.tile(np.arange(16), 40)
+FREE = ("lora-fa", "adalora")
 RECIPE = Recipe("tiny", "cpu", "train", 2, 16, remat=Remat("full"), chunk=16)
 
 
@@ -106,6 +107,24 @@ def test_adapters_are_trained_beside_encoded_weights(model, tmp_path):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, pairs, made.adapters))
     assert any((pair["u"] != 0).any() for pair in pairs.values())
     assert made.history[-1]["loss"] < made.history[0]["loss"]
+
+
+def test_a_frozen_half_stays_and_triples_are_dropped(model, tmp_path):
+    sizes = dict(encoding=jm.Int(8), rank=2, chunk=16)
+    recipes = {a: Recipe("tiny", "cpu", "lora", 2, 16, adapter=a, **sizes) for a in FREE}
+    fixed, ranked = (trained(model, tmp_path / a, recipe=r) for a, r in recipes.items())
+    first = jm.build(recipes["lora-fa"], model=model).init(model.params, jax.random.key(0))[0]
+    for path, pair in fixed.adapters.items():
+        assert (pair["v"] == first["params"][path]["v"]).all() and (pair["u"] != 0).any()
+    count = sum(pair["u"].size for pair in first["params"].values())
+    assert sum(x.size for x in jax.tree.leaves(first["opt"])) == 2 * count + 1
+    ranks = [pair["v"].shape[-2] for pair in ranked.adapters.values()]
+    assert all(set(pair) == {"u", "v"} for pair in ranked.adapters.values()) and max(ranks) <= 3
+    assert sum(ranks) == 2 * len(first["params"])
+    for made in (fixed, ranked):
+        assert made.history[-1]["loss"] < made.history[0]["loss"]
+    with pytest.raises(ValueError, match="adapter is 'adalora' with state 'int8'"):
+        jm.build(dataclasses.replace(recipes["adalora"], state="int8"), model=model)
 
 
 @pytest.mark.parametrize(
