@@ -22,7 +22,14 @@ from jaxmem.compiler import cost_analysis, hlo
 from jaxmem.io.atomic import write_whole
 from jaxmem.models import Model
 
-CODECS = {"bf16": None, "int8": jm.Int(8), "int4": jm.Int(4), "int4 g128": jm.Int(4, group=128)}
+CODECS = {
+    "bf16": None,
+    "int8": jm.Int(8),
+    "int8 g128": jm.Int(8, group=128),
+    "e4m3": jm.Float("e4m3"),
+    "int4": jm.Int(4),
+    "int4 g128": jm.Int(4, group=128),
+}
 DEVICES = ("tpu v5e:1x1", "tpu v6e:1x1")
 BATCH, SEQ = 8, 4096
 

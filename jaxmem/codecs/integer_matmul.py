@@ -50,11 +50,14 @@ def matmul(x: Array, leaf: Any, *, precision: Any) -> Array:
 
 
 def _matmul_in_stack(x, leaf, precision):
-    """`matmul` of a `StackLayer`: the library reads the layer where it lies, others slice it."""
+    """`matmul` of a `StackLayer`, which is read where it lies on a CPU and on one TPU."""
+    stack, _ = leaf.in_stack()
     sliced = lambda x, leaf: matmul(x, leaf.unwrapped(), precision=precision)
     as_stored = lambda x, leaf: matmul(x, leaf.slice_of_stack(), precision=precision)
     on_cpu = functools.partial(integer_rows_product, otherwise=sliced)
-    elsewhere = as_stored if leaf.in_stack()[0].read_as_stored else sliced
+    elsewhere = as_stored if stack.read_as_stored else sliced
+    if stack.scale.shape[-2] > 1:
+        elsewhere = functools.partial(packed_product, otherwise=sliced, precision=precision)
     return by_platform(x, leaf, cpu=on_cpu, default=elsewhere, like=product_like(x, leaf))
 
 

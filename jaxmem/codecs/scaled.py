@@ -198,10 +198,17 @@ def _scaled_matmul(x, leaf, *, precision):
 @functools.partial(jax.jit, static_argnames="precision")
 @differentiated_by(decoded_product, product_like)
 def _matmul_in_stack(x, leaf, *, precision):
-    """`packed_matmul` of a `StackLayer`: the library reads it where it lies, others slice it."""
+    """`packed_matmul` of a `StackLayer`, read where it lies on a CPU and on one TPU."""
+    stack, _ = leaf.in_stack()
     sliced = lambda x, leaf: leaf.unwrapped().matmul(x, precision)
-    on_cpu = functools.partial(_compiled_product(leaf.in_stack()[0]), otherwise=sliced)
-    return by_platform(x, leaf, cpu=on_cpu, default=sliced, like=product_like(x, leaf))
+    as_stored = lambda x, leaf: leaf.slice_of_stack().matmul(x, precision)
+    on_cpu = functools.partial(_compiled_product(stack), otherwise=sliced)
+    elsewhere = sliced
+    if stack.scale.shape[-2] > 1:
+        elsewhere = functools.partial(packed_product, otherwise=sliced, precision=precision)
+    elif stack.bits == 8:
+        elsewhere = as_stored
+    return by_platform(x, leaf, cpu=on_cpu, default=elsewhere, like=product_like(x, leaf))
 
 
 def _on_cpu(leaf, precision):

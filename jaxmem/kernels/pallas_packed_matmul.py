@@ -29,13 +29,14 @@ def packed_product(x: Array, leaf: Any, otherwise: Callable, precision=None) -> 
     """x (m, k) times the rows of a leaf: (m, n) f32, by the kernel on one TPU chip.
 
     `leaf.on_chip()` gives the arguments of `grouped_product`. On other devices, and for rows that
-    the kernel does not support, the result is `otherwise(x, leaf)`.
+    the kernel does not support, the result is `otherwise(x, leaf)`. The codes of a `StackLayer` are
+    read in their stack.
     """
-    arguments = leaf.on_chip()
+    arguments = _arguments(leaf)
     groups = (arguments["levels"] if "levels" in arguments else arguments["scale"]).shape[-2]
     if not supports(x.shape[1], arguments["group"], groups):
         return otherwise(x, leaf)
-    kernel = lambda x, leaf: grouped_product(x, **leaf.on_chip(), precision=precision)
+    kernel = lambda x, leaf: grouped_product(x, **_arguments(leaf), precision=precision)
     return on_one_device(kernel, otherwise, x, leaf, like=product_like(x, leaf))
 
 
@@ -56,6 +57,7 @@ def grouped_product(
     zero: Array | None = None,
     low: Array | None = None,
     levels: Array | None = None,
+    layer: Array | None = None,
     *,
     shifts: tuple[tuple[int, int], ...],
     group: int,
@@ -79,6 +81,7 @@ def grouped_product(
         zero: (groups, n) int8.
         low: (groups, n) floats.
         levels: (count, groups, n) floats, in place of a scale.
+        layer: () int32, if the fields are stacks (layers, n · width/8, k): which layer is read.
         shifts: (width, shift) in bits of each field.
         group: columns that share a scale.
         values: gives the f32 number of each int32 code (rows, columns). With `levels` it is also
@@ -100,8 +103,12 @@ def grouped_product(
     x_rows = min(
         m, MAX_X_ROWS, max(32, MAX_X_BYTES // (_whole_lanes(k) * x.dtype.itemsize) // 32 * 32)
     )
-    packed = lambda width: pl.BlockSpec((BLOCK_ROWS * width // 8, columns), lambda i, j, c: (j, c))
-    per_group = lambda a: pl.BlockSpec((len(a) // blocks, BLOCK_ROWS), lambda i, j, c: (c, j))
+    first = () if layer is None else (layer.reshape(1),)  # what the index maps read
+    in_stack = lambda shape, index: pl.BlockSpec(
+        (*(None for _ in first), *shape), lambda i, j, c, *at: (*(a[0] for a in at), *index(j, c))
+    )
+    packed = lambda width: in_stack((BLOCK_ROWS * width // 8, columns), lambda j, c: (j, c))
+    per_group = lambda a: pl.BlockSpec((len(a) // blocks, BLOCK_ROWS), lambda i, j, c, *_: (c, j))
 
     # Bring the numbers of each group into dtypes that a block of them may have on a TPU.
     flat = None if levels is None else levels.swapaxes(0, 1).reshape(-1, n)
@@ -113,28 +120,46 @@ def grouped_product(
 
     options = dict(k=k, shifts=shifts, group=group, values=values, precision=precision)
     weight = list(fields), numbers
+    read = [jax.ShapeDtypeStruct(a.shape[-2:], a.dtype) for a in fields], numbers
+    body = functools.partial(_body, scales=scales, **options)
     out = jax.ShapeDtypeStruct((m, n), dtype)
-    y = pl.pallas_call(
-        functools.partial(_body, scales=scales, **options),
-        out_shape=out,
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=len(first),
         grid=(pl.cdiv(m, x_rows), pl.cdiv(n, BLOCK_ROWS), blocks),
         in_specs=[
             # whole rows of x, fetched once and not again for each block of the weight's rows
             pl.BlockSpec(
-                (x_rows, blocks * columns), lambda i, j, c: (i, 0), pipeline_mode=pl.Buffered(1)
+                (x_rows, blocks * columns),
+                lambda i, j, c, *_: (i, 0),
+                pipeline_mode=pl.Buffered(1),
             ),
             [packed(width) for width, _ in shifts],
             {name: per_group(a) for name, a in numbers.items()},
         ],
-        out_specs=pl.BlockSpec((x_rows, BLOCK_ROWS), lambda i, j, c: (i, j)),
+        out_specs=pl.BlockSpec((x_rows, BLOCK_ROWS), lambda i, j, c, *_: (i, j)),
         scratch_shapes=[
             pltpu.VMEM((BLOCK_ROWS, LANES), jnp.int32),  # codes
             pltpu.VMEM((x_rows, BLOCK_ROWS), jnp.float32),  # the sum over blocks of columns
         ],
-        cost_estimate=cost(x, weight, out, rows=x_rows, flops=2 * m * k * n),
+    )
+    y = pl.pallas_call(
+        lambda *refs: body(*refs[len(first) :]),
+        out_shape=out,
+        grid_spec=grid,
+        cost_estimate=cost(x, read, out, rows=x_rows, flops=2 * m * k * n),
         interpret=interpret,
-    )(x, *weight)
+        name="grouped_product",
+    )(*first, x, *weight)
     return y if isinstance(unit, float) and unit == 1 else (y * unit).astype(dtype)
+
+
+def _arguments(leaf):
+    """The arguments of `grouped_product` for an unstacked leaf or a `StackLayer`."""
+    stack, layer = leaf.in_stack()
+    if layer is None:
+        return leaf.on_chip()
+    # Numbers of groups are few, and are sliced; for codes of 8 bits XLA would copy the slice.
+    return leaf.slice_of_stack().on_chip() | {"fields": stack.codes, "layer": layer}
 
 
 def _whole_lanes(k: int) -> int:

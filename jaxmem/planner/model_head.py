@@ -7,14 +7,15 @@ from jax import Array
 from ..architectures.decoder import scaled_logits
 from ..architectures.layers.linear import row
 from ..core.leaf import is_encoded
-from ..core.lifting import dot_general, lift
+from ..core.lifting import dot_general, lift, lift_inference
 from ..models.model import family
 
 
-def hidden(config, params, ids, *cache, **where):
+def hidden(config, params, ids, *cache, slices_layers=False, **where):
     """The input of the model's head (B, T, k); with a cache, (that input, the new cache).
 
-    `where` are the segments and positions of ids that are several texts in a row.
+    `where` are the segments and positions of ids that are several texts in a row. With a cache,
+    layers of encoded weights are read in their stacks, unless `slices_layers`.
     """
     net = family(config).module(config)
     name = "embed_out" if getattr(config, "embed_width", 0) else "final_norm"
@@ -28,7 +29,8 @@ def hidden(config, params, ids, *cache, **where):
         return (x, out[1]) if cache else x
 
     encoded = any(map(is_encoded, jax.tree.leaves(params, is_leaf=is_encoded)))
-    return (lift(run) if encoded else run)(params, ids, *cache, **where)
+    lifted = lift_inference if cache and not slices_layers else lift
+    return (lifted(run) if encoded else run)(params, ids, *cache, **where)
 
 
 def head_matrix(config, params):

@@ -77,7 +77,8 @@ def cache_with_host(recipe: Recipe, cache: Any) -> Any:
 
 def fetching_hidden(recipe: Recipe, config: Any) -> Callable:
     """`hidden` of a config, which fetches the layers that the recipe leaves in host memory."""
-    fn = functools.partial(hidden, config)
+    # what is fetched is a slice that a scan takes
+    fn = functools.partial(hidden, config, slices_layers=bool(recipe.host))
     if recipe.host_states:
         return states_from_host(fn, only=recipe.host_states, weights=recipe.host_weights)
     return from_host(fn, only=recipe.host) if recipe.host else fn

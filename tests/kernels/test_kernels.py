@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmem as jm
+from jaxmem.core.stack_layer import StackLayer
 from jaxmem.kernels.dispatch import by_platform, on_one_device
 from jaxmem.kernels.pallas_block_sparse_matmul import block_sparse_product
 from jaxmem.kernels.pallas_nm_matmul import nm_product
@@ -44,6 +45,20 @@ def test_the_grouped_kernel_is_the_product_with_the_decoded_weight(bits, group, 
     w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(k, n), (8, k)]))
     leaf = jm.Int(bits, group=group, symmetric=symmetric).encode(w)
     np.testing.assert_allclose(by_kernel(x, leaf), x @ jm.decode(leaf), rtol=1e-5, atol=3e-4)
+
+
+@pytest.mark.parametrize(
+    "codec", [jm.Int(8, group=64), jm.Int(5, group=64, symmetric=False), jm.Float("mxfp8")], ids=str
+)
+def test_the_grouped_kernel_reads_a_layer_in_its_stack(codec):
+    w, x = (
+        jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(3, 128, 264), (8, 128)])
+    )
+    stack = codec.encode(w)
+    sliced = StackLayer(stack, jnp.int32(1)).slice_of_stack()
+    arguments = sliced.on_chip() | {"fields": stack.codes}
+    found = grouped_product(x, **arguments, layer=jnp.int32(1), interpret=True)
+    np.testing.assert_array_equal(found, by_kernel(x, sliced))
 
 
 @pytest.mark.parametrize(
