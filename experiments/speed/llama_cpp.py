@@ -4,9 +4,10 @@
     npm install --prefix FOLDER --ignore-scripts node-llama-cpp@3
     python experiments/speed/llama_cpp.py --clients FOLDER [--rounds 9]
 
-The figures go into llama_cpp.jaxVERSION.json. The weights of the rotated model are written as F32,
-Q8_0 and Q4_0, and as Q4_K where llama.cpp's Q4_K_M has it and the rows are multiples of 256; the
-file of the model as it was published, Q4_1, is there, too. We load codes as they are in the file.
+The figures go into llama_cpp.INSTRUCTIONS.jaxVERSION.json, by the instruction set of the compiled
+products (`jm.native()`). The weights of the rotated model are written as F32, Q8_0 and Q4_0, and as
+Q4_K where llama.cpp's Q4_K_M has it and the rows are multiples of 256; the file of the model as it
+was published, Q4_1, is there, too. We load codes as they are in the file.
 Both programs write 64 tokens after a prompt of 16, one at a time, in turns, on the same cores with
 as many threads; a figure is the median over rounds of a round's median. `bandwidth` is what the
 cores copy a second, read and written, in memory. `cpu_ms` is CPU time of a token, which on one core
@@ -171,7 +172,8 @@ def main() -> None:
             done = subprocess.run(run, check=True, capture_output=True, text=True)
             table[f"cores={cores}"] = json.loads(done.stdout.splitlines()[-1])
             print(json.dumps(table[f"cores={cores}"], indent=1), flush=True)
-    out = pathlib.Path(__file__).with_suffix(f".jax{jax.__version__}.json")
+    name = f".{table['native'] or 'xla'}.jax{jax.__version__}.json"
+    out = pathlib.Path(__file__).with_suffix(name)
     out.write_text(json.dumps(table, indent=1) + "\n")
 
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "columns.h"
+#include "decoded_rows.h"
 #include "kept_columns.h"
 #include "packing.h"
 #include "rounded_inputs.h"
@@ -193,12 +194,17 @@ void whole_rows_product(const IntegerRows& weight, const Inputs& inputs, int64_t
   const int64_t groups = weight.groups(), m = inputs.rows.size();
   Block block;
   CodePanel codes;
+  if (m == 0) return;
   block.scales.resize(groups * kBlockVectors);
   for (int64_t begin = first; begin < last; begin += kBlockRows) {
     const int64_t count = std::min<int64_t>(kBlockRows, last - begin);
-    if (weight.scale_codes.bits) read_coded_groups<kBits>(weight, inputs, begin, count, &block);
-    else if (weight.half_scale) read_groups<kBits, uint16_t>(weight, inputs, begin, count, &block);
-    else read_groups<kBits, float>(weight, inputs, begin, count, &block);
+    block.y.assign(m * kBlockVectors, EightFloats{});
+    read_block<kBits>(weight, begin, count, block.scales.data(), [&](int64_t g) {
+      return [&, g, sum = inputs.rows[0].group_sums[g]](int64_t v, EightFloats offsets) {
+        block.y[v] -= offsets * sum;
+        for (int64_t i = 1; i < m; ++i) block.y[i * kBlockVectors + v] -= offsets * inputs.rows[i].group_sums[g];
+      };
+    });
     const int eights = count / kByteRows;
     int v = 0;
     if constexpr (kBits == 8 && std::is_same_v<Rows, AllColumns<8>> && std::is_same_v<Inputs, jaxmem::Inputs<8>>) {
@@ -206,16 +212,7 @@ void whole_rows_product(const IntegerRows& weight, const Inputs& inputs, int64_t
     }
     for (; v < eights; ++v) {
       const int64_t row = begin + v * kByteRows;
-      Rows rows{};
-      rows.k = weight.k;
-      for (int f = 0; f < field_count(kBits); ++f) {
-        rows.fields[f] = weight.fields[f] + row * field(kBits, f).width / 8 * weight.kept();
-      }
-      if constexpr (std::is_same_v<Rows, KeptColumns<kBits>>) {
-        for (int f = 0; f < 2; ++f) {
-          rows.patterns[f] = weight.patterns[f] + row * field(3, f).width / 8 * (weight.k / 4);
-        }
-      }
+      const Rows rows = rows_at<kBits, Rows>(weight, row);
       const EightFloats* scales = block.scales.data() + v * groups;
       const auto add_offsets = [&](int64_t i, EightFloats sums) {
         done(i, row, (sums + block.y[i * kBlockVectors + v]) * inputs.rows[i].step);
@@ -243,6 +240,21 @@ void whole_rows_product(const IntegerRows& weight, const Inputs& inputs, int64_t
       }
     }
   }
+}
+
+// Whether m rows of x are multiplied faster with decoded weights: where no digits are multiplied in panels, or
+// groups are so short that these spend their time on scales.
+inline bool are_decoded(const IntegerRows& weight, int64_t m) {
+  const bool one_group = weight.groups() == 1;
+  return kDigitPanels ? !one_group && weight.group < 64 && m >= 16 : m >= (one_group ? 32 : 16);
+}
+
+// The same where x meets decoded weights.
+template <int kBits, typename Rows, typename Done>
+void whole_rows_product(const IntegerRows& weight, const InputTiles& inputs, int64_t first, int64_t last,
+                        const Done& done) {
+  DecodedIntegers<kBits, Rows> decoded(weight);
+  decoded_product(decoded, inputs, first, last, done);
 }
 
 template <int kBits, typename Rows, typename Inputs>

@@ -14,13 +14,9 @@ from .coded_scales import scale_attributes
 from .few_rows import few_rows_product
 
 # Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
-ONE_GROUP_ROWS = {"avx512-vnni": math.inf, "avx2": 32, "baseline": 2}  # with one scale a row
-LONG_GROUP_ROWS = {"avx512-vnni": math.inf, "avx2": 4, "baseline": 2}  # for 64 weights or more
-GROUP_ROWS = {"avx512-vnni": 8, "avx2": 4, "baseline": 2}
-LONG_GROUP = 64
+MOST_ROWS = {"avx2": math.inf, "baseline": 2}
 # From so many rows of x on, the library is faster with 8 bits of x than with all of them.
 ROUNDED_ROWS = 8
-KEPT_ROWS = {"avx512-vnni": math.inf, "avx2": 8, "baseline": 2}  # with 2 of every 4 weights
 
 
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
@@ -36,12 +32,7 @@ def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], 
 
     `otherwise(x, leaf)` is the product elsewhere (see `few_rows_product`).
     """
-    stored = _stored(leaf)[0]
-    if stored.scale.shape[-2] == 1:
-        most_rows = ONE_GROUP_ROWS
-    else:
-        most_rows = LONG_GROUP_ROWS if stored.group >= LONG_GROUP else GROUP_ROWS
-    return few_rows_product(_call, most_rows, x, leaf, otherwise)
+    return few_rows_product(_call, MOST_ROWS, x, leaf, otherwise)
 
 
 def rounded_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
@@ -61,7 +52,7 @@ def kept_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Arr
     for an even number of kept values.
     """
     call = lambda x, leaf: _call(x, leaf.values.as_int_array(), leaf.codes)
-    return few_rows_product(call, KEPT_ROWS, x, leaf, otherwise)
+    return few_rows_product(call, MOST_ROWS, x, leaf, otherwise)
 
 
 def _stored(leaf):

@@ -119,8 +119,10 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
     const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
     with_bits(weight.bits, [&](auto b) {
-      if (rounds) multiply<decltype(b)::value, RoundedInputs>(pool, weight, rows, m, out);
-      else multiply<decltype(b)::value, Inputs<decltype(b)::value>>(pool, weight, rows, m, out);
+      constexpr int kBits = decltype(b)::value;
+      if (rounds) multiply<kBits, RoundedInputs>(pool, weight, rows, m, out);
+      else if (are_decoded(weight, m)) multiply<kBits, InputTiles>(pool, weight, rows, m, out);
+      else multiply<kBits, Inputs<kBits>>(pool, weight, rows, m, out);
     });
   });
   return ffi::Error::Success();
@@ -158,11 +160,19 @@ ffi::Error scaled_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer sc
                             static_cast<int>(exponent_bits), levels.begin(), packed.at(i, sizes, layer)};
     const float* rows = reinterpret_cast<const float*>(inputs.at(i, sizes));
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
-    with_inputs(weight, rows, m, [&](const auto& x) {
-      for_rows(pool, 1, n, k, [&](int64_t, int64_t first, int64_t last) {
-        scaled_product(weight, x, m, first, last, out);
-      });
-    });
+    const auto run = [&](const auto& x, float* y) {
+      for_rows(pool, 1, n, k, [&](int64_t, int64_t first, int64_t last) { scaled_product(weight, x, m, first, last, y); });
+    };
+    if (m < 32) {
+      with_inputs(weight, rows, m, [&](const auto& x) { run(x, out); });
+      continue;
+    }
+    for (int64_t first = 0; first < m; first += InputTiles::kRows) {
+      const int64_t count = std::min<int64_t>(InputTiles::kRows, m - first);
+      run(InputTiles(rows + first * k, count, m, weight, [&](int64_t count, const auto& run) {
+            parallel_for(pool, pool.num_threads(), count, run);
+          }), out + first * n);
+    }
   }
   return ffi::Error::Success();
 }

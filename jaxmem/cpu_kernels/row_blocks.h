@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "columns.h"
+#include "kept_columns.h"
 #include "packing.h"
 #include "panels.h"
 #include "simd.h"
@@ -15,12 +17,26 @@
 
 namespace jaxmem {
 
+// The codes of 8 rows of a weight from `row` on.
+template <int kBits, typename Rows>
+Rows rows_at(const IntegerRows& weight, int64_t row) {
+  Rows rows{};
+  rows.k = weight.k;
+  for (int f = 0; f < field_count(kBits); ++f) {
+    rows.fields[f] = weight.fields[f] + row * field(kBits, f).width / 8 * weight.kept();
+  }
+  if constexpr (std::is_same_v<Rows, KeptColumns<kBits>>) {
+    for (int f = 0; f < 2; ++f) {
+      rows.patterns[f] = weight.patterns[f] + row * field(3, f).width / 8 * (weight.k / 4);
+    }
+  }
+  return rows;
+}
+
 // What is computed of a block of rows, in vectors of 8 rows.
 struct Block {
   std::vector<EightFloats> scales;  // (kBlockVectors, groups)
   std::vector<EightFloats> y;       // (m, kBlockVectors)
-  std::vector<EightFloats> lows;    // (groups), of 8 rows
-  std::vector<uint8_t> bytes;       // codes of the scales of 8 rows
 };
 
 // x (m, k) as a product with a weight of kBits bits reads it: in panels, or row by row.
@@ -78,37 +94,23 @@ JAXMEM_INLINE EightFloats eight_zeros(const uint8_t* const* fields, int64_t v, f
   return from_bytes<uint8_t>(codes) - middle;
 }
 
-// Subtracts from the y of 8 rows, y (m, kBlockVectors), what a group's offsets take from their products.
-template <typename Inputs>
-JAXMEM_INLINE void subtract_offsets(EightFloats offsets, int64_t g, const Inputs& inputs, EightFloats* y) {
-  for (const auto& x : inputs.rows) {
-    *y -= offsets * x.group_sums[g];
-    y += kBlockVectors;
-  }
-}
-
-// Reads the groups of `rows` rows from `row` on, a multiple of 8 and at most kBlockRows.
-template <int kBits, typename Number, typename Inputs>
-void read_groups(const IntegerRows& weight, const Inputs& inputs, int64_t row, int64_t rows,
-                 Block* block) {
+// Reads the scales (kBlockVectors, groups) of `rows` rows from `row` on, a multiple of 8 and at most kBlockRows.
+// Where codes have offsets, take(g)(v, offsets) is called for the v-th 8 rows, whose products with an x of group
+// g are to be less by offsets · x.
+template <int kBits, typename Number, typename Take>
+void read_groups(const IntegerRows& weight, int64_t row, int64_t rows, EightFloats* scales, const Take& take) {
   const float middle = subtracted_code<kBits>(weight);
-  const int64_t groups = weight.groups();
-  block->y.assign(inputs.rows.size() * kBlockVectors, EightFloats{});
-  EightFloats* scales = block->scales.data();
-  const int64_t count = rows / kByteRows, m = inputs.rows.size();
-  if (m == 0) return;
+  const int64_t groups = weight.groups(), count = rows / kByteRows;
   for (int64_t g = 0; g < groups; ++g) {
     weight.fetch_block(weight.scale, g, row + kBlockRows);
     const Number* scale = static_cast<const Number*>(weight.scale) + g * weight.n + row;
-    // Calls offset(v, the scales of 8 rows) for the offsets of these, and subtracts what they take.
+    // Calls offset(v, the scales of 8 rows) for the offsets of these.
     const auto with_offsets = [&](const auto& offset) __attribute__((always_inline)) {
-      EightFloats* y = block->y.data();
-      const float sum = inputs.rows[0].group_sums[g];
+      const auto take_offsets = take(g);
       for (int64_t v = 0; v < count; ++v) {
-        const EightFloats eight = eight_of(scale + v * kByteRows), offsets = offset(v, eight);
+        const EightFloats eight = eight_of(scale + v * kByteRows);
         scales[v * groups + g] = eight;
-        y[v] -= offsets * sum;
-        for (int64_t i = 1; i < m; ++i) y[i * kBlockVectors + v] -= offsets * inputs.rows[i].group_sums[g];
+        take_offsets(v, offset(v, eight));
       }
     };
     if (weight.low) {
@@ -130,23 +132,27 @@ void read_groups(const IntegerRows& weight, const Inputs& inputs, int64_t row, i
 }
 
 // The same where scales are codes.
-template <int kBits, typename Inputs>
-void read_coded_groups(const IntegerRows& weight, const Inputs& inputs, int64_t row, int64_t rows,
-                       Block* block) {
+template <int kBits, typename Take>
+void read_coded_groups(const IntegerRows& weight, int64_t row, int64_t rows, EightFloats* scales, const Take& take) {
   const float middle = subtracted_code<kBits>(weight);
   const int64_t groups = weight.groups();
-  block->y.assign(inputs.rows.size() * kBlockVectors, EightFloats{});
-  block->lows.resize(groups);
-  for (int v = 0; v * kByteRows < rows; ++v) {
+  std::vector<uint8_t> bytes;
+  std::vector<EightFloats> lows(groups);
+  for (int v = 0; v * kByteRows < rows; ++v, scales += groups) {
     const int64_t first = row + v * kByteRows;
-    EightFloats* scales = block->scales.data() + v * groups;
-    weight.scale_codes.read(weight.n, groups, first, &block->bytes, scales);
+    weight.scale_codes.read(weight.n, groups, first, &bytes, scales);
     if (!weight.low_codes.bits) continue;
-    weight.low_codes.read(weight.n, groups, first, &block->bytes, block->lows.data());
-    for (int64_t g = 0; g < groups; ++g) {
-      subtract_offsets(-scales[g] * middle - block->lows[g], g, inputs, block->y.data() + v);
-    }
+    weight.low_codes.read(weight.n, groups, first, &bytes, lows.data());
+    for (int64_t g = 0; g < groups; ++g) take(g)(v, -scales[g] * middle - lows[g]);
   }
+}
+
+// `read_groups` of scales of any form.
+template <int kBits, typename Take>
+void read_block(const IntegerRows& weight, int64_t row, int64_t rows, EightFloats* scales, const Take& take) {
+  if (weight.scale_codes.bits) read_coded_groups<kBits>(weight, row, rows, scales, take);
+  else if (weight.half_scale) read_groups<kBits, uint16_t>(weight, row, rows, scales, take);
+  else read_groups<kBits, float>(weight, row, rows, scales, take);
 }
 
 }  // namespace jaxmem

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "columns.h"
+#include "decoded_rows.h"
 #include "level_rows.h"
 #include "scaled_codes.h"
 #include "scales.h"
@@ -181,6 +182,21 @@ inline void scaled_product(const ScaledRows& weight, const LevelInput& x, int64_
 }
 
 #endif
+
+// The same where x meets decoded weights.
+template <typename Decoder>
+void tiled_product(const ScaledRows& weight, const InputTiles& x, int64_t first, int64_t last, float* y) {
+  DecodedScaled<Decoder> decoded(weight);
+  decoded_product(decoded, x, first, last, [&](int64_t i, int64_t row, EightFloats values) {
+    std::memcpy(y + i * weight.n + row, &values, std::min<int64_t>(kByteRows, last - row) * sizeof *y);
+  });
+}
+
+inline void scaled_product(const ScaledRows& weight, const InputTiles& x, int64_t, int64_t first, int64_t last, float* y) {
+  if (weight.bits == 4) return tiled_product<Levels>(weight, x, first, last, y);
+  if (weight.exponent_bits == 4) return tiled_product<Float8<4>>(weight, x, first, last, y);
+  return tiled_product<Float8<5>>(weight, x, first, last, y);
+}
 
 // Calls run(x) with the rows of x as the decoder of the weight wants them.
 template <typename Run>

@@ -1,5 +1,6 @@
 """scaled_rows_product: few rows of x times codes of 4 bits or floats of 8, compiled, on a CPU."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax import Array
 from .few_rows import few_rows_product
 
 # Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
-FEW_ROWS = {"avx2": 8}
+MOST_ROWS = {"avx2": math.inf, "baseline": 8}
 
 
 def scaled_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
@@ -25,7 +26,7 @@ def scaled_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], A
 
     `otherwise(x, leaf)` is the product elsewhere (see `few_rows_product`).
     """
-    return few_rows_product(_call, FEW_ROWS, x, leaf, otherwise)
+    return few_rows_product(_call, MOST_ROWS, x, leaf, otherwise)
 
 
 def _call(x, leaf):

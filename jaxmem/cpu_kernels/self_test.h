@@ -129,9 +129,13 @@ struct RandomRows {
   }
 };
 
-// Whether the product of (m, k) random numbers, rounded to 8 bits if `rounds`, is that of a plain loop.
+// How x is multiplied: in three digits, rounded to 8 bits, or with decoded weights.
+enum class Way { kDigits, kRounded, kDecoded };
+
+// Whether the product of (m, k) random numbers is that of a plain loop.
 inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, Offsets offsets,
-                     bool is_kept, int scale_bits, bool rounds, std::mt19937& random) {
+                     bool is_kept, int scale_bits, Way way, std::mt19937& random) {
+  const bool rounds = way == Way::kRounded;
   const RandomRows rows(bits, n, k, group, offsets, is_kept, scale_bits, random);
   std::vector<float> x(m * k), y(m * n, NAN);
   for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;
@@ -140,8 +144,10 @@ inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, O
     const auto each = [](int64_t count, const auto& run) {
       for (int64_t i = 0; i < count; ++i) run(i);
     };
-    if (rounds) integer_product<kBits>(rows.weight, RoundedInputs(x.data(), m, m, rows.weight, each), 0, n, y.data());
-    else integer_product<kBits>(rows.weight, Inputs<kBits>(x.data(), m, m, rows.weight, each), 0, n, y.data());
+    const auto multiply = [&](const auto& inputs) { integer_product<kBits>(rows.weight, inputs, 0, n, y.data()); };
+    if (rounds) multiply(RoundedInputs(x.data(), m, m, rows.weight, each));
+    else if (way == Way::kDecoded) multiply(InputTiles(x.data(), m, m, rows.weight, each));
+    else multiply(Inputs<kBits>(x.data(), m, m, rows.weight, each));
   });
   for (int64_t i = 0; rounds && k && i < m; ++i) {
     float* row = x.data() + i * k;
@@ -171,11 +177,11 @@ inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, O
 
 // Whether the product of (m, k) random numbers with codes of 16 levels, or with floats of 8 bits, is
 // that of a plain loop.
-inline bool scaled_is_right(int exponent_bits, int64_t m, int64_t n, int64_t k, int64_t group,
+inline bool scaled_is_right(int exponent_bits, int64_t m, int64_t n, int64_t k, int64_t group, bool is_decoded,
                             std::mt19937& random) {
   const int bits = exponent_bits ? 8 : 4;
 #if defined(__AVX2__) && !defined(JAXMEM_AVX512)
-  const bool in_integers = bits == 4 && m == 1;
+  const bool in_integers = bits == 4 && m == 1 && !is_decoded;
 #else
   const bool in_integers = false;
 #endif
@@ -200,9 +206,12 @@ inline bool scaled_is_right(int exponent_bits, int64_t m, int64_t n, int64_t k, 
                                   std::max(exponent, 1) - bias - fraction_bits);
     return code & 128 ? -size : size;
   };
-  with_inputs(weight, x.data(), m, [&](const auto& inputs) {
-    scaled_product(weight, inputs, m, 0, n, y.data());
-  });
+  const auto multiply = [&](const auto& inputs) { scaled_product(weight, inputs, m, 0, n, y.data()); };
+  const auto each = [](int64_t count, const auto& run) {
+    for (int64_t i = 0; i < count; ++i) run(i);
+  };
+  if (is_decoded) multiply(InputTiles(x.data(), m, m, weight, each));
+  else with_inputs(weight, x.data(), m, multiply);
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t row = 0; row < n; ++row) {
       double sum = 0, size = 0, most = 0;
@@ -259,10 +268,15 @@ inline std::string self_test() {
       for (const Offsets offsets : {Offsets::kNone, Offsets::kZeros, Offsets::kLow}) {
         const bool plain = offsets == Offsets::kNone, is_kept = has_kept_columns(bits) && plain;
         const int scale_bits = offsets == Offsets::kZeros ? 0 : n % 3 == 0 ? 8 : n % 3 == 1 ? 6 : 4;
-        if (!is_right(bits, m, n, k, group, offsets, false, 0, false, random) ||
-            !is_right(bits, m, n, k, group, offsets, false, 0, true, random) ||
-            scale_bits && !is_right(bits, m, n, k, group, offsets, false, scale_bits, false, random) ||
-            is_kept && !is_right(bits, m, n, k / 4 * 4, 4 * group, offsets, true, 0, false, random)) {
+        const auto fails = [&](Way way, int scale_bits) {
+          return !is_right(bits, m, n, k, group, offsets, false, scale_bits, way, random);
+        };
+        const auto kept_fails = [&](Way way) {
+          return !is_right(bits, m, n, k / 4 * 4, 4 * group, offsets, true, 0, way, random);
+        };
+        if (fails(Way::kDigits, 0) || fails(Way::kRounded, 0) || fails(Way::kDecoded, scale_bits) ||
+            scale_bits && fails(Way::kDigits, scale_bits) ||
+            is_kept && (kept_fails(Way::kDigits) || kept_fails(Way::kDecoded))) {
           return std::to_string(bits) + " bits, (" + std::to_string(m) + ", " + std::to_string(k) +
                  ") times (" + std::to_string(k) + ", " + std::to_string(n) + ") in groups of " +
                  std::to_string(group) + (offsets == Offsets::kZeros ? " with zero points" : offsets == Offsets::kLow ? " with offsets" : "");
@@ -272,7 +286,8 @@ inline std::string self_test() {
   }
   for (const int exponent_bits : {0, 4, 5}) {
     for (const auto& [m, n, k, group] : shapes) {
-      if (!scaled_is_right(exponent_bits, m, n, k, group, random)) {
+      if (!scaled_is_right(exponent_bits, m, n, k, group, false, random) ||
+          !scaled_is_right(exponent_bits, m, n, k, group, true, random)) {
         return (exponent_bits ? "floats of 8 bits, (" : "levels of 4 bits, (") + std::to_string(m) +
                ", " + std::to_string(k) + ") times (" + std::to_string(k) + ", " +
                std::to_string(n) + ") in groups of " + std::to_string(group);

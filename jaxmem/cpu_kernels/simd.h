@@ -163,6 +163,19 @@ inline EightFloats from_bytes(uint64_t bytes) {
 #endif
 }
 
+// kWords signed bytes as f32. GCC converts such vectors number by number.
+JAXMEM_INLINE Floats signed_bytes(const void* from) {
+#if defined(JAXMEM_AVX512)
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load<__m128i>(from)));
+#elif defined(__AVX2__)
+  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))));
+#else
+  Floats numbers;
+  for (int i = 0; i < kWords; ++i) numbers[i] = static_cast<const int8_t*>(from)[i];
+  return numbers;
+#endif
+}
+
 // The f32 of a float16's bits. Without arithmetic on subnormal f32, which XLA's threads flush to 0.
 inline float from_half(uint16_t half) {
 #if defined(__F16C__)

@@ -48,15 +48,20 @@ def assert_is_the_product(y, x, leaf):
 
 @pytest.mark.parametrize(  # the library's own test has more shapes
     "bits, m, n, k, group, symmetric",
-    [(8, 1, 13, 70, None, True), (5, 2, 9, 96, 40, False), (3, 33, 1, 1, None, True)],
-    ids=["a row", "a short last group", "one weight"],
+    [
+        (8, 1, 13, 70, None, True),
+        (5, 2, 9, 96, 40, False),
+        (3, 33, 1, 1, None, True),
+        (4, 500, 41, 150, 32, False),
+    ],
+    ids=["a row", "a short last group", "one weight", "a prompt"],
 )
 def test_the_compiled_product_is_that_with_the_decoded_weight(bits, m, n, k, group, symmetric):
     leaf, x = random_leaf(bits, n, k, group, symmetric), random_x(m, k)
     assert_is_the_product(product(x, leaf), x, leaf)
 
 
-@pytest.mark.parametrize("bits, group", [(8, None), (4, 64)])
+@pytest.mark.parametrize("bits, group", [(8, None), (4, 64), (4, 32)])
 def test_what_a_row_among_many_gives_does_not_depend_on_its_place(bits, group):
     leaf, x = random_leaf(bits, 24, 128, group, False), random_x(70, 128)  # not whole panels
     y = jax.jit(_call)(x, leaf)
@@ -80,10 +85,10 @@ def test_a_row_that_is_not_finite_is_rounded_to_nan_and_a_row_of_zeros_to_zeros(
     assert jnp.isnan(y[1]).all() and (y[2] == 0).all() and jnp.isfinite(y[3:]).all()
 
 
-@pytest.mark.parametrize("rows, group, is_compiled", [(2, 16, True), (9, 16, False), (2, 32, True)])
-def test_a_matmul_of_few_rows_calls_the_library(rows, group, is_compiled):
+@pytest.mark.parametrize("rows, group", [(2, 16), (600, 16), (2, 32)])
+def test_a_matmul_calls_the_library(rows, group):
     run = jax.jit(jm.lift(jnp.matmul)).lower(random_x(rows, 32), random_leaf(4, 8, 32, group))
-    assert ("jaxmem_integer_rows" in run.as_text()) == is_compiled
+    assert "jaxmem_integer_rows" in run.as_text()
 
 
 @pytest.mark.parametrize("stacks", [1, 2], ids=["a stack", "two stacks under vmap"])

@@ -26,11 +26,13 @@ def random(*shape):
     ("codec", "m", "k", "n"),
     [
         (jm.Codebook("nf4", group=64), 1, 200, 9),  # a short last group, a row without a second
+        (jm.Codebook("nf4", group=64), 500, 200, 41),  # a prompt
         (jm.Codebook("fp4"), 3, 33, 8),
         (jm.Float("e2m1", group=7), 8, 20, 4),
         (jm.Float("mxfp4"), 1, 64, 6),
         (jm.Float("nvfp4"), 2, 64, 6),
         (jm.Float("e4m3"), 1, 70, 5),
+        (jm.Float("e4m3"), 40, 70, 5),
         (jm.Float("e5m2", group=40), 5, 96, 3),
         (jm.Float("mxfp8"), 2, 64, 3),
     ],
@@ -58,18 +60,18 @@ def test_the_smallest_floats_are_not_lost(size):
 
 
 @pytest.mark.parametrize(
-    ("codec", "rows", "is_compiled"),
+    ("codec", "rows"),
     [
-        (jm.Codebook("nf4", group=16), 8, True),
-        (jm.Codebook("nf4", group=16), 9, False),
-        (jm.Float("e4m3"), 1, True),
-        (jm.DoubleQuant(jm.Codebook("nf4", group=16)), 1, True),
+        (jm.Codebook("nf4", group=16), 8),
+        (jm.Codebook("nf4", group=16), 100),
+        (jm.Float("e4m3"), 1),
+        (jm.DoubleQuant(jm.Codebook("nf4", group=16)), 1),
     ],
     ids=str,
 )
-def test_a_matmul_of_few_rows_calls_the_library(codec, rows, is_compiled):
+def test_a_matmul_calls_the_library(codec, rows):
     run = jax.jit(jm.lift(jnp.matmul)).lower(random(rows, 32), codec.encode(random(32, 8)))
-    assert ("jaxmem_scaled_rows" in run.as_text()) == is_compiled
+    assert "jaxmem_scaled_rows" in run.as_text()
 
 
 @pytest.mark.parametrize(("x_axis", "leaf_axis"), [(0, 0), (0, None), (None, 0)])
