@@ -14,7 +14,7 @@ from ..core.leaf import is_encoded
 from ..core.matrix_leaf import MatrixLeaf, MatrixLeafWrapper
 from ..core.padded import padded_encoder
 from ..core.stack_layer import StackLayer
-from ..cpu_kernels.integer_rows import ROUNDED_ROWS, rounded_rows_product
+from ..cpu_kernels.integer_rows import rounded_rows_product
 from ..cpu_kernels.library import is_native
 from ..kernels.decoded_tiles import UNROLLED_TILES, decoded_product, map_tiles
 from ..kernels.dispatch import (
@@ -163,7 +163,7 @@ def _matmul(x, leaf, *, precision):
     x_f32, inner = x.astype(jnp.float32), leaf.inner.as_int_array()
     if leaf.to != "int8" or inner is None or 0 in x.shape:
         return leaf.inner.matmul(rounded(x_f32, leaf).astype(x.dtype), precision)
-    if leaf.limits is None and not at_most(x.shape[0], ROUNDED_ROWS - 1):
+    if leaf.limits is None:
         in_jax = lambda x, inner: _int8_product(x, dataclasses.replace(leaf, inner=inner), inner)
         return rounded_rows_product(x_f32, inner, otherwise=in_jax)
     return _int8_product(x_f32, leaf, inner)
@@ -187,11 +187,12 @@ def _matmul_in_stack(x, layer, *, precision):
             return sliced(x, layer)
         stack, index = layer.in_stack()
         weight, x_f32 = StackLayer(stack.inner, index), x.astype(jnp.float32)
-        if at_most(x.shape[0], ROUNDED_ROWS - 1):
-            q, zero, step = stack.input_codes(x_f32)
+
+        def in_floats(x, weight):
+            q, zero, step = stack.input_codes(x)
             return weight.matmul(q.astype(jnp.float32) - zero) * step
-        around = lambda w: StackLayer(DynamicArray(w.inner, None, "int8"), w.index)
-        return rounded_rows_product(x_f32, weight, lambda x, w: sliced(x, around(w)))
+
+        return rounded_rows_product(x_f32, weight, otherwise=in_floats)
 
     as_stored = lambda x, layer: _matmul(x, layer.slice_of_stack(), precision=precision)
     elsewhere = as_stored if layer.inner.inner.read_as_stored else sliced

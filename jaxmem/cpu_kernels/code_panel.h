@@ -16,12 +16,8 @@
 
 namespace jaxmem {
 
-#if defined(JAXMEM_AVX512) || defined(__AVX2__) && defined(__AVXVNNI__)
-#define JAXMEM_DOT_PRODUCT 1
+#if defined(JAXMEM_DOT_PRODUCT) && defined(__AVX2__)
 constexpr int kXOffset = 128;  // what numbers of x are stored with: the instruction takes no sign of theirs
-#elif defined(__ARM_FEATURE_DOTPROD)
-#define JAXMEM_DOT_PRODUCT 1
-constexpr int kXOffset = 0;
 #else
 constexpr int kXOffset = 0;
 #endif

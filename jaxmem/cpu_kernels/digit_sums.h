@@ -72,6 +72,13 @@ inline Floats joined(Ints high, Ints middle, Ints low) {
 // Whether high · 2^14 + middle · 2^7 + low of codes of so many bits are summed in integers of 32 bits.
 constexpr bool fits_int(int bits) { return bits < 7; }
 
+// Whether these sums are one: each digit's is shifted before the next one is added. Sums of 16 bits do not fit so.
+#if defined(JAXMEM_DOT_PRODUCT)
+constexpr bool are_joined(int bits) { return fits_int(bits); }
+#else
+constexpr bool are_joined(int) { return false; }
+#endif
+
 // Whether the halves of a vector may be two rows of codes of so many bits (see two_rows.h).
 constexpr bool has_two_rows(int bits) {
 #if defined(__AVX2__) && !defined(JAXMEM_AVX512) && !defined(__AVXVNNI__)
@@ -115,6 +122,7 @@ struct StoredBytes {
 template <int kBits>
 struct DigitSums {
   using Vector = Digits;
+  static constexpr bool kFitsInt = fits_int(kBits), kIsJoined = are_joined(kBits), kStartsAtZero = starts_at_zero(kBits);
 #if defined(JAXMEM_AVX512) || defined(__AVX2__) && defined(__AVXVNNI__)
   // A lane adds 4 columns, each below 2^(kBits−1) · 2^21 in size, and `joined` needs the sum below 2^31.
   static constexpr int kMostVectors = kBits >= 7 ? 64 : (1 << (9 - kBits)) - 1;
@@ -198,6 +206,7 @@ struct DigitSums {
 template <>
 struct DigitSums<8> {
   using Vector = Halves;
+  static constexpr bool kFitsInt = false, kIsJoined = false, kStartsAtZero = true;
   static constexpr int kMostVectors = 128;
   Ints high = {}, low = {};
 
@@ -225,6 +234,36 @@ struct DigitSums<8> {
   }
 
   void subtract(const DigitSums&) {}  // codes are centred
+};
+#endif
+
+#if defined(JAXMEM_DOT_PRODUCT)
+// x of kLanes columns in 8 bits, and in each byte the code that means 0.
+struct alignas(kLanes) RoundedVector {
+  int8_t codes[kLanes], zeros[kLanes];
+};
+
+// Σ code · (code of x − zero) of one row of codes.
+template <int kBits>
+struct RoundedSums {
+  using Vector = RoundedVector;
+  static constexpr bool kFitsInt = false, kIsJoined = false, kStartsAtZero = false;
+  static constexpr int kMostVectors = 64;
+  Ints sum = {}, less = {};
+
+  struct Registers {
+    Bytes codes, zeros;
+    explicit Registers(const RoundedVector& x) : codes(load_once<Bytes>(x.codes)), zeros(load_once<Bytes>(x.zeros)) {}
+  };
+
+  JAXMEM_INLINE void add_products(Bytes codes, const Registers& x) {
+    sum = DigitSums<kBits>::add_products(sum, codes, x.codes);
+    less = DigitSums<kBits>::add_products(less, codes, x.zeros);
+  }
+
+  JAXMEM_INLINE Ints integer_lanes() const { return sum - less; }
+  JAXMEM_INLINE Floats lanes() const { return __builtin_convertvector(integer_lanes(), Floats); }
+  JAXMEM_INLINE void operator=(const Ints& start) { sum = start; }
 };
 #endif
 

@@ -33,13 +33,22 @@ inline Floats joined_halves(Floats first, Floats last) {
   return first;
 }
 
+// One number in the first half of the lanes, and another one in the last half.
+JAXMEM_INLINE Floats in_halves(float first, float last) {
+#if defined(JAXMEM_AVX512)
+  return (Floats)_mm512_mask_broadcastss_ps(_mm512_set1_ps(first), 0xFF00, _mm_set_ss(last));
+#else
+  return joined_halves(Floats{} + first, Floats{} + last);
+#endif
+}
+
 // Sets totals[kRow] to Σ scale · code · x of each of some rows, as lanes to be added. `rows` gives their
 // codes, and where their scales are among those of a group, which begin at scales[8 · g]; `kPaired` says
 // whether a chunk is of two groups.
-template <int kBits, bool kPaired, int... kRow, typename Rows>
-inline void rows_product(const Rows& rows, const float* scales, const std::vector<Chunk>& chunks,
-                         const FixedPoint<kBits>& x, Floats* totals) {
-  using Sums = DigitSums<kBits>;
+template <bool kPaired, int... kRow, typename Rows, typename X>
+inline void rows_product(const Rows& rows, const float* scales, const std::vector<Chunk>& chunks, const X& x,
+                         Floats* totals) {
+  using Sums = typename X::Sums;
   Floats sums[kByteRows] = {}, last_sums[kByteRows] = {};  // the second ones with the next group's scale
   for (size_t c = 0; c < chunks.size(); ++c) {
     const Chunk& chunk = chunks[c];
@@ -69,31 +78,69 @@ inline void rows_product(const Rows& rows, const float* scales, const std::vecto
 }
 
 // The most vectors of a group whose sums fit integers before they start at −Σ middle_code · x.
-template <int kBits>
-constexpr int kMostGroupVectors = fits_int(kBits) ? DigitSums<kBits>::kMostVectors / 2 : DigitSums<kBits>::kMostVectors;
+template <typename Sums>
+constexpr int kMostGroupVectors = Sums::kFitsInt ? Sums::kMostVectors / 2 : Sums::kMostVectors;
 
-// `rows_product` where each of `groups` groups is kVectors whole vectors.
-template <int kBits, int kVectors, int... kRow, typename Rows>
-JAXMEM_INLINE void whole_groups_product(const Rows& rows, const float* scales, int64_t groups,
-                                 const FixedPoint<kBits>& x, Floats* totals) {
-  using Sums = DigitSums<kBits>;
-  Floats sums[kByteRows] = {};
-  const auto* vector = x.vectors.data();
-  for (int64_t g = 0; g < groups; ++g) {
-    const float* scale = scales + kByteRows * g;
-    Sums products[kByteRows];
-    if constexpr (!fits_int(kBits) && !starts_at_zero(kBits)) ((products[kRow] = x.starts[g]), ...);
+// Σ code · x of a row in kVectors vectors from a column on, in the steps of x.
+template <int kVectors, int kRow, typename Rows, typename X>
+JAXMEM_INLINE Floats group_lanes(const Rows& rows, int64_t column, const typename X::Sums::Registers* digits,
+                                 const X& x, int64_t chunk) {
+  using Sums = typename X::Sums;
+  if constexpr (Sums::kIsJoined) {
+    Bytes codes[kVectors];
+    Ints sum = {};
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) codes[v] = rows.template codes<kRow, true>(column + v * kLanes, kLanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum = Sums::add_products(sum, codes[v], digits[v].high);
+    sum <<= 7;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum = Sums::add_products(sum, codes[v], digits[v].middle);
+    sum <<= 7;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum = Sums::add_products(sum, codes[v], digits[v].low);
+    return __builtin_convertvector(sum + x.joined_starts[chunk], Floats);
+  } else {
+    Sums sums;
+    if constexpr (!Sums::kFitsInt && !Sums::kStartsAtZero) sums = x.starts[chunk];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t column = (g * kVectors + v) * kLanes;
-      const typename Sums::Registers digits(*vector++);
-      (products[kRow].add_products(rows.template codes<kRow, true>(column, kLanes), digits), ...);
+      sums.add_products(rows.template codes<kRow, true>(column + v * kLanes, kLanes), digits[v]);
     }
-    const auto lanes = [&](const Sums& sum) {
-      if constexpr (fits_int(kBits)) return __builtin_convertvector(sum.integer_lanes() + x.joined_starts[g], Floats);
-      else return sum.lanes();
+    if constexpr (Sums::kFitsInt) return __builtin_convertvector(sums.integer_lanes() + x.joined_starts[chunk], Floats);
+    else return sums.lanes();
+  }
+}
+
+// `rows_product` where each of `groups` groups is kVectors whole vectors; or half of one, if kVectors is 0, and 2
+// divides `groups`.
+template <int kVectors, int... kRow, typename Rows, typename X>
+JAXMEM_INLINE void whole_groups_product(const Rows& rows, const float* scales, int64_t groups, const X& x,
+                                        Floats* totals) {
+  constexpr bool kPaired = kVectors == 0;
+  constexpr int kCount = kPaired ? 1 : kVectors;
+  Floats sums[kByteRows] = {};
+  const auto* vector = x.vectors.data();
+  const int64_t chunks = kPaired ? groups / 2 : groups;
+  for (int64_t c = 0; c < chunks; ++c, vector += kCount, scales += kByteRows * (kPaired ? 2 : 1)) {
+    // GCC would read digits again for each row.
+    using Registers = typename X::Sums::Registers;
+    const auto with = [&](const Registers* digits) __attribute__((always_inline)) {
+      const auto add = [&](auto row) __attribute__((always_inline)) {
+        constexpr int r = decltype(row)::value;
+        const Floats lanes = group_lanes<kCount, r>(rows, c * kCount * kLanes, digits, x, c);
+        const float* scale = scales + rows.template scale<r>();
+        sums[r] += lanes * (kPaired ? in_halves(scale[0], scale[kByteRows]) : Floats{} + scale[0]);
+      };
+      (add(std::integral_constant<int, kRow>{}), ...);
     };
-    ((sums[kRow] += lanes(products[kRow]) * scale[rows.template scale<kRow>()]), ...);
+    if constexpr (kCount == 1) {
+      const Registers digits[1] = {Registers(vector[0])};
+      with(digits);
+    } else {
+      const Registers digits[2] = {Registers(vector[0]), Registers(vector[1])};
+      with(digits);
+    }
   }
   ((totals[kRow] = sums[kRow]), ...);
 }
@@ -121,31 +168,34 @@ JAXMEM_INLINE void eight_rows(const Rows& rows, const float* scales, Floats* tot
 
 // Calls run(product), where product(rows, scales, totals, numbers of some rows as constants) is the
 // `rows_product` that is fastest for such groups.
-template <int kBits, typename Run>
-inline void with_rows_product(int64_t k, int64_t group, const std::vector<Chunk>& chunks,
-                              const FixedPoint<kBits>& x, const Run& run) {
+template <typename X, typename Run>
+inline void with_rows_product(int64_t k, int64_t group, const std::vector<Chunk>& chunks, const X& x,
+                              const Run& run) {
   const int64_t groups = k % group ? 0 : k / group;  // whole ones
   const auto with_groups = [&](auto vectors) {
     run([&](const auto& rows, const float* scales, Floats* totals, auto... row) __attribute__((always_inline)) {
-      whole_groups_product<kBits, decltype(vectors)::value, decltype(row)::value...>(rows, scales, groups, x, totals);
+      whole_groups_product<decltype(vectors)::value, decltype(row)::value...>(rows, scales, groups, x, totals);
     });
   };
   if (groups > 0 && group == kLanes) return with_groups(std::integral_constant<int, 1>{});
-  if constexpr (kMostGroupVectors<kBits> >= 2) {
+  if constexpr (kPairs) {
+    if (groups > 0 && groups % 2 == 0 && are_paired(group)) return with_groups(std::integral_constant<int, 0>{});
+  }
+  if constexpr (kMostGroupVectors<typename X::Sums> >= 2) {
     if (groups > 0 && group == 2 * kLanes) return with_groups(std::integral_constant<int, 2>{});
   }
   run([&](const auto& rows, const float* scales, Floats* totals, auto... row) __attribute__((always_inline)) {
     if constexpr (kPairs) {
-      if (are_paired(group)) return rows_product<kBits, true, decltype(row)::value...>(rows, scales, chunks, x, totals);
+      if (are_paired(group)) return rows_product<true, decltype(row)::value...>(rows, scales, chunks, x, totals);
     }
-    rows_product<kBits, false, decltype(row)::value...>(rows, scales, chunks, x, totals);
+    rows_product<false, decltype(row)::value...>(rows, scales, chunks, x, totals);
   });
 }
 
 // Products with codes of 8 bits of as many of the block's eights as kFarRows divides; returns how many these
 // are. They are read from kFarRows places by turns.
-template <typename Done>
-int far_rows_product(const IntegerRows& weight, const Inputs<8>& inputs, const Block& block, int64_t row, int eights,
+template <typename Inputs, typename Done>
+int far_rows_product(const IntegerRows& weight, const Inputs& inputs, const Block& block, int64_t row, int eights,
                      const Done& done) {
   const int64_t groups = weight.groups();
   const int step = eights / kFarRows;
@@ -154,7 +204,7 @@ int far_rows_product(const IntegerRows& weight, const Inputs<8>& inputs, const B
     for (size_t i = 0; i < inputs.rows.size(); ++i) {
       const auto& x = inputs.rows[i];
       Floats totals[kFarRows][kByteRows];
-      with_rows_product<8>(weight.k, weight.group, inputs.chunks, x, [&](const auto& product) {
+      with_rows_product(weight.k, weight.group, inputs.chunks, x, [&](const auto& product) {
         for (int r = 0; r < kByteRows; ++r) {
           Floats sums[kFarRows];
           const FarRows rows{weight.fields[0] + (row + v * kByteRows + r) * weight.k, step * kByteRows * weight.k,
@@ -207,8 +257,10 @@ void whole_rows_product(const IntegerRows& weight, const Inputs& inputs, int64_t
     });
     const int eights = count / kByteRows;
     int v = 0;
-    if constexpr (kBits == 8 && std::is_same_v<Rows, AllColumns<8>> && std::is_same_v<Inputs, jaxmem::Inputs<8>>) {
-      if (inputs.panels.empty()) v = far_rows_product(weight, inputs, block, begin, eights, done);
+    bool in_panels = false;
+    if constexpr (Inputs::kHasPanels) in_panels = !inputs.panels.empty();
+    if constexpr (kBits == 8 && std::is_same_v<Rows, AllColumns<8>> && Inputs::kHasRows) {
+      if (!in_panels) v = far_rows_product(weight, inputs, block, begin, eights, done);
     }
     for (; v < eights; ++v) {
       const int64_t row = begin + v * kByteRows;
@@ -217,12 +269,12 @@ void whole_rows_product(const IntegerRows& weight, const Inputs& inputs, int64_t
       const auto add_offsets = [&](int64_t i, EightFloats sums) {
         done(i, row, (sums + block.y[i * kBlockVectors + v]) * inputs.rows[i].step);
       };
-      if (!inputs.panels.empty()) {
+      if constexpr (Inputs::kHasPanels) {
         const int middle = static_cast<int>(subtracted_code<kBits>(weight));
-        panels_product<kBits>(rows, inputs, middle, scales, &codes, add_offsets);
-        continue;
+        if (in_panels) panels_product<kBits>(rows, inputs, middle, scales, &codes, add_offsets);
       }
-      if constexpr (!std::is_same_v<Inputs, RoundedInputs>) {
+      if constexpr (Inputs::kHasRows) {
+        if (in_panels) continue;
         for (int64_t i = 0; i < m; ++i) {
           const auto& x = inputs.rows[i];
           if constexpr (has_two_rows(kBits) && std::is_same_v<Rows, AllColumns<kBits>>) {
@@ -232,7 +284,7 @@ void whole_rows_product(const IntegerRows& weight, const Inputs& inputs, int64_t
             }
           }
           Floats totals[kByteRows];
-          with_rows_product<kBits>(weight.k, weight.group, inputs.chunks, x, [&](const auto& product) {
+          with_rows_product(weight.k, weight.group, inputs.chunks, x, [&](const auto& product) {
             eight_rows<kBits>(rows, reinterpret_cast<const float*>(scales), totals, product);
           });
           add_offsets(i, sums_of_lanes(totals));

@@ -16,7 +16,7 @@ from .few_rows import few_rows_product
 # Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
 MOST_ROWS = {"avx2": math.inf, "baseline": 2}
 # From so many rows of x on, the library is faster with 8 bits of x than with all of them.
-ROUNDED_ROWS = 8
+ROUNDED_ROWS = {"avx512-vnni": 1, "avx-vnni": 1, "neon-dot": 1, "avx2": 8}
 
 
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
@@ -39,10 +39,12 @@ def rounded_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], 
     """`integer_rows_product` of x (m, k) f32 rounded to int8, with a range for each row.
 
     The codes of x are those of `Dynamic`. Sums of products of codes are exact; so the error is that
-    of rounding x, plus that of f32 sums over the groups. There are at least `ROUNDED_ROWS` rows.
+    of rounding x, plus that of f32 sums over the groups.
+    `otherwise(x, leaf)` is the product elsewhere, and of fewer than `ROUNDED_ROWS` rows.
     """
     most_rows = {"avx512-vnni": math.inf, "avx2": math.inf, "baseline": 0}
-    return few_rows_product(functools.partial(_call, rounds=True), most_rows, x, leaf, otherwise)
+    call = functools.partial(_call, rounds=True)
+    return few_rows_product(call, most_rows, x, leaf, otherwise, least_rows=ROUNDED_ROWS)
 
 
 def kept_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:

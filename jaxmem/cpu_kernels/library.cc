@@ -17,6 +17,7 @@ namespace jaxmem {
 
 constexpr int64_t kPartWeights = 1 << 15;  // weights that are worth a thread
 constexpr int64_t kPartRows = 4 * kByteRows;  // that divide the rows of a part
+constexpr int64_t kPanelRows = 8;             // of x in 8 bits, from which on panels are faster
 constexpr int64_t kBatches = 8;               // of rows of x that are read together
 
 // Calls run(batch, first, last) for each of some batches of x and parts of n rows of k weights each, which
@@ -120,6 +121,9 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
     with_bits(weight.bits, [&](auto b) {
       constexpr int kBits = decltype(b)::value;
+#if defined(JAXMEM_DOT_PRODUCT)
+      if (rounds && m < kPanelRows) return multiply<kBits, RoundedRows<kBits>>(pool, weight, rows, m, out);
+#endif
       if (rounds) multiply<kBits, RoundedInputs>(pool, weight, rows, m, out);
       else if (are_decoded(weight, m)) multiply<kBits, InputTiles>(pool, weight, rows, m, out);
       else multiply<kBits, Inputs<kBits>>(pool, weight, rows, m, out);

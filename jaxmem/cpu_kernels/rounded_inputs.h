@@ -21,7 +21,8 @@ struct RoundedRow {
   int zero = 0;
   std::vector<float> group_sums;  // Σ (code − zero) of each group, if a weight has offsets
 
-  // Writes the codes of k numbers to `to`, as wide as a panel has them.
+  // Writes the codes of k numbers to `to`, as wide as a panel has them, with `kOffset` added to their bytes.
+  template <int kOffset>
   void round(const float* x, int64_t k, const std::vector<Chunk>& chunks, bool paired, Wide* to) {
     Floats lows = {}, highs = {}, difference = {};
     for (int64_t i = 0; i < k; i += kWords) {
@@ -53,7 +54,7 @@ struct RoundedRow {
           sums[paired && q >= kQuarters / 2] += codes[q] - zero;
         }
         store_narrow(codes, to);
-        if (kXOffset) store(to, load<Bytes>(to) ^ 128);
+        if (kOffset) store(to, load<Bytes>(to) ^ static_cast<uint8_t>(kOffset));
         to += kLanes;
       }
       if (group_sums.empty()) continue;
@@ -92,6 +93,7 @@ struct RoundedRow {
 
 // x (m, k) so, in panels.
 struct RoundedInputs {
+  static constexpr bool kHasRows = false, kHasPanels = true;
   static constexpr int kRows = 4 * kPanelVectors * kWords;  // that a core multiplies with a block of codes
 
   std::vector<Chunk> chunks;
@@ -116,7 +118,7 @@ struct RoundedInputs {
       for (int i = 0; i < panel.count; ++i) {
         RoundedRow& row = rows[panel.first + i];
         row.group_sums.resize(weight.has_offsets() ? weight.groups() : 0);
-        row.round(x + (panel.first + i) * weight.k, weight.k, chunks, are_paired(weight.group),
+        row.template round<kXOffset>(x + (panel.first + i) * weight.k, weight.k, chunks, are_paired(weight.group),
                   codes.data() + i % 8 * vectors * kLanes);
         panel.zeros[i / kWords][i % kWords] = row.zero + kXOffset;
         if (i % 8 < 7 && i + 1 < panel.count) continue;
@@ -130,5 +132,51 @@ struct RoundedInputs {
  private:
   static constexpr int kMostVectors = 64;
 };
+
+#if defined(JAXMEM_DOT_PRODUCT)
+// A row of x so, as products with rows of codes read it (see FixedPoint).
+template <int kBits>
+struct RoundedPoint : RoundedRow {
+  using Sums = RoundedSums<kBits>;
+
+  std::vector<RoundedVector> vectors;
+  std::vector<Ints> starts;
+
+  void set(const float* x, const IntegerRows& weight, const std::vector<Chunk>& chunks) {
+    group_sums.resize(weight.has_offsets() ? weight.groups() : 0);
+    if (!chunks.empty()) vectors.resize(chunks.back().vector + vectors_of(chunks.back().count));
+    std::vector<int8_t> codes(vectors.size() * kLanes);
+    round<0>(x, weight.k, chunks, are_paired(weight.group), codes.data());
+    for (size_t v = 0; v < vectors.size(); ++v) {
+      std::memcpy(vectors[v].codes, codes.data() + v * kLanes, kLanes);
+      std::memset(vectors[v].zeros, zero, kLanes);
+    }
+    starts.resize(chunks.size());
+    for (size_t c = 0; c < chunks.size(); ++c) {
+      Sums middles;
+      for (int i = 0; i < vectors_of(chunks[c].count); ++i) {
+        middles.add_products(Bytes{} + middle_code(kBits), typename Sums::Registers(vectors[chunks[c].vector + i]));
+      }
+      starts[c] = -middles.integer_lanes();
+    }
+  }
+};
+
+// x (m, k) so, of few rows.
+template <int kBits>
+struct RoundedRows {
+  static constexpr bool kHasRows = true, kHasPanels = false;
+  static constexpr int kRows = 4 * kWords;
+
+  std::vector<Chunk> chunks;
+  std::vector<RoundedPoint<kBits>> rows;
+
+  template <typename Each>
+  RoundedRows(const float* x, int64_t m, int64_t, const IntegerRows& weight, const Each& each)
+      : chunks(chunks_of(weight.k, weight.group, RoundedSums<kBits>::kMostVectors * kLanes)), rows(m) {
+    each(m, [&](int64_t i) { rows[i].set(x + i * weight.k, weight, chunks); });
+  }
+};
+#endif
 
 }  // namespace jaxmem

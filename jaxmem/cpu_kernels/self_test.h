@@ -129,13 +129,13 @@ struct RandomRows {
   }
 };
 
-// How x is multiplied: in three digits, rounded to 8 bits, or with decoded weights.
-enum class Way { kDigits, kRounded, kDecoded };
+// How x is multiplied: in three digits, rounded to 8 bits in panels or rows, or with decoded weights.
+enum class Way { kDigits, kRounded, kRoundedRows, kDecoded };
 
 // Whether the product of (m, k) random numbers is that of a plain loop.
 inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, Offsets offsets,
                      bool is_kept, int scale_bits, Way way, std::mt19937& random) {
-  const bool rounds = way == Way::kRounded;
+  const bool rounds = way == Way::kRounded || way == Way::kRoundedRows;
   const RandomRows rows(bits, n, k, group, offsets, is_kept, scale_bits, random);
   std::vector<float> x(m * k), y(m * n, NAN);
   for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;
@@ -145,6 +145,9 @@ inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, O
       for (int64_t i = 0; i < count; ++i) run(i);
     };
     const auto multiply = [&](const auto& inputs) { integer_product<kBits>(rows.weight, inputs, 0, n, y.data()); };
+#if defined(JAXMEM_DOT_PRODUCT)
+    if (way == Way::kRoundedRows) return multiply(RoundedRows<kBits>(x.data(), m, m, rows.weight, each));
+#endif
     if (rounds) multiply(RoundedInputs(x.data(), m, m, rows.weight, each));
     else if (way == Way::kDecoded) multiply(InputTiles(x.data(), m, m, rows.weight, each));
     else multiply(Inputs<kBits>(x.data(), m, m, rows.weight, each));
@@ -274,7 +277,7 @@ inline std::string self_test() {
         const auto kept_fails = [&](Way way) {
           return !is_right(bits, m, n, k / 4 * 4, 4 * group, offsets, true, 0, way, random);
         };
-        if (fails(Way::kDigits, 0) || fails(Way::kRounded, 0) || fails(Way::kDecoded, scale_bits) ||
+        if (fails(Way::kDigits, 0) || fails(Way::kRounded, 0) || fails(Way::kRoundedRows, scale_bits) || fails(Way::kDecoded, scale_bits) ||
             scale_bits && fails(Way::kDigits, scale_bits) ||
             is_kept && (kept_fails(Way::kDigits) || kept_fails(Way::kDecoded))) {
           return std::to_string(bits) + " bits, (" + std::to_string(m) + ", " + std::to_string(k) +

@@ -14,6 +14,11 @@
 #define JAXMEM_AVX512 1
 #endif
 
+// An instruction multiplies bytes and adds the products of four columns to a number of 32 bits.
+#if defined(JAXMEM_AVX512) || defined(__AVX2__) && defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+#define JAXMEM_DOT_PRODUCT 1
+#endif
+
 // A compiler that finds a large file in front of it stops inlining what innermost loops call.
 #define JAXMEM_INLINE inline __attribute__((always_inline))
 
