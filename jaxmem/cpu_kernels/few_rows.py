@@ -1,4 +1,4 @@
-"""few_rows_product: a product by the compiled library where it is there and x has few rows."""
+"""few_rows_product: a product by the compiled library where it is there and is faster."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +20,9 @@ def few_rows_product(
     """`call(x, leaf)`, which calls the library, for x (m, k) of few rows.
 
     `most_rows` has the most rows by instruction set (see `Native`), `least_rows` the fewest, if not
-    one; sets that they lack count as "avx2". Where there is no library, for more rows, and in programs of several devices, the
-    result is `otherwise(x, leaf)`, which is also what is differentiated.
+    one; sets that they lack count as "avx2". Where there is no library, for more or fewer rows, and
+    in programs of several devices, the result is `otherwise(x, leaf)`, which is also what is
+    differentiated.
     """
     if not at_most(x.shape[0], max(most_rows.values())) or 0 in (*x.shape, leaf.fold.n):
         return otherwise(x, leaf)

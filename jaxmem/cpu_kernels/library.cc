@@ -39,6 +39,7 @@ void for_rows(ffi::ThreadPool& pool, int64_t batches, int64_t n, int64_t k, cons
 template <int kBits, typename Inputs>
 void multiply(ffi::ThreadPool& pool, const IntegerRows& weight, const float* x, int64_t m, float* y) {
   const auto each = [&](int64_t count, const auto& run) { parallel_for(pool, pool.num_threads(), count, run); };
+  weight.fetch_first();
   for (int64_t begin = 0; begin < m; begin += kBatches * Inputs::kRows) {
     std::vector<Inputs> inputs;
     for (int64_t i = begin; i < std::min(m, begin + kBatches * Inputs::kRows); i += Inputs::kRows) {

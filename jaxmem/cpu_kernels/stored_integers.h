@@ -24,6 +24,13 @@ struct IntegerRows : ScaledMatrix {
 
   int64_t kept() const { return patterns[0] ? k / 2 : k; }  // columns of `fields`
   bool has_offsets() const { return zeros[0] || low || low_codes.bits; }
+
+  // Fetches the scales of the first rows, for which no earlier rows fetch them.
+  void fetch_first() const {
+    for (const void* numbers : {scale, low}) {
+      for (int64_t g = 0; numbers && g < groups(); ++g) fetch_block(numbers, g, 0);
+    }
+  }
 };
 
 // The last rows of a weight, fewer than 8, filled up with zeros.
