@@ -48,6 +48,12 @@ def headlines():
         yield f"{name} | {' | '.join(cells)}"
 
 
+def captions():
+    for name, r in rows_of("translate_multi30k.json"):
+        scores = f"{r['chrf']:.3f} | {r['bleu']:.3f} | {r['to_dense']:.3f}"
+        yield f"{name} | {r['bytes']:,} | {scores} | {r['changed']:.1%} | {r['kl']:.5f}"
+
+
 def flipped():
     rates = ("1e-05", "0.0001", "0.001")
     cell = lambda x: "" if x["kl"] is None else f"{x['kl']:.4f}"
@@ -65,6 +71,7 @@ TABLES = {
     "Chinese | ratio | changed",
     headlines: " | bytes | tnews | changed | to wrong / right | eprstmt | changed | "
     "to wrong / right",
+    captions: " | bytes | chrF | BLEU | to dense | changed | KL",
     flipped: " | part | 1e-5 | 1e-4 | 1e-3",
 }
 
