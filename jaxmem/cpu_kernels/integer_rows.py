@@ -28,7 +28,7 @@ def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], 
     The library rounds each row of x to fixed point, in steps of a power of two of at most
     max |x| · 2^-19.9. All sums of a group, or of some hundred columns of it, are exact. So |error|
     ≤ max |x| · 2^-20.9 · Σ |w|, plus the rounding of f32 sums over the groups. A row with an
-    infinity or NaN gives NaN.
+    infinity or NaN gives NaN. Where many rows meet decoded weights, all is in f32.
 
     `otherwise(x, leaf)` is the product elsewhere (see `few_rows_product`).
     """

@@ -1,4 +1,4 @@
-"""scaled_rows_product: few rows of x times codes of 4 bits or floats of 8, compiled, on a CPU."""
+"""scaled_rows_product: rows of x times codes of 4 bits or floats of 8, compiled, on a CPU."""
 
 import math
 from collections.abc import Callable
