@@ -24,6 +24,7 @@ constexpr int kInputRows = 6;
 // Rows of x (m, k) in tiles of kInputRows rows, those of kDecodedColumns columns after each other: a tile has
 // the numbers of a column together. The last tile is filled up with zeros.
 struct InputTiles {
+  static constexpr bool kRounds = false;
   static constexpr int64_t kRows = 40 * kInputRows;  // that meet a decoded weight together
 
   int64_t m, k, tiles;

@@ -153,7 +153,7 @@ void rows_range_product(const IntegerRows& weight, const Inputs& inputs, int64_t
 // y (m, n) in rows [first, last) of the weight; 8 divides `first`.
 template <int kBits, typename Inputs>
 void integer_product(const IntegerRows& weight, const Inputs& inputs, int64_t first, int64_t last, float* y) {
-  if constexpr (has_kept_columns(kBits)) {
+  if constexpr (has_kept_columns(kBits) && !Inputs::kRounds) {
     if (weight.patterns[0]) return rows_range_product<kBits, KeptColumns<kBits>>(weight, inputs, first, last, y);
   }
   rows_range_product<kBits, AllColumns<kBits>>(weight, inputs, first, last, y);

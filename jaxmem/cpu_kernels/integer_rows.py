@@ -17,6 +17,7 @@ from .few_rows import few_rows_product
 MOST_ROWS = {"avx2": math.inf, "baseline": 2}
 # From so many rows of x on, the library is faster with 8 bits of x than with all of them.
 ROUNDED_ROWS = {"avx512-vnni": 1, "avx-vnni": 1, "neon-dot": 1, "avx2": 8}
+ROUNDED_BITS = (4, 5, 6, 8)  # of codes of which this is so; else it is with eight rows
 
 
 def integer_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:
@@ -44,7 +45,8 @@ def rounded_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], 
     """
     most_rows = {"avx512-vnni": math.inf, "avx2": math.inf, "baseline": 0}
     call = functools.partial(_call, rounds=True)
-    return few_rows_product(call, most_rows, x, leaf, otherwise, least_rows=ROUNDED_ROWS)
+    least_rows = ROUNDED_ROWS if _stored(leaf)[0].bits in ROUNDED_BITS else {"avx2": 8}
+    return few_rows_product(call, most_rows, x, leaf, otherwise, least_rows=least_rows)
 
 
 def kept_rows_product(x: Array, leaf: Any, otherwise: Callable[[Array, Any], Array]) -> Array:

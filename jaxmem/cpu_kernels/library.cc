@@ -64,7 +64,7 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
   const auto sizes = y->dimensions(), x_sizes = x.dimensions();
   const size_t rank = sizes.size();
   const bool coded = scale_bits != 0;
-  if (bits < 2 || bits > 8 || group < 1 || is_kept && !has_kept_columns(bits) ||
+  if (bits < 2 || bits > 8 || group < 1 || is_kept && (rounds || !has_kept_columns(bits)) ||
       coded && (scale_bits != 4 && scale_bits != 6 && scale_bits != 8 || scale_group < 1)) {
     return ffi::Error::InvalidArgument("no such integers");
   }
@@ -122,9 +122,9 @@ ffi::Error integer_rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer s
     float* out = static_cast<float*>(y->untyped_data()) + i * m * n;
     with_bits(weight.bits, [&](auto b) {
       constexpr int kBits = decltype(b)::value;
-#if defined(JAXMEM_DOT_PRODUCT)
-      if (rounds && m < kPanelRows) return multiply<kBits, RoundedRows<kBits>>(pool, weight, rows, m, out);
-#endif
+      if constexpr (has_rounded_rows(kBits)) {
+        if (rounds && m < kPanelRows) return multiply<kBits, RoundedRows<kBits>>(pool, weight, rows, m, out);
+      }
       if (rounds) multiply<kBits, RoundedInputs>(pool, weight, rows, m, out);
       else if (are_decoded(weight, m)) multiply<kBits, InputTiles>(pool, weight, rows, m, out);
       else multiply<kBits, Inputs<kBits>>(pool, weight, rows, m, out);

@@ -93,7 +93,7 @@ struct RoundedRow {
 
 // x (m, k) so, in panels.
 struct RoundedInputs {
-  static constexpr bool kHasRows = false, kHasPanels = true;
+  static constexpr bool kRounds = true, kHasRows = false, kHasPanels = true;
   static constexpr int kRows = 4 * kPanelVectors * kWords;  // that a core multiplies with a block of codes
 
   std::vector<Chunk> chunks;
@@ -161,11 +161,25 @@ struct RoundedPoint : RoundedRow {
     }
   }
 };
+#endif
 
+template <int kBits>
+struct RoundedRows;
+
+// Whether few rows of x in 8 bits have a product of their own with codes of so many bits.
+constexpr bool has_rounded_rows(int bits) {
+#if defined(JAXMEM_DOT_PRODUCT)
+  return bits == 8 || bits >= 4 && bits <= 6;
+#else
+  return false;
+#endif
+}
+
+#if defined(JAXMEM_DOT_PRODUCT)
 // x (m, k) so, of few rows.
 template <int kBits>
 struct RoundedRows {
-  static constexpr bool kHasRows = true, kHasPanels = false;
+  static constexpr bool kRounds = true, kHasRows = true, kHasPanels = false;
   static constexpr int kRows = 4 * kWords;
 
   std::vector<Chunk> chunks;

@@ -42,7 +42,7 @@ struct Block {
 // x (m, k) as a product with a weight of kBits bits reads it: in panels, or row by row.
 template <int kBits>
 struct Inputs {
-  static constexpr bool kHasRows = true, kHasPanels = kDigitPanels;
+  static constexpr bool kRounds = false, kHasRows = true, kHasPanels = kDigitPanels;
   static constexpr int kRows = 4 * kWords;  // that a core multiplies with a block of codes
 
   std::vector<Chunk> chunks;

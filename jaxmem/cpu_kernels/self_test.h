@@ -145,9 +145,9 @@ inline bool is_right(int bits, int64_t m, int64_t n, int64_t k, int64_t group, O
       for (int64_t i = 0; i < count; ++i) run(i);
     };
     const auto multiply = [&](const auto& inputs) { integer_product<kBits>(rows.weight, inputs, 0, n, y.data()); };
-#if defined(JAXMEM_DOT_PRODUCT)
-    if (way == Way::kRoundedRows) return multiply(RoundedRows<kBits>(x.data(), m, m, rows.weight, each));
-#endif
+    if constexpr (has_rounded_rows(kBits)) {
+      if (way == Way::kRoundedRows) return multiply(RoundedRows<kBits>(x.data(), m, m, rows.weight, each));
+    }
     if (rounds) multiply(RoundedInputs(x.data(), m, m, rows.weight, each));
     else if (way == Way::kDecoded) multiply(InputTiles(x.data(), m, m, rows.weight, each));
     else multiply(Inputs<kBits>(x.data(), m, m, rows.weight, each));
