@@ -7,7 +7,7 @@ import jax
 from ..core.leaf import is_encoded
 from ..cpu_kernels.library import native
 
-# Rows of a prompt that are read together: with more, a program has shapes that few prompts share.
+# Rows of a short prompt that are multiplied together, by instruction set.
 ROWS = {"avx512-vnni": 8, "avx2": 4, "baseline": 2}
 LEAST_SHARE = 0.75  # of the weights that the library multiplies
 

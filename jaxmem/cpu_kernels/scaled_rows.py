@@ -11,7 +11,8 @@ from jax import Array
 
 from .few_rows import few_rows_product
 
-# Up to so many rows of x the library is faster than XLA: experiments/speed/cpu_matvec.py.
+# Up to so many rows of x the library is used: experiments/speed/cpu_matvec.py. Many rows were
+# measured with AVX-512 only.
 MOST_ROWS = {"avx2": math.inf, "baseline": 8}
 
 
