@@ -31,7 +31,7 @@ struct PanelScales {
   int64_t groups;
   std::vector<int32_t> group_at;             // of each column, and of some columns after the last one
   std::vector<EightFloats> scales, offsets;  // (kBlockVectors, groups)
-  alignas(kLanes) float numbers[kByteRows][kDecodedColumns];  // that are decoded, of 8 rows
+  alignas(kLanes) float numbers[kByteRows][kDecodedColumns] = {};  // that are decoded, of 8 rows
 
   explicit PanelScales(const ScaledMatrix& weight)
       : groups(weight.groups()), group_at(weight.k + kDecodedColumns),
