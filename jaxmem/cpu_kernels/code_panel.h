@@ -96,7 +96,7 @@ struct CodePanel {
     row_bytes = pieces.empty() ? 0 : 4 * (pieces.back().word + pieces.back().words);
     if (are_words<kBits, Rows>(rows)) {
       words = rows.fields[0];
-      for (int64_t i = 0; i < kByteRows * row_bytes; i += 64) fetch_ahead(words + i);
+      for (int64_t i = 0; i < kByteRows * row_bytes; i += 64) fetch_ahead(words + i, 8);
     } else {
       unpacked_.resize(kByteRows * row_bytes);
       words = unpacked_.data();

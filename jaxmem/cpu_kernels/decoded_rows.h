@@ -129,7 +129,7 @@ class DecodedScaled {
       for (int64_t first = 0; first < run.count; first += kLanes) {
         uint8_t few[kLanes] = {};
         const bool whole = first + kLanes <= run.count;
-        fetch_ahead(from + first, kDecodedColumns);
+        fetch(from + first + kDecodedColumns, kLanes);
         if (!whole) std::memcpy(few, from + first, run.count - first);
         Floats values[kStepVectors];
         decoder_.decode(whole ? from + first : few, r % kCodes, values);

@@ -20,37 +20,6 @@
 
 namespace jaxmem {
 
-// Products with codes of 8 bits of as many of the block's eights as kFarRows divides; returns how many these
-// are. They are read from kFarRows places by turns.
-template <typename Inputs, typename Done>
-int far_rows_product(const IntegerRows& weight, const Inputs& inputs, const Block& block, int64_t row, int eights,
-                     const Done& done) {
-  const int64_t groups = weight.groups();
-  const int step = eights / kFarRows;
-  for (int v = 0; v < step; ++v) {
-    const float* scales = reinterpret_cast<const float*>(block.scales.data() + v * groups);
-    for (size_t i = 0; i < inputs.rows.size(); ++i) {
-      const auto& x = inputs.rows[i];
-      Floats totals[kFarRows][kByteRows];
-      with_rows_product(weight.k, weight.group, inputs.chunks, x, [&](const auto& product) {
-        for (int r = 0; r < kByteRows; ++r) {
-          Floats sums[kFarRows];
-          const FarRows rows{weight.fields[0] + (row + v * kByteRows + r) * weight.k, step * kByteRows * weight.k,
-                             step * kByteRows * groups};
-          product(rows, scales + r, sums, std::integral_constant<int, 0>{}, std::integral_constant<int, 1>{},
-                  std::integral_constant<int, 2>{}, std::integral_constant<int, 3>{});
-          for (int f = 0; f < kFarRows; ++f) totals[f][r] = sums[f];
-        }
-      });
-      for (int f = 0; f < kFarRows; ++f) {
-        const int at = v + f * step;
-        done(i, row + at * kByteRows, (sums_of_lanes(totals[f]) + block.y[i * kBlockVectors + at]) * x.step);
-      }
-    }
-  }
-  return step * kFarRows;
-}
-
 // Calls done(i, y) for each row i of x in panels, with 8 rows of the weight. Codes count less `middle`.
 template <int kBits, typename Inputs, typename Rows, typename Done>
 void panels_product(const Rows& rows, const Inputs& inputs, int middle, const EightFloats* scales, CodePanel* codes,
@@ -84,13 +53,9 @@ void whole_rows_product(const IntegerRows& weight, const Inputs& inputs, int64_t
       };
     });
     const int eights = count / kByteRows;
-    int v = 0;
     bool in_panels = false;
     if constexpr (Inputs::kHasPanels) in_panels = !inputs.panels.empty();
-    if constexpr (kBits == 8 && std::is_same_v<Rows, AllColumns<8>> && Inputs::kHasRows) {
-      if (!in_panels) v = far_rows_product(weight, inputs, block, begin, eights, done);
-    }
-    for (; v < eights; ++v) {
+    for (int v = 0; v < eights; ++v) {
       const int64_t row = begin + v * kByteRows;
       const Rows rows = rows_at<kBits, Rows>(weight, row);
       const EightFloats* scales = block.scales.data() + v * groups;
@@ -113,7 +78,7 @@ void whole_rows_product(const IntegerRows& weight, const Inputs& inputs, int64_t
           }
           Floats totals[kByteRows];
           with_rows_product(weight.k, weight.group, inputs.chunks, x, [&](const auto& product) {
-            eight_rows<kBits>(rows, reinterpret_cast<const float*>(scales), totals, product);
+            eight_rows<kBits, Inputs::kRounds>(rows, reinterpret_cast<const float*>(scales), totals, product);
           });
           add_offsets(i, sums_of_lanes(totals));
         }

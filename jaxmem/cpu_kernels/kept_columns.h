@@ -18,9 +18,6 @@ struct AllColumns {
   const uint8_t* fields[3];  // where the bytes of the 8 rows begin
   int64_t k;
 
-  template <int kRow>
-  static constexpr int64_t scale() { return kRow; }  // where that of a row is among those of 8 rows
-
   // The same of rows from `row` on, which begin at a byte of each field.
   AllColumns from(int row) const {
     AllColumns moved = *this;
@@ -32,26 +29,9 @@ struct AllColumns {
   JAXMEM_INLINE auto codes(int64_t column, int count) const {
     if constexpr (kBits == 8 && kWhole) {
       const uint8_t* from = fields[0] + kRow * k + column;
-      fetch_ahead(from);
+      fetch_ahead(from, 8);
       return StoredBytes{from};
     } else return unpack<kBits, kRow, kWhole>(fields, k, column, count);
-  }
-};
-
-// Rows of codes of 8 bits that are far from each other in memory.
-struct FarRows {
-  const uint8_t* codes_of_first;
-  int64_t codes_between, scales_between;  // two rows
-
-  template <int kRow>
-  int64_t scale() const { return kRow * scales_between; }
-
-  template <int kRow, bool kWhole>
-  JAXMEM_INLINE auto codes(int64_t column, int count) const {
-    const uint8_t* from = codes_of_first + kRow * codes_between + column;
-    fetch_ahead(from, kNearAhead);
-    if constexpr (kWhole) return StoredBytes{from};
-    else return load_bytes<false>(from, count);
   }
 };
 
@@ -72,16 +52,13 @@ struct KeptColumns {
   const uint8_t* patterns[2];  // the fields of their patterns' numbers, of 3 bits, (·, k / 4)
   int64_t k;
 
-  template <int kRow>
-  static constexpr int64_t scale() { return kRow; }
-
   const KeptColumns& from(int) const { return *this; }
 
   template <int kRow, bool kWhole>
   JAXMEM_INLINE Bytes codes(int64_t column, int) const {
     constexpr int kPlace = kRow * kBits % 8;
     const uint8_t* from = fields[0] + kRow * kBits / 8 * half_of(k) + half_of(column);
-    if constexpr (kPlace == 0) fetch_ahead(from);
+    if constexpr (kPlace == 0) fetch_ahead(from, kBits);
     // What is beyond the row's end is not read; what is beyond a chunk's end is multiplied by 0.
     Kept kept = {};
     if (kWhole) kept = load<Kept>(from);

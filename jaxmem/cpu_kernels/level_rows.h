@@ -128,7 +128,7 @@ JAXMEM_INLINE void two_level_rows(const LevelParts& levels, const uint8_t* codes
       add_levels(levels, (__m256i)(bytes >> 4), *digits, &last, &last_low);
       ++digits, codes += kLanes;
     };
-    const auto add_whole = [&]() __attribute__((always_inline)) { fetch_ahead(codes), add(load<Bytes>(codes)); };
+    const auto add_whole = [&]() __attribute__((always_inline)) { fetch_ahead(codes, 4), add(load<Bytes>(codes)); };
     if constexpr (kVectors > 0) {
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) add_whole();

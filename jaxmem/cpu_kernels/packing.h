@@ -40,16 +40,6 @@ JAXMEM_INLINE Bytes load_bytes(const uint8_t* from, int count) {
   return bytes;
 }
 
-// How far ahead rows of `stride` bytes are fetched. Where codes have several fields, as those of 5 and 6 bits,
-// a core with AVX-512 reads them fastest if it is a row, so that each row is fetched while the last one is read.
-JAXMEM_INLINE int64_t row_distance(int64_t stride) {
-#if defined(JAXMEM_AVX512)
-  return stride < 2048 ? 2048 : stride;
-#else
-  return kFarAhead;
-#endif
-}
-
 // The codes of row kRow of 8 rows in kLanes columns, of which `count` are there. The bytes of the 8
 // rows begin at `fields`; a row of bytes has `stride` bytes.
 template <int kBits, int kRow, bool kWhole, int kField = 0>
@@ -58,7 +48,7 @@ JAXMEM_INLINE Bytes unpack(const uint8_t* const* fields, int64_t stride, int64_t
   constexpr int kPlace = kRow * kLayout.width % 8, kLeft = kLayout.shift - kPlace;
   constexpr uint8_t kMask = static_cast<uint8_t>(((1 << kLayout.width) - 1) << kLayout.shift);
   const uint8_t* from = fields[kField] + kRow * kLayout.width / 8 * stride + column;
-  if constexpr (kPlace == 0) fetch_ahead(from, row_distance(stride));
+  if constexpr (kPlace == 0) fetch_ahead(from, kLayout.width);
   Bytes part = load_bytes<kWhole>(from, count);
   if constexpr (kLeft > 0) part = (Bytes)((Shorts)part << kLeft);  // the mask takes what crosses over
   if constexpr (kLeft < 0) part = (Bytes)((Shorts)part >> -kLeft);

@@ -14,11 +14,12 @@
 namespace jaxmem {
 
 // Rows that are multiplied together: some that share a byte, so that bytes are read in order.
+template <bool kRounds>
 constexpr int rows_at_once(int bits) {
 #if defined(JAXMEM_AVX512)
   if (bits == 3 || bits == 6) return 4;  // those of a byte of the field of 2 bits, which is read once
 #endif
-  return bits == 8 ? 1 : 2;
+  return bits == 8 && kRounds ? 1 : 2;
 }
 
 // The first half of one vector, and the last half of another one.
@@ -37,8 +38,7 @@ JAXMEM_INLINE Floats in_halves(float first, float last) {
 }
 
 // Sets totals[kRow] to Σ scale · code · x of each of some rows, as lanes to be added. `rows` gives their
-// codes, and where their scales are among those of a group, which begin at scales[8 · g]; `kPaired` says
-// whether a chunk is of two groups.
+// codes, and scales[8 · g + kRow] are their scales; `kPaired` says whether a chunk is of two groups.
 template <bool kPaired, int... kRow, typename Rows, typename X>
 inline void rows_product(const Rows& rows, const float* scales, const std::vector<Chunk>& chunks, const X& x,
                          Floats* totals) {
@@ -62,10 +62,10 @@ inline void rows_product(const Rows& rows, const float* scales, const std::vecto
            rows.template codes<kRow, false>(chunk.column + i, few), digits), ...);
     }
     const float* scale = scales + kByteRows * chunk.group;
-    ((sums[kRow] += products[kRow].lanes() * scale[rows.template scale<kRow>()]), ...);
+    ((sums[kRow] += products[kRow].lanes() * scale[kRow]), ...);
     if constexpr (kPaired) {
       const float* next = scale + (chunk.count > kLanes / 2 ? kByteRows : 0);
-      ((last_sums[kRow] += products[kRow].lanes() * next[rows.template scale<kRow>()]), ...);
+      ((last_sums[kRow] += products[kRow].lanes() * next[kRow]), ...);
     }
   }
   ((totals[kRow] = kPaired ? joined_halves(sums[kRow], last_sums[kRow]) : sums[kRow]), ...);
@@ -123,8 +123,7 @@ JAXMEM_INLINE void whole_groups_product(const Rows& rows, const float* scales, i
       const auto add = [&](auto row) __attribute__((always_inline)) {
         constexpr int r = decltype(row)::value;
         const Floats lanes = group_lanes<kCount, r>(rows, c * kCount * kLanes, digits, x, c);
-        const float* scale = scales + rows.template scale<r>();
-        sums[r] += lanes * (kPaired ? in_halves(scale[0], scale[kByteRows]) : Floats{} + scale[0]);
+        sums[r] += lanes * (kPaired ? in_halves(scales[r], scales[kByteRows + r]) : Floats{} + scales[r]);
       };
       (add(std::integral_constant<int, kRow>{}), ...);
     };
@@ -141,10 +140,10 @@ JAXMEM_INLINE void whole_groups_product(const Rows& rows, const float* scales, i
 
 // Calls run(rows, scales, totals, numbers of some rows as constants) for all of 8 rows. Rows whose codes
 // begin at the same bits of a byte are the same code of a processor.
-template <int kBits, int kFirst = 0, typename Rows, typename Run>
+template <int kBits, bool kRounds, int kFirst = 0, typename Rows, typename Run>
 JAXMEM_INLINE void eight_rows(const Rows& rows, const float* scales, Floats* totals, const Run& run) {
   using std::integral_constant;
-  constexpr int kCount = rows_at_once(kBits), kPeriod = std::max(kCount, Rows::kRowsOfByte);
+  constexpr int kCount = rows_at_once<kRounds>(kBits), kPeriod = std::max(kCount, Rows::kRowsOfByte);
   for (int first = 0; first < kByteRows; first += kPeriod) {
     const auto some = [&](auto... row) __attribute__((always_inline)) {
       run(rows.from(first), scales + first, totals + first, row...);
@@ -157,7 +156,7 @@ JAXMEM_INLINE void eight_rows(const Rows& rows, const float* scales, Floats* tot
     else if constexpr (kCount == 2) numbered(integral_constant<int, 0>{}, One{});
     else numbered(integral_constant<int, 0>{}, One{}, integral_constant<int, 2>{}, integral_constant<int, 3>{});
   }
-  if constexpr (kFirst + kCount < kPeriod) eight_rows<kBits, kFirst + kCount>(rows, scales, totals, run);
+  if constexpr (kFirst + kCount < kPeriod) eight_rows<kBits, kRounds, kFirst + kCount>(rows, scales, totals, run);
 }
 
 // Calls run(product), where product(rows, scales, totals, numbers of some rows as constants) is the

@@ -42,13 +42,13 @@ struct OrderedInputs {
   }
 };
 
-// Sets `sums` (kFar, kRowsOfByte, kRows) to the products of one group of kFar rows of bytes, which are
+// Sets `sums` (kBytes, kRowsOfByte, kRows) to the products of one group of kBytes rows of bytes, which are
 // `between` bytes apart, with kRows rows, which are `length` floats apart.
-template <int kRows, int kFar, typename Decoder>
+template <int kRows, int kBytes, typename Decoder>
 JAXMEM_INLINE void group_product(const Decoder& decoder, const uint8_t* codes, int64_t between, int64_t count,
                           const float* x, int64_t length, Floats (*sums)[kRows]) {
-  constexpr int kCodes = Decoder::kRowsOfByte, kSums = kFar * kCodes;
-  constexpr int kChains = kRows > 1 ? 1 : kWords == 16 && kFar == 1 ? 4 / kCodes : 2;
+  constexpr int kCodes = Decoder::kRowsOfByte, kSums = kBytes * kCodes;
+  constexpr int kChains = kRows > 1 ? 1 : kWords == 16 && kBytes == 1 ? 4 / kCodes : 2;
   Floats parts[kChains][kSums][kRows] = {};  // chains of sums that do not wait for each other
   const auto add = [&](const uint8_t* bytes, int first, const float* x) __attribute__((always_inline)) {
 #pragma GCC unroll 2
@@ -67,15 +67,15 @@ JAXMEM_INLINE void group_product(const Decoder& decoder, const uint8_t* codes, i
   int64_t column = 0;
   for (; column + kLanes <= count; column += kLanes) {
 #pragma GCC unroll 4
-    for (int f = 0; f < kFar; ++f) {
+    for (int f = 0; f < kBytes; ++f) {
       const uint8_t* from = codes + f * between + column;
-      fetch_ahead(from, kFar == 1 ? kFarAhead : kNearAhead);
+      fetch_ahead(from, 8 / kCodes);
       add(from, f * kCodes, x + column);
     }
   }
   if (column < count) {
 #pragma GCC unroll 4
-    for (int f = 0; f < kFar; ++f) {
+    for (int f = 0; f < kBytes; ++f) {
       uint8_t few[kLanes] = {};
       std::memcpy(few, codes + f * between + column, count - column);
       add(few, f * kCodes, x + column);
@@ -92,22 +92,22 @@ JAXMEM_INLINE void group_product(const Decoder& decoder, const uint8_t* codes, i
   }
 }
 
-// y (kRows, n) of kFar times the rows of a byte, from `row` on and in steps of `step` rows, for the rows of x
-// from `from` on. `scales` are those of the block that begins at `first`, (vectors of 8 rows, groups).
-template <int kRows, int kFar, typename Decoder>
-void far_product(const Decoder& decoder, const ScaledRows& weight, const EightFloats* scales,
-                 const OrderedInputs<Decoder>& x, int64_t from, int64_t first, int64_t row, int64_t step, float* y) {
+// y (kRows, n) of kBytes times the rows of a byte, from `row` on, for the rows of x from `from` on. `scales` are
+// those of the block that begins at `first`, (vectors of 8 rows, groups).
+template <int kRows, int kBytes, typename Decoder>
+void byte_rows_product(const Decoder& decoder, const ScaledRows& weight, const EightFloats* scales,
+                 const OrderedInputs<Decoder>& x, int64_t from, int64_t first, int64_t row, float* y) {
   constexpr int kCodes = Decoder::kRowsOfByte;
-  const int64_t groups = weight.groups(), between = step / kCodes * weight.k;
+  const int64_t groups = weight.groups();
   const uint8_t* codes = weight.codes + row / kCodes * weight.k;
   const float* inputs = x.rows.data() + from * x.length;
-  Floats totals[kFar * kCodes][kRows] = {}, sums[kFar * kCodes][kRows];
+  Floats totals[kBytes * kCodes][kRows] = {}, sums[kBytes * kCodes][kRows];
   for (int64_t g = 0, start = 0; g < groups; ++g, start += weight.group) {
     const int64_t count = std::min(weight.group, weight.k - start);
-    group_product<kRows, kFar>(decoder, codes + start, between, count, inputs + g * x.group, x.length, sums);
+    group_product<kRows, kBytes>(decoder, codes + start, weight.k, count, inputs + g * x.group, x.length, sums);
 #pragma GCC unroll 4
-    for (int f = 0; f < kFar; ++f) {
-      const int64_t at = row + f * step - first;
+    for (int f = 0; f < kBytes; ++f) {
+      const int64_t at = row + f * kCodes - first;
       const EightFloats& eight = scales[at / kByteRows * groups + g];
 #pragma GCC unroll 2
       for (int r = 0; r < kCodes; ++r) {
@@ -116,11 +116,11 @@ void far_product(const Decoder& decoder, const ScaledRows& weight, const EightFl
       }
     }
   }
-  for (int f = 0; f < kFar; ++f) {
-    for (int r = 0; r < std::min<int64_t>(kCodes, weight.n - row - f * step); ++r) {
+  for (int f = 0; f < kBytes; ++f) {
+    for (int r = 0; r < std::min<int64_t>(kCodes, weight.n - row - f * kCodes); ++r) {
       for (int i = 0; i < kRows; ++i) {
         const float* units = x.units.data() + 2 * (from + i);
-        y[(from + i) * weight.n + row + f * step + r] = sum_of_lanes(totals[f * kCodes + r][i]) * units[0] * units[1];
+        y[(from + i) * weight.n + row + f * kCodes + r] = sum_of_lanes(totals[f * kCodes + r][i]) * units[0] * units[1];
       }
     }
   }
@@ -131,15 +131,13 @@ void far_product(const Decoder& decoder, const ScaledRows& weight, const EightFl
 template <int kRows, typename Decoder>
 void block_product(const ScaledRows& weight, const EightFloats* scales,
                    const OrderedInputs<Decoder>& x, int64_t from, int64_t first, int64_t last, float* y) {
-  constexpr int kCodes = Decoder::kRowsOfByte, kFar = kRows == 1 && kCodes == 1 ? kFarRows : 1;
+  constexpr int kCodes = Decoder::kRowsOfByte, kBytes = kRows == 1 && kCodes == 1 ? 4 : 1;
   const Decoder decoder(weight);
-  const int64_t step = (last - first) / kFar;
   int64_t row = first;
-  for (; kFar > 1 && row < first + step; ++row) {
-    far_product<kRows, kFar>(decoder, weight, scales, x, from, first, row, step, y);
+  for (; kBytes > 1 && row + kBytes <= last; row += kBytes) {
+    byte_rows_product<kRows, kBytes>(decoder, weight, scales, x, from, first, row, y);
   }
-  if (kFar > 1) row = first + step * kFar;
-  for (; row < last; row += kCodes) far_product<kRows, 1>(decoder, weight, scales, x, from, first, row, 0, y);
+  for (; row < last; row += kCodes) byte_rows_product<kRows, 1>(decoder, weight, scales, x, from, first, row, y);
 }
 
 // Calls run(scales, row, end) for blocks of rows [row, end) of rows [first, last) of the weight, with their

@@ -29,7 +29,7 @@ JAXMEM_INLINE __m256 two_rows_lanes(const uint8_t* bytes, int64_t groups, const 
   const auto both = [](const void* from) { return _mm256_broadcastsi128_si256(load<__m128i>(from)); };
   __m256 total = _mm256_setzero_ps();
   for (int64_t g = 0; g < groups; ++g, bytes += kLanes, scales += kByteRows) {
-    fetch_ahead(bytes);
+    fetch_ahead(bytes, 4);
     const auto codes = [&](int column) {
       return _mm256_and_si256(_mm256_srlv_epi32(both(bytes + column), shifts), _mm256_set1_epi8(15));
     };
