@@ -10,6 +10,7 @@ from jax import Array, lax
 from ..core.arguments import INTEGER, Kind, check_fields
 from ..core.matrix_leaf import MatrixLeaf
 from ..cpu_kernels.integer_rows import integer_rows_product
+from ..cpu_kernels.kept_blocks import kept_blocks_product
 from ..kernels.decoded_tiles import decoded_product
 from ..kernels.dispatch import (
     at_most,
@@ -161,7 +162,8 @@ def _rows_of_a_strip(values: Array, places: Array) -> int:
 def _plain_product(x, leaf, precision):
     """x (m, k) . rows^T: (m, n) f32, by XLA, in the way that is cheaper for so many rows of x."""
     if not at_most(x.shape[0], leaf.outputs):
-        return decoded_product(x, leaf, precision=precision)
+        decoded = functools.partial(decoded_product, precision=precision)
+        return kept_blocks_product(x, leaf, otherwise=decoded)
     gathered = functools.partial(_gathered, precision=precision)
     integers = leaf.values.as_int_array() if isinstance(leaf.values, MatrixLeaf) else None
     if integers is None or leaf.outputs % 8 or not leaf.places.size:

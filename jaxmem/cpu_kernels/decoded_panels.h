@@ -58,6 +58,7 @@ struct InputTiles {
 // Columns of a weight that are not all 0 in the rows of a panel.
 struct Run {
   int64_t column, count;
+  int64_t stored;  // where they begin among those that are stored
 };
 
 // Adds to `sums` (kInputRows, kDecodedVectors) the products of a tile of x with `count` columns of a panel.

@@ -21,7 +21,7 @@ namespace jaxmem {
 inline std::vector<Run> all_columns(int64_t k) {
   std::vector<Run> runs;
   for (int64_t first = 0; first < k; first += kDecodedColumns) {
-    runs.push_back({first, std::min<int64_t>(kDecodedColumns, k - first)});
+    runs.push_back({first, std::min<int64_t>(kDecodedColumns, k - first), first});
   }
   return runs;
 }
@@ -46,7 +46,7 @@ struct PanelScales {
     const EightFloats *scale = scales.data() + v * groups, *offset = offsets.data() + v * groups;
     for (int64_t first = 0; first < run.count; first += kLanes) {
       for_columns(kLanes, [&](int row) { return numbers[row] + first; }, [&](int64_t i, EightFloats column) {
-        const int64_t at = first + column_of(i), g = group_at[run.column + at];
+        const int64_t at = first + column_of(i), g = group_at[run.stored + at];
         store(to + at * kDecodedRows, column * scale[g] - offset[g]);
       });
     }
@@ -86,7 +86,7 @@ class DecodedIntegers {
   template <int... kRow>
   void read(const Rows& rows, const Run& run, std::integer_sequence<int, kRow...>) {
     for (int64_t first = 0; first < run.count; first += kLanes) {
-      const int64_t column = run.column + first;
+      const int64_t column = run.stored + first;
       const int count = static_cast<int>(run.count - first);
       if (count >= kLanes) (keep<kRow>(rows.template codes<kRow, true>(column, kLanes), first), ...);
       else (keep<kRow>(rows.template codes<kRow, false>(column, count), first), ...);
@@ -125,7 +125,7 @@ class DecodedScaled {
   void decode(int64_t row, const Run& run, float* to) {
     constexpr int kCodes = Decoder::kRowsOfByte;
     for (int64_t r = 0; r < std::min<int64_t>(kByteRows, weight_.n - row); ++r) {
-      const uint8_t* from = weight_.codes + (row + r) / kCodes * weight_.k + run.column;
+      const uint8_t* from = weight_.codes + (row + r) / kCodes * weight_.k + run.stored;
       for (int64_t first = 0; first < run.count; first += kLanes) {
         uint8_t few[kLanes] = {};
         const bool whole = first + kLanes <= run.count;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attended_row.h"
+#include "block_rows.h"
 #include "integer_rows.h"
 #include "large_pages.h"
 #include "matrices.h"
@@ -15,25 +16,8 @@
 
 namespace jaxmem {
 
-constexpr int64_t kPartWeights = 1 << 15;  // weights that are worth a thread
-constexpr int64_t kPartRows = 4 * kByteRows;  // that divide the rows of a part
 constexpr int64_t kPanelRows = 8;             // of x in 8 bits, from which on panels are faster
 constexpr int64_t kBatches = 8;               // of rows of x that are read together
-
-// Calls run(batch, first, last) for each of some batches of x and parts of n rows of k weights each, which
-// threads share.
-template <typename Run>
-void for_rows(ffi::ThreadPool& pool, int64_t batches, int64_t n, int64_t k, const Run& run) {
-  const int64_t threads = pool.num_threads();
-  const int64_t most_parts = std::max<int64_t>(1, n * k / kPartWeights);
-  const int64_t parts = threads > 1 ? std::min((4 * threads + batches - 1) / batches, most_parts) : 1;
-  const int64_t steps = (n + parts * kPartRows - 1) / (parts * kPartRows), rows = std::max<int64_t>(1, steps) * kPartRows;
-  const int64_t count = (n + rows - 1) / rows;
-  parallel_for(pool, threads, batches * count, [&](int64_t i) {
-    const int64_t first = i / batches * rows;
-    run(i % batches, first, std::min(n, first + rows));
-  });
-}
 
 // y (m, n) by integer_product<kBits>, where x is read as `Inputs`.
 template <int kBits, typename Inputs>
@@ -303,6 +287,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_attended_pages, jaxmem::attended_pages,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<bool>("beside")
                                   .Attr<float>("scale"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_block_rows, jaxmem::block_rows,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("bits")
+                                  .Attr<int64_t>("group")
+                                  .Attr<int64_t>("inputs"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxmem_integer_rows, jaxmem::integer_rows,
                               ffi::Ffi::Bind()

@@ -28,6 +28,7 @@ COMPILERS = ("c++", "g++", "clang++")
 FUNCTIONS = (
     "jaxmem_attended_pages",
     "jaxmem_attended_row",
+    "jaxmem_block_rows",
     "jaxmem_integer_rows",
     "jaxmem_scaled_rows",
 )
