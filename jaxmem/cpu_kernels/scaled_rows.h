@@ -48,8 +48,7 @@ template <int kRows, int kBytes, typename Decoder>
 JAXMEM_INLINE void group_product(const Decoder& decoder, const uint8_t* codes, int64_t between, int64_t count,
                           const float* x, int64_t length, Floats (*sums)[kRows]) {
   constexpr int kCodes = Decoder::kRowsOfByte, kSums = kBytes * kCodes;
-  constexpr int kChains = kRows > 1 ? 1 : kWords == 16 && kBytes == 1 ? 4 / kCodes : 2;
-  Floats parts[kChains][kSums][kRows] = {};  // chains of sums that do not wait for each other
+  Floats parts[kSums][kRows] = {};
   const auto add = [&](const uint8_t* bytes, int first, const float* x) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int r = 0; r < kCodes; ++r) {
@@ -59,7 +58,7 @@ JAXMEM_INLINE void group_product(const Decoder& decoder, const uint8_t* codes, i
       for (int v = 0; v < kStepVectors; ++v) {
 #pragma GCC unroll 4
         for (int i = 0; i < kRows; ++i) {
-          parts[v % kChains][first + r][i] += values[v] * load<Floats>(x + i * length + kWords * v);
+          parts[first + r][i] += values[v] * load<Floats>(x + i * length + kWords * v);
         }
       }
     }
@@ -84,11 +83,7 @@ JAXMEM_INLINE void group_product(const Decoder& decoder, const uint8_t* codes, i
 #pragma GCC unroll 8
   for (int r = 0; r < kSums; ++r) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) {
-      sums[r][i] = parts[0][r][i];
-#pragma GCC unroll 3
-      for (int chain = 1; chain < kChains; ++chain) sums[r][i] += parts[chain][r][i];
-    }
+    for (int i = 0; i < kRows; ++i) sums[r][i] = parts[r][i];
   }
 }
 
@@ -131,10 +126,10 @@ void byte_rows_product(const Decoder& decoder, const ScaledRows& weight, const E
 template <int kRows, typename Decoder>
 void block_product(const ScaledRows& weight, const EightFloats* scales,
                    const OrderedInputs<Decoder>& x, int64_t from, int64_t first, int64_t last, float* y) {
-  constexpr int kCodes = Decoder::kRowsOfByte, kBytes = kRows == 1 && kCodes == 1 ? 4 : 1;
+  constexpr int kCodes = Decoder::kRowsOfByte, kBytes = kRows == 1 ? 4 / kCodes : 1;  // so many sums do not wait for each other
   const Decoder decoder(weight);
   int64_t row = first;
-  for (; kBytes > 1 && row + kBytes <= last; row += kBytes) {
+  for (; kBytes > 1 && row + kBytes * kCodes <= last; row += kBytes * kCodes) {
     byte_rows_product<kRows, kBytes>(decoder, weight, scales, x, from, first, row, y);
   }
   for (; row < last; row += kCodes) byte_rows_product<kRows, 1>(decoder, weight, scales, x, from, first, row, y);
