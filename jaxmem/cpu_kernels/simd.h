@@ -113,9 +113,14 @@ JAXMEM_INLINE void fetch(const void* from, int64_t bytes) {
 }
 
 // The sum of the kWords numbers of a vector.
-inline float sum_of_lanes(const Floats& v) {
-#if defined(__AVX2__) && !defined(JAXMEM_AVX512)
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+JAXMEM_INLINE float sum_of_lanes(const Floats& v) {
+#if defined(__AVX2__)
+#if defined(JAXMEM_AVX512)
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+  const __m256 eight = (__m256)v;
+#endif
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 #endif
