@@ -105,6 +105,8 @@ def _put_full(
             at = (row, 0, number * size, 0)
             sizes = lambda x: (1, x.shape[1], size, x.shape[3])
             parts = [lax.dynamic_slice(x, at, sizes(x))[0] for x in recent]
+        # the ranges and the codes read one copy: without this XLA for TPU slices a tail three times
+        parts = lax.optimization_barrier(parts)
         keys, values = jnp.split(parts[0], 2, -1) if pool.beside else parts
         encoded = encode_pages(keys, values, pool.options.bits, pool.beside)
         first, written = 0, []
