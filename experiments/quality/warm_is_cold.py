@@ -5,11 +5,13 @@
 
 Each prompt is one that came before, some of its beginning, or a new one; it is read through a cache
 of few device pages, a little host memory and files, and again without a cache, by the same program.
+A MODEL that `jm.models.load` downloads is in f32; the hash of its file is in the JSON.
 The logits of its last chunk are compared bit by bit. What the JSON has is gone on with.
 """
 
 import argparse
 import collections
+import hashlib
 import json
 import pathlib
 import random
@@ -21,6 +23,7 @@ import numpy as np
 
 import jaxmem as jm
 from jaxmem.architectures import llama
+from jaxmem.models import downloading
 
 JSON = pathlib.Path(__file__).with_suffix(".json")
 SMALL = llama.Config(vocab=64, width=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8)
@@ -104,7 +107,11 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="*", default=[16, 8, 4])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    model = jm.models.load(options.model) if options.model else small_model()
+    model, of_model = small_model(), {}
+    if options.model:
+        model = jm.models.load(options.model, dtype="float32")
+        file = downloading.fetch(options.model)
+        of_model = {"model_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     size, chunk, most = (64, 128, 16) if options.model else (8, 16, 16)
     every = 5 if options.model else 50  # requests between two writings of the JSON
     for bits in options.bits:
@@ -131,7 +138,7 @@ def main() -> None:
                     "model": model.source,
                     "page": size,
                     "chunk": chunk,
-                }
+                } | of_model
                 allocated = jm.pages.usage(pool).allocated
                 result[name] = {"setting": setting, "counts": counts, "pages": allocated}
                 JSON.write_text(json.dumps(result, indent=1) + "\n")
