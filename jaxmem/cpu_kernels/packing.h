@@ -40,6 +40,24 @@ JAXMEM_INLINE Bytes load_bytes(const uint8_t* from, int count) {
   return bytes;
 }
 
+// The bits of each byte, moved kLeft places to higher ones, of which those of kMask stay.
+template <int kLeft, uint8_t kMask>
+JAXMEM_INLINE Bytes moved(Bytes bytes) {
+#if defined(JAXMEM_AVX512) && defined(__GFNI__)
+  if constexpr (kLeft != 0) {  // one instruction: bit i is the parity of the byte and the matrix's byte 7 − i
+    constexpr auto bit = [](int i) {
+      const int from = i - kLeft;
+      return kMask >> i & 1 && from >= 0 && from < 8 ? uint64_t{1} << (8 * (7 - i) + from) : 0;
+    };
+    constexpr uint64_t kMatrix = bit(0) | bit(1) | bit(2) | bit(3) | bit(4) | bit(5) | bit(6) | bit(7);
+    return (Bytes)_mm512_gf2p8affine_epi64_epi8((__m512i)bytes, _mm512_set1_epi64(kMatrix), 0);
+  }
+#endif
+  if constexpr (kLeft > 0) bytes = (Bytes)((Shorts)bytes << kLeft);  // the mask takes what crosses over
+  if constexpr (kLeft < 0) bytes = (Bytes)((Shorts)bytes >> -kLeft);
+  return kMask == 255 ? bytes : bytes & kMask;
+}
+
 // The codes of row kRow of 8 rows in kLanes columns, of which `count` are there. The bytes of the 8
 // rows begin at `fields`; a row of bytes has `stride` bytes.
 template <int kBits, int kRow, bool kWhole, int kField = 0>
@@ -50,9 +68,7 @@ JAXMEM_INLINE Bytes unpack(const uint8_t* const* fields, int64_t stride, int64_t
   const uint8_t* from = fields[kField] + kRow * kLayout.width / 8 * stride + column;
   if constexpr (kPlace == 0) fetch_ahead(from, kLayout.width);
   Bytes part = load_bytes<kWhole>(from, count);
-  if constexpr (kLeft > 0) part = (Bytes)((Shorts)part << kLeft);  // the mask takes what crosses over
-  if constexpr (kLeft < 0) part = (Bytes)((Shorts)part >> -kLeft);
-  if constexpr (kBits < 8) part = part & kMask;
+  part = moved<kLeft, kMask>(part);
   if constexpr (kField + 1 == field_count(kBits)) return part;
   else return part | unpack<kBits, kRow, kWhole, kField + 1>(fields, stride, column, count);
 }
