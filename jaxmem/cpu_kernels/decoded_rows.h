@@ -129,7 +129,7 @@ class DecodedScaled {
       for (int64_t first = 0; first < run.count; first += kLanes) {
         uint8_t few[kLanes] = {};
         const bool whole = first + kLanes <= run.count;
-        fetch(from + first + kDecodedColumns, kLanes);
+        __builtin_prefetch(from + first + kDecodedColumns);
         if (!whole) std::memcpy(few, from + first, run.count - first);
         Floats values[kStepVectors];
         decoder_.decode(whole ? from + first : few, r % kCodes, values);
