@@ -4,7 +4,8 @@
     python experiments/speed/cpu_matvec.py [--rounds 25]
 
 The figures go into cpu_matvec.INSTRUCTIONS.jaxVERSION.json, by the instruction set of the compiled
-products (`jm.native()`). The encodings take turns in one process, in an order that each round
+products (`jm.native()`); with JAXMEM_NATIVE=avx2 into cpu_matvec.avx2-chosen..., where the dense
+product may have wider vectors. The encodings take turns in one process, in an order that each round
 shuffles, on 8 weights that take turns too, so that none stays in a cache. `times_dense` is the
 median over rounds of the dense time over the encoding's time in the same round;
 `times_dense_by_cpu` is that of CPU times. `times_dense_by_least` is the ratio of the shortest
@@ -152,7 +153,8 @@ def main() -> None:
         "rows": [row for batch in BATCHES for row in measure(weights, batch, rounds)],
         "prompts": measure({name: w[:1] for name, w in weights.items()}, PROMPT, rounds // 5),
     }
-    name = f".{jm.native().instruction_set}.jax{jax.__version__}.json"
+    chosen = "-chosen" if os.environ.get("JAXMEM_NATIVE") else ""
+    name = f".{jm.native().instruction_set}{chosen}.jax{jax.__version__}.json"
     path = pathlib.Path(__file__).with_suffix(name)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -13,8 +13,7 @@ from jax import Array
 from .coded_scales import scale_attributes
 from .few_rows import few_rows_product
 
-# Up to so many rows of x the library is used: experiments/speed/cpu_matvec.py. Many rows were
-# measured with AVX-512 only.
+# Up to so many rows of x the library is used: experiments/speed/cpu_matvec.py.
 MOST_ROWS = {"avx2": math.inf, "baseline": 2}
 # From so many rows of x on, the library is faster with 8 bits of x than with all of them.
 ROUNDED_ROWS = {"avx512-vnni": 1, "avx-vnni": 1, "neon-dot": 1, "avx2": 8}
