@@ -11,8 +11,7 @@ from jax import Array
 
 from .few_rows import few_rows_product
 
-# Up to so many rows of x the library is used: experiments/speed/cpu_matvec.py. Many rows were
-# measured with AVX-512 only.
+# Up to so many rows of x the library is used: experiments/speed/cpu_matvec.py.
 MOST_ROWS = {"avx2": math.inf, "baseline": 8}
 
 
