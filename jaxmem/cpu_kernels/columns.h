@@ -98,7 +98,7 @@ struct FixedPoint {
   float step = std::numeric_limits<float>::quiet_NaN();  // NaN if an x is not finite, so that the products are NaN
   std::vector<typename Sums::Vector> vectors;
   std::vector<Sums> starts;       // where the sums of each chunk start
-  std::vector<Ints> joined_starts;  // the same as integers, if they fit
+  std::vector<Ints> joined_starts;  // the same as integers, if they fit (see in_first_half)
   std::vector<float> group_sums;  // Σ x of each group, as it is in fixed point
 
   FixedPoint() = default;

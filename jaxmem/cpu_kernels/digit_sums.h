@@ -88,14 +88,27 @@ constexpr bool has_two_rows(int bits) {
 #endif
 }
 
-// Lanes of the same sum, all of it in the first half where a vector may have two rows.
+#if defined(JAXMEM_AVX512)
+// The lanes of two vectors, of which neighbours are added, by turns.
+JAXMEM_INLINE Ints in_turns(Ints first, Ints last) {
+  return (Ints)_mm512_add_epi32(_mm512_unpacklo_epi32((__m512i)first, (__m512i)last),
+                                _mm512_unpackhi_epi32((__m512i)first, (__m512i)last));
+}
+#endif
+
+// Lanes of the same sum: all of it in the first half where a vector may have two rows; with AVX-512 as the sums of
+// two rows in turns.
 template <int kBits>
 inline Ints in_first_half(Ints lanes) {
 #if defined(__AVX2__) && !defined(JAXMEM_AVX512)
   const __m128i first = _mm256_castsi256_si128((__m256i)lanes), last = _mm256_extracti128_si256((__m256i)lanes, 1);
   if (has_two_rows(kBits)) return (Ints)_mm256_set_m128i(__m128i{}, _mm_add_epi32(first, last));
 #endif
+#if defined(JAXMEM_AVX512)
+  return in_turns(lanes, lanes);
+#else
   return lanes;
+#endif
 }
 
 // Whether products of codes of so many bits keep the codes' sign, so that their sums start at 0.

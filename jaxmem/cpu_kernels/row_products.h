@@ -75,24 +75,58 @@ inline void rows_product(const Rows& rows, const float* scales, const std::vecto
 template <typename Sums>
 constexpr int kMostGroupVectors = Sums::kFitsInt ? Sums::kMostVectors / 2 : Sums::kMostVectors;
 
+// Σ code · x of a row in kVectors vectors from a column on, in the steps of x, less where it starts.
+template <typename Sums, int kVectors, int kRow, typename Rows>
+JAXMEM_INLINE Ints joined_lanes(const Rows& rows, int64_t column, const typename Sums::Registers* digits) {
+  Bytes codes[kVectors];
+  Ints sum = {};
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) codes[v] = rows.template codes<kRow, true>(column + v * kLanes, kLanes);
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) sum = Sums::add_products(sum, codes[v], digits[v].high);
+  sum <<= 7;
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) sum = Sums::add_products(sum, codes[v], digits[v].middle);
+  sum <<= 7;
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) sum = Sums::add_products(sum, codes[v], digits[v].low);
+  return sum;
+}
+
+#if defined(JAXMEM_AVX512)
+// Whether the lanes of two rows are added to one vector, in turns, which has one scale vector.
+template <typename Sums>
+constexpr bool kInTurns = Sums::kIsJoined;
+
+// Σ code · x of rows kRow and kRow + 1 in turns.
+template <int kVectors, int kRow, typename Rows, typename X>
+JAXMEM_INLINE Floats lanes_in_turns(const Rows& rows, int64_t column, const typename X::Sums::Registers* digits,
+                                    const X& x, int64_t chunk) {
+  const Ints lanes = in_turns(joined_lanes<typename X::Sums, kVectors, kRow>(rows, column, digits),
+                              joined_lanes<typename X::Sums, kVectors, kRow + 1>(rows, column, digits));
+  // What overflows in between does not matter to the sum, which fits.
+  const __m512i sum = _mm512_add_epi32((__m512i)lanes, (__m512i)x.joined_starts[chunk]);
+  return (Floats)_mm512_cvtepi32_ps(sum);
+}
+
+// Two scales by turns; with kPaired those of the next group in the last half of the lanes.
+template <bool kPaired>
+JAXMEM_INLINE Floats two_scales(const float* scales) {
+  double first, last;
+  std::memcpy(&first, scales, sizeof first);
+  if constexpr (!kPaired) return (Floats)_mm512_set1_pd(first);
+  std::memcpy(&last, scales + kByteRows, sizeof last);
+  return (Floats)_mm512_mask_broadcastsd_pd(_mm512_set1_pd(first), 0xF0, _mm_set_sd(last));
+}
+#endif
+
 // Σ code · x of a row in kVectors vectors from a column on, in the steps of x.
 template <int kVectors, int kRow, typename Rows, typename X>
 JAXMEM_INLINE Floats group_lanes(const Rows& rows, int64_t column, const typename X::Sums::Registers* digits,
                                  const X& x, int64_t chunk) {
   using Sums = typename X::Sums;
-  if constexpr (Sums::kIsJoined) {
-    Bytes codes[kVectors];
-    Ints sum = {};
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) codes[v] = rows.template codes<kRow, true>(column + v * kLanes, kLanes);
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum = Sums::add_products(sum, codes[v], digits[v].high);
-    sum <<= 7;
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum = Sums::add_products(sum, codes[v], digits[v].middle);
-    sum <<= 7;
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum = Sums::add_products(sum, codes[v], digits[v].low);
+  if constexpr (Sums::kIsJoined) {  // with AVX-512 rows come two at a time
+    const Ints sum = joined_lanes<Sums, kVectors, kRow>(rows, column, digits);
     return __builtin_convertvector(sum + x.joined_starts[chunk], Floats);
   } else {
     Sums sums;
@@ -113,17 +147,28 @@ JAXMEM_INLINE void whole_groups_product(const Rows& rows, const float* scales, i
                                         Floats* totals) {
   constexpr bool kPaired = kVectors == 0;
   constexpr int kCount = kPaired ? 1 : kVectors;
+  using Sums = typename X::Sums;
   Floats sums[kByteRows] = {};
   const auto* vector = x.vectors.data();
   const int64_t chunks = kPaired ? groups / 2 : groups;
   for (int64_t c = 0; c < chunks; ++c, vector += kCount, scales += kByteRows * (kPaired ? 2 : 1)) {
     // GCC would read digits again for each row.
-    using Registers = typename X::Sums::Registers;
+    using Registers = typename Sums::Registers;
     const auto with = [&](const Registers* digits) __attribute__((always_inline)) {
       const auto add = [&](auto row) __attribute__((always_inline)) {
         constexpr int r = decltype(row)::value;
-        const Floats lanes = group_lanes<kCount, r>(rows, c * kCount * kLanes, digits, x, c);
-        sums[r] += lanes * (kPaired ? in_halves(scales[r], scales[kByteRows + r]) : Floats{} + scales[r]);
+#if defined(JAXMEM_AVX512)
+        if constexpr (kInTurns<Sums>) {
+          if constexpr (r % 2 == 0) {
+            const Floats lanes = lanes_in_turns<kCount, r>(rows, c * kCount * kLanes, digits, x, c);
+            sums[r] += lanes * two_scales<kPaired>(scales + r);
+          }
+        } else
+#endif
+        {
+          const Floats lanes = group_lanes<kCount, r>(rows, c * kCount * kLanes, digits, x, c);
+          sums[r] += lanes * (kPaired ? in_halves(scales[r], scales[kByteRows + r]) : Floats{} + scales[r]);
+        }
       };
       (add(std::integral_constant<int, kRow>{}), ...);
     };
@@ -135,6 +180,12 @@ JAXMEM_INLINE void whole_groups_product(const Rows& rows, const float* scales, i
       with(digits);
     }
   }
+#if defined(JAXMEM_AVX512)
+  if constexpr (kInTurns<Sums>) {
+    ((totals[kRow] = (Floats)_mm512_maskz_mov_ps(kRow % 2 ? 0xAAAA : 0x5555, (__m512)sums[kRow / 2 * 2])), ...);
+    return;
+  }
+#endif
   ((totals[kRow] = sums[kRow]), ...);
 }
 
