@@ -97,11 +97,10 @@ JAXMEM_INLINE Vector load_once(const void* from) {
   return v;
 }
 
-// Fetches what is read kCodesAhead codes of `width` bits after `from`, into the second cache: a core has more
-// bytes on their way there than to the first one, 23 GB/s where 15 arrived (AMD Zen 4, codes of 8 bits). It may
-// be beyond the array's end. Kernels read a weight in the order of memory: a CPU foresees nothing else so well,
-// and computes meanwhile. Always inlined, since GCC takes a function that only fetches for one without effect,
-// and drops its calls.
+// Fetches what is read kCodesAhead codes of `width` bits after `from`, into the second cache: into the first one
+// fewer bytes arrived in a second (AMD Zen 4). It may be beyond the array's end. Kernels read a weight in the
+// order of memory: a CPU foresees nothing else so well, and computes meanwhile. Always inlined, since GCC takes a
+// function that only fetches for one without effect, and drops its calls.
 constexpr int64_t kCodesAhead = 12288;
 JAXMEM_INLINE void fetch_ahead(const uint8_t* from, int width) {
   __builtin_prefetch(from + kCodesAhead * width / 8, 0, 2);
