@@ -14,6 +14,7 @@ WEIGHTS = 4096 * 14_336  # weights of the matrix in tpu_formats.py
 JAX_VERSIONS = ("0.10.2", "0.12.0.1")
 GRAM_MATRICES = 7  # matrices (k, k) in f32 that a solver takes, the one in the stats among them
 EIGEN_MATRICES = 4  # of the shorter side, with their vectors and the workspace of LAPACK
+ON_MACHINES = "AVX-512: {0} | {1} | and jax 0.12: {0} | {1} | AVX2: {0} | {1}"
 TASK_ORDER = ("train", "lora", "serve")
 
 
@@ -149,17 +150,25 @@ def caches():
 
 
 def on_cpu():
-    files = [read(f"cpu_matvec.avx2.jax{jax}.json") for jax in JAX_VERSIONS]
+    names = [f"avx512-vnni.jax{jax}" for jax in JAX_VERSIONS] + ["avx2.jax0.10.2"]
+    files = [read(f"cpu_matvec.{name}.json") for name in names]
     assert all(f["cores"] == 1 for f in files)  # the page says so
-    by_version = {(f["jax"], r["batch"], r["format"]): r for f in files for r in f["rows"]}
+    tables = [{(r["batch"], r["format"]): r for r in f["rows"]} for f in files]
     k, n = files[0]["shape"]
     for r in files[0]["rows"][1 : len(files[0]["rows"]) // 2]:
         cells = (
-            f"{by_version[jax, batch, r['format']]['times_dense']:.2f}×"
-            for batch in (1, 8)
-            for jax in JAX_VERSIONS
+            f"{rows[batch, r['format']]['times_dense']:.2f}×" for rows in tables for batch in (1, 8)
         )
         yield f"{r['format']} | {8 * r['bytes'] / (k * n):.2f} | {' | '.join(cells)}"
+
+
+def beside_llama_cpp():
+    names = [f"avx512-vnni.jax{jax}" for jax in JAX_VERSIONS] + ["avx2.jax0.10.2"]
+    files = [read(f"llama_cpp.{name}.json") for name in names]
+    for kind in files[0]["cores=1"]["rows"]:
+        rows = [f[f"cores={cores}"]["rows"].get(kind) for f in files for cores in (1, 2)]
+        cells = (f"{r['times_llama_cpp']:.2f}" if r else "" for r in rows)
+        yield f"{kind} | {' | '.join(cells)}"
 
 
 TABLES = {
@@ -171,7 +180,8 @@ TABLES = {
     traffic: "weights | layers | GB moved | floor, GB | ratio",
     recurrent: "units | words | texts | weights | MB moved | to all once | to rows | to steps",
     products: "format | bits a weight | temp, MiB | v5e: 1 | 8 | 256 | v6e: 1 | 8 | 256",
-    on_cpu: "format | bits a weight | 1 row, jax 0.10.2 | 0.12 | 8 rows, jax 0.10.2 | 0.12",
+    on_cpu: f"format | bits a weight | {ON_MACHINES.format('1 row', '8')}",
+    beside_llama_cpp: f"weights | {ON_MACHINES.format('1 core', '2')}",
     caches: "model | batch | tokens | cache | MiB | temp, MiB | GB moved a step",
     resident: "program | predicted, MB | grown, MB | error",
     encode_cost: "what | weight | peak | result | E[x xᵀ] | limit | ",
