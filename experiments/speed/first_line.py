@@ -5,7 +5,7 @@
 Fits SmolLM2 as the README says into DIR, unless it is there. Then `jaxmem generate` runs in
 processes of its own, of which the first may compile and the others find its programs in the cache:
 seconds from the start of the process to its end with one new token. A part that is named is
-written into first_line.json, in which the others stay.
+written into first_line.json, in which the others stay; each version of jax has its own.
 """
 
 import argparse
@@ -72,15 +72,15 @@ def main() -> None:
     arguments.dir.mkdir(parents=True, exist_ok=True)
     path = pathlib.Path(__file__).with_suffix(".json")
     result = json.loads(path.read_text()) if path.exists() else {}
+    parts = result.setdefault(f"jax {jax.__version__}", {})
     for name in arguments.parts:
         about = {
-            "jax": jax.__version__,
             "backend": jax.default_backend(),
             "native": jm.native().instruction_set,
             "cores": len(os.sched_getaffinity(0)),
             "load_average": os.getloadavg(),
         }
-        result[name] = about | PARTS[name](arguments.dir)
+        parts[name] = about | PARTS[name](arguments.dir)
         path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

@@ -136,7 +136,8 @@ def times(args, rows: dict) -> Iterator[None]:
             for row in fits:
                 figures = {"dense_seconds": middle["dense"], "seconds": middle[row]}
                 figures |= {"saved": 1 - middle[row] / middle["dense"]}
-                rows[row].setdefault("time", {})[work] = about() | figures
+                of_jax = rows[row].setdefault("time", {}).setdefault(f"jax {jax.__version__}", {})
+                of_jax[work] = about() | figures
                 print(row, work, figures, flush=True)
             yield
 
