@@ -19,6 +19,7 @@ import jax.export
 import numpy as np
 
 from ..core.arguments import ARGNUMS, BYTES, POSITIVE, takes
+from ..cpu_kernels.library import kept_in_exports
 from ..io.atomic import replacing
 from ..io.disk_cache import cache_dir
 
@@ -114,7 +115,8 @@ def allocations(
     kernels = sorted(set(re.findall(r"@(jaxmem_\w+)", flat.lower(*leaves).as_text())))
     checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in kernels]
     try:
-        exported = jax.export.export(flat, platforms=["cpu"], disabled_checks=checks)(*leaves)
+        with kept_in_exports():
+            exported = jax.export.export(flat, platforms=["cpu"], disabled_checks=checks)(*leaves)
         program = bytes(exported.serialize())
     except KeyError as error:
         raise TypeError(f"allocations: an argument of {error} has no exported form") from error

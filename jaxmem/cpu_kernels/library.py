@@ -21,6 +21,7 @@ import jax
 
 from ..io.atomic import replacing
 from ..io.disk_cache import cache_dir
+from ..kernels.dispatch import exported_for_this_machine
 
 SOURCES = pathlib.Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
@@ -84,6 +85,14 @@ def native() -> Native:
 def is_native() -> bool:
     """Whether the library's functions are known to XLA as `ffi_call` names them."""
     return _library()[0] is not None
+
+
+def kept_in_exports() -> contextlib.AbstractContextManager:
+    """A context in which `jax.export` keeps calls of the library; else it takes the XLA products.
+
+    Such a program runs only where `is_native()` was called.
+    """
+    return exported_for_this_machine()
 
 
 @functools.cache

@@ -10,9 +10,11 @@ traced, so the primitive's lowering chooses. What it does not choose is not trac
 says what the result is like.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,6 +28,7 @@ Product = Callable[..., Array]
 # `fast` runs, if `only_on` is None or names the platform; `plain` is differentiated. The result is
 # `like` (shape, dtype), if that is not None.
 _product = Primitive("encoded_product")
+_fast_in_exports = contextvars.ContextVar("exports keep products of one CPU", default=False)
 
 
 def differentiated_by(
@@ -78,6 +81,30 @@ def on_one_device(
     if not _are_known(args):
         return otherwise(*args)
     return _bind(args, kernel, otherwise, (), only_on=f"one {platform}", like=like)
+
+
+@contextlib.contextmanager
+def exported_for_this_machine() -> Iterator[None]:
+    """What `jax.export` exports within keeps fast products of one CPU, which other CPUs may lack.
+
+    JAX remembers what it lowered: give it a function that it has not seen.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> def export():
+        ...     fn = lambda x: on_one_device(lambda x: x * 2, lambda x: x + x, x, platform="cpu")
+        ...     return jax.export.export(jax.jit(fn), platforms=["cpu"])(jnp.ones(()))
+        >>> "multiply" in export().mlir_module()
+        False
+        >>> with exported_for_this_machine():
+        ...     "multiply" in export().mlir_module()
+        True
+    """
+    token = _fast_in_exports.set(True)
+    try:
+        yield
+    finally:
+        _fast_in_exports.reset(token)
 
 
 def by_platform(*args: Any, cpu: Callable, default: Callable, like: Any) -> Array:
@@ -200,7 +227,8 @@ def _batch(axis, arrays, axes, *, fast, plain, like, **params):
 def _lower(ctx, *arrays, fast, plain, only_on, like, platform=None):
     module = ctx.module_context
     one_device = getattr(module.axis_context, "num_devices", 1) == 1
-    exported = platform == "cpu" and module.lowering_parameters.for_export
+    for_export = module.lowering_parameters.for_export and not _fast_in_exports.get()
+    exported = platform == "cpu" and for_export
     is_one = only_on == f"one {platform}" and one_device and not exported
     is_fast = only_on in (None, platform) or is_one
     chosen = fast if is_fast else plain

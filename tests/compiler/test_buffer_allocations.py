@@ -24,6 +24,16 @@ def test_what_is_not_donated_takes_its_bytes_and_encoded_weights_run_as_they_do_
     assert taken.in_place == {} and taken.buffers >= 1 and taken.nbytes >= STATE.nbytes
 
 
+@pytest.mark.skipif(jm.native().instruction_set is None, reason="there is no compiled library")
+def test_what_the_compiled_library_computes_is_counted_as_it_runs():
+    w = jm.Int(4, group=32).encode(jnp.ones((2048, 512)) / 64)
+    x = jnp.ones((32, 2048))
+    fn = lambda w, x: (x @ w)[0, :8]
+    assert "jaxmem_integer_rows" in jax.jit(jm.lift(fn)).lower(w, x).as_text()
+    taken = jm.allocations(jm.lift(fn), w, x, calls=3)
+    assert taken.nbytes < 2_000_000  # XLA decodes tiles, and takes 3.4 MB
+
+
 def test_without_a_compiler_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
