@@ -39,14 +39,14 @@ class LayerGroups:
             >>> LayerGroups.of(config, 8, by_window=False)
             LayerGroups(layers=((0, 1, 2, 3),), reaches=(8,), windows=(8, 8, 8, 8))
         """
-        local = getattr(config, "local", ()) or (False,) * config.layers
+        local = _with_keys(config, getattr(config, "local", ()) or (False,) * config.layers)
         least = lambda *windows: min((w for w in windows if w is not None), default=None)
         windows = tuple(least(config.window if near else None, window) for near in local)
         near = [i for i, is_local in enumerate(local) if is_local]
         far = [i for i, is_local in enumerate(local) if not is_local]
         if not by_window or not (near and far):
             own = config.window if near and not far else None
-            return cls((tuple(range(config.layers)),), (least(own, window),), windows)
+            return cls((tuple(range(len(local))),), (least(own, window),), windows)
         size = min(len(near), len(far))
         groups, reaches = [], []
         for layers, own in ((near, config.window), (far, None)):
@@ -76,3 +76,12 @@ class LayerGroups:
             return 0, layer
         group, slot = self.places
         return jnp.asarray(group)[layer], jnp.asarray(slot)[layer]
+
+
+def _with_keys(config: Any, of_layers: tuple[bool, ...]) -> tuple[bool, ...]:
+    """What `of_layers` says of each layer, for the layers that have attention."""
+    recurrence = getattr(config, "recurrence", None)
+    if recurrence is None or recurrence.beside:
+        return of_layers
+    has_state = recurrence.layers or (True,) * config.layers
+    return tuple(value for value, state in zip(of_layers, has_state) if not state)

@@ -12,7 +12,7 @@ from .page_allocator import reserve
 from .page_pool import COUNT, NUMBERS, PagePool, PageStore
 from .page_writes import local_pages
 
-_PARTS = {"pages", "tails", "has_page", "length"}
+_PARTS = {"pages", "tails", "states", "has_page", "length"}
 _ROW = Kind("what take_row gave", lambda x: isinstance(x, dict) and set(x) == _PARTS)
 
 
@@ -108,7 +108,9 @@ def take_row(pool: PagePool, row: Array | int) -> dict[str, Any]:
     written = jnp.arange(pool.most, dtype=jnp.int32) < pool.pages_of(length)
     ids = jnp.where(written, pool.table[row], 0)
     tails = tuple(x[:, row] for x in pool.tails)
-    return {"pages": take(pool, ids), "tails": tails, "has_page": ids > 0, "length": length}
+    states = {name: x[:, row] for name, x in pool.states.items()}
+    parts = {"pages": take(pool, ids), "tails": tails, "states": states}
+    return parts | {"has_page": ids > 0, "length": length}
 
 
 @takes(row=COUNT, blob=_ROW)
@@ -142,6 +144,9 @@ def put_row(pool: PagePool, row: Array | int, blob: dict[str, Any]) -> tuple[Pag
     rank = jnp.cumsum(has_page.astype(jnp.int32)) - 1
     ids = jnp.where(has_page, jnp.take(ids, rank, mode="clip"), 0)  # 0 if not ok
     pool = with_tails(put(pool, ids, blob["pages"]), row, blob["tails"], ok)
+    to = jnp.where(ok, row, pool.rows)  # or what takes what nobody wants
+    states = {name: x.at[:, to].set(blob["states"][name]) for name, x in pool.states.items()}
+    pool = dataclasses.replace(pool, states=states)
     return with_row(pool, row, ids, jnp.asarray(blob["length"]), ok), ok
 
 

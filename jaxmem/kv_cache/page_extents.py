@@ -30,7 +30,8 @@ def grow(pool: PagePool, pages: int) -> PagePool:
     """
     keys = pool.stores[0].keys
     layers, _, heads = keys.shape[:3]
-    store = empty_store(pool.options, (layers, pages + 1, heads), pool.heads[1], keys.dtype)
+    sizes, width = (layers, pages + 1, heads), pool.heads[1]
+    store = empty_store(pool.options, sizes, width, keys.dtype, pool.is_latent)
     last = pool.capacity + pages
     new = jnp.arange(last, pool.capacity, -1, dtype=jnp.int32)
     return dataclasses.replace(

@@ -112,27 +112,32 @@ class Pages:
             most: the most pages of a row, for each group of layers (`by_window`).
             dtype: of keys and values that are not encoded.
 
+        A model with latents has them in the pages, in floats. The states of recurrent layers have
+        one size, whatever the text: each row has its own, beside the pages of the layers with
+        attention.
+
         Raises:
             ValueError: a number below 1; with `rotate`, a head width without a Hadamard matrix.
-            NotImplementedError: the model has recurrent layers, or caches latents.
+            NotImplementedError: `bits` for latents, or for a model without attention.
         """
         counts = {"pages": pages, "rows": rows, "most": most}
         if wrong := {name: n for name, n in counts.items() if n < 1}:
             raise ValueError(f"a pool has {wrong}, expected at least 1 of each")
-        for name in ("recurrence", "latent"):
-            if getattr(config, name, None):
-                raise NotImplementedError(
-                    f"{self} holds keys and values of heads, not those of a model with "
-                    f"`{name}`; use config.cache"
-                )
-        dense = jax.eval_shape(lambda: config.cache(1, self.size, dtype))["k"].shape
-        layers, heads, width = dense[0], dense[2], dense[4]
+        cache = jax.eval_shape(lambda: config.cache(rows + 1, self.size, dtype))
+        nothing = jax.ShapeDtypeStruct((0, 1, 1, 1, 0), dtype)  # without attention
+        keys, values = (cache.pop(name, nothing) for name in "kv")
+        layers, _, heads, _, width = keys.shape
+        is_latent = bool(getattr(config, "latent", None))
+        if self.bits and (is_latent or not layers):
+            kept = "latents, which are kept in floats" if is_latent else "no keys and values"
+            raise NotImplementedError(f"{self} for a model with {kept}; use jm.Pages()")
+        width += values.shape[-1] if is_latent else 0
         try:
             _ = self.rotate and hadamard(width)
         except ValueError as error:
             raise ValueError(f"{self} cannot turn heads of width {width}: {error}") from None
         groups = LayerGroups.of(config, self.window, by_window=self.by_window)
-        store = empty_store(self, (groups.size, pages + 1, heads), width, dtype)
+        store = empty_store(self, (groups.size, pages + 1, heads), width, dtype, is_latent)
         tail = PageStore(None, None)
         if self.bits:  # the unfinished pages, and one for rows that are not there
             floats = dataclasses.replace(self, bits=None, rotate=False)
@@ -144,6 +149,7 @@ class Pages:
         return PagePool(
             stores=(store,),
             tails=tuple(x for x in (tail.keys, tail.values) if x is not None),
+            states={name: jnp.zeros(x.shape, x.dtype) for name, x in cache.items()},
             table=zeros(rows, most * len(groups)),
             length=zeros(rows),
             room=zeros(rows),
@@ -153,6 +159,7 @@ class Pages:
             options=self,
             limit=limit,
             groups=groups,
+            is_latent=is_latent,
         )
 
 
@@ -162,7 +169,8 @@ class PageStore:
     """The pages of one extent; its page 0 takes what is written for rows that are not there.
 
     Heads narrower than the lanes of a TPU have keys and values side by side in `keys`: a pool that
-    is 64 wide would be copied as a whole, to another layout, by XLA for TPU.
+    is 64 wide would be copied as a whole, to another layout, by XLA for TPU. A latent is key and
+    value: in `keys`, after the rotary key of its token.
     """
 
     # L layers of a group
@@ -198,6 +206,8 @@ class PagePool:
 
     stores: tuple[PageStore, ...]
     tails: tuple[Array, ...]  # of codes: (L, rows + 1, K, P, h or 2h), the unfinished pages
+    # of recurrent layers, (S, rows + 1, ...) each: the last is of what is no row
+    states: dict[str, Array]
     table: Array  # (rows, most) int32: pages in order, of one group after the other; 0 for none
     length: Array  # (rows,) int32
     room: Array  # (rows,) int32
@@ -207,6 +217,7 @@ class PagePool:
     options: Pages = dataclasses.field(metadata=dict(static=True))
     limit: int = dataclasses.field(metadata=dict(static=True))  # tokens that a row may hold
     groups: LayerGroups = dataclasses.field(metadata=dict(static=True))  # of layers in a page
+    is_latent: bool = dataclasses.field(metadata=dict(static=True), default=False)
 
     @property
     def size(self) -> int:
@@ -235,7 +246,7 @@ class PagePool:
     @property
     def beside(self) -> bool:
         """Whether keys and values are side by side in one array."""
-        return self.stores[0].values is None
+        return self.stores[0].values is None and not self.is_latent
 
     @property
     def heads(self) -> tuple[int, int]:
@@ -249,7 +260,11 @@ class PagePool:
 
 
 def empty_store(
-    options: Pages, sizes: tuple[int, int, int], width: int, dtype: DTypeLike
+    options: Pages,
+    sizes: tuple[int, int, int],
+    width: int,
+    dtype: DTypeLike,
+    is_latent: bool = False,
 ) -> PageStore:
     """Pages of zeros for `sizes` (L, N, K) and heads of width h; page 0 is one of the N."""
     zeros = lambda *shape: jnp.zeros((*sizes, *shape), dtype)
@@ -258,6 +273,8 @@ def empty_store(
         zeros = lambda *shape: jnp.zeros((*sizes, *shape), jnp.uint8)
         tokens = tokens * options.bits // 8
         ranges = jnp.zeros((*sizes, 2 * width + 2 * options.size), jnp.float16)
+    if is_latent:
+        return PageStore(zeros(tokens, width), None)
     if width < LANES:
         return PageStore(zeros(tokens, 2 * width), None, ranges)
     return PageStore(zeros(tokens, width), zeros(tokens, width), ranges)

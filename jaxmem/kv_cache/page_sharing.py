@@ -89,6 +89,11 @@ def _begin(
     pool: PagePool, row: Array, ids: Array, tokens: Array, ok: Array, src: Array | None
 ) -> tuple[PagePool, Array]:
     """`attach` of pages `ids` (most,), those of row `src` if it is not None, if `ok`."""
+    if pool.states:
+        raise NotImplementedError(
+            "a row begins with pages of a model with recurrent layers, whose states after them are "
+            "in no page; read its tokens"
+        )
     row, tokens = (jnp.asarray(x).astype(jnp.int32) for x in (row, tokens))
     ok, row = ok & pool.is_row(row), jnp.clip(row, 0, pool.rows - 1)
     column = jnp.arange(pool.most, dtype=jnp.int32)

@@ -15,8 +15,12 @@ from .paged_rows import PagedRows
 
 
 def write_pages(pool: PagePool, layer: Array, where: PagedRows, k: Array, v: Array) -> PagePool:
-    """The pool with the keys and values k, v (B, K, T, h) of a layer where `where` says."""
-    new = (jnp.concatenate([k, v], -1),) if pool.beside else (k, v)
+    """The pool with the keys and values k, v (B, K, T, h) of a layer where `where` says.
+
+    Of latents, `k` are their rotary keys, and `v` the latents.
+    """
+    is_one = pool.beside or pool.is_latent
+    new = (jnp.concatenate([k, v], -1),) if is_one else (k, v)
     put = _put_token if k.shape[2] == 1 else _put_chunk
     first, stores = 0, []
     for store in pool.stores:

@@ -67,6 +67,43 @@ def attend_through_pages(
     return pool, rotated_heads(y, None if rotation is None else rotation.T)
 
 
+def attend_to_latents(
+    pool: PagePool,
+    layer: Array,
+    where: PagedRows,
+    q: Array,
+    k_rope: Array,
+    latent: Array,
+    window: Array | int,
+    scale: float,
+) -> tuple[PagePool, Array]:
+    """(the pool with new latents, the means (B, H, T, n) of its rows' latents by attention of q).
+
+    Args:
+        pool: a pool of latents.
+        layer: which layer, an integer.
+        where: the rows, and where their new tokens are.
+        q: queries (B, H, T, r + n), of rotary keys and of latents.
+        k_rope: rotary keys (B, 1, T, r).
+        latent: latents (B, 1, T, n), which are keys and values of all heads.
+        window: as of `attend_through_pages`.
+        scale: factor of the scores.
+
+    Raises:
+        ValueError: the pool is of heads, or of other latents.
+    """
+    if not pool.is_latent or pool.heads[1] != q.shape[3]:
+        raise ValueError(
+            f"a pool for vectors of {pool.heads[1]} numbers, and latents with rotary keys of "
+            f"{q.shape[3]}: make it with the model's config"
+        )
+    group, place = pool.groups.place(layer)
+    where = where.of_group(group, len(pool.groups))
+    pool = write_pages(pool, place, where, k_rope, latent)
+    y = _attend(pool, place, where, None, q, window, scale, PLAIN)
+    return pool, y[..., k_rope.shape[3] :]
+
+
 def _attend_floats(
     pool: PagePool,
     layer: Array,

@@ -64,8 +64,8 @@ class Engine:
     Raises:
         ValueError: the model predicts no text, has no weights, or is an encoder-decoder; `nbytes`
             holds no page; `prefixes` have pages of another pool; an option is out of range.
-        NotImplementedError: the model's layers have states, or it is sharded over devices, or is a
-            user's module: what no pool holds.
+        NotImplementedError: the model is sharded over devices, or is a user's module; it has
+            recurrent layers, and there are `prefixes`; or latents, and pages in bits.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmem as jm
@@ -111,7 +111,7 @@ class Engine:
         sizes = {"rows": rows, "most": -(-self.length // pages.size), "dtype": dtype}
         count = pages_within(nbytes, pages, model.config, **sizes)
         empty = functools.partial(pages.empty, model.config, count, **sizes)
-        check_pages(pages, chunk, prefixes, least_bits)
+        check_pages(model.config, pages, chunk, prefixes, least_bits)
         held = None if prefixes is None else PrefixPages(prefixes, f"{pages} {dtype}")
         self._pool = EnginePool(model, empty, chunk, vocab, held, least_bits)
         self.model, self.host = model, host

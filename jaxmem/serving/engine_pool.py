@@ -229,9 +229,13 @@ def _check_pages(ok: bool) -> None:
 
 
 def check_pages(
-    pages: Pages, chunk: int, prefixes: Prefixes | None, least_bits: int | None
+    config: Any, pages: Pages, chunk: int, prefixes: Prefixes | None, least_bits: int | None
 ) -> None:
     """Refuses prefixes of other pages than the engine's, and bits to which pages cannot fall."""
+    if prefixes is not None and getattr(config, "recurrence", None):
+        raise NotImplementedError(
+            "prefixes are given for a model with recurrent layers, whose states are in no page"
+        )
     if prefixes is not None and (prefixes.size, prefixes.chunk) != (pages.size, chunk):
         raise ValueError(
             f"prefixes have pages of {prefixes.size} tokens in chunks of {prefixes.chunk}, "

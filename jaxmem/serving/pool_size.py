@@ -42,6 +42,8 @@ def pages_within(
 ) -> int:
     """The most pages with which a pool takes no more than `nbytes` bytes.
 
+    Pages of a model without attention hold nothing, and no more are given than all rows can take.
+
     Args:
         nbytes: bytes of the pool: pages, tables and counts.
         how: the form of its pages.
@@ -60,10 +62,12 @@ def pages_within(
         >>> pages_within(256_000_000, Pages(), config, rows=8, most=32, dtype=jnp.bfloat16)
         172
     """
-    one, two = (
-        bytes_of(jax.eval_shape(lambda: how.empty(config, n, rows, most, dtype)))  # noqa: B023
+    pools = [
+        jax.eval_shape(lambda: how.empty(config, n, rows, most, dtype))  # noqa: B023
         for n in (1, 2)
-    )
+    ]
+    one, two = map(bytes_of, pools)
     if nbytes < one:
         raise PoolTooSmall(nbytes, one, rows)
-    return 1 + int(nbytes - one) // (two - one)
+    count = 1 + int(nbytes - one) // (two - one)
+    return count if pools[0].stores[0].keys.size else min(count, rows * most)

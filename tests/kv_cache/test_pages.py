@@ -161,14 +161,6 @@ def test_what_cannot_be_is_refused_by_name():
         "window is 0": lambda: jm.Pages(window=0),
         "sinks is 4 with window None": lambda: jm.Pages(sinks=4),
         "at least 1": lambda: jm.Pages().empty(model.config, 0, 1, 1),
-        "`latent`": lambda: jm.Pages().empty(
-            dataclasses.replace(
-                model.config, latent=dict(kv_rank=8, rope_dim=4, nope_dim=4, value_dim=8)
-            ),
-            1,
-            1,
-            1,
-        ),
         "position": lambda: apply(IDS, pool, 3),
         "rows are given": lambda: apply(IDS, rows=jnp.arange(3)),
         "2 rows": lambda: apply(IDS[:2], pool),

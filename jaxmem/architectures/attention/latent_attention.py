@@ -16,6 +16,8 @@ from ...kv_cache.attention_masks import causal, causal_in_texts
 from ...kv_cache.attention_scores import attend_by
 from ...kv_cache.dense import keep_layout, write
 from ...kv_cache.packed_texts import Packed
+from ...kv_cache.paged_attention import attend_to_latents
+from ...kv_cache.paged_rows import PagedRows
 from ...kv_cache.quantized import QuantizedCache
 from ..configs.decoder_config import Config
 from ..layers.linear import Linear, merge_heads, split_heads
@@ -47,20 +49,29 @@ class LatentAttention(nn.Module):
             k_rope, latent = keep_layout(k_rope, latent)
         latent, k_rope = latent[:, None], k_rope[:, None]  # (B, 1, T, size)
         q_rope, k_rope = (rotate_positions(y, c, layer, position) for y in (q_rope, k_rope))
-        if cache is not None:
+        in_pages = isinstance(position, PagedRows)
+        if cache is not None and not in_pages:
             cache, k_rope, latent = write(cache, layer["index"], position, k_rope, latent)
 
         # 2. Queries of the latent, attention, and values of each head.
         init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
         k_up = self.param("k_up", init, (c.heads, sizes.nope_dim, sizes.kv_rank))
         v_up = self.param("v_up", init, (c.heads, sizes.kv_rank, sizes.value_dim))
-        rows = jnp.concatenate([_of_heads(q_nope, k_up), q_rope], axis=-1)
-        start = 0 if cache is None else position
-        if isinstance(position, Packed):
-            allowed = causal_in_texts(position, layer["window"])
+        q_latent, scale = _of_heads(q_nope, k_up), c.query_scale or c.head_dim**-0.5
+        index, window = layer["index"], layer["window"]
+        if in_pages:
+            rows = jnp.concatenate([q_rope, q_latent], axis=-1)
+            cache, y = attend_to_latents(
+                cache, index, position, rows, k_rope, latent, window, scale
+            )
         else:
-            allowed = causal(x.shape[1], latent.shape[2], start, layer["window"])
-        y = _attend(rows, latent, k_rope, allowed, c.query_scale or c.head_dim**-0.5)
+            rows = jnp.concatenate([q_latent, q_rope], axis=-1)
+            start = 0 if cache is None else position
+            if isinstance(position, Packed):
+                allowed = causal_in_texts(position, window)
+            else:
+                allowed = causal(x.shape[1], latent.shape[2], start, window)
+            y = _attend(rows, latent, k_rope, allowed, scale)
         y = merge_heads(_of_heads(y, v_up))
         return Linear(c.width, c.out_bias, name="out")(y), cache
 

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from ..configs.decoder_config import Config
 from ..layers.linear import Linear, row
-from .recurrent_state import Convolution, state_before, with_state
+from .recurrent_state import Convolution, if_real, state_before, with_state
 from .selective_scan import GatedNorm
 
 _EPS = 1e-6  # below the length of queries and keys
@@ -44,11 +44,11 @@ class GatedDelta(nn.Module):
             q * r.state**-0.5,
             k,
             v.reshape(*of_heads, -1),
-            keep.reshape(of_heads),
-            jax.nn.sigmoid(write).reshape(of_heads),
+            if_real(position, keep, 1.0).reshape(of_heads),
+            if_real(position, jax.nn.sigmoid(write), 0.0).reshape(of_heads),
             before.reshape(x.shape[0], r.state, *of_heads[2:], -1),
         )
-        cache = with_state(cache, "state", layer, state.reshape(zeros.shape))
+        cache = with_state(cache, "state", layer, position, state.reshape(zeros.shape))
         y = y.reshape(*x.shape[:2], r.channels)
         y = GatedNorm(c.eps, "gate_last", r.heads, shared=True, name="norm")(y, gate)
         return parts["out"](y.astype(x.dtype)), cache

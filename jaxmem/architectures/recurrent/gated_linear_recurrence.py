@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ...kv_cache.packed_texts import token_positions
 from ..configs.decoder_config import Config
 from ..layers.linear import Linear, row
-from .recurrent_state import Convolution, state_before, with_state
+from .recurrent_state import Convolution, if_real, state_before, with_state
 
 _SHARPNESS = 8.0  # of the decay
 
@@ -31,15 +32,15 @@ class GatedRecurrence(nn.Module):
         take = BlockLinear(r.heads, name="input_gate")(x)
         decay = self.param("decay", nn.initializers.zeros, (r.channels,))
         log_keep = -_SHARPNESS * jax.nn.sigmoid(keep) * row(jax.nn.softplus(decay), keep)
-        steps = position + jnp.arange(x.shape[1], dtype=jnp.int32)
-        is_first = (steps == 0)[None, :, None]  # whose input is taken whole
+        is_first = (token_positions(position, x.shape[1]) == 0)[..., None]  # is taken whole
         share = jnp.where(is_first, 1.0, jnp.sqrt(-jnp.expm1(2 * log_keep)))
         taken = x.astype(jnp.float32) * jax.nn.sigmoid(take) * share
         zeros = jnp.zeros((x.shape[0], 1, r.channels), jnp.float32)
         before = state_before(cache, "state", layer, position, zeros)
 
-        y = linear_recurrence(jnp.exp(log_keep), taken, before[:, 0])
-        cache = with_state(cache, "state", layer, y[:, -1:])
+        keep, taken = if_real(position, jnp.exp(log_keep), 1.0), if_real(position, taken, 0.0)
+        y = linear_recurrence(keep, taken, before[:, 0])
+        cache = with_state(cache, "state", layer, position, y[:, -1:])
         gate = jax.nn.gelu(gate.astype(jnp.float32), approximate=True)
         y = (y * gate).astype(x.dtype)
         return Linear(c.width, r.out_bias, name="out")(y), cache

@@ -1,14 +1,23 @@
-"""The states of recurrent layers in a cache: read before the first token, kept after the last."""
+"""The states of recurrent layers in a cache: read before the first token, kept after the last.
+
+A cache is a dict of states, or a pool, in which each row has its own. Of the tokens that a call
+gives to a row of a pool only some may be real: the others must leave its state as it is.
+"""
+
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ...kv_cache.page_pool import PagePool
+from ...kv_cache.paged_rows import PagedRows
+from ...kv_cache.row_states import row_states, with_row_states
 from ..layers.linear import row
 
 
 def state_before(
-    cache: dict | None, name: str, layer: dict, position: Array | int, initial: Array
+    cache: Any, name: str, layer: dict, position: Array | int | PagedRows, initial: Array
 ) -> Array:
     """The state (B, ...) of a layer before the token at `position`; `initial` at position 0.
 
@@ -16,17 +25,42 @@ def state_before(
     """
     if cache is None:
         return initial
-    kept = lax.dynamic_index_in_dim(cache[name], layer["state"], 0, keepdims=False)
+    if isinstance(cache, PagePool):
+        kept = row_states(cache, name, layer["state"], position)
+        position = position.starts.reshape(-1, *(1,) * (initial.ndim - 1))
+    else:
+        kept = lax.dynamic_index_in_dim(cache[name], layer["state"], 0, keepdims=False)
     return jnp.where(jnp.equal(position, 0), initial, kept.astype(initial.dtype))
 
 
-def with_state(cache: dict | None, name: str, layer: dict, state: Array) -> dict | None:
+def with_state(
+    cache: Any, name: str, layer: dict, position: Array | int | PagedRows, state: Array
+) -> Any:
     """The cache with the state (B, ...) of a layer, which is written in place."""
     if cache is None:
         return None
+    if isinstance(cache, PagePool):
+        return with_row_states(cache, name, layer["state"], position, state)
     states = cache[name]
     kept = lax.dynamic_update_index_in_dim(states, state.astype(states.dtype), layer["state"], 0)
     return cache | {name: kept}
+
+
+def if_real(position: Array | int | PagedRows, x: Array, otherwise: float) -> Array:
+    """x (B, T, ...) at real tokens, `otherwise` at those that fill up a row of a pool."""
+    if not isinstance(position, PagedRows):
+        return x
+    is_real = jnp.arange(x.shape[1], dtype=jnp.int32)[None] < position.counts[:, None]
+    return jnp.where(is_real.reshape(*is_real.shape, *(1,) * (x.ndim - 2)), x, otherwise)
+
+
+def last_inputs(position: Array | int | PagedRows, before: Array, x: Array) -> Array:
+    """As many of the last tokens of before‖x (B, k + T, n) as `before` has: (B, k, n)."""
+    both, k = jnp.concatenate([before, x], axis=1), before.shape[1]
+    if not isinstance(position, PagedRows):
+        return both[:, x.shape[1] :]
+    at = position.counts[:, None] + jnp.arange(k, dtype=jnp.int32)[None]
+    return jnp.take_along_axis(both, at[..., None], axis=1)
 
 
 class Convolution(nn.Module):
@@ -45,8 +79,9 @@ class Convolution(nn.Module):
         taps = self.param("taps", nn.initializers.lecun_normal(), (k, n))
         zeros = jnp.zeros((x.shape[0], k - 1, n), x.dtype)
         before = state_before(cache, self.state, layer, position, zeros)
+        after = last_inputs(position, before, x)
+        cache = with_state(cache, self.state, layer, position, after)
         x = jnp.concatenate([before, x], axis=1)
-        cache = with_state(cache, self.state, layer, x[:, steps:])
         terms = (x[:, i : i + steps].astype(jnp.float32) * row(taps[i], x) for i in range(k))
         y = sum(terms)
         if self.bias:

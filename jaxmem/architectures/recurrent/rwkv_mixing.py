@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from ..configs.decoder_config import Config
 from ..layers.linear import Linear, row
-from .recurrent_state import state_before, with_state
+from .recurrent_state import if_real, last_inputs, state_before, with_state
 
 _NOTHING = -1e38  # the exponent before the first token
 
@@ -36,11 +36,13 @@ class TimeMixing(nn.Module):
         initial = jnp.concatenate([sums, jnp.full_like(sums[:, :1], _NOTHING)], axis=1)
         before = state_before(cache, "state", layer, position, initial)
 
-        sums = running_sums(k, v, decay, before)
+        decay = if_real(position, jnp.broadcast_to(decay, k.shape), 0.0)
+        sums = running_sums(if_real(position, k, _NOTHING), v, decay, before)
         above, below, largest = (y[:, :-1] for y in sums)  # before each token
         above, below, _ = _add(above, below, largest, k + first, v)
         y = above / below
-        cache = with_state(cache, "state", layer, jnp.stack([y[:, -1] for y in sums], axis=1))
+        last = jnp.stack([y[:, -1] for y in sums], axis=1)
+        cache = with_state(cache, "state", layer, position, last)
         y = (jax.nn.sigmoid(gate) * y).astype(x.dtype)
         return Linear(c.width, name="out")(y), cache
 
@@ -70,7 +72,7 @@ def running_sums(k: Array, v: Array, decay: Array, before: Array) -> tuple[Array
     Args:
         k: exponents (B, T, n) in f32.
         v: values (B, T, n) in f32.
-        decay: what a token adds to the exponents before it, (n,) in f32, below 0.
+        decay: what a token adds to the exponents before it, (n,) or (B, T, n) in f32, at most 0.
         before: the sums and the exponent before the first token, (B, 3, n) in f32.
     """
 
@@ -107,7 +109,7 @@ def _mixed_with_last(
     zeros = jnp.zeros_like(x[:, :1])
     before = state_before(cache, state, layer, position, zeros)
     last = jnp.concatenate([before, x[:, :-1]], axis=1).astype(jnp.float32)
-    cache = with_state(cache, state, layer, x[:, -1:])
+    cache = with_state(cache, state, layer, position, last_inputs(position, before, x))
     half = nn.initializers.constant(0.5)
     shares = {name: module.param(f"{name}_mix", half, (x.shape[-1],)) for name in names}
     mix = lambda m: m * x.astype(jnp.float32) + (1 - m) * last

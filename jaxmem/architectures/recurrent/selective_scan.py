@@ -15,7 +15,7 @@ from ..configs.recurrence import Recurrence
 from ..layers.linear import Linear, row, scaled
 from ..layers.norms import Norm, unit_mean_square
 from .chunked_scan import chunked_scan
-from .recurrent_state import Convolution, state_before, with_state
+from .recurrent_state import Convolution, if_real, state_before, with_state
 
 _LEAST_STEP = -4.6  # softplus of this bias is a step of 0.01
 
@@ -145,12 +145,13 @@ def _through_cache(
     in_chunks = r.kind == "mamba2" and x.shape[1] > 1
     y, state = (chunked_scan if in_chunks else selective_scan)(
         x.reshape(*x.shape[:2], *heads, -1),
-        step.reshape(*x.shape[:2], *heads),
+        if_real(position, step, 0.0).reshape(*x.shape[:2], *heads),
         -jnp.exp(log_decay.astype(jnp.float32)).reshape(r.heads, -1).T.reshape(1, -1, *heads, 1),
         *(y.reshape(*x.shape[:2], r.groups, r.state).swapaxes(2, 3) for y in directions),
         before.reshape(x.shape[0], r.state, *heads, -1),
     )
-    return y.reshape(x.shape), with_state(cache, "state", layer, state.reshape(zeros.shape))
+    cache = with_state(cache, "state", layer, position, state.reshape(zeros.shape))
+    return y.reshape(x.shape), cache
 
 
 def _log_of_counts(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
