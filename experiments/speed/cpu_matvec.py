@@ -28,6 +28,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from this_machine import processor
 
 import jaxmem as jm
 
@@ -122,14 +123,6 @@ def measure(weights: dict, batch: int, rounds: int) -> list[dict]:
     return rows
 
 
-def machine() -> str:
-    """The name of the CPU, where the system tells it."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "unknown")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=25)
@@ -144,7 +137,7 @@ def main() -> None:
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "native": jm.native().instruction_set,
-        "machine": machine(),
+        "machine": processor(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "cores": len(os.sched_getaffinity(0)),
         "seed": 0,

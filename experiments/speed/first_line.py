@@ -5,7 +5,7 @@
 Fits SmolLM2 as the README says into DIR, unless it is there. Then `jaxmem generate` runs in
 processes of its own, of which the first may compile and the others find its programs in the cache:
 seconds from the start of the process to its end with one new token. A part that is named is
-written into first_line.json, in which the others stay; each version of jax has its own.
+written into first_line.json, in which the others stay; each version of jax and CPU has its own.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import sys
 import time
 
 import jax
+from this_machine import processor
 
 import jaxmem as jm
 
@@ -72,7 +73,7 @@ def main() -> None:
     arguments.dir.mkdir(parents=True, exist_ok=True)
     path = pathlib.Path(__file__).with_suffix(".json")
     result = json.loads(path.read_text()) if path.exists() else {}
-    parts = result.setdefault(f"jax {jax.__version__}", {})
+    parts = result.setdefault(f"jax {jax.__version__}, {processor()}", {})
     for name in arguments.parts:
         about = {
             "backend": jax.default_backend(),

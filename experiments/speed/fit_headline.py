@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from this_machine import processor
 
 import jaxmem as jm
 from jaxmem.evaluation.embeddings import evaluate_embeddings, sentence_embedder
@@ -123,6 +124,7 @@ def endless(model):
 def times(args, rows: dict) -> Iterator[None]:
     """Measures the fits in DIR that have their row, each beside its dense model."""
     there = [row for row in args.rows if row in rows and (args.dir / row).exists()]
+    machine = f"jax {jax.__version__}, {processor()}"
     for name in dict.fromkeys(FITS[row][0] for row in there):
         fits = [row for row in there if FITS[row][0] == name]
         models = {row: endless(jm.models.load(args.dir / row)) for row in fits}
@@ -136,7 +138,7 @@ def times(args, rows: dict) -> Iterator[None]:
             for row in fits:
                 figures = {"dense_seconds": middle["dense"], "seconds": middle[row]}
                 figures |= {"saved": 1 - middle[row] / middle["dense"]}
-                of_jax = rows[row].setdefault("time", {}).setdefault(f"jax {jax.__version__}", {})
+                of_jax = rows[row].setdefault("time", {}).setdefault(machine, {})
                 of_jax[work] = about() | figures
                 print(row, work, figures, flush=True)
             yield

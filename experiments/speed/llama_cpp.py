@@ -29,6 +29,8 @@ import sys
 import tempfile
 import time
 
+from this_machine import processor
+
 PROMPT, TOKENS, MOST_LOAD = 16, 64, 0.5
 FEW = 8  # tokens of the run whose CPU time is subtracted: it reads the prompt, too
 SCRIPT = pathlib.Path(__file__).with_name("llama_cpp_speed.mjs")
@@ -147,14 +149,6 @@ def measure(paths: dict[str, str], clients: str, cores: int, rounds: int) -> dic
     return {"bandwidth": round(bandwidth), "rows": rows}
 
 
-def machine() -> str:
-    """The name of the CPU, where the system tells it."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "unknown")
-
-
 def native() -> str | None:
     """The instruction set of the compiled products."""
     import jaxmem as jm
@@ -181,7 +175,7 @@ def main() -> None:
         "command": f"python experiments/speed/llama_cpp.py --clients FOLDER --rounds {args.rounds}",
         "jax": jax.__version__,
         "backend": "cpu",
-        "machine": machine(),
+        "machine": processor(),
         "native": native(),
         "seed": 0,
         "load": load,
