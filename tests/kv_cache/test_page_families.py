@@ -12,16 +12,23 @@ from jaxmem.models import Model
 CHUNK = 5
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_rows_of_other_lengths_get_the_logits_of_the_whole_text(name):
+ENCODED = ("deepseek_v2", "jamba", "rwkv", "qwen3_next")
+CASES = [(name, False) for name in MEMBERS] + [(name, True) for name in ENCODED]
+
+
+@pytest.mark.parametrize(("name", "encoded"), CASES)
+def test_rows_of_other_lengths_get_the_logits_of_the_whole_text(name, encoded):
     config, params, file, _ = member(name)
     model = Model(config, params, None, name)
+    if encoded:
+        plan = {r".*/kernel": jm.Int(4, group=8), r".*embedding": jm.Int(8)}
+        params = jm.encode(params, jm.choose(params, plan))
     ids = jnp.asarray(file["ids"])[:1]
     ids = jnp.concatenate([ids, ids[:, ::-1]])
     steps = ids.shape[1]
     pool = jm.Pages(size=8).empty(config, pages=20, rows=3, most=4)
     cache = config.cache(2, pool.limit)  # dynamic frequencies are those of the longest text
-    want, _ = jax.jit(model.apply)(params, ids, cache, 0)
+    want, _ = jax.jit(model.apply)(jm.decode(params), ids, cache, 0)
 
     @jax.jit
     def read(params, ids, pool, tokens):
