@@ -5,15 +5,16 @@
 
 The base is dense and frozen. Pairs beside its linears learn the first half of TEXT in STEPS steps
 of ROWS x LENGTH tokens by Adam, at each of the RATES; 64 windows of 256 tokens of the second half
-measure. AdaLoRA begins at rank 12, and drops triples from step 30 to 200, until 8 are left on
-average; `jm.adapters.shrink` then makes its arrays smaller. `file_bytes` are of the pairs in a file
-of `jm.save`; `step` is what XLA says of a training step with these pairs, of the first seed: bytes
-of its arguments and of its temporaries, and flops. A row that is in the file already is not
-measured again.
+measure. AdaLoRA begins at rank 12, and drops triples from step 30 to 200, until at most as many
+numbers as in pairs of rank 8 are left; `jm.adapters.shrink` then makes its arrays smaller.
+`file_bytes` are of the pairs in a file of `jm.save`; `step` is what XLA says of a training step
+with these pairs, of the first seed: bytes of its arguments and of its temporaries, and flops. A row
+that is in the file already is not measured again.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import pathlib
 import tempfile
@@ -31,7 +32,7 @@ PATH = pathlib.Path(__file__).with_suffix(".json")
 LINEARS, RANK, FIRST = "layers/(attn|mlp)/.*kernel", 8, 12
 STEPS, ROWS, LENGTH, WINDOWS, WIDTH = 300, 4, 128, 64, 256
 SEEDS = (0, 1, 2)
-RATES = {"LoRA of rank 8": (1e-3, 3e-3, 1e-2), "AdaLoRA, average rank 8": (3e-3, 1e-2, 3e-2)}
+RATES = (1e-3, 3e-3, 1e-2)
 
 
 def make_loss(model, base, *, apart):
@@ -55,7 +56,7 @@ def make_step(loss, tx):
 
 
 def make_training(loss, ids, make_tx):
-    """trained(pairs, rate, seed): the pairs after STEPS steps; it is compiled once."""
+    """trained(pairs, rate, seed): the pairs after STEPS steps."""
     rows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
 
     @jax.jit
@@ -71,7 +72,6 @@ def make_training(loss, ids, make_tx):
 
 
 def about_step(loss, tx, pairs):
-    """What XLA says of one step with these pairs."""
     state = jax.eval_shape(lambda p: (p, tx.init(p)), pairs)
     rows = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
     compiled = jax.jit(make_step(loss, tx), donate_argnums=0).lower(state, rows).compile()
@@ -85,9 +85,8 @@ def about_step(loss, tx, pairs):
 
 def file_bytes(pairs):
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "pairs.jm")
-        jm.save(path, pairs)
-        return path.stat().st_size
+        jm.save(f"{folder}/pairs.jm", pairs)
+        return pathlib.Path(folder, "pairs.jm").stat().st_size
 
 
 def main():
@@ -111,11 +110,9 @@ def main():
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "rows": rows,
     }
-    plain = make_loss(model, base, apart=0.0)
+    plain, apart = (make_loss(model, base, apart=x) for x in (0.0, 0.1))
     measure = jax.jit(plain)
-
     ranked = lambda rate: adaptive_rank(optax.adam(rate), RANK, begin=30, end=200)
-    apart = make_loss(model, base, apart=0.5)
     train_lora = make_training(plain, first, optax.adam)
     train_triples = make_training(apart, first, ranked)
 
@@ -124,11 +121,10 @@ def main():
         return about(pairs, plain, optax.adam(rate), seed)
 
     def adalora(seed, rate):
-        whole = triples(jax.random.key(seed), base, FIRST, LINEARS)
-        whole = train_triples(whole, rate, seed)
+        whole = train_triples(triples(jax.random.key(seed), base, FIRST, LINEARS), rate, seed)
         pairs = shrink(whole)
-        row = about(pairs, plain, optax.adam(rate), seed)
-        row["ranks"] = {path: pair["u"].shape[-1] for path, pair in pairs.items()}
+        ranks = {path: pair["u"].shape[-1] for path, pair in pairs.items()}
+        row = about(pairs, plain, optax.adam(rate), seed) | {"ranks": ranks}
         return row | {"not shrunk": about(whole, apart, ranked(rate), seed)}
 
     def about(pairs, loss, tx, seed):
@@ -136,20 +132,16 @@ def main():
         return row | ({} if seed else {"step": about_step(loss, tx, pairs)})
 
     methods = {"AdaLoRA, average rank 8": adalora, "LoRA of rank 8": lora}
-    for name, make in methods.items():
-        for rate in RATES[name]:
-            for seed in SEEDS:
-                key = f"{name}, rate {rate:g}, seed {seed}"
-                if key not in rows:
-                    rows[key] = make(seed, rate)
-                    write_whole(PATH, (json.dumps(results, indent=1) + "\n").encode())
-                    print(key, rows[key], flush=True)
+    for name, rate, seed in itertools.product(methods, RATES, SEEDS):
+        key = f"{name}, rate {rate:g}, seed {seed}"
+        if key not in rows:
+            rows[key] = methods[name](seed, rate)
+            write_whole(PATH, (json.dumps(results, indent=1) + "\n").encode())
+            print(key, rows[key], flush=True)
 
     losses = lambda name, rate: [rows[f"{name}, rate {rate:g}, seed {s}"]["loss"] for s in SEEDS]
-    best = {name: min(RATES[name], key=lambda r: sum(losses(name, r))) for name in methods}
-    results["best"] = {
-        name: {"rate": best[name], "losses": losses(name, best[name])} for name in methods
-    }
+    best = {name: min(RATES, key=lambda r: sum(losses(name, r))) for name in methods}
+    results["best"] = {name: {"rate": r, "losses": losses(name, r)} for name, r in best.items()}
     write_whole(PATH, (json.dumps(results, indent=1) + "\n").encode())
     print(results["best"])
 

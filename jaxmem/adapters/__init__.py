@@ -11,9 +11,9 @@ from .merged_weights import merge as merge
 from .principal_directions import pissa as pissa
 from .rounding_error import loftq as loftq
 from .rounding_error import qera as qera
+from .singular_triples import orthogonality as orthogonality
+from .singular_triples import shrink as shrink
+from .singular_triples import triples as triples
 from .triple_importance import RankState as RankState
 from .triple_importance import adaptive_rank as adaptive_rank
-from .triple_importance import orthogonality as orthogonality
-from .triple_importance import shrink as shrink
-from .triple_importance import triples as triples
 from .truncated_rank import truncate as truncate

@@ -10,12 +10,13 @@ import optax
 from ..adapters.alpha import with_alpha
 from ..adapters.dora import with_magnitudes
 from ..adapters.lora import adapters
-from ..adapters.triple_importance import adaptive_rank, orthogonality, shrink, triples
+from ..adapters.singular_triples import orthogonality, shrink, triples
+from ..adapters.triple_importance import adaptive_rank
 from .recipe import Recipe
 from .search_space import CODED_STATES
 
 _PAIRS = r"layers(_\d+)?/.*kernel"  # paths of the weights that have a pair
-_APART = 0.5  # of the orthogonality of triples, in the loss
+_APART = 0.1  # of the orthogonality of triples, in the loss
 
 
 def first_pairs(recipe: Recipe, key: jax.Array, params: Any) -> dict[str, dict]:

@@ -8,7 +8,7 @@ import pytest
 from cheap_jit import jit
 
 import jaxmem as jm
-from jaxmem.adapters import adaptive_rank, attach, orthogonality, shrink, triples
+from jaxmem.adapters import adapters, adaptive_rank, attach, orthogonality, shrink, triples
 
 KEY = jax.random.key(0)
 PARAMS = {"one": {"kernel": jnp.zeros((2, 16, 12))}, "two": {"kernel": jnp.zeros((2, 16, 12))}}
@@ -67,6 +67,31 @@ def test_shrink_drops_triples_and_changes_no_output(trained):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
 
 
+def test_what_is_left_is_no_larger_than_pairs_of_one_rank():
+    params = {"small": {"kernel": jnp.ones((8, 8))}, "large": {"kernel": jnp.ones((32, 64))}}
+    pairs = triples(KEY, params, 6)
+    steep = {path: jax.tree.map(jnp.ones_like, pair) for path, pair in pairs.items()}
+    steep["large/kernel"] = jax.tree.map(lambda x: 2 * x, steep["large/kernel"])
+    tx = adaptive_rank(optax.sgd(0.01), 4, begin=0, end=2, every=1)
+    state = tx.init(pairs)
+    for _ in range(4):
+        updates, state = tx.update(steep, state, pairs)
+        pairs = optax.apply_updates(pairs, updates)
+    small = shrink(pairs)
+    assert small["large/kernel"]["u"].shape[-1] == 4
+    assert jm.nbytes(small) <= jm.nbytes(adapters(KEY, params, 4))
+
+
+def test_triples_begin_as_pairs_do():
+    loss = lambda p: sum(
+        jnp.sin(y + 1).sum() for y in outputs(jm.decode(attach(PARAMS, p))).values()
+    )
+    ours, plain = (jax.grad(loss)(make(KEY, PARAMS, 4)) for make in (triples, adapters))
+    for path in plain:
+        assert jnp.abs(plain[path]["u"]).max() > 0
+        np.testing.assert_array_equal(ours[path]["u"], plain[path]["u"])
+
+
 def test_a_weight_without_triples_has_no_pair(trained):
     pairs = trained[0]
     gone = pairs | {"two/kernel": pairs["two/kernel"] | {"e": jnp.zeros((2, 4))}}
@@ -74,7 +99,7 @@ def test_a_weight_without_triples_has_no_pair(trained):
 
 
 def test_what_is_no_triple_is_refused():
-    pairs = jm.adapters.adapters(KEY, PARAMS, 4)
+    pairs = adapters(KEY, PARAMS, 4)
     tx = adaptive_rank(optax.sgd(0.1), 2, begin=0, end=1)
     with pytest.raises(ValueError, match="trains triples"):
         tx.init(pairs)
