@@ -64,7 +64,9 @@ class Model:
         """The tensors as JAX arrays, read once; abstract and encoded leaves do not change."""
         read = lambda x: jax.device_put(x.load() if lazy.is_lazy(x) else x)
         dense = lambda x: lazy.is_lazy(x) or isinstance(x, np.ndarray)
-        return jax.tree.map(lambda x: read(x) if dense(x) else x, self.tensors, is_leaf=_is_leaf)
+        arrays = lambda x: read(x) if dense(x) else x
+        with jax.ensure_compile_time_eval():  # inside a jit, too, they are kept
+            return jax.tree.map(arrays, self.tensors, is_leaf=_is_leaf)
 
     def apply(self, params: dict, *args: Any, **kwargs: Any) -> Any:
         """Runs the model with `params`, dense or encoded.

@@ -32,6 +32,13 @@ def test_a_saved_model_comes_back_whole(tensors, tmp_path):
     chex.assert_trees_all_equal(again.params, model.params, strict=True)
 
 
+def test_params_that_are_first_read_inside_a_jit_are_arrays(tensors, tmp_path):
+    model = load(write_single(tmp_path, tensors))
+    total = jax.jit(lambda x: x + sum(w.sum() for w in jax.tree.leaves(model.params)))(0.0)
+    outside = sum(w.sum() for w in jax.tree.leaves(model.params))
+    np.testing.assert_allclose(total, outside, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_an_encoded_model_is_saved_loaded_and_run(tensors, tmp_path):
     model, ids = load(write_single(tmp_path, tensors)), jnp.arange(6, dtype=jnp.int32)[None]
