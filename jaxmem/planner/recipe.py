@@ -43,8 +43,7 @@ class Recipe:
         packed: rows hold several texts and masks, as `jm.data.Batches` gives them; otherwise one.
         rank: the rank of LoRA pairs.
         adapter: "lora", "rslora" (the pairs times √rank), "dora" (with magnitudes), "lora-fa" (v
-            stays) or "adalora" (triples are dropped until pairs of `rank` are as large; on one
-            device).
+            stays) or "adalora" (triples fall to as many numbers as `rank` has; on one device).
         prompt: tokens of a row's prompt that are read at a time, to serve.
         shared: whether weights are divided over `fsdp`, as `jm.layouts.fsdp_tensor` says. If not,
             they are laid out as `jm.layouts.tensor` says, and only the optimizer's state and the
